@@ -1,0 +1,243 @@
+"""The form of one recorded call: which arguments become inputs of the graph, which are constants.
+
+A graph is right for calls of the form that it was traced under. ``CallForm`` writes the few lines
+of Python in front of it that say so, and send any other call to the module's own ``forward``::
+
+    def forward(self, hidden_states, attention_mask=None, use_cache=False):
+        if not (attention_mask is None and use_cache is False):
+            return _fallback(self, hidden_states, attention_mask=attention_mask, ...)
+        return _graph(self, hidden_states)
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
+
+import torch
+
+CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
+CONSTANTS_OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
+
+
+def is_constant(value: Any) -> bool:
+    """Whether a value is baked into a graph (and guarded) rather than passed to it."""
+    if type(value) in (tuple, list):
+        return all(is_constant(item) for item in value)
+    return isinstance(value, CONSTANTS + CONSTANTS_OF_TORCH)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a region's graph: its name and the Python expression that finds it in a call."""
+
+    name: str
+    expression: str
+
+
+class CallForm:
+    """How a module was called in the example run.
+
+    Attributes:
+        signature: of the module's ``forward``, without ``self``.
+        inputs: the graph's inputs in order.
+        guards: Python expressions that hold for a call of this form.
+        constants: the names used in guards that are not literals.
+    """
+
+    def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.signature = inspect.signature(forward)
+        self.inputs: list[Input] = []
+        self.guards: list[str] = []
+        self.constants: dict[str, Any] = {}
+        self._positional = len(args)
+        bound = self.signature.bind(*args, **kwargs)
+        self._passed = set(bound.arguments)
+        bound.apply_defaults()
+        self._arguments = {name: self._template(name, value) for name, value in self._split(bound)}
+
+    def _split(self, bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
+        """The arguments, with guards on the length of ``*args`` and the keys of ``**kwargs``."""
+        for name, value in bound.arguments.items():
+            kind = self.signature.parameters[name].kind
+            if kind is Parameter.VAR_POSITIONAL:
+                self.guards.append(f"len({name}) == {len(value)}")
+            elif kind is Parameter.VAR_KEYWORD:
+                keys = ", ".join(repr(key) for key in sorted(value))
+                self.guards.append(f"{name}.keys() == {f'{{{keys}}}' if keys else 'set()'}")
+            yield name, value
+
+    def _template(self, expression: str, value: Any) -> Any:
+        """``value`` with an `Input` in the place of everything that is not constant."""
+        kind = self.signature.parameters[expression].kind if expression.isidentifier() else None
+        variadic = kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        if type(value) in (tuple, list) and (variadic or not is_constant(value)):
+            if not variadic:
+                self._guard_container(expression, value)
+            return type(value)(
+                self._template(f"{expression}[{i}]", item) for i, item in enumerate(value)
+            )
+        if type(value) is dict:
+            if not variadic:
+                self._guard_container(expression, value)
+                self.guards.append(f"list({expression}) == {list(value)!r}")
+            return {key: self._template(f"{expression}[{key!r}]", item) for key, item in value.items()}
+        if is_constant(value):
+            self._guard_constant(expression, value)
+            return value
+        return self._input(expression, value)
+
+    def _guard_container(self, expression: str, value: Any) -> None:
+        self.guards.append(f"type({expression}) is {type(value).__name__}")
+        self.guards.append(f"len({expression}) == {len(value)}")
+
+    def _guard_constant(self, expression: str, value: Any) -> None:
+        if value is None or value is True or value is False:
+            self.guards.append(f"{expression} is {value}")
+            return
+        name = f"_constant_{len(self.constants)}"
+        self.constants[name] = value
+        self.guards.append(f"(type({expression}) is type({name}) and {expression} == {name})")
+
+    def _input(self, expression: str, value: Any) -> Input:
+        parameter = self.signature.parameters.get(expression)
+        if parameter is None or parameter.default is None:
+            self.guards.append(f"{expression} is not None")
+        name = "".join(c if c.isalnum() else "_" for c in expression).strip("_")
+        found = Input(f"{name}_value" if name in self._taken() else name, expression)
+        self.inputs.append(found)
+        return found
+
+    def guard_size(self, size: Any, values: dict[str, Any]) -> None:
+        """The graph took a branch that depends on ``size``: send calls elsewhere in which it is
+        1 and was not, or the reverse. (A single query token takes other paths through attention.)
+
+        The dimension is found by its size in the example; the graph has a check of its own.
+        """
+        for known in self.inputs:
+            value = values[known.name]
+            for axis, found in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+                guard = f"({known.expression}.size({axis}) == 1) is {size == 1}"
+                if found == size and guard not in self.guards:
+                    self.guards.append(guard)
+
+    def _taken(self) -> set[str]:
+        return {known.name for known in self.inputs}
+
+    def bind(self, values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call of this form with ``values`` for the inputs."""
+        # As the caller wrote it: decorators look at what came by position and what by keyword.
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for name, parameter in self.signature.parameters.items():
+            value = self._fill(self._arguments[name], values)
+            if parameter.kind is Parameter.VAR_POSITIONAL:
+                args.extend(value)
+            elif parameter.kind is Parameter.VAR_KEYWORD:
+                kwargs.update(value)
+            elif name in self._passed and len(args) < self._positional:
+                args.append(value)
+            elif name in self._passed:
+                kwargs[name] = value
+        return tuple(args), kwargs
+
+    def _fill(self, template: Any, values: dict[str, Any]) -> Any:
+        if isinstance(template, Input):
+            return values[template.name]
+        if type(template) in (tuple, list):
+            return type(template)(self._fill(item, values) for item in template)
+        if type(template) is dict:
+            return {key: self._fill(item, values) for key, item in template.items()}
+        return template
+
+    def values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """The inputs' values in a call, the inverse of `bind`; None for a call of another form."""
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError:
+            return None
+        bound.apply_defaults()
+        found: dict[str, Any] = {}
+        return found if _collect(self._arguments, dict(bound.arguments), found) else None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the graph's own signature already is the module's, with nothing to guard."""
+        return not self.guards and [known.name for known in self.inputs] == list(
+            self.signature.parameters
+        )
+
+    def entry_source(self) -> str:
+        """The source of the guarded ``forward``. Refers to ``_graph`` and ``_fallback``."""
+        parameters = [
+            p.replace(annotation=Parameter.empty, default=_default(p))
+            for p in self.signature.parameters.values()
+        ]
+        head = str(self.signature.replace(parameters=parameters, return_annotation=Parameter.empty))
+        again = ", ".join(map(self._pass_on, self.signature.parameters.values()))
+        inputs = ", ".join(known.expression for known in self.inputs)
+        condition = "\n            and ".join(self.guards) or "True"
+        return (
+            f"def forward(self, {head[1:-1]}):\n"
+            f"    if not (\n            {condition}\n    ):\n"
+            f"        return _fallback(self, {again})\n"
+            f"    return _graph(self, {inputs})\n"
+        )
+
+    def _pass_on(self, parameter: Parameter) -> str:
+        name = parameter.name
+        match parameter.kind:
+            case Parameter.VAR_POSITIONAL:
+                return f"*{name}"
+            case Parameter.VAR_KEYWORD:
+                return f"**{name}"
+        position = list(self.signature.parameters).index(name)
+        return name if position < self._positional else f"{name}={name}"
+
+    def scope(self) -> dict[str, Any]:
+        """The names that `entry_source` uses."""
+        defaults = {
+            f"_default_{p.name}": p.default
+            for p in self.signature.parameters.values()
+            if p.default is not Parameter.empty
+        }
+        return {**defaults, **self.constants}
+
+
+def _collect(template: Any, value: Any, found: dict[str, Any]) -> bool:
+    """Fill ``found`` with what stands in ``value`` where ``template`` has inputs; False on a mismatch."""
+    if isinstance(template, Input):
+        found[template.name] = value
+        return value is not None
+    if type(template) is not type(value):
+        return False
+    if type(template) is dict:
+        return template.keys() == value.keys() and all(
+            _collect(template[key], value[key], found) for key in template
+        )
+    if type(template) in (tuple, list):
+        return len(template) == len(value) and all(
+            _collect(ours, theirs, found) for ours, theirs in zip(template, value, strict=True)
+        )
+    return bool(template == value)
+
+
+class _Name:
+    """Prints as a bare name where a signature prints a default."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _default(parameter: Parameter) -> Any:
+    if parameter.default is Parameter.empty:
+        return Parameter.empty
+    simple = parameter.default is None or isinstance(parameter.default, (bool, int, str))
+    return parameter.default if simple else _Name(f"_default_{parameter.name}")

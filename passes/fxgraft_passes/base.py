@@ -1,0 +1,56 @@
+"""The pass contract: a frozen dataclass, called on a ``GraphModule``, functional in its graph.
+
+    gm --Pass(options)--> PassResult(gm, modified)
+
+A pass rewrites a *copy* of the graph and swaps it in, verified and recompiled, when all went well:
+a pass that raises has changed nothing. The same object is returned, as ``torch.fx``'s ``PassManager``
+expects, and no code is generated where nothing was modified.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch.fx as fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+
+class GraphPass(ABC):
+    """Base of the passes. A subclass rewrites graphs; what it needs beside the graph it attaches."""
+
+    @abstractmethod
+    def rewrite(self, graph: fx.Graph) -> bool:
+        """Rewrite ``graph`` in place; return whether anything changed. Knows no modules."""
+
+    def attach(self, graph_module: fx.GraphModule) -> None:
+        """Add to the module what the rewritten graph refers to."""
+
+    def detach(self, graph_module: fx.GraphModule) -> None:
+        """Remove from the module what the rewritten graph no longer refers to."""
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        from fxgraft_passes.verify import verify
+
+        graph = copy_graph(graph_module.graph)
+        if not self.rewrite(graph):
+            return PassResult(graph_module, False)
+        verify(graph)
+        self.attach(graph_module)
+        graph_module.graph = graph  # generates the code
+        self.detach(graph_module)
+        return PassResult(graph_module, True)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with the same node names and metadata, so that the copy's code reads the same."""
+    copied = fx.Graph(tracer_cls=graph._tracer_cls)
+    copied._codegen = graph._codegen
+    env: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        env[node] = copied.node_copy(node, lambda n: env[n])
+    return copied
+
+
+def node_named(graph: fx.Graph, name: str) -> fx.Node | None:
+    """The node of that name, or None."""
+    return next((node for node in graph.nodes if node.name == name), None)

@@ -1,0 +1,60 @@
+"""Take a graft out: the graph is what it was before ``Germinate``, in text and in code.
+
+before::
+
+    relu = self.relu(x)
+    seed_input = relu.detach()
+    seed = self._seeds.a.module(seed_input)
+    graft = isolated(relu, seed, 'residual', 'trust', 0.1, False)
+    fc = self.fc(graft)
+
+after::
+
+    relu = self.relu(x)
+    fc = self.fc(relu)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.fx as fx
+from torch import nn
+
+from fxgraft_passes.base import GraphPass
+from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.sites import exit_of, host_value, nodes_of
+
+
+@dataclass(frozen=True)
+class Cull(GraphPass):
+    """Remove the graft of the seed ``name``; not modified where there is none."""
+
+    name: str
+
+    def rewrite(self, graph: fx.Graph) -> bool:
+        found = exit_of(graph, self.name)
+        if found is None:
+            return False
+        _, exit_node = found
+        graft = nodes_of(graph, self.name)
+        host = host_value(exit_node)
+        for consumer in list(exit_node.users):
+            consumer.replace_input_with(exit_node, host)
+        for node in reversed(graft):
+            graph.erase_node(node)
+        _restore_order(host)
+        return True
+
+    def detach(self, graph_module: fx.GraphModule) -> None:
+        seeds = getattr(graph_module, SEEDS, None)
+        if isinstance(seeds, nn.Module) and self.name in seeds._modules:
+            del seeds._modules[self.name]
+            if not seeds._modules:
+                delattr(graph_module, SEEDS)
+
+
+def _restore_order(host: fx.Node) -> None:
+    """``users`` remembers the order of arrival; execution order is what it was built in."""
+    position = {node: i for i, node in enumerate(host.graph.nodes)}
+    host.users = dict(sorted(host.users.items(), key=lambda item: position[item[0]]))

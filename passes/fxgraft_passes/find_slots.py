@@ -1,0 +1,162 @@
+"""Find the places after which a seed may go, and say of the others why not.
+
+before::
+
+    relu = self.relu(x)
+    size = relu.size(0)
+
+after (the graph is the same; ``meta`` is annotated)::
+
+    relu = self.relu(x)             # meta["slot"] = Slot("relu", shape=..., dtype=...)
+    size = relu.size(0)             # meta["no_slot"] = "is a int, not a tensor"
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import torch
+import torch.fx as fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxgraft_passes.base import GraphPass
+from fxgraft_passes.naming import qualified_names
+from fxgraft_passes.observe import Observation, observation_of, observe
+from fxgraft_passes.verify import dataflow_of
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for a seed: behind the value of ``node``.
+
+    Attributes:
+        name: as torchvision's feature extraction names nodes, ``layer1.0.relu_1``.
+        node: the graph node.
+        shape: of the value in the example run (the batch may differ later).
+        dtype, device: of the value.
+        channels_last: whether a 4-D value is laid out so.
+        copy: whether a consumer writes into the value, so that an isolated graft must copy it.
+        region: the qualified name of the module whose graph holds the node.
+    """
+
+    name: str
+    node: fx.Node
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    channels_last: bool = False
+    copy: bool = False
+    region: str = ""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        return self
+
+
+@dataclass(frozen=True)
+class FindSlots(GraphPass):
+    """Annotate the nodes with a `Slot` or a reason; never modifies.
+
+    Attributes:
+        example_args: inputs to run once, where the nodes have not been observed yet.
+        region: the path that names begin with.
+    """
+
+    example_args: tuple[Any, ...] | None = None
+    region: str = ""
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        if self.example_args is not None:
+            observe(graph_module, *self.example_args)
+        return PassResult(graph_module, self.rewrite(graph_module.graph))
+
+    def rewrite(self, graph: fx.Graph) -> bool:
+        dataflow = dataflow_of(graph)
+        output = next(node for node in graph.nodes if node.op == "output")
+        live = nx.ancestors(dataflow, output)
+        for node, name in qualified_names(graph, self.region).items():
+            seen = observation_of(node)
+            reason = _objection(node, seen, live)
+            node.meta.pop("slot", None)
+            node.meta.pop("no_slot", None)
+            if reason is None and seen is not None:
+                node.meta["slot"] = _slot(name, node, seen, self.region)
+            else:
+                node.meta["no_slot"] = reason
+            node.meta["qualified_name"] = name
+        return False
+
+
+def slots_of(graph: fx.Graph) -> list[Slot]:
+    """The slots that `FindSlots` found, in the order of the graph."""
+    return [node.meta["slot"] for node in graph.nodes if "slot" in node.meta]
+
+
+def rejections_of(graph: fx.Graph) -> dict[str, str]:
+    """Name -> reason for the nodes that are no slots."""
+    return {
+        node.meta["qualified_name"]: node.meta["no_slot"]
+        for node in graph.nodes
+        if "no_slot" in node.meta
+    }
+
+
+def _slot(name: str, node: fx.Node, seen: Observation, region: str) -> Slot:
+    return Slot(
+        name, node, seen.shape, seen.dtype, seen.device, seen.channels_last, seen.written_later, region
+    )
+
+
+def _objection(node: fx.Node, seen: Observation | None, live: set[fx.Node]) -> str | None:
+    """Why no seed may go behind ``node``, or None."""
+    if node.op == "get_attr":
+        return "is a parameter or buffer, not a computed value"
+    if node not in live:
+        return "is a dead branch: its value never reaches the output"
+    if seen is None:
+        return "was not reached in the example run"
+    if seen.kind != "Tensor":
+        return f"is a {seen.kind}, not a dense tensor"
+    if not seen.dtype.is_floating_point:
+        return f"is {seen.dtype}, and a seed needs a floating point value"
+    if not seen.uniform:
+        return f"had different shapes or dtypes in its {seen.calls} calls"
+    if not seen.differentiable:
+        return "is computed under no_grad, so a seed would never learn"
+    return _in_place_hazard(node, seen) if seen.written_later else None
+
+
+def _in_place_hazard(node: fx.Node, seen: Observation) -> str | None:
+    """A value that is written into later may be copied only if nobody else looks at its memory."""
+    if not seen.dense:
+        return "is changed in place later, and a copy would not preserve its strides"
+    position = {other: i for i, other in enumerate(node.graph.nodes)}
+    last_reader = max((position[user] for user in node.users), default=0)
+    for other in node.graph.nodes:
+        theirs = observation_of(other)
+        if other is node or theirs is None or theirs.memory != seen.memory:
+            continue
+        if other.op in ("placeholder", "get_attr"):
+            return f"is changed in place later and shares its memory with {other}"
+        if _is_derived(other, node):
+            continue
+        if any(position[user] > position[node] for user in other.users if user is not node):
+            return (
+                f"is changed in place later, and {other}, which shares its memory, is read after "
+                f"that (position {last_reader})"
+            )
+    return None
+
+
+def _is_derived(other: fx.Node, node: fx.Node) -> bool:
+    """Whether ``other`` is computed from ``node``, so that it follows the copy."""
+    seen, front = set(), [node]
+    while front:
+        for user in front.pop().users:
+            if user is other:
+                return True
+            if user not in seen:
+                seen.add(user)
+                front.append(user)
+    return False

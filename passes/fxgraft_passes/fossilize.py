@@ -1,0 +1,53 @@
+"""Make a graft a plain part of the graph: no blend operator left, the seed's input attached.
+
+before (``Phase.BLENDED``)::
+
+    relu = self.relu(x)
+    seed_input = relu.detach()
+    seed = self._seeds.a.module(seed_input)
+    alpha = self._seeds.a.alpha
+    learning = self._seeds.a.learning
+    graft = residual(relu, seed, alpha, learning, 'trust', 0.1)
+    fc = self.fc(graft)
+
+after::
+
+    relu = self.relu(x)
+    seed = self._seeds.a.module(relu)
+    fossil = relu + seed
+    fc = self.fc(fossil)
+
+A convex graft leaves just ``seed``; an ``alpha`` other than 1 is folded in as a constant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch.fx as fx
+
+from fxgraft_passes.base import GraphPass
+from fxgraft_passes.cull import Cull
+from fxgraft_passes.germinate import Germinate
+from fxgraft_passes.sites import exit_of
+
+
+@dataclass(frozen=True)
+class Fossilize(GraphPass):
+    """Make the graft of the seed ``name`` permanent at the constant share ``alpha``.
+
+    Not modified where there is no such graft, or where it is a fossil already.
+    """
+
+    name: str
+    alpha: float = 1.0
+
+    def rewrite(self, graph: fx.Graph) -> bool:
+        found = exit_of(graph, self.name)
+        if found is None or found[0].spec.fossil is not None:
+            return False
+        site, _ = found
+        Cull(self.name).rewrite(graph)
+        spec = dataclasses.replace(site.spec, fossil=self.alpha)
+        return Germinate(site.node, site.name, spec=spec, path=site.path).rewrite(graph)

@@ -1,0 +1,154 @@
+"""Splice a seed in after a node.
+
+before::
+
+    relu = self.relu(x)
+    fc = self.fc(relu)
+
+after, ``phase=Phase.ISOLATED`` (the value that leaves is ``relu``, bit for bit)::
+
+    relu = self.relu(x)
+    seed_input = relu.detach()
+    seed = self._seeds.a.module(seed_input)
+    graft = isolated(relu, seed, 'residual', 'trust', 0.1, False)
+    fc = self.fc(graft)
+
+after, ``phase=Phase.BLENDED``::
+
+    relu = self.relu(x)
+    seed_input = relu.detach()
+    seed = self._seeds.a.module(seed_input)
+    alpha = self._seeds.a.alpha
+    learning = self._seeds.a.learning
+    graft = residual(relu, seed, alpha, learning, 'trust', 0.1)
+    fc = self.fc(graft)
+
+Several seeds at one node stand one after the other in the order of their names, whatever the order
+in which they came.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+
+import torch
+import torch.fx as fx
+from torch import nn
+
+from fxgraft_passes import operators
+from fxgraft_passes.base import GraphPass, node_named
+from fxgraft_passes.errors import SlotError
+from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase
+from fxgraft_passes.sites import GraftSite, chain_at, mark
+
+
+@dataclass(frozen=True, eq=False)
+class Germinate(GraphPass):
+    """Splice the seed ``name`` in after the node ``node``.
+
+    Attributes:
+        node: the name of the graph node whose value is the slot.
+        name: the seed's name; orders the seeds of a node.
+        seed: the module; None where the graph alone is rewritten and ``path`` exists already.
+        spec: mode, objective, isolation.
+        phase: which of the forwards of the structure to write.
+        path: the attribute that holds the `Graft`; by default ``_seeds.<name>``.
+    """
+
+    node: str
+    name: str
+    seed: nn.Module | None = None
+    spec: GraftSpec = field(default_factory=GraftSpec)
+    phase: Phase = Phase.ISOLATED
+    path: str | None = None
+
+    def rewrite(self, graph: fx.Graph) -> bool:
+        slot = node_named(graph, self.node)
+        if slot is None or slot.op in ("placeholder", "output", "get_attr"):
+            raise SlotError(
+                f"node {self.node!r}: expected a node of the graph that computes a value; got "
+                f"{'no such node' if slot is None else slot.op}. FindSlots lists the slots."
+            )
+        chain = chain_at(slot)
+        if any(site.name == self.name for site, _ in chain):
+            raise SlotError(f"node {self.node!r}: there is a seed {self.name!r} here already")
+        host = slot
+        for site, exit_node in chain:
+            if site.name < self.name:
+                host = exit_node
+        self._splice(graph, slot, host)
+        return True
+
+    def _splice(self, graph: fx.Graph, slot: fx.Node, host: fx.Node) -> None:
+        consumers, following = list(host.users), host.next
+        site = GraftSite(self.name, slot.name, self.graft_path, self.spec)
+        with graph.inserting_before(following):
+            exit_node = _write(graph, host, site, self.phase)
+        written = []
+        while following.prev is not host:
+            following = following.prev
+            written.append(following)
+        mark(site, exit_node, written)
+        for consumer in consumers:
+            consumer.replace_input_with(host, exit_node)
+
+    @property
+    def graft_path(self) -> str:
+        """The attribute that holds the `Graft`."""
+        return self.path or f"{SEEDS}.{self.name}"
+
+    def attach(self, graph_module: fx.GraphModule) -> None:
+        if self.seed is not None:
+            like = next(graph_module.parameters(), torch.empty(0))
+            graft = Graft(self.seed, dtype=like.dtype, device=like.device)
+            graph_module.add_submodule(self.graft_path, graft)
+
+
+def _write(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:
+    """Write the nodes of one graft; return the one whose value leaves the slot."""
+    spec = site.spec
+    seed_input = _seed_input(graph, host, site, phase)
+    module = graph.call_module(f"{site.path}.module", (seed_input,))
+    seed = _named(module, "seed")
+    if spec.fossil is not None:
+        return _fossil(graph, host, seed, spec)
+    law = (spec.objective, spec.radius)
+    if phase is Phase.ISOLATED:
+        args = (host, seed, spec.mode, *law, spec.copy)
+        return _named(graph.call_function(operators.isolated, args), "graft")
+    alpha = _named(graph.get_attr(f"{site.path}.alpha"), "alpha")
+    blend = operators.BLENDS[spec.mode]
+    if phase is Phase.SETTLED:
+        return _named(graph.call_function(blend, (host, seed, alpha, None, *law)), "graft")
+    learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")
+    if phase is Phase.SHADOW:
+        args = (host, seed, alpha, learning, spec.mode)
+        return _named(graph.call_function(operators.shadowed, args), "graft")
+    return _named(graph.call_function(blend, (host, seed, alpha, learning, *law)), "graft")
+
+
+def _seed_input(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:
+    """What the seed reads: the value itself, or one through which no gradient reaches the host."""
+    spec = site.spec
+    if spec.fossil is not None or not spec.isolated:
+        return host
+    if spec.mode == "convex" and phase is not Phase.ISOLATED:
+        # A convex seed takes the host's place, so its isolation ends when it has taken it.
+        released = _named(graph.get_attr(f"{site.path}.released"), "released")
+        return _named(graph.call_function(operators.release, (host, released)), "seed_input")
+    return _named(graph.call_method("detach", (host,)), "seed_input")
+
+
+def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> fx.Node:
+    if spec.fossil != 1:
+        args = (host, seed, spec.mode, spec.fossil)
+        return _named(graph.call_function(operators.folded, args), "fossil")
+    if spec.mode == "residual":
+        return _named(graph.call_function(operator.add, (host, seed)), "fossil")
+    return seed
+
+
+def _named(node: fx.Node, name: str) -> fx.Node:
+    node._rename(name)
+    return node

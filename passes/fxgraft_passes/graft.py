@@ -1,0 +1,97 @@
+"""A graft: the seed's module with the 0-d tensors that steer it, and the description of its wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from fxgraft_passes.objectives import DEFAULT_RADIUS, OBJECTIVES
+
+MODES = ("residual", "convex")
+SEEDS = "_seeds"
+"""Where a host keeps its grafts: the ``state_dict`` keys of seed ``a`` begin with ``_seeds.a.``."""
+
+
+class Phase(Enum):
+    """Which forward of a structure runs. The gradients and values are those of section 3 in each."""
+
+    ISOLATED = "isolated"
+    """Every seed is in TRAINING: the host's value passes by alias."""
+    BLENDED = "blended"
+    """Seeds in any mixture of stages, told apart by tensors: the one that is compiled."""
+    SETTLED = "settled"
+    """No seed is in TRAINING: as BLENDED, without the objectives."""
+    SHADOW = "shadow"
+    """Seeds in TRAINING at alpha 1, plain gradients (`SeedManager.shadow`)."""
+
+
+@dataclass(frozen=True)
+class GraftSpec:
+    """How a seed is wired to its slot. A static part of the structure: another spec, another graph.
+
+    Attributes:
+        mode: ``"residual"`` (``h + alpha f``) or ``"convex"`` (``h + alpha (s - h)``).
+        objective: what the seed learns from in isolation, one of ``OBJECTIVES``.
+        radius: rho of the trust objectives.
+        isolated: whether the seed's input is cut from the host's gradients.
+        copy: whether a consumer writes into the value, so that an alias would not do.
+        fossil: None, or the constant alpha that the seed was made permanent at.
+    """
+
+    mode: str = "residual"
+    objective: str = "trust"
+    radius: float = DEFAULT_RADIUS
+    isolated: bool = True
+    copy: bool = False
+    fossil: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {self.mode!r}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective: expected one of {', '.join(OBJECTIVES)}; got {self.objective!r}"
+            )
+        if not self.radius > 0:
+            raise ValueError(f"radius: expected a positive number; got {self.radius!r}")
+
+
+class Graft(nn.Module):
+    """A seed's module beside its steering tensors (all 0-d, filled in place, saved with the seed).
+
+    Attributes:
+        module: the seed itself.
+        alpha: the share of the seed in the slot's output; float64 in a float64 host, else float32.
+        learning: bool, set while the seed learns by its objective (TRAINING).
+        released: bool, set when a convex seed's isolation has ended (HOLDING).
+    """
+
+    alpha: Tensor
+    learning: Tensor
+    released: Tensor
+
+    def __init__(self, module: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.module = module
+        alpha = torch.zeros((), dtype=_alpha_dtype(dtype), device=device)
+        self.register_buffer("alpha", alpha)
+        self.register_buffer("learning", torch.ones((), dtype=torch.bool, device=device))
+        self.register_buffer("released", torch.zeros((), dtype=torch.bool, device=device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Graft:
+        alpha = self.alpha
+        super()._apply(fn, recurse)
+        # alpha must not lose precision with the host: bfloat16 has three digits of it.
+        kept = alpha.to(device=self.alpha.device, dtype=_alpha_dtype(self.alpha.dtype))
+        self._buffers["alpha"] = kept
+        return self
+
+
+def _alpha_dtype(dtype: torch.dtype) -> torch.dtype:
+    # Not float64 throughout: torch.compile takes 0-d float64 tensors for Python scalars and
+    # compiles the graph a second time to turn them back into tensors.
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,70 @@
+"""What an isolated seed learns from: the gradient that it is given in place of the host's.
+
+A seed in isolation does not change the loss, so the loss gives it no gradient. The objective makes
+one from ``g``, the loss gradient at the slot's output. With ``d`` the branch (``f`` of a residual
+graft, ``s - h`` of a convex one) the seed's parameters then receive the VJP of ``d`` at that gradient.
+
+==================  ============================================================================
+``trust``           ``g`` while the branch is small; outside a radius ``r = |d| / (rho |h|) > 1``
+                    the outward part of ``g`` is dropped and a pull back is added:
+                    ``g - min(0, <g,d>)/|d|^2 d + |g| min(r-1, 1) d/|d|`` (design note, section 3, form ii)
+``trust_step``      ``g + (|g| / (rho |h|)) d`` whose fixed point is the normalised functional
+                    gradient step ``d = -rho |h| g/|g|`` (the same section, form i)
+``straight_through``  ``g`` for ever: a linear objective without a minimum. Unbounded; for comparison only.
+``shadow``          nothing here: the seed learns in a second pass, at alpha 1 (``SeedManager.shadow``)
+==================  ============================================================================
+
+All norms are Frobenius norms over the whole value. Everything is a tensor operation, so nothing
+here synchronises with a device or specialises a compiled graph; all forms are homogeneous in ``g``
+and therefore free of the loss scale.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OBJECTIVES = ("trust", "trust_step", "straight_through", "shadow")
+DEFAULT_RADIUS = 0.1
+
+
+def seed_gradient(objective: str, radius: float, g: Tensor, h: Tensor, d: Tensor) -> Tensor:
+    """The gradient at the seed's branch; shape and dtype of ``g``.
+
+    Args:
+        objective: one of `OBJECTIVES`.
+        radius: rho, the trusted size of the branch relative to the host's value.
+        g: the loss gradient at the slot's output.
+        h: the host's value, detached.
+        d: the seed's branch, detached.
+    """
+    if objective == "straight_through":
+        return g
+    if objective == "trust":
+        return _projected(radius, g, h, d)
+    if objective == "trust_step":
+        return g + (_norm(g) / _positive(radius * _norm(h))).to(g.dtype) * d
+    return torch.zeros_like(g)
+
+
+def _projected(radius: float, g: Tensor, h: Tensor, d: Tensor) -> Tensor:
+    size = _norm(d)
+    excess = size / _positive(radius * _norm(h)) - 1
+    direction = d * (1 / _positive(size)).to(d.dtype)
+    outward = _inner(g, direction).clamp(max=0)
+    pull = _norm(g) * excess.clamp(max=1) - outward
+    return torch.where(excess > 0, g + pull.to(g.dtype) * direction, g)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Half precision overflows at 65504, so norms are taken in float32 at least."""
+    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(wide) * b.to(wide)).sum()
+
+
+def _positive(x: Tensor) -> Tensor:
+    return x.clamp(min=torch.finfo(x.dtype).tiny)

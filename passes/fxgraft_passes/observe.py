@@ -1,0 +1,139 @@
+"""What is known of a node's value from one real run, and how it is gathered.
+
+A run sees what no reading of a graph can: which values share memory, which are written into later,
+which are computed without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import Tensor, nn
+
+KEY = "observation"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A node's value in the example run. Only the first four are known of a value not a tensor.
+
+    Attributes:
+        kind: the type of the value, ``"Tensor"`` for tensors.
+        order: the place in the execution order of the whole run.
+        calls: how often the node ran.
+        uniform: whether shape and dtype were the same each time.
+        shape, dtype, device: of the (first) tensor.
+        memory: values of equal ``memory`` share storage.
+        dense: strided, without gaps or overlaps, so that a copy preserves the strides.
+        channels_last: whether a 4-D value was laid out so.
+        written_later: whether something changed the value in place after it was computed.
+        differentiable: whether it was computed with gradients enabled.
+    """
+
+    kind: str
+    order: int
+    calls: int = 1
+    uniform: bool = True
+    shape: torch.Size = torch.Size()
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    memory: int = -1
+    dense: bool = False
+    channels_last: bool = False
+    written_later: bool = False
+    differentiable: bool = True
+
+
+@dataclass
+class Observer:
+    """Collects the values of a run and sums them up. Holds every value until `finish`."""
+
+    _seen: dict[fx.Node, list[tuple[int, Any, int, bool]]] = field(default_factory=dict)
+    _count: int = 0
+
+    def saw(self, node: fx.Node, value: Any) -> None:
+        """Record that ``node`` computed ``value`` just now."""
+        version = value._version if isinstance(value, Tensor) else 0
+        entry = (self._count, value, version, torch.is_grad_enabled())
+        self._seen.setdefault(node, []).append(entry)
+        self._count += 1
+
+    def forget(self, node: fx.Node) -> None:
+        """Drop what was recorded of a node that turned out not to be part of a graph."""
+        self._seen.pop(node, None)
+
+    def finish(self) -> None:
+        """Write an `Observation` into the ``meta`` of every node seen, and let the values go."""
+        for node, entries in self._seen.items():
+            node.meta[KEY] = _sum_up(entries)
+        self._seen.clear()
+
+
+def observation_of(node: fx.Node) -> Observation | None:
+    """What was observed of a node, or None."""
+    return node.meta.get(KEY)
+
+
+class WatchedRun(fx.Interpreter):
+    """Runs a graph on a module and shows each value to an `Observer`."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, observer: Observer):
+        super().__init__(module, garbage_collect_values=False, graph=graph)
+        self._observer = observer
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self._observer.saw(n, value)
+        return value
+
+
+def observe(graph_module: fx.GraphModule, *args: Any) -> None:
+    """Run ``graph_module`` once and write an `Observation` into the ``meta`` of each node."""
+    observer = Observer()
+    with torch.enable_grad():
+        WatchedRun(graph_module, graph_module.graph, observer).run(*args)
+    observer.finish()
+
+
+def observations(graph: fx.Graph) -> Mapping[str, Observation]:
+    """Node name -> observation, for the nodes that have one."""
+    return {node.name: seen for node in graph.nodes if (seen := observation_of(node))}
+
+
+def _sum_up(entries: list[tuple[int, Any, int, bool]]) -> Observation:
+    order, value, _, differentiable = entries[0]
+    if not isinstance(value, Tensor):
+        return Observation(type(value).__name__, order, len(entries))
+    forms = {(v.shape, v.dtype) if isinstance(v, Tensor) else None for _, v, _, _ in entries}
+    strided = value.layout is torch.strided
+    return Observation(
+        kind="Tensor" if strided else f"{value.layout} tensor",
+        order=order,
+        calls=len(entries),
+        uniform=len(forms) == 1,
+        shape=value.shape,
+        dtype=value.dtype,
+        device=value.device,
+        memory=value.untyped_storage()._cdata if strided else -1,
+        dense=strided and _is_dense(value),
+        channels_last=value.dim() == 4
+        and value.is_contiguous(memory_format=torch.channels_last)
+        and not value.is_contiguous(),
+        written_later=any(isinstance(v, Tensor) and v._version > then for _, v, then, _ in entries),
+        differentiable=differentiable,
+    )
+
+
+def _is_dense(value: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, each its own place, in some order of axes."""
+    expected = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
