@@ -1,0 +1,23 @@
+"""fxgraft grows a PyTorch model while it trains."""
+
+from fxgraft import blueprints, errors
+from fxgraft.capture.region import Region
+from fxgraft.host import Host, trace
+from fxgraft.manager import SeedManager
+from fxgraft.seed import Seed
+from fxgraft.stage import Stage
+from fxgraft_passes import Slot
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Host",
+    "Region",
+    "Seed",
+    "SeedManager",
+    "Slot",
+    "Stage",
+    "blueprints",
+    "errors",
+    "trace",
+]

@@ -51,7 +51,7 @@ class Capture:
         self._run(modules, returned.watch, args, kwargs, flip=False)
         traces = Traces(returned)
         self._run(modules, traces.watch, args, kwargs, flip=False)
-        flipped = Traces(None)
+        flipped = Traces(None, skip=traces)
         try:
             self._run(modules, flipped.watch, args, kwargs, flip=True)
             other_mode = "was not reached in the other train/eval mode"
@@ -119,11 +119,11 @@ class Returned:
 class Traces:
     """Traces each module in its first call and follows the graph in the later ones."""
 
-    def __init__(self, returned: Returned | None):
+    def __init__(self, returned: Returned | None, skip: Traces | None = None):
         self.observer = Observer()
         self._returned = returned
         self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
-        self._failed: dict[nn.Module, str] = {}
+        self._failed: dict[nn.Module, str] = dict(skip._failed) if skip else {}
         self._finished: list[nn.Module] = []
         self._calls: Counter[nn.Module] = Counter()
 
@@ -139,7 +139,7 @@ class Traces:
         def traced(*args: Any, **kwargs: Any) -> Any:
             before = len(self._finished)
             state = torch.get_rng_state()
-            if module not in self._failed:
+            if module not in self._failed and not _has_proxies(args, kwargs):
                 try:
                     result = self._follow(module, forward, args, kwargs)
                     if self._agrees(module, result):
@@ -205,9 +205,9 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 @contextmanager
-def untouched(root: nn.Module) -> Iterator[None]:
-    """Run ``root`` inside without a trace: attributes, buffers and random streams come back as they were."""
-    modules = list(root.modules())
+def untouched(*roots: nn.Module) -> Iterator[None]:
+    """Run modules inside without a trace: attributes, buffers and random streams come back as they were."""
+    modules = [module for root in roots for module in root.modules()]
     before = [dict(module.__dict__) for module in modules]
     copies: dict[torch.Tensor, torch.Tensor] = {}
     for module in modules:
@@ -224,6 +224,11 @@ def untouched(root: nn.Module) -> Iterator[None]:
         for module, state in zip(modules, before, strict=True):
             module.__dict__.clear()
             module.__dict__.update(state)
+
+
+def _has_proxies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a caller that is being traced passed its proxies on by a way that was not followed."""
+    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""A region: one module, the call that it was traced under, and its graph."""
+"""A region: one module, the call that it was traced under, its graph, and the ``forward`` that runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.fx as fx
@@ -10,17 +11,28 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.codegen import Generated, generate
-from fxgraft_passes import FindSlots, Slot, rejections_of, slots_of
+from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
+from fxgraft_passes.base import copy_graph
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """One graft of a region: behind which node, and how. Says nothing of which seed it is."""
+
+    node: str
+    spec: GraftSpec
 
 
 class Region:
     """A module whose ``forward`` is known as a graph.
 
+    While it has no graft the module runs its class's own ``forward``, and nothing is installed.
+
     Attributes:
         name: the module's qualified name; ``""`` is the root.
         module: the module itself, of the host's tree.
         form: the call that the graph is right for.
-        base: the graph without seeds. Never changed.
+        base: the graph without grafts. Never changed.
     """
 
     def __init__(self, name: str, module: nn.Module, form: CallForm, base: fx.Graph):
@@ -29,6 +41,7 @@ class Region:
         self.form = form
         self.base = base
         self._live: Generated | None = None
+        self._known: dict[tuple[tuple[Wiring, ...], Phase], Generated] = {}
         FindSlots(region=name).rewrite(base)
 
     @property
@@ -38,12 +51,8 @@ class Region:
 
     @property
     def code(self) -> str:
-        """The generated source that runs now (for an empty region: that would run)."""
-        return (self._live or self.generate(self.base)).source
-
-    def generate(self, graph: fx.Graph) -> Generated:
-        """The ``forward`` of a graph made from this region's, not installed yet."""
-        return generate(graph, self.form, type(self.module).forward)
+        """The source of the graph that runs now."""
+        return (self._live or self.forward_for((), Phase.ISOLATED)).source
 
     @property
     def slots(self) -> list[Slot]:
@@ -55,11 +64,49 @@ class Region:
         """The nodes of this region that are no slots, with the reason."""
         return rejections_of(self.base)
 
-    def install(self, generated: Generated | None) -> None:
-        """Let ``generated`` be the module's ``forward``; None: the class's own again."""
-        self._live = generated
+    def forward_for(self, wirings: tuple[Wiring, ...], phase: Phase) -> Generated:
+        """The ``forward`` with these grafts, in the order in which they compose. Installs nothing.
+
+        The graft number ``i`` is read from the attribute ``_graft_<i>`` of the module, so that
+        equal regions with equal grafts have equal code.
+        """
+        key = (wirings, phase)
+        if key not in self._known:
+            graph = copy_graph(self.base)
+            for i, wiring in enumerate(wirings):
+                graft = Germinate(
+                    wiring.node, f"{i:06d}", spec=wiring.spec, phase=phase, path=_attribute(i)
+                )
+                graft.rewrite(graph)
+            self._known[key] = generate(graph, self.form, type(self.module).forward)
+        return self._known[key]
+
+    def install(self, generated: Generated | None, grafts: Sequence[Graft] = ()) -> None:
+        """Let ``generated`` be the module's ``forward``, with ``grafts`` for it to read."""
+        attributes = self.module.__dict__
+        for name in [name for name in attributes if name.startswith("_graft_")]:
+            del attributes[name]
+        # Past nn.Module's registers: the grafts belong to the host, and only there to its state.
+        attributes.update((_attribute(i), graft) for i, graft in enumerate(grafts))
         if generated is None:
-            self.module.__dict__.pop("forward", None)
+            attributes.pop("forward", None)
         else:
-            forward: Callable[..., Any] = generated.bound_to(self.module)
-            self.module.__dict__["forward"] = forward
+            attributes["forward"] = generated.bound_to(self.module)
+        self._live = generated
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Generated functions are made again, by whoever installs them again.
+        return {**self.__dict__, "_live": None, "_known": {}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Region:
+        import copy
+
+        region = Region.__new__(Region)
+        memo[id(self)] = region
+        module = copy.deepcopy(self.module, memo)
+        region.__dict__.update({**self.__dict__, "module": module, "_known": dict(self._known)})
+        return region
+
+
+def _attribute(i: int) -> str:
+    return f"_graft_{i}"

@@ -1,0 +1,71 @@
+"""Gradients that belong to one owner: finite for a seed or dropped, and clipped apart.
+
+An overflow in a seed must not make ``GradScaler`` skip the host's step, nor a seed's large gradient
+shrink the host's through a common norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class SeedGradients:
+    """Watches the gradients of seeds and drops those of a seed that has a NaN or an inf among them.
+
+    The check runs once at the end of each backward pass, before anything reads the gradients: one
+    norm over all parameters of a seed. A seed whose gradients were dropped keeps its weights and
+    its optimizer state as they are in that step, as ``GradScaler`` would have it.
+
+    Args:
+        on_dropped: called with the seed's name.
+    """
+
+    def __init__(self, on_dropped: Callable[[str], None]):
+        self._on_dropped = on_dropped
+        self._watched: dict[str, list[nn.Parameter]] = {}
+        self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
+        self._queued = False
+
+    def watch(self, seed: str, parameters: Sequence[nn.Parameter]) -> None:
+        """Begin to watch the parameters of ``seed``."""
+        trainable = [p for p in parameters if p.requires_grad]
+        self._watched[seed] = trainable
+        self._hooks[seed] = [p.register_post_accumulate_grad_hook(self._arrived) for p in trainable]
+
+    def unwatch(self, seed: str) -> None:
+        """Stop watching ``seed`` and remove its hooks."""
+        self._watched.pop(seed, None)
+        for hook in self._hooks.pop(seed, ()):
+            hook.remove()
+
+    def step_done(self) -> None:
+        """A backward pass that raised never called back: be ready for the next one."""
+        self._queued = False
+
+    def _arrived(self, _: Tensor) -> None:
+        if not self._queued:
+            self._queued = True
+            torch.autograd.Variable._execution_engine.queue_callback(self._check)  # type: ignore[attr-defined]
+
+    def _check(self) -> None:
+        self._queued = False
+        for seed, parameters in self._watched.items():
+            with_grad = [p for p in parameters if p.grad is not None]
+            if with_grad and not torch.isfinite(_norm([p.grad for p in with_grad])):
+                for parameter in with_grad:
+                    parameter.grad = None
+                self._on_dropped(seed)
+
+
+def norm_of(parameters: Iterable[nn.Parameter]) -> float:
+    """The Frobenius norm of all gradients together; 0 where there are none."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return float(_norm(grads)) if grads else 0.0
+
+
+def _norm(grads: Sequence[Tensor | None]) -> Tensor:
+    found = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in grads if g is not None]
+    return torch.nn.utils.get_total_norm(found)

@@ -1,0 +1,253 @@
+"""The host: a module that behaves as the model it was traced from, and whose structure can change."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxgraft.capture.capture import Capture
+from fxgraft.capture.region import Region
+from fxgraft.compiled import CompiledVariants
+from fxgraft.errors import FxGraftError, TraceError
+from fxgraft.structure import Placement, Structure
+from fxgraft_passes import Graft, Phase, Slot
+from fxgraft_passes.graft import SEEDS
+
+
+def trace(
+    model: nn.Module,
+    example_args: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Host:
+    """Capture ``model`` as a `Host`, by running the example call three times without a trace.
+
+    Args:
+        model: any module. Its parameters and buffers are shared with the host; the model itself,
+            its classes and its attributes, stays as it is.
+        example_args: the positional arguments of one call. A batch of at least 2 is best: the call
+            is made in train and in eval mode.
+        example_kwargs: the keyword arguments of that call.
+
+    Raises:
+        TraceError: if ``model`` is not a module that can be captured, or the example call fails.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, Host):
+        raise TraceError(f"model: expected an nn.Module that is no Host; got {type(model).__name__}")
+    if not isinstance(example_args, tuple):
+        raise TraceError(
+            f"example_args: expected a tuple, as in trace(model, (x,)); got {type(example_args).__name__}"
+        )
+    if isinstance(model, (nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)):
+        raise TraceError(f"trace the plain module, then wrap the host; got a {type(model).__name__}")
+    return Host(Capture(model, example_args, dict(example_kwargs or {})))
+
+
+class Host(nn.Module):
+    """A traced model. Make one with `trace`; grow it with a `SeedManager`.
+
+    It has the model's children, parameters and buffers under the model's names; seeds are under
+    ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
+    """
+
+    def __init__(self, capture: Capture):
+        super().__init__()
+        root = capture.root
+        # Beside nn.Module's registers: the root's children are the host's own, not one level below.
+        self.__dict__["_root"] = root
+        self.__dict__["_run"] = root
+        self._regions = capture.regions
+        self._opaque = capture.opaque
+        self._structure = Structure()
+        self._phase = Phase.ISOLATED
+        self._compiled: CompiledVariants | None = None
+        self._slot_table: Mapping[str, Slot] | None = None
+        self._own_parameters: dict[int, weakref.ref[nn.Parameter]] | None = None
+        self.training = root.training
+        self._modules.update(root._modules)
+        for register in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+            self.__dict__[register] = root.__dict__[register]
+
+    # What can be grown
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Name -> slot, in execution order."""
+        if self._slot_table is None:
+            self._slot_table = _slot_table(self._regions.values())
+        return self._slot_table
+
+    @property
+    def regions(self) -> Mapping[str, Region]:
+        """Qualified module name -> region; ``""`` is the root (if it could be traced)."""
+        return MappingProxyType(self._regions)
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Places that are no slots -> why; modules that could not be traced -> why."""
+        nodes = {name: why for r in self._regions.values() for name, why in r.rejected.items()}
+        return MappingProxyType({**nodes, **self._opaque})
+
+    def host_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that are not a seed's; those of fossilized seeds are the host's."""
+        yield from self._root.parameters()
+        for placement in self._structure.placements:
+            if placement.spec.fossil is not None:
+                yield from self.graft(placement.seed).parameters()
+
+    def owns(self, parameter: nn.Parameter) -> bool:
+        """Whether ``parameter`` is one of the traced model's. Scans the host once, then remembers."""
+        if self._own_parameters is None:
+            self._own_parameters = {id(p): weakref.ref(p) for p in self._root.parameters()}
+        known = self._own_parameters.get(id(parameter))
+        return known is not None and known() is parameter
+
+    # Running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, with the seeds in it."""
+        return self._run(*args, **kwargs)
+
+    def compile(self, **options: Any) -> None:  # type: ignore[override]
+        """Run through ``torch.compile(**options)`` from now on; compiles at the first call.
+
+        Every structure gets two compiled forwards, isolated and blended, so that alpha and stage
+        changes recompile nothing. ``fullgraph`` is True unless it is given.
+        """
+        self._compiled = CompiledVariants(self._root, options)
+        self.adopt(self._structure, self._phase, self.grafts())
+
+    # Structure: for the manager
+
+    @property
+    def structure(self) -> Structure:
+        """The grafts that the host has now."""
+        return self._structure
+
+    @property
+    def phase(self) -> Phase:
+        """Which forward of the structure runs now."""
+        return self._phase
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self._compiled is not None
+
+    def graft(self, seed: str) -> Graft:
+        """The graft of a live or fossilized seed."""
+        graft = getattr(self._modules[SEEDS], seed)
+        assert isinstance(graft, Graft)
+        return graft
+
+    def grafts(self) -> dict[str, Graft]:
+        """All grafts by the names of their seeds."""
+        return {p.seed: self.graft(p.seed) for p in self._structure.placements}
+
+    def trees(self) -> list[nn.Module]:
+        """The module trees that run: the model's, and that of the seeds if there are any."""
+        seeds = self._modules.get(SEEDS)
+        return [self._root, seeds] if seeds is not None else [self._root]
+
+    def prepare(self, structure: Structure, phases: tuple[Phase, ...]) -> None:
+        """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
+        for phase in phases:
+            for name, placements in structure.by_region.items():
+                wirings = tuple(p.wiring for p in placements)
+                self._regions[name].forward_for(wirings, phase)
+
+    def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
+        """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
+        for name in self._structure.by_region.keys() | structure.by_region.keys():
+            placements = structure.by_region.get(name, ())
+            wirings = tuple(p.wiring for p in placements)
+            region = self._regions[name]
+            generated = region.forward_for(wirings, phase) if placements else None
+            region.install(generated, [grafts[p.seed] for p in placements])
+        self._structure, self._phase = structure, phase
+        self._modules.pop(SEEDS, None)
+        if grafts:
+            seeds = self._modules[SEEDS] = nn.Module()
+            seeds.training = self.training
+            for placement in structure.placements:
+                seeds.add_module(placement.seed, grafts[placement.seed])
+        self.__dict__["_run"] = (
+            self._compiled.variant(structure, phase) if self._compiled else self._root
+        )
+
+    def warm_up(self) -> None:
+        """Compile both forwards of the structure for the calls seen so far, where that is missing."""
+        if self._compiled is None:
+            return
+        current = self._phase
+        phases = (current,) if self._structure.is_settled else (Phase.BLENDED, Phase.ISOLATED)
+        for phase in phases:
+            self.adopt(self._structure, phase, self.grafts())
+            self._compiled.warm_up(self._structure, phase, *self.trees()[1:])
+        self.adopt(self._structure, current, self.grafts())
+
+    # nn.Module's protocol: the root's state is the host's
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            root = self.__dict__.get("_root")
+            if root is None or name.startswith("__"):
+                raise
+            return getattr(root, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        root = self.__dict__.get("_root")
+        if root is not None and isinstance(value, nn.Module) and name in root._modules:
+            raise FxGraftError(f"{name!r} is part of a traced host: replace modules before tracing")
+        super().__setattr__(name, value)
+
+    def train(self, mode: bool = True) -> Host:
+        self._root.train(mode)
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Host:
+        self._own_parameters = None
+        self._root._apply(fn, recurse)
+        if recurse and SEEDS in self._modules:
+            self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
+        return self
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:  # type: ignore[override]
+        found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if SEEDS in self._modules:
+            seeds = self._modules[SEEDS]
+            seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)  # type: ignore[union-attr]
+        return found
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._own_parameters = None
+        self._root._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("_run", "_compiled", "_slot_table", "_own_parameters")
+        return {**self.__dict__, **dict.fromkeys(derived)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Copies of slots belong to the copied graphs: take each structure's from there.
+        placements = [
+            Placement(p.seed, self.slots[p.slot.name], p.spec, p.kind) for p in self._structure.placements
+        ]
+        grafts = self.grafts()
+        self._structure = Structure(tuple(placements))
+        self.adopt(self._structure, self._phase, grafts)
+
+
+def _slot_table(regions: Any) -> Mapping[str, Slot]:
+    found: dict[str, Slot] = {}
+    every = [slot for region in regions for slot in region.slots]
+    for slot in sorted(every, key=lambda slot: slot.node.meta["observation"].order):
+        found[slot.name] = slot
+    return MappingProxyType(found)

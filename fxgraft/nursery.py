@@ -1,0 +1,140 @@
+"""From a blueprint to a module that is known to fit its slot. Touches neither host nor optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxgraft import blueprints, streams
+from fxgraft.capture.capture import untouched
+from fxgraft_passes import Slot
+from fxgraft_passes.errors import BlueprintError
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a seed has to follow: the dtype, device and train/eval mode at its slot."""
+
+    dtype: torch.dtype
+    device: torch.device
+    training: bool
+
+
+class AddedBranch(nn.Module):
+    """``x + branch(x)``: a branch as a replacement of the host's value, the identity at birth."""
+
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``x``."""
+        return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+def grow(
+    blueprint: str | nn.Module | Callable[..., nn.Module],
+    slot: Slot,
+    mode: str,
+    around: Surroundings,
+    key: int,
+    config: dict[str, Any],
+) -> nn.Module:
+    """Build a seed for ``slot`` and check that it fits. Draws from the stream ``key`` only.
+
+    Raises:
+        BlueprintError: naming the slot, what was expected and what was given.
+    """
+    given = label(blueprint)
+    try:
+        with streams.private_stream(key):
+            module = _build(blueprint, slot, mode, config)
+    except BlueprintError:
+        raise
+    except Exception as error:
+        raise BlueprintError(
+            f"blueprint {given} at slot {slot.name!r} could not be built: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise BlueprintError(
+            f"blueprint {given} at slot {slot.name!r}: expected an nn.Module; got {type(module).__name__}"
+        )
+    module = streams.privatize(module, key)
+    module.to(device=around.device, dtype=around.dtype)
+    if slot.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.train(around.training)
+    _check(module, slot, given, around, key)
+    return module
+
+
+def _build(blueprint: Any, slot: Slot, mode: str, config: dict[str, Any]) -> nn.Module:
+    if isinstance(blueprint, nn.Module):
+        if config:
+            raise BlueprintError(
+                f"slot {slot.name!r}: a module takes no configuration; got {', '.join(config)}"
+            )
+        return blueprint
+    if isinstance(blueprint, str):
+        known = blueprints.get(blueprint)
+        module = known.build(slot, **config)
+        return AddedBranch(module) if known.branch and mode == "convex" else module
+    if callable(blueprint):
+        return blueprint(slot, **config)  # type: ignore[no-any-return]
+    raise BlueprintError(
+        f"slot {slot.name!r}: expected a blueprint's name, an nn.Module or a factory; "
+        f"got {type(blueprint).__name__}"
+    )
+
+
+def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key: int) -> None:
+    """Run the seed once on random input of the slot's shape; leaves it as it was."""
+    where = f"blueprint {given} at slot {slot.name!r}"
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BlueprintError(f"{where}: expected finite weights; {name} has NaN or inf")
+    generator = torch.Generator(around.device).manual_seed(key)
+    sample = torch.randn(
+        slot.shape, dtype=around.dtype, device=around.device, generator=generator
+    )
+    if slot.channels_last:
+        sample = sample.contiguous(memory_format=torch.channels_last)
+    try:
+        with untouched(module), streams.no_global_draws(), torch.no_grad():
+            out = module(sample)
+    except streams.GlobalDraw as draw:
+        raise BlueprintError(
+            f"{where}: it draws from the global random stream ({draw}), which would move the host's "
+            f"training; use nn.Dropout modules in a seed, which are given a stream of their own"
+        ) from draw
+    except Exception as error:
+        raise BlueprintError(
+            f"{where}: expected a module that takes {_form(sample)}; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(out, Tensor):
+        raise BlueprintError(f"{where}: expected {_form(sample)}; it returned a {type(out).__name__}")
+    if out.shape != sample.shape or not out.is_floating_point() or out.device != sample.device:
+        raise BlueprintError(f"{where}: expected {_form(sample)}; it returned {_form(out)}")
+    if sample._version:
+        raise BlueprintError(
+            f"{where}: it writes into its input, which is the host's value; expected a module "
+            f"without in-place operations on its input (inplace=True in its first layer?)"
+        )
+
+
+def _form(tensor: Tensor) -> str:
+    return f"a {str(tensor.dtype).removeprefix('torch.')} tensor {tuple(tensor.shape)}"
+
+
+def label(blueprint: Any) -> str:
+    """What to call a blueprint in messages and names."""
+    if isinstance(blueprint, str):
+        return blueprint
+    if isinstance(blueprint, nn.Module):
+        return type(blueprint).__name__
+    return getattr(blueprint, "__qualname__", None) or type(blueprint).__name__

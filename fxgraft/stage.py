@@ -1,0 +1,48 @@
+"""The stages of a seed's life, and the transitions between them: the one table of both."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from fxgraft_passes.errors import StageError
+
+
+class Stage(Enum):
+    """Where a seed is in its life; what each stage computes is in the table of docs/concepts."""
+
+    DORMANT = "dormant"
+    """No seed: the slot is empty, or seeds are disabled."""
+    GERMINATED = "germinated"
+    """Being prepared: not in the graph, not in the optimizer."""
+    TRAINING = "training"
+    """In the graph and learning; the host's values and gradients do not feel it."""
+    BLENDING = "blending"
+    """Alpha moves towards its target."""
+    HOLDING = "holding"
+    """Alpha has reached its target."""
+    FOSSILIZED = "fossilized"
+    """A plain part of the host."""
+    CULLED = "culled"
+    """Gone."""
+
+
+TRANSITIONS: dict[Stage, dict[str, Stage]] = {
+    Stage.DORMANT: {"germinate": Stage.GERMINATED},
+    Stage.GERMINATED: {"go live": Stage.TRAINING, "cull": Stage.CULLED},
+    Stage.TRAINING: {"blend": Stage.BLENDING, "cull": Stage.CULLED},
+    Stage.BLENDING: {"blend": Stage.BLENDING, "reach": Stage.HOLDING, "cull": Stage.CULLED},
+    Stage.HOLDING: {"blend": Stage.BLENDING, "fossilize": Stage.FOSSILIZED, "cull": Stage.CULLED},
+    Stage.FOSSILIZED: {},
+    Stage.CULLED: {},
+}
+
+
+def after(stage: Stage, action: str, seed: str) -> Stage:
+    """The stage that ``action`` leads to. Raises `StageError` naming what is possible instead."""
+    legal = TRANSITIONS[stage]
+    if action not in legal:
+        raise StageError(
+            f"cannot {action} seed {seed!r}: it is {stage.name}, from which the legal actions are: "
+            f"{', '.join(legal) or 'none'}"
+        )
+    return legal[action]
