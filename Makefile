@@ -1,0 +1,35 @@
+# Two commands set everything up: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check bench clean
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras, made anew when what is to be installed changes.
+$(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e ".[$*]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m fxgraft.demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/wheel_check.py
+
+bench: $(VENV)/.demo
+	$(BIN)/python -m benchmarks.objectives
+
+clean:
+	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
