@@ -93,9 +93,7 @@ class CallKind:
             torch.autocast(device, dtype=dtype, enabled=self.autocast is not None),
         ):
             out = entry(root, *args, **kwargs)
-        learned = [
-            p for m in filter(None, (root, seeds)) for p in m.parameters() if p.requires_grad
-        ]
+        learned = [p for m in filter(None, (root, seeds)) for p in m.parameters() if p.requires_grad]
         outputs = [o for o in pytree.tree_leaves(out) if isinstance(o, Tensor) and o.requires_grad]
         if self.grad and outputs and learned:
             zeros = [torch.zeros_like(o) for o in outputs]

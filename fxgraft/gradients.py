@@ -33,7 +33,10 @@ class SeedGradients:
         """Begin to watch the parameters of ``seed``."""
         trainable = [p for p in parameters if p.requires_grad]
         self._watched[seed] = trainable
-        self._hooks[seed] = [p.register_post_accumulate_grad_hook(self._arrived) for p in trainable]
+        self._hooks[seed] = [
+            p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
+            for p in trainable
+        ]
 
     def unwatch(self, seed: str) -> None:
         """Stop watching ``seed`` and remove its hooks."""
@@ -52,20 +55,31 @@ class SeedGradients:
 
     def _check(self) -> None:
         self._queued = False
+        # All at once first: in nearly every step that is all there is to do.
+        if _all_finite(p for parameters in self._watched.values() for p in parameters):
+            return
         for seed, parameters in self._watched.items():
-            with_grad = [p for p in parameters if p.grad is not None]
-            if with_grad and not torch.isfinite(_norm([p.grad for p in with_grad])):
-                for parameter in with_grad:
+            if not _all_finite(parameters):
+                for parameter in parameters:
                     parameter.grad = None
                 self._on_dropped(seed)
 
 
 def norm_of(parameters: Iterable[nn.Parameter]) -> float:
     """The Frobenius norm of all gradients together; 0 where there are none."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    return float(_norm(grads)) if grads else 0.0
+    grads = _grads(parameters)
+    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
-def _norm(grads: Sequence[Tensor | None]) -> Tensor:
-    found = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in grads if g is not None]
-    return torch.nn.utils.get_total_norm(found)
+def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    grads = _grads(parameters)
+    if not grads:
+        return True
+    # The largest magnitudes, not 2-norms: those overflow half precision without need.
+    largest = torch._foreach_norm(grads, float("inf"))
+    home = largest[0].device
+    return bool(torch.isfinite(torch.stack([x.to(home, torch.float32) for x in largest])).all())
+
+
+def _grads(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]

@@ -175,9 +175,7 @@ class Host(nn.Module):
             seeds.training = self.training
             for placement in structure.placements:
                 seeds.add_module(placement.seed, grafts[placement.seed])
-        self.__dict__["_run"] = (
-            self._compiled.variant(structure, phase) if self._compiled else self._root
-        )
+        self.__dict__["_run"] = self._compiled.variant(structure, phase) if self._compiled else self._root
 
     def warm_up(self) -> None:
         """Compile both forwards of the structure for the calls seen so far, where that is missing."""
@@ -219,7 +217,9 @@ class Host(nn.Module):
             self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
         return self
 
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:  # type: ignore[override]
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:  # type: ignore[override]
         found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         if SEEDS in self._modules:
             seeds = self._modules[SEEDS]
@@ -235,7 +235,7 @@ class Host(nn.Module):
         return {**self.__dict__, **dict.fromkeys(derived)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         # Copies of slots belong to the copied graphs: take each structure's from there.
         placements = [
             Placement(p.seed, self.slots[p.slot.name], p.spec, p.kind) for p in self._structure.placements

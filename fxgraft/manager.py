@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import blueprints, nursery, schedules, streams
+from fxgraft import nursery, schedules, streams
 from fxgraft.errors import SlotError, StageError
 from fxgraft.gradients import SeedGradients
 from fxgraft.host import Host
@@ -124,8 +124,10 @@ class SeedManager:
             ValueError: for an unknown mode or objective, or a name that cannot be one.
             StageError: the name is taken.
         """
-        if source is not None or not wait:
-            raise NotImplementedError("source= and wait=False are not supported yet")
+        if source is not None:
+            raise SlotError(f"source={source!r}: branches between two slots are not supported yet")
+        if not wait:
+            raise StageError("wait=False: germination in the background is not supported yet")
         slot = self._slot(slot_name)
         spec = GraftSpec(mode or "residual", objective, isolated=isolated, copy=slot.copy)
         seed = Seed(self._name(name, blueprint), slot_name, nursery.label(blueprint), spec)
@@ -233,9 +235,7 @@ class SeedManager:
         stage = after(seed.stage, "fossilize", seed.name)
         assert seed.module is not None
         slot = self.host.slots[seed.slot]
-        spec = GraftSpec(
-            seed.spec.mode, seed.spec.objective, seed.spec.radius, False, slot.copy, seed.alpha
-        )
+        spec = GraftSpec(seed.spec.mode, seed.spec.objective, seed.spec.radius, False, slot.copy, seed.alpha)
         placement = Placement(seed.name, slot, spec, kind_of(seed.module))
         before = seed.stage
         with ExitStack() as undo:
@@ -330,26 +330,25 @@ class SeedManager:
         if isinstance(seed, Seed):
             return seed
         if seed not in self._seeds:
-            raise StageError(
-                f"no seed is named {seed!r}; there are: {', '.join(self._seeds) or 'none'}"
-            )
+            raise StageError(f"no seed is named {seed!r}; there are: {', '.join(self._seeds) or 'none'}")
         return self._seeds[seed]
 
     def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
         if name is None:
             base = re.sub(r"\W+", "_", nursery.label(blueprint)).strip("_") or "seed"
-            while (name := f"{base}_{self._next(base)}") in self._seeds:
-                pass
-            return name
+            return next(made for made in self._numbered(base) if made not in self._seeds)
         if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.Module, name):
             raise ValueError(f"name: expected letters, digits, '_' and '-'; got {name!r}")
         if name in self._seeds:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
         return name
 
-    def _next(self, base: str) -> int:
-        self._counters[base] = self._counters.get(base, -1) + 1
-        return self._counters[base]
+    def _numbered(self, base: str) -> Iterator[str]:
+        """``base_0``, ``base_1``, …, never one again in the life of the manager."""
+        while True:
+            count = self._counters.get(base, 0)
+            self._counters[base] = count + 1
+            yield f"{base}_{count}"
 
     def _announce(self, seed: Seed) -> None:
         self._emit("seed_stage", seed.name, stage=seed.stage.name, alpha=seed.alpha, slot=seed.slot)

@@ -98,15 +98,13 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BlueprintError(f"{where}: expected finite weights; {name} has NaN or inf")
     generator = torch.Generator(around.device).manual_seed(key)
-    sample = torch.randn(
-        slot.shape, dtype=around.dtype, device=around.device, generator=generator
-    )
+    sample = torch.randn(slot.shape, dtype=around.dtype, device=around.device, generator=generator)
     if slot.channels_last:
         sample = sample.contiguous(memory_format=torch.channels_last)
     try:
         with untouched(module), streams.no_global_draws(), torch.no_grad():
             out = module(sample)
-    except streams.GlobalDraw as draw:
+    except streams.GlobalDrawError as draw:
         raise BlueprintError(
             f"{where}: it draws from the global random stream ({draw}), which would move the host's "
             f"training; use nn.Dropout modules in a seed, which are given a stream of their own"

@@ -28,9 +28,7 @@ class SeedParameterRegistry:
         self._optimizers = tuple(optimizers)
         self._owned: dict[str, list[weakref.ref[nn.Parameter]]] = {}
 
-    def claim(
-        self, seed: str, module: nn.Module, of_host: Callable[[nn.Parameter], bool]
-    ) -> None:
+    def claim(self, seed: str, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
         """Make ``seed`` the owner of the parameters of ``module``. ``of_host`` tells the host's.
 
         Raises:

@@ -33,9 +33,7 @@ def sigmoid(progress: float) -> float:
     return (logistic(12 * (progress - 0.5)) - low) / (high - low)
 
 
-SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
-    {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
-)
+SCHEDULES: Mapping[str, Schedule] = MappingProxyType({"linear": linear, "cosine": cosine, "sigmoid": sigmoid})
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,15 @@ def key_of(run_seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-class GlobalDraw(Exception):
+class GlobalDrawError(Exception):
     """Something drew from the global random stream that cannot be redirected."""
 
 
-class _Private(TorchDispatchMode):
+class _Private(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sends every random operation of this thread to private generators, one for each device."""
 
     def __init__(self, key: int, redirect: bool):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._key = key
         self._redirect = redirect
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -45,11 +45,11 @@ class _Private(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         if not self._redirect:
-            raise GlobalDraw(str(func.overloadpacket))
+            raise GlobalDrawError(str(func.overloadpacket))
         names = [argument.name for argument in func._schema.arguments]
         if "generator" not in names:
             if "generator" not in func.overloadpacket.overloads():
-                raise GlobalDraw(str(func.overloadpacket))
+                raise GlobalDrawError(str(func.overloadpacket))
             func = func.overloadpacket.generator
         return func(*args, **kwargs, generator=self._generator(args, kwargs))
 
@@ -68,7 +68,7 @@ def private_stream(key: int) -> Iterator[None]:
     """Let everything in this thread draw from generators keyed by ``key``.
 
     Raises:
-        GlobalDraw: from an operation that cannot be given a generator.
+        GlobalDrawError: from an operation that cannot be given a generator.
     """
     with _Private(key, redirect=True):
         yield
@@ -76,7 +76,7 @@ def private_stream(key: int) -> Iterator[None]:
 
 @contextmanager
 def no_global_draws() -> Iterator[None]:
-    """Raise `GlobalDraw` where something in this thread would draw from the global stream."""
+    """Raise `GlobalDrawError` where something in this thread would draw from the global stream."""
     with _Private(0, redirect=False):
         yield
 
@@ -149,10 +149,7 @@ def privatize(module: nn.Module, key: int) -> nn.Module:
 
 
 def _replacement(module: nn.Module, key: int) -> SeedDropout | None:
-    if type(module) is nn.Dropout:
-        new = SeedDropout(module.p, False, key)
-    elif type(module) in (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
-        new = SeedDropout(module.p, True, key)
-    else:
+    kind = type(module)  # subclasses may do something else
+    if kind not in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
         return None
-    return new.train(module.training)
+    return SeedDropout(cast(float, module.p), kind is not nn.Dropout, key).train(module.training)

@@ -22,10 +22,10 @@ class GraphPass(ABC):
     def rewrite(self, graph: fx.Graph) -> bool:
         """Rewrite ``graph`` in place; return whether anything changed. Knows no modules."""
 
-    def attach(self, graph_module: fx.GraphModule) -> None:
+    def attach(self, graph_module: fx.GraphModule) -> None:  # noqa: B027 (most attach nothing)
         """Add to the module what the rewritten graph refers to."""
 
-    def detach(self, graph_module: fx.GraphModule) -> None:
+    def detach(self, graph_module: fx.GraphModule) -> None:  # noqa: B027
         """Remove from the module what the rewritten graph no longer refers to."""
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:

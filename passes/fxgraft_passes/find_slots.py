@@ -96,9 +96,7 @@ def slots_of(graph: fx.Graph) -> list[Slot]:
 def rejections_of(graph: fx.Graph) -> dict[str, str]:
     """Name -> reason for the nodes that are no slots."""
     return {
-        node.meta["qualified_name"]: node.meta["no_slot"]
-        for node in graph.nodes
-        if "no_slot" in node.meta
+        node.meta["qualified_name"]: node.meta["no_slot"] for node in graph.nodes if "no_slot" in node.meta
     }
 
 

@@ -115,16 +115,16 @@ def _write(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.
         return _fossil(graph, host, seed, spec)
     law = (spec.objective, spec.radius)
     if phase is Phase.ISOLATED:
-        args = (host, seed, spec.mode, *law, spec.copy)
-        return _named(graph.call_function(operators.isolated, args), "graft")
+        passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *law, spec.copy))
+        return _named(passed, "graft")
     alpha = _named(graph.get_attr(f"{site.path}.alpha"), "alpha")
     blend = operators.BLENDS[spec.mode]
     if phase is Phase.SETTLED:
         return _named(graph.call_function(blend, (host, seed, alpha, None, *law)), "graft")
     learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")
     if phase is Phase.SHADOW:
-        args = (host, seed, alpha, learning, spec.mode)
-        return _named(graph.call_function(operators.shadowed, args), "graft")
+        shadowed = graph.call_function(operators.shadowed, (host, seed, alpha, learning, spec.mode))
+        return _named(shadowed, "graft")
     return _named(graph.call_function(blend, (host, seed, alpha, learning, *law)), "graft")
 
 
@@ -142,8 +142,8 @@ def _seed_input(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -
 
 def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> fx.Node:
     if spec.fossil != 1:
-        args = (host, seed, spec.mode, spec.fossil)
-        return _named(graph.call_function(operators.folded, args), "fossil")
+        folded = graph.call_function(operators.folded, (host, seed, spec.mode, spec.fossil))
+        return _named(folded, "fossil")
     if spec.mode == "residual":
         return _named(graph.call_function(operator.add, (host, seed)), "fossil")
     return seed

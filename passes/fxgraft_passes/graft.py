@@ -53,9 +53,7 @@ class GraftSpec:
         if self.mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {self.mode!r}")
         if self.objective not in OBJECTIVES:
-            raise ValueError(
-                f"objective: expected one of {', '.join(OBJECTIVES)}; got {self.objective!r}"
-            )
+            raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
         if not self.radius > 0:
             raise ValueError(f"radius: expected a positive number; got {self.radius!r}")
 
@@ -84,7 +82,7 @@ class Graft(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Graft:
         alpha = self.alpha
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # alpha must not lose precision with the host: bfloat16 has three digits of it.
         kept = alpha.to(device=self.alpha.device, dtype=_alpha_dtype(self.alpha.dtype))
         self._buffers["alpha"] = kept

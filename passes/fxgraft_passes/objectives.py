@@ -21,6 +21,8 @@ and therefore free of the loss scale.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,8 @@ def _projected(radius: float, g: Tensor, h: Tensor, d: Tensor) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     """Half precision overflows at 65504, so norms are taken in float32 at least."""
-    return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return cast(Tensor, torch.linalg.vector_norm(x, dtype=wide))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

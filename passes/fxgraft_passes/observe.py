@@ -38,9 +38,9 @@ class Observation:
     order: int
     calls: int = 1
     uniform: bool = True
-    shape: torch.Size = torch.Size()
+    shape: torch.Size = field(default_factory=torch.Size)
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     memory: int = -1
     dense: bool = False
     channels_last: bool = False

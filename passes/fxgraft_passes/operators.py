@@ -14,8 +14,8 @@ operator         value                                 gradient of ``h``       g
 ===============  ====================================  ======================  ==========================
 
 (*) while the 0-d flag ``learning`` is set, so that one compiled graph serves seeds in any stage;
-``learning=None`` says that it never is, and saves the objective's norms. Both blends give the bits of ``h`` at alpha 0 whatever ``s`` holds, and exactly the end value at
-alpha 1. ``alpha``, ``learning`` and ``released`` are 0-d tensors that are filled in place: a compiled
+``learning=None`` says that it never is, and saves the objective's norms. Both blends give the bits
+of ``h`` at alpha 0 whatever ``s`` holds, and exactly the end value at alpha 1. ``alpha``, ``learning`` and ``released`` are 0-d tensors that are filled in place: a compiled
 graph never specialises on them.
 
 The operators are plain functions (they are the targets of graph nodes) around autograd functions,
@@ -33,9 +33,7 @@ from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.objectives import seed_gradient
 
 
-def isolated(
-    h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool = False
-) -> Tensor:
+def isolated(h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool = False) -> Tensor:
     """``h`` untouched, while the seed learns by its objective. ``copy`` where a consumer writes into it."""
     return _Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -109,7 +107,7 @@ class _Isolated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, s = ctx.saved_tensors
-        to_seed = None if ctx.law[1] == "shadow" else _learn(*ctx.law, g, h, s)
+        to_seed = None if ctx.law[1] == "shadow" else _learn(ctx.law, g, h, s)
         return g, to_seed, None, None, None, None
 
 
@@ -145,7 +143,7 @@ class _Blend(torch.autograd.Function):
         to_seed = (alpha * g).to(ctx.seed_dtype)
         if learner:
             learning, h, s = learner
-            to_seed = torch.where(learning, _learn(*ctx.law, g, h, s), to_seed)
+            to_seed = torch.where(learning, _learn(ctx.law, g, h, s), to_seed)
         return to_host, to_seed, None, None, None, None, None
 
 
@@ -162,7 +160,8 @@ class _Release(torch.autograd.Function):
         return torch.where(released, g, torch.full_like(g, -0.0)), None
 
 
-def _learn(mode: str, objective: str, radius: float, g: Tensor, h: Tensor, s: Tensor) -> Tensor:
+def _learn(law: tuple[str, str, float], g: Tensor, h: Tensor, s: Tensor) -> Tensor:
+    mode, objective, radius = law
     branch = s.to(h.dtype)
     if mode == "convex":
         branch = branch - h

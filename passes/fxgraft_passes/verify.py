@@ -1,8 +1,14 @@
 """Prove on the graph what grafts promise. Nothing is rewritten.
 
-    seed input:  detach(h) or release(h) while isolated      else IsolationError
-    h:           read by its graft and the seed's input only else SlotError
-    graph:       well formed, acyclic, outputs reached       else FxGraftError
+before and after::
+
+    relu = self.relu(x)
+    seed_input = relu.detach()            # detach or release while isolated, else IsolationError
+    seed = self._seeds.a.module(seed_input)
+    graft = isolated(relu, seed, ...)     # the only way out of the seed, else IsolationError
+    fc = self.fc(graft)                   # nobody reads relu past the graft, else SlotError
+
+The graph as a whole must be well formed and acyclic, else FxGraftError.
 """
 
 from __future__ import annotations
