@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region
 from fxgraft.compiled import CompiledVariants
-from fxgraft.errors import FxGraftError, TraceError
+from fxgraft.errors import FxGraftError, SlotError, TraceError
 from fxgraft.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
@@ -50,6 +52,9 @@ def trace(
 class Host(nn.Module):
     """A traced model. Make one with `trace`; grow it with a `SeedManager`.
 
+    Attributes:
+        on_call: called with the arguments of every forward pass, or None.
+
     It has the model's children, parameters and buffers under the model's names; seeds are under
     ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
     """
@@ -65,6 +70,7 @@ class Host(nn.Module):
         self._structure = Structure()
         self._phase = Phase.ISOLATED
         self._compiled: CompiledVariants | None = None
+        self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self._slot_table: Mapping[str, Slot] | None = None
         self._own_parameters: dict[int, weakref.ref[nn.Parameter]] | None = None
         self.training = root.training
@@ -80,6 +86,18 @@ class Host(nn.Module):
         if self._slot_table is None:
             self._slot_table = _slot_table(self._regions.values())
         return self._slot_table
+
+    def slot(self, name: str) -> Slot:
+        """The slot of that name. Raises `SlotError` with the reason, or with the nearest names."""
+        if name in self.slots:
+            return self.slots[name]
+        if (reason := self.rejected.get(name)) is not None:
+            raise SlotError(f"{name!r} is no slot: it {reason}")
+        near = difflib.get_close_matches(name, self.slots, n=3, cutoff=0.3) or list(self.slots)[:3]
+        raise SlotError(
+            f"the host has no slot {name!r}; did you mean {', '.join(map(repr, near))}? "
+            f"host.slots has all {len(self.slots)}"
+        )
 
     @property
     def regions(self) -> Mapping[str, Region]:
@@ -110,6 +128,8 @@ class Host(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, with the seeds in it."""
+        if self.on_call is not None:
+            self.on_call(args, kwargs)
         return self._run(*args, **kwargs)
 
     def compile(self, **options: Any) -> None:  # type: ignore[override]
@@ -162,12 +182,7 @@ class Host(nn.Module):
 
     def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
-        for name in self._structure.by_region.keys() | structure.by_region.keys():
-            placements = structure.by_region.get(name, ())
-            wirings = tuple(p.wiring for p in placements)
-            region = self._regions[name]
-            generated = region.forward_for(wirings, phase) if placements else None
-            region.install(generated, [grafts[p.seed] for p in placements])
+        self._install(structure, phase, grafts)
         self._structure, self._phase = structure, phase
         self._modules.pop(SEEDS, None)
         if grafts:
@@ -176,6 +191,25 @@ class Host(nn.Module):
             for placement in structure.placements:
                 seeds.add_module(placement.seed, grafts[placement.seed])
         self.__dict__["_run"] = self._compiled.variant(structure, phase) if self._compiled else self._root
+
+    def _install(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
+        for name in self._structure.by_region.keys() | structure.by_region.keys():
+            placements = structure.by_region.get(name, ())
+            wirings = tuple(p.wiring for p in placements)
+            region = self._regions[name]
+            generated = region.forward_for(wirings, phase) if placements else None
+            region.install(generated, [grafts[p.seed] for p in placements])
+
+    @contextmanager
+    def probing(self, structure: Structure, phase: Phase) -> Iterator[nn.Module]:
+        """The model, in eager mode, with part of the host's grafts in another phase, and put back."""
+        grafts = self.grafts()
+        try:
+            self._install(structure, phase, grafts)
+            yield self._root
+        finally:
+            self._install(structure, Phase.ISOLATED, grafts)
+            self._install(self._structure, self._phase, grafts)
 
     def warm_up(self) -> None:
         """Compile both forwards of the structure for the calls seen so far, where that is missing."""
@@ -231,7 +265,7 @@ class Host(nn.Module):
         self._root._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("_run", "_compiled", "_slot_table", "_own_parameters")
+        derived = ("on_call", "_run", "_compiled", "_slot_table", "_own_parameters")
         return {**self.__dict__, **dict.fromkeys(derived)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

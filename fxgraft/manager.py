@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import MappingProxyType
@@ -18,12 +16,16 @@ from fxgraft import nursery, schedules, streams
 from fxgraft.errors import SlotError, StageError
 from fxgraft.gradients import SeedGradients
 from fxgraft.host import Host
+from fxgraft.isolation import Violation
+from fxgraft.monitor import DEFAULT_INTERVAL, IsolationMonitor
+from fxgraft.names import SeedNames, check_name
 from fxgraft.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seed import Seed
 from fxgraft.shadow import shadow_pass
 from fxgraft.stage import Stage, after
 from fxgraft.structure import Placement, Structure, kind_of
+from fxgraft.swap import follow_stages, phase_for, swap
 from fxgraft.telemetry import Event, Sink, Sinks, logger
 from fxgraft_passes import Graft, GraftSpec, Phase, Slot
 
@@ -44,6 +46,8 @@ class SeedManager:
             variable ``FXGRAFT_DYNAMIC_SEEDS`` decides (``0`` disables), and otherwise True.
         strict: raise `IsolationError` out of the training step where isolation is violated.
         sinks: callables that are given every `fxgraft.telemetry.Event`.
+        check_every: training steps between two isolation checks, beside the one after each change;
+            0 for none. A check costs two passes of the model.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class SeedManager:
         enabled: bool | None = None,
         strict: bool = False,
         sinks: Sequence[Sink] = (),
+        check_every: int = DEFAULT_INTERVAL,
     ):
         inner = getattr(host, "module", None) if not isinstance(host, Host) else host
         if not isinstance(inner, Host):
@@ -72,8 +77,9 @@ class SeedManager:
         self.registry = SeedParameterRegistry(optimizers)
         self._gradients = SeedGradients(lambda seed: self._emit("gradients_dropped", seed))
         self._sinks = Sinks(sinks)
+        self.monitor = IsolationMonitor(self.host, check_every, strict, self._report_violations)
         self._seeds: dict[str, Seed] = {}
-        self._counters: dict[str, int] = {}
+        self._names = SeedNames()
         self._run_seed = torch.initial_seed()
         self._step = 0
 
@@ -128,11 +134,12 @@ class SeedManager:
             raise SlotError(f"source={source!r}: branches between two slots are not supported yet")
         if not wait:
             raise StageError("wait=False: germination in the background is not supported yet")
-        slot = self._slot(slot_name)
+        slot = self.host.slot(slot_name)
         spec = GraftSpec(mode or "residual", objective, isolated=isolated, copy=slot.copy)
         seed = Seed(self._name(name, blueprint), slot_name, nursery.label(blueprint), spec)
         if not self.enabled:
-            self._emit("seed_operation", seed.name, operation="germinate", disabled=True)
+            self._seeds[seed.name] = seed
+            self._record_noop("germinate", seed)
             return seed
         if spec.mode == "convex" and isolated:
             logger.warning(
@@ -161,7 +168,7 @@ class SeedManager:
             undo.callback(setattr, seed, "_graft", None)
             undo.callback(seed.enter, seed.stage)
             seed.enter(after(seed.stage, "go live", seed.name))
-            self._adopt(undo, self.host.structure.with_placement(placement), seed)
+            self._swap(undo, self.host.structure.with_placement(placement), {seed.name: graft})
             undo.callback(self.registry.leave, list(module.parameters()))
             self.registry.join(module, f"_seeds.{seed.name}.module")
             self._gradients.watch(seed.name, list(module.parameters()))
@@ -191,12 +198,12 @@ class SeedManager:
         """
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
-            return self._emit("seed_operation", seed.name, operation="blend", disabled=True)
+            return self._record_noop("blend", seed)
         stage = after(seed.stage, "blend", seed.name)
         ramp = Ramp(seed.alpha, float(to), steps, schedules.resolve(schedule))
         seed._ramp, seed._ramp_step = ramp, 0
         seed.enter(stage)
-        self._follow_stages()
+        follow_stages(self.host, self._seeds.values())
         self._emit("blend_config", seed.name, target=ramp.target, steps=steps, schedule=str(schedule))
         return self._announce(seed)
 
@@ -208,12 +215,13 @@ class SeedManager:
         """
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
-            return self._emit("seed_operation", seed.name, operation="cull", disabled=True)
+            del self._seeds[seed.name]
+            return self._record_noop("cull", seed)
         stage = after(seed.stage, "cull", seed.name)
         with ExitStack() as undo:
             del self._seeds[seed.name]
             undo.callback(self._seeds.__setitem__, seed.name, seed)
-            self._adopt(undo, self.host.structure.without(seed.name))
+            self._swap(undo, self.host.structure.without(seed.name))
             undo.pop_all()
         self._gradients.unwatch(seed.name)
         self.registry.leave(self.registry.parameters(seed.name))
@@ -231,7 +239,7 @@ class SeedManager:
         """
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
-            return self._emit("seed_operation", seed.name, operation="fossilize", disabled=True)
+            return self._record_noop("fossilize", seed)
         stage = after(seed.stage, "fossilize", seed.name)
         assert seed.module is not None
         slot = self.host.slots[seed.slot]
@@ -241,7 +249,7 @@ class SeedManager:
         with ExitStack() as undo:
             seed.stage = stage
             undo.callback(setattr, seed, "stage", before)
-            self._adopt(undo, self.host.structure.with_placement(placement))
+            self._swap(undo, self.host.structure.with_placement(placement))
             undo.pop_all()
         self._gradients.unwatch(seed.name)
         self.registry.disown(seed.name)
@@ -255,6 +263,8 @@ class SeedManager:
             if seed.stage is Stage.BLENDING and seed.advance():
                 seed.enter(after(seed.stage, "reach", seed.name))
                 self._announce(seed)
+
+        self.monitor.step(self._seeds.values())
 
     # Looking at what a seed does
 
@@ -287,71 +297,43 @@ class SeedManager:
 
     # Inside
 
-    def _adopt(self, undo: ExitStack, structure: Structure, newcomer: Seed | None = None) -> None:
-        """Swap the host to ``structure``, ready to run; ``undo`` swaps it back."""
-        grafts = self.host.grafts()
-        undo.callback(self.host.adopt, self.host.structure, self.host.phase, grafts)
-        if newcomer is not None and newcomer._graft is not None:
-            grafts = {**grafts, newcomer.name: newcomer._graft}
-        grafts = {p.seed: grafts[p.seed] for p in structure.placements}
-        self.host.prepare(structure, (Phase.ISOLATED, Phase.BLENDED))
-        self.host.adopt(structure, self._phase(), grafts)
-        self.host.warm_up()
-
-    def _phase(self) -> Phase:
-        stages = {seed.stage for seed in self._seeds.values() if seed.is_live}
-        if not stages - {Stage.TRAINING}:
-            return Phase.ISOLATED
-        if self.host.is_compiled or Stage.TRAINING in stages:
-            return Phase.BLENDED
-        return Phase.SETTLED
-
-    def _follow_stages(self) -> None:
-        """Let the forward run that fits the stages; all of them exist already."""
-        if self.host.phase is not (phase := self._phase()):
-            self.host.adopt(self.host.structure, phase, self.host.grafts())
-
     def _around(self, slot: Slot) -> nursery.Surroundings:
         module = self.host.regions[slot.region].module
         near = next(module.parameters(), None)
         like = near if near is not None else next(self.host.parameters(), torch.empty(0, dtype=slot.dtype))
         return nursery.Surroundings(like.dtype, like.device, module.training)
 
-    def _slot(self, name: str) -> Slot:
-        slots = self.host.slots
-        if name in slots:
-            return slots[name]
-        if (reason := self.host.rejected.get(name)) is not None:
-            raise SlotError(f"{name!r} is no slot: it {reason}")
-        near = difflib.get_close_matches(name, slots, n=3, cutoff=0.3) or list(slots)[:3]
-        raise SlotError(f"the host has no slot {name!r}; did you mean {', '.join(map(repr, near))}?")
-
-    def _find(self, seed: Seed | str) -> Seed:
-        if isinstance(seed, Seed):
-            return seed
-        if seed not in self._seeds:
-            raise StageError(f"no seed is named {seed!r}; there are: {', '.join(self._seeds) or 'none'}")
-        return self._seeds[seed]
+    def _swap(self, undo: ExitStack, structure: Structure, new: Mapping[str, Graft] | None = None) -> None:
+        swap(undo, self.host, structure, phase_for(self._seeds.values(), self.host.is_compiled), new)
 
     def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
         if name is None:
-            base = re.sub(r"\W+", "_", nursery.label(blueprint)).strip("_") or "seed"
-            return next(made for made in self._numbered(base) if made not in self._seeds)
-        if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.Module, name):
-            raise ValueError(f"name: expected letters, digits, '_' and '-'; got {name!r}")
+            return self._names.make(nursery.label(blueprint), self._seeds)
+        check_name(name)
         if name in self._seeds:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
         return name
 
-    def _numbered(self, base: str) -> Iterator[str]:
-        """``base_0``, ``base_1``, …, never one again in the life of the manager."""
-        while True:
-            count = self._counters.get(base, 0)
-            self._counters[base] = count + 1
-            yield f"{base}_{count}"
+    def _find(self, seed: Seed | str) -> Seed:
+        known = self._seeds.get(seed.name if isinstance(seed, Seed) else seed)
+        if isinstance(seed, Seed) and known is not seed:
+            known = seed if seed.stage is Stage.CULLED else None  # whose stage refuses everything
+        if known is None:
+            raise StageError(f"no seed {seed!r} here; there are: {', '.join(self._seeds) or 'none'}")
+        return known
+
+    def _report_violations(self, found: list[Violation]) -> None:
+        for violation in found:
+            self._emit(
+                "violation_recorded", what=violation.kind, name=violation.name, magnitude=violation.magnitude
+            )
 
     def _announce(self, seed: Seed) -> None:
+        self.monitor.look_soon()
         self._emit("seed_stage", seed.name, stage=seed.stage.name, alpha=seed.alpha, slot=seed.slot)
+
+    def _record_noop(self, operation: str, seed: Seed) -> None:
+        self._emit("seed_operation", seed.name, operation=operation, disabled=True)
 
     def _emit(self, kind: str, seed: str | None = None, **data: Any) -> None:
         self._sinks.emit(Event(kind, self._step, seed, data))

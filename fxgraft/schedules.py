@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
+
+_PROBES = 64
 
 Schedule = Callable[[float], float]
 
@@ -50,6 +53,10 @@ class Ramp:
             raise ValueError(f"to: expected a share between 0 and 1; got {self.target!r}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps: expected a positive whole number; got {self.steps!r}")
+        shares = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
+        rising = all(a <= b for a, b in pairwise(shares))
+        if not (all(math.isfinite(share) for share in shares) and rising):
+            raise ValueError("schedule: expected a monotone function from [0, 1] to [0, 1]")
 
     def alpha(self, step: int) -> float:
         """Alpha after ``step`` steps; exactly ``target`` from the last one on."""

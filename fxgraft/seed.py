@@ -66,8 +66,8 @@ class Seed:
         """One step along the ramp; return whether the target is reached."""
         if self._ramp is None:
             return False
+        self.set_alpha(self._ramp.alpha(self._ramp_step + 1))  # first: a schedule may raise
         self._ramp_step += 1
-        self.set_alpha(self._ramp.alpha(self._ramp_step))
         return self._ramp_step >= self._ramp.steps
 
     def __repr__(self) -> str:

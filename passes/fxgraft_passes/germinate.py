@@ -119,7 +119,9 @@ def _write(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.
         return _named(passed, "graft")
     alpha = _named(graph.get_attr(f"{site.path}.alpha"), "alpha")
     blend = operators.BLENDS[spec.mode]
-    if phase is Phase.SETTLED:
+    if phase is Phase.DETACHED and spec.isolated:
+        seed = _named(graph.call_method("detach", (seed,)), "seed_output")
+    if phase in (Phase.SETTLED, Phase.DETACHED):
         return _named(graph.call_function(blend, (host, seed, alpha, None, *law)), "graft")
     learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")
     if phase is Phase.SHADOW:

@@ -25,6 +25,9 @@ class Phase(Enum):
     """Seeds in any mixture of stages, told apart by tensors: the one that is compiled."""
     SETTLED = "settled"
     """No seed is in TRAINING: as BLENDED, without the objectives."""
+    DETACHED = "detached"
+    """As SETTLED, with the output of isolated seeds cut off from gradients: what the host's gradients
+    must be (the reference of the isolation check)."""
     SHADOW = "shadow"
     """Seeds in TRAINING at alpha 1, plain gradients (`SeedManager.shadow`)."""
 

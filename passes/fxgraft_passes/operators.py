@@ -14,8 +14,10 @@ operator         value                                 gradient of ``h``       g
 ===============  ====================================  ======================  ==========================
 
 (*) while the 0-d flag ``learning`` is set, so that one compiled graph serves seeds in any stage;
-``learning=None`` says that it never is, and saves the objective's norms. Both blends give the bits
-of ``h`` at alpha 0 whatever ``s`` holds, and exactly the end value at alpha 1. ``alpha``, ``learning`` and ``released`` are 0-d tensors that are filled in place: a compiled
+``learning=None`` says that it never is, and saves the objective's norms.
+
+Both blends give the bits of ``h`` at alpha 0 whatever ``s`` holds, and exactly the end value at
+alpha 1. ``alpha``, ``learning`` and ``released`` are 0-d tensors that are filled in place: a compiled
 graph never specialises on them.
 
 The operators are plain functions (they are the targets of graph nodes) around autograd functions,

@@ -1,0 +1,83 @@
+"""When the isolation check runs, and what becomes of what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from fxgraft.errors import IsolationError
+from fxgraft.host import Host
+from fxgraft.isolation import Violation, check
+from fxgraft.seed import Seed
+
+DEFAULT_INTERVAL = 500
+
+
+class IsolationMonitor:
+    """Checks the first training step after every change of structure or stage, and every ``interval``.
+
+    A check borrows the inputs of the step's last forward pass; it costs two passes of the model.
+
+    Args:
+        host: what is watched.
+        interval: steps between checks; 0 turns the monitor off.
+        strict: raise `IsolationError` out of the training step at a violation.
+        report: called with each list of violations.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        interval: int,
+        strict: bool,
+        report: Callable[[list[Violation]], None],
+    ):
+        self._host = host
+        self._interval = interval
+        self._strict = strict
+        self._report = report
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._until_next = interval
+        self.checks = 0
+        self.violations = 0
+
+    def look_soon(self) -> None:
+        """Check the next training step."""
+        if self._interval:
+            self._until_next = 0
+            self._host.on_call = self._take
+
+    def step(self, seeds: Collection[Seed]) -> None:
+        """One training step has passed. Raises `IsolationError` if strict and there was a violation."""
+        if not self._interval or not any(seed.is_live for seed in seeds):
+            self._let_go()
+            return
+        self._until_next -= 1
+        if self._call is not None:
+            args, kwargs = self._call
+            self._let_go()
+            self._until_next = self._interval
+            self._judge(check(self._host, seeds, args, kwargs))
+        elif self._until_next <= 1:
+            self._host.on_call = self._take
+
+    def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._host.training:
+            self._call = args, kwargs
+
+    def _let_go(self) -> None:
+        self._call = None
+        self._host.on_call = None
+
+    def _judge(self, found: list[Violation]) -> None:
+        self.checks += 1
+        if not found:
+            return
+        self.violations += len(found)
+        self._report(found)
+        if self._strict:
+            listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
+            raise IsolationError(
+                f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "
+                f"Cull the seeds germinated last, or see what they share with the host"
+            )

@@ -1,0 +1,31 @@
+"""Names of seeds: made where none is given, checked where one is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from itertools import count
+
+from torch import nn
+
+
+class SeedNames:
+    """Hands out names, each once: ``mlp_0``, ``mlp_1``, …"""
+
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+
+    def make(self, blueprint: str, taken: Container[str]) -> str:
+        """A name for a seed of ``blueprint`` that was never made before and is not ``taken``."""
+        base = re.sub(r"\W+", "_", blueprint).strip("_") or "seed"
+        number = next(n for n in count(self._next.get(base, 0)) if f"{base}_{n}" not in taken)
+        self._next[base] = number + 1
+        return f"{base}_{number}"
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError` for a name that cannot be an attribute of the module that holds the seeds."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or name in dir(nn.Module()):
+        raise ValueError(
+            f"name: expected letters, digits, '_' and '-', and no attribute of nn.Module; got {name!r}"
+        )

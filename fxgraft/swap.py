@@ -1,0 +1,52 @@
+"""Swap one structure for another on a host, as one step of a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+
+from fxgraft.host import Host
+from fxgraft.seed import Seed
+from fxgraft.stage import Stage
+from fxgraft.structure import Structure
+from fxgraft_passes import Graft, Phase
+
+
+def swap(
+    undo: ExitStack, host: Host, structure: Structure, phase: Phase, new: Mapping[str, Graft] | None = None
+) -> None:
+    """Let ``host`` run ``structure``, with all that it needs made (and compiled) before it is live.
+
+    Args:
+        undo: is given what takes the host back.
+        host: the host.
+        structure: the structure to run.
+        phase: the forward to run first.
+        new: the grafts that the host does not have yet, by the names of their seeds.
+    """
+    have = host.grafts()
+    undo.callback(host.adopt, host.structure, host.phase, have)
+    grafts = {p.seed: (have | dict(new or {}))[p.seed] for p in structure.placements}
+    host.prepare(structure, (Phase.ISOLATED, Phase.BLENDED))
+    host.adopt(structure, phase, grafts)
+    host.warm_up()
+
+
+def phase_for(seeds: Iterable[Seed], compiled: bool) -> Phase:
+    """The forward that fits the stages of the live seeds: the cheapest that is right for all.
+
+    A compiled host has two, so that no mixture of stages is ever new to it.
+    """
+    stages = {seed.stage for seed in seeds if seed.is_live}
+    if stages <= {Stage.TRAINING}:
+        return Phase.ISOLATED
+    if compiled or Stage.TRAINING in stages:
+        return Phase.BLENDED
+    return Phase.SETTLED
+
+
+def follow_stages(host: Host, seeds: Iterable[Seed]) -> None:
+    """Let the forward run that fits the stages now; all of them exist already."""
+    phase = phase_for(seeds, host.is_compiled)
+    if host.phase is not phase:
+        host.adopt(host.structure, phase, host.grafts())
