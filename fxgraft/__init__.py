@@ -1,6 +1,6 @@
 """fxgraft grows a PyTorch model while it trains."""
 
-from fxgraft import blueprints, errors
+from fxgraft import blueprints, commands, errors
 from fxgraft.capture.region import Region
 from fxgraft.host import Host, trace
 from fxgraft.manager import SeedManager
@@ -18,6 +18,7 @@ __all__ = [
     "Slot",
     "Stage",
     "blueprints",
+    "commands",
     "errors",
     "trace",
 ]

@@ -27,6 +27,7 @@ class SeedGradients:
         self._on_dropped = on_dropped
         self._watched: dict[str, list[nn.Parameter]] = {}
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
+        self._paused: set[str] = set()
         self._queued = False
 
     def watch(self, seed: str, parameters: Sequence[nn.Parameter]) -> None:
@@ -41,8 +42,13 @@ class SeedGradients:
     def unwatch(self, seed: str) -> None:
         """Stop watching ``seed`` and remove its hooks."""
         self._watched.pop(seed, None)
+        self._paused.discard(seed)
         for hook in self._hooks.pop(seed, ()):
             hook.remove()
+
+    def pause(self, seed: str, paused: bool) -> None:
+        """Drop every gradient of ``seed`` from now on, so that no optimizer moves it; or no longer."""
+        (self._paused.add if paused else self._paused.discard)(seed)
 
     def step_done(self) -> None:
         """A backward pass that raised never called back: be ready for the next one."""
@@ -55,14 +61,20 @@ class SeedGradients:
 
     def _check(self) -> None:
         self._queued = False
+        for seed in self._paused:
+            _drop(self._watched[seed])
         # All at once first: in nearly every step that is all there is to do.
         if _all_finite(p for parameters in self._watched.values() for p in parameters):
             return
         for seed, parameters in self._watched.items():
             if not _all_finite(parameters):
-                for parameter in parameters:
-                    parameter.grad = None
+                _drop(parameters)
                 self._on_dropped(seed)
+
+
+def _drop(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def norm_of(parameters: Iterable[nn.Parameter]) -> float:

@@ -1,10 +1,10 @@
-"""The manager: runs the lives of seeds on a host."""
+"""The manager: the façade through which seeds live on a host."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import nursery, schedules, streams
+from fxgraft import nursery, probing, schedules, streams
+from fxgraft.commands import Command, Reply
+from fxgraft.dispatch import Dispatcher
 from fxgraft.errors import SlotError, StageError
-from fxgraft.gradients import SeedGradients
+from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
 from fxgraft.isolation import Violation
+from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, IsolationMonitor
 from fxgraft.names import SeedNames, check_name
 from fxgraft.registry import SeedParameterRegistry
@@ -24,10 +27,8 @@ from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seed import Seed
 from fxgraft.shadow import shadow_pass
 from fxgraft.stage import Stage, after
-from fxgraft.structure import Placement, Structure, kind_of
-from fxgraft.swap import follow_stages, phase_for, swap
 from fxgraft.telemetry import Event, Sink, Sinks, logger
-from fxgraft_passes import Graft, GraftSpec, Phase, Slot
+from fxgraft_passes import GraftSpec
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
 BlueprintLike = str | nn.Module | Callable[..., nn.Module]
@@ -48,6 +49,8 @@ class SeedManager:
         sinks: callables that are given every `fxgraft.telemetry.Event`.
         check_every: training steps between two isolation checks, beside the one after each change;
             0 for none. A check costs two passes of the model.
+        gates: action (``"blend"``, ``"fossilize"``) -> what a seed must pass for it.
+        cooldown: for how many steps a slot refuses new seeds after a cull there.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class SeedManager:
         strict: bool = False,
         sinks: Sequence[Sink] = (),
         check_every: int = DEFAULT_INTERVAL,
+        gates: Mapping[str, Gate] = DEFAULT_GATES,
+        cooldown: int = 0,
     ):
         inner = getattr(host, "module", None) if not isinstance(host, Host) else host
         if not isinstance(inner, Host):
@@ -67,19 +72,20 @@ class SeedManager:
                 f"host: expected a fxgraft.Host (from fxgraft.trace) or DistributedDataParallel "
                 f"around one; got {type(host).__name__}"
             )
-        if optimizer is None:
-            optimizer = ()
         self.host = inner
         self.schedulers = tuple(schedulers)
-        self.strict = strict
         self.enabled = _enabled_by_environment() if enabled is None else enabled
-        optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
-        self.registry = SeedParameterRegistry(optimizers)
-        self._gradients = SeedGradients(lambda seed: self._emit("gradients_dropped", seed))
         self._sinks = Sinks(sinks)
-        self.monitor = IsolationMonitor(self.host, check_every, strict, self._report_violations)
-        self._seeds: dict[str, Seed] = {}
+        self._lifecycle = Lifecycle(
+            inner, _optimizers(optimizer), self._on_stage, lambda seed: self._emit("gradients_dropped", seed)
+        )
+        self._seeds = self._lifecycle.seeds
+        self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
+        self._dispatcher = Dispatcher(self)
         self._names = SeedNames()
+        self._gates = gates
+        self._cooldown = cooldown
+        self._refuses_until: dict[str, int] = {}
         self._run_seed = torch.initial_seed()
         self._step = 0
 
@@ -89,6 +95,11 @@ class SeedManager:
     def seeds(self) -> Mapping[str, Seed]:
         """Name -> seed: those that live, and those that became part of the host."""
         return MappingProxyType(self._seeds)
+
+    @property
+    def registry(self) -> SeedParameterRegistry:
+        """Which seed owns which parameter."""
+        return self._lifecycle.registry
 
     def seed_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of live seeds."""
@@ -118,7 +129,8 @@ class SeedManager:
             source: not supported yet.
             name: the seed's; a new one is made by default.
             mode: ``"residual"`` (the default) adds the seed's output, ``"convex"`` replaces the
-                host's value by it.
+                host's value by it, ``"gated"`` adds it scaled by a gate that the seed learns,
+                ``"channelwise"`` adds it with an alpha for each channel.
             objective: what the seed learns from in isolation; see ``fxgraft_passes.objectives``.
             isolated: whether nothing may reach a host gradient through the seed.
             wait: must be True for now.
@@ -135,8 +147,11 @@ class SeedManager:
         if not wait:
             raise StageError("wait=False: germination in the background is not supported yet")
         slot = self.host.slot(slot_name)
+        if (wait_for := self._refuses_until.get(slot_name, 0) - self._step) > 0:
+            raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         spec = GraftSpec(mode or "residual", objective, isolated=isolated, copy=slot.copy)
-        seed = Seed(self._name(name, blueprint), slot_name, nursery.label(blueprint), spec)
+        label = nursery.label(blueprint)
+        seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config)
         if not self.enabled:
             self._seeds[seed.name] = seed
             self._record_noop("germinate", seed)
@@ -150,30 +165,10 @@ class SeedManager:
             )
         seed.stage = after(seed.stage, "germinate", seed.name)
         key = streams.key_of(self._run_seed, seed.name)
-        module = nursery.grow(blueprint, slot, spec.mode, self._around(slot), key, config)
-        self._go_live(seed, slot, module)
+        around = nursery.surroundings(self.host, slot)
+        module = nursery.grow(blueprint, slot, spec.mode, around, key, config)
+        self._lifecycle.go_live(seed, slot, module)
         return seed
-
-    def _go_live(self, seed: Seed, slot: Slot, module: nn.Module) -> None:
-        """From here on every way of preparing a seed is the same."""
-        around = self._around(slot)
-        graft = Graft(module, dtype=around.dtype, device=around.device).train(around.training)
-        placement = Placement(seed.name, slot, seed.spec, kind_of(module))
-        with ExitStack() as undo:
-            self.registry.claim(seed.name, module, self.host.owns)
-            undo.callback(self.registry.disown, seed.name)
-            self._seeds[seed.name] = seed
-            undo.callback(self._seeds.pop, seed.name)
-            seed._graft = graft
-            undo.callback(setattr, seed, "_graft", None)
-            undo.callback(seed.enter, seed.stage)
-            seed.enter(after(seed.stage, "go live", seed.name))
-            self._swap(undo, self.host.structure.with_placement(placement), {seed.name: graft})
-            undo.callback(self.registry.leave, list(module.parameters()))
-            self.registry.join(module, f"_seeds.{seed.name}.module")
-            self._gradients.watch(seed.name, list(module.parameters()))
-            undo.pop_all()
-        self._announce(seed)
 
     def blend(
         self,
@@ -199,13 +194,11 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._record_noop("blend", seed)
-        stage = after(seed.stage, "blend", seed.name)
-        ramp = Ramp(seed.alpha, float(to), steps, schedules.resolve(schedule))
-        seed._ramp, seed._ramp_step = ramp, 0
-        seed.enter(stage)
-        follow_stages(self.host, self._seeds.values())
+        after(seed.stage, "blend", seed.name)
+        ramp = Ramp(seed.alphas, float(to), steps, schedules.resolve(schedule))
+        self._pass_gate("blend", seed)
         self._emit("blend_config", seed.name, target=ramp.target, steps=steps, schedule=str(schedule))
-        return self._announce(seed)
+        return self._lifecycle.begin_blend(seed, ramp)
 
     def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
@@ -217,19 +210,9 @@ class SeedManager:
         if seed.stage is Stage.DORMANT:
             del self._seeds[seed.name]
             return self._record_noop("cull", seed)
-        stage = after(seed.stage, "cull", seed.name)
-        with ExitStack() as undo:
-            del self._seeds[seed.name]
-            undo.callback(self._seeds.__setitem__, seed.name, seed)
-            self._swap(undo, self.host.structure.without(seed.name))
-            undo.pop_all()
-        self._gradients.unwatch(seed.name)
-        self.registry.leave(self.registry.parameters(seed.name))
-        self.registry.disown(seed.name)
-        seed._graft = None
-        seed.alpha = 0.0
-        seed.stage = stage
-        return self._announce(seed)
+        self._lifecycle.cull(seed)
+        self._refuses_until[seed.slot] = self._step + self._cooldown
+        return None
 
     def fossilize(self, seed: Seed | str) -> None:
         """Make a HOLDING seed a plain part of the host, at the alpha that it holds.
@@ -240,30 +223,36 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._record_noop("fossilize", seed)
-        stage = after(seed.stage, "fossilize", seed.name)
-        assert seed.module is not None
-        slot = self.host.slots[seed.slot]
-        spec = GraftSpec(seed.spec.mode, seed.spec.objective, seed.spec.radius, False, slot.copy, seed.alpha)
-        placement = Placement(seed.name, slot, spec, kind_of(seed.module))
-        before = seed.stage
-        with ExitStack() as undo:
-            seed.stage = stage
-            undo.callback(setattr, seed, "stage", before)
-            self._swap(undo, self.host.structure.with_placement(placement))
-            undo.pop_all()
-        self._gradients.unwatch(seed.name)
-        self.registry.disown(seed.name)
-        return self._announce(seed)
+        after(seed.stage, "fossilize", seed.name)
+        self._pass_gate("fossilize", seed)
+        return self._lifecycle.fossilize(seed)
+
+    def cull_all(self) -> list[str]:
+        """Cull every live seed, the latest first; return their names. Fossils stay."""
+        live = [seed for seed in reversed(self._seeds.values()) if seed.is_live]
+        for seed in live:
+            self.cull(seed)
+        return [seed.name for seed in live]
+
+    def pause(self, seed: Seed | str) -> None:
+        """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
+        self._set_paused(self._find(seed), True)
+
+    def resume(self, seed: Seed | str) -> None:
+        """Let a paused seed go on. Raises `StageError` if it is not live."""
+        self._set_paused(self._find(seed), False)
+
+    def handle(self, command: Command | Mapping[str, Any] | str | bytes) -> Reply:
+        """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says."""
+        return self._dispatcher.handle(command)
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``."""
         self._step += 1
-        self._gradients.step_done()
+        self._lifecycle.gradients.step_done()
         for seed in list(self._seeds.values()):
-            if seed.stage is Stage.BLENDING and seed.advance():
-                seed.enter(after(seed.stage, "reach", seed.name))
-                self._announce(seed)
-
+            if not seed.paused:
+                self._lifecycle.advance(seed)
         self.monitor.step(self._seeds.values())
 
     # Looking at what a seed does
@@ -277,34 +266,45 @@ class SeedManager:
         parameters = [p for name in learning for p in self.registry.parameters(name)]
         return shadow_pass(self.host, parameters)
 
-    @contextmanager
-    def at_alpha(self, seed: Seed | str, alpha: float) -> Iterator[None]:
-        """Let one seed run at another alpha inside: to measure what it contributes, by the loss."""
+    def at_alpha(self, seed: Seed | str, alpha: float) -> AbstractContextManager[None]:
+        """Let one seed run at another alpha inside: to see what it does. Recompiles nothing."""
+        return probing.at_alpha(self.host, self._find(seed), alpha)
+
+    def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
+        """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
+
+        Args:
+            seed: a live one.
+            evaluate: computes a loss of the host, best on held-out data and in eval mode. Gradients
+                are off inside; lower is better.
+            at: the alpha to measure at; a seed that is blended is best measured at its own.
+
+        Returns:
+            The contribution, positive where the seed helps. Gates read it from the seed.
+        """
         seed = self._find(seed)
-        if not seed.is_live:
-            raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
-        before = seed.alpha
-        phase = self.host.phase
-        try:
-            if phase is Phase.ISOLATED:
-                self.host.adopt(self.host.structure, Phase.BLENDED, self.host.grafts())
-            seed.set_alpha(alpha)
-            yield
-        finally:
-            seed.set_alpha(before)
-            if phase is Phase.ISOLATED:
-                self.host.adopt(self.host.structure, phase, self.host.grafts())
+        contribution = probing.measure(self.host, seed, evaluate, at)
+        self._emit("contribution", seed.name, contribution=contribution, alpha=at)
+        return contribution
 
     # Inside
 
-    def _around(self, slot: Slot) -> nursery.Surroundings:
-        module = self.host.regions[slot.region].module
-        near = next(module.parameters(), None)
-        like = near if near is not None else next(self.host.parameters(), torch.empty(0, dtype=slot.dtype))
-        return nursery.Surroundings(like.dtype, like.device, module.training)
+    def _pass_gate(self, action: str, seed: Seed) -> None:
+        gate = self._gates.get(action)
+        verdict = gate(seed) if gate else None
+        if verdict is not None:
+            self._emit("gate_event", seed.name, action=action, passed=verdict.passed, reason=verdict.reason)
+            if not verdict:
+                raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
 
-    def _swap(self, undo: ExitStack, structure: Structure, new: Mapping[str, Graft] | None = None) -> None:
-        swap(undo, self.host, structure, phase_for(self._seeds.values(), self.host.is_compiled), new)
+    def _set_paused(self, seed: Seed, paused: bool) -> None:
+        if seed.stage is Stage.DORMANT:
+            return self._record_noop("pause" if paused else "resume", seed)
+        if not seed.is_live:
+            raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {seed.stage.name}")
+        seed.paused = paused
+        self._lifecycle.gradients.pause(seed.name, paused)
+        return self._emit("seed_operation", seed.name, operation="pause" if paused else "resume")
 
     def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
         if name is None:
@@ -322,13 +322,13 @@ class SeedManager:
             raise StageError(f"no seed {seed!r} here; there are: {', '.join(self._seeds) or 'none'}")
         return known
 
-    def _report_violations(self, found: list[Violation]) -> None:
+    def _on_violations(self, found: list[Violation]) -> None:
         for violation in found:
             self._emit(
                 "violation_recorded", what=violation.kind, name=violation.name, magnitude=violation.magnitude
             )
 
-    def _announce(self, seed: Seed) -> None:
+    def _on_stage(self, seed: Seed) -> None:
         self.monitor.look_soon()
         self._emit("seed_stage", seed.name, stage=seed.stage.name, alpha=seed.alpha, slot=seed.slot)
 
@@ -341,3 +341,9 @@ class SeedManager:
 
 def _enabled_by_environment() -> bool:
     return os.environ.get(ENABLED_VARIABLE, "1").strip().lower() not in ("0", "false", "no", "off")
+
+
+def _optimizers(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, Optimizer) else tuple(given)

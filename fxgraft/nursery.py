@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxgraft import blueprints, streams
 from fxgraft.capture.capture import untouched
+from fxgraft.host import Host
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
 
@@ -24,6 +25,14 @@ class Surroundings:
     training: bool
 
 
+def surroundings(host: Host, slot: Slot) -> Surroundings:
+    """What surrounds a slot now: the parameters of its region, or else of the host, tell."""
+    module = host.regions[slot.region].module
+    near = next(module.parameters(), None)
+    like = near if near is not None else next(host.parameters(), torch.empty(0, dtype=slot.dtype))
+    return Surroundings(like.dtype, like.device, module.training)
+
+
 class AddedBranch(nn.Module):
     """``x + branch(x)``: a branch as a replacement of the host's value, the identity at birth."""
 
@@ -34,6 +43,23 @@ class AddedBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape and dtype as ``x``."""
         return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+class Gated(nn.Module):
+    """``sigmoid(gate) * branch(x)``: a branch that learns how much of itself to give.
+
+    Attributes:
+        gate: the logit, 0-d and 0 at birth (half open).
+    """
+
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``branch(x)``."""
+        return torch.sigmoid(self.gate) * self.branch(x)  # type: ignore[no-any-return]
 
 
 def grow(
@@ -64,6 +90,8 @@ def grow(
             f"blueprint {given} at slot {slot.name!r}: expected an nn.Module; got {type(module).__name__}"
         )
     module = streams.privatize(module, key)
+    if mode == "gated":
+        module = Gated(module)
     module.to(device=around.device, dtype=around.dtype)
     if slot.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -41,9 +41,19 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType({"linear": linear, "cosine"
 
 @dataclass(frozen=True)
 class Ramp:
-    """A blend under way: alpha goes from ``start`` to ``target`` in ``steps`` training steps."""
+    """A blend under way: alpha goes from ``starts`` to ``target`` in ``steps`` training steps.
 
-    start: float
+    With more than one start (one for each channel) the channels follow each other: the first is
+    there after half of the steps, the last sets out then.
+
+    Attributes:
+        starts: where alpha is at step 0, one number or one for each channel.
+        target: where it goes, in [0, 1].
+        steps: at least 1.
+        schedule: share of the steps -> share of the way.
+    """
+
+    starts: tuple[float, ...]
     target: float
     steps: int
     schedule: Schedule
@@ -58,12 +68,19 @@ class Ramp:
         if not (all(math.isfinite(share) for share in shares) and rising):
             raise ValueError("schedule: expected a monotone function from [0, 1] to [0, 1]")
 
-    def alpha(self, step: int) -> float:
-        """Alpha after ``step`` steps; exactly ``target`` from the last one on."""
+    def alphas(self, step: int) -> tuple[float, ...]:
+        """Alpha (of each channel) after ``step`` steps; exactly ``target`` from the last one on."""
         if step >= self.steps:
-            return self.target
-        share = min(max(self.schedule(max(step, 0) / self.steps), 0.0), 1.0)
-        return self.start + (self.target - self.start) * share
+            return (self.target,) * len(self.starts)
+        progress = step / self.steps
+        if len(self.starts) == 1:
+            return (self._alpha(self.starts[0], progress),)
+        late = [i / (len(self.starts) - 1) for i in range(len(self.starts))]
+        return tuple(self._alpha(s, 2 * progress - d) for s, d in zip(self.starts, late, strict=True))
+
+    def _alpha(self, start: float, progress: float) -> float:
+        share = min(max(self.schedule(min(max(progress, 0.0), 1.0)), 0.0), 1.0)
+        return start + (self.target - start) * share
 
 
 def resolve(schedule: str | Schedule) -> Schedule:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 
 from fxgraft.schedules import Ramp
@@ -21,7 +24,11 @@ class Seed:
         blueprint: what it was germinated from.
         spec: mode, objective, isolation.
         stage: where it is in its life.
-        alpha: its share in the slot's output.
+        alpha: its share in the slot's output (the mean over the channels, where each has its own).
+        config: what the blueprint was configured with.
+        paused: whether its ramp and its updates stand still.
+        trained_steps: how many training steps it has been in TRAINING.
+        loss_with, loss_without: as last measured, with its alpha above 0 and at 0.
     """
 
     name: str
@@ -30,6 +37,11 @@ class Seed:
     spec: GraftSpec
     stage: Stage = Stage.DORMANT
     alpha: float = 0.0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    paused: bool = False
+    trained_steps: int = 0
+    loss_with: float | None = None
+    loss_without: float | None = None
     _graft: Graft | None = None
     _ramp: Ramp | None = None
     _ramp_step: int = 0
@@ -45,15 +57,33 @@ class Seed:
         return self._ramp.target if self._ramp else None
 
     @property
+    def contribution(self) -> float | None:
+        """The measured loss without the seed minus that with it; None before it was measured."""
+        if self.loss_with is None or self.loss_without is None:
+            return None
+        return self.loss_without - self.loss_with
+
+    @property
     def is_live(self) -> bool:
         """Whether it is grafted and not yet a plain part of the host."""
         return self.stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
 
-    def set_alpha(self, alpha: float) -> None:
-        """Set the share, in place: nothing recompiles."""
-        self.alpha = alpha
-        if self._graft:
-            self._graft.alpha.fill_(alpha)
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Its share in each channel where it has one for each, else the one share."""
+        if self._graft is None or self._graft.alpha.dim() == 0:
+            return (self.alpha,)
+        return tuple(self._graft.alpha.flatten().tolist())
+
+    def set_alpha(self, *alphas: float) -> None:
+        """Set the share (of each channel), in place: nothing recompiles."""
+        uniform = len(set(alphas)) == 1  # the mean of equal numbers may be another one
+        self.alpha = alphas[0] if uniform else sum(alphas) / len(alphas)
+        if self._graft is not None and len(alphas) == 1:
+            self._graft.alpha.fill_(alphas[0])
+        elif self._graft is not None:
+            values = torch.tensor(alphas, dtype=self._graft.alpha.dtype)
+            self._graft.alpha.copy_(values.view_as(self._graft.alpha))
 
     def enter(self, stage: Stage) -> None:
         """Set the stage, and the flags by which the blend operators know it."""
@@ -62,11 +92,26 @@ class Seed:
             self._graft.learning.fill_(stage is Stage.TRAINING)
             self._graft.released.fill_(stage is Stage.HOLDING)
 
+    def take(self, graft: Graft) -> None:
+        """Be the seed of ``graft``."""
+        self._graft = graft
+
+    def leave(self, stage: Stage) -> None:
+        """Let go of the graft, and of what is about it."""
+        self._graft = None
+        self._ramp = None
+        self.alpha = 0.0
+        self.stage = stage
+
+    def begin(self, ramp: Ramp) -> None:
+        """Follow ``ramp`` from its start."""
+        self._ramp, self._ramp_step = ramp, 0
+
     def advance(self) -> bool:
         """One step along the ramp; return whether the target is reached."""
         if self._ramp is None:
             return False
-        self.set_alpha(self._ramp.alpha(self._ramp_step + 1))  # first: a schedule may raise
+        self.set_alpha(*self._ramp.alphas(self._ramp_step + 1))  # first: a schedule may raise
         self._ramp_step += 1
         return self._ramp_step >= self._ramp.steps
 

@@ -146,7 +146,7 @@ def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> f
     if spec.fossil != 1:
         folded = graph.call_function(operators.folded, (host, seed, spec.mode, spec.fossil))
         return _named(folded, "fossil")
-    if spec.mode == "residual":
+    if spec.mode != "convex":
         return _named(graph.call_function(operator.add, (host, seed)), "fossil")
     return seed
 

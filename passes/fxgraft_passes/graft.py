@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxgraft_passes.objectives import DEFAULT_RADIUS, OBJECTIVES
 
-MODES = ("residual", "convex")
+MODES = ("residual", "convex", "gated", "channelwise")
 SEEDS = "_seeds"
 """Where a host keeps its grafts: the ``state_dict`` keys of seed ``a`` begin with ``_seeds.a.``."""
 
@@ -37,7 +37,9 @@ class GraftSpec:
     """How a seed is wired to its slot. A static part of the structure: another spec, another graph.
 
     Attributes:
-        mode: ``"residual"`` (``h + alpha f``) or ``"convex"`` (``h + alpha (s - h)``).
+        mode: ``"residual"`` (``h + alpha f``), ``"convex"`` (``h + alpha (s - h)``), ``"gated"``
+            (residual, of a module that scales its output by a gate it learns) or ``"channelwise"``
+            (residual, with an alpha for each channel).
         objective: what the seed learns from in isolation, one of ``OBJECTIVES``.
         radius: rho of the trust objectives.
         isolated: whether the seed's input is cut from the host's gradients.
@@ -62,11 +64,12 @@ class GraftSpec:
 
 
 class Graft(nn.Module):
-    """A seed's module beside its steering tensors (all 0-d, filled in place, saved with the seed).
+    """A seed's module beside its steering tensors (filled in place, saved with the seed).
 
     Attributes:
         module: the seed itself.
-        alpha: the share of the seed in the slot's output; float64 in a float64 host, else float32.
+        alpha: the share of the seed in the slot's output, 0-d, or of a shape that broadcasts over
+            the channels; float64 in a float64 host, else float32.
         learning: bool, set while the seed learns by its objective (TRAINING).
         released: bool, set when a convex seed's isolation has ended (HOLDING).
     """
@@ -75,10 +78,17 @@ class Graft(nn.Module):
     learning: Tensor
     released: Tensor
 
-    def __init__(self, module: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        alpha_shape: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         self.module = module
-        alpha = torch.zeros((), dtype=_alpha_dtype(dtype), device=device)
+        alpha = torch.zeros(alpha_shape, dtype=_alpha_dtype(dtype), device=device)
         self.register_buffer("alpha", alpha)
         self.register_buffer("learning", torch.ones((), dtype=torch.bool, device=device))
         self.register_buffer("released", torch.zeros((), dtype=torch.bool, device=device))
@@ -90,6 +100,13 @@ class Graft(nn.Module):
         kept = alpha.to(device=self.alpha.device, dtype=_alpha_dtype(self.alpha.dtype))
         self._buffers["alpha"] = kept
         return self
+
+
+def alpha_shape(mode: str, shape: torch.Size) -> tuple[int, ...]:
+    """The shape of alpha for a value of ``shape``: channels are axis 1 of 4-D values, else the last."""
+    if mode != "channelwise":
+        return ()
+    return (shape[1], 1, 1) if len(shape) == 4 else (shape[-1],)
 
 
 def _alpha_dtype(dtype: torch.dtype) -> torch.dtype:

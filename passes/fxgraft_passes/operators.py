@@ -54,7 +54,7 @@ def convex(
     return _Blend.apply(h, s, alpha, learning, "convex", objective, radius)  # type: ignore[no-any-return, no-untyped-call]
 
 
-BLENDS = {"residual": residual, "convex": convex}
+BLENDS = {"residual": residual, "convex": convex, "gated": residual, "channelwise": residual}
 
 
 def release(h: Tensor, released: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ def shadowed(h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor, mode: str) -
     """The end value for a seed that is still learning, the blend at ``alpha`` for one that is not."""
     share = torch.where(learning, torch.ones_like(alpha), alpha)
     s = s.to(h.dtype)
-    return _add(h, s, share) if mode == "residual" else _mix(h, s, share)
+    return _mix(h, s, share) if mode == "convex" else _add(h, s, share)
 
 
 def folded(h: Tensor, s: Tensor, mode: str, alpha: float) -> Tensor:
     """The blend at a constant ``alpha``, with the plain gradients: a fossil that was held below 1."""
     s = s.to(h.dtype)
-    return h + alpha * s if mode == "residual" else h + alpha * (s - h)
+    return h + alpha * (s - h) if mode == "convex" else h + alpha * s
 
 
 def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
@@ -136,12 +136,12 @@ class _Blend(torch.autograd.Function):
             ctx.save_for_backward(alpha, learning.clone(), h, s)
         ctx.seed_dtype = s.dtype
         s = s.to(h.dtype)
-        return _add(h, s, alpha) if mode == "residual" else _mix(h, s, alpha)
+        return _mix(h, s, alpha) if mode == "convex" else _add(h, s, alpha)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         alpha, *learner = ctx.saved_tensors
-        to_host = g if ctx.law[0] == "residual" else (1 - alpha) * g
+        to_host = (1 - alpha) * g if ctx.law[0] == "convex" else g
         to_seed = (alpha * g).to(ctx.seed_dtype)
         if learner:
             learning, h, s = learner

@@ -1,0 +1,29 @@
+"""Commands: what a controller says to a manager, and what it hears back.
+
+    {"type": "SEED", "slot": "layer1.relu", "blueprint": "mlp", "config": {"hidden": 32}}
+    {"type": "BLEND", "seed": "mlp_0", "to": 1.0, "steps": 200, "schedule": "cosine"}
+    {"type": "CULL", "seed": "mlp_0"}        FOSSILIZE, PAUSE and RESUME likewise
+
+As Python objects they are small frozen dataclasses, ``commands.SEED(slot=..., blueprint=...)``. Any
+command may carry an ``id``; a manager carries out each id once and repeats its reply. `schema` is the
+JSON schema of a command. Blueprints are named, never code: nothing in a command is ever executed.
+"""
+
+from fxgraft.commands.messages import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, Command, Reply
+from fxgraft.commands.parsing import MAX_BYTES, parse, read, schema, to_dict
+
+__all__ = [
+    "BLEND",
+    "CULL",
+    "FOSSILIZE",
+    "MAX_BYTES",
+    "PAUSE",
+    "RESUME",
+    "SEED",
+    "Command",
+    "Reply",
+    "parse",
+    "read",
+    "schema",
+    "to_dict",
+]

@@ -1,0 +1,104 @@
+"""The messages between a controller and a manager."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxgraft.schedules import SCHEDULES
+from fxgraft_passes.graft import MODES
+
+
+@dataclass(frozen=True, kw_only=True)
+class SEED:
+    """Germinate ``blueprint`` at ``slot``."""
+
+    slot: str
+    blueprint: str
+    source: str | None = None
+    name: str | None = None
+    mode: str | None = field(default=None, metadata={"enum": [*MODES, None]})
+    isolated: bool = True
+    config: dict[str, Any] = field(default_factory=dict)
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BLEND:
+    """Move the alpha of ``seed`` to ``to`` within ``steps`` training steps."""
+
+    seed: str
+    to: float = field(default=1.0, metadata={"minimum": 0, "maximum": 1})
+    steps: int = field(default=100, metadata={"minimum": 1, "maximum": 10**9})
+    schedule: str = field(default="cosine", metadata={"enum": list(SCHEDULES)})
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CULL:
+    """Take ``seed`` out."""
+
+    seed: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FOSSILIZE:
+    """Make ``seed`` a plain part of the host."""
+
+    seed: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAUSE:
+    """Let the ramp and the updates of ``seed`` stand still."""
+
+    seed: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RESUME:
+    """Let ``seed`` go on after a PAUSE."""
+
+    seed: str
+    id: str | None = None
+
+
+Command = SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME
+TYPES: dict[str, type[Command]] = {
+    kind.__name__: kind for kind in (SEED, BLEND, CULL, FOSSILIZE, PAUSE, RESUME)
+}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a command.
+
+    Attributes:
+        accepted: whether it was carried out.
+        reason: why not; or what was done.
+        command: the command's type, where it could be read.
+        seed: the seed it was about.
+        id: the command's.
+    """
+
+    accepted: bool
+    reason: str
+    command: str | None = None
+    seed: str | None = None
+    id: str | None = None
+
+    @property
+    def refused(self) -> bool:
+        """The opposite of ``accepted``."""
+        return not self.accepted
+
+    def __bool__(self) -> bool:
+        return self.accepted
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return dataclasses.asdict(self)

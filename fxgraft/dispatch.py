@@ -1,0 +1,85 @@
+"""Carries commands out on a manager, and never raises."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fxgraft import commands
+from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, Command, Reply
+from fxgraft.errors import CommandError
+from fxgraft.telemetry import logger
+
+if TYPE_CHECKING:
+    from fxgraft.manager import SeedManager
+
+REMEMBERED = 4096
+"""How many command ids a dispatcher remembers, the oldest forgotten first."""
+
+
+# What a blueprint's configuration must not reach.
+_GERMINATE = {"slot_name", "blueprint", "source", "name", "mode", "objective", "isolated", "wait"}
+
+
+class Dispatcher:
+    """Turns messages into calls of a manager's methods and their outcome into replies."""
+
+    def __init__(self, manager: SeedManager):
+        self._manager = manager
+        self._replies: OrderedDict[str, Reply] = OrderedDict()
+
+    def handle(self, message: Command | Mapping[str, Any] | str | bytes) -> Reply:
+        """Carry one message out; an id that was carried out before gets its reply again."""
+        try:
+            command = commands.parse(message)
+        except CommandError as error:
+            return Reply(False, str(error))
+        if command.id is not None and command.id in self._replies:
+            return self._replies[command.id]
+        kind = type(command).__name__
+        try:
+            seed, done = self._carry_out(command)
+            reply = Reply(True, done, kind, seed, command.id)
+        except Exception as error:
+            logger.info("refused %s: %s", kind, error)
+            about = command.name if isinstance(command, SEED) else command.seed
+            reply = Reply(False, f"{type(error).__name__}: {error}", kind, about, command.id)
+        if command.id is not None:
+            self._replies[command.id] = reply
+            if len(self._replies) > REMEMBERED:
+                self._replies.popitem(last=False)
+        return reply
+
+    def _carry_out(self, command: Command) -> tuple[str, str]:
+        """The seed that the command was about, and what was done."""
+        manager = self._manager
+        match command:
+            case SEED():
+                if taken := command.config.keys() & _GERMINATE:
+                    raise CommandError(f"config: {', '.join(sorted(taken))} cannot be set by a command")
+                seed = manager.germinate(
+                    command.slot,
+                    command.blueprint,
+                    source=command.source,
+                    name=command.name,
+                    mode=command.mode,
+                    isolated=command.isolated,
+                    **command.config,
+                )
+                return seed.name, f"{seed.name} is {seed.stage.name} at {seed.slot}"
+            case BLEND():
+                manager.blend(command.seed, to=command.to, steps=command.steps, schedule=command.schedule)
+                return command.seed, f"alpha goes to {command.to:g} in {command.steps} steps"
+            case CULL():
+                manager.cull(command.seed)
+                return command.seed, "culled"
+            case FOSSILIZE():
+                manager.fossilize(command.seed)
+                return command.seed, "a part of the host now"
+            case PAUSE():
+                manager.pause(command.seed)
+                return command.seed, "paused"
+            case RESUME():
+                manager.resume(command.seed)
+                return command.seed, "goes on"

@@ -1,0 +1,117 @@
+"""Gates: what has to be true of a seed before it may go on.
+
+A gate is a predicate with a reason. Gates compose with ``&``. What was never measured does not pass::
+
+    SeedManager(host, optimizer, gates={"blend": Sane() & Trained(steps=200), "fossilize": Worthy(0.01)})
+
+By default a manager asks for `Sane` before a blend and before a fossilization; controllers ask for more.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+
+from fxgraft.seed import Seed
+from fxgraft.stage import Stage
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says: whether it passes, and why."""
+
+    passed: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+
+class Gate(ABC):
+    """A condition on a seed."""
+
+    @abstractmethod
+    def __call__(self, seed: Seed) -> Verdict:
+        """Judge ``seed``."""
+
+    def __and__(self, other: Gate) -> Gate:
+        return Both(self, other)
+
+
+@dataclass(frozen=True)
+class Both(Gate):
+    """Two gates in turn; the first that fails says why."""
+
+    first: Gate
+    second: Gate
+
+    def __call__(self, seed: Seed) -> Verdict:
+        return self.first(seed) and self.second(seed)
+
+
+@dataclass(frozen=True)
+class Sane(Gate):
+    """All parameters of the seed are finite."""
+
+    def __call__(self, seed: Seed) -> Verdict:
+        if seed.module is None:
+            return Verdict(False, "it has no module")
+        for name, parameter in seed.module.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                return Verdict(False, f"{name} has NaN or inf")
+        return Verdict(True, "its parameters are finite")
+
+
+@dataclass(frozen=True)
+class Trained(Gate):
+    """At least ``steps`` steps in TRAINING, and a *measured* loss at alpha > 0 no worse than at 0.
+
+    First-order predictions of that loss have been wrong by orders of magnitude, so only a
+    measurement counts (``SeedManager.measure``). ``tolerance`` is a share of the loss at alpha 0.
+    """
+
+    steps: int = 100
+    tolerance: float = 0.0
+
+    def __call__(self, seed: Seed) -> Verdict:
+        if seed.trained_steps < self.steps:
+            return Verdict(False, f"it has trained {seed.trained_steps} of {self.steps} steps")
+        contribution = seed.contribution
+        if contribution is None:
+            return Verdict(False, "its contribution was never measured")
+        if not contribution >= -self.tolerance * abs(seed.loss_without or 0.0):
+            return Verdict(False, f"it makes the loss worse by {-contribution:.4g}")
+        return Verdict(True, f"it has trained {seed.trained_steps} steps and contributes {contribution:.4g}")
+
+
+@dataclass(frozen=True)
+class Blended(Gate):
+    """The target of the blend is reached."""
+
+    def __call__(self, seed: Seed) -> Verdict:
+        reached = seed.stage is Stage.HOLDING
+        return Verdict(reached, f"it is {seed.stage.name} at alpha {seed.alpha:.3g}")
+
+
+@dataclass(frozen=True)
+class Worthy(Gate):
+    """The measured contribution (loss without the seed minus loss with it) is above ``threshold``."""
+
+    threshold: float = 0.0
+
+    def __call__(self, seed: Seed) -> Verdict:
+        contribution = seed.contribution
+        if contribution is None or math.isnan(contribution):
+            return Verdict(False, "its contribution was never measured")
+        return Verdict(
+            contribution > self.threshold,
+            f"it contributes {contribution:.4g} (threshold {self.threshold:.4g})",
+        )
+
+
+DEFAULT_GATES: Mapping[str, Gate] = MappingProxyType({"blend": Sane(), "fossilize": Sane() & Blended()})

@@ -1,0 +1,41 @@
+"""Run a host for a moment as if a seed had another alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fxgraft.errors import StageError
+from fxgraft.host import Host
+from fxgraft.seed import Seed
+from fxgraft_passes import Phase
+
+
+@contextmanager
+def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
+    """Let ``seed`` run at ``alpha`` inside. Nothing recompiles: the forward that blends exists."""
+    if not seed.is_live:
+        raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
+    before, phase = seed.alphas, host.phase
+    try:
+        if phase is Phase.ISOLATED:
+            host.adopt(host.structure, Phase.BLENDED, host.grafts())
+        seed.set_alpha(alpha)
+        yield
+    finally:
+        seed.set_alpha(*before)
+        if phase is Phase.ISOLATED:
+            host.adopt(host.structure, phase, host.grafts())
+
+
+def measure(host: Host, seed: Seed, evaluate: Callable[[], float | Tensor], alpha: float) -> float:
+    """The loss at alpha 0 minus the loss at ``alpha``, remembered by the seed for its gates."""
+    losses = []
+    for share in (0.0, alpha):
+        with at_alpha(host, seed, share), torch.no_grad():
+            losses.append(float(evaluate()))
+    seed.loss_without, seed.loss_with = losses
+    return losses[0] - losses[1]
