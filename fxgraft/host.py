@@ -110,6 +110,10 @@ class Host(nn.Module):
         nodes = {name: why for r in self._regions.values() for name, why in r.rejected.items()}
         return MappingProxyType({**nodes, **self._opaque})
 
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """The ``state_dict`` of the traced model, without the seeds."""
+        return dict(self._root.state_dict())
+
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are not a seed's; those of fossilized seeds are the host's."""
         yield from self._root.parameters()
@@ -260,9 +264,12 @@ class Host(nn.Module):
             seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)  # type: ignore[union-attr]
         return found
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._own_parameters = None
-        self._root._load_from_state_dict(*args, **kwargs)
+        if SEEDS in self._modules:  # a child of the host's, and strange to the root
+            seeds = f"{prefix}{SEEDS}."
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(seeds)}
+        self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("on_call", "_run", "_compiled", "_slot_table", "_own_parameters")

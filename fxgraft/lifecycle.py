@@ -89,6 +89,12 @@ class Lifecycle:
     def cull(self, seed: Seed) -> None:
         """Any live stage -> CULLED: out of graph, modules, optimizers and hooks."""
         stage = after(seed.stage, "cull", seed.name)
+        self.forget(seed)
+        seed.leave(stage)
+        self._on_stage(seed)
+
+    def forget(self, seed: Seed) -> None:
+        """Take a seed out of everything, whatever its stage."""
         order = list(self.seeds)
         with ExitStack() as undo:
             del self.seeds[seed.name]
@@ -96,10 +102,9 @@ class Lifecycle:
             self._swap(undo, self.host.structure.without(seed.name))
             undo.pop_all()
         self.gradients.unwatch(seed.name)
-        self.registry.leave(self.registry.parameters(seed.name))
+        if seed.module is not None:
+            self.registry.leave(list(seed.module.parameters()))
         self.registry.disown(seed.name)
-        seed.leave(stage)
-        self._on_stage(seed)
 
     def fossilize(self, seed: Seed) -> None:
         """HOLDING -> FOSSILIZED: a plain part of the host, its parameters the host's."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import nursery, probing, schedules, streams
+from fxgraft import checkpoint, nursery, probing, schedules, streams
 from fxgraft.commands import Command, Reply
 from fxgraft.dispatch import Dispatcher
 from fxgraft.errors import SlotError, StageError
@@ -22,6 +22,7 @@ from fxgraft.isolation import Violation
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, IsolationMonitor
 from fxgraft.names import SeedNames, check_name
+from fxgraft.nursery import BlueprintLike
 from fxgraft.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seed import Seed
@@ -31,7 +32,6 @@ from fxgraft.telemetry import Event, Sink, Sinks, logger
 from fxgraft_passes import GraftSpec
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
-BlueprintLike = str | nn.Module | Callable[..., nn.Module]
 
 
 class SeedManager:
@@ -76,8 +76,9 @@ class SeedManager:
         self.schedulers = tuple(schedulers)
         self.enabled = _enabled_by_environment() if enabled is None else enabled
         self._sinks = Sinks(sinks)
+        self._optimizers = _optimizers(optimizer)
         self._lifecycle = Lifecycle(
-            inner, _optimizers(optimizer), self._on_stage, lambda seed: self._emit("gradients_dropped", seed)
+            inner, self._optimizers, self._on_stage, lambda seed: self._emit("gradients_dropped", seed)
         )
         self._seeds = self._lifecycle.seeds
         self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
@@ -151,7 +152,8 @@ class SeedManager:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         spec = GraftSpec(mode or "residual", objective, isolated=isolated, copy=slot.copy)
         label = nursery.label(blueprint)
-        seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config)
+        registered = isinstance(blueprint, str)
+        seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
         if not self.enabled:
             self._seeds[seed.name] = seed
             self._record_noop("germinate", seed)
@@ -286,6 +288,51 @@ class SeedManager:
         contribution = probing.measure(self.host, seed, evaluate, at)
         self._emit("contribution", seed.name, contribution=contribution, alpha=at)
         return contribution
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write structure, weights, lifecycle, optimizers, schedulers and random streams to one file.
+
+        Atomic: a process killed at any moment leaves the old file or the new one.
+
+        Raises:
+            CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
+        """
+        state = checkpoint.RunState(
+            self._run_seed, self._step, dict(self._names.next_numbers), dict(self._refuses_until)
+        )
+        checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        host: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        blueprints: Mapping[str, BlueprintLike] | None = None,
+        **options: Any,
+    ) -> SeedManager:
+        """Go on with a saved run, bit for bit.
+
+        Args:
+            path: what `save` wrote.
+            host: freshly traced from the same model, without seeds.
+            optimizer: new ones of the same kinds and groups as those saved.
+            blueprints: for seeds that were germinated from code: seed name -> module or factory.
+            **options: as for `SeedManager`; ``schedulers`` new ones of the same kinds.
+
+        Raises:
+            CheckpointError: the file is damaged, of another host, or asks for a blueprint that is not
+                there. Host and optimizers are as before.
+        """
+        manager = cls(host, optimizer, **options)
+        state = checkpoint.restore(
+            path, manager._lifecycle, manager._optimizers, manager.schedulers, blueprints or {}
+        )
+        manager._run_seed, manager._step = state.run_seed, state.step
+        manager._names = SeedNames(state.names)
+        manager._refuses_until = dict(state.refuses_until)
+        return manager
 
     # Inside
 

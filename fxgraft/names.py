@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from itertools import count
 
 from torch import nn
@@ -12,8 +12,13 @@ from torch import nn
 class SeedNames:
     """Hands out names, each once: ``mlp_0``, ``mlp_1``, …"""
 
-    def __init__(self) -> None:
-        self._next: dict[str, int] = {}
+    def __init__(self, next_numbers: Mapping[str, int] | None = None) -> None:
+        self._next = dict(next_numbers or {})
+
+    @property
+    def next_numbers(self) -> Mapping[str, int]:
+        """Base -> the number that comes next."""
+        return self._next
 
     def make(self, blueprint: str, taken: Container[str]) -> str:
         """A name for a seed of ``blueprint`` that was never made before and is not ``taken``."""

@@ -15,6 +15,9 @@ from fxgraft.host import Host
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
 
+BlueprintLike = str | nn.Module | Callable[..., nn.Module]
+"""A registered name, a module, or a factory ``Slot -> nn.Module``."""
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -63,7 +66,7 @@ class Gated(nn.Module):
 
 
 def grow(
-    blueprint: str | nn.Module | Callable[..., nn.Module],
+    blueprint: BlueprintLike,
     slot: Slot,
     mode: str,
     around: Surroundings,

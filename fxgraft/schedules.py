@@ -36,7 +36,16 @@ def sigmoid(progress: float) -> float:
     return (logistic(12 * (progress - 0.5)) - low) / (high - low)
 
 
-SCHEDULES: Mapping[str, Schedule] = MappingProxyType({"linear": linear, "cosine": cosine, "sigmoid": sigmoid})
+_schedules: dict[str, Schedule] = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid}
+SCHEDULES: Mapping[str, Schedule] = MappingProxyType(_schedules)
+"""Name -> schedule."""
+
+
+def register(name: str, schedule: Schedule) -> None:
+    """Give a schedule a name, so that checkpoints and commands can refer to it. A taken name raises."""
+    if name in _schedules:
+        raise ValueError(f"there is a schedule {name!r} already")
+    _schedules[name] = schedule
 
 
 @dataclass(frozen=True)

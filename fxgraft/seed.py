@@ -26,6 +26,8 @@ class Seed:
         stage: where it is in its life.
         alpha: its share in the slot's output (the mean over the channels, where each has its own).
         config: what the blueprint was configured with.
+        registered: whether the blueprint is a registered name, rather than code.
+        ramp, ramp_step: the last blend, and how far it is.
         paused: whether its ramp and its updates stand still.
         trained_steps: how many training steps it has been in TRAINING.
         loss_with, loss_without: as last measured, with its alpha above 0 and at 0.
@@ -38,13 +40,14 @@ class Seed:
     stage: Stage = Stage.DORMANT
     alpha: float = 0.0
     config: Mapping[str, Any] = field(default_factory=dict)
+    registered: bool = False
     paused: bool = False
     trained_steps: int = 0
     loss_with: float | None = None
     loss_without: float | None = None
     _graft: Graft | None = None
-    _ramp: Ramp | None = None
-    _ramp_step: int = 0
+    ramp: Ramp | None = None
+    ramp_step: int = 0
 
     @property
     def module(self) -> nn.Module | None:
@@ -54,7 +57,7 @@ class Seed:
     @property
     def target(self) -> float | None:
         """Where alpha goes; None before the first blend."""
-        return self._ramp.target if self._ramp else None
+        return self.ramp.target if self.ramp else None
 
     @property
     def contribution(self) -> float | None:
@@ -99,21 +102,21 @@ class Seed:
     def leave(self, stage: Stage) -> None:
         """Let go of the graft, and of what is about it."""
         self._graft = None
-        self._ramp = None
+        self.ramp = None
         self.alpha = 0.0
         self.stage = stage
 
-    def begin(self, ramp: Ramp) -> None:
-        """Follow ``ramp`` from its start."""
-        self._ramp, self._ramp_step = ramp, 0
+    def begin(self, ramp: Ramp, step: int = 0) -> None:
+        """Follow ``ramp`` from there."""
+        self.ramp, self.ramp_step = ramp, step
 
     def advance(self) -> bool:
         """One step along the ramp; return whether the target is reached."""
-        if self._ramp is None:
+        if self.ramp is None:
             return False
-        self.set_alpha(*self._ramp.alphas(self._ramp_step + 1))  # first: a schedule may raise
-        self._ramp_step += 1
-        return self._ramp_step >= self._ramp.steps
+        self.set_alpha(*self.ramp.alphas(self.ramp_step + 1))  # first: a schedule may raise
+        self.ramp_step += 1
+        return self.ramp_step >= self.ramp.steps
 
     def __repr__(self) -> str:
         return f"Seed({self.name!r} at {self.slot!r}, {self.stage.name}, alpha={self.alpha:g})"

@@ -1,0 +1,125 @@
+"""One file: safetensors for the tensors, with a JSON manifest in its header. Atomic and checked.
+
+A reader sees the old file or the new one, never a part: it is written beside its place, flushed to
+the disk and renamed. The manifest holds a SHA-256 of every tensor, and its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fxgraft.bits import bits
+from fxgraft.errors import CheckpointError
+
+FORMAT = "fxgraft"
+VERSION = 1
+
+
+def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a checkpoint to ``path``, replacing what is there only when the new one is complete.
+
+    Raises:
+        CheckpointError: if it cannot be written; what was at ``path`` is still there.
+    """
+    target = Path(path)
+    plain = _own_memory(tensors)
+    sums = {name: _checksum(tensor) for name, tensor in plain.items()}
+    text = json.dumps({**manifest, "checksums": sums}, allow_nan=False)
+    header = {"format": FORMAT, "version": str(VERSION), "manifest": text, "sha256": _digest(text.encode())}
+    scratch: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+        os.close(handle)
+        scratch = Path(name)
+        save_file(plain, scratch, metadata=header)
+        _flush(scratch)
+        scratch.replace(target)
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: could not be written: {error}") from error
+    finally:
+        if scratch is not None:
+            with contextlib.suppress(FileNotFoundError):
+                scratch.unlink()
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The manifest and the tensors of a checkpoint, every checksum verified.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or of another format or version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            manifest = _manifest(path, header)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; {error}") from error
+    sums = manifest.get("checksums")
+    if not isinstance(sums, dict) or sums.keys() != tensors.keys():
+        raise CheckpointError(f"{path}: is damaged: its tensors are not those of its manifest")
+    for name, tensor in tensors.items():
+        if _checksum(tensor) != sums[name]:
+            raise CheckpointError(f"{path}: is damaged: the checksum of {name} does not match")
+    return manifest, tensors
+
+
+def _manifest(path: str | os.PathLike[str], header: dict[str, str]) -> dict[str, Any]:
+    if header.get("format") != FORMAT or "manifest" not in header:
+        raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; it has no manifest")
+    if header.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"{path}: expected version {VERSION} of the format; got {header.get('version')}"
+        )
+    text = header["manifest"]
+    if _digest(text.encode()) != header.get("sha256"):
+        raise CheckpointError(f"{path}: is damaged: the checksum of its manifest does not match")
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its manifest is no JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path}: its manifest is a {type(manifest).__name__}, not an object")
+    return manifest
+
+
+def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor contiguous and in memory of its own, as the format wants it: tied ones are copied."""
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        if memory in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(memory)
+        plain[name] = tensor
+    return plain
+
+
+def _checksum(tensor: Tensor) -> str:
+    return _digest(bits(tensor).view(torch.uint8).numpy().data if tensor.numel() else b"")
+
+
+def _digest(data: bytes | memoryview) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
