@@ -1,0 +1,54 @@
+"""Hypothesis profiles and what every test gets: a fixed random state, a clean compiler."""
+
+import gc
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+pytest.register_assert_rewrite("tests.harness")
+
+_COMMON = {
+    # Tracing and eager autograd have slow first calls; a deadline on one example says nothing.
+    "deadline": None,
+    # Explaining a failure runs it hundreds of times more.
+    "phases": [phase for phase in Phase if phase is not Phase.explain],
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("default", max_examples=12, stateful_step_count=10, derandomize=True, **_COMMON)
+settings.register_profile("thorough", max_examples=400, stateful_step_count=40, print_blob=True, **_COMMON)
+settings.load_profile(os.environ.get("FXGRAFT_HYPOTHESIS", "default"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fast_collections():
+    """What the imports left is garbage or stays: collections in tests need not walk it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Tensors of a few numbers: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_randomness():
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Dynamo without a memory of earlier tests, before and after."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+    gc.collect()
+
+
+def pytest_report_header() -> str:
+    return f"hypothesis: {settings().max_examples} examples; torch {torch.__version__}"

@@ -1,0 +1,209 @@
+"""What the tests measure with: bit-exact comparison, recorded runs, snapshots, compile counts, garbage."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fxgraft
+from fxgraft.bits import same_bits
+
+Record = dict[str, Any]
+
+
+def differences(a: Record, b: Record) -> list[str]:
+    """The keys under which two records differ in a bit."""
+    keys = [*a, *(key for key in b if key not in a)]
+    return [key for key in keys if key not in a or key not in b or not same_bits(a[key], b[key])]
+
+
+def assert_same_bits(actual: Any, expected: Any, what: str = "values") -> None:
+    """Equal in every bit; the message names what differs."""
+    if isinstance(actual, dict) and isinstance(expected, dict):
+        assert list(actual) == list(expected), f"{what}: other keys"
+        assert not differences(actual, expected), f"{what} differ: {differences(actual, expected)[:10]}"
+        return
+    assert same_bits(actual, expected), f"{what} differ:\n{actual}\n{expected}"
+
+
+def frozen(value: Any) -> Any:
+    """A copy of a structure that later training does not change."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
+
+
+def loss_of(output: Any) -> Tensor:
+    """A loss that every element of every floating point output feels, each with another weight."""
+    parts = []
+    for leaf in pytree.tree_leaves(output):
+        weights = torch.linspace(0.5, 1.5, leaf.numel(), dtype=leaf.dtype).view_as(leaf)
+        parts.append(((leaf - 0.5).square() * weights).mean())
+    return torch.stack(parts).sum()
+
+
+def host_names(module: nn.Module) -> list[str]:
+    """The names of the parameters that are not a seed's."""
+    return [name for name, _ in module.named_parameters() if not name.startswith("_seeds.")]
+
+
+def gradients(module: nn.Module) -> Record:
+    """Copies of the gradients of the host's parameters; None where there is none."""
+    return {n: frozen(p.grad) for n, p in module.named_parameters() if not n.startswith("_seeds.")}
+
+
+def state(module: nn.Module) -> Record:
+    """Copies of the host's parameters and buffers."""
+    return {n: frozen(t) for n, t in module.state_dict().items() if not n.startswith("_seeds.")}
+
+
+@dataclass(repr=False)
+class Run:
+    """What a training run left to see, bit for bit."""
+
+    losses: list[Tensor] = field(default_factory=list)
+    grads: list[Record] = field(default_factory=list)
+    final: Record = field(default_factory=dict)
+    rng: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def assert_same(self, other: Run) -> None:
+        """Losses, gradients in each step, final state and the global random stream."""
+        assert_same_bits(self.losses, other.losses, "losses")
+        for i, (ours, theirs) in enumerate(zip(self.grads, other.grads, strict=True)):
+            assert_same_bits(ours, theirs, f"gradients in step {i}")
+        assert_same_bits(self.final, other.final, "parameters and buffers")
+        assert_same_bits(self.rng, other.rng, "the global random streams")
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[Any],
+    after_step: Callable[[int], None] = lambda i: None,
+    clip: Callable[[], None] = lambda: None,
+) -> Run:
+    """Train from a fixed random state and record everything of the host."""
+    run = Run()
+    torch.manual_seed(1)
+    for i, batch in enumerate(batches):
+        optimizer.zero_grad()
+        loss = loss_of(model(batch))
+        loss.backward()
+        clip()
+        run.grads.append(gradients(model))
+        optimizer.step()
+        run.losses.append(loss.detach().clone())
+        after_step(i)
+    run.final, run.rng = state(model), torch.get_rng_state()
+    return run
+
+
+def observed_call(module: nn.Module, batch: Any, seed: int = 3) -> Record:
+    """Outputs, gradients and new buffers of one forward and backward, all of it undone afterwards."""
+    buffers = [(b, b.clone()) for b in module.buffers()]
+    kept = [(p, p.grad) for p in module.parameters()]
+    for parameter, _ in kept:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            output = module(batch)
+            loss_of(output).backward()
+            rng = torch.get_rng_state()
+        return {
+            "output": frozen(output),
+            "gradients": gradients(module),
+            "buffers": {n: b.clone() for n, b in module.named_buffers() if not n.startswith("_seeds.")},
+            "rng": rng,
+        }
+    finally:
+        for parameter, grad in kept:
+            parameter.grad = grad
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def snapshot(
+    host: fxgraft.Host, batch: Any, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Any] = ()
+) -> Record:
+    """Everything that can be seen of a host and its optimizers. Compare with `assert_same_bits`."""
+    return {
+        "call": observed_call(host, batch),
+        "graphs": {name: str(region.graph) for name, region in host.regions.items()},
+        "code": {name: region.code for name, region in host.regions.items()},
+        "installed": {n: sorted(m.__dict__) for n, m in _inner_modules(host)},
+        "state": frozen(dict(host.state_dict())),
+        "parameters": [(n, id(p), p.requires_grad) for n, p in host.named_parameters()],
+        "grads": {n: frozen(p.grad) for n, p in host.named_parameters()},
+        # The bare container of the seeds is made anew at each change; its name and place are what counts.
+        "modules": [(n, n == "_seeds" or id(m), m.training) for n, m in host.named_modules()],
+        "hooks": {n: _hooks(m) for n, m in host.named_modules()},
+        "parameter hooks": {n: _parameter_hooks(p) for n, p in host.named_parameters()},
+        "slots": {name: str(slot.node.meta.get("slot")) for name, slot in host.slots.items()},
+        "optimizers": [_optimizer(o) for o in optimizers],
+        "schedulers": [_plain(dict(s.state_dict())) for s in schedulers],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def _inner_modules(host: fxgraft.Host) -> Iterable[tuple[str, nn.Module]]:
+    return host.__dict__["_root"].named_modules(remove_duplicate=False)
+
+
+def _hooks(module: nn.Module) -> dict[str, int]:
+    kinds = [name for name in module.__dict__ if name.endswith(("_hooks", "_pre_hooks"))]
+    return {kind: len(module.__dict__[kind]) for kind in kinds}
+
+
+def _parameter_hooks(parameter: Tensor) -> tuple[int, int]:
+    after = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    return len(parameter._backward_hooks or ()), len(after or ())
+
+
+def _optimizer(optimizer: Optimizer) -> Record:
+    groups = []
+    for group in optimizer.param_groups:
+        ids = [id(p) for p in group["params"]]
+        groups.append({**{k: v for k, v in group.items() if k != "params"}, "ids": ids})
+    state = {str(id(p)): dict(values) for p, values in optimizer.state.items()}
+    return {"groups": frozen(copy.deepcopy(groups)), "state": frozen(state)}
+
+
+def _plain(state: Record) -> Record:
+    """Scheduler state with what cannot be compared by value replaced by its type."""
+    return {
+        k: v if isinstance(v, (int, float, str, list, type(None))) else str(type(v)) for k, v in state.items()
+    }
+
+
+def are_collected(refs: Iterable[weakref.ref[Any]]) -> bool:
+    """Whether all these objects are gone, cycles included."""
+    gc.collect()
+    return all(ref() is None for ref in refs)
+
+
+class OperationRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The names of all operations that ran inside, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def counting_backend(inner: str = "aot_eager") -> Any:
+    """A ``torch.compile`` backend that counts graphs in ``frame_count``; both inner ones give eager's bits."""
+    return CompileCounterWithBackend(inner)
