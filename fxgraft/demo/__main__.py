@@ -1,0 +1,80 @@
+"""``python -m fxgraft.demo``: grow a small network on scikit-learn's digits, and compare."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fxgraft.demo import arms, curves, data, drawing, summary
+from fxgraft.demo.controller import Policy
+from fxgraft.demo.records import Record
+from fxgraft.demo.training import Bench
+from fxgraft.demo.view import View
+
+STEPS = 600
+QUICK_STEPS = 160
+QUICK_POLICY = Policy(window=15, isolate=18, blend=18, hold=6, latest=90, flat=0.6, margin=-1.0, attempts=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all arms, write the results, print the verdict."""
+    parser = argparse.ArgumentParser(prog="python -m fxgraft.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the results go")
+    parser.add_argument("--seeds", type=int, default=5, help="how many random seeds")
+    parser.add_argument("--quick", action="store_true", help="short runs, not compiled: a smoke test")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error("--seeds: expected a positive number")
+    options.out.mkdir(parents=True, exist_ok=True)
+    # One thread: the network is too small for two, and the other core is free for Inductor's workers.
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    steps = QUICK_STEPS if options.quick else STEPS
+    with View(steps, options.seeds) as view:
+        policy = QUICK_POLICY if options.quick else Policy()
+        bench = Bench(data.load(), steps, policy, view, compiled=not options.quick)
+        records, architecture = run_all(bench, options.seeds, view)
+    how = "eager" if options.quick else "inductor"
+    execution = {**dict.fromkeys(summary.ARMS, how), "no_isolation": "eager", "measurements": "eager"}
+    seconds = time.perf_counter() - began
+    result = summary.summarize(records, execution, bench.backend.compiles, seconds)
+    summary.write(result, options.out)
+    curves.draw(records, options.out / "curves.png")
+    (options.out / "host.svg").write_text(architecture, encoding="utf-8")
+    view.conclude(result)
+    view.console.print(f"\nwrote summary.json, curves.png and host.svg to {options.out}/")
+
+
+def run_all(bench: Bench, random_seeds: int, view: View) -> tuple[dict[str, list[Record]], str]:
+    """All arms with all random seeds, and the picture of the last grown host.
+
+    The grown arm leads: the others follow its script, or take over what it ended up with.
+    """
+    records: dict[str, list[Record]] = {arm: [] for arm in summary.ARMS}
+    for random_seed in range(random_seeds):
+        grown = arms.grown(bench, random_seed)
+        runs: dict[str, Callable[[], Record]] = {
+            "baseline": partial(arms.baseline, bench, random_seed),
+            "disabled": partial(arms.disabled, bench, random_seed, grown.script),
+            "scratch": partial(arms.scratch, bench, random_seed, grown),
+            "no_isolation": partial(arms.no_isolation, bench, random_seed, grown.script),
+        }
+        records["grown"].append(grown)
+        view.finished(grown)
+        if random_seed == random_seeds - 1:
+            architecture = drawing.picture(
+                bench.host, grown.seeds, f"The host and what grew on it in run {random_seed}"
+            )
+        for arm, run in runs.items():
+            records[arm].append(run())
+            view.finished(records[arm][-1])
+    return records, architecture
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Everything the demo measures: loss, FLOPs, gains, isolation, compiles. Nothing here trains the host.
+
+Measurements run on eager copies of the host, so that they neither compile anything nor leave a trace.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxgraft import Host, SeedManager
+from fxgraft.bits import same_tensor
+from fxgraft.demo.data import BATCH, Part
+from fxgraft.demo.model import BLUEPRINTS
+
+
+@dataclass
+class CountingBackend:
+    """Inductor, counting the graphs that it is given: a recompile is a graph too."""
+
+    compiles: int = 0
+
+    def __call__(self, graph_module: Any, inputs: list[Any], **options: Any) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx
+
+        self.compiles += 1
+        return cast(Callable[..., Any], compile_fx(graph_module, inputs, **options))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
+    """Loss and accuracy, eager and in eval mode; ``model`` is left alone."""
+    twin = copy.deepcopy(model).eval()
+    scores = twin(part.images)
+    accuracy = (scores.argmax(1) == part.labels).double().mean()
+    return float(F.cross_entropy(scores, part.labels)), float(accuracy)
+
+
+def contribution(manager: SeedManager, seed: str, part: Part) -> float:
+    """The loss without the seed minus the loss with it: positive where it helps."""
+    with manager.at_alpha(seed, 0.0):
+        without, _ = evaluate(manager.host, part)
+    with manager.at_alpha(seed, 1.0):
+        with_seed, _ = evaluate(manager.host, part)
+    return without - with_seed
+
+
+@dataclass
+class Probe:
+    """Tries candidates on a copy of the host, all side by side: isolated seeds do not feel each other.
+
+    Attributes:
+        batches: to train on. Endless.
+        held_out: to measure on.
+        steps, rate: of the trial.
+        flops: what all trials have cost so far.
+    """
+
+    batches: Iterator[Part]
+    held_out: Part
+    steps: int = 20
+    rate: float = 1e-2
+    flops: int = 0
+
+    def __call__(self, host: Host, candidates: Sequence[tuple[str, str]]) -> list[float]:
+        """The held-out loss that each candidate would save at alpha 1."""
+        twin = copy.deepcopy(host)
+        manager = SeedManager(twin)
+        seeds = [manager.germinate(slot, BLUEPRINTS[blueprint]).name for slot, blueprint in candidates]
+        optimizer = torch.optim.AdamW(manager.seed_parameters(), self.rate)
+        self.flops += self.steps * step_flops(twin)
+        for _ in range(self.steps):
+            batch = next(self.batches)
+            twin.zero_grad()
+            F.cross_entropy(twin(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            manager.step()
+        self.flops += 2 * len(seeds) * forward_flops(twin, len(self.held_out.labels))
+        return [contribution(manager, seed, self.held_out) for seed in seeds]
+
+
+@dataclass
+class IsolationCheck:
+    """Compares the host's gradients with an isolated seed in it to those without, to the bit.
+
+    Attributes:
+        without: a copy of the host from before the germination.
+        parameters: how many were compared so far.
+        violations: how many of them had different gradients.
+    """
+
+    without: Host | None = None
+    parameters: int = 0
+    violations: int = 0
+
+    def remember(self, host: Host) -> None:
+        """Call it before a germination."""
+        self.without = copy.deepcopy(host)
+
+    def compare(self, host: Host, batch: Part) -> int:
+        """Run one batch through both, on copies; return how many gradients differ."""
+        assert self.without is not None, "nothing to compare with: call remember before germinating"
+        weights = host.state_dict()
+        # Not strict: the seed under test has no place in the copy. All that the copy has is loaded.
+        missing, _ = self.without.load_state_dict(weights, strict=False)
+        assert not missing, missing
+        ours = _gradients(copy.deepcopy(host), batch)
+        theirs = _gradients(copy.deepcopy(self.without), batch)
+        differing = sum(not same_tensor(ours[name], grad) for name, grad in theirs.items())
+        self.parameters += len(theirs)
+        self.violations += differing
+        return differing
+
+
+def _gradients(model: nn.Module, batch: Part) -> dict[str, Tensor]:
+    state = torch.get_rng_state()
+    model.zero_grad()
+    F.cross_entropy(model(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
+    torch.set_rng_state(state)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def step_flops(model: nn.Module, batch: int = BATCH) -> int:
+    """Floating point operations of matrix products and convolutions, forward and backward."""
+    twin = copy.deepcopy(model)
+    with FlopCounterMode(display=False) as counter:
+        twin(torch.zeros(batch, 1, 8, 8)).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def forward_flops(model: nn.Module, batch: int = 1) -> int:
+    """The same, forward only."""
+    twin = copy.deepcopy(model).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(torch.zeros(batch, 1, 8, 8))
+    return int(counter.get_total_flops())
+
+
+@dataclass
+class FlopLedger:
+    """The FLOPs of a training run, step by step; a structure and phase is counted once and remembered."""
+
+    total: int = 0
+    _known: dict[object, int] = field(default_factory=dict)
+
+    def add_step(self, model: nn.Module) -> None:
+        """One more training step in the structure that ``model`` has now."""
+        key = (model.structure.key, model.phase) if isinstance(model, Host) else type(model)
+        if key not in self._known:
+            self._known[key] = step_flops(model)
+        self.total += self._known[key]
