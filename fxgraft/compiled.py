@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgraft.capture.call_form import is_constant
-from fxgraft.capture.capture import untouched
 from fxgraft.structure import Structure
+from fxgraft.untouched import untouched
 from fxgraft_passes import Phase
 
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxgraft.bits import same_tensor
-from fxgraft.capture.capture import untouched
 from fxgraft.host import Host
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
 from fxgraft.structure import Structure
+from fxgraft.untouched import untouched
 from fxgraft_passes import Phase
 
 _COTANGENT_SEED = 0x5EED

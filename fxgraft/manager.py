@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -23,12 +25,15 @@ from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, IsolationMonitor
 from fxgraft.names import SeedNames, check_name
 from fxgraft.nursery import BlueprintLike
+from fxgraft.prefetch import Prefetcher
 from fxgraft.registry import SeedParameterRegistry
+from fxgraft.reporter import Reporter
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seed import Seed
 from fxgraft.shadow import shadow_pass
 from fxgraft.stage import Stage, after
-from fxgraft.telemetry import Event, Sink, Sinks, logger
+from fxgraft.telemetry import Sink, logger
+from fxgraft.telemetry.metrics import collect
 from fxgraft_passes import GraftSpec
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
@@ -51,6 +56,8 @@ class SeedManager:
             0 for none. A check costs two passes of the model.
         gates: action (``"blend"``, ``"fossilize"``) -> what a seed must pass for it.
         cooldown: for how many steps a slot refuses new seeds after a cull there.
+        prefetch_timeout: seconds after which a germination with ``wait=False`` is given up; None: never.
+        metrics_every: training steps between two ``metrics`` events to the sinks; 0 for none.
     """
 
     def __init__(
@@ -65,6 +72,8 @@ class SeedManager:
         check_every: int = DEFAULT_INTERVAL,
         gates: Mapping[str, Gate] = DEFAULT_GATES,
         cooldown: int = 0,
+        prefetch_timeout: float | None = 300.0,
+        metrics_every: int = 0,
     ):
         inner = getattr(host, "module", None) if not isinstance(host, Host) else host
         if not isinstance(inner, Host):
@@ -75,20 +84,24 @@ class SeedManager:
         self.host = inner
         self.schedulers = tuple(schedulers)
         self.enabled = _enabled_by_environment() if enabled is None else enabled
-        self._sinks = Sinks(sinks)
+        self._reporter = Reporter(sinks)
         self._optimizers = _optimizers(optimizer)
         self._lifecycle = Lifecycle(
-            inner, self._optimizers, self._on_stage, lambda seed: self._emit("gradients_dropped", seed)
+            inner,
+            self._optimizers,
+            self._on_stage,
+            lambda seed: self._reporter.emit("gradients_dropped", seed),
         )
         self._seeds = self._lifecycle.seeds
         self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
         self._dispatcher = Dispatcher(self)
+        self._prefetcher = Prefetcher(self._lifecycle, self._reporter, prefetch_timeout)
+        self._metrics_every = metrics_every
         self._names = SeedNames()
         self._gates = gates
         self._cooldown = cooldown
         self._refuses_until: dict[str, int] = {}
         self._run_seed = torch.initial_seed()
-        self._step = 0
 
     # What there is
 
@@ -122,7 +135,10 @@ class SeedManager:
         wait: bool = True,
         **config: Any,
     ) -> Seed:
-        """Splice a new seed in behind a slot; it is in TRAINING when the call returns.
+        """Splice a new seed in behind a slot.
+
+        It is in TRAINING when the call returns, or, with ``wait=False``, in GERMINATED: its module is
+        built in another thread, and a later `step` lets it go live.
 
         Args:
             slot_name: one of ``host.slots``.
@@ -134,7 +150,7 @@ class SeedManager:
                 ``"channelwise"`` adds it with an alpha for each channel.
             objective: what the seed learns from in isolation; see ``fxgraft_passes.objectives``.
             isolated: whether nothing may reach a host gradient through the seed.
-            wait: must be True for now.
+            wait: whether to wait until the seed is live.
             **config: passed to the blueprint's factory.
 
         Raises:
@@ -145,10 +161,8 @@ class SeedManager:
         """
         if source is not None:
             raise SlotError(f"source={source!r}: branches between two slots are not supported yet")
-        if not wait:
-            raise StageError("wait=False: germination in the background is not supported yet")
         slot = self.host.slot(slot_name)
-        if (wait_for := self._refuses_until.get(slot_name, 0) - self._step) > 0:
+        if (wait_for := self._refuses_until.get(slot_name, 0) - self._reporter.step) > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         spec = GraftSpec(mode or "residual", objective, isolated=isolated, copy=slot.copy)
         label = nursery.label(blueprint)
@@ -156,7 +170,7 @@ class SeedManager:
         seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
         if not self.enabled:
             self._seeds[seed.name] = seed
-            self._record_noop("germinate", seed)
+            self._reporter.operation("germinate", seed, disabled=True)
             return seed
         if spec.mode == "convex" and isolated:
             logger.warning(
@@ -168,8 +182,14 @@ class SeedManager:
         seed.stage = after(seed.stage, "germinate", seed.name)
         key = streams.key_of(self._run_seed, seed.name)
         around = nursery.surroundings(self.host, slot)
-        module = nursery.grow(blueprint, slot, spec.mode, around, key, config)
-        self._lifecycle.go_live(seed, slot, module)
+        build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config)
+        began = time.monotonic()
+        if wait:
+            self._lifecycle.go_live(seed, slot, build())
+            self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
+        else:
+            self._prefetcher.start(seed, slot, build)
+            self._on_stage(seed)
         return seed
 
     def blend(
@@ -195,11 +215,13 @@ class SeedManager:
         """
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
-            return self._record_noop("blend", seed)
+            return self._reporter.operation("blend", seed, disabled=True)
         after(seed.stage, "blend", seed.name)
         ramp = Ramp(seed.alphas, float(to), steps, schedules.resolve(schedule))
         self._pass_gate("blend", seed)
-        self._emit("blend_config", seed.name, target=ramp.target, steps=steps, schedule=str(schedule))
+        self._reporter.emit(
+            "blend_config", seed.name, target=ramp.target, steps=steps, schedule=str(schedule)
+        )
         return self._lifecycle.begin_blend(seed, ramp)
 
     def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
@@ -211,9 +233,10 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             del self._seeds[seed.name]
-            return self._record_noop("cull", seed)
+            return self._reporter.operation("cull", seed, disabled=True)
+        self._prefetcher.cancel(seed)
         self._lifecycle.cull(seed)
-        self._refuses_until[seed.slot] = self._step + self._cooldown
+        self._refuses_until[seed.slot] = self._reporter.step + self._cooldown
         return None
 
     def fossilize(self, seed: Seed | str) -> None:
@@ -224,17 +247,22 @@ class SeedManager:
         """
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
-            return self._record_noop("fossilize", seed)
+            return self._reporter.operation("fossilize", seed, disabled=True)
         after(seed.stage, "fossilize", seed.name)
         self._pass_gate("fossilize", seed)
         return self._lifecycle.fossilize(seed)
 
     def cull_all(self) -> list[str]:
-        """Cull every live seed, the latest first; return their names. Fossils stay."""
-        live = [seed for seed in reversed(self._seeds.values()) if seed.is_live]
-        for seed in live:
+        """Cull every seed that is live or in preparation, the latest first; return their names.
+
+        The rollback: afterwards the host is what it was, but for its fossils.
+        """
+        began = time.monotonic()
+        there = [s for s in reversed(self._seeds.values()) if s.is_live or s.stage is Stage.GERMINATED]
+        for seed in there:
             self.cull(seed)
-        return [seed.name for seed in live]
+        self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
+        return [seed.name for seed in there]
 
     def pause(self, seed: Seed | str) -> None:
         """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
@@ -250,14 +278,25 @@ class SeedManager:
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``."""
-        self._step += 1
+        self._reporter.step += 1
+        self._prefetcher.step()
         self._lifecycle.gradients.step_done()
         for seed in list(self._seeds.values()):
             if not seed.paused:
                 self._lifecycle.advance(seed)
+        if self._metrics_every and self._reporter.step % self._metrics_every == 0:
+            self._reporter.emit("metrics", **self.metrics())
         self.monitor.step(self._seeds.values())
 
     # Looking at what a seed does
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metric -> seed -> value, as they stand; see ``fxgraft.telemetry.METRICS`` for units.
+
+        The seed is ``""`` for a metric of the whole. Norms are of the gradients that are there now.
+        """
+        pending = len(self._prefetcher)
+        return collect(self.host, self._seeds.values(), self.registry, self._reporter.counters, pending)
 
     def shadow(self) -> AbstractContextManager[None]:
         """A pass in which TRAINING seeds run at alpha 1 and only they get gradients.
@@ -286,7 +325,7 @@ class SeedManager:
         """
         seed = self._find(seed)
         contribution = probing.measure(self.host, seed, evaluate, at)
-        self._emit("contribution", seed.name, contribution=contribution, alpha=at)
+        self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
         return contribution
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -298,7 +337,7 @@ class SeedManager:
             CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
         """
         state = checkpoint.RunState(
-            self._run_seed, self._step, dict(self._names.next_numbers), dict(self._refuses_until)
+            self._run_seed, self._reporter.step, dict(self._names.next_numbers), dict(self._refuses_until)
         )
         checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state)
 
@@ -329,7 +368,7 @@ class SeedManager:
         state = checkpoint.restore(
             path, manager._lifecycle, manager._optimizers, manager.schedulers, blueprints or {}
         )
-        manager._run_seed, manager._step = state.run_seed, state.step
+        manager._run_seed, manager._reporter.step = state.run_seed, state.step
         manager._names = SeedNames(state.names)
         manager._refuses_until = dict(state.refuses_until)
         return manager
@@ -340,18 +379,20 @@ class SeedManager:
         gate = self._gates.get(action)
         verdict = gate(seed) if gate else None
         if verdict is not None:
-            self._emit("gate_event", seed.name, action=action, passed=verdict.passed, reason=verdict.reason)
+            self._reporter.emit(
+                "gate_event", seed.name, action=action, passed=verdict.passed, reason=verdict.reason
+            )
             if not verdict:
                 raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
 
     def _set_paused(self, seed: Seed, paused: bool) -> None:
         if seed.stage is Stage.DORMANT:
-            return self._record_noop("pause" if paused else "resume", seed)
+            return self._reporter.operation("pause" if paused else "resume", seed, disabled=True)
         if not seed.is_live:
             raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {seed.stage.name}")
         seed.paused = paused
         self._lifecycle.gradients.pause(seed.name, paused)
-        return self._emit("seed_operation", seed.name, operation="pause" if paused else "resume")
+        return self._reporter.operation("pause" if paused else "resume", seed)
 
     def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
         if name is None:
@@ -370,20 +411,11 @@ class SeedManager:
         return known
 
     def _on_violations(self, found: list[Violation]) -> None:
-        for violation in found:
-            self._emit(
-                "violation_recorded", what=violation.kind, name=violation.name, magnitude=violation.magnitude
-            )
+        self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
 
     def _on_stage(self, seed: Seed) -> None:
         self.monitor.look_soon()
-        self._emit("seed_stage", seed.name, stage=seed.stage.name, alpha=seed.alpha, slot=seed.slot)
-
-    def _record_noop(self, operation: str, seed: Seed) -> None:
-        self._emit("seed_operation", seed.name, operation=operation, disabled=True)
-
-    def _emit(self, kind: str, seed: str | None = None, **data: Any) -> None:
-        self._sinks.emit(Event(kind, self._step, seed, data))
+        self._reporter.stage(seed)
 
 
 def _enabled_by_environment() -> bool:

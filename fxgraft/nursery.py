@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft import blueprints, streams
-from fxgraft.capture.capture import untouched
 from fxgraft.host import Host
+from fxgraft.untouched import state_untouched
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
 
@@ -75,6 +75,8 @@ def grow(
 ) -> nn.Module:
     """Build a seed for ``slot`` and check that it fits. Draws from the stream ``key`` only.
 
+    May run in any thread.
+
     Raises:
         BlueprintError: naming the slot, what was expected and what was given.
     """
@@ -133,7 +135,7 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
     if slot.channels_last:
         sample = sample.contiguous(memory_format=torch.channels_last)
     try:
-        with untouched(module), streams.no_global_draws(), torch.no_grad():
+        with state_untouched(module), streams.no_global_draws(), torch.no_grad():
             out = module(sample)
     except streams.GlobalDrawError as draw:
         raise BlueprintError(

@@ -30,6 +30,7 @@ class Seed:
         ramp, ramp_step: the last blend, and how far it is.
         paused: whether its ramp and its updates stand still.
         trained_steps: how many training steps it has been in TRAINING.
+        latency_ms: from `germinate` to live.
         loss_with, loss_without: as last measured, with its alpha above 0 and at 0.
     """
 
@@ -43,6 +44,7 @@ class Seed:
     registered: bool = False
     paused: bool = False
     trained_steps: int = 0
+    latency_ms: float | None = None
     loss_with: float | None = None
     loss_without: float | None = None
     _graft: Graft | None = None

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
-from fxgraft.capture.capture import untouched
 from fxgraft.host import Host
+from fxgraft.untouched import untouched
 from fxgraft_passes import Phase
 
 

@@ -1,0 +1,65 @@
+"""Turns what happens into events and counts, for the sinks and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fxgraft.isolation import Violation
+from fxgraft.seed import Seed
+from fxgraft.telemetry.events import Event, Sink, Sinks
+from fxgraft.telemetry.metrics import Counters
+
+
+class Reporter:
+    """Sends events and keeps the counters.
+
+    Attributes:
+        step: training steps so far.
+        counters: what metrics are made of beside the seeds.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]):
+        self._sinks = Sinks(sinks)
+        self.step = 0
+        self.counters = Counters()
+
+    def emit(self, kind: str, seed: str | None = None, /, **data: Any) -> None:
+        """Send an event to every sink."""
+        self._sinks.emit(Event(kind, self.step, seed, data))
+
+    def stage(self, seed: Seed) -> None:
+        """A seed has entered its stage."""
+        self.emit("seed_stage", seed.name, stage=seed.stage.name, alpha=seed.alpha, slot=seed.slot)
+
+    def operation(self, operation: str, seed: Seed, **data: Any) -> None:
+        """Something was done to a seed (or would have been, were seeds not disabled)."""
+        self.emit("seed_operation", seed.name, operation=operation, **data)
+
+    def violations(self, found: Sequence[Violation], live: Sequence[Seed]) -> None:
+        """The isolation check found something while these seeds were live."""
+        counters = self.counters
+        counters.violations += len(found)
+        for seed in live:
+            counters.violations_of[seed.name] = counters.violations_of.get(seed.name, 0) + len(found)
+        for violation in found:
+            self.emit(
+                "violation_recorded", what=violation.kind, name=violation.name, magnitude=violation.magnitude
+            )
+
+    def live_after(self, milliseconds: float, seed: Seed, prefetched: bool) -> None:
+        """A seed went live that long after it was asked for."""
+        seed.latency_ms = milliseconds
+        if prefetched:
+            self.counters.prefetch_ms = milliseconds
+            self.counters.prefetch_completed += 1
+
+    def prefetch_failed(self, seed: Seed, reason: str) -> None:
+        """A preparation came to nothing."""
+        self.counters.prefetch_failed += 1
+        self.emit("prefetch_failed", seed.name, reason=reason)
+
+    def rollback(self, seeds: Sequence[Seed], milliseconds: float) -> None:
+        """All seeds were culled at once."""
+        self.counters.rollback_ms = milliseconds
+        self.emit("rollback", seeds=[seed.name for seed in seeds], latency_ms=milliseconds)

@@ -1,0 +1,91 @@
+"""Sinks: where events go. Each is a callable that takes an `Event`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fxgraft.telemetry.events import Event
+
+
+class Memory:
+    """Keeps events in a list, ``events``."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of_kind(self, kind: str) -> list[Event]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if event.kind == kind]
+
+
+class JsonLines:
+    """Appends each event as a line of JSON to a file; a line is written at once or not at all."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the sink)
+
+    def __call__(self, event: Event) -> None:
+        self._file.write(json.dumps(dataclasses.asdict(event)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Logging:
+    """Sends events to a ``logging.Logger``: violations and failures as warnings, metrics as debug."""
+
+    _LEVELS = {
+        "violation_recorded": logging.WARNING,
+        "gradients_dropped": logging.WARNING,
+        "prefetch_failed": logging.WARNING,
+        "rollback": logging.WARNING,
+        "metrics": logging.DEBUG,
+    }
+
+    def __init__(self, logger: logging.Logger | None = None):
+        self._logger = logger or logging.getLogger("fxgraft.events")
+
+    def __call__(self, event: Event) -> None:
+        level = self._LEVELS.get(event.kind, logging.INFO)
+        data = dict(event.data)
+        self._logger.log(level, "step %d: %s %s %s", event.step, event.kind, event.seed or "", data)
+
+
+class TensorBoard:
+    """Writes metrics as scalars (``kasmina.seed.alpha/<seed>``) and other events as text.
+
+    Args:
+        writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar`` and
+            ``add_text``.
+    """
+
+    def __init__(self, writer: Any):
+        self._writer = writer
+
+    def __call__(self, event: Event) -> None:
+        if event.kind != "metrics":
+            text = json.dumps({"seed": event.seed, **event.data})
+            self._writer.add_text(event.kind, text, global_step=event.step)
+            return
+        for metric, values in event.data.items():
+            for seed, value in values.items():
+                self._writer.add_scalar(f"{metric}/{seed}" if seed else metric, value, global_step=event.step)
