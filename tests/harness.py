@@ -205,5 +205,5 @@ class OperationRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def counting_backend(inner: str = "aot_eager") -> Any:
-    """A ``torch.compile`` backend that counts graphs in ``frame_count``; both inner ones give eager's bits."""
+    """A ``torch.compile`` backend that counts graphs in ``frame_count``; both inner ones keep the bits."""
     return CompileCounterWithBackend(inner)

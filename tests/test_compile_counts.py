@@ -1,4 +1,4 @@
-"""What compiles, and how often: two graphs for a new structure, none for alpha, stages and known structures."""
+"""What compiles, and how often: two graphs for a new structure, none for alpha, stages, known structures."""
 
 from __future__ import annotations
 
