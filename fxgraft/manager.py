@@ -90,7 +90,7 @@ class SeedManager:
             inner,
             self._optimizers,
             self._on_stage,
-            lambda seed: self._reporter.emit("gradients_dropped", seed),
+            self._reporter.gradients_dropped,
         )
         self._seeds = self._lifecycle.seeds
         self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
@@ -219,9 +219,7 @@ class SeedManager:
         after(seed.stage, "blend", seed.name)
         ramp = Ramp(seed.alphas, float(to), steps, schedules.resolve(schedule))
         self._pass_gate("blend", seed)
-        self._reporter.emit(
-            "blend_config", seed.name, target=ramp.target, steps=steps, schedule=str(schedule)
-        )
+        self._reporter.blend(seed, ramp.target, steps, str(schedule))
         return self._lifecycle.begin_blend(seed, ramp)
 
     def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
@@ -377,13 +375,12 @@ class SeedManager:
 
     def _pass_gate(self, action: str, seed: Seed) -> None:
         gate = self._gates.get(action)
-        verdict = gate(seed) if gate else None
-        if verdict is not None:
-            self._reporter.emit(
-                "gate_event", seed.name, action=action, passed=verdict.passed, reason=verdict.reason
-            )
-            if not verdict:
-                raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
+        if gate is None:
+            return
+        verdict = gate(seed)
+        self._reporter.gate(seed, action, verdict)
+        if not verdict:
+            raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
 
     def _set_paused(self, seed: Seed, paused: bool) -> None:
         if seed.stage is Stage.DORMANT:

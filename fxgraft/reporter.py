@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fxgraft.gates import Verdict
 from fxgraft.isolation import Violation
 from fxgraft.seed import Seed
 from fxgraft.telemetry.events import Event, Sink, Sinks
@@ -35,6 +36,18 @@ class Reporter:
     def operation(self, operation: str, seed: Seed, **data: Any) -> None:
         """Something was done to a seed (or would have been, were seeds not disabled)."""
         self.emit("seed_operation", seed.name, operation=operation, **data)
+
+    def blend(self, seed: Seed, target: float, steps: int, schedule: str) -> None:
+        """A ramp begins."""
+        self.emit("blend_config", seed.name, target=target, steps=steps, schedule=schedule)
+
+    def gate(self, seed: Seed, action: str, verdict: Verdict) -> None:
+        """A gate has judged."""
+        self.emit("gate_event", seed.name, action=action, passed=verdict.passed, reason=verdict.reason)
+
+    def gradients_dropped(self, seed: str) -> None:
+        """A seed's gradients were not finite in this step."""
+        self.emit("gradients_dropped", seed)
 
     def violations(self, found: Sequence[Violation], live: Sequence[Seed]) -> None:
         """The isolation check found something while these seeds were live."""
