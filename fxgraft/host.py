@@ -196,6 +196,13 @@ class Host(nn.Module):
                 seeds.add_module(placement.seed, grafts[placement.seed])
         self.__dict__["_run"] = self._compiled.variant(structure, phase) if self._compiled else self._root
 
+    def clear(self) -> None:
+        """Take out every graft, fossils included: the host is as traced. Its manager is void then.
+
+        What was compiled stays compiled, for another manager and another run.
+        """
+        self.adopt(Structure(), Phase.ISOLATED, {})
+
     def _install(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         for name in self._structure.by_region.keys() | structure.by_region.keys():
             placements = structure.by_region.get(name, ())

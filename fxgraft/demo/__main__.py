@@ -17,6 +17,9 @@ from fxgraft.demo.training import Bench
 from fxgraft.demo.view import View
 
 STEPS = 600
+# Width and policy were chosen on the random seeds 0 to 4 and another split of the data: the numbers
+# that are reported come from random seeds and a split that were not looked at.
+FIRST_SEED = 100
 QUICK_STEPS = 160
 QUICK_POLICY = Policy(window=15, isolate=18, blend=18, hold=6, latest=90, flat=0.6, margin=-1.0, attempts=1)
 
@@ -26,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fxgraft.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where the results go")
     parser.add_argument("--seeds", type=int, default=5, help="how many random seeds")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="the first of them")
     parser.add_argument("--quick", action="store_true", help="short runs, not compiled: a smoke test")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
@@ -38,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with View(steps, options.seeds) as view:
         policy = QUICK_POLICY if options.quick else Policy()
         bench = Bench(data.load(), steps, policy, view, compiled=not options.quick)
-        records, architecture = run_all(bench, options.seeds, view)
+        random_seeds = range(options.first_seed, options.first_seed + options.seeds)
+        records, architecture = run_all(bench, random_seeds, view)
     how = "eager" if options.quick else "inductor"
     execution = {**dict.fromkeys(summary.ARMS, how), "no_isolation": "eager", "measurements": "eager"}
     seconds = time.perf_counter() - began
@@ -50,13 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     view.console.print(f"\nwrote summary.json, curves.png and host.svg to {options.out}/")
 
 
-def run_all(bench: Bench, random_seeds: int, view: View) -> tuple[dict[str, list[Record]], str]:
+def run_all(bench: Bench, random_seeds: Sequence[int], view: View) -> tuple[dict[str, list[Record]], str]:
     """All arms with all random seeds, and the picture of the last grown host.
 
     The grown arm leads: the others follow its script, or take over what it ended up with.
     """
     records: dict[str, list[Record]] = {arm: [] for arm in summary.ARMS}
-    for random_seed in range(random_seeds):
+    for random_seed in random_seeds:
         grown = arms.grown(bench, random_seed)
         runs: dict[str, Callable[[], Record]] = {
             "baseline": partial(arms.baseline, bench, random_seed),
@@ -66,7 +71,7 @@ def run_all(bench: Bench, random_seeds: int, view: View) -> tuple[dict[str, list
         }
         records["grown"].append(grown)
         view.finished(grown)
-        if random_seed == random_seeds - 1:
+        if random_seed == random_seeds[-1]:
             architecture = drawing.picture(
                 bench.host, grown.seeds, f"The host and what grew on it in run {random_seed}"
             )

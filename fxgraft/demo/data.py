@@ -39,14 +39,14 @@ class Digits:
             yield Part(self.train.images[now], self.train.labels[now])
 
 
-def load() -> Digits:
-    """Read and split the data; the split is the same in every run."""
+def load(split: int = 1) -> Digits:
+    """Read and split the data; the same ``split`` is the same in every run."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1)
     labels = torch.tensor(bunch.target, dtype=torch.int64)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(split))
     test, held_out, train = order[:HELD_OUT], order[HELD_OUT : 2 * HELD_OUT], order[2 * HELD_OUT :]
     mean, deviation = images[train].mean(), images[train].std()
     images = (images - mean) / deviation

@@ -27,8 +27,6 @@ from fxgraft.demo.measure import (
 from fxgraft.demo.model import BLUEPRINTS, CANDIDATES, SmallNet, initial_weights
 from fxgraft.demo.records import Record, SeedRecord, SeedRow, Watcher
 from fxgraft.gradients import norm_of
-from fxgraft.structure import Structure
-from fxgraft_passes import Phase
 
 RATE = 1e-2
 EVALUATE_EVERY = 20
@@ -67,7 +65,7 @@ class Bench:
 
     def empty_host(self) -> Host:
         """The compiled host, without the seeds of the run before: what was compiled stays compiled."""
-        self.host.adopt(Structure(), Phase.ISOLATED, {})
+        self.host.clear()
         return self.host
 
 
