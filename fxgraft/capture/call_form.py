@@ -5,6 +5,7 @@ of Python in front of it that say so, and send any other call to the module's ow
 
     def forward(self, hidden_states, attention_mask=None, use_cache=False):
         if not (attention_mask is None and use_cache is False):
+            _warn_of_fallback(self)
             return _fallback(self, hidden_states, attention_mask=attention_mask, ...)
         return _graph(self, hidden_states)
 """
@@ -19,6 +20,9 @@ from inspect import Parameter
 from typing import Any
 
 import torch
+
+from fxgraft.capture.defaults import printed_default
+from fxgraft.capture.fallback import warn_of_fallback
 
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
 CONSTANTS_OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
@@ -47,6 +51,7 @@ class CallForm:
         inputs: the graph's inputs in order.
         guards: Python expressions that hold for a call of this form.
         constants: the names used in guards that are not literals.
+        switches_gradients: whether the graph has parts under ``no_grad``.
     """
 
     def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -54,6 +59,7 @@ class CallForm:
         self.inputs: list[Input] = []
         self.guards: list[str] = []
         self.constants: dict[str, Any] = {}
+        self.switches_gradients = False
         self._positional = len(args)
         bound = self.signature.bind(*args, **kwargs)
         self._passed = set(bound.arguments)
@@ -78,9 +84,7 @@ class CallForm:
         if type(value) in (tuple, list) and (variadic or not is_constant(value)):
             if not variadic:
                 self._guard_container(expression, value)
-            return type(value)(
-                self._template(f"{expression}[{i}]", item) for i, item in enumerate(value)
-            )
+            return type(value)(self._template(f"{expression}[{i}]", item) for i, item in enumerate(value))
         if type(value) is dict:
             if not variadic:
                 self._guard_container(expression, value)
@@ -167,25 +171,30 @@ class CallForm:
     @property
     def is_plain(self) -> bool:
         """Whether the graph's own signature already is the module's, with nothing to guard."""
-        return not self.guards and [known.name for known in self.inputs] == list(
-            self.signature.parameters
-        )
+        if self.guards or self.switches_gradients:
+            return False
+        return [known.name for known in self.inputs] == list(self.signature.parameters)
 
     def entry_source(self) -> str:
-        """The source of the guarded ``forward``. Refers to ``_graph`` and ``_fallback``."""
+        """The source of the guarded ``forward``. Refers to ``_graph`` and ``_fallback``, and to `scope`."""
         parameters = [
-            p.replace(annotation=Parameter.empty, default=_default(p))
+            p.replace(annotation=Parameter.empty, default=printed_default(p))
             for p in self.signature.parameters.values()
         ]
         head = str(self.signature.replace(parameters=parameters, return_annotation=Parameter.empty))
         again = ", ".join(map(self._pass_on, self.signature.parameters.values()))
         inputs = ", ".join(known.expression for known in self.inputs)
+        run = f"    return _graph(self, {inputs})"
+        if self.switches_gradients:
+            # Where the graph raises inside of its part under no_grad, gradients are on again outside.
+            run = f"    with _set_gradients(_gradients_on()):\n    {run}"
         condition = "\n            and ".join(self.guards) or "True"
         return (
             f"def forward(self, {head[1:-1]}):\n"
             f"    if not (\n            {condition}\n    ):\n"
+            f"        _warn_of_fallback(self)\n"
             f"        return _fallback(self, {again})\n"
-            f"    return _graph(self, {inputs})\n"
+            f"{run}\n"
         )
 
     def _pass_on(self, parameter: Parameter) -> str:
@@ -205,7 +214,12 @@ class CallForm:
             for p in self.signature.parameters.values()
             if p.default is not Parameter.empty
         }
-        return {**defaults, **self.constants}
+        called = {
+            "_warn_of_fallback": warn_of_fallback,
+            "_set_gradients": torch.set_grad_enabled,
+            "_gradients_on": torch.is_grad_enabled,
+        }
+        return {**defaults, **self.constants, **called}
 
 
 def _collect(template: Any, value: Any, found: dict[str, Any]) -> bool:
@@ -224,20 +238,3 @@ def _collect(template: Any, value: Any, found: dict[str, Any]) -> bool:
             _collect(ours, theirs, found) for ours, theirs in zip(template, value, strict=True)
         )
     return bool(template == value)
-
-
-class _Name:
-    """Prints as a bare name where a signature prints a default."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def _default(parameter: Parameter) -> Any:
-    if parameter.default is Parameter.empty:
-        return Parameter.empty
-    simple = parameter.default is None or isinstance(parameter.default, (bool, int, str))
-    return parameter.default if simple else _Name(f"_default_{parameter.name}")

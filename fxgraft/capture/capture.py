@@ -12,26 +12,22 @@ A module that any of this fails for stays as it is; its boundary is still a node
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import MethodType
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.fx as fx
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from fxgraft.bits import same_bits
-from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.clone import clone_tree
+from fxgraft.capture.effects import effects_undone
+from fxgraft.capture.fallback import name_region
+from fxgraft.capture.intercept import whole_calls
 from fxgraft.capture.modes import merge_modes
+from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.region import Region
-from fxgraft.capture.tracer import RegionTracer, Untraceable
+from fxgraft.capture.traces import Returned, Traces
+from fxgraft.untouched import untouched
 from fxgraft_passes.errors import TraceError
-from fxgraft_passes.observe import Observer, WatchedRun
 
 
 class Capture:
@@ -63,8 +59,10 @@ class Capture:
         for name, module in modules.items():
             try:
                 self.regions[name] = self._region(name, module, traces, flipped, other_mode)
-            except Untraceable as reason:
+            except UntraceableError as reason:
                 self.opaque[name] = str(reason)
+            else:
+                name_region(module, name)
 
     def _region(
         self, name: str, module: nn.Module, traces: Traces, flipped: Traces, other_mode: str
@@ -82,14 +80,15 @@ class Capture:
         kwargs: dict[str, Any],
         flip: bool,
     ) -> None:
-        with untouched(self.root), torch.enable_grad():
+        with effects_undone(self.root), untouched(self.root), torch.enable_grad():
             if flip:
                 for module in self.root.modules():
                     module.training = not module.training
             for module in modules.values():
                 module.__dict__["forward"] = watch(module)
             try:
-                self.root(*args, **kwargs)
+                with whole_calls():
+                    self.root(*args, **kwargs)
             except Exception as error:
                 mode = "train" if self.root.training else "eval"
                 raise TraceError(
@@ -98,145 +97,9 @@ class Capture:
                 ) from error
 
 
-class Returned:
-    """Keeps what each module returned, call by call."""
-
-    def __init__(self) -> None:
-        self.values: dict[nn.Module, list[Any]] = {}
-
-    def watch(self, module: nn.Module) -> Callable[..., Any]:
-        forward = type(module).forward
-
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            result = forward(module, *args, **kwargs)
-            # A copy: the caller may write into it.
-            self.values.setdefault(module, []).append(pytree.tree_map_only(torch.Tensor, _copy, result))
-            return result
-
-        return recorded
-
-
-class Traces:
-    """Traces each module in its first call and follows the graph in the later ones."""
-
-    def __init__(self, returned: Returned | None, skip: Traces | None = None):
-        self.observer = Observer()
-        self._returned = returned
-        self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
-        self._failed: dict[nn.Module, str] = dict(skip._failed) if skip else {}
-        self._finished: list[nn.Module] = []
-        self._calls: Counter[nn.Module] = Counter()
-
-    def of(self, module: nn.Module, unseen: str) -> tuple[CallForm, fx.Graph]:
-        """The trace of a module. Raises `Untraceable` with the reason, ``unseen`` if there is none."""
-        if module in self._failed or module not in self._found:
-            raise Untraceable(self._failed.get(module, unseen))
-        return self._found[module]
-
-    def watch(self, module: nn.Module) -> Callable[..., Any]:
-        forward = MethodType(type(module).forward, module)
-
-        def traced(*args: Any, **kwargs: Any) -> Any:
-            before = len(self._finished)
-            state = torch.get_rng_state()
-            if module not in self._failed and not _has_proxies(args, kwargs):
-                try:
-                    result = self._follow(module, forward, args, kwargs)
-                    if self._agrees(module, result):
-                        self._finish(module)
-                        return result
-                    self._failed[module] = "its trace computes another value than the module does"
-                except Exception as error:
-                    self._failed[module] = _reason(error)
-                # Once more from the start, as if the attempt had not been.
-                torch.set_rng_state(state)
-                self._calls.subtract(self._finished[before:])
-                del self._finished[before:]
-            result = forward(*args, **kwargs)
-            self._finish(module)
-            return result
-
-        return traced
-
-    def _finish(self, module: nn.Module) -> None:
-        self._finished.append(module)
-        self._calls[module] += 1
-
-    def _follow(
-        self,
-        module: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        if module in self._found:
-            return self._rerun(module, args, kwargs)
-        form = CallForm(forward, args, kwargs)
-        inputs = form.values(args, kwargs)
-        assert inputs is not None, "a form matches the call that it was made from"
-        tracer = RegionTracer(form, inputs, self.observer)
-        graph = tracer.trace_call(module, type(module).forward)
-        self._found[module] = (form, graph)
-        return tracer.result
-
-    def _rerun(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Another call of a module that is used more than once: the same slots, observed again."""
-        form, graph = self._found[module]
-        inputs = form.values(args, kwargs)
-        if inputs is None:
-            raise Untraceable("is called in different forms in one forward pass")
-        run = WatchedRun(module, graph, self.observer)
-        return run.run(*(inputs[known.name] for known in form.inputs))
-
-    def _agrees(self, module: nn.Module, result: Any) -> bool:
-        if self._returned is None:
-            return True
-        call = self._calls[module]
-        expected = self._returned.values.get(module, [])
-        return call < len(expected) and same_bits(result, expected[call])
-
-
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module is a node rather than a region: torch's own, or not Python that can be traced."""
     if isinstance(module, torch.jit.ScriptModule) or "forward" in module.__dict__:
         return True
     own = type(module).__module__.startswith(("torch.nn.", "torch.ao."))
     return own and type(module) is not nn.Sequential
-
-
-@contextmanager
-def untouched(*roots: nn.Module) -> Iterator[None]:
-    """Run modules inside without a trace: attributes, buffers and random streams come back as they were."""
-    modules = [module for root in roots for module in root.modules()]
-    before = [dict(module.__dict__) for module in modules]
-    copies: dict[torch.Tensor, torch.Tensor] = {}
-    for module in modules:
-        module.__dict__["_buffers"] = {
-            name: buffer if buffer is None else copies.setdefault(buffer, buffer.detach().clone())
-            for name, buffer in module._buffers.items()
-        }
-    python_state = random.getstate()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python_state)
-        for module, state in zip(modules, before, strict=True):
-            module.__dict__.clear()
-            module.__dict__.update(state)
-
-
-def _has_proxies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a caller that is being traced passed its proxies on by a way that was not followed."""
-    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Untraceable):
-        return str(error)
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch.fx as fx
 
-from fxgraft.capture.tracer import Untraceable
+from fxgraft.capture.proxy import UntraceableError
 from fxgraft_passes import operators
 
 
@@ -24,19 +24,19 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, training: bool) -> None:
     """Make ``graph``, traced with ``self.training == training``, right for the other mode as well.
 
     Raises:
-        Untraceable: if the two traces differ in more than constants.
+        UntraceableError: if the two traces differ in more than constants.
     """
     ours, theirs = list(graph.nodes), list(other.nodes)
     twin = dict(zip(theirs, ours, strict=False))
     if len(ours) != len(theirs) or any(
         (a.op, a.target) != (b.op, b.target) for a, b in zip(ours, theirs, strict=True)
     ):
-        raise Untraceable("takes another path in train mode than in eval mode")
+        raise UntraceableError("takes another path in train mode than in eval mode")
     mode: fx.Node | None = None
     for a, b in zip(ours, theirs, strict=True):
         for where, here, there in _differences((a.args, a.kwargs), (b.args, b.kwargs), twin):
             if isinstance(here, fx.Node) or isinstance(there, fx.Node):
-                raise Untraceable(f"{a} reads another value in train mode than in eval mode")
+                raise UntraceableError(f"{a} reads another value in train mode than in eval mode")
             if mode is None:
                 with graph.inserting_before(next(n for n in ours if n.op != "placeholder")):
                     mode = graph.get_attr("training")
@@ -52,6 +52,8 @@ def _differences(
     """The places at which two argument structures differ: path, ours, theirs."""
     if isinstance(theirs, fx.Node):
         return [] if twin[theirs] is ours else [(where, ours, theirs)]
+    if isinstance(ours, slice) and isinstance(theirs, slice):
+        ours, theirs = _parts(ours), _parts(theirs)
     if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)):
         if len(ours) == len(theirs):
             pairs = enumerate(zip(ours, theirs, strict=True))
@@ -68,5 +70,12 @@ def _replaced(structure: Any, where: tuple[Any, ...], value: Any) -> Any:
     step, *rest = where
     if isinstance(structure, dict):
         return {k: _replaced(v, tuple(rest), value) if k == step else v for k, v in structure.items()}
-    items = [_replaced(v, tuple(rest), value) if i == step else v for i, v in enumerate(structure)]
+    parts = _parts(structure) if isinstance(structure, slice) else structure
+    items = [_replaced(v, tuple(rest), value) if i == step else v for i, v in enumerate(parts)]
+    if isinstance(structure, slice):
+        return slice(*items)
     return type(structure)(items) if type(structure) in (tuple, list) else tuple(items)
+
+
+def _parts(index: slice) -> tuple[Any, Any, Any]:
+    return index.start, index.stop, index.step

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import operator
 import threading
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -18,40 +20,15 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.effects import Effects, SideEffectError
+from fxgraft.capture.intercept import EveryOperation, builtins_of_values
+from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
+from fxgraft.capture.sizes import is_of_sizes, prune_unused_items
 from fxgraft_passes import operators
 from fxgraft_passes.observe import Observer
 
 # Facts of a value that a graph may rely on: the ranks and kinds of a host's values do not change.
 _STATIC = {"dim", "ndim", "is_floating_point", "is_complex", "ndimension"}
-
-
-class Untraceable(Exception):
-    """The module's code cannot be written as one graph; the message says why."""
-
-
-class ConcreteProxy(fx.Proxy):
-    """A proxy that unpacks as its example value would, as far as the structure of that is fixed."""
-
-    def __iter__(self) -> Iterator[Any]:
-        value = self.tracer.values[self.node]
-        if isinstance(value, (tuple, list)):
-            return iter([self[i] for i in range(len(value))])
-        return super().__iter__()  # type: ignore[no-any-return]
-
-    def __getattr__(self, name: str) -> Any:
-        tracer: RegionTracer = self.tracer
-        value = tracer.values[self.node]
-        if isinstance(value, torch.Tensor) and name == "shape":
-            return self.size()
-        if isinstance(value, torch.Tensor) and name in ("ndim", "dtype", "layout"):
-            return getattr(value, name)
-        return super().__getattr__(name)
-
-    def __len__(self) -> int:
-        value = self.tracer.values[self.node]
-        if isinstance(value, (tuple, list, dict)):
-            return len(value)
-        raise Untraceable(f"takes the length of {self.node}, which depends on the input")
 
 
 class RegionTracer(fx.Tracer):
@@ -72,24 +49,49 @@ class RegionTracer(fx.Tracer):
         self._observer = observer
         self._running = 0
         self._thread = threading.get_ident()
+        self._gradients = [torch.is_grad_enabled()]
+        self._outside: fx.Node | None = None
+
+    @property
+    def is_following(self) -> bool:
+        """Whether it is the module's own code that runs: not an operation, nor another thread."""
+        return not self._running and threading.get_ident() == self._thread
+
+    @property
+    def switches_gradients(self) -> bool:
+        """Whether the code has parts under ``no_grad``."""
+        return any(node.target is torch._C._set_grad_enabled for node in self.graph.nodes)
 
     def trace_call(self, module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
-        """The graph of ``forward(module, ...)``. Raises `Untraceable` or what the code raises."""
+        """The graph of ``forward(module, ...)``. Raises `UntraceableError` or what the code raises."""
 
         def called(root: nn.Module) -> Any:
+            # A submodule may be named so (BERT's attention has one): the generated code reads self.
+            self.graph._graph_namespace.create_name("self", None)
             proxies = {}
             for known in self._form.inputs:
                 node = self.create_node("placeholder", known.name, (), {})
                 self._saw(node, self._inputs[known.name])
                 proxies[known.name] = self.proxy(node)
             args, kwargs = self._form.bind(proxies)
-            return forward(root, *args, **kwargs)
+            with EveryOperation(self):
+                result = forward(root, *args, **kwargs)
+            self._follow_gradients()
+            return result
 
         self._called = called
-        graph = self.trace(module)
+        self._effects = Effects(module)
+        try:
+            with builtins_of_values(module):
+                graph = self.trace(module)
+            self._effects.check()
+            self._effects.check_attributes()
+        except Exception as error:
+            self._effects.undo()
+            raise (UntraceableError(str(error)) if isinstance(error, SideEffectError) else error) from error
         output = next(node for node in graph.nodes if node.op == "output")
-        self.result = fx.node.map_arg(output.args[0], lambda n: self.values[n])
-        _prune_unused_items(graph, self._observer)
+        self.result = self._evaluated(output.args[0])
+        prune_unused_items(graph, self._observer)
         return graph
 
     def create_args_for_root(
@@ -107,36 +109,93 @@ class RegionTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         # torch.fx intercepts all module calls of the process: let those pass that are not this trace's.
-        if self._running or threading.get_ident() != self._thread:
+        # A module made in the forward (a loss, say) is followed as any function is.
+        if not self.is_following:
             return forward(*args, **kwargs)
+        if m not in (self.submodule_paths or {}):
+            if next(m.parameters(), None) is None:
+                return forward(*args, **kwargs)
+            raise UntraceableError(f"calls a {type(m).__name__} that is not one of its submodules")
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        if self._running or threading.get_ident() != self._thread:
+        if not self.is_following:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
-    ) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         if kind == "output":
-            return proxy
+            return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        return self.create_known(kind, target, args, kwargs, (), *rest, **options)
+
+    def create_known(
+        self, kind: str, target: Any, args: Any, kwargs: Any, known: tuple[Any, ...], *rest: Any, **more: Any
+    ) -> Any:
+        """`create_proxy` of an operation that, if ``known`` is not empty, was carried out already."""
+        self._follow_gradients()
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
-        value = self._run(node)
+        value = known[0] if known else self.values[node] if kind == "get_attr" else self._run(node)
         if target in _STATIC or getattr(target, "__name__", "") in _STATIC:
             self.graph.erase_node(node)
             return value
-        self._saw(node, value)
+        if kind != "get_attr":
+            self._saw(node, value)
         if isinstance(value, torch.Size):
-            return tuple(proxy[i] for i in range(len(value)))
+            return tuple(proxy)
         return proxy
 
+    def _follow_gradients(self) -> None:
+        """Write into the graph where the code enters or leaves ``no_grad``."""
+        now = torch.is_grad_enabled()
+        if now == self._gradients[-1]:
+            return
+        if len(self._gradients) > 1:
+            # Back to what the caller had: it may run the graph under no_grad itself.
+            self._gradients = self._gradients[:1]
+            target: Any = self._outside
+        else:
+            self._gradients = [*self._gradients, now]
+            self._outside = self.create_node("call_function", torch.is_grad_enabled, (), {})
+            self._saw(self._outside, not now)
+            target = now
+        node = self.create_node("call_function", torch._C._set_grad_enabled, (target,), {})
+        self._saw(node, None)
+
+    def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
+        node = super().create_node(kind, target, *rest, **options)
+        if kind == "get_attr":  # torch.fx makes some of them by itself
+            self._saw(node, self._run(node))
+        return node
+
     def create_arg(self, a: Any) -> Any:
-        known = isinstance(a, (fx.Proxy, nn.Parameter)) or not isinstance(a, torch.Tensor)
-        if not known and a not in self.tensor_attrs and not self._is_buffer(a):
-            raise Untraceable("uses a tensor that it makes itself, from no input")
-        return super().create_arg(a)
+        if isinstance(a, torch.Tensor) and not self._is_known(a):
+            raise UntraceableError("uses a tensor that it makes itself, from no input")
+        is_record = is_dataclass(a) or (isinstance(a, tuple) and hasattr(a, "_fields"))
+        if isinstance(a, OrderedDict) or (is_record and not isinstance(a, type)):
+            return self._rebuilt(a)
+        if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
+            raise UntraceableError(f"makes a {type(a).__name__} object")
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            raise UntraceableError(f"makes a {type(a).__name__} object and passes it on") from None
+        except NameError as error:
+            raise UntraceableError("uses a parameter of a module that is not its own") from error
+
+    def _rebuilt(self, a: Any) -> fx.Node:
+        """The node that makes a dataclass, a named tuple or an ordered dictionary from its parts."""
+        if is_dataclass(a):
+            parts = {field.name: getattr(a, field.name) for field in fields(a) if field.init}
+            proxy = self.create_proxy("call_function", type(a), (), parts)
+        elif isinstance(a, tuple):
+            proxy = self.create_proxy("call_function", type(a), tuple(a), {})
+        else:
+            proxy = self.create_proxy("call_function", type(a), (list(a.items()),), {})
+        return proxy.node  # type: ignore[no-any-return]
+
+    def _is_known(self, tensor: torch.Tensor) -> bool:
+        return isinstance(tensor, nn.Parameter) or tensor in self.tensor_attrs or self._is_buffer(tensor)
 
     def _is_buffer(self, tensor: torch.Tensor) -> bool:
         return any(tensor is buffer for buffer in self.root.buffers())
@@ -144,12 +203,25 @@ class RegionTracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Follow a branch on sizes, with a check in the graph; no other branch can be followed."""
         value = self.values[obj.node]
-        if type(value) is not bool or not _is_of_sizes(obj.node):
-            raise Untraceable(f"branches on {obj.node}, which depends on the input's values")
+        if type(value) is not bool or not is_of_sizes(obj.node):
+            raise UntraceableError(f"branches on {obj.node}, which depends on the input")
         self.create_proxy("call_function", operators.assume, (obj, value), {})
         for node in obj.node.all_input_nodes:
             self._form.guard_size(self.values[node], self._inputs)
         return value
+
+    def _evaluated(self, a: Any) -> Any:
+        """An argument with the values of its nodes, in plain lists and dictionaries as in generated code."""
+        if isinstance(a, fx.Node):
+            return self.values[a]
+        if isinstance(a, (tuple, list)):
+            kind = tuple if isinstance(a, tuple) else list
+            return kind(map(self._evaluated, a))
+        if isinstance(a, dict):
+            return {key: self._evaluated(value) for key, value in a.items()}
+        if isinstance(a, slice):
+            return slice(*map(self._evaluated, (a.start, a.stop, a.step)))
+        return a
 
     def _saw(self, node: fx.Node, value: Any) -> None:
         self.values[node] = value
@@ -157,7 +229,9 @@ class RegionTracer(fx.Tracer):
 
     def _run(self, node: fx.Node) -> Any:
         """Carry ``node`` out on the example values."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        args, kwargs = self._evaluated(node.args), self._evaluated(node.kwargs)
+        is_module = node.op == "call_module"
+        self._effects.check(draws=is_module)
         self._running += 1
         try:
             match node.op:
@@ -170,21 +244,5 @@ class RegionTracer(fx.Tracer):
             return operator.attrgetter(str(node.target))(self.root)
         finally:
             self._running -= 1
-
-
-def _is_of_sizes(node: fx.Node) -> bool:
-    """Whether a value is computed from the sizes of tensors and nothing else."""
-    if node.op == "call_method":
-        return node.target == "size"
-    arithmetic = getattr(node.target, "__module__", "") == "_operator"
-    return node.op == "call_function" and arithmetic and all(map(_is_of_sizes, node.all_input_nodes))
-
-
-def _prune_unused_items(graph: fx.Graph, observer: Observer) -> None:
-    """Drop the elements of sizes that were made for unpacking and not used."""
-    for node in reversed(graph.nodes):
-        is_size = node.op == "call_method" and node.target == "size" and len(node.args) == 1
-        is_item = node.target is operator.getitem and getattr(node.args[0], "target", "") == "size"
-        if (is_size or is_item) and not node.users:
-            observer.forget(node)
-            graph.erase_node(node)
+            if is_module:
+                self._effects.resume()

@@ -1,0 +1,166 @@
+"""What ``torch.fx`` does not see of a module's code, brought to the tracer while it traces.
+
+``torch.fx`` records what is called with a proxy. Three things slip by it, and each would make a graph
+that computes something else than the code: operations on no proxy (``torch.arange(n)``), custom
+autograd functions (their ``forward`` is followed and their ``backward`` lost), and ``isinstance``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import operator
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.fx as fx
+from torch import nn
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.utils import _pytree as pytree
+
+if TYPE_CHECKING:
+    from fxgraft.capture.tracer import RegionTracer
+
+
+class EveryOperation(TorchFunctionMode):
+    """Makes a node of each torch operation, of those without a proxy among their arguments too."""
+
+    def __init__(self, tracer: RegionTracer):
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self._tracer.is_following:
+            return func(*args, **kwargs)
+        if any_proxy(args, kwargs) is not None:
+            return self._record(func, args, kwargs)
+        value = func(*args, **kwargs)
+        made = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
+        # Facts (dtypes, sizes of a module's own tensors) are constants of the code.
+        return self._record(func, args, kwargs, (value,)) if made else value
+
+    def _record(self, func: Any, args: Any, kwargs: Any, known: tuple[Any, ...] = ()) -> Any:
+        kind, target = "call_function", func
+        if is_tensor_method_or_property(func):
+            kind, target = "call_method", func.__name__
+        if target == "__get__":
+            kind, target, args = "call_function", getattr, (args[0], func.__self__.__name__)
+        if target == "__getitem__":
+            kind, target = "call_function", operator.getitem
+        return self._tracer.create_known(kind, target, tuple(args), kwargs, known)
+
+
+@dataclass(frozen=True)
+class AutogradCall:
+    """``function.apply`` as one node, ``backward`` and all. Make them with `autograd_call`."""
+
+    function: type[torch.autograd.Function]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function.apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return autograd_call, (self.function,)
+
+
+@functools.cache
+def autograd_call(function: type[torch.autograd.Function]) -> AutogradCall:
+    """One object for each function: equal graphs have equal globals, and share their code."""
+    return AutogradCall(function)
+
+
+_FACTORIES = ("zeros", "ones", "empty", "rand", "randn")
+
+
+@contextmanager
+def whole_calls() -> Iterator[None]:
+    """Let custom autograd functions, and factories, that are called with proxies become nodes."""
+    own = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        proxy = any_proxy(args, kwargs)
+        if proxy is None:
+            return own.__get__(None, cls)(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", autograd_call(cls), args, kwargs)
+
+    factories = {name: getattr(torch, name) for name in _FACTORIES}
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        for name, factory in factories.items():
+            setattr(torch, name, _of_sizes(factory))
+        yield
+    finally:
+        torch.autograd.Function.apply = own  # type: ignore[method-assign]
+        for name, factory in factories.items():
+            setattr(torch, name, factory)
+
+
+def _of_sizes(factory: Any) -> Any:
+    # torch's argument parser takes a proxy for an integer in a tuple of sizes only.
+    @functools.wraps(factory)
+    def made(*sizes: Any, **options: Any) -> Any:
+        proxy = any_proxy(sizes, options)
+        if proxy is None:
+            return factory(*sizes, **options)
+        return proxy.tracer.create_proxy("call_function", factory, sizes, options)
+
+    return made
+
+
+@contextmanager
+def builtins_of_values(module: nn.Module) -> Iterator[None]:
+    """Let the built-ins in the files that define ``module``'s class look at what proxies stand for.
+
+    Not a ``__class__`` of the proxies: torch's C++ would believe it, and read a tensor where none is.
+    """
+    defined_in = {cls.__module__ for cls in type(module).__mro__}
+    scopes = [
+        vars(sys.modules[name])
+        for name in defined_in
+        if name in sys.modules and name != "builtins" and name.split(".")[0] not in ("torch", "fxgraft")
+    ]
+    patches = {"isinstance": _isinstance, "len": _len}
+    added = [(scope, name) for scope in scopes for name in patches if name not in scope]
+    for scope, name in added:
+        scope[name] = patches[name]
+    try:
+        yield
+    finally:
+        for scope, name in added:
+            scope.pop(name, None)
+
+
+def _isinstance(value: Any, kinds: Any) -> bool:
+    if builtins.isinstance(value, kinds):
+        return True
+    if not builtins.isinstance(value, fx.Proxy) or not hasattr(type(value), "_example"):
+        return False
+    return builtins.isinstance(value._example, kinds)
+
+
+def _len(value: Any) -> Any:
+    if isinstance(value, fx.Proxy) and isinstance(getattr(value, "_example", None), torch.Tensor):
+        return value.size(0)
+    return builtins.len(value)
+
+
+def any_proxy(*structures: Any) -> fx.Proxy | None:
+    """A proxy somewhere in the arguments, or None."""
+    found: list[fx.Proxy] = []
+
+    def look(value: Any) -> Any:
+        if isinstance(value, fx.Proxy):
+            found.append(value)
+        return value
+
+    fx.node.map_aggregate(structures, look)
+    return found[0] if found else None

@@ -1,0 +1,69 @@
+"""Proxies that know the value that they stand for in the example run."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+
+class UntraceableError(Exception):
+    """The module's code cannot be written as one graph; the message says why."""
+
+
+class ConcreteProxy(fx.Proxy):
+    """A proxy that unpacks as its example value would, as far as the structure of that is fixed."""
+
+    @property
+    def _example(self) -> Any:
+        """What it stands for in the example run."""
+        return self.tracer.values[self.node]  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[Any]:
+        value = self._example
+        if isinstance(value, (tuple, list)):
+            return iter([self[i] for i in range(len(value))])  # type: ignore[index]
+        if isinstance(value, dict):
+            return iter(list(value))
+        raise UntraceableError(f"iterates over {self.node}, and how often depends on the input")
+
+    def __getattr__(self, name: str) -> Any:
+        value = self._example
+        if isinstance(value, torch.Tensor):
+            if name == "shape":
+                return self.size()
+            if name in ("ndim", "dtype", "layout"):
+                return getattr(value, name)
+        # At once, where torch.fx would wait for the first use: what follows may look at its value.
+        kind = torch.Tensor if isinstance(value, torch.Tensor) else value
+        if not name.startswith("__") and not callable(getattr(kind, name, len)):
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("node", "tracer"):
+            return super().__setattr__(name, value)
+        if isinstance(self._example, torch.Tensor):
+            raise UntraceableError(f"sets the attribute {name!r} of the tensor {self.node}")
+        self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
+        return None
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __len__(self) -> int:
+        value = self._example
+        if isinstance(value, (tuple, list, dict)):
+            return len(value)
+        raise UntraceableError(f"takes the length of {self.node}, which depends on the input")
+
+    def __index__(self) -> int:
+        raise UntraceableError(f"needs {self.node} as a Python integer, and it depends on the input")
+
+    def __float__(self) -> float:
+        raise UntraceableError(f"needs {self.node} as a Python number, and it depends on the input")
+
+    __int__ = __index__

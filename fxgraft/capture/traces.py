@@ -1,0 +1,166 @@
+"""What the runs of `Capture` do in the place of each module's ``forward``: record, or trace and compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxgraft.bits import same_bits
+from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.proxy import UntraceableError
+from fxgraft.capture.tracer import RegionTracer
+from fxgraft_passes.observe import Observer, WatchedRun
+
+
+class Returned:
+    """Keeps what each module returned, call by call."""
+
+    def __init__(self) -> None:
+        self.values: dict[nn.Module, list[Any]] = {}
+        self.forms: dict[nn.Module, list[CallForm]] = {}
+
+    def watch(self, module: nn.Module) -> Callable[..., Any]:
+        forward = type(module).forward
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            form = CallForm(MethodType(forward, module), args, kwargs)
+            self.forms.setdefault(module, []).append(form)
+            result = forward(module, *args, **kwargs)
+            # A copy: the caller may write into it.
+            self.values.setdefault(module, []).append(
+                pytree.tree_map_only(torch.Tensor, _copy, _opened(result))
+            )
+            return result
+
+        return recorded
+
+
+class Traces:
+    """Traces each module in its first call and follows the graph in the later ones."""
+
+    def __init__(self, returned: Returned | None, skip: Traces | None = None):
+        self.observer = Observer()
+        self._returned = returned
+        self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
+        self._failed: dict[nn.Module, str] = dict(skip._failed) if skip else {}
+        self._finished: list[nn.Module] = []
+        self._calls: Counter[nn.Module] = Counter()
+        self._inside = 0
+
+    def of(self, module: nn.Module, unseen: str) -> tuple[CallForm, fx.Graph]:
+        """The trace of a module. Raises `UntraceableError` with the reason, ``unseen`` if there is none."""
+        if module in self._failed or module not in self._found:
+            raise UntraceableError(self._failed.get(module, unseen))
+        return self._found[module]
+
+    def watch(self, module: nn.Module) -> Callable[..., Any]:
+        forward = MethodType(type(module).forward, module)
+
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            if self._inside and not self._expected(module, args, kwargs):
+                raise UntraceableError(f"calls {type(module).__name__} in another way while it is traced")
+            before = len(self._finished)
+            state = torch.get_rng_state()
+            if module not in self._failed and not _has_proxies(args, kwargs):
+                try:
+                    result = self._follow(module, forward, args, kwargs)
+                    if self._agrees(module, result):
+                        self._finish(module)
+                        return result
+                    self._failed[module] = "its trace computes another value than the module does"
+                except Exception as error:
+                    self._failed[module] = _reason(error)
+                # Once more from the start, as if the attempt had not been.
+                torch.set_rng_state(state)
+                self._calls.subtract(self._finished[before:])
+                del self._finished[before:]
+            result = forward(*args, **kwargs)
+            self._finish(module)
+            return result
+
+        return traced
+
+    def _finish(self, module: nn.Module) -> None:
+        self._finished.append(module)
+        self._calls[module] += 1
+
+    def _follow(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if module in self._found:
+            return self._rerun(module, args, kwargs)
+        form = CallForm(forward, args, kwargs)
+        inputs = form.values(args, kwargs)
+        assert inputs is not None, "a form matches the call that it was made from"
+        tracer = RegionTracer(form, inputs, self.observer)
+        self._inside += 1
+        try:
+            graph = tracer.trace_call(module, type(module).forward)
+        finally:
+            self._inside -= 1
+        form.switches_gradients = tracer.switches_gradients
+        self._found[module] = (form, graph)
+        return tracer.result
+
+    def _rerun(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Another call of a module that is used more than once: the same slots, observed again."""
+        form, graph = self._found[module]
+        inputs = form.values(args, kwargs)
+        if inputs is None:
+            raise UntraceableError("is called in different forms in one forward pass")
+        run = WatchedRun(module, graph, self.observer)
+        return run.run(*(inputs[known.name] for known in form.inputs))
+
+    def _expected(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call is of the form that it had in run 1: else the caller's trace went astray."""
+        if self._returned is None:
+            return True
+        call, forms = self._calls[module], self._returned.forms.get(module, [])
+        return call < len(forms) and forms[call].values(args, kwargs) is not None
+
+    def _agrees(self, module: nn.Module, result: Any) -> bool:
+        if self._returned is None:
+            return True
+        call = self._calls[module]
+        expected = self._returned.values.get(module, [])
+        return call < len(expected) and same_bits(_opened(result), expected[call])
+
+
+def _has_proxies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a caller that is being traced passed its proxies on by a way that was not followed."""
+    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UntraceableError):
+        return str(error)
+    text = str(error).strip().splitlines()
+    return f"cannot be traced: {type(error).__name__}: {text[0] if text else ''}"
+
+
+def _opened(value: Any) -> Any:
+    """``value`` with its dataclasses as dictionaries, which can be compared part by part."""
+
+    def opened(leaf: Any) -> Any:
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        parts = {field.name: _opened(getattr(leaf, field.name, None)) for field in fields(leaf)}
+        return type(leaf).__qualname__, parts
+
+    return pytree.tree_map(opened, value)
