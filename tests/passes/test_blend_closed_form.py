@@ -198,8 +198,9 @@ def test_folded_is_the_blend_that_was_held(mode, dtype):
     h, s = torch.randn(64).to(dtype), torch.randn(64).to(dtype)
     alpha = scalar(0.3, torch.promote_types(dtype, torch.float32))
     blend, fossil = BLENDS[mode](h, s, alpha, None, *TRUST), operators.folded(h, s, mode, 0.3)
-    # Half precision rounds a tensor alpha before it multiplies, and a constant after.
-    torch.testing.assert_close(fossil, blend)
+    # torch rounds a tensor alpha to half precision before it multiplies, and a constant only after.
+    bound = torch.finfo(dtype).eps * (h.abs() + s.abs()) if dtype.itemsize < 4 else 0
+    assert ((fossil - blend).abs() <= bound).all()
     assert dtype.itemsize < 4 or same_bits(fossil, blend)
 
 
