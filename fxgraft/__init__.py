@@ -6,12 +6,13 @@ from fxgraft.host import Host, trace
 from fxgraft.manager import SeedManager
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
-from fxgraft_passes import Slot
+from fxgraft_passes import Objective, Slot
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Host",
+    "Objective",
     "Region",
     "Seed",
     "SeedManager",

@@ -55,7 +55,7 @@ class Lifecycle:
         graft.train(around.training)
         placement = Placement(seed.name, slot, seed.spec, kind_of(module))
         with ExitStack() as undo:
-            self.registry.claim(seed.name, module, self.host.owns)
+            self.registry.claim(seed, module, self.host.owns)
             undo.callback(self.registry.disown, seed.name)
             undo.callback(seed.leave, seed.stage)
             seed.take(graft)
@@ -69,6 +69,10 @@ class Lifecycle:
             self.gradients.watch(seed.name, list(module.parameters()))
             undo.pop_all()
         self._on_stage(seed)
+
+    def admit(self, seed: Seed, module: nn.Module) -> None:
+        """Raise `BlueprintError` if ``module`` has parameters of the host or of another seed."""
+        self.registry.admit(seed, module, self.host.owns)
 
     def begin_blend(self, seed: Seed, ramp: Ramp) -> None:
         """TRAINING, BLENDING or HOLDING -> BLENDING."""

@@ -34,7 +34,7 @@ from fxgraft.shadow import shadow_pass
 from fxgraft.stage import Stage, after
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
-from fxgraft_passes import GraftSpec
+from fxgraft_passes import GraftSpec, Objective
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
 
@@ -130,7 +130,7 @@ class SeedManager:
         source: str | None = None,
         name: str | None = None,
         mode: str | None = None,
-        objective: str = "trust",
+        objective: str | Objective = "trust",
         isolated: bool = True,
         wait: bool = True,
         **config: Any,
@@ -148,7 +148,8 @@ class SeedManager:
             mode: ``"residual"`` (the default) adds the seed's output, ``"convex"`` replaces the
                 host's value by it, ``"gated"`` adds it scaled by a gate that the seed learns,
                 ``"channelwise"`` adds it with an alpha for each channel.
-            objective: what the seed learns from in isolation; see ``fxgraft_passes.objectives``.
+            objective: what the seed learns from in isolation: ``"trust"``, ``"shadow"``,
+                ``"straight_through"``, or an `fxgraft.Objective` with a radius of its own.
             isolated: whether nothing may reach a host gradient through the seed.
             wait: whether to wait until the seed is live.
             **config: passed to the blueprint's factory.
@@ -164,7 +165,8 @@ class SeedManager:
         slot = self.host.slot(slot_name)
         if (wait_for := self._refuses_until.get(slot_name, 0) - self._reporter.step) > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
-        spec = GraftSpec(mode or "residual", objective, isolated=isolated, copy=slot.copy)
+        law = objective if isinstance(objective, Objective) else Objective(objective)
+        spec = GraftSpec(mode or "residual", law.name, law.radius, isolated, slot.copy)
         label = nursery.label(blueprint)
         registered = isinstance(blueprint, str)
         seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
@@ -182,7 +184,8 @@ class SeedManager:
         seed.stage = after(seed.stage, "germinate", seed.name)
         key = streams.key_of(self._run_seed, seed.name)
         around = nursery.surroundings(self.host, slot)
-        build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config)
+        admit = partial(self._lifecycle.admit, seed)
+        build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
         began = time.monotonic()
         if wait:
             self._lifecycle.go_live(seed, slot, build())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxgraft import blueprints, streams
 from fxgraft.host import Host
-from fxgraft.untouched import state_untouched
+from fxgraft.untouched import restored_on_failure, state_untouched
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
 
@@ -71,11 +71,21 @@ def grow(
     mode: str,
     around: Surroundings,
     key: int,
-    config: dict[str, Any],
+    config: Mapping[str, Any],
+    admit: Callable[[nn.Module], None] = lambda module: None,
 ) -> nn.Module:
     """Build a seed for ``slot`` and check that it fits. Draws from the stream ``key`` only.
 
-    May run in any thread.
+    May run in any thread. A module that is refused comes back as it was.
+
+    Args:
+        blueprint: a registered name, a module, or a factory.
+        slot: where the seed goes.
+        mode: how it will be blended: some modes wrap it.
+        around: what it has to follow.
+        key: of its random streams.
+        config: for the factory.
+        admit: raises for a module that must not be touched, before it is.
 
     Raises:
         BlueprintError: naming the slot, what was expected and what was given.
@@ -94,18 +104,25 @@ def grow(
         raise BlueprintError(
             f"blueprint {given} at slot {slot.name!r}: expected an nn.Module; got {type(module).__name__}"
         )
+    admit(module)
+    with restored_on_failure(module):
+        fitted = _fit(module, slot, mode, around, key)
+        _check(fitted, slot, given, around, key)
+    return fitted
+
+
+def _fit(module: nn.Module, slot: Slot, mode: str, around: Surroundings, key: int) -> nn.Module:
+    """Give the module what it has to follow."""
     module = streams.privatize(module, key)
     if mode == "gated":
         module = Gated(module)
     module.to(device=around.device, dtype=around.dtype)
     if slot.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module.train(around.training)
-    _check(module, slot, given, around, key)
-    return module
+    return module.train(around.training)
 
 
-def _build(blueprint: Any, slot: Slot, mode: str, config: dict[str, Any]) -> nn.Module:
+def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> nn.Module:
     if isinstance(blueprint, nn.Module):
         if config:
             raise BlueprintError(

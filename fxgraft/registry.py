@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from fxgraft.seed import Seed
 from fxgraft_passes.errors import BlueprintError
 
 
@@ -28,22 +29,25 @@ class SeedParameterRegistry:
         self._optimizers = tuple(optimizers)
         self._owned: dict[str, list[weakref.ref[nn.Parameter]]] = {}
 
-    def claim(self, seed: str, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
+    def claim(self, seed: Seed, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
         """Make ``seed`` the owner of the parameters of ``module``. ``of_host`` tells the host's.
 
         Raises:
             BlueprintError: if one is the host's or another seed's; nothing is claimed then.
         """
-        ours = dict(module.named_parameters())
+        self.admit(seed, module, of_host)
+        self._owned[seed.name] = [weakref.ref(p) for p in module.parameters()]
+
+    def admit(self, seed: Seed, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
+        """Raise `BlueprintError` if a parameter of ``module`` is the host's or another seed's."""
         owners = {id(p): f"seed {owner!r}" for owner in self._owned for p in self.parameters(owner)}
-        for name, parameter in ours.items():
+        for name, parameter in module.named_parameters():
             owner = "the host" if of_host(parameter) else owners.get(id(parameter))
             if owner:
                 raise BlueprintError(
-                    f"seed {seed!r}: expected parameters of its own; {name} belongs to {owner}, "
-                    f"whose training it would change"
+                    f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters of its own; {name} "
+                    f"belongs to {owner}, whose training it would change"
                 )
-        self._owned[seed] = [weakref.ref(p) for p in ours.values()]
 
     def disown(self, seed: str) -> None:
         """Forget a seed's ownership (its parameters are the host's now, or gone)."""

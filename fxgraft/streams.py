@@ -112,7 +112,9 @@ class SeedDropout(nn.Module):
         if self.channels:
             shape = torch.Size([*shape[:2], *(1 for _ in shape[2:])])
         kept = uniform(shape, self.key, self.draws, input.device) >= self.p
-        self.draws += 1
+        # Not in place: the partitioner of torch.compile recomputes the mask in the backward pass from
+        # what `draws` is then, and would get another one.
+        self.draws = self.draws + 1
         return input * kept.to(input.dtype) * (1 / (1 - self.p) if self.p < 1 else 0.0)
 
     def extra_repr(self) -> str:

@@ -71,7 +71,7 @@ BAD: dict[str, tuple[Callable[[fxgraft.Host], Any], list[str]]] = {
     "NaN weights": (lambda host: not_finite(float("nan")), ["weight", "finite"]),
     "inf weights": (lambda host: not_finite(float("inf")), ["weight", "finite"]),
     "a module of the host": (lambda host: host.body.linear0, ["weight", "host"]),
-    "a region of the host": (lambda host: host.body, ["weight", "host"]),
+    "a region of the host": (lambda host: host.body, ["belongs to the host"]),
     "a weight of the host": (lambda host: _sharing(host), ["weight", "host"]),
     "writes its input": (lambda host: Returns(torch.relu_), ["input"]),
     "draws globally": (lambda host: Returns(lambda x: F.dropout(x, 0.5)), ["random", "nn.Dropout"]),

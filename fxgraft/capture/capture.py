@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from fxgraft.capture.clone import clone_tree
-from fxgraft.capture.effects import effects_undone
 from fxgraft.capture.fallback import name_region
 from fxgraft.capture.intercept import whole_calls
 from fxgraft.capture.modes import merge_modes
@@ -80,7 +79,7 @@ class Capture:
         kwargs: dict[str, Any],
         flip: bool,
     ) -> None:
-        with effects_undone(self.root), untouched(self.root), torch.enable_grad():
+        with untouched(self.root), torch.enable_grad():
             if flip:
                 for module in self.root.modules():
                     module.training = not module.training

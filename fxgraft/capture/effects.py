@@ -6,15 +6,13 @@ A trace that met any of it is right in the example run only, and must be refused
 from __future__ import annotations
 
 import random
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from fxgraft.untouched import SavedAttributes
 from fxgraft_passes.errors import FxGraftError
 
 
@@ -53,65 +51,6 @@ class Effects:
     def undo(self) -> None:
         """Take back what the code did to the attributes of its module."""
         self._attributes.restore()
-
-
-class SavedAttributes:
-    """The attributes of a module, with what is in those that are containers."""
-
-    def __init__(self, module: nn.Module):
-        self._module = module
-        self._state = dict(module.__dict__)
-        self._contents = {name: value.copy() for name, value in self._state.items() if _holds(value)}
-
-    def changed(self) -> str | None:
-        """The name of an attribute that is not what it was, or None."""
-        now = self._module.__dict__
-        for name in {**self._state, **now}:
-            if name not in self._state or name not in now or now[name] is not self._state[name]:
-                return name
-            if name in self._contents and _items(now[name]) != _items(self._contents[name]):
-                return next(self._changed_items(name), name)
-        return None
-
-    def _changed_items(self, name: str) -> Iterator[str]:
-        """The names of parameters, buffers and modules that changed: they are in one dictionary each."""
-        before, now = self._contents[name], self._state[name]
-        if name in ("_parameters", "_buffers", "_modules"):
-            yield from (key for key in {**before, **now} if before.get(key) is not now.get(key))
-
-    def restore(self) -> None:
-        """Put everything back."""
-        self._module.__dict__.clear()
-        self._module.__dict__.update(self._state)
-        for name, items in self._contents.items():
-            container = self._state[name]
-            if isinstance(container, list):
-                container[:] = items
-            else:
-                container.clear()
-                container.update(items)
-
-
-@contextmanager
-def effects_undone(root: nn.Module) -> Iterator[None]:
-    """Run modules inside; what their code kept in containers, or drew from NumPy, is taken back."""
-    saved = [SavedAttributes(module) for module in root.modules()]
-    state = np.random.get_state()
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
-        for attributes in saved:
-            attributes.restore()
-
-
-def _holds(value: Any) -> bool:
-    return type(value) in (list, dict, set, OrderedDict)
-
-
-def _items(value: Any) -> list[int]:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return [id(part) for item in items for part in (item if isinstance(value, dict) else item[1:])]
 
 
 def _contexts() -> tuple[tuple[str, Any], ...]:

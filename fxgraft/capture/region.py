@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.codegen import Generated, generate
 from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
 from fxgraft_passes.base import copy_graph
@@ -74,9 +76,7 @@ class Region:
         if key not in self._known:
             graph = copy_graph(self.base)
             for i, wiring in enumerate(wirings):
-                graft = Germinate(
-                    wiring.node, f"{i:06d}", spec=wiring.spec, phase=phase, path=_attribute(i)
-                )
+                graft = Germinate(wiring.node, f"{i:06d}", spec=wiring.spec, phase=phase, path=_attribute(i))
                 graft.rewrite(graph)
             self._known[key] = generate(graph, self.form, type(self.module).forward)
         return self._known[key]
@@ -96,11 +96,13 @@ class Region:
 
     def __getstate__(self) -> dict[str, Any]:
         # Generated functions are made again, by whoever installs them again.
-        return {**self.__dict__, "_live": None, "_known": {}}
+        return {**self.__dict__, "_live": None, "_known": {}, "base": flatten(self.base)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "base": unflatten(state["base"])})
+        FindSlots(region=self.name).rewrite(self.base)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Region:
-        import copy
-
         region = Region.__new__(Region)
         memo[id(self)] = region
         module = copy.deepcopy(self.module, memo)

@@ -11,6 +11,7 @@ from fxgraft_passes.find_slots import FindSlots, Slot, rejections_of, slots_of
 from fxgraft_passes.fossilize import Fossilize
 from fxgraft_passes.germinate import Germinate
 from fxgraft_passes.graft import Graft, GraftSpec, Phase
+from fxgraft_passes.objectives import Objective
 from fxgraft_passes.sites import GraftSite
 from fxgraft_passes.verify import Verify
 
@@ -23,6 +24,7 @@ __all__ = [
     "GraftSite",
     "GraftSpec",
     "GraphPass",
+    "Objective",
     "Phase",
     "Slot",
     "Verify",

@@ -5,7 +5,7 @@ before::
     relu = self.relu(x)
     seed_input = relu.detach()
     seed = self._seeds.a.module(seed_input)
-    graft = isolated(relu, seed, 'residual', 'trust', 0.1, False)
+    graft = isolated(relu, seed, 'residual', 'trust', 0.03, False)
     fc = self.fc(graft)
 
 after::

@@ -53,6 +53,10 @@ class Slot:
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Nodes are linked to all of their graph; whoever unpickles finds the slot there, by its name.
+        return {**self.__dict__, "node": None}
+
 
 @dataclass(frozen=True)
 class FindSlots(GraphPass):

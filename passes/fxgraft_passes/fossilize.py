@@ -7,7 +7,7 @@ before (``Phase.BLENDED``)::
     seed = self._seeds.a.module(seed_input)
     alpha = self._seeds.a.alpha
     learning = self._seeds.a.learning
-    graft = residual(relu, seed, alpha, learning, 'trust', 0.1)
+    graft = residual(relu, seed, alpha, learning, 'trust', 0.03)
     fc = self.fc(graft)
 
 after::

@@ -10,7 +10,7 @@ after, ``phase=Phase.ISOLATED`` (the value that leaves is ``relu``, bit for bit)
     relu = self.relu(x)
     seed_input = relu.detach()
     seed = self._seeds.a.module(seed_input)
-    graft = isolated(relu, seed, 'residual', 'trust', 0.1, False)
+    graft = isolated(relu, seed, 'residual', 'trust', 0.03, False)
     fc = self.fc(graft)
 
 after, ``phase=Phase.BLENDED``::
@@ -20,7 +20,7 @@ after, ``phase=Phase.BLENDED``::
     seed = self._seeds.a.module(seed_input)
     alpha = self._seeds.a.alpha
     learning = self._seeds.a.learning
-    graft = residual(relu, seed, alpha, learning, 'trust', 0.1)
+    graft = residual(relu, seed, alpha, learning, 'trust', 0.03)
     fc = self.fc(graft)
 
 Several seeds at one node stand one after the other in the order of their names, whatever the order

@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from fxgraft_passes.objectives import DEFAULT_RADIUS, OBJECTIVES
+from fxgraft_passes.objectives import DEFAULT_RADIUS, Objective
 
 MODES = ("residual", "convex", "gated", "channelwise")
 SEEDS = "_seeds"
@@ -57,10 +57,7 @@ class GraftSpec:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {self.mode!r}")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {self.objective!r}")
-        if not self.radius > 0:
-            raise ValueError(f"radius: expected a positive number; got {self.radius!r}")
+        Objective(self.objective, self.radius)  # raises for what it cannot be
 
 
 class Graft(nn.Module):

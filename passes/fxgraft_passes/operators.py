@@ -90,7 +90,8 @@ def assume(condition: bool, expected: bool) -> None:
 
 
 def _add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
-    return torch.where(alpha == 0, h, h + alpha * f)
+    # An alpha for each channel is no scalar to type promotion: half precision values would widen.
+    return torch.where(alpha == 0, h, (h + alpha * f).to(h.dtype))
 
 
 def _mix(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
