@@ -1,4 +1,4 @@
-"""Every registered blueprint: nothing at birth, a gradient at once, and an error for a value it cannot take."""
+"""Every registered blueprint: nothing at birth, a gradient at once, and errors that say what it takes."""
 
 from __future__ import annotations
 
