@@ -1,0 +1,28 @@
+"""Controllers decide what to grow, and speak to a manager in commands only.
+
+    link = Link(manager, PlateauGrowth([SEED(slot="layer1.relu", blueprint="mlp")]), evaluate)
+    ...
+    manager.step()
+    link.step(step, loss.item())
+
+A `Recorder` writes down what was said, as JSON lines; a `Replay` of that log makes the run again.
+"""
+
+from fxgraft.controllers.base import Controller, Facts, SeedFacts
+from fxgraft.controllers.link import Link
+from fxgraft.controllers.plateau import GrowthConfig, PlateauGrowth
+from fxgraft.controllers.recording import Entry, Recorder, read_log
+from fxgraft.controllers.replay import Replay
+
+__all__ = [
+    "Controller",
+    "Entry",
+    "Facts",
+    "GrowthConfig",
+    "Link",
+    "PlateauGrowth",
+    "Recorder",
+    "Replay",
+    "SeedFacts",
+    "read_log",
+]

@@ -1,0 +1,53 @@
+"""The link between a controller and a manager: carries facts one way and commands the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fxgraft.controllers.base import Controller, Facts, SeedFacts
+from fxgraft.controllers.recording import Entry, Recorder
+from fxgraft.manager import SeedManager
+
+
+class Link:
+    """Lets ``controller`` lead ``manager``.
+
+    Args:
+        manager: carries the commands out.
+        controller: gives them.
+        evaluate: computes the loss that seeds are measured by: on held-out data, in eval mode, and
+            without a draw from the global random stream.
+        recorder: writes down what is said, or None.
+    """
+
+    def __init__(
+        self,
+        manager: SeedManager,
+        controller: Controller,
+        evaluate: Callable[[], float | Tensor],
+        recorder: Recorder | None = None,
+    ):
+        self.manager = manager
+        self.controller = controller
+        self._evaluate = evaluate
+        self._recorder = recorder
+
+    def step(self, step: int, loss: float) -> None:
+        """Tell the controller of one step and carry out what it says; call it after ``manager.step()``."""
+
+        def measure(seed: str, alpha: float) -> float:
+            found = self.manager.measure(seed, self._evaluate, at=alpha)
+            self._note(Entry(step, measured=(seed, alpha, found)))
+            return found
+
+        seeds = {s.name: SeedFacts(s.stage, s.alpha, s.trained_steps) for s in self.manager.seeds.values()}
+        for command in self.controller.observe(Facts(step, loss, seeds, measure)):
+            reply = self.manager.handle(command)
+            self._note(Entry(step, command, reply))
+            self.controller.hear(command, reply)
+
+    def _note(self, entry: Entry) -> None:
+        if self._recorder is not None:
+            self._recorder.write(entry)

@@ -1,0 +1,102 @@
+"""The log of what a controller said and asked: one line of JSON for each command and measurement.
+
+{"step": 41, "command": {"type": "SEED", "slot": "relu", ...}, "reply": {"accepted": true, ...}}
+{"step": 91, "measured": {"seed": "mlp_0", "at": 1.0, "contribution": 0.012}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fxgraft import commands
+from fxgraft.commands import Command, Reply
+from fxgraft.errors import CommandError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command with its reply, or a measurement: (seed, alpha, contribution)."""
+
+    step: int
+    command: Command | None = None
+    reply: Reply | None = None
+    measured: tuple[str, float, float] | None = None
+
+    def to_json(self) -> str:
+        """One line. A contribution that is not finite has no form in JSON, and becomes null."""
+        line: dict[str, Any] = {"step": self.step}
+        if self.command is not None and self.reply is not None:
+            line |= {"command": commands.to_dict(self.command), "reply": self.reply.to_dict()}
+        if self.measured is not None:
+            seed, at, found = self.measured
+            line["measured"] = {
+                "seed": seed,
+                "at": at,
+                "contribution": found if math.isfinite(found) else None,
+            }
+        return json.dumps(line, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Entry:
+        """The inverse of `to_json`. Raises `CommandError` for anything else."""
+        try:
+            line = json.loads(text)
+            step, measured = line["step"], line.get("measured")
+            if type(step) is not int:
+                raise TypeError(f"step: expected a whole number; got {step!r}")
+            if measured is not None:
+                return cls(step, measured=_measurement(measured))
+            return cls(step, commands.parse(line["command"]), Reply(**line["reply"]))
+        except CommandError:
+            raise
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+            raise CommandError(
+                f"expected step, command and reply; got {text[:80]!r}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _measurement(line: Mapping[str, Any]) -> tuple[str, float, float]:
+    found = line["contribution"]
+    return str(line["seed"]), float(line["at"]), math.nan if found is None else float(found)
+
+
+class Recorder:
+    """Appends entries to a file. Each line is written at once: a run that is killed leaves whole lines."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the recorder)
+
+    def write(self, entry: Entry) -> None:
+        """Add one line."""
+        self._file.write(entry.to_json() + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_log(path: str | os.PathLike[str]) -> Iterator[Entry]:
+    """The entries of a log. Raises `CommandError` naming the line that is none."""
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield Entry.from_json(line)
+                except CommandError as error:
+                    raise CommandError(f"{path}, line {number}: {error}") from error

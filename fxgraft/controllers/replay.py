@@ -1,0 +1,71 @@
+"""A controller without a mind of its own: says again what a log says, at the same steps."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fxgraft.commands import Command, Reply
+from fxgraft.controllers.base import Facts
+from fxgraft.controllers.recording import Entry, read_log
+from fxgraft.errors import CommandError
+
+
+class Replay:
+    """Repeats recorded commands and measurements, and sees to it that all comes out as it did then.
+
+    With the model, the data and the random seed of the recorded run the new run is the same, bit for bit.
+
+    Args:
+        entries: a recorded run's.
+
+    Raises:
+        CommandError: out of the training step, where a reply or a measurement is another than recorded.
+    """
+
+    def __init__(self, entries: Iterable[Entry]):
+        self._entries: dict[int, list[Entry]] = {}
+        for entry in entries:
+            self._entries.setdefault(entry.step, []).append(entry)
+        self._expected: list[Entry] = []
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Replay:
+        """Replay the log that a `Recorder` wrote. Raises `CommandError` if it is not one."""
+        return cls(read_log(path))
+
+    def observe(self, facts: Facts) -> Sequence[Command]:
+        """What was said at this step. Measurements are made again: gates may ask for them."""
+        entries = self._entries.get(facts.step, [])
+        for entry in entries:
+            if entry.measured is not None:
+                seed, at, recorded = entry.measured
+                _compare(facts.step, f"the contribution of {seed!r}", recorded, facts.measure(seed, at))
+        self._expected = [entry for entry in entries if entry.command is not None]
+        return [entry.command for entry in self._expected if entry.command is not None]
+
+    def hear(self, command: Command, reply: Reply) -> None:
+        """Compare with what was replied then."""
+        recorded = self._expected.pop(0)
+        assert recorded.reply is not None
+        what = f"the reply to {type(command).__name__} ({reply.reason})"
+        then, now = ((r.accepted, r.seed) for r in (recorded.reply, reply))
+        _compare(recorded.step, what, then, now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the log is all that it knows."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to load."""
+
+
+def _compare(step: int, what: str, recorded: Any, found: Any) -> None:
+    lost = isinstance(recorded, float) and not math.isfinite(recorded) and not math.isfinite(found)
+    if recorded != found and not lost:
+        raise CommandError(
+            f"step {step}: expected {what} to be as recorded, {recorded!r}; got {found!r}. "
+            f"The replayed run has another model, data or random seed than the recorded one"
+        )

@@ -1,0 +1,28 @@
+"""A small training loop that carries a manager: an example of integration.
+
+A loop of your own needs ``manager.step()`` after ``optimizer.step()``, and nothing else from here.
+What this one shows beside it: validation, mixed precision, clipping for each owner apart, learning-rate
+schedules, checkpoints and resuming, and a watchdog that rolls back when the loss diverges.
+"""
+
+from fxgraft.training.checkpoints import Checkpoints
+from fxgraft.training.clipping import clip_per_owner
+from fxgraft.training.evaluation import evaluate
+from fxgraft.training.loop import Trainer, TrainingConfig
+from fxgraft.training.progress import EpochReport, Progress
+from fxgraft.training.rewind import rewind
+from fxgraft.training.watchdog import DivergedError, Watchdog, WatchdogConfig
+
+__all__ = [
+    "Checkpoints",
+    "DivergedError",
+    "EpochReport",
+    "Progress",
+    "Trainer",
+    "TrainingConfig",
+    "Watchdog",
+    "WatchdogConfig",
+    "clip_per_owner",
+    "evaluate",
+    "rewind",
+]

@@ -1,0 +1,47 @@
+"""The checkpoints of a run: a folder with one file for each, named by its step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fxgraft.manager import SeedManager
+
+_SUFFIX = ".fxgraft"
+
+
+class Checkpoints:
+    """Writes, finds and prunes checkpoints.
+
+    Args:
+        folder: is made if it is missing.
+        keep: how many files stay, the latest.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int = 3):
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+
+    def save(self, manager: SeedManager, step: int) -> Path:
+        """Write the state after ``step``; then let go of the oldest files."""
+        path = self._folder / f"step-{step:09d}{_SUFFIX}"
+        manager.save(path)
+        for old in self.latest_first()[self._keep :]:
+            old.unlink()
+        return path
+
+    def latest_first(self, until: int | None = None) -> list[Path]:
+        """The files there are, of steps up to ``until``."""
+        files = sorted(self._folder.glob(f"step-*{_SUFFIX}"), reverse=True)
+        return [file for file in files if until is None or _step_of(file) <= until]
+
+    def drop_after(self, file: Path) -> None:
+        """Delete what is later than ``file``: it holds states that were rolled back."""
+        for later in self.latest_first():
+            if _step_of(later) > _step_of(file):
+                later.unlink()
+
+
+def _step_of(file: Path) -> int:
+    return int(file.name.removeprefix("step-").removesuffix(_SUFFIX))

@@ -1,0 +1,19 @@
+"""Gradient clipping by owner: a seed's large gradient must not shrink the host's through a common norm."""
+
+from __future__ import annotations
+
+from torch.nn.utils import clip_grad_norm_
+
+from fxgraft.manager import SeedManager
+
+
+def clip_per_owner(manager: SeedManager, max_norm: float) -> None:
+    """Clip the host's gradients to ``max_norm``, and each live seed's to ``max_norm`` of its own.
+
+    The host's are then, to the bit, what ``clip_grad_norm_(model.parameters(), max_norm)`` makes of them
+    in a run without seeds.
+    """
+    clip_grad_norm_(list(manager.host.host_parameters()), max_norm)
+    for name in manager.seeds:
+        if owned := manager.registry.parameters(name):
+            clip_grad_norm_(owned, max_norm)

@@ -1,0 +1,23 @@
+"""The loss on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Any, Any]], criterion: Callable[[Any, Any], Tensor]
+) -> float:
+    """The mean of the batches' losses, in eval mode and without gradients; the mode is put back after."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            losses = [float(criterion(model(inputs), target)) for inputs, target in batches]
+    finally:
+        model.train(training)
+    return sum(losses) / len(losses) if losses else float("nan")

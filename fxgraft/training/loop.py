@@ -1,0 +1,212 @@
+"""The loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fxgraft.controllers import Controller, Link, Recorder
+from fxgraft.errors import CheckpointError
+from fxgraft.manager import SeedManager
+from fxgraft.nursery import BlueprintLike
+from fxgraft.telemetry import logger
+from fxgraft.training.checkpoints import Checkpoints
+from fxgraft.training.clipping import clip_per_owner
+from fxgraft.training.evaluation import evaluate
+from fxgraft.training.progress import EpochReport, Progress
+from fxgraft.training.rewind import rewind
+from fxgraft.training.watchdog import DivergedError, Watchdog, WatchdogConfig
+
+Batch = tuple[Any, Any]
+"""(inputs, target)."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Attributes:
+        epochs: in all; a resumed run makes those that are left.
+        clip_norm: the largest gradient norm of each owner, or None.
+        autocast: ``torch.bfloat16`` or ``torch.float16`` for mixed precision, or None. The loss is
+            scaled for float16 only, whose gradients would underflow.
+        folder: where checkpoints go, or None for none.
+        checkpoint_every: training steps between two of them.
+        keep: how many stay.
+        watchdog: when to roll back, or None for never.
+    """
+
+    epochs: int = 1
+    clip_norm: float | None = None
+    autocast: torch.dtype | None = None
+    folder: str | os.PathLike[str] | None = None
+    checkpoint_every: int = 100
+    keep: int = 3
+    watchdog: WatchdogConfig | None = None
+
+
+class Trainer:
+    """Trains a host, and carries its manager.
+
+    Args:
+        host: a `Host`, or the ``DistributedDataParallel`` around one.
+        optimizer: one or several.
+        criterion: (output, target) -> loss.
+        config: how.
+        schedulers: stepped after every training step.
+        validation: gives the held-out batches, anew at each call; seeds are measured on them too.
+        controller: grows the host, or None. Needs ``validation``.
+        recorder: writes down what the controller says.
+        resume: go on from the newest checkpoint in ``config.folder``, if there is one.
+        blueprints: as for `SeedManager.load`.
+        **options: as for `SeedManager`.
+
+    Attributes:
+        manager: leads the seeds. Another one after a rollback.
+        progress: where the run is.
+        losses: of every step made by this object.
+        rollbacks: (step, reason) of each.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        criterion: Callable[[Any, Any], Tensor],
+        config: TrainingConfig | None = None,
+        *,
+        schedulers: Sequence[Any] = (),
+        validation: Callable[[], Iterable[Batch]] | None = None,
+        controller: Controller | None = None,
+        recorder: Recorder | None = None,
+        resume: bool = False,
+        blueprints: Mapping[str, BlueprintLike] | None = None,
+        **options: Any,
+    ):
+        if controller is not None and validation is None:
+            raise ValueError("validation: a controller measures seeds on held-out batches; got None")
+        self.model = host
+        self.config = config or TrainingConfig()
+        self.optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
+        self.schedulers = tuple(schedulers)
+        self._criterion, self._validation = criterion, validation
+        self._device = next(host.parameters()).device.type
+        self._scaler = torch.amp.GradScaler(self._device, enabled=self.config.autocast is torch.float16)
+        self.progress = Progress(self._scaler, controller)
+        self._options, self._load_options = options, {"blueprints": blueprints, **options}
+        self._checkpoints = Checkpoints(self.config.folder, self.config.keep) if self.config.folder else None
+        self._watchdog = Watchdog(self.config.watchdog) if self.config.watchdog else None
+        self.losses: list[float] = []
+        self.rollbacks: list[tuple[int, str]] = []
+        self._attempts = 0
+        self.manager = self._start(resume)
+        self._link = Link(self.manager, controller, self.validate, recorder) if controller else None
+
+    def fit(self, batches: Callable[[int], Iterable[Batch]]) -> list[EpochReport]:
+        """Train to the end. ``batches`` gives those of an epoch, as a function of its number alone."""
+        reports = []
+        while self.progress.epoch < self.config.epochs:
+            self.model.train()
+            before = len(self.losses)
+            for inputs, target in islice(batches(self.progress.epoch), self.progress.batch, None):
+                self.step(inputs, target)
+            made = self.losses[before:]
+            mean = sum(made) / len(made) if made else float("nan")
+            held_out = self.validate() if self._validation else None
+            reports.append(EpochReport(self.progress.epoch, len(made), mean, held_out))
+            self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
+        return reports
+
+    def step(self, inputs: Any, target: Any) -> float:
+        """One training step, and everything that follows it; returns its loss."""
+        with self._autocast():
+            loss = self._criterion(self.model(inputs), target)
+        self._update(loss)
+        self.manager.step(loss)
+        self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + 1
+        self.losses.append(loss.item())
+        reason = self._watchdog.judge(self.losses[-1]) if self._watchdog else None
+        if reason is not None:
+            self._roll_back(reason)
+            return self.losses[-1]
+        if self._link is not None:
+            self._link.step(self.progress.step, self.losses[-1])
+        if self._checkpoints and self.progress.step % self.config.checkpoint_every == 0:
+            self._checkpoints.save(self.manager, self.progress.step)
+        return self.losses[-1]
+
+    def validate(self) -> float:
+        """The loss on the held-out batches."""
+        assert self._validation is not None
+        with self._autocast():
+            return evaluate(self.model, self._validation(), self._criterion)
+
+    def _update(self, loss: Tensor) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.clip_norm is not None:
+            for optimizer in self.optimizers:
+                self._scaler.unscale_(optimizer)
+            clip_per_owner(self.manager, self.config.clip_norm)
+        scale = self._scaler.get_scale()
+        for optimizer in self.optimizers:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+        if self._scaler.get_scale() >= scale:  # a smaller one says that the step was skipped
+            for scheduler in self.schedulers:
+                scheduler.step()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.autocast is None:
+            return nullcontext()
+        return torch.autocast(self._device, self.config.autocast)
+
+    def _start(self, resume: bool) -> SeedManager:
+        schedulers = (*self.schedulers, self.progress)
+        for file in self._checkpoints.latest_first() if resume and self._checkpoints else ():
+            return SeedManager.load(
+                file, self.model, self.optimizers, schedulers=schedulers, **self._load_options
+            )
+        return SeedManager(self.model, self.optimizers, schedulers=schedulers, **self._options)
+
+    def _roll_back(self, reason: str) -> None:
+        """To the last good state. If that was not enough the last time, without the seeds it had."""
+        assert self._watchdog is not None
+        config, step = self._watchdog.config, self.progress.step
+        calm = step - self.rollbacks[-1][0] > config.window if self.rollbacks else True
+        self._attempts = 1 if calm else self._attempts + 1
+        self.rollbacks.append((step, reason))
+        if self._attempts > config.attempts:
+            raise DivergedError(f"step {step}: {reason}; {config.attempts} rollbacks in a row did not help")
+        logger.warning("step %d: %s; rolling back", step, reason)
+        loaded = self._load_good(step - config.confirm)
+        if self._attempts > 1 or not loaded:
+            self.manager.cull_all()
+
+    def _load_good(self, until: int) -> bool:
+        """Load the newest whole checkpoint of a step up to ``until``; return whether there was one."""
+        progress = self.progress
+        position = progress.step, progress.epoch, progress.batch
+        for file in self._checkpoints.latest_first(until) if self._checkpoints else ():
+            try:
+                self.manager = rewind(self.manager, file, self.model, self.optimizers, **self._load_options)
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                continue
+            # The data go on: the batches that led astray are not made again.
+            progress.step, progress.epoch, progress.batch = position
+            if self._link is not None:
+                self._link.manager = self.manager
+            assert self._checkpoints is not None
+            self._checkpoints.drop_after(file)
+            return True
+        return False
