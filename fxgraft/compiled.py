@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.capture.call_form import is_constant
 from fxgraft.structure import Structure
-from fxgraft.untouched import untouched
 from fxgraft_passes import Phase
+from fxgraft_passes.untouched import untouched
 
 
 class CompiledVariants:

@@ -26,8 +26,8 @@ from fxgraft.host import Host
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
 from fxgraft.structure import Structure
-from fxgraft.untouched import untouched
 from fxgraft_passes import Phase
+from fxgraft_passes.untouched import untouched
 
 _COTANGENT_SEED = 0x5EED
 

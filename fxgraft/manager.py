@@ -23,7 +23,7 @@ from fxgraft.host import Host
 from fxgraft.isolation import Violation
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, IsolationMonitor
-from fxgraft.names import SeedNames, check_name
+from fxgraft.names import SeedNames
 from fxgraft.nursery import BlueprintLike
 from fxgraft.prefetch import Prefetcher
 from fxgraft.registry import SeedParameterRegistry
@@ -35,6 +35,7 @@ from fxgraft.stage import Stage, after
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
 from fxgraft_passes import GraftSpec, Objective
+from fxgraft_passes.graft import check_name
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
 

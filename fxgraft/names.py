@@ -1,12 +1,10 @@
-"""Names of seeds: made where none is given, checked where one is."""
+"""Names of seeds where none is given."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
 from itertools import count
-
-from torch import nn
 
 
 class SeedNames:
@@ -26,11 +24,3 @@ class SeedNames:
         number = next(n for n in count(self._next.get(base, 0)) if f"{base}_{n}" not in taken)
         self._next[base] = number + 1
         return f"{base}_{number}"
-
-
-def check_name(name: str) -> None:
-    """Raise `ValueError` for a name that cannot be an attribute of the module that holds the seeds."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or name in dir(nn.Module()):
-        raise ValueError(
-            f"name: expected letters, digits, '_' and '-', and no attribute of nn.Module; got {name!r}"
-        )

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from fxgraft import blueprints, streams
 from fxgraft.host import Host
-from fxgraft.untouched import restored_on_failure, state_untouched
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
+from fxgraft_passes.untouched import restored_on_failure, state_untouched
 
 BlueprintLike = str | nn.Module | Callable[..., nn.Module]
 """A registered name, a module, or a factory ``Slot -> nn.Module``."""

@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from fxgraft.host import Host
-from fxgraft.untouched import untouched
 from fxgraft_passes import Phase
+from fxgraft_passes.untouched import untouched
 
 
 @contextmanager

@@ -19,14 +19,15 @@ import torch
 from torch import nn
 
 from fxgraft.capture.clone import clone_tree
+from fxgraft.capture.effects import numpy_untouched
 from fxgraft.capture.fallback import name_region
 from fxgraft.capture.intercept import whole_calls
 from fxgraft.capture.modes import merge_modes
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.region import Region
 from fxgraft.capture.traces import Returned, Traces
-from fxgraft.untouched import untouched
 from fxgraft_passes.errors import TraceError
+from fxgraft_passes.untouched import untouched
 
 
 class Capture:
@@ -79,7 +80,7 @@ class Capture:
         kwargs: dict[str, Any],
         flip: bool,
     ) -> None:
-        with untouched(self.root), torch.enable_grad():
+        with untouched(self.root), numpy_untouched(), torch.enable_grad():
             if flip:
                 for module in self.root.modules():
                     module.training = not module.training

@@ -6,14 +6,16 @@ A trace that met any of it is right in the example run only, and must be refused
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from fxgraft.untouched import SavedAttributes
 from fxgraft_passes.errors import FxGraftError
+from fxgraft_passes.untouched import SavedAttributes
 
 
 class SideEffectError(FxGraftError):
@@ -51,6 +53,16 @@ class Effects:
     def undo(self) -> None:
         """Take back what the code did to the attributes of its module."""
         self._attributes.restore()
+
+
+@contextmanager
+def numpy_untouched() -> Iterator[None]:
+    """Put NumPy's global random stream back afterwards."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _contexts() -> tuple[tuple[str, Any], ...]:

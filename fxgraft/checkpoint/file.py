@@ -7,15 +7,18 @@ the disk and renamed. The manifest holds a SHA-256 of every tensor, and its own.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import itertools
 import json
 import os
-import tempfile
+import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +28,8 @@ from fxgraft.errors import CheckpointError
 FORMAT = "fxgraft"
 VERSION = 1
 
+_numbers = itertools.count()
+
 
 def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a checkpoint to ``path``, replacing what is there only when the new one is complete.
@@ -32,26 +37,32 @@ def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[
     Raises:
         CheckpointError: if it cannot be written; what was at ``path`` is still there.
     """
-    target = Path(path)
-    plain = _own_memory(tensors)
-    sums = {name: _checksum(tensor) for name, tensor in plain.items()}
-    text = json.dumps({**manifest, "checksums": sums}, allow_nan=False)
-    header = {"format": FORMAT, "version": str(VERSION), "manifest": text, "sha256": _digest(text.encode())}
-    scratch: Path | None = None
+    target = Path(os.path.realpath(path))  # a link stays a link
+    folder = _scratch(target)
+    scratch = folder / "file"
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-        scratch = Path(name)
+        _sweep(target)
+        folder.mkdir()
+        plain = _own_memory(tensors)
+        sums = {name: _checksum(tensor) for name, tensor in plain.items()}
+        text = json.dumps({**manifest, "checksums": sums}, allow_nan=False)
+        header = {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "manifest": text,
+            "sha256": _digest(text.encode()),
+        }
         save_file(plain, scratch, metadata=header)
+        # safetensors makes a file for its owner alone: give it the mode that the folder was born with.
+        scratch.chmod(folder.stat().st_mode & 0o666)
         _flush(scratch)
         scratch.replace(target)
-        _flush(target.parent)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target}: could not be written: {error}") from error
+    except Exception as error:  # the disk's, the format's (a dtype it has not), JSON's
+        raise CheckpointError(f"{target}: could not be written: {type(error).__name__}: {error}") from error
     finally:
-        if scratch is not None:
-            with contextlib.suppress(FileNotFoundError):
-                scratch.unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the new file is there; some file systems flush no folders
+        _flush(target.parent)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -61,11 +72,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         CheckpointError: if it is missing, damaged, or of another format or version.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(os.fspath(path), framework="pt") as file:
             header = file.metadata() or {}
             manifest = _manifest(path, header)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged header fails in many ways
         raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; {error}") from error
     sums = manifest.get("checksums")
     if not isinstance(sums, dict) or sums.keys() != tensors.keys():
@@ -100,7 +113,7 @@ def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     plain = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         memory = tensor.untyped_storage().data_ptr()
         if memory in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
             tensor = tensor.clone()
@@ -110,11 +123,47 @@ def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _checksum(tensor: Tensor) -> str:
-    return _digest(bits(tensor).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    """Of form and bytes: the same bytes are other numbers in another dtype or shape."""
+    form = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
+    return _digest(form, bits(tensor).view(torch.uint8).numpy().data if tensor.numel() else b"")
 
 
-def _digest(data: bytes | memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _digest(*parts: bytes | memoryview) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _scratch(target: Path) -> Path:
+    """A folder beside ``target`` that no other writer uses: not another process, nor another thread.
+
+    A folder, because safetensors writes to a file with a name of its own beside the one it was given.
+    """
+    return target.parent / f"{_prefix(target)}{os.getpid()}.{next(_numbers)}.part"
+
+
+def _prefix(target: Path) -> str:
+    # Not the name itself: it may be as long as a name can be.
+    return f".{hashlib.sha256(target.name.encode()).hexdigest()[:16]}.{platform.node()}."
+
+
+def _sweep(target: Path) -> None:
+    """Remove what writers of ``target`` on this machine left that were killed."""
+    for stray in target.parent.glob(f"{glob.escape(_prefix(target))}*.part"):
+        writer = stray.name.split(".")[-3]
+        if writer.isdecimal() and not _lives(int(writer)):
+            shutil.rmtree(stray, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's
+    return True
 
 
 def _flush(path: Path) -> None:

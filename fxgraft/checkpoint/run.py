@@ -1,10 +1,13 @@
-"""What a run is made of: the host, the seeds, the optimizers, the schedulers, the random streams."""
+"""What a run is made of: the host, the seeds, the optimizers, the schedulers, the random streams.
+
+A seed in preparation (GERMINATED) is not part of a checkpoint: it has no weights yet, and the host does
+not feel it. After a load it is simply not there, and can be germinated again under its name.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxgraft.checkpoint import file
-from fxgraft.checkpoint.packing import pack, unpack
+from fxgraft.checkpoint import file, optimizers, randomness
+from fxgraft.checkpoint.packing import conform, pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord
-from fxgraft.errors import CheckpointError, FxGraftError
+from fxgraft.checkpoint.validate import counts, integer
+from fxgraft.errors import CheckpointError
+from fxgraft.host import Host
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.nursery import BlueprintLike
 
@@ -31,34 +36,43 @@ class RunState:
     names: dict[str, int]
     refuses_until: dict[str, int]
 
+    def __post_init__(self) -> None:
+        integer("run_seed", self.run_seed)
+        integer("step", self.step)
+        counts("names", self.names)
+        counts("refuses_until", self.refuses_until)
+
 
 def save(
     path: str | os.PathLike[str],
     lifecycle: Lifecycle,
-    optimizers: Sequence[Optimizer],
+    trainers: Sequence[Optimizer],
     schedulers: Sequence[Any],
     state: RunState,
 ) -> None:
     """Write everything that the run needs to go on. Raises `CheckpointError`; nothing is half-written."""
     host = lifecycle.host
-    tensors: dict[str, Tensor] = {f"host.{name}": t for name, t in host.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
     manifest = {
-        "model": [[name, list(t.shape), str(t.dtype)] for name, t in host.model_state().items()],
+        "model": [
+            [name, list(t.shape), str(t.dtype)]
+            for name, t in host.model_state().items()
+            if isinstance(t, Tensor)
+        ],
+        "host": pack(dict(host.state_dict()), "host", tensors),
+        "buffers": pack(_unsaved_buffers(host), "buffer", tensors),
         "seeds": [
             pack(dataclasses.asdict(SeedRecord.of(seed)), f"seed.{seed.name}", tensors)
             for seed in lifecycle.seeds.values()
             if seed.module is not None
         ],
-        "optimizers": [
-            {"type": type(o).__name__, "state": pack(o.state_dict(), f"optimizer.{i}", tensors)}
-            for i, o in enumerate(optimizers)
-        ],
+        "optimizers": optimizers.record(trainers, host, tensors),
         "schedulers": [
             {"type": type(s).__name__, "state": pack(s.state_dict(), f"scheduler.{i}", tensors)}
             for i, s in enumerate(schedulers)
         ],
         "run": pack(dataclasses.asdict(state), "run", tensors),
-        "random": pack(_random_state(), "random", tensors),
+        "random": pack(randomness.state(), "random", tensors),
     }
     file.write(path, manifest, tensors)
 
@@ -66,7 +80,7 @@ def save(
 def restore(
     path: str | os.PathLike[str],
     lifecycle: Lifecycle,
-    optimizers: Sequence[Optimizer],
+    trainers: Sequence[Optimizer],
     schedulers: Sequence[Any],
     blueprints: Mapping[str, BlueprintLike],
 ) -> RunState:
@@ -79,40 +93,78 @@ def restore(
     """
     manifest, tensors = file.read(path)
     try:
-        _check_model(lifecycle, manifest["model"])
-        _check_types("optimizers", manifest["optimizers"], optimizers)
-        _check_types("schedulers", manifest["schedulers"], schedulers)
-        state = RunState(**unpack(manifest["run"], tensors))
-        records = [SeedRecord(**unpack(packed, tensors)) for packed in manifest["seeds"]]
-        weights = {n.removeprefix("host."): t for n, t in tensors.items() if n.startswith("host.")}
-        loads = [
-            (target, unpack(saved["state"], tensors))
-            for targets, key in ((optimizers, "optimizers"), (schedulers, "schedulers"))
-            for target, saved in zip(targets, manifest[key], strict=True)
-        ]
-        streams = unpack(manifest["random"], tensors)
-        with ExitStack() as undo:
-            for record in records:
-                seed = record.revive(lifecycle, state.run_seed, blueprints)
-                undo.callback(lifecycle.forget, seed)
-            _check_weights(lifecycle, weights)
-            for target, saved in loads:
-                undo.callback(target.load_state_dict, target.state_dict())
-                target.load_state_dict(saved)
-            lifecycle.host.load_state_dict(weights)
-            _set_random_state(streams)
-            undo.pop_all()
-    except CheckpointError:
-        raise
-    except (FxGraftError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        return _Restoration(manifest, tensors, lifecycle, trainers, schedulers).run(blueprints)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what is in a file is anyone's: it may fail in any way
         raise CheckpointError(f"{path}: cannot be restored: {type(error).__name__}: {error}") from error
-    return state
 
 
-def _check_model(lifecycle: Lifecycle, saved: Iterable[Sequence[Any]]) -> None:
-    if lifecycle.host.structure.placements:
+class _Restoration:
+    """One load: reads and checks in ``__init__`` and touches nothing; changes in `run`, with undo."""
+
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        lifecycle: Lifecycle,
+        trainers: Sequence[Optimizer],
+        schedulers: Sequence[Any],
+    ):
+        self._lifecycle, self._host = lifecycle, lifecycle.host
+        self._trainers, self._schedulers = trainers, schedulers
+        _check_model(self._host, manifest["model"])
+        _check_types("optimizers", manifest["optimizers"], trainers)
+        _check_types("schedulers", manifest["schedulers"], schedulers)
+        self._state = RunState(**unpack(manifest["run"], tensors))
+        self._records = [SeedRecord(**unpack(packed, tensors)) for packed in manifest["seeds"]]
+        self._weights: dict[str, Any] = unpack(manifest["host"], tensors)
+        self._buffers: dict[str, Tensor] = unpack(manifest["buffers"], tensors)
+        self._names = [saved["names"] for saved in manifest["optimizers"]]
+        self._of_trainers = [unpack(saved["state"], tensors) for saved in manifest["optimizers"]]
+        self._of_schedulers = [
+            _scheduler_state(s, unpack(saved["state"], tensors))
+            for s, saved in zip(schedulers, manifest["schedulers"], strict=True)
+        ]
+        self._set_streams = randomness.setter(unpack(manifest["random"], tensors))
+
+    def run(self, blueprints: Mapping[str, BlueprintLike]) -> RunState:
+        host, lifecycle = self._host, self._lifecycle
+        for record in self._records:
+            record.check_size(lifecycle, blueprints, self._weights)
+        with ExitStack() as undo:
+            undo.callback(setattr, host, "on_call", host.on_call)
+            for record in self._records:
+                seed = record.revive(lifecycle, self._state.run_seed, blueprints)
+                undo.callback(lifecycle.forget, seed)
+            _check_weights("weights", self._weights, host.state_dict())
+            _check_weights("buffers", self._buffers, _unsaved_buffers(host))
+            self._load_optimizers(undo)
+            for scheduler, saved in zip(self._schedulers, self._of_schedulers, strict=True):
+                undo.callback(scheduler.load_state_dict, scheduler.state_dict())
+                scheduler.load_state_dict(saved)
+            # From here on nothing fails: everything was checked against what it replaces.
+            host.load_state_dict(self._weights)
+            with torch.no_grad():
+                for name, buffer in _unsaved_buffers(host).items():
+                    buffer.copy_(self._buffers[name])
+            self._set_streams()
+            undo.pop_all()
+        return self._state
+
+    def _load_optimizers(self, undo: ExitStack) -> None:
+        optimizers.arrange(self._trainers, self._names, self._host)
+        for trainer, saved in zip(self._trainers, self._of_trainers, strict=True):
+            checked = optimizers.check(trainer, saved)
+            undo.callback(optimizers.load, trainer, trainer.state_dict())
+            optimizers.load(trainer, checked)
+
+
+def _check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
+    if host.structure.placements:
         raise CheckpointError("expected a freshly traced host; this one has seeds already")
-    ours = {n: (list(t.shape), str(t.dtype)) for n, t in lifecycle.host.model_state().items()}
+    state = host.model_state()
+    ours = {n: (list(t.shape), str(t.dtype)) for n, t in state.items() if isinstance(t, Tensor)}
     theirs = {name: (shape, dtype) for name, shape, dtype in saved}
     if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
         name = different[0]
@@ -128,22 +180,24 @@ def _check_types(what: str, saved: Sequence[Mapping[str, Any]], given: Sequence[
         raise CheckpointError(f"{what}: the checkpoint holds {theirs or 'none'}; got {ours or 'none'}")
 
 
-def _check_weights(lifecycle: Lifecycle, weights: Mapping[str, Tensor]) -> None:
-    ours = {name: tensor.shape for name, tensor in lifecycle.host.state_dict().items()}
-    theirs = {name: tensor.shape for name, tensor in weights.items()}
+def _check_weights(what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    ours, theirs = ({n: _form(value) for n, value in values.items()} for values in (given, saved))
     if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
-        raise CheckpointError(f"the checkpoint's weights do not fit its seeds: {', '.join(different[:3])}")
+        raise CheckpointError(f"the checkpoint's {what} do not fit its seeds: {', '.join(different[:3])}")
 
 
-def _random_state() -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": devices, "python": [version, list(words), gauss]}
+def _form(value: Any) -> tuple[Any, ...]:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value),)
 
 
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+def _scheduler_state(scheduler: Any, saved: Mapping[str, Any]) -> Any:
+    ours = scheduler.state_dict()
+    if ours.keys() != saved.keys():
+        raise CheckpointError(f"{type(scheduler).__name__}: expected {sorted(ours)}; got {sorted(saved)}")
+    return conform(saved, ours, type(scheduler).__name__)
+
+
+def _unsaved_buffers(host: Host) -> dict[str, Tensor]:
+    """The buffers that a ``state_dict`` leaves out: a run goes on with them all the same."""
+    saved = host.state_dict()
+    return {name: buffer for name, buffer in host.named_buffers() if name not in saved}

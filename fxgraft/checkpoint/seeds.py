@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from fxgraft import nursery, schedules, streams
+from fxgraft.checkpoint.validate import integer, number, optional, share, text, truth
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.nursery import BlueprintLike
@@ -16,8 +20,15 @@ from fxgraft.seed import Seed
 from fxgraft.stage import Stage
 from fxgraft.swap import follow_stages
 from fxgraft_passes import GraftSpec
+from fxgraft_passes.graft import check_name
 
-_PLAIN = ("paused", "trained_steps", "loss_with", "loss_without")
+_SAVED_STAGES = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
+_PLAIN: dict[str, Callable[[str, Any], Any]] = {
+    "paused": truth,
+    "trained_steps": integer,
+    "loss_with": optional(number),
+    "loss_without": optional(number),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,7 @@ class SeedRecord:
     config: dict[str, Any]
     spec: dict[str, Any]
     stage: str
+    alpha: float
     alphas: list[float]
     ramp: dict[str, Any] | None
     plain: dict[str, Any]
@@ -46,35 +58,87 @@ class SeedRecord:
             dict(seed.config),
             dataclasses.asdict(seed.spec),
             seed.stage.name,
+            seed.alpha,
             list(seed.alphas),
             _ramp_record(seed),
             {name: getattr(seed, name) for name in _PLAIN},
         )
 
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for field in ("slot", "blueprint", "stage"):
+            text(field, getattr(self, field))
+        truth("registered", self.registered)
+        truth("isolated", self.spec["isolated"])
+        if Stage[self.stage] not in _SAVED_STAGES or self.spec["fossil"] is not None:
+            raise CheckpointError(f"seed {self.name!r}: cannot be {self.stage}")
+        for alpha in (self.alpha, *self.alphas):
+            share("alpha", alpha)
+        if self.plain.keys() != _PLAIN.keys():
+            raise CheckpointError(f"seed {self.name!r}: expected {', '.join(_PLAIN)}")
+        for name, check in _PLAIN.items():
+            check(name, self.plain[name])
+        ramp = self._ramp()
+        if Stage[self.stage] is Stage.BLENDING and ramp is None:
+            raise CheckpointError(f"seed {self.name!r} blends, but has no ramp")
+
+    def check_size(
+        self, lifecycle: Lifecycle, blueprints: Mapping[str, BlueprintLike], weights: Mapping[str, Tensor]
+    ) -> None:
+        """Build the module without memory and compare its shapes with those of the saved weights.
+
+        So a file cannot make its reader allocate more than the file holds. A factory that cannot
+        build without memory (one that reads its own weights' values) is not checked.
+        """
+        source = self._source(blueprints)
+        if isinstance(source, nn.Module):
+            return
+        slot = lifecycle.host.slot(self.slot)
+        try:
+            with torch.device("meta"), streams.private_stream(0):
+                module: Any = nursery._build(source, slot, self.spec["mode"], self.config)
+        except Exception:
+            return  # what is wrong with it is said when it is built
+        if not isinstance(module, nn.Module):
+            return
+        prefix = f"_seeds.{self.name}.module." + ("branch." if self.spec["mode"] == "gated" else "")
+        for name, tensor in module.state_dict().items():
+            saved = weights.get(prefix + name)
+            if isinstance(tensor, Tensor) and (saved is None or saved.shape != tensor.shape):
+                raise CheckpointError(
+                    f"seed {self.name!r}: its blueprint makes {name} of shape {tuple(tensor.shape)}, and "
+                    f"the checkpoint holds {'none' if saved is None else tuple(saved.shape)}"
+                )
+
     def revive(self, lifecycle: Lifecycle, run_seed: int, blueprints: Mapping[str, BlueprintLike]) -> Seed:
         """Grow the seed again and bring it, through the same transitions, to its stage."""
-        spec = GraftSpec(**self.spec)
+        if self.name in lifecycle.seeds:
+            raise CheckpointError(f"there are two seeds {self.name!r}")
+        slot = lifecycle.host.slot(self.slot)
+        spec = GraftSpec(**{**self.spec, "copy": slot.copy})
         seed = Seed(
             self.name, self.slot, self.blueprint, spec, Stage.GERMINATED, config=self.config,
             registered=self.registered,
         )  # fmt: skip
-        slot = lifecycle.host.slot(self.slot)
         around = nursery.surroundings(lifecycle.host, slot)
         key = streams.key_of(run_seed, self.name)
         grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)
         lifecycle.go_live(seed, slot, grown)
         stage = Stage[self.stage]
         seed.set_alpha(*self.alphas)
+        seed.alpha = self.alpha
         if stage is Stage.FOSSILIZED:
             seed.enter(Stage.HOLDING)
             lifecycle.fossilize(seed)
         else:
             seed.enter(stage)
-            self._resume_ramp(seed)
             follow_stages(lifecycle.host, lifecycle.seeds.values())
-        for name, value in self.plain.items():
-            setattr(seed, name, value)
-        lifecycle.gradients.pause(seed.name, seed.paused)
+        if (ramp := self._ramp()) is not None:
+            seed.begin(*ramp)
+        for name in _PLAIN:
+            setattr(seed, name, self.plain[name])
+        if seed.is_live:
+            lifecycle.gradients.pause(seed.name, seed.paused)
         return seed
 
     def _source(self, blueprints: Mapping[str, BlueprintLike]) -> BlueprintLike:
@@ -88,15 +152,20 @@ class SeedRecord:
             f"not hold; pass load(..., blueprints={{{self.name!r}: <module or factory>}})"
         )
 
-    def _resume_ramp(self, seed: Seed) -> None:
-        if self.ramp is not None:
-            starts, step = tuple(self.ramp["starts"]), self.ramp["step"]
-            schedule = schedules.resolve(self.ramp["schedule"])
-            seed.begin(Ramp(starts, self.ramp["target"], self.ramp["steps"], schedule), step)
+    def _ramp(self) -> tuple[Ramp, int] | None:
+        if self.ramp is None:
+            return None
+        starts = tuple(share("starts", start) for start in self.ramp["starts"])
+        if len(starts) != len(self.alphas):
+            raise CheckpointError(f"seed {self.name!r}: its ramp has {len(starts)} starts")
+        step, steps = integer("step", self.ramp["step"]), integer("steps", self.ramp["steps"])
+        target = share("target", self.ramp["target"])
+        schedule = schedules.resolve(text("schedule", self.ramp["schedule"]))
+        return Ramp(starts, target, steps, schedule), step
 
 
 def _ramp_record(seed: Seed) -> dict[str, Any] | None:
-    if seed.ramp is None or seed.stage is Stage.FOSSILIZED:
+    if seed.ramp is None:
         return None
     name = next((name for name, known in SCHEDULES.items() if known is seed.ramp.schedule), None)
     if name is None and seed.stage is Stage.BLENDING:

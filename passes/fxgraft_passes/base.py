@@ -9,10 +9,13 @@ expects, and no code is generated where nothing was modified.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 
 import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
+
+from fxgraft_passes.errors import FxGraftError
 
 
 class GraphPass(ABC):
@@ -46,8 +49,16 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     copied = fx.Graph(tracer_cls=graph._tracer_cls)
     copied._codegen = graph._codegen
     env: dict[fx.Node, fx.Node] = {}
+
+    def copy_of(node: fx.Node) -> fx.Node:
+        if node not in env:
+            raise FxGraftError(f"the graph is malformed: {node} is read before it is computed")
+        return env[node]
+
     for node in graph.nodes:
-        env[node] = copied.node_copy(node, lambda n: env[n])
+        env[node] = copied.node_copy(node, copy_of)
+        if slot := node.meta.get("slot"):
+            env[node].meta["slot"] = dataclasses.replace(slot, node=env[node])
     return copied
 
 

@@ -14,10 +14,11 @@ after::
 
     relu = self.relu(x)
     seed = self._seeds.a.module(relu)
-    fossil = relu + seed
+    type_as = seed.type_as(relu)          # seed itself, but under autocast
+    fossil = relu + type_as
     fc = self.fc(fossil)
 
-A convex graft leaves just ``seed``; an ``alpha`` other than 1 is folded in as a constant.
+A convex graft leaves just the seed; an ``alpha`` other than 1 is folded in as a constant.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ from torch import nn
 from fxgraft_passes import operators
 from fxgraft_passes.base import GraphPass, node_named
 from fxgraft_passes.errors import SlotError
-from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase
-from fxgraft_passes.sites import GraftSite, chain_at, mark
+from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, check_name
+from fxgraft_passes.sites import GraftSite, chain_at, exit_of, mark
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +70,10 @@ class Germinate(GraphPass):
                 f"node {self.node!r}: expected a node of the graph that computes a value; got "
                 f"{'no such node' if slot is None else slot.op}. FindSlots lists the slots."
             )
-        chain = chain_at(slot)
-        if any(site.name == self.name for site, _ in chain):
-            raise SlotError(f"node {self.node!r}: there is a seed {self.name!r} here already")
+        if known := exit_of(graph, self.name):
+            raise SlotError(f"there is a seed {self.name!r} in this graph already, at node {known[0].node!r}")
         host = slot
-        for site, exit_node in chain:
+        for site, exit_node in chain_at(slot):
             if site.name < self.name:
                 host = exit_node
         self._splice(graph, slot, host)
@@ -92,6 +91,9 @@ class Germinate(GraphPass):
         mark(site, exit_node, written)
         for consumer in consumers:
             consumer.replace_input_with(host, exit_node)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
     @property
     def graft_path(self) -> str:
@@ -143,12 +145,17 @@ def _seed_input(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -
 
 
 def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> fx.Node:
+    if spec.fossil == 0:
+        return _named(graph.call_method("view_as", (host, host)), "fossil")
     if spec.fossil != 1:
         folded = graph.call_function(operators.folded, (host, seed, spec.mode, spec.fossil))
         return _named(folded, "fossil")
+    # A seed may compute in another precision than the host (under autocast, say).
+    seed = graph.call_method("type_as", (seed, host))
     if spec.mode != "convex":
         return _named(graph.call_function(operator.add, (host, seed)), "fossil")
-    return seed
+    # A consumer that writes into the value must not write into what the seed keeps for backward.
+    return _named(graph.call_method("clone", (seed,)) if spec.copy else seed, "fossil")
 
 
 def _named(node: fx.Node, name: str) -> fx.Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -110,3 +111,11 @@ def _alpha_dtype(dtype: torch.dtype) -> torch.dtype:
     # Not float64 throughout: torch.compile takes 0-d float64 tensors for Python scalars and
     # compiles the graph a second time to turn them back into tensors.
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_name(name: str) -> None:
+    """Raise `ValueError` for a name that cannot be an attribute of the module that holds the grafts."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or name in dir(nn.Module()):
+        raise ValueError(
+            f"name: expected letters, digits, '_' and '-', and no attribute of nn.Module; got {name!r}"
+        )

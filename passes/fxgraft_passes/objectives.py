@@ -67,17 +67,18 @@ def seed_gradient(objective: str, radius: float, g: Tensor, h: Tensor, d: Tensor
     if objective == "trust":
         return _projected(radius, g, h, d)
     if objective == "trust_step":
-        return g + (_norm(g) / _positive(radius * _norm(h))).to(g.dtype) * d
+        pull = _norm(g) / _positive(radius * _norm(h))
+        return torch.where(_norm(h) > 0, g + (pull * _wide(d)).to(g.dtype), g)
     return torch.zeros_like(g)
 
 
 def _projected(radius: float, g: Tensor, h: Tensor, d: Tensor) -> Tensor:
     size = _norm(d)
     excess = size / _positive(radius * _norm(h)) - 1
-    direction = d * (1 / _positive(size)).to(d.dtype)
-    outward = _inner(g, direction).clamp(max=0)
+    direction = _wide(d) / _positive(size)
+    outward = (_wide(g) * direction).sum().clamp(max=0)
     pull = _norm(g) * excess.clamp(max=1) - outward
-    return torch.where(excess > 0, g + pull.to(g.dtype) * direction, g)
+    return torch.where(excess > 0, g + (pull * direction).to(g.dtype), g)
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -86,9 +87,8 @@ def _norm(x: Tensor) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(x, dtype=wide))
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return (a.to(wide) * b.to(wide)).sum()
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _positive(x: Tensor) -> Tensor:

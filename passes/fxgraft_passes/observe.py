@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxgraft_passes.untouched import untouched
 
 KEY = "observation"
 
@@ -92,9 +95,13 @@ class WatchedRun(fx.Interpreter):
 
 
 def observe(graph_module: fx.GraphModule, *args: Any) -> None:
-    """Run ``graph_module`` once and write an `Observation` into the ``meta`` of each node."""
+    """Run ``graph_module`` once and write an `Observation` into the ``meta`` of each node.
+
+    Inputs, buffers and random streams are afterwards what they were.
+    """
     observer = Observer()
-    with torch.enable_grad():
+    args = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), args)  # the code may write into them
+    with untouched(graph_module), torch.enable_grad():
         WatchedRun(graph_module, graph_module.graph, observer).run(*args)
     observer.finish()
 

@@ -95,7 +95,7 @@ def _add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _mix(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
-    return torch.where(alpha == 0, h, torch.where(alpha == 1, s, h + alpha * (s - h)))
+    return torch.where(alpha == 0, h, torch.where(alpha == 1, s, (h + alpha * (s - h)).to(h.dtype)))
 
 
 class _Isolated(torch.autograd.Function):
@@ -142,7 +142,7 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         alpha, *learner = ctx.saved_tensors
-        to_host = (1 - alpha) * g if ctx.law[0] == "convex" else g
+        to_host = ((1 - alpha) * g).to(g.dtype) if ctx.law[0] == "convex" else g
         to_seed = (alpha * g).to(ctx.seed_dtype)
         if learner:
             learning, h, s = learner

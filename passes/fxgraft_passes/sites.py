@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch.fx as fx
 
+from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.graft import GraftSpec
 
 
@@ -51,9 +52,14 @@ def exit_of(graph: fx.Graph, name: str) -> tuple[GraftSite, fx.Node] | None:
 
 def host_value(exit_node: fx.Node) -> fx.Node:
     """The node that a graft reads and stands behind."""
-    value = exit_node.args[0]
-    assert isinstance(value, fx.Node)
-    return value
+    name = exit_node.meta["graft_of"]
+    front = [exit_node]
+    while front:
+        for source in front.pop().all_input_nodes:
+            if source.meta.get("graft_of") != name:
+                return source
+            front.append(source)
+    raise FxGraftError(f"the graft of seed {name!r} reads nothing of the graph that it is in")
 
 
 def chain_at(slot: fx.Node) -> list[tuple[GraftSite, fx.Node]]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -56,13 +55,12 @@ def restored_on_failure(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def streams_untouched() -> Iterator[None]:
     """Put the global random streams back afterwards. On the main thread only: they are the process's."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state = random.getstate()
     with torch.random.fork_rng():
         try:
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 class SavedAttributes:

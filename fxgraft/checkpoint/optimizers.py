@@ -1,0 +1,127 @@
+"""Optimizers in a checkpoint: the state, and which parameter is where.
+
+``Optimizer.state_dict`` counts parameters by place. The places depend on the course of the run (which
+seed went live first, which were culled meanwhile), so names are saved beside them and put back first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fxgraft.checkpoint.packing import conform, pack
+from fxgraft.errors import CheckpointError
+
+_OF_PARAMETERS_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+_SEED = "_seeds."
+
+Names = list[list[str | None]]
+"""For each group the names of its parameters, None for one that is not the host's."""
+
+
+def record(
+    optimizers: Sequence[Optimizer], model: nn.Module, tensors: dict[str, Tensor]
+) -> list[dict[str, Any]]:
+    """What a manifest says of ``optimizers``."""
+    return [
+        {
+            "type": type(optimizer).__name__,
+            "names": _names(optimizer, model),
+            "state": pack(optimizer.state_dict(), f"optimizer.{i}", tensors),
+        }
+        for i, optimizer in enumerate(optimizers)
+    ]
+
+
+def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.Module) -> None:
+    """Put the parameters of seeds where they were. Raises `CheckpointError` if the host's are elsewhere."""
+    for number, (optimizer, names) in enumerate(zip(optimizers, saved, strict=True)):
+        ours, theirs = _without_seeds(_names(optimizer, model)), _without_seeds(names)
+        if ours != theirs:
+            raise CheckpointError(
+                f"optimizer {number}: its groups hold other parameters than those of the checkpoint: "
+                f"expected {_short(theirs)}; got {_short(ours)}"
+            )
+    seeds = {n: p for n, p in model.named_parameters() if n.startswith(_SEED) and p.requires_grad}
+    places = sorted(n for names in saved for group in names for n in group if n and n.startswith(_SEED))
+    if optimizers and places != sorted(seeds):
+        raise CheckpointError("the optimizers of the checkpoint hold other parameters than its seeds have")
+    for optimizer, names in zip(optimizers, saved, strict=True):
+        of_host = [
+            [n is None or not n.startswith(_SEED) for n in group] for group in _names(optimizer, model)
+        ]
+        for group, kept, wanted in zip(optimizer.param_groups, of_host, names, strict=True):
+            for key in ("params", "param_names"):
+                if key not in group:
+                    continue
+                own = iter([entry for entry, keep in zip(group[key], kept, strict=True) if keep])
+                news: Any = seeds if key == "params" else {n: n for n in seeds}
+                group[key][:] = [
+                    news[n] if n is not None and n.startswith(_SEED) else next(own) for n in wanted
+                ]
+
+
+def check(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
+    """The saved state in the types of this optimizer. Raises `CheckpointError` for what cannot be one."""
+    state = dict(saved["state"])
+    ours = optimizer.state_dict()["param_groups"]
+    if len(ours) != len(saved["param_groups"]):
+        raise CheckpointError(f"expected {len(saved['param_groups'])} parameter groups; got {len(ours)}")
+    groups = []
+    for theirs, group in zip(saved["param_groups"], ours, strict=True):
+        if missing := group.keys() - theirs.keys():
+            raise CheckpointError(f"param_groups: {', '.join(sorted(missing))} missing")
+        if theirs["params"] != group["params"]:
+            raise CheckpointError("param_groups: other places than those of the parameters")
+        groups.append(conform(theirs, group, "param_groups"))
+    for place, values in state.items():
+        _check_values(_parameters(optimizer), place, values)
+    return {**saved, "state": state, "param_groups": groups}
+
+
+def load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """`Optimizer.load_state_dict`, but without the cast of every tensor to its parameter's dtype."""
+    optimizer.load_state_dict(saved)
+    for place, parameter in enumerate(_parameters(optimizer)):
+        exact = saved["state"].get(place, {})
+        for key, value in optimizer.state.get(parameter, {}).items():
+            kept = exact.get(key)
+            if isinstance(value, Tensor) and isinstance(kept, Tensor) and kept.dtype != value.dtype:
+                optimizer.state[parameter][key] = kept.to(device=value.device, copy=True)
+
+
+def _check_values(parameters: Sequence[nn.Parameter], place: Any, values: Any) -> None:
+    if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(parameters):
+        raise CheckpointError(f"optimizer state: there is no parameter at place {place!r}")
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise CheckpointError(f"optimizer state {place}: expected names and values")
+    for key in _OF_PARAMETERS_SHAPE:
+        value = values.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.shape != parameters[place].shape:
+            raise CheckpointError(f"optimizer state {place}.{key}: expected the parameter's shape")
+    step = values.get("step", 0)
+    if not isinstance(step, (int, float)) and not (isinstance(step, Tensor) and step.numel() == 1):
+        raise CheckpointError(f"optimizer state {place}.step: expected a number; got {step!r}")
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _names(optimizer: Optimizer, model: nn.Module) -> Names:
+    known = {id(p): name for name, p in model.named_parameters()}
+    return [[known.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def _without_seeds(names: Iterable[Iterable[str | None]]) -> Names:
+    return [[n for n in group if n is None or not n.startswith(_SEED)] for group in names]
+
+
+def _short(names: Names) -> str:
+    text = str(names)
+    return text if len(text) <= 120 else text[:117] + "..."
