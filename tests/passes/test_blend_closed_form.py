@@ -232,9 +232,13 @@ HALVES = [
 ]
 
 
-@pytest.mark.parametrize(("mode", "dtypes"), list(product(BLENDS, HALVES)))
-@pytest.mark.parametrize("shape", [(), (4,)], ids=["one_alpha", "channelwise"])
-def test_each_side_keeps_its_dtype(mode, dtypes, shape):
+@pytest.mark.parametrize("dtypes", HALVES)
+@pytest.mark.parametrize(
+    ("mode", "shape"),
+    [("residual", ()), ("residual", (4,)), ("convex", ())],
+    ids=["residual", "channelwise", "convex"],
+)
+def test_each_side_keeps_its_dtype(mode, shape, dtypes):
     h, s, g = (
         torch.randn(3, 4).to(dtypes[0]),
         torch.randn(3, 4).to(dtypes[1]),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fxgraft_passes import Fossilize, Germinate, GraftSpec, Phase, Verify
+from fxgraft_passes.base import GraphPass
 from fxgraft_passes.errors import FxGraftError, IsolationError, SlotError
 from fxgraft_passes.graft import MODES
 from tests.passes.graphs import Net, Twice, identity_of, state_of, traced
@@ -90,7 +91,7 @@ def test_an_attached_seed_may_read_the_host():
 def test_a_pass_that_writes_a_bad_graph_changes_nothing():
     host = grown()
 
-    class Leak(Verify):
+    class Leak(GraphPass):
         def rewrite(self, graph):
             nodes = {node.name: node for node in graph.nodes}
             nodes["seed"].args = (nodes["relu"],)
