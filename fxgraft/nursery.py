@@ -142,7 +142,7 @@ def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> 
 
 
 def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key: int) -> None:
-    """Run the seed once on random input of the slot's shape; leaves it as it was."""
+    """Run the seed on random input of the slot's shape, in train and eval mode; leaves it as it was."""
     where = f"blueprint {given} at slot {slot.name!r}"
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -153,6 +153,9 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
         sample = sample.contiguous(memory_format=torch.channels_last)
     try:
         with state_untouched(module), streams.no_global_draws(), torch.no_grad():
+            module.train(not around.training)
+            module(sample)
+            module.train(around.training)
             out = module(sample)
     except streams.GlobalDrawError as draw:
         raise BlueprintError(

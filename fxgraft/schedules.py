@@ -89,7 +89,9 @@ class Ramp:
 
     def _alpha(self, start: float, progress: float) -> float:
         share = min(max(self.schedule(min(max(progress, 0.0), 1.0)), 0.0), 1.0)
-        return start + (self.target - start) * share
+        # Rounding must not carry alpha past its target.
+        alpha = self.target if share == 1 else start + (self.target - start) * share
+        return min(max(alpha, min(start, self.target)), max(start, self.target))
 
 
 def resolve(schedule: str | Schedule) -> Schedule:

@@ -143,8 +143,11 @@ def privatize(module: nn.Module, key: int) -> nn.Module:
     replacement = _replacement(module, key)
     if replacement is not None:
         return replacement
-    for path, child in list(module.named_modules()):
-        if path and (new := _replacement(child, key_of(key, path))) is not None:
+    replaced: dict[nn.Module, SeedDropout | None] = {}
+    for path, child in list(module.named_modules(remove_duplicate=False)):
+        if child not in replaced:
+            replaced[child] = _replacement(child, key_of(key, path))
+        if path and (new := replaced[child]) is not None:
             parent, _, name = path.rpartition(".")
             setattr(module.get_submodule(parent), name, new)
     return module

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.effects import numpy_untouched
@@ -88,6 +89,7 @@ class Capture:
                 module.__dict__["forward"] = watch(module)
             try:
                 with whole_calls():
+                    args, kwargs = pytree.tree_map_only(torch.Tensor, _fresh, (args, kwargs))
                     self.root(*args, **kwargs)
             except Exception as error:
                 mode = "train" if self.root.training else "eval"
@@ -95,6 +97,11 @@ class Capture:
                     f"the example call of {type(self.root).__name__} failed in {mode} mode: "
                     f"{type(error).__name__}: {error}"
                 ) from error
+
+
+def _fresh(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor for one run: the model may write into its inputs."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def is_leaf(module: nn.Module) -> bool:

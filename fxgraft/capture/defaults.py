@@ -20,5 +20,5 @@ def printed_default(parameter: Parameter) -> Any:
     """What stands for the default of ``parameter``: `Parameter.empty`, a literal, or a name."""
     if parameter.default is Parameter.empty:
         return Parameter.empty
-    simple = parameter.default is None or isinstance(parameter.default, (bool, int, str))
+    simple = parameter.default is None or type(parameter.default) in (bool, int, str)
     return parameter.default if simple else Name(f"_default_{parameter.name}")

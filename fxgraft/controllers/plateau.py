@@ -131,7 +131,8 @@ class PlateauGrowth:
         window, losses = self._config.window, self._memory.losses
         if len(losses) < 2 * window:
             return False
-        return sum(losses[window:]) > (1 - self._config.flat) * sum(losses[:window])
+        before, now = sum(losses[:window]), sum(losses[window:])
+        return before - now < self._config.flat * abs(before)
 
     def _look_for_room(self) -> list[Command]:
         memory = self._memory
