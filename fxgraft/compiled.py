@@ -7,10 +7,11 @@ swap of structures picks another entry and evaluates no guards of the others.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,14 @@ from fxgraft.structure import Structure
 from fxgraft_passes import Phase
 from fxgraft_passes.untouched import untouched
 
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_VARIANTS = 64
+"""How many variants a host keeps compiled; the one that ran the longest time ago goes first."""
+MAX_KINDS = 8
+"""For how many kinds of call (the latest) a new structure is compiled before it is live."""
+
 
 class CompiledVariants:
     """The compiled entries of one host, and the kinds of call that they have to be ready for."""
@@ -28,26 +37,27 @@ class CompiledVariants:
     def __init__(self, root: nn.Module, options: dict[str, Any]):
         self._options = {"fullgraph": True, **options}
         self._root = root
-        self._entries: dict[tuple[object, Phase], Callable[..., Any]] = {}
-        self._ready: dict[tuple[object, Phase], set[CallKind]] = {}
-        self._seen: dict[CallKind, None] = {}
+        self._variants: OrderedDict[tuple[object, Phase], _Variant] = OrderedDict()
+        self._seen: OrderedDict[CallKind, None] = OrderedDict()
 
     def variant(self, structure: Structure, phase: Phase) -> Callable[..., Any]:
         """What runs the host while it has ``structure`` in ``phase``."""
-        key = (structure.key, phase)
-        if key not in self._entries:
-            self._entries[key] = torch.compile(_own_code(_enter), **self._options)
-            self._ready[key] = set()
-        entry, ready = self._entries[key], self._ready[key]
+        variant = self._find((structure.key, phase))
 
         def run(*args: Any, **kwargs: Any) -> Any:
             kind = CallKind.of(self._root, args, kwargs)
-            if kind is not None and kind not in ready:
-                ready.add(kind)
-                self._seen[kind] = None
-            return entry(self._root, *args, **kwargs)
+            if kind is not None and kind not in variant.ready:
+                variant.ready.add(kind)
+                _touch(self._seen, kind, None, MAX_KINDS)
+            return variant.entry(self._root, *args, **kwargs)
 
         return run
+
+    def _find(self, key: tuple[object, Phase]) -> _Variant:
+        variant = self._variants.get(key)
+        if variant is None:
+            variant = _Variant(torch.compile(_own_code(_enter), **self._options))
+        return _touch(self._variants, key, variant, MAX_VARIANTS)
 
     def warm_up(self, structure: Structure, phase: Phase, seeds: nn.Module | None = None) -> None:
         """Compile the variant that is installed now for every kind of call that was seen before.
@@ -55,11 +65,28 @@ class CompiledVariants:
         Forward and backward run on made-up inputs; weights, gradients, buffers and random streams
         are left alone.
         """
-        key = (structure.key, phase)
-        for kind in [kind for kind in self._seen if kind not in self._ready[key]]:
+        variant = self._find((structure.key, phase))
+        for kind in [kind for kind in self._seen if kind not in variant.ready]:
             with untouched(self._root, *([seeds] if seeds else [])):
-                kind.call(self._root, seeds, self._entries[key])
-            self._ready[key].add(kind)
+                kind.call(self._root, seeds, variant.entry)
+            variant.ready.add(kind)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A compiled entry, and the kinds of call that it was compiled for."""
+
+    entry: Callable[..., Any]
+    ready: set[CallKind] = field(default_factory=set)
+
+
+def _touch(table: OrderedDict[K, V], key: K, value: V, most: int) -> V:
+    """Make ``key`` the newest of ``table``, and let the oldest go where there are too many."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > most:
+        table.popitem(last=False)
+    return value
 
 
 @dataclass(frozen=True)

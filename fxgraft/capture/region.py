@@ -16,6 +16,9 @@ from fxgraft.codegen import Generated, generate
 from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
 from fxgraft_passes.base import copy_graph
 
+MAX_KNOWN = 64
+"""How many generated forwards a region keeps; the oldest goes first, and is generated again if needed."""
+
 
 @dataclass(frozen=True)
 class Wiring:
@@ -79,6 +82,8 @@ class Region:
                 graft = Germinate(wiring.node, f"{i:06d}", spec=wiring.spec, phase=phase, path=_attribute(i))
                 graft.rewrite(graph)
             self._known[key] = generate(graph, self.form, type(self.module).forward)
+            if len(self._known) > MAX_KNOWN:
+                del self._known[next(iter(self._known))]
         return self._known[key]
 
     def install(self, generated: Generated | None, grafts: Sequence[Graft] = ()) -> None:
