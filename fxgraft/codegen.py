@@ -18,7 +18,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
-from fxgraft_passes import Verify
+from fxgraft_passes.proofs import verify
 
 _functions: weakref.WeakValueDictionary[Any, FunctionType] = weakref.WeakValueDictionary()
 _serial = 0
@@ -51,7 +51,7 @@ def generate(graph: fx.Graph, form: CallForm, fallback: Callable[..., Any]) -> G
         form: the calls that the graph is right for.
         fallback: the module's own ``forward``, for calls of another form.
     """
-    Verify().rewrite(graph)
+    verify(graph)
     code = graph.python_code("self")
     source, scope = code.src.strip().replace(" -> _Any_", "", 1) + "\n", dict(code.globals)
     if not form.is_plain:

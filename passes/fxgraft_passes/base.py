@@ -16,6 +16,7 @@ import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.errors import FxGraftError
+from fxgraft_passes.proofs import verify
 
 
 class GraphPass(ABC):
@@ -32,8 +33,6 @@ class GraphPass(ABC):
         """Remove from the module what the rewritten graph no longer refers to."""
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        from fxgraft_passes.verify import verify
-
         graph = copy_graph(graph_module.graph)
         if not self.rewrite(graph):
             return PassResult(graph_module, False)

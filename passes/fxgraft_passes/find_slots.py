@@ -24,7 +24,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.naming import qualified_names
 from fxgraft_passes.observe import Observation, observation_of, observe
-from fxgraft_passes.verify import dataflow_of
+from fxgraft_passes.proofs import dataflow_of
 
 
 @dataclass(frozen=True)

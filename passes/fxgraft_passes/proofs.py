@@ -1,0 +1,66 @@
+"""What is proved of a graph before it is let run. See `Verify`, the pass."""
+
+from __future__ import annotations
+
+import networkx as nx
+import torch.fx as fx
+
+from fxgraft_passes import operators
+from fxgraft_passes.errors import FxGraftError, IsolationError, SlotError
+from fxgraft_passes.sites import GraftSite, exits, host_value, nodes_of
+
+
+def verify(graph: fx.Graph) -> None:
+    """Check the whole graph. Raises `IsolationError`, `SlotError` or `FxGraftError`."""
+    try:
+        graph.lint()
+    except Exception as error:
+        raise FxGraftError(f"the rewritten graph is malformed: {error}") from error
+    dataflow = dataflow_of(graph)
+    if not nx.is_directed_acyclic_graph(dataflow):
+        raise FxGraftError(f"the rewritten graph has a cycle: {nx.find_cycle(dataflow)}")
+    for site, exit_node in exits(graph):
+        _check_readers(graph, site, exit_node)
+        if site.spec.isolated and site.spec.fossil is None:
+            _check_isolation(graph, site, exit_node)
+
+
+def dataflow_of(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
+    """Nodes and the values that flow between them, for graph questions."""
+    dataflow: nx.DiGraph[fx.Node] = nx.DiGraph()
+    dataflow.add_nodes_from(graph.nodes)
+    dataflow.add_edges_from((source, node) for node in graph.nodes for source in node.all_input_nodes)
+    return dataflow
+
+
+def _check_readers(graph: fx.Graph, site: GraftSite, exit_node: fx.Node) -> None:
+    graft = set(nodes_of(graph, site.name))
+    passed_by = [user for user in host_value(exit_node).users if user not in graft]
+    if passed_by:
+        raise SlotError(
+            f"seed {site.name!r} at node {site.node!r}: expected every consumer of the value behind "
+            f"the graft; {', '.join(map(str, passed_by))} read(s) the value past it"
+        )
+    for node in graft - {exit_node}:
+        if stray := [user for user in node.users if user not in graft]:
+            raise IsolationError(
+                f"seed {site.name!r}: {node} is read outside of the graft, by "
+                f"{', '.join(map(str, stray))}; expected the blend to be the only way out"
+            )
+
+
+def _check_isolation(graph: fx.Graph, site: GraftSite, exit_node: fx.Node) -> None:
+    """Whatever comes into the graft from outside must come through a node that stops gradients."""
+    graft = set(nodes_of(graph, site.name))
+    for node in graft:
+        allowed = {host_value(exit_node)} if node is exit_node else set()
+        for source in set(node.all_input_nodes) - graft - allowed:
+            if not _stops_gradients(node):
+                raise IsolationError(
+                    f"seed {site.name!r} at node {site.node!r}: {node} reads {source} without a detach; "
+                    f"expected no path on which a gradient could reach the host through the seed"
+                )
+
+
+def _stops_gradients(node: fx.Node) -> bool:
+    return node.target in ("detach", operators.release)
