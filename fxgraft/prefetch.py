@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from fxgraft.errors import FxGraftError
 from fxgraft.lifecycle import Lifecycle
+from fxgraft.nursery import surroundings
 from fxgraft.reporter import Reporter
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
@@ -124,12 +124,15 @@ class Prefetcher:
         if pending.is_late:
             reason = f"not ready after {self._timeout} s"
         if pending.module is not None:
+            # The host may have been converted since the module was built for it.
+            around = surroundings(self._lifecycle.host, pending.slot)
             try:
+                pending.module.to(device=around.device, dtype=around.dtype)
                 self._lifecycle.go_live(seed, pending.slot, pending.module)
                 self._reporter.live_after(pending.elapsed_ms, seed, prefetched=True)
                 return
-            except FxGraftError as error:
-                reason = str(error)
+            except Exception as error:  # of a compiler, of memory: no reason to end the training
+                reason = f"{type(error).__name__}: {error}"
         logger.warning("seed %r did not go live: %s", seed.name, reason)
         self._lifecycle.seeds.pop(seed.name, None)
         seed.leave(Stage.CULLED)
