@@ -37,12 +37,16 @@ TRANSITIONS: dict[Stage, dict[str, Stage]] = {
 }
 
 
+_BY_ITSELF = {"go live", "reach"}
+"""What happens in `SeedManager.step`, and cannot be asked for."""
+
+
 def after(stage: Stage, action: str, seed: str) -> Stage:
     """The stage that ``action`` leads to. Raises `StageError` naming what is possible instead."""
     legal = TRANSITIONS[stage]
     if action not in legal:
+        possible = ", ".join(a for a in legal if a not in _BY_ITSELF) or "none"
         raise StageError(
-            f"cannot {action} seed {seed!r}: it is {stage.name}, from which the legal actions are: "
-            f"{', '.join(legal) or 'none'}"
+            f"cannot {action} seed {seed!r}: it is {stage.name}, from which the legal actions are: {possible}"
         )
     return legal[action]

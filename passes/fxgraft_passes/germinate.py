@@ -110,6 +110,8 @@ class Germinate(GraphPass):
 def _write(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:
     """Write the nodes of one graft; return the one whose value leaves the slot."""
     spec = site.spec
+    if spec.fossil == 0:  # for ever nothing of the seed: it does not run
+        return _named(graph.call_method("view_as", (host, host)), "fossil")
     seed_input = _seed_input(graph, host, site, phase)
     module = graph.call_module(f"{site.path}.module", (seed_input,))
     seed = _named(module, "seed")
@@ -145,8 +147,6 @@ def _seed_input(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -
 
 
 def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> fx.Node:
-    if spec.fossil == 0:
-        return _named(graph.call_method("view_as", (host, host)), "fossil")
     if spec.fossil != 1:
         folded = graph.call_function(operators.folded, (host, seed, spec.mode, spec.fossil))
         return _named(folded, "fossil")
