@@ -13,7 +13,8 @@ function of the outputs, drawn from a stream of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +64,32 @@ def check(
     """
     live = {seed.name: seed for seed in seeds if seed.is_live}
     reference = _reference(host.structure, live)
-    without = _observe(host, reference, Phase.DETACHED, args, kwargs)
-    within = _observe(host, host.structure, host.phase, args, kwargs)
+    with _originals_kept(host) as written:
+        without = _observe(host, reference, Phase.DETACHED, args, kwargs)
+        within = _observe(host, host.structure, host.phase, args, kwargs)
     if host.phase is not Phase.ISOLATED:  # the outputs are meant to differ
         without, within = ({k: v for k, v in seen.items() if k[0] != "output"} for seen in (without, within))
-    return [
+    return written + [
         Violation(kind, name, _difference(value, without.get((kind, name))))
         for (kind, name), value in within.items()
         if not _same(value, without.get((kind, name)))
     ]
+
+
+@contextmanager
+def _originals_kept(host: Host) -> Iterator[list[Violation]]:
+    """The host's own buffers: passes inside work on copies, so who changes these went behind its back.
+
+    Yields a list that is filled afterwards; the buffers are put back.
+    """
+    before = {name: (buffer, buffer.clone()) for name, buffer in host.trees()[0].named_buffers()}
+    written: list[Violation] = []
+    yield written
+    for name, (buffer, kept) in before.items():
+        if not same_tensor(buffer, kept):
+            written.append(Violation("buffer", name, _difference(buffer, kept)))
+            with torch.no_grad():
+                buffer.copy_(kept)
 
 
 def _reference(structure: Structure, live: Mapping[str, Seed]) -> Structure:

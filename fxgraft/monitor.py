@@ -53,13 +53,12 @@ class IsolationMonitor:
             self._let_go()
             return
         self._until_next -= 1
-        if self._call is not None:
-            args, kwargs = self._call
-            self._let_go()
+        call, self._call = self._call, None
+        if call is not None:
             self._until_next = self._interval
-            self._judge(check(self._host, seeds, args, kwargs))
-        elif self._until_next <= 1:
-            self._host.on_call = self._take
+        self._host.on_call = self._take if self._until_next <= 1 else None
+        if call is not None:
+            self._judge(check(self._host, seeds, *call))
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._host.training:

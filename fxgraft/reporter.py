@@ -8,8 +8,12 @@ from typing import Any
 from fxgraft.gates import Verdict
 from fxgraft.isolation import Violation
 from fxgraft.seed import Seed
+from fxgraft.stage import Stage
 from fxgraft.telemetry.events import Event, Sink, Sinks
 from fxgraft.telemetry.metrics import Counters
+
+_OPERATIONS = {Stage.GERMINATED: "germinate", Stage.FOSSILIZED: "fossilize", Stage.CULLED: "cull"}
+"""Stages that only an operation leads to. (TRAINING is reached by a prefetch as well.)"""
 
 
 class Reporter:
@@ -32,6 +36,8 @@ class Reporter:
     def stage(self, seed: Seed) -> None:
         """A seed has entered its stage."""
         self.emit("seed_stage", seed.name, stage=seed.stage.name, alpha=seed.alpha, slot=seed.slot)
+        if seed.stage in _OPERATIONS:
+            self.operation(_OPERATIONS[seed.stage], seed)
 
     def operation(self, operation: str, seed: Seed, **data: Any) -> None:
         """Something was done to a seed (or would have been, were seeds not disabled)."""
@@ -39,6 +45,7 @@ class Reporter:
 
     def blend(self, seed: Seed, target: float, steps: int, schedule: str) -> None:
         """A ramp begins."""
+        self.operation("blend", seed)
         self.emit("blend_config", seed.name, target=target, steps=steps, schedule=schedule)
 
     def gate(self, seed: Seed, action: str, verdict: Verdict) -> None:
@@ -63,7 +70,9 @@ class Reporter:
     def live_after(self, milliseconds: float, seed: Seed, prefetched: bool) -> None:
         """A seed went live that long after it was asked for."""
         seed.latency_ms = milliseconds
-        if prefetched:
+        if not prefetched:
+            self.operation("germinate", seed)
+        else:
             self.counters.prefetch_ms = milliseconds
             self.counters.prefetch_completed += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,8 @@ class JsonLines:
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the sink)
 
     def __call__(self, event: Event) -> None:
-        self._file.write(json.dumps(dataclasses.asdict(event)) + "\n")
+        line = json.dumps(_finite(dataclasses.asdict(event)), allow_nan=False)
+        self._file.write(line + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -89,3 +91,14 @@ class TensorBoard:
         for metric, values in event.data.items():
             for seed, value in values.items():
                 self._writer.add_scalar(f"{metric}/{seed}" if seed else metric, value, global_step=event.step)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinities: ``"nan"``, ``"inf"`` and ``"-inf"`` stand for them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value

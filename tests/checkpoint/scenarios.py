@@ -149,10 +149,6 @@ def blend(name: str = "a", **options: Any) -> Callable[..., Any]:
     return lambda m: m.blend(name, **{"steps": 2, **options})
 
 
-def each(*actions: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda m: [action(m) for action in actions]
-
-
 def pending(manager: SeedManager) -> None:
     """A seed that is still in preparation when the run is saved; it never lands."""
     forever = threading.Event()
@@ -167,11 +163,6 @@ def _crowd(manager: SeedManager) -> None:
     for name, mode in (("c", "convex"), ("a", "residual"), ("b", "gated"), ("d", "channelwise")):
         manager.germinate("relu", "low_rank", name=name, mode=mode)
     manager.germinate("tanh", Noisy(), name="Noisy")
-
-
-def _three(manager: SeedManager) -> None:
-    for name, mode in (("c", "convex"), ("a", "residual"), ("b", "gated")):
-        manager.germinate("relu", "low_rank", name=name, mode=mode)
 
 
 def _late_landing(manager: SeedManager) -> None:
@@ -250,7 +241,7 @@ SCENARIOS = {
         lambda host: [torch.optim.SGD(host.parameters(), 0.05)],
         lambda optimizers: [lr_scheduler.CosineAnnealingWarmRestarts(optimizers[0], 4)],
     ),
-    "bfloat16": Scenario(at(s1=_three, s3=each(blend("c", steps=9), blend("b"))), dtype=torch.bfloat16),
+    "bfloat16": Scenario(at(s1=_crowd, s3=_mixed), dtype=torch.bfloat16),
     "float64": Scenario(at(s1=seed(mode="channelwise"), s2=blend(to=0.3, steps=9)), dtype=torch.float64),
     "compiled": Scenario(at(s1=seed(), s3=blend(steps=7)), backend="aot_eager"),
 }

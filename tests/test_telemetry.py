@@ -1,0 +1,228 @@
+"""Events, metrics and sinks: complete, right, and never felt by the training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxgraft
+from fxgraft import SeedManager
+from fxgraft.telemetry import METRICS, Event, JsonLines, Logging, Memory, TensorBoard
+from tests.harness import train
+from tests.seeds import Scale
+from tests.strategies import Plan
+from tests.test_isolation_monitor import InPlace
+
+PLAN = Plan(("linear", "batch_norm", "dropout_module"))
+SLOT = "body.linear0"
+ROOT = Path(__file__).parents[1]
+
+
+def live(*sinks: Any, **options: Any) -> tuple[fxgraft.Host, Any, SeedManager]:
+    """A whole life on a host: every event happens in it."""
+    torch.manual_seed(0)
+    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    optimizer = torch.optim.SGD(host.parameters(), 0.05)
+    manager = SeedManager(host, optimizer, sinks=sinks, metrics_every=1, check_every=1, **options)
+    return host, optimizer, manager
+
+
+def course(host: fxgraft.Host, optimizer: Any, manager: SeedManager) -> Any:
+    def act(step: int) -> None:
+        if step == 0:
+            manager.germinate(SLOT, Scale(), name="a")
+            manager.germinate("stem", Scale(), name="b")
+        if step == 1:
+            manager.blend("a", steps=2, schedule="linear")
+            manager.pause("b")
+            manager.resume("b")
+        if step == 3:
+            manager.measure("a", lambda: 1.0 if manager.seeds["a"].alpha == 0 else 0.75)
+            manager.fossilize("a")
+            manager.cull("b")
+        if step == 4:
+            manager.germinate(SLOT, "mlp", name="c", wait=False)
+            manager._prefetcher.wait(30)
+        if step == 5:
+            manager.cull_all()
+        manager.step()
+
+    return train(host, optimizer, [PLAN.batch(i) for i in range(7)], act)
+
+
+def test_every_operation_and_stage_is_an_event() -> None:
+    sink = Memory()
+    course(*live(sink))
+    operations = [(e.seed, e.data["operation"]) for e in sink.of_kind("seed_operation")]
+    expected = [
+        ("a", "germinate"), ("b", "germinate"), ("a", "blend"), ("b", "pause"), ("b", "resume"),
+        ("a", "fossilize"), ("b", "cull"), ("c", "germinate"), ("c", "cull"),
+    ]  # fmt: skip
+    assert operations == expected
+    stages = [(e.step, e.seed, e.data["stage"]) for e in sink.of_kind("seed_stage")]
+    assert stages == [
+        (0, "a", "TRAINING"), (0, "b", "TRAINING"), (1, "a", "BLENDING"), (3, "a", "HOLDING"),
+        (3, "a", "FOSSILIZED"), (3, "b", "CULLED"), (4, "c", "GERMINATED"), (5, "c", "TRAINING"),
+        (5, "c", "CULLED"),
+    ]  # fmt: skip
+    (blend,) = sink.of_kind("blend_config")
+    assert dict(blend.data) == {"target": 1.0, "steps": 2, "schedule": "linear"}
+    (rollback,) = sink.of_kind("rollback")
+    assert rollback.data["seeds"] == ["c"]
+    assert rollback.data["latency_ms"] > 0
+    assert [e.data["action"] for e in sink.of_kind("gate_event")] == ["blend", "fossilize"]
+    assert sink.of_kind("contribution")[0].data["contribution"] == 0.25
+    for event in sink.events:
+        json.dumps([event.kind, event.step, event.seed, dict(event.data)], allow_nan=False)
+
+
+def test_every_metric_has_its_value() -> None:
+    host, optimizer, manager = live()
+    assert set(manager.metrics()) == set(METRICS)
+    manager.germinate(SLOT, Scale(), name="a")
+    manager.germinate("stem", InPlaceArmed(), name="bad")
+    manager.germinate("stem", Scale(), name="late", wait=False)
+    manager._prefetcher.wait(30)
+    manager.blend("a", steps=4, schedule="linear")
+    train(host, optimizer, [PLAN.batch(0)], lambda _: manager.step())
+    manager.measure("a", lambda: 1.0 if manager.seeds["a"].alpha == 0 else 0.75)
+    found = manager.metrics()
+    stages = found["kasmina.seed.stage"]
+    assert (stages["a"], stages["bad"], stages["late"]) == (3, 2, 2)
+    assert found["kasmina.seed.alpha"]["a"] == 0.25
+    assert found["kasmina.seed.alpha_steps"]["a"] == 1
+    assert found["kasmina.seed.kernel_attached"]["a"] == 1
+    assert found["kasmina.seed.kernel_latency_ms"]["a"] > 0
+    assert found["kasmina.seed.contribution"] == {"a": 0.25}
+    norm = sum(float(p.grad.double().square().sum()) for p in host.host_parameters() if p.grad is not None)
+    assert found["kasmina.seed.isolation.host_norm"]["a"] == pytest.approx(norm**0.5, rel=1e-5)
+    own = sum(float(p.grad.double().square().sum()) for p in manager.seeds["a"].module.parameters())
+    assert found["kasmina.seed.isolation.seed_norm"]["a"] == pytest.approx(own**0.5, rel=1e-5)
+    assert found["kasmina.isolation.violations"][""] > 0
+    assert found["kasmina.seed.isolation_violations"]["bad"] > 0
+    assert found["kasmina.seeds.active"] == {"": 3}
+    assert found["kasmina.prefetch.completed"] == {"": 1}
+    assert found["kasmina.prefetch.latency_ms"][""] > 0
+    manager.germinate("stem", lambda slot: 3, name="fails", wait=False)
+    assert manager.metrics()["kasmina.prefetch.pending"] == {"": 1}
+    manager._prefetcher.wait(30)
+    manager.step()
+    manager.cull_all()
+    found = manager.metrics()
+    assert found["kasmina.prefetch.failed"] == {"": 1}
+    assert found["kasmina.rollback.latency_ms"][""] > 0
+    assert found["kasmina.seeds.active"] == {"": 0}
+    assert found["kasmina.seed.stage"] == {}
+
+
+class InPlaceArmed(InPlace):
+    """Leaks in training only, so that it gets past the door."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.armed = torch.is_grad_enabled()
+        return super().forward(x)
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    memory = Memory()
+    with JsonLines(tmp_path / "x.jsonl") as sink:
+        course(*live(memory, sink))
+    with JsonLines(tmp_path / "x.jsonl") as sink:
+        sink(Event("more", 9))
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"kind": "more", "step": 9, "seed": None, "data": {}}
+    assert [(x["kind"], x["step"], x["seed"]) for x in lines[:-1]] == [
+        (e.kind, e.step, e.seed) for e in memory.events
+    ]
+    assert [x["data"] for x in lines[:-1]] == [json.loads(json.dumps(dict(e.data))) for e in memory.events]
+
+
+def test_json_lines_survive_a_kill(tmp_path: Path) -> None:
+    program = f"""
+        import os, signal
+        from fxgraft.telemetry import Event, JsonLines
+        sink = JsonLines({str(tmp_path / "x.jsonl")!r})
+        for step in range(50):
+            sink(Event("metrics", step, None, {{"a": {{"": step / 7}}}}))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    lines = (tmp_path / "x.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(50))
+
+
+def test_json_lines_hold_no_nan(tmp_path: Path) -> None:
+    """NaN is no JSON: strict readers would refuse the line."""
+    with JsonLines(tmp_path / "x.jsonl") as sink:
+        sink(Event("contribution", 1, "a", {"contribution": float("nan"), "of": [float("-inf"), 1.5]}))
+
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    line = json.loads((tmp_path / "x.jsonl").read_text(), parse_constant=refuse)
+    assert line["data"] == {"contribution": "nan", "of": ["-inf", 1.5]}
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    memory, writer = Memory(), SummaryWriter(tmp_path)
+    course(*live(memory, TensorBoard(writer)))
+    writer.close()
+    read = EventAccumulator(os.fspath(tmp_path))
+    read.Reload()
+    alphas = [(e.step, e.value) for e in read.Scalars("kasmina.seed.alpha/a")]
+    assert alphas == [
+        (e.step, e.data["kasmina.seed.alpha"]["a"])
+        for e in memory.of_kind("metrics")
+        if "a" in e.data["kasmina.seed.alpha"]
+    ]
+    assert [e.value for e in read.Scalars("kasmina.seeds.active")] == [2, 2, 2, 0, 1, 0, 0]
+    kinds = {tag.removesuffix("/text_summary") for tag in read.Tags()["tensors"]}
+    assert kinds >= {"seed_stage", "seed_operation", "blend_config", "gate_event", "rollback"}
+
+
+def test_logging(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "fxgraft.events")
+    course(*live(Logging()))
+    levels = {record.args[1]: record.levelno for record in caplog.records if record.name == "fxgraft.events"}
+    assert levels["seed_stage"] == logging.INFO
+    assert levels["metrics"] == logging.DEBUG
+    assert levels["rollback"] == logging.WARNING
+    assert "BLENDING" in caplog.text
+
+
+def failing(event: Event) -> None:
+    raise OSError("the disk is full")
+
+
+def test_a_failing_sink_never_touches_training(caplog: pytest.LogCaptureFixture) -> None:
+    memory = Memory()
+    expected = course(*live())
+    course(*live(failing, memory)).assert_same(expected)
+    assert "the disk is full" in caplog.text
+    assert memory.of_kind("rollback"), "a failing sink kept events from the next one"
+
+
+def test_without_seeds_nothing_is_reported_but_that() -> None:
+    sink = Memory()
+    host, optimizer, manager = live(sink, enabled=False)
+    manager.germinate(SLOT, "mlp", name="a")
+    manager.blend("a")
+    train(host, optimizer, [PLAN.batch(0)], lambda _: manager.step())
+    manager.cull("a")
+    operations = [(e.data["operation"], e.data["disabled"]) for e in sink.of_kind("seed_operation")]
+    assert operations == [("germinate", True), ("blend", True), ("cull", True)]
+    assert {e.kind for e in sink.events} == {"seed_operation", "metrics"}
