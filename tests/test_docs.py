@@ -1,0 +1,148 @@
+"""The documentation is true: its code runs, its tables are the code's, and what it names exists."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import re
+from pathlib import Path
+
+import pytest
+
+import fxgraft
+from fxgraft.telemetry import METRICS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def code_of(page: Path) -> str:
+    """The page's code blocks as one program, each line where it stands in the page."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * text.count("\n")
+    for block in BLOCK.finditer(text):
+        first = text[: block.start(1)].count("\n")
+        body = block[1].splitlines()
+        lines[first : first + len(body)] = body
+    return "\n".join(lines)
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading of a page in docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    section = re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1]
+    found = re.search(r"(?:^\|.*\|$\n?)+", section, re.MULTILINE)
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in found[0].strip().splitlines()]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, fresh_compiler):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FXGRAFT_DYNAMIC_SEEDS", raising=False)
+    scope = {"__name__": "page"}
+    exec(compile(code_of(page), str(page), "exec"), scope)
+    assert isinstance(scope["host"], fxgraft.Host)
+    scope.clear()
+    gc.collect()
+
+
+def test_pages_with_code_are_found():
+    assert {"README.md", "concepts.md", "runbook.md", "telemetry.md"} <= {
+        page.name for page in PAGES if code_of(page).strip()
+    }
+
+
+# The tables
+
+
+def test_every_metric_is_documented_as_it_is():
+    rows = {row[0].strip("`"): (row[1], row[2]) for row in table("telemetry.md", "Metrics")}
+    assert rows == {name: (metric.unit, metric.meaning) for name, metric in METRICS.items()}
+
+
+def test_metrics_of_a_seed_and_of_the_whole_are_told_apart():
+    rows = {row[0].strip("`"): row[3] for row in table("telemetry.md", "Metrics")}
+    assert rows == {name: "seed" if metric.per_seed else "run" for name, metric in METRICS.items()}
+
+
+def emitted() -> dict[str, set[str]]:
+    """Event kind -> the fields that the library's source gives it."""
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "fxgraft").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if is_call and node.func.attr == "emit" and node.args and isinstance(node.args[0], ast.Constant):
+                fields = {keyword.arg for keyword in node.keywords if keyword.arg}
+                found.setdefault(node.args[0].value, set()).update(fields)
+    return found
+
+
+def documented() -> dict[str, set[str]]:
+    return {row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1])) for row in table("telemetry.md", "Events")}
+
+
+def test_every_event_is_documented():
+    assert documented().keys() == emitted().keys()
+
+
+def test_every_field_of_an_event_is_documented():
+    missing = {kind: fields - documented()[kind] for kind, fields in emitted().items()}
+    assert {kind: fields for kind, fields in missing.items() if fields} == {}
+
+
+def test_the_stages_of_the_concepts_page_are_the_stages():
+    stages = [row[0].split()[0] for row in table("concepts.md", "Seed, and its stages")]
+    assert stages == [stage.name for stage in fxgraft.Stage]
+
+
+def test_the_settings_of_the_runbook_are_those_of_the_manager():
+    import inspect
+
+    parameters = inspect.signature(fxgraft.SeedManager).parameters
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table("runbook.md", "Settings")}
+    assert rows
+    for name, default in rows.items():
+        assert name in parameters
+        assert repr(parameters[name].default) == default, name
+
+
+# What docs/wp101.md names
+
+WP101 = (ROOT / "docs" / "wp101.md").read_text(encoding="utf-8")
+PATHS = sorted(set(re.findall(r"`([\w./-]+\.(?:py|md|json|toml))(?:::\w+)*`", WP101)))
+
+
+def test_wp101_names_only_files_that_exist():
+    assert PATHS
+    assert [path for path in PATHS if not (ROOT / path).is_file()] == []
+
+
+def test_wp101_names_only_tests_and_classes_that_exist():
+    named = re.findall(r"`([\w./-]+\.py)((?:::\w+)+)`", WP101)
+    assert named
+    missing = []
+    for path, parts in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for name in parts.strip(":").split("::"):
+            if not re.search(rf"^\s*(?:def|class) {name}\b|^{name}\b", source, re.MULTILINE):
+                missing.append(f"{path}::{name}")
+    assert missing == []
+
+
+def test_wp101_maps_every_criterion_and_every_task():
+    tasks = ["0.1.1", "0.1.2", "0.1.3", "0.2.1", "0.2.2", "0.2.3"]
+    tasks += ["1.1.1", "1.1.2", "1.1.3", "1.2.1", "1.2.2", "1.2.3"]
+    tasks += ["2.1.1", "2.1.2", "2.2.1", "2.2.2", "3.1", "3.2"]
+    numbered = {row[0] for heading in _HEADINGS for row in table("wp101.md", heading)}
+    assert {*tasks, *(f"A{i}" for i in range(1, 6))} <= numbered
+    assert {f"4.{i}" for i in range(1, 6)} | {"5.1", "5.2"} <= numbered
+
+
+_HEADINGS = ["Acceptance criteria", *(f"Phase {i}" for i in range(6))]
+
+
+def test_the_glossary_has_each_word_once():
+    words = [row[0] for row in table("glossary.md", "Glossary")]
+    assert len(words) == len(set(words)) > 15
