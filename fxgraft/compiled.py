@@ -8,7 +8,7 @@ swap of structures picks another entry and evaluates no guards of the others.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, TypeVar
@@ -44,14 +44,23 @@ class CompiledVariants:
         """What runs the host while it has ``structure`` in ``phase``."""
         variant = self._find((structure.key, phase))
 
+        root, known, entry = self._root, variant.known, variant.entry
+
         def run(*args: Any, **kwargs: Any) -> Any:
-            kind = CallKind.of(self._root, args, kwargs)
-            if kind is not None and kind not in variant.ready:
-                variant.ready.add(kind)
-                _touch(self._seen, kind, None, MAX_KINDS)
-            return variant.entry(self._root, *args, **kwargs)
+            # In front of every step of a compiled host: nothing but a look at the arguments' forms.
+            glance = _glance(root, args) if not kwargs else None
+            if glance is None or glance not in known:
+                self._note(variant, args, kwargs)
+                known.add(glance)
+            return entry(root, *args, **kwargs)
 
         return run
+
+    def _note(self, variant: _Variant, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kind = CallKind.of(self._root, args, kwargs)
+        if kind is not None and kind not in variant.ready:
+            variant.ready.add(kind)
+            _touch(self._seen, kind, None, MAX_KINDS)
 
     def _find(self, key: tuple[object, Phase]) -> _Variant:
         variant = self._variants.get(key)
@@ -74,10 +83,21 @@ class CompiledVariants:
 
 @dataclass(frozen=True)
 class _Variant:
-    """A compiled entry, and the kinds of call that it was compiled for."""
+    """A compiled entry, the kinds of call that it was compiled for, and what calls looked like."""
 
     entry: Callable[..., Any]
     ready: set[CallKind] = field(default_factory=set)
+    known: set[object] = field(default_factory=set)
+
+
+def _glance(root: nn.Module, args: tuple[Any, ...]) -> object:
+    """A cheap key for a call with plain tensors only; None for any other call."""
+    forms = []
+    for arg in args:
+        if type(arg) is not Tensor:
+            return None
+        forms.append((arg.shape, arg.stride(), arg.dtype, arg.device, arg.requires_grad))
+    return (root.training, torch.is_grad_enabled(), _autocast(args), *forms)
 
 
 def _touch(table: OrderedDict[K, V], key: K, value: V, most: int) -> V:
@@ -167,7 +187,7 @@ def _example(kind: Any) -> Any:
     return made.zero_().requires_grad_(kind.requires_grad)
 
 
-def _autocast(leaves: list[Any]) -> tuple[str, torch.dtype] | None:
+def _autocast(leaves: Sequence[Any]) -> tuple[str, torch.dtype] | None:
     device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")
     if not torch.is_autocast_enabled(device):
         return None

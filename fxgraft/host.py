@@ -227,8 +227,7 @@ class Host(nn.Module):
         if self._compiled is None:
             return
         current = self._phase
-        phases = (current,) if self._structure.is_settled else (Phase.BLENDED, Phase.ISOLATED)
-        for phase in phases:
+        for phase in self._structure.phases:
             self.adopt(self._structure, phase, self.grafts())
             self._compiled.warm_up(self._structure, phase, *self.trees()[1:])
         self.adopt(self._structure, current, self.grafts())

@@ -164,7 +164,8 @@ class SeedManager:
         if source is not None:
             raise SlotError(f"source={source!r}: branches between two slots are not supported yet")
         slot = self.host.slot(slot_name)
-        if (wait_for := self._refuses_until.get(slot_name, 0) - self._reporter.step) > 0:
+        wait_for = self._refuses_until.get(slot_name, 0) - self._reporter.step
+        if self.enabled and wait_for > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         law = objective if isinstance(objective, Objective) else Objective(objective)
         spec = GraftSpec(mode or "residual", law.name, law.radius, isolated, slot.copy)
@@ -333,7 +334,8 @@ class SeedManager:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write structure, weights, lifecycle, optimizers, schedulers and random streams to one file.
 
-        Atomic: a process killed at any moment leaves the old file or the new one.
+        Atomic: a process killed at any moment leaves the old file or the new one. A seed that is still
+        in preparation (``wait=False``) is not saved.
 
         Raises:
             CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.

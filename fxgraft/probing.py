@@ -22,7 +22,7 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     before, phase = seed.alphas, host.phase
     try:
         if phase is Phase.ISOLATED:
-            host.adopt(host.structure, Phase.BLENDED, host.grafts())
+            host.adopt(host.structure, host.structure.phases[-1], host.grafts())
         seed.set_alpha(alpha)
         yield
     finally:

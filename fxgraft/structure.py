@@ -13,7 +13,7 @@ from functools import cached_property
 from torch import nn
 
 from fxgraft.capture.region import Wiring
-from fxgraft_passes import GraftSpec, Slot
+from fxgraft_passes import GraftSpec, Phase, Slot
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,15 @@ class Structure:
         )
 
     @property
-    def is_settled(self) -> bool:
-        """Whether there is nothing but fossils in it: one forward then serves every phase."""
-        return all(p.spec.fossil is not None for p in self.placements)
+    def phases(self) -> tuple[Phase, ...]:
+        """The forwards that serve every mixture of stages: those that are compiled before it is live.
+
+        With nothing but fossils there is one. A single live seed is in TRAINING or it is not; only of
+        several can some be, and then a forward is needed that tells them apart.
+        """
+        live = sum(p.spec.fossil is None for p in self.placements)
+        blending = Phase.SETTLED if live == 1 else Phase.BLENDED
+        return (Phase.ISOLATED, blending) if live else (Phase.ISOLATED,)
 
 
 def kind_of(module: nn.Module) -> str:

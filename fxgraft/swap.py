@@ -27,7 +27,7 @@ def swap(
     have = host.grafts()
     undo.callback(host.adopt, host.structure, host.phase, have)
     grafts = {p.seed: (have | dict(new or {}))[p.seed] for p in structure.placements}
-    host.prepare(structure, (Phase.ISOLATED, Phase.BLENDED))
+    host.prepare(structure, structure.phases)
     host.adopt(structure, phase, grafts)
     host.warm_up()
 
@@ -35,12 +35,12 @@ def swap(
 def phase_for(seeds: Iterable[Seed], compiled: bool) -> Phase:
     """The forward that fits the stages of the live seeds: the cheapest that is right for all.
 
-    A compiled host has two, so that no mixture of stages is ever new to it.
+    A compiled host takes one of the two of its structure, so that no mixture of stages is new to it.
     """
-    stages = {seed.stage for seed in seeds if seed.is_live}
-    if stages <= {Stage.TRAINING}:
+    stages = [seed.stage for seed in seeds if seed.is_live]
+    if all(stage is Stage.TRAINING for stage in stages):
         return Phase.ISOLATED
-    if compiled or Stage.TRAINING in stages:
+    if Stage.TRAINING in stages or (compiled and len(stages) > 1):
         return Phase.BLENDED
     return Phase.SETTLED
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -23,14 +24,20 @@ def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
     """
     if isinstance(message, SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME):
         message = to_dict(message)
+    if isinstance(message, Mapping):  # through its text: one set of rules for every form
+        message = _encode(message)
     if isinstance(message, (str, bytes, bytearray)):
         message = _decode(message)
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise CommandError(f"expected a JSON object; got {type(message).__name__}")
     kind = message.get("type")
     if not isinstance(kind, str) or kind not in TYPES:
         raise CommandError(f"type: expected one of {', '.join(TYPES)}; got {_short(kind)}")
-    given = {key: value for key, value in message.items() if key != "type"}
+    given = {
+        key: _whole(value) if int in _types(TYPES[kind], key) else value
+        for key, value in message.items()
+        if key != "type"
+    }
     _validate(TYPES[kind], given)
     return TYPES[kind](**given)
 
@@ -81,7 +88,7 @@ def _schema_of(kind: type[Command]) -> dict[str, Any]:
 
 
 def _types(kind: type[Command], name: str) -> tuple[Any, ...]:
-    hint = typing.get_type_hints(kind)[name]
+    hint = typing.get_type_hints(kind).get(name)
     options = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
     return tuple(typing.get_origin(option) or option for option in options)
 
@@ -106,15 +113,50 @@ def _validate(kind: type[Command], given: Mapping[str, Any]) -> None:
             raise CommandError(f"{kind.__name__}.{name}: expected {bounds}; got {_short(value)}")
 
 
-def _decode(text: str | bytes | bytearray) -> Any:
-    if len(text) > MAX_BYTES:
-        raise CommandError(f"expected at most {MAX_BYTES} bytes; got {len(text)}")
+def _encode(message: Mapping[str, Any]) -> str:
     try:
-        return json.loads(text)
+        return json.dumps(dict(message), allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CommandError(f"expected a JSON object; got something else in it: {error}") from error
+
+
+def _decode(text: str | bytes | bytearray) -> Any:
+    size = len(text.encode(errors="surrogatepass")) if isinstance(text, str) else len(text)
+    if size > MAX_BYTES:
+        raise CommandError(f"expected at most {MAX_BYTES} bytes; got {size}")
+    try:
+        return json.loads(
+            text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_without_duplicates
+        )
     except (ValueError, RecursionError) as error:
         raise CommandError(f"expected a JSON object; got no JSON: {error}") from error
 
 
+def _finite(text: str) -> float:
+    """JSON has no NaN and no inf; Python's reader takes them, and makes an inf of 1e999."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{_short(twice)} is there twice")
+    return found
+
+
+def _whole(value: Any) -> Any:
+    """2.0 is an integer, for a JSON schema."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an endless integer, a bottomless list
+        return f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -44,6 +44,9 @@ def residual(
     h: Tensor, f: Tensor, alpha: Tensor, learning: Tensor | None, objective: str, radius: float
 ) -> Tensor:
     """``h + alpha f``; the host's gradient is ``g`` at every alpha."""
+    if learning is None and _is_away_from_zero(alpha):
+        # Plain operations have the right gradients then, and cost less than a function in Python.
+        return h + alpha.clone() * f.to(h.dtype)
     return _Blend.apply(h, f, alpha, learning, "residual", objective, radius)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -89,7 +92,15 @@ def assume(condition: bool, expected: bool) -> None:
         )
 
 
+def _is_away_from_zero(alpha: Tensor) -> bool:
+    """Whether alpha is known not to be 0. Looked at only where that is free: in eager, on a CPU."""
+    is_free = alpha.device.type == "cpu" and alpha.dim() == 0 and not torch.compiler.is_compiling()
+    return is_free and alpha.item() != 0
+
+
 def _add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
+    if _is_away_from_zero(alpha):
+        return h + alpha * f
     # An alpha for each channel is no scalar to type promotion: half precision values would widen.
     return torch.where(alpha == 0, h, (h + alpha * f).to(h.dtype))
 
