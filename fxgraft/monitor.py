@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from fxgraft.errors import IsolationError
@@ -11,6 +12,15 @@ from fxgraft.isolation import Violation, check
 from fxgraft.seed import Seed
 
 DEFAULT_INTERVAL = 500
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A forward pass to repeat: its arguments, and what the host was converted to then."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    form: object
 
 
 class IsolationMonitor:
@@ -36,7 +46,7 @@ class IsolationMonitor:
         self._interval = interval
         self._strict = strict
         self._report = report
-        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._call: _Call | None = None
         self._until_next = interval
         self.checks = 0
         self.violations = 0
@@ -54,15 +64,21 @@ class IsolationMonitor:
             return
         self._until_next -= 1
         call, self._call = self._call, None
+        if call is not None and call.form != self._form():
+            call = None  # the host was converted since, and does not take these inputs any more
         if call is not None:
             self._until_next = self._interval
         self._host.on_call = self._take if self._until_next <= 1 else None
         if call is not None:
-            self._judge(check(self._host, seeds, *call))
+            self._judge(check(self._host, seeds, call.args, call.kwargs))
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._host.training:
-            self._call = args, kwargs
+            self._call = _Call(args, kwargs, self._form())
+
+    def _form(self) -> object:
+        parameter = next(self._host.parameters(), None)
+        return None if parameter is None else (parameter.dtype, parameter.device)
 
     def _let_go(self) -> None:
         self._call = None

@@ -110,6 +110,7 @@ def train(
 def observed_call(module: nn.Module, batch: Any, seed: int = 3) -> Record:
     """Outputs, gradients and new buffers of one forward and backward, all of it undone afterwards."""
     buffers = [(b, b.clone()) for b in module.buffers()]
+    registers = [(m, dict(m._buffers)) for m in module.modules()]
     kept = [(p, p.grad) for p in module.parameters()]
     for parameter, _ in kept:
         parameter.grad = None
@@ -128,6 +129,8 @@ def observed_call(module: nn.Module, batch: Any, seed: int = 3) -> Record:
     finally:
         for parameter, grad in kept:
             parameter.grad = grad
+        for inner, register in registers:
+            inner._buffers.update(register)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
