@@ -2,10 +2,11 @@
 
 from fxgraft import blueprints, commands, errors
 from fxgraft.capture.region import Region
-from fxgraft.host import Host, trace
+from fxgraft.host import Host
 from fxgraft.manager import SeedManager
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
+from fxgraft.tracing import trace
 from fxgraft_passes import Objective, Slot
 
 __version__ = "0.1.0"

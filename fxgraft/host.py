@@ -13,40 +13,12 @@ import torch
 from torch import nn
 
 from fxgraft.capture.capture import Capture
-from fxgraft.capture.region import Region
+from fxgraft.capture.region import Region, slot_table
 from fxgraft.compiled import CompiledVariants
-from fxgraft.errors import FxGraftError, SlotError, TraceError
+from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
-
-
-def trace(
-    model: nn.Module,
-    example_args: tuple[Any, ...],
-    example_kwargs: Mapping[str, Any] | None = None,
-) -> Host:
-    """Capture ``model`` as a `Host`, by running the example call three times without a trace.
-
-    Args:
-        model: any module. Its parameters and buffers are shared with the host; the model itself,
-            its classes and its attributes, stays as it is.
-        example_args: the positional arguments of one call. A batch of at least 2 is best: the call
-            is made in train and in eval mode.
-        example_kwargs: the keyword arguments of that call.
-
-    Raises:
-        TraceError: if ``model`` is not a module that can be captured, or the example call fails.
-    """
-    if not isinstance(model, nn.Module) or isinstance(model, Host):
-        raise TraceError(f"model: expected an nn.Module that is no Host; got {type(model).__name__}")
-    if not isinstance(example_args, tuple):
-        raise TraceError(
-            f"example_args: expected a tuple, as in trace(model, (x,)); got {type(example_args).__name__}"
-        )
-    if isinstance(model, (nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)):
-        raise TraceError(f"trace the plain module, then wrap the host; got a {type(model).__name__}")
-    return Host(Capture(model, example_args, dict(example_kwargs or {})))
 
 
 class Host(nn.Module):
@@ -84,7 +56,7 @@ class Host(nn.Module):
     def slots(self) -> Mapping[str, Slot]:
         """Name -> slot, in execution order."""
         if self._slot_table is None:
-            self._slot_table = _slot_table(self._regions.values())
+            self._slot_table = slot_table(self._regions.values())
         return self._slot_table
 
     def slot(self, name: str) -> Slot:
@@ -290,11 +262,3 @@ class Host(nn.Module):
         grafts = self.grafts()
         self._structure = Structure(tuple(placements))
         self.adopt(self._structure, self._phase, grafts)
-
-
-def _slot_table(regions: Any) -> Mapping[str, Slot]:
-    found: dict[str, Slot] = {}
-    every = [slot for region in regions for slot in region.slots]
-    for slot in sorted(every, key=lambda slot: slot.node.meta["observation"].order):
-        found[slot.name] = slot
-    return MappingProxyType(found)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
+from types import MappingProxyType
 from typing import Any
 
 import torch.fx as fx
@@ -15,6 +18,7 @@ from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.codegen import Generated, generate
 from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
 from fxgraft_passes.base import copy_graph
+from fxgraft_passes.observe import KEY
 
 MAX_KNOWN = 64
 """How many generated forwards a region keeps; the oldest goes first, and is generated again if needed."""
@@ -117,3 +121,19 @@ class Region:
 
 def _attribute(i: int) -> str:
     return f"_graft_{i}"
+
+
+def slot_table(regions: Iterable[Region]) -> Mapping[str, Slot]:
+    """Name -> slot over all regions, in execution order.
+
+    Two regions may come to the same name, where a module calls its grandchild past its child: the
+    later one gets ``_1``.
+    """
+    found: dict[str, Slot] = {}
+    every = [slot for region in regions for slot in region.slots]
+    for slot in sorted(every, key=lambda slot: slot.node.meta[KEY].order):
+        name = next(
+            n for n in chain([slot.name], map(f"{slot.name}_{{}}".format, count(1))) if n not in found
+        )
+        found[name] = dataclasses.replace(slot, name=name)
+    return MappingProxyType(found)
