@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib import pyplot
 
+from benchmarks import environment
 from benchmarks.objectives_plan import (
     BATCH,
     BATCHED,
