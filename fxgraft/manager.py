@@ -204,6 +204,7 @@ class SeedManager:
         to: float = 1.0,
         steps: int = 100,
         schedule: str | Schedule = "cosine",
+        warmup: int = 0,
     ) -> None:
         """Move a seed's alpha to ``to`` within ``steps`` calls of `step`, from where it is now.
 
@@ -213,6 +214,7 @@ class SeedManager:
             steps: how many training steps it takes, at least 1.
             schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone callable that takes
                 the share of the steps done to the share of the way, both in [0, 1].
+            warmup: how many steps alpha stays where it is, before those.
 
         Raises:
             StageError: the seed cannot be blended now.
@@ -222,7 +224,7 @@ class SeedManager:
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("blend", seed, disabled=True)
         after(seed.stage, "blend", seed.name)
-        ramp = Ramp(seed.alphas, float(to), steps, schedules.resolve(schedule))
+        ramp = Ramp(seed.alphas, float(to), steps, schedules.resolve(schedule), warmup)
         self._pass_gate("blend", seed)
         self._reporter.blend(seed, ramp.target, steps, str(schedule))
         return self._lifecycle.begin_blend(seed, ramp)

@@ -60,28 +60,39 @@ class Ramp:
         target: where it goes, in [0, 1].
         steps: at least 1.
         schedule: share of the steps -> share of the way.
+        warmup: for how many steps before those alpha stays where it is.
     """
 
     starts: tuple[float, ...]
     target: float
     steps: int
     schedule: Schedule
+    warmup: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.target <= 1:
             raise ValueError(f"to: expected a share between 0 and 1; got {self.target!r}")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps: expected a positive whole number; got {self.steps!r}")
+        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
+            raise ValueError(f"warmup: expected a whole number, 0 or more; got {self.warmup!r}")
         shares = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
         rising = all(a <= b for a, b in pairwise(shares))
         if not (all(math.isfinite(share) for share in shares) and rising):
             raise ValueError("schedule: expected a monotone function from [0, 1] to [0, 1]")
 
+    @property
+    def length(self) -> int:
+        """All steps, those of the warm-up included."""
+        return self.warmup + self.steps
+
     def alphas(self, step: int) -> tuple[float, ...]:
         """Alpha (of each channel) after ``step`` steps; exactly ``target`` from the last one on."""
-        if step >= self.steps:
+        if step >= self.length:
             return (self.target,) * len(self.starts)
-        progress = step / self.steps
+        if step <= self.warmup:
+            return self.starts
+        progress = (step - self.warmup) / self.steps
         if len(self.starts) == 1:
             return (self._alpha(self.starts[0], progress),)
         late = [i / (len(self.starts) - 1) for i in range(len(self.starts))]

@@ -118,7 +118,7 @@ class Seed:
             return False
         self.set_alpha(*self.ramp.alphas(self.ramp_step + 1))  # first: a schedule may raise
         self.ramp_step += 1
-        return self.ramp_step >= self.ramp.steps
+        return self.ramp_step >= self.ramp.length
 
     def __repr__(self) -> str:
         return f"Seed({self.name!r} at {self.slot!r}, {self.stage.name}, alpha={self.alpha:g})"

@@ -203,3 +203,16 @@ def test_the_gate_learns_and_is_the_seeds() -> None:
     assert any(p is seed.module.gate for p in manager.seed_parameters())
     host(X).square().sum().backward()
     assert float(seed.module.gate.grad) != 0
+
+
+def test_a_blend_with_a_warm_up_reaches_its_target_after_both() -> None:
+    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (torch.randn(2, 4),))
+    manager = fxgraft.SeedManager(host)
+    seed = manager.germinate("1", "mlp")
+    manager.blend(seed, steps=2, schedule="linear", warmup=3)
+    course = []
+    for _ in range(6):
+        manager.step()
+        course.append((seed.alpha, seed.stage.name))
+    assert [alpha for alpha, _ in course] == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
+    assert [stage for _, stage in course] == ["BLENDING"] * 4 + ["HOLDING"] * 2

@@ -86,3 +86,18 @@ def test_resolve():
     assert resolve(own) is own
     with pytest.raises(ValueError, match=r"schedule: expected one of linear, cosine, sigmoid.*'quadratic'"):
         resolve("quadratic")
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_a_warm_up_holds_alpha_and_then_the_ramp_is_the_same(name: str) -> None:
+    plain = Ramp((0.25,), 1.0, 8, SCHEDULES[name])
+    warm = Ramp((0.25,), 1.0, 8, SCHEDULES[name], warmup=3)
+    assert [warm.alphas(step) for step in range(4)] == [(0.25,)] * 4
+    assert [warm.alphas(step + 3) for step in range(9)] == [plain.alphas(step) for step in range(9)]
+    assert warm.length == 11
+
+
+@pytest.mark.parametrize("warmup", [-1, 1.5, True, None])
+def test_a_warm_up_that_is_no_number_of_steps_is_refused(warmup: object) -> None:
+    with pytest.raises(ValueError, match="warmup: expected a whole number"):
+        Ramp((0.0,), 1.0, 4, SCHEDULES["linear"], warmup)  # type: ignore[arg-type]

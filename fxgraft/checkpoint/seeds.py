@@ -158,10 +158,10 @@ class SeedRecord:
         starts = tuple(share("starts", start) for start in self.ramp["starts"])
         if len(starts) != len(self.alphas):
             raise CheckpointError(f"seed {self.name!r}: its ramp has {len(starts)} starts")
-        step, steps = integer("step", self.ramp["step"]), integer("steps", self.ramp["steps"])
+        step, steps, warmup = (integer(key, self.ramp[key]) for key in ("step", "steps", "warmup"))
         target = share("target", self.ramp["target"])
         schedule = schedules.resolve(text("schedule", self.ramp["schedule"]))
-        return Ramp(starts, target, steps, schedule), step
+        return Ramp(starts, target, steps, schedule, warmup), step
 
 
 def _ramp_record(seed: Seed) -> dict[str, Any] | None:
@@ -177,6 +177,7 @@ def _ramp_record(seed: Seed) -> dict[str, Any] | None:
         "starts": list(seed.ramp.starts),
         "target": seed.ramp.target,
         "steps": seed.ramp.steps,
+        "warmup": seed.ramp.warmup,
         "schedule": name or "linear",  # a ramp that has ended does not ask it again
         "step": seed.ramp_step,
     }
