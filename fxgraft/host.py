@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,7 @@ class Host(nn.Module):
 
     Attributes:
         on_call: called with the arguments of every forward pass, or None.
+        followers: copies of the host (weakly) -> what is called with host and copy after each swap.
 
     It has the model's children, parameters and buffers under the model's names; seeds are under
     ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
@@ -43,6 +44,7 @@ class Host(nn.Module):
         self._phase = Phase.ISOLATED
         self._compiled: CompiledVariants | None = None
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
+        self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
         self._slot_table: Mapping[str, Slot] | None = None
         self._own_parameters: dict[int, weakref.ref[nn.Parameter]] | None = None
         self.training = root.training
@@ -167,6 +169,8 @@ class Host(nn.Module):
             for placement in structure.placements:
                 seeds.add_module(placement.seed, grafts[placement.seed])
         self.__dict__["_run"] = self._compiled.variant(structure, phase) if self._compiled else self._root
+        for copy, follow in list(self.followers.items()):
+            follow(self, copy)
 
     def clear(self) -> None:
         """Take out every graft, fossils included: the host is as traced. Its manager is void then.
@@ -250,11 +254,12 @@ class Host(nn.Module):
         self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("on_call", "_run", "_compiled", "_slot_table", "_own_parameters")
+        derived = ("on_call", "followers", "_run", "_compiled", "_slot_table", "_own_parameters")
         return {**self.__dict__, **dict.fromkeys(derived)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.followers = weakref.WeakKeyDictionary()
         # Copies of slots belong to the copied graphs: take each structure's from there.
         placements = [
             Placement(p.seed, self.slots[p.slot.name], p.spec, p.kind) for p in self._structure.placements

@@ -26,6 +26,8 @@ def swap(
     """
     have = host.grafts()
     undo.callback(host.adopt, host.structure, host.phase, have)
+    for copy in host.followers:  # back first, with what they had: a culled seed's average is not made anew
+        undo.callback(copy.adopt, copy.structure, copy.phase, copy.grafts())
     grafts = {p.seed: (have | dict(new or {}))[p.seed] for p in structure.placements}
     host.prepare(structure, structure.phases)
     host.adopt(structure, phase, grafts)

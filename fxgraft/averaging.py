@@ -1,0 +1,111 @@
+"""Averages of a host's weights (EMA, SWA) that follow its structure.
+
+``torch.optim.swa_utils.AveragedModel`` copies the host once and from then on pairs parameters by
+their order, without a check: when the host has other seeds than the copy, it averages one parameter
+into another. `follow` lets each change of the host happen to the copy too, so that they stay pairs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from fxgraft.errors import FxGraftError
+from fxgraft.host import Host
+from fxgraft.nursery import surroundings
+from fxgraft.structure import Placement, Structure
+from fxgraft_passes import Graft, Phase
+
+_GLANCES = (Phase.DETACHED, Phase.SHADOW)
+"""Phases that a host runs for a moment only: its average has no use for them."""
+
+
+def follow(host: nn.Module, averaged: nn.Module) -> None:
+    """Let an average of a host change with the host, from now on and as long as it lives.
+
+    Call it right after making the average; without it an average is void at the host's next change::
+
+        averaged = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+        follow(host, averaged)
+
+    A new seed's average begins as the seed itself; averages of seeds that stay are kept; that of a
+    culled seed goes with it. A seed's alpha and stage, which are buffers, follow at the next
+    ``update_parameters``. The copy runs in eager mode, whether or not the host is compiled.
+
+    It has to be called anew for a copy of the host, or of the average.
+
+    Args:
+        host: a `Host`, or a module around one (``DistributedDataParallel``).
+        averaged: the ``AveragedModel`` of it, or another module around a deep copy of it.
+
+    Raises:
+        TypeError: there is no host in one of them.
+        ValueError: ``averaged`` is no copy of ``host`` with the seeds that it has now, or averages
+            buffers (``use_buffers=True``): averages of a seed's stage and of counters mean nothing.
+    """
+    source, twin = _host_in(host, "host"), _host_in(averaged, "averaged")
+    if getattr(averaged, "use_buffers", False):
+        raise ValueError(
+            "averaged: expected use_buffers=False, which copies buffers; got True, which would average "
+            "a seed's stage. For batch norm use torch.optim.swa_utils.update_bn"
+        )
+    _check_copy(source, twin)
+    _mirror(source, twin)
+    source.followers[twin] = _mirror
+
+
+def _host_in(module: Any, argument: str) -> Host:
+    given = module
+    while not isinstance(module, Host):
+        module = getattr(module, "module", None)
+        if module is None:
+            raise TypeError(
+                f"{argument}: expected a fxgraft.Host or a module around one; got {type(given).__name__}"
+            )
+    return module
+
+
+def _check_copy(host: Host, twin: Host) -> None:
+    if twin is host:
+        raise ValueError("averaged: expected a copy of the host; got the host itself")
+    if list(twin.slots) != list(host.slots):
+        raise ValueError("averaged: expected a copy of the host; its slots are others")
+    ours, theirs = _seeds(host), _seeds(twin)
+    if ours != theirs:
+        raise ValueError(
+            f"averaged: expected the seeds that the host has now, {sorted(s[0] for s in ours)}; "
+            f"got {sorted(s[0] for s in theirs)}: make the average anew, and let it follow at once"
+        )
+
+
+def _seeds(host: Host) -> set[tuple[str, str, str]]:
+    return {(p.seed, p.slot.name, p.kind) for p in host.structure.placements}
+
+
+def _mirror(host: Host, twin: Host) -> None:
+    """Give ``twin`` the structure and phase of ``host``, with modules of its own."""
+    if host.phase in _GLANCES:
+        return
+    placements = [replace(p, slot=twin.slots[p.slot.name]) for p in host.structure.placements]
+    structure = Structure(tuple(placements))
+    have = twin.grafts()
+    grafts = {p.seed: have.get(p.seed) or _copied(host, twin, p) for p in placements}
+    twin.prepare(structure, (host.phase,))
+    twin.adopt(structure, host.phase, grafts)
+
+
+def _copied(host: Host, twin: Host, placement: Placement) -> Graft:
+    try:
+        graft = copy.deepcopy(host.graft(placement.seed))
+    except Exception as error:
+        raise FxGraftError(
+            f"seed {placement.seed!r}: the host's average needs a copy of its module, which cannot be "
+            f"copied ({type(error).__name__}: {error})"
+        ) from error
+    there = surroundings(twin, placement.slot)
+    if there.dtype != surroundings(host, host.slots[placement.slot.name]).dtype:
+        graft.to(there.dtype)
+    return graft.to(there.device).train(there.training)
