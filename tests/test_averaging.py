@@ -6,6 +6,7 @@ import copy
 import pickle
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -459,6 +460,32 @@ def test_an_average_of_a_host_in_mid_life_may_follow_later() -> None:
     manager.blend("a", steps=1)
     follow(host, averaged)
     assert_aligned(host, averaged.module)
+
+
+def test_an_average_goes_on_with_a_saved_run(tmp_path: Path) -> None:
+    world = World()
+    world.manager.germinate(SLOT, "low_rank", name="a", rank=2)
+    world.look()
+    world.train(3)
+    world.manager.save(tmp_path / "run")
+    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),)).double()
+    optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
+    manager = fxgraft.SeedManager.load(tmp_path / "run", host, optimizer)
+    averaged = AveragedModel(host, multi_avg_fn=KINDS["ema"]())
+    follow(host, averaged)
+    averaged.load_state_dict(world.averaged.state_dict())
+    for m, h, o, a in [
+        (world.manager, world.host, world.optimizer, world.averaged),
+        (manager, host, optimizer, averaged),
+    ]:
+        m.blend("a", steps=2)
+        for i in range(3):
+            o.zero_grad()
+            loss_of(h(PLAN.batch(i, torch.float64))).backward()
+            o.step()
+            m.step()
+            a.update_parameters(h)
+    assert_same_bits(averaged.state_dict(), world.averaged.state_dict(), "the average")
 
 
 # Any life
