@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.gradients import SeedGradients
+from fxgraft.groups import hyper_of
 from fxgraft.host import Host
 from fxgraft.nursery import surroundings
 from fxgraft.registry import SeedParameterRegistry
@@ -29,6 +31,7 @@ class Lifecycle:
         optimizers: what trains them.
         on_stage: called with a seed that has entered another stage.
         on_dropped: called with the name of a seed whose gradients were not finite.
+        schedulers: to keep in step with groups that seeds add to the optimizers.
 
     Attributes:
         seeds: name -> seed, in the order of germination.
@@ -40,15 +43,18 @@ class Lifecycle:
         optimizers: Sequence[Optimizer],
         on_stage: Callable[[Seed], None],
         on_dropped: Callable[[str], None],
+        schedulers: Sequence[Any] = (),
     ):
         self.host = host
-        self.registry = SeedParameterRegistry(optimizers)
+        self.registry = SeedParameterRegistry(optimizers, schedulers)
         self.gradients = SeedGradients(on_dropped)
         self.seeds: dict[str, Seed] = {}
         self._on_stage = on_stage
 
     def go_live(self, seed: Seed, slot: Slot, module: nn.Module) -> None:
         """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers."""
+        hyper = hyper_of(seed)
+        self.registry.check(hyper, seed.name, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
         graft = Graft(module, dtype=around.dtype, device=around.device, alpha_shape=shape)
@@ -64,7 +70,7 @@ class Lifecycle:
             self.seeds[seed.name] = seed
             self._swap(undo, self.host.structure.with_placement(placement), {seed.name: graft})
             undo.callback(self.registry.leave, list(module.parameters()))
-            self.registry.join(module, f"_seeds.{seed.name}.module")
+            self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, hyper)
             undo.callback(self.gradients.unwatch, seed.name)
             self.gradients.watch(seed.name, list(module.parameters()))
             undo.pop_all()

@@ -19,6 +19,7 @@ from fxgraft.commands import Command, Reply
 from fxgraft.dispatch import Dispatcher
 from fxgraft.errors import SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
+from fxgraft.groups import set_hyper
 from fxgraft.host import Host
 from fxgraft.isolation import Violation
 from fxgraft.lifecycle import Lifecycle
@@ -92,6 +93,7 @@ class SeedManager:
             self._optimizers,
             self._on_stage,
             self._reporter.gradients_dropped,
+            self.schedulers,
         )
         self._seeds = self._lifecycle.seeds
         self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
@@ -134,6 +136,7 @@ class SeedManager:
         objective: str | Objective = "trust",
         isolated: bool = True,
         wait: bool = True,
+        hyper: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> Seed:
         """Splice a new seed in behind a slot.
@@ -153,12 +156,18 @@ class SeedManager:
                 ``"straight_through"``, or an `fxgraft.Objective` with a radius of its own.
             isolated: whether nothing may reach a host gradient through the seed.
             wait: whether to wait until the seed is live.
+            hyper: settings of the seed's own (``{"lr": 1e-3, "weight_decay": 0.0}``), in a group of its
+                own in each optimizer that trains it, otherwise like the group that its first parameter
+                there would join. Its lr is scaled along the schedule of that group as the initial lr
+                there is, or as the peak of a schedule that has one (OneCycleLR, CyclicLR). By default
+                the seed joins existing groups.
             **config: passed to the blueprint's factory.
 
         Raises:
             SlotError: there is no such slot.
             BlueprintError: the blueprint is unknown, fails, or does not fit the slot.
-            ValueError: for an unknown mode or objective, or a name that cannot be one.
+            ValueError: for an unknown mode, objective or hyper-parameter, a name that cannot be one, or
+                a ``hyper`` where an optimizer has a scheduler that is not in ``schedulers``.
             StageError: the name is taken.
         """
         if source is not None:
@@ -176,6 +185,8 @@ class SeedManager:
             self._seeds[seed.name] = seed
             self._reporter.operation("germinate", seed, disabled=True)
             return seed
+        self.registry.check(hyper)
+        set_hyper(seed, hyper)
         if spec.mode == "convex" and isolated:
             logger.warning(
                 "seed %r: an isolated convex seed starves the host before slot %r of gradients as "

@@ -1,19 +1,21 @@
 """Who owns a parameter, and which optimizer group it is in.
 
-A parameter of a seed has one owner, and joins one existing optimizer group: groups added after a
-scheduler was made break five of torch's ten schedulers at their next step.
+A parameter of a seed has one owner, and joins one existing optimizer group; or, where the seed has
+hyper-parameters of its own, is in a group of the seed's own (see ``fxgraft.groups``).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from fxgraft import groups
+from fxgraft.groups import OWNER, OwnGroup
 from fxgraft.seed import Seed
 from fxgraft_passes.errors import BlueprintError
 
@@ -23,10 +25,12 @@ class SeedParameterRegistry:
 
     Args:
         optimizers: those that seeds are trained by; may be empty.
+        schedulers: of learning rates, to keep in step with groups that seeds add.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer] = ()):
+    def __init__(self, optimizers: Sequence[Optimizer] = (), schedulers: Sequence[Any] = ()):
         self._optimizers = tuple(optimizers)
+        self._schedulers = tuple(schedulers)
         self._owned: dict[str, list[weakref.ref[nn.Parameter]]] = {}
 
     def claim(self, seed: Seed, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
@@ -57,21 +61,40 @@ class SeedParameterRegistry:
         """The parameters that ``seed`` owns."""
         return [p for ref in self._owned.get(seed, ()) if (p := ref()) is not None]
 
-    def join(self, module: nn.Module, prefix: str) -> None:
-        """Add the trainable parameters of ``module`` to the optimizers' existing groups.
+    def check(self, hyper: Mapping[str, Any] | None, seed: str = "", module: nn.Module | None = None) -> None:
+        """Raise `ValueError` for hyper-parameters that a seed (or this ``module``) cannot have."""
+        if hyper is None:
+            return
+        if not self._optimizers:
+            raise ValueError("hyper: expected an optimizer to train the seed by; the manager has none")
+        groups.check(hyper, [group for o in self._optimizers for group in o.param_groups])
+        if module is not None:
+            self._own_groups(seed, dict(_trainable(module)), hyper)
+
+    def join(
+        self, module: nn.Module, prefix: str, seed: str = "", hyper: Mapping[str, Any] | None = None
+    ) -> None:
+        """Add the trainable parameters of ``module`` to the optimizers.
 
         Each joins the group that holds the most parameters of its own number of dimensions: biases
-        go where biases are, matrices to the optimizer for matrices.
+        go where biases are, matrices to the optimizer for matrices. With ``hyper`` the seed gets a
+        group of its own in each of these optimizers.
         """
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad and self._optimizers:
-                group = self._group_for(parameter)
-                group["params"].append(parameter)
-                if "param_names" in group:
-                    group["param_names"].append(f"{prefix}.{name}")
+        named = {f"{prefix}.{name}": parameter for name, parameter in _trainable(module)}
+        if not self._optimizers:
+            return
+        if hyper is not None:
+            for own, members in self._own_groups(seed, named, hyper):
+                own.add(members)
+            return
+        for name, parameter in named.items():
+            group = self._group_for(parameter)
+            group["params"].append(parameter)
+            if "param_names" in group:
+                group["param_names"].append(name)
 
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Take parameters out of every group and every optimizer's state."""
+        """Take parameters out of every group and every optimizer's state; a seed's own group goes too."""
         leaving = {id(p) for p in parameters}
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
@@ -81,12 +104,36 @@ class SeedParameterRegistry:
                         group[key][:] = [group[key][i] for i in staying]
             for parameter in [p for p in optimizer.state if id(p) in leaving]:
                 del optimizer.state[parameter]
+            for place in reversed(range(len(optimizer.param_groups))):
+                group = optimizer.param_groups[place]
+                if OWNER in group and not group["params"]:
+                    groups.remove(optimizer, place, self._schedulers)
+
+    def _own_groups(
+        self, seed: str, named: Mapping[str, nn.Parameter], hyper: Mapping[str, Any]
+    ) -> list[tuple[OwnGroup, dict[str, nn.Parameter]]]:
+        """One for each optimizer that has a parameter to train, like the group that the first would join."""
+        chosen = {name: self._group_for(parameter) for name, parameter in named.items()}
+        found = []
+        for optimizer in self._optimizers:
+            ours = {id(group) for group in optimizer.param_groups}
+            members = {name: p for name, p in named.items() if id(chosen[name]) in ours}
+            if members:
+                like = chosen[next(iter(members))]
+                found.append((groups.plan(optimizer, like, seed, hyper, self._schedulers), members))
+        if found:
+            groups.check(hyper, [own.settings for own, _ in found])
+        return found
 
     def _group_for(self, parameter: nn.Parameter) -> dict[str, Any]:
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        shared = [group for o in self._optimizers for group in o.param_groups if OWNER not in group]
 
         def closeness(group: dict[str, Any]) -> tuple[int, int]:
             dims = Counter(p.dim() for p in group["params"])
             return dims[parameter.dim()], sum(n for d, n in dims.items() if d < 2)
 
-        return max(groups, key=closeness)
+        return max(shared, key=closeness)
+
+
+def _trainable(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from fxgraft.checkpoint.packing import conform, pack
 from fxgraft.errors import CheckpointError
+from fxgraft.groups import OWNER
 
 _OF_PARAMETERS_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _SEED = "_seeds."
@@ -38,8 +39,10 @@ def record(
 
 def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.Module) -> None:
     """Put the parameters of seeds where they were. Raises `CheckpointError` if the host's are elsewhere."""
+    orders = [_order(_names(o, model), o, names) for o, names in zip(optimizers, saved, strict=True)]
     for number, (optimizer, names) in enumerate(zip(optimizers, saved, strict=True)):
-        ours, theirs = _without_seeds(_names(optimizer, model)), _without_seeds(names)
+        found = _names(optimizer, model)
+        ours, theirs = _without_seeds(found[i] for i in orders[number]), _without_seeds(names)
         if ours != theirs:
             raise CheckpointError(
                 f"optimizer {number}: its groups hold other parameters than those of the checkpoint: "
@@ -49,7 +52,8 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
     places = sorted(n for names in saved for group in names for n in group if n and n.startswith(_SEED))
     if optimizers and places != sorted(seeds):
         raise CheckpointError("the optimizers of the checkpoint hold other parameters than its seeds have")
-    for optimizer, names in zip(optimizers, saved, strict=True):
+    for optimizer, names, order in zip(optimizers, saved, orders, strict=True):
+        optimizer.param_groups[:] = [optimizer.param_groups[i] for i in order]
         of_host = [
             [n is None or not n.startswith(_SEED) for n in group] for group in _names(optimizer, model)
         ]
@@ -74,6 +78,8 @@ def check(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     for theirs, group in zip(saved["param_groups"], ours, strict=True):
         if missing := group.keys() - theirs.keys():
             raise CheckpointError(f"param_groups: {', '.join(sorted(missing))} missing")
+        if theirs.get(OWNER) != group.get(OWNER):
+            raise CheckpointError("param_groups: other groups of the seeds' own than those of the seeds")
         if theirs["params"] != group["params"]:
             raise CheckpointError("param_groups: other places than those of the parameters")
         groups.append(conform(theirs, group, "param_groups"))
@@ -116,6 +122,18 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 def _names(optimizer: Optimizer, model: nn.Module) -> Names:
     known = {id(p): name for name, p in model.named_parameters()}
     return [[known.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def _order(found: Names, optimizer: Optimizer, saved: Names) -> list[int]:
+    """The groups in the order of those saved: a seed's own goes where it was, the others stay in theirs."""
+    own = {i for i, group in enumerate(optimizer.param_groups) if OWNER in group}
+    rest = iter([i for i in range(len(found)) if i not in own])
+    order = []
+    for names in saved:
+        place = next((i for i in sorted(own) if set(found[i]) == set(names)), None)
+        own.discard(-1 if place is None else place)
+        order.append(next(rest, None) if place is None else place)
+    return [*(i for i in order if i is not None), *rest, *sorted(own)]
 
 
 def _without_seeds(names: Iterable[Iterable[str | None]]) -> Names:

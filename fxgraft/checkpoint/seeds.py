@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fxgraft import nursery, schedules, streams
 from fxgraft.checkpoint.validate import integer, number, optional, share, text, truth
 from fxgraft.errors import CheckpointError
+from fxgraft.groups import hyper_of, set_hyper
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.nursery import BlueprintLike
 from fxgraft.schedules import SCHEDULES, Ramp
@@ -46,10 +47,12 @@ class SeedRecord:
     alphas: list[float]
     ramp: dict[str, Any] | None
     plain: dict[str, Any]
+    hyper: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, seed: Seed) -> SeedRecord:
         """The record of a live or fossilized seed."""
+        hyper = hyper_of(seed)
         return cls(
             seed.name,
             seed.slot,
@@ -62,6 +65,7 @@ class SeedRecord:
             list(seed.alphas),
             _ramp_record(seed),
             {name: getattr(seed, name) for name in _PLAIN},
+            None if hyper is None else dict(hyper),
         )
 
     def __post_init__(self) -> None:
@@ -78,6 +82,8 @@ class SeedRecord:
             raise CheckpointError(f"seed {self.name!r}: expected {', '.join(_PLAIN)}")
         for name, check in _PLAIN.items():
             check(name, self.plain[name])
+        if self.hyper is not None and not isinstance(self.hyper, dict):
+            raise CheckpointError(f"seed {self.name!r}: hyper: expected names and values")
         ramp = self._ramp()
         if Stage[self.stage] is Stage.BLENDING and ramp is None:
             raise CheckpointError(f"seed {self.name!r} blends, but has no ramp")
@@ -120,6 +126,7 @@ class SeedRecord:
             self.name, self.slot, self.blueprint, spec, Stage.GERMINATED, config=self.config,
             registered=self.registered,
         )  # fmt: skip
+        set_hyper(seed, self.hyper)
         around = nursery.surroundings(lifecycle.host, slot)
         key = streams.key_of(run_seed, self.name)
         grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)
