@@ -1,6 +1,6 @@
 """fxgraft grows a PyTorch model while it trains."""
 
-from fxgraft import blueprints, commands, errors
+from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
 from fxgraft.host import Host
 from fxgraft.manager import SeedManager
@@ -19,6 +19,7 @@ __all__ = [
     "SeedManager",
     "Slot",
     "Stage",
+    "averaging",
     "blueprints",
     "commands",
     "errors",
