@@ -248,9 +248,10 @@ def test_a_tensor_as_lr_stays_one() -> None:
 
 
 def test_a_seed_that_joins_does_not_join_the_group_of_another() -> None:
-    """And gradients of nothing are lost when that other one is culled."""
+    """Else it would no longer be trained once that other one is culled."""
     world = World("LambdaLR")
-    world.germinate("own")
+    many = nn.Sequential(*[nn.Linear(4, 4) for _ in range(9)])  # more than the host's groups hold
+    world.manager.germinate(SLOT, many, name="own", hyper=HYPER)
     joined = world.germinate("joined", hyper=None)
     assert {id(p) for g in world.own() for p in g["params"]}.isdisjoint(map(id, joined.module.parameters()))
     world.manager.cull("own")
