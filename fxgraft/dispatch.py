@@ -19,7 +19,7 @@ REMEMBERED = 4096
 
 
 # What a blueprint's configuration must not reach.
-_GERMINATE = {"slot_name", "blueprint", "source", "name", "mode", "objective", "isolated", "wait"}
+_GERMINATE = {"slot_name", "blueprint", "source", "name", "mode", "objective", "isolated", "wait", "hyper"}
 
 
 class Dispatcher:

@@ -50,6 +50,8 @@ class SeedGradients:
     def pause(self, seed: str, paused: bool) -> None:
         """Drop every gradient of ``seed`` from now on, so that no optimizer moves it; or no longer."""
         (self._paused.add if paused else self._paused.discard)(seed)
+        if paused:
+            _drop(self._watched.get(seed, ()))
 
     def step_done(self) -> None:
         """A backward pass that raised never called back: be ready for the next one."""

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-
-from fxgraft.seed import Seed
 
 OWNER = "fxgraft_seed"
 """The key by which a group says whose it is. A key, because ``load_state_dict`` makes groups anew."""
@@ -29,19 +26,6 @@ _NOT_HYPER = {"params", "param_names", OWNER, *_LRS[1:], *_MOMENTUMS}
 _LISTS_OF_LRS = ("base_lrs", "_last_lr", "max_lrs", "min_lrs")
 _LISTS_OF_MOMENTUMS = ("max_momentums", "base_momentums")
 _LISTS = (*_LISTS_OF_LRS, *_LISTS_OF_MOMENTUMS, "lr_lambdas")
-
-_hyper: weakref.WeakKeyDictionary[Seed, Mapping[str, Any]] = weakref.WeakKeyDictionary()
-
-
-def hyper_of(seed: Seed) -> Mapping[str, Any] | None:
-    """The hyper-parameters of a seed's own; None where it joins existing groups."""
-    return _hyper.get(seed)
-
-
-def set_hyper(seed: Seed, hyper: Mapping[str, Any] | None) -> None:
-    """Give a seed that is not live yet hyper-parameters of its own."""
-    if hyper is not None:
-        _hyper[seed] = dict(hyper)
 
 
 @dataclass(frozen=True)

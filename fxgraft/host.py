@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +43,7 @@ class Host(nn.Module):
         self._structure = Structure()
         self._phase = Phase.ISOLATED
         self._compiled: CompiledVariants | None = None
+        self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
         self._slot_table: Mapping[str, Slot] | None = None
@@ -98,9 +99,10 @@ class Host(nn.Module):
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether ``parameter`` is one of the traced model's. Scans the host once, then remembers."""
         if self._own_parameters is None:
-            self._own_parameters = {id(p): weakref.ref(p) for p in self._root.parameters()}
-        known = self._own_parameters.get(id(parameter))
-        return known is not None and known() is parameter
+            self._own_parameters = {_memory(p): weakref.ref(p) for p in self._root.parameters()}
+        known = self._own_parameters.get(_memory(parameter))
+        mine = known() if known is not None else None
+        return mine is not None and _memory(mine) == _memory(parameter)
 
     # Running
 
@@ -160,8 +162,10 @@ class Host(nn.Module):
 
     def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
-        self._install(structure, phase, grafts)
+        regions = self._structure.by_region.keys() | structure.by_region.keys()
+        # First: what is put back after an interrupted swap has to cover the regions of both.
         self._structure, self._phase = structure, phase
+        self._install(regions, structure, phase, grafts)
         self._modules.pop(SEEDS, None)
         if grafts:
             seeds = self._modules[SEEDS] = nn.Module()
@@ -179,8 +183,10 @@ class Host(nn.Module):
         """
         self.adopt(Structure(), Phase.ISOLATED, {})
 
-    def _install(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
-        for name in self._structure.by_region.keys() | structure.by_region.keys():
+    def _install(
+        self, regions: Iterable[str], structure: Structure, phase: Phase, grafts: Mapping[str, Graft]
+    ) -> None:
+        for name in regions:
             placements = structure.by_region.get(name, ())
             wirings = tuple(p.wiring for p in placements)
             region = self._regions[name]
@@ -191,12 +197,21 @@ class Host(nn.Module):
     def probing(self, structure: Structure, phase: Phase) -> Iterator[nn.Module]:
         """The model, in eager mode, with part of the host's grafts in another phase, and put back."""
         grafts = self.grafts()
+        regions = self._structure.by_region.keys() | structure.by_region.keys()
         try:
-            self._install(structure, phase, grafts)
+            self._install(regions, structure, phase, grafts)
             yield self._root
         finally:
-            self._install(structure, Phase.ISOLATED, grafts)
-            self._install(self._structure, self._phase, grafts)
+            self._install(regions, self._structure, self._phase, grafts)
+
+    @contextmanager
+    def borrowing(self, what: str) -> Iterator[None]:
+        """The host runs for a moment as it is not: seeds cannot change inside."""
+        before, self.borrowed = self.borrowed, what
+        try:
+            yield
+        finally:
+            self.borrowed = before
 
     def warm_up(self) -> None:
         """Compile both forwards of the structure for the calls seen so far, where that is missing."""
@@ -267,3 +282,10 @@ class Host(nn.Module):
         grafts = self.grafts()
         self._structure = Structure(tuple(placements))
         self.adopt(self._structure, self._phase, grafts)
+
+
+def _memory(parameter: nn.Parameter) -> int:
+    """Equal for parameters that are one, or that lie in the same memory (``nn.Parameter(other.data)``)."""
+    if parameter.device.type == "meta" or not (where := parameter.untyped_storage().data_ptr()):
+        return id(parameter)
+    return where

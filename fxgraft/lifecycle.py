@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from fxgraft.errors import StageError
 from fxgraft.gradients import SeedGradients
-from fxgraft.groups import hyper_of
 from fxgraft.host import Host
 from fxgraft.nursery import surroundings
 from fxgraft.registry import SeedParameterRegistry
@@ -53,8 +53,8 @@ class Lifecycle:
 
     def go_live(self, seed: Seed, slot: Slot, module: nn.Module) -> None:
         """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers."""
-        hyper = hyper_of(seed)
-        self.registry.check(hyper, seed.name, module)
+        self._refuse_strangers(seed)
+        self.registry.check(seed.hyper, seed.name, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
         graft = Graft(module, dtype=around.dtype, device=around.device, alpha_shape=shape)
@@ -70,11 +70,23 @@ class Lifecycle:
             self.seeds[seed.name] = seed
             self._swap(undo, self.host.structure.with_placement(placement), {seed.name: graft})
             undo.callback(self.registry.leave, list(module.parameters()))
-            self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, hyper)
+            self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, seed.hyper)
             undo.callback(self.gradients.unwatch, seed.name)
             self.gradients.watch(seed.name, list(module.parameters()))
             undo.pop_all()
         self._on_stage(seed)
+
+    def _refuse_strangers(self, seed: Seed) -> None:
+        """Raise `StageError` if the host has live grafts of another manager, or one of that name."""
+        for placement in self.host.structure.placements:
+            if placement.seed == seed.name or (
+                placement.spec.fossil is None and placement.seed not in self.seeds
+            ):
+                raise StageError(
+                    f"cannot germinate {seed.name!r}: the host has a seed {placement.seed!r} of another "
+                    f"manager (or it is a copy of a host that had). One manager to a host; host.clear() "
+                    f"takes all out"
+                )
 
     def admit(self, seed: Seed, module: nn.Module) -> None:
         """Raise `BlueprintError` if ``module`` has parameters of the host or of another seed."""
@@ -113,7 +125,8 @@ class Lifecycle:
             undo.pop_all()
         self.gradients.unwatch(seed.name)
         if seed.module is not None:
-            self.registry.leave(list(seed.module.parameters()))
+            # Its own of now, and those that joined: load_state_dict(assign=True) makes others of them.
+            self.registry.leave([*seed.module.parameters(), *self.registry.parameters(seed.name)])
         self.registry.disown(seed.name)
 
     def fossilize(self, seed: Seed) -> None:

@@ -19,7 +19,6 @@ from fxgraft.commands import Command, Reply
 from fxgraft.dispatch import Dispatcher
 from fxgraft.errors import SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
-from fxgraft.groups import set_hyper
 from fxgraft.host import Host
 from fxgraft.isolation import Violation
 from fxgraft.lifecycle import Lifecycle
@@ -170,6 +169,7 @@ class SeedManager:
                 a ``hyper`` where an optimizer has a scheduler that is not in ``schedulers``.
             StageError: the name is taken.
         """
+        self._refuse_inside("germinate")
         if source is not None:
             raise SlotError(f"source={source!r}: branches between two slots are not supported yet")
         slot = self.host.slot(slot_name)
@@ -186,7 +186,7 @@ class SeedManager:
             self._reporter.operation("germinate", seed, disabled=True)
             return seed
         self.registry.check(hyper)
-        set_hyper(seed, hyper)
+        seed.hyper = hyper if hyper is None else dict(hyper)
         if spec.mode == "convex" and isolated:
             logger.warning(
                 "seed %r: an isolated convex seed starves the host before slot %r of gradients as "
@@ -231,6 +231,7 @@ class SeedManager:
             StageError: the seed cannot be blended now.
             ValueError: for a target, number of steps or schedule that cannot be.
         """
+        self._refuse_inside("blend")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("blend", seed, disabled=True)
@@ -246,6 +247,7 @@ class SeedManager:
         Raises:
             StageError: the seed is a fossil, or gone.
         """
+        self._refuse_inside("cull")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             del self._seeds[seed.name]
@@ -261,6 +263,7 @@ class SeedManager:
         Raises:
             StageError: the seed is not HOLDING.
         """
+        self._refuse_inside("fossilize")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("fossilize", seed, disabled=True)
@@ -294,6 +297,7 @@ class SeedManager:
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``."""
+        self._refuse_inside("step")
         self._reporter.step += 1
         self._prefetcher.step()
         self._lifecycle.gradients.step_done()
@@ -391,6 +395,10 @@ class SeedManager:
         return manager
 
     # Inside
+
+    def _refuse_inside(self, action: str) -> None:
+        if self.host.borrowed:
+            raise StageError(f"cannot {action} inside {self.host.borrowed}: do it afterwards")
 
     def _pass_gate(self, action: str, seed: Seed) -> None:
         gate = self._gates.get(action)

@@ -6,10 +6,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from fxgraft.errors import IsolationError
 from fxgraft.host import Host
 from fxgraft.isolation import Violation, check
 from fxgraft.seed import Seed
+from fxgraft.telemetry.events import logger
 
 DEFAULT_INTERVAL = 500
 
@@ -70,11 +75,33 @@ class IsolationMonitor:
             self._until_next = self._interval
         self._host.on_call = self._take if self._until_next <= 1 else None
         if call is not None:
-            self._judge(check(self._host, seeds, call.args, call.kwargs))
+            self._check(seeds, call)
+
+    def _check(self, seeds: Collection[Seed], call: _Call) -> None:
+        try:
+            found = check(self._host, seeds, call.args, call.kwargs)
+        except Exception:
+            if self._strict:
+                raise
+            # The inputs may have changed since: no reason to end a training run.
+            logger.exception("the isolation check could not repeat the step's forward pass")
+            return
+        self._judge(found)
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._host.training:
-            self._call = _Call(args, kwargs, self._form())
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return  # inside vmap, grad and the like, whose tensors do not outlive them
+        leaves, form = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not self._host.training or not torch.is_grad_enabled() or any(t.is_inference() for t in tensors):
+            return
+        # Off their graph, which is freed by the time of the check, and may reach into the host itself.
+        leaves = [
+            leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, form)
+        self._call = _Call(args, kwargs, self._form())
 
     def _form(self) -> object:
         parameter = next(self._host.parameters(), None)

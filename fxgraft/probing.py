@@ -20,15 +20,16 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     if not seed.is_live:
         raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
     before, phase = seed.alphas, host.phase
-    try:
-        if phase is Phase.ISOLATED:
-            host.adopt(host.structure, host.structure.phases[-1], host.grafts())
-        seed.set_alpha(alpha)
-        yield
-    finally:
-        seed.set_alpha(*before)
-        if phase is Phase.ISOLATED:
-            host.adopt(host.structure, phase, host.grafts())
+    with host.borrowing("at_alpha() or measure()"):
+        try:
+            if phase is Phase.ISOLATED:
+                host.adopt(host.structure, host.structure.phases[-1], host.grafts())
+            seed.set_alpha(alpha)
+            yield
+        finally:
+            seed.set_alpha(*before)
+            if phase is Phase.ISOLATED:
+                host.adopt(host.structure, phase, host.grafts())
 
 
 def measure(host: Host, seed: Seed, evaluate: Callable[[], float | Tensor], alpha: float) -> float:

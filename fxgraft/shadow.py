@@ -26,6 +26,7 @@ def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
     learning = {id(p) for p in learners}
     others = [p for p in host.parameters() if p.requires_grad and id(p) not in learning]
     with ExitStack() as stack:
+        stack.enter_context(host.borrowing("shadow()"))
         stack.enter_context(untouched(*host.trees()))
         stack.callback(host.adopt, structure, phase, grafts)
         host.prepare(structure, (Phase.SHADOW,))

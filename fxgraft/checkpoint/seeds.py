@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fxgraft import nursery, schedules, streams
 from fxgraft.checkpoint.validate import integer, number, optional, share, text, truth
 from fxgraft.errors import CheckpointError
-from fxgraft.groups import hyper_of, set_hyper
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.nursery import BlueprintLike
 from fxgraft.schedules import SCHEDULES, Ramp
@@ -52,7 +51,7 @@ class SeedRecord:
     @classmethod
     def of(cls, seed: Seed) -> SeedRecord:
         """The record of a live or fossilized seed."""
-        hyper = hyper_of(seed)
+        hyper = seed.hyper
         return cls(
             seed.name,
             seed.slot,
@@ -124,9 +123,8 @@ class SeedRecord:
         spec = GraftSpec(**{**self.spec, "copy": slot.copy})
         seed = Seed(
             self.name, self.slot, self.blueprint, spec, Stage.GERMINATED, config=self.config,
-            registered=self.registered,
+            registered=self.registered, hyper=self.hyper,
         )  # fmt: skip
-        set_hyper(seed, self.hyper)
         around = nursery.surroundings(lifecycle.host, slot)
         key = streams.key_of(run_seed, self.name)
         grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)

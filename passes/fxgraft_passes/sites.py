@@ -73,10 +73,10 @@ def chain_at(slot: fx.Node) -> list[tuple[GraftSite, fx.Node]]:
 
 
 def _graft_behind(value: fx.Node, slot: str) -> tuple[GraftSite, fx.Node] | None:
-    for user in value.users:
-        site = site_of(user)
-        if site and site.node == slot and host_value(user) is value:
-            return site, user
+    # Not among the users of `value` alone: a fossil's value may leave by a copy, which reads the seed's.
+    for site, exit_node in exits(value.graph):
+        if site.node == slot and host_value(exit_node) is value:
+            return site, exit_node
     return None
 
 
