@@ -438,7 +438,8 @@ class SeedManager:
         self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
 
     def _on_stage(self, seed: Seed) -> None:
-        self.monitor.look_soon()
+        if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
+            self.monitor.look_soon()
         self._reporter.stage(seed)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxgraft.capture.boundary import Boundaries, uncovered
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.effects import numpy_untouched
 from fxgraft.capture.fallback import name_region
@@ -64,6 +65,15 @@ class Capture:
                 self.opaque[name] = str(reason)
             else:
                 name_region(module, name)
+        self._add_boundaries(args, kwargs)
+
+    def _add_boundaries(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """One more run, where code without a graph calls modules: their boundaries are slots."""
+        modules = uncovered(self.root, self.regions)
+        if modules:
+            boundaries = Boundaries()
+            self._run(modules, boundaries.watch, args, kwargs, flip=False)
+            self.regions |= boundaries.regions(modules)
 
     def _region(
         self, name: str, module: nn.Module, traces: Traces, flipped: Traces, other_mode: str

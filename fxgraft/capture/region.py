@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
-from types import MappingProxyType
+from types import MappingProxyType, MethodType
 from typing import Any
 
 import torch.fx as fx
@@ -18,6 +18,7 @@ from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.codegen import Generated, generate
 from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
 from fxgraft_passes.base import copy_graph
+from fxgraft_passes.naming import OWN_FORWARD
 from fxgraft_passes.observe import KEY
 
 MAX_KNOWN = 64
@@ -99,7 +100,9 @@ class Region:
         attributes.update((_attribute(i), graft) for i, graft in enumerate(grafts))
         if generated is None:
             attributes.pop("forward", None)
+            attributes.pop(OWN_FORWARD, None)
         else:
+            attributes[OWN_FORWARD] = MethodType(type(self.module).forward, self.module)
             attributes["forward"] = generated.bound_to(self.module)
         self._live = generated
 

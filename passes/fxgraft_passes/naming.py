@@ -10,6 +10,10 @@ import re
 
 import torch.fx as fx
 
+OWN_FORWARD = "_own_forward"
+"""The attribute in which a module keeps its class's ``forward`` for a graph that is one call of it: that
+call is named as the module."""
+
 
 def qualified_names(graph: fx.Graph, prefix: str = "") -> dict[fx.Node, str]:
     """Node -> name for all nodes but the inputs and the output. ``prefix``: the region's path."""
@@ -20,10 +24,18 @@ def qualified_names(graph: fx.Graph, prefix: str = "") -> dict[fx.Node, str]:
             continue
         base = str(node.target) if node.op in ("call_module", "get_attr") else _operation(node)
         name = f"{prefix}.{base}" if prefix else base
+        if _is_own_forward(node):
+            continue
+        if any(map(_is_own_forward, node.all_input_nodes)):
+            name = prefix
         count = used.get(name, 0)
         used[name] = count + 1
         names[node] = f"{name}_{count}" if count else name
     return names
+
+
+def _is_own_forward(node: fx.Node) -> bool:
+    return node.op == "get_attr" and node.target == OWN_FORWARD
 
 
 def _operation(node: fx.Node) -> str:

@@ -1,0 +1,93 @@
+"""The boundary of a module as a region of its own, where the code that calls it has no graph.
+
+    def forward(self, input):
+        _own_forward = self._own_forward          # the module's own code, whatever it does
+        call = operator.call(_own_forward, input)
+        return call                               # the slot, named as the module
+
+So a model whose root branches on its input can still be grown behind each of its modules.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch.fx as fx
+from torch import nn
+
+from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.region import Region
+from fxgraft_passes.naming import OWN_FORWARD
+from fxgraft_passes.observe import Observer
+
+
+class Boundaries:
+    """Watches modules in one run and makes a region of each call's inputs and result."""
+
+    def __init__(self) -> None:
+        self.observer = Observer()
+        self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
+        self._mixed: set[nn.Module] = set()
+
+    def watch(self, module: nn.Module) -> Callable[..., Any]:
+        """What to run in the place of the module's ``forward``."""
+        forward = MethodType(type(module).forward, module)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if module not in self._found:
+                form = CallForm(forward, args, kwargs)
+                self._found[module] = (form, _graph(form))
+            form, graph = self._found[module]
+            inputs = form.values(args, kwargs)
+            if inputs is None:
+                self._mixed.add(module)
+            result = forward(*args, **kwargs)
+            self._see(graph, inputs or {}, result)
+            return result
+
+        return watched
+
+    def _see(self, graph: fx.Graph, inputs: Mapping[str, Any], result: Any) -> None:
+        for node in graph.nodes:
+            if node.op == "placeholder" and node.name in inputs:
+                self.observer.saw(node, inputs[node.name])
+            elif node.target is operator.call:
+                self.observer.saw(node, result)
+
+    def regions(self, modules: Mapping[str, nn.Module]) -> dict[str, Region]:
+        """The regions of those modules that were called in one form."""
+        self.observer.finish()
+        return {
+            name: Region(name, module, *self._found[module])
+            for name, module in modules.items()
+            if module in self._found and module not in self._mixed
+        }
+
+
+def uncovered(root: nn.Module, regions: Mapping[str, Region]) -> dict[str, nn.Module]:
+    """The modules that are neither a region nor a node of one: called from code that has no graph."""
+    nodes = {
+        region.module.get_submodule(str(node.target))
+        for region in regions.values()
+        for node in region.base.nodes
+        if node.op == "call_module"
+    }
+    own = {region.module for region in regions.values()}
+    return {
+        name: module
+        for name, module in root.named_modules()
+        if name and module not in nodes | own and "forward" not in module.__dict__
+    }
+
+
+def _graph(form: CallForm) -> fx.Graph:
+    graph = fx.Graph()
+    inputs = {known.name: graph.placeholder(known.name) for known in form.inputs}
+    own = graph.get_attr(OWN_FORWARD)
+    args, kwargs = form.bind(inputs)
+    call = graph.call_function(operator.call, (own, *args), kwargs)
+    graph.output(call)
+    return graph
