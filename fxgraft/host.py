@@ -64,6 +64,8 @@ class Host(nn.Module):
 
     def slot(self, name: str) -> Slot:
         """The slot of that name. Raises `SlotError` with the reason, or with the nearest names."""
+        if not isinstance(name, str):
+            raise SlotError(f"slot: expected a name, one of host.slots; got {name!r}")
         if name in self.slots:
             return self.slots[name]
         if (reason := self.rejected.get(name)) is not None:

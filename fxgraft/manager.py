@@ -236,7 +236,7 @@ class SeedManager:
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("blend", seed, disabled=True)
         after(seed.stage, "blend", seed.name)
-        ramp = Ramp(seed.alphas, float(to), steps, schedules.resolve(schedule), warmup)
+        ramp = Ramp(seed.alphas, to, steps, schedules.resolve(schedule), warmup)
         self._pass_gate("blend", seed)
         self._reporter.blend(seed, ramp.target, steps, str(schedule))
         return self._lifecycle.begin_blend(seed, ramp)

@@ -70,8 +70,10 @@ class Ramp:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.target <= 1:
+        number = isinstance(self.target, (int, float)) and not isinstance(self.target, bool)
+        if not number or not 0 <= self.target <= 1:
             raise ValueError(f"to: expected a share between 0 and 1; got {self.target!r}")
+        object.__setattr__(self, "target", float(self.target))
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps: expected a positive whole number; got {self.steps!r}")
         if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:

@@ -1,9 +1,11 @@
 """Names and order of slots over the regions of a host."""
 
+import pytest
 import torch
 from torch import nn
 
 import fxgraft
+from fxgraft.errors import SlotError
 
 
 class Child(nn.Module):
@@ -45,3 +47,20 @@ def test_slots_are_in_execution_order() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), nn.Tanh())
     host = fxgraft.trace(model, (torch.randn(2, 4),))
     assert list(host.slots) == ["0", "1.0", "1.1", "1", "2"]
+
+
+@pytest.mark.parametrize("name", [None, 3, ("0",)])
+def test_what_is_no_name_is_refused(name: object) -> None:
+    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),))
+    with pytest.raises(SlotError, match="expected a name"):
+        fxgraft.SeedManager(host).germinate(name, "mlp")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("to", ["1", True, None, 1.5, float("nan")])
+def test_a_target_that_is_no_share_changes_nothing(to: object) -> None:
+    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),))
+    manager = fxgraft.SeedManager(host)
+    seed = manager.germinate("0", "mlp")
+    with pytest.raises(ValueError, match="to: expected a share between 0 and 1"):
+        manager.blend(seed, to=to)  # type: ignore[arg-type]
+    assert seed.stage is fxgraft.Stage.TRAINING
