@@ -111,7 +111,7 @@ def test_a_leaking_graph_has_no_code():
     known = ours()
     with pytest.raises(IsolationError):
         generate(leaking, form_of(Fc()), Fc.forward)
-    assert ours() == known
+    assert ours() <= known, "functions of other tests may be collected meanwhile, but none is new"
 
 
 def test_the_source_can_be_read_while_the_function_lives():

@@ -2,15 +2,14 @@
 
     def forward(self, input):
         _own_forward = self._own_forward          # the module's own code, whatever it does
-        call = operator.call(_own_forward, input)
-        return call                               # the slot, named as the module
+        run = run(_own_forward, input)
+        return run                                # the slot, named as the module
 
 So a model whose root branches on its input can still be grown behind each of its modules.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any
@@ -20,6 +19,7 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.region import Region
+from fxgraft_passes import operators
 from fxgraft_passes.naming import OWN_FORWARD
 from fxgraft_passes.observe import Observer
 
@@ -54,7 +54,7 @@ class Boundaries:
         for node in graph.nodes:
             if node.op == "placeholder" and node.name in inputs:
                 self.observer.saw(node, inputs[node.name])
-            elif node.target is operator.call:
+            elif node.target is operators.run:
                 self.observer.saw(node, result)
 
     def regions(self, modules: Mapping[str, nn.Module]) -> dict[str, Region]:
@@ -88,6 +88,6 @@ def _graph(form: CallForm) -> fx.Graph:
     inputs = {known.name: graph.placeholder(known.name) for known in form.inputs}
     own = graph.get_attr(OWN_FORWARD)
     args, kwargs = form.bind(inputs)
-    call = graph.call_function(operator.call, (own, *args), kwargs)
+    call = graph.call_function(operators.run, (own, *args), kwargs)
     graph.output(call)
     return graph

@@ -26,6 +26,7 @@ because the gradients wanted here are not those of the values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -81,6 +82,11 @@ def folded(h: Tensor, s: Tensor, mode: str, alpha: float) -> Tensor:
 def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
     """The constant that a traced module passed on in its current train/eval mode."""
     return in_training if training else in_eval
+
+
+def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A module's own code as one node of a graph. (Dynamo cannot trace ``operator.call``.)"""
+    return forward(*args, **kwargs)
 
 
 def assume(condition: bool, expected: bool) -> None:
