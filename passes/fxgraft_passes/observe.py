@@ -6,7 +6,6 @@ which are computed without gradients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,11 +103,6 @@ def observe(graph_module: fx.GraphModule, *args: Any) -> None:
     with untouched(graph_module), torch.enable_grad():
         WatchedRun(graph_module, graph_module.graph, observer).run(*args)
     observer.finish()
-
-
-def observations(graph: fx.Graph) -> Mapping[str, Observation]:
-    """Node name -> observation, for the nodes that have one."""
-    return {node.name: seen for node in graph.nodes if (seen := observation_of(node))}
 
 
 def _sum_up(entries: list[tuple[int, Any, int, bool]]) -> Observation:

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import stat
 import time
@@ -145,7 +146,6 @@ def test_a_save_that_fails_leaves_the_old_file(
 
 
 def test_a_real_limit_on_file_size_leaves_the_old_file(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")
     path = tmp_path / "run.ckpt"
     file.write(path, {"number": 1}, writer.tensors_of(1))
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
