@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
-from fxgraft.compiled import CompiledVariants
+from fxgraft.compiling.compiled import CompiledHost
+from fxgraft.compiling.units import Unit
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase, Slot
@@ -42,7 +43,8 @@ class Host(nn.Module):
         self._opaque = capture.opaque
         self._structure = Structure()
         self._phase = Phase.ISOLATED
-        self._compiled: CompiledVariants | None = None
+        self._phases: dict[str, Phase] = {}  # region -> the phase that is installed there
+        self._compiled: CompiledHost | None = None
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
@@ -114,14 +116,24 @@ class Host(nn.Module):
             self.on_call(args, kwargs)
         return self._run(*args, **kwargs)
 
-    def compile(self, **options: Any) -> None:  # type: ignore[override]
+    def compile(self, *, granularity: str = "host", **options: Any) -> None:  # type: ignore[override]
         """Run through ``torch.compile(**options)`` from now on; compiles at the first call.
 
         Every structure gets two compiled forwards, isolated and blended, so that alpha and stage
         changes recompile nothing. ``fullgraph`` is True unless it is given.
+
+        Args:
+            granularity: what is compiled as a whole. ``"host"``: the host, the fastest step.
+                ``"region"``: each of its blocks, so that a change compiles one block, and equal blocks
+                share their code; what is between blocks runs eager. ``"auto"``: by region where the
+                model repeats a block often.
+            **options: of ``torch.compile``.
         """
-        self._compiled = CompiledVariants(self._root, options)
-        self.adopt(self._structure, self._phase, self.grafts())
+        compiled = CompiledHost(self._root, options, granularity)
+        if self._compiled is not None:
+            self._compiled.stop()
+        self._compiled = compiled
+        self._enter(self._structure, self._phase, self.grafts(), compiled.units)
 
     # Structure: for the manager
 
@@ -136,9 +148,9 @@ class Host(nn.Module):
         return self._phase
 
     @property
-    def is_compiled(self) -> bool:
-        """Whether `compile` was called."""
-        return self._compiled is not None
+    def compiled(self) -> CompiledHost | None:
+        """The compiled form; None before `compile` was called."""
+        return self._compiled
 
     def graft(self, seed: str) -> Graft:
         """The graft of a live or fossilized seed."""
@@ -164,17 +176,16 @@ class Host(nn.Module):
 
     def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
-        regions = self._structure.by_region.keys() | structure.by_region.keys()
+        before = self._structure
         # First: what is put back after an interrupted swap has to cover the regions of both.
         self._structure, self._phase = structure, phase
-        self._install(regions, structure, phase, grafts)
+        self._enter(structure, phase, grafts, None, before)
         self._modules.pop(SEEDS, None)
         if grafts:
             seeds = self._modules[SEEDS] = nn.Module()
             seeds.training = self.training
             for placement in structure.placements:
                 seeds.add_module(placement.seed, grafts[placement.seed])
-        self.__dict__["_run"] = self._compiled.variant(structure, phase) if self._compiled else self._root
         for copy, follow in list(self.followers.items()):
             follow(self, copy)
 
@@ -185,10 +196,33 @@ class Host(nn.Module):
         """
         self.adopt(Structure(), Phase.ISOLATED, {})
 
-    def _install(
-        self, regions: Iterable[str], structure: Structure, phase: Phase, grafts: Mapping[str, Graft]
+    def _enter(
+        self,
+        structure: Structure,
+        phase: Phase,
+        grafts: Mapping[str, Graft],
+        units: Iterable[Unit] | None = None,
+        before: Structure | None = None,
     ) -> None:
-        for name in regions:
+        """Install ``structure`` in all regions that it or ``before`` has grafts in, and its compiled code."""
+        compiled = self._compiled
+        regions = structure.by_region.keys() | (before or structure).by_region.keys()
+        phases = dict.fromkeys(regions, phase)
+        if compiled is not None:
+            touched = compiled.touched(structure, before or structure) if units is None else units
+            of_units = {unit: compiled.phase_in(unit, structure, phase, grafts) for unit in touched}
+            phases |= {region: of_units[u] for u in of_units for region in regions if u.holds(region)}
+        self._install(structure, phases, grafts)
+        self._phases = phases
+        if compiled is None:
+            self.__dict__["_run"] = self._root
+        elif of_units:
+            self.__dict__["_run"] = compiled.run(structure, of_units)
+
+    def _install(
+        self, structure: Structure, phases: Mapping[str, Phase], grafts: Mapping[str, Graft]
+    ) -> None:
+        for name, phase in phases.items():
             placements = structure.by_region.get(name, ())
             wirings = tuple(p.wiring for p in placements)
             region = self._regions[name]
@@ -200,11 +234,13 @@ class Host(nn.Module):
         """The model, in eager mode, with part of the host's grafts in another phase, and put back."""
         grafts = self.grafts()
         regions = self._structure.by_region.keys() | structure.by_region.keys()
+        eager = self._compiled.stopped() if self._compiled else nullcontext()
         try:
-            self._install(regions, structure, phase, grafts)
-            yield self._root
+            with eager:
+                self._install(structure, dict.fromkeys(regions, phase), grafts)
+                yield self._root
         finally:
-            self._install(regions, self._structure, self._phase, grafts)
+            self._install(self._structure, {**dict.fromkeys(regions, self._phase), **self._phases}, grafts)
 
     @contextmanager
     def borrowing(self, what: str) -> Iterator[None]:
@@ -215,15 +251,20 @@ class Host(nn.Module):
         finally:
             self.borrowed = before
 
-    def warm_up(self) -> None:
-        """Compile both forwards of the structure for the calls seen so far, where that is missing."""
+    def warm_up(self, before: Structure) -> None:
+        """Compile every forward of the structure for the calls seen so far, where that is missing.
+
+        Args:
+            before: the structure that this one replaced: only units that differ are looked at.
+        """
         if self._compiled is None:
             return
-        current = self._phase
-        for phase in self._structure.phases:
-            self.adopt(self._structure, phase, self.grafts())
-            self._compiled.warm_up(self._structure, phase, *self.trees()[1:])
-        self.adopt(self._structure, current, self.grafts())
+        for unit in self._compiled.touched(before, self._structure):
+            local = unit.local(self._structure)
+            for phase in local.phases:
+                if self._compiled.missing(unit, local, phase):
+                    with self.probing(self._structure, phase):
+                        self._compiled.warm_up(unit, local, phase, *self.trees()[1:])
 
     # nn.Module's protocol: the root's state is the host's
 

@@ -145,7 +145,7 @@ class Lifecycle:
         self._on_stage(seed)
 
     def _swap(self, undo: ExitStack, structure: Structure, new: Mapping[str, Graft] | None = None) -> None:
-        phase = phase_for(self.seeds.values(), self.host.is_compiled)
+        phase = phase_for(self.seeds.values())
         swap(undo, self.host, structure, phase, new)
 
     def _restore(self, seed: Seed, order: list[str]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fxgraft.errors import StageError
 from fxgraft.host import Host
 from fxgraft.seed import Seed
+from fxgraft.stage import Stage
 from fxgraft_passes import Phase
 
 
@@ -19,17 +20,26 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     """Let ``seed`` run at ``alpha`` inside. Nothing recompiles: the forward that blends exists."""
     if not seed.is_live:
         raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
-    before, phase = seed.alphas, host.phase
+    before, phase, stage = seed.alphas, host.phase, seed.stage
     with host.borrowing("at_alpha() or measure()"):
         try:
-            if phase is Phase.ISOLATED:
-                host.adopt(host.structure, host.structure.phases[-1], host.grafts())
+            if stage is Stage.TRAINING:
+                learning = host.graft(seed.name).learning
+                learning.fill_(False)  # units of a compiled host that have no other seed go by it
+                host.adopt(host.structure, _blending(host), host.grafts())
             seed.set_alpha(alpha)
             yield
         finally:
             seed.set_alpha(*before)
-            if phase is Phase.ISOLATED:
+            if stage is Stage.TRAINING:
+                learning.fill_(True)
                 host.adopt(host.structure, phase, host.grafts())
+
+
+def _blending(host: Host) -> Phase:
+    if host.phase is not Phase.ISOLATED:
+        return host.phase
+    return host.structure.phases[-1]
 
 
 def measure(host: Host, seed: Seed, evaluate: Callable[[], float | Tensor], alpha: float) -> float:

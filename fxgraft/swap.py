@@ -24,31 +24,26 @@ def swap(
         phase: the forward to run first.
         new: the grafts that the host does not have yet, by the names of their seeds.
     """
-    have = host.grafts()
+    have, before = host.grafts(), host.structure
     undo.callback(host.adopt, host.structure, host.phase, have)
     for copy in host.followers:  # back first, with what they had: a culled seed's average is not made anew
         undo.callback(copy.adopt, copy.structure, copy.phase, copy.grafts())
     grafts = {p.seed: (have | dict(new or {}))[p.seed] for p in structure.placements}
     host.prepare(structure, structure.phases)
     host.adopt(structure, phase, grafts)
-    host.warm_up()
+    host.warm_up(before)
 
 
-def phase_for(seeds: Iterable[Seed], compiled: bool) -> Phase:
-    """The forward that fits the stages of the live seeds: the cheapest that is right for all.
-
-    A compiled host takes one of the two of its structure, so that no mixture of stages is new to it.
-    """
+def phase_for(seeds: Iterable[Seed]) -> Phase:
+    """The forward that fits the stages of the live seeds: the cheapest that is right for all."""
     stages = [seed.stage for seed in seeds if seed.is_live]
     if all(stage is Stage.TRAINING for stage in stages):
         return Phase.ISOLATED
-    if Stage.TRAINING in stages or (compiled and len(stages) > 1):
-        return Phase.BLENDED
-    return Phase.SETTLED
+    return Phase.BLENDED if Stage.TRAINING in stages else Phase.SETTLED
 
 
 def follow_stages(host: Host, seeds: Iterable[Seed]) -> None:
     """Let the forward run that fits the stages now; all of them exist already."""
-    phase = phase_for(seeds, host.is_compiled)
-    if host.phase is not phase:
+    phase = phase_for(seeds)
+    if host.phase is not phase or host.compiled is not None:  # whose units follow their own seeds
         host.adopt(host.structure, phase, host.grafts())

@@ -1,0 +1,151 @@
+"""What a compiled graph depends on in a call, beside the structure; and how to make up such a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxgraft.capture.call_form import is_constant
+
+Autocast = tuple[str, torch.dtype] | None
+"""Device type and dtype of the autocast that is on, or None."""
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def glance(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
+    """A cheap key for a call of plain tensors and constants; None for any other call."""
+    forms: list[object] = []
+    values = (*args, *kwargs.values()) if kwargs else args
+    for value in values:
+        if type(value) is Tensor:
+            forms.append((value.shape, value.stride(), value.dtype, value.device, value.requires_grad))
+        elif type(value) in _PLAIN:
+            forms.append((type(value), value))
+        else:
+            return None
+    # The number of values stands for that of args: the names say how many were not.
+    return (module.training, torch.is_grad_enabled(), autocast(values), *kwargs, *forms)
+
+
+@dataclass(frozen=True)
+class CallKind:
+    """One kind of call: calls that are equal here run the same compiled graph.
+
+    Attributes:
+        training: the module's mode.
+        grad: whether gradients are enabled.
+        autocast: what autocast was on.
+        form: of the arguments.
+        leaves: constants, and what there is to know of tensors.
+    """
+
+    training: bool
+    grad: bool
+    autocast: Autocast
+    form: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallKind | None:
+        """The kind of a call; None where it cannot be made up again."""
+        leaves, form = pytree.tree_flatten((args, kwargs))
+        kinds = tuple(map(_kind, leaves))
+        if _Unknown in kinds:
+            return None
+        return cls(module.training, torch.is_grad_enabled(), autocast(leaves), form, kinds)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a call of the training loop."""
+        return self.training and self.grad
+
+    def merged(self, other: CallKind) -> CallKind | None:
+        """The kind of both, with sizes that differ made dynamic; None where more than sizes differs."""
+        if replace(self, leaves=()) != replace(other, leaves=()):
+            return None
+        leaves = tuple(_merged(a, b) for a, b in zip(self.leaves, other.leaves))
+        return None if _Unknown in leaves else replace(self, leaves=leaves)
+
+    @contextmanager
+    def made_up(self, *modules: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Arguments for such a call, with the mode of ``modules``, gradients and autocast as in one."""
+        args, kwargs = pytree.tree_unflatten([_example(leaf) for leaf in self.leaves], self.form)
+        for module in modules:
+            if module.training != self.training:
+                module.train(self.training)
+        device, dtype = self.autocast or ("cpu", None)
+        with (
+            torch.set_grad_enabled(self.grad),
+            torch.autocast(device, dtype=dtype, enabled=self.autocast is not None),
+        ):
+            yield args, kwargs
+
+
+def covers(made: CallKind, kind: CallKind) -> bool:
+    """Whether code that was made for ``made`` serves calls of ``kind``: equal but for dynamic sizes."""
+    return made == kind or made.merged(kind) == made
+
+
+@dataclass(frozen=True)
+class _TensorKind:
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+    dynamic: tuple[int, ...] = ()
+
+
+class _Unknown:
+    """Stands for an argument that cannot be made up."""
+
+
+def _kind(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        if leaf.layout is not torch.strided:
+            return _Unknown
+        return _TensorKind(leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
+    return leaf if is_constant(leaf) and not isinstance(leaf, (list, tuple)) else _Unknown
+
+
+def _merged(a: Any, b: Any) -> Any:
+    if not (isinstance(a, _TensorKind) and isinstance(b, _TensorKind)):
+        return a if type(a) is type(b) and a == b else _Unknown
+    alike = replace(b, shape=a.shape, stride=a.stride, dynamic=a.dynamic) == a
+    if not alike or _layout(a) != _layout(b):
+        return _Unknown
+    differ = {i for i, (m, n) in enumerate(zip(a.shape, b.shape)) if m != n}
+    if any(kind.shape[i] < 2 for kind in (a, b) for i in differ):
+        return _Unknown  # sizes of 0 and 1 are special to the compiler, each
+    return replace(a, dynamic=tuple(sorted({*a.dynamic, *b.dynamic, *differ})))
+
+
+def _layout(kind: _TensorKind) -> list[int]:
+    """The dimensions in the order in which they lie in memory."""
+    return sorted(range(len(kind.stride)), key=lambda i: (-kind.stride[i], i))
+
+
+def _example(kind: Any) -> Any:
+    if not isinstance(kind, _TensorKind):
+        return kind
+    # Zeros: a valid index into any embedding, a finite value anywhere.
+    made = torch.empty_strided(kind.shape, kind.stride, dtype=kind.dtype, device=kind.device)
+    made.zero_().requires_grad_(kind.requires_grad)
+    for dimension in kind.dynamic:
+        torch._dynamo.maybe_mark_dynamic(made, dimension)
+    return made
+
+
+def autocast(leaves: Sequence[Any]) -> Autocast:
+    """The autocast that is on for the device of the first tensor."""
+    device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")
+    if not torch.is_autocast_enabled(device):
+        return None
+    return device, torch.get_autocast_dtype(device)

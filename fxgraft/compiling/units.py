@@ -1,0 +1,83 @@
+"""Which modules are compiled as a whole.
+
+``granularity="host"``: one unit, the host. ``"region"``: its blocks, so that a change compiles one
+block anew, and equal blocks share their code; what is between them runs eager. ``"auto"``: blocks
+where the model repeats one at least `MIN_REPEATS` times.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from fxgraft.structure import Placement, Structure, kind_of
+
+GRANULARITIES = ("host", "region", "auto")
+MIN_REPEATS = 4
+"""How often a block has to be there for ``"auto"`` to compile by region."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A module that is compiled as a whole.
+
+    Attributes:
+        name: qualified; ``""`` is the root.
+        module: the module.
+        kind: equal for units that can share compiled code.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+
+    def holds(self, region: str) -> bool:
+        """Whether the region of that name runs inside this unit."""
+        return not self.name or region == self.name or region.startswith(f"{self.name}.")
+
+    def local(self, structure: Structure) -> Structure:
+        """The part of ``structure`` in this unit, as seen from it."""
+        if not self.name:
+            return structure
+        return Structure(tuple(self._relative(p) for p in structure.placements if self.holds(p.slot.region)))
+
+    def _relative(self, placement: Placement) -> Placement:
+        region = placement.slot.region[len(self.name) :].lstrip(".")
+        return replace(placement, slot=replace(placement.slot, region=region))
+
+
+def units_of(root: nn.Module, granularity: str) -> list[Unit]:
+    """The units of a model, none inside another. Raises `ValueError` for an unknown granularity."""
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity: expected one of {', '.join(GRANULARITIES)}; got {granularity!r}")
+    whole = [Unit("", root, "")]  # there is one of it: nothing that its code is to be told apart from
+    if granularity == "host":
+        return whole
+    found = _blocks(root)
+    most = max(Counter(unit.kind for unit in found).values(), default=0)
+    return whole if most < (MIN_REPEATS if granularity == "auto" else 1) else found
+
+
+def _blocks(root: nn.Module) -> list[Unit]:
+    """The outermost modules that repeat, and the outermost that have none of those inside.
+
+    Modules without children stay eager: entering compiled code costs more than it saves there.
+    """
+    named = {name: module for name, module in root.named_modules() if any(module.children())}
+    kinds = {name: kind_of(module) for name, module in named.items() if name}
+    counts = Counter(kinds.values())
+    repeated = {name for name, kind in kinds.items() if counts[kind] > 1 and _is_callable(named[name])}
+    above = {name[:i] for name in repeated for i in range(len(name)) if name[i] == "."}
+    units: list[Unit] = []
+    for name in kinds:  # parents come before their children
+        if any(unit.holds(name) for unit in units) or (name in above and name not in repeated):
+            continue
+        if _is_callable(named[name]):
+            units.append(Unit(name, named[name], kinds[name]))
+    return units
+
+
+def _is_callable(module: nn.Module) -> bool:
+    return not isinstance(module, (nn.ModuleList, nn.ModuleDict))
