@@ -27,7 +27,7 @@ def entry(form):
         "_graph": lambda self, *inputs: ("graph", inputs),
         "_fallback": lambda self, *a, **k: ("fallback", a, k),
     }
-    scope.update(form.scope(), _warn_of_fallback=lambda self: None)
+    scope.update(form.scope(), _fell_back=lambda self: None)
     exec(form.entry_source(), scope)
     return lambda *args, **kwargs: scope["forward"](nn.Module(), *args, **kwargs)
 

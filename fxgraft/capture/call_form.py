@@ -5,7 +5,7 @@ of Python in front of it that say so, and send any other call to the module's ow
 
     def forward(self, hidden_states, attention_mask=None, use_cache=False):
         if not (attention_mask is None and use_cache is False):
-            _warn_of_fallback(self)
+            _fell_back(self)
             return _fallback(self, hidden_states, attention_mask=attention_mask, ...)
         return _graph(self, hidden_states)
 """
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from fxgraft.capture.defaults import printed_default
-from fxgraft.capture.fallback import warn_of_fallback
+from fxgraft.capture.fallback import fell_back
 
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
 CONSTANTS_OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
@@ -192,7 +192,7 @@ class CallForm:
         return (
             f"def forward(self, {head[1:-1]}):\n"
             f"    if not (\n            {condition}\n    ):\n"
-            f"        _warn_of_fallback(self)\n"
+            f"        _fell_back(self)\n"
             f"        return _fallback(self, {again})\n"
             f"{run}\n"
         )
@@ -215,7 +215,7 @@ class CallForm:
             if p.default is not Parameter.empty
         }
         called = {
-            "_warn_of_fallback": warn_of_fallback,
+            "_fell_back": fell_back,
             "_set_gradients": torch.set_grad_enabled,
             "_gradients_on": torch.is_grad_enabled,
         }

@@ -1,42 +1,68 @@
-"""The warning that a region's seeds do not run: it was called in another form than it was traced in."""
+"""What is done of a call that is not of the form that a region was traced in: its seeds do not run.
+
+The call runs the module's own ``forward``. It is counted, in eager mode and in compiled code alike, and
+said once in the log (`logging.getLogger("fxgraft")`).
+"""
 
 from __future__ import annotations
 
-import warnings
+import logging
 import weakref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+logger = logging.getLogger("fxgraft")
+
+COUNTER = "_fallbacks"
+"""The attribute of a module with grafts that counts: no buffer, as the model's state has none of it."""
 
 _names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_said: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def name_region(module: nn.Module, name: str) -> None:
-    """Let the warning call ``module`` by its qualified name."""
+    """Let the log call ``module`` by its qualified name."""
     _names[module] = name
 
 
-def warn_of_fallback(module: nn.Module) -> None:
-    """Warn that the seeds in ``module`` did not run in this call; once for each module."""
-    kind = type(module).__name__
+def new_counter() -> Tensor:
+    """A count of 0: int64, 0-d, on the CPU.
+
+    A tensor, because compiled code adds to it in place at every call, where a Python number would be a
+    constant of the code (and a recompilation at each change). In code that falls back, and only there,
+    it keeps ``mode="reduce-overhead"`` from using CUDA graphs.
+    """
+    with torch.inference_mode(False):
+        return torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+def fell_back(module: nn.Module) -> None:
+    """Count a call of ``module`` in which its seeds do not run, and say so the first time."""
+    counter = getattr(module, COUNTER, None)
+    if counter is not None:
+        counter.add_(1)
     if torch.compiler.is_compiling():
-        _warn_at_compile_time(kind)
-    elif module not in _warned:
-        _warned.add(module)
+        _say_at_compile_time(type(module))
+    elif module not in _said:
+        _said.add(module)
         name = _names.get(module)
-        _warn(f"{name!r} ({kind})" if name else kind)
+        _say(f"{name!r} ({type(module).__name__})" if name else f"the {type(module).__name__}")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _warn_at_compile_time(kind: str) -> None:
-    # Runs while the call is compiled: nothing of it is in the graph.
-    _warn(f"a {kind}")
+def _say_at_compile_time(kind: type) -> None:
+    # Runs while the call is compiled: nothing of it is in the graph. The name of the module would make
+    # graphs of equal modules differ.
+    if kind not in _said_of_kinds:
+        _said_of_kinds.add(kind)
+        _say(f"a {kind.__name__}")
 
 
-def _warn(who: str) -> None:
-    warnings.warn(
-        f"{who} was called with other kinds of arguments than in the example call of fxgraft.trace: "
-        f"it runs as the model has it, and its seeds do not run in such calls",
-        stacklevel=4,
+def _say(who: str) -> None:
+    logger.warning(
+        "%s was called with other kinds of arguments than in the example call of fxgraft.trace: it runs "
+        "as the model has it, and its seeds do not run in such calls",
+        who,
     )

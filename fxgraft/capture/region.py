@@ -14,6 +14,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.fallback import COUNTER, new_counter
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.codegen import Generated, generate
 from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
@@ -51,6 +52,7 @@ class Region:
         self.form = form
         self.base = base
         self._live: Generated | None = None
+        self._fallbacks = 0  # under earlier forwards
         self._known: dict[tuple[tuple[Wiring, ...], Phase], Generated] = {}
         FindSlots(region=name).rewrite(base)
 
@@ -73,6 +75,15 @@ class Region:
     def rejected(self) -> Mapping[str, str]:
         """The nodes of this region that are no slots, with the reason."""
         return rejections_of(self.base)
+
+    @property
+    def fallbacks(self) -> int:
+        """How many calls ran the module's own forward, without its seeds, being of another form.
+
+        Counted while there are grafts here; calls of isolation checks and of compiling ahead count too.
+        """
+        live = self.module.__dict__.get(COUNTER)
+        return self._fallbacks + (0 if live is None else int(live))
 
     def forward_for(self, wirings: tuple[Wiring, ...], phase: Phase) -> Generated:
         """The ``forward`` with these grafts, in the order in which they compose. Installs nothing.
@@ -99,9 +110,11 @@ class Region:
         # Past nn.Module's registers: the grafts belong to the host, and only there to its state.
         attributes.update((_attribute(i), graft) for i, graft in enumerate(grafts))
         if generated is None:
-            attributes.pop("forward", None)
-            attributes.pop(OWN_FORWARD, None)
+            self._fallbacks = self.fallbacks
+            for name in ("forward", OWN_FORWARD, COUNTER):
+                attributes.pop(name, None)
         else:
+            attributes.setdefault(COUNTER, new_counter())
             attributes[OWN_FORWARD] = MethodType(type(self.module).forward, self.module)
             attributes["forward"] = generated.bound_to(self.module)
         self._live = generated

@@ -6,7 +6,6 @@ import copy
 import pickle
 import threading
 import time
-import warnings
 
 import pytest
 import torch
@@ -45,26 +44,47 @@ def _grown(model, x, *slots):
     return host, manager
 
 
-def test_a_call_of_another_form_runs_the_model_and_warns_once_per_region():
+def test_a_call_of_another_form_runs_the_model_is_counted_and_said_once(caplog):
     model, x = Pair(), torch.randn(4, 8)
+    host, manager = _grown(model, x, "a.fc", "b.fc")
+    assert same_bits(host(x), model(x))
+    assert not caplog.records
+    for _ in range(3):
+        assert same_bits(host(x, x), model(x, x))
+    said = [record.getMessage().split(" was called")[0] for record in caplog.records]
+    assert sorted(said) == ["'a' (Masked)", "'b' (Masked)"]
+    counts = {name: region.fallbacks for name, region in host.regions.items()}
+    assert counts == {"": 0, "a": 3, "a.block": 0, "b": 3, "b.block": 0}
+    again = copy.deepcopy(host)
+    again(x, x)
+    assert (again.regions["a"].fallbacks, host.regions["a"].fallbacks) == (4, 3)
+    manager.cull_all()  # and is not forgotten with the seeds
+    assert host.regions["a"].fallbacks == 3
+    manager.germinate("a.fc", "low_rank")
+    host(x, x)
+    assert (host.regions["a"].fallbacks, host.regions["b"].fallbacks) == (4, 3)
+    assert pickle.loads(pickle.dumps(host)).regions["a"].fallbacks == 4
+    assert list(host.state_dict())[: len(model.state_dict())] == list(model.state_dict())
+
+
+@pytest.mark.parametrize("granularity", ["host", "region"])
+def test_counting_neither_breaks_nor_recompiles_a_compiled_graph(granularity, caplog, fresh_compiler):
+    class Local(Masked):
+        pass
+
+    model, x = Pair(), torch.randn(4, 8)
+    model.a, model.b = Local(), Local()
     host, _ = _grown(model, x, "a.fc", "b.fc")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert same_bits(host(x), model(x))
-        assert not caught
+    host.compile(backend="aot_eager", fullgraph=True, granularity=granularity)
+    for call in [(x,), (x, x), (x,), (x, x)]:
+        host(*call).sum().backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
         for _ in range(3):
             assert same_bits(host(x, x), model(x, x))
-    assert sorted(str(w.message).split(" was called")[0] for w in caught) == ["'a' (Masked)", "'b' (Masked)"]
-
-
-def test_the_warning_does_not_break_a_compiled_graph():
-    torch.compiler.reset()
-    model, x = Pair(), torch.randn(4, 8)
-    host, _ = _grown(model, x, "a.fc", "b.fc")
-    compiled = torch.compile(host, backend="aot_eager", fullgraph=True)
-    assert same_bits(compiled(x), model(x))
-    with pytest.warns(UserWarning, match="a Masked was called with other kinds of arguments"):
-        assert same_bits(compiled(x, x), model(x, x))
+            assert same_bits(host(x), model(x))
+            host(x, x).sum().backward()
+    assert host.regions["a"].fallbacks == host.regions["b"].fallbacks == 8
+    assert caplog.text.count("a Local was called with other kinds of arguments") == 1
 
 
 def test_a_part_under_no_grad_leaves_the_callers_setting_alone():
