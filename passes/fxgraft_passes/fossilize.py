@@ -18,7 +18,8 @@ after::
     fossil = relu + type_as
     fc = self.fc(fossil)
 
-A convex graft leaves just the seed; an ``alpha`` other than 1 is folded in as a constant.
+A convex graft leaves just the seed; an ``alpha`` other than 1 is folded in as a constant. A branch
+goes on reading its source, attached as well.
 """
 
 from __future__ import annotations
@@ -51,4 +52,5 @@ class Fossilize(GraphPass):
         site, _ = found
         Cull(self.name).rewrite(graph)
         spec = dataclasses.replace(site.spec, fossil=self.alpha)
-        return Germinate(site.node, site.name, spec=spec, path=site.path).rewrite(graph)
+        again = Germinate(site.node, site.name, spec=spec, path=site.path, source=site.source)
+        return again.rewrite(graph)

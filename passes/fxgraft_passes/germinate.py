@@ -25,6 +25,16 @@ after, ``phase=Phase.BLENDED``::
 
 Several seeds at one node stand one after the other in the order of their names, whatever the order
 in which they came.
+
+A branch around what lies between, ``source="fc1"`` (its input is read where the source is computed,
+behind all seeds there; ``spec.copy_source`` copies it, where something writes into it later)::
+
+    fc1 = self.fc1(x)
+    seed_input = fc1.detach()
+    relu = self.relu(fc1)
+    seed = self._seeds.a.module(seed_input)
+    graft = isolated(relu, seed, 'residual', 'trust', 0.03, False)
+    fc2 = self.fc2(graft)
 """
 
 from __future__ import annotations
@@ -40,7 +50,7 @@ from fxgraft_passes import operators
 from fxgraft_passes.base import GraphPass, node_named
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, check_name
-from fxgraft_passes.sites import GraftSite, chain_at, exit_of, mark
+from fxgraft_passes.sites import GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +64,7 @@ class Germinate(GraphPass):
         spec: mode, objective, isolation.
         phase: which of the forwards of the structure to write.
         path: the attribute that holds the `Graft`; by default ``_seeds.<name>``.
+        source: the name of an earlier node, whose value the seed reads; by default it reads that of ``node``.
     """
 
     node: str
@@ -62,6 +73,7 @@ class Germinate(GraphPass):
     spec: GraftSpec = field(default_factory=GraftSpec)
     phase: Phase = Phase.ISOLATED
     path: str | None = None
+    source: str | None = None
 
     def rewrite(self, graph: fx.Graph) -> bool:
         slot = node_named(graph, self.node)
@@ -72,23 +84,40 @@ class Germinate(GraphPass):
             )
         if known := exit_of(graph, self.name):
             raise SlotError(f"there is a seed {self.name!r} in this graph already, at node {known[0].node!r}")
+        source = self._source(graph, slot)
         host = slot
         for site, exit_node in chain_at(slot):
             if site.name < self.name:
                 host = exit_node
-        self._splice(graph, slot, host)
+        self._splice(graph, slot, host, source)
         return True
 
-    def _splice(self, graph: fx.Graph, slot: fx.Node, host: fx.Node) -> None:
+    def _source(self, graph: fx.Graph, slot: fx.Node) -> fx.Node | None:
+        """The node that a branch reads; None where the seed reads the slot's value."""
+        if self.source is None or self.source == self.node:
+            return None
+        before = next((n for n in graph.nodes if n is slot or n.name == self.source), slot)
+        if before is slot or before.op == "get_attr":
+            there = node_named(graph, self.source)
+            given = "no such node" if there is None else "it comes later" if before is slot else before.op
+            raise SlotError(
+                f"source {self.source!r} of a seed at node {self.node!r}: expected an earlier node that "
+                f"computes a value; got {given}"
+            )
+        return before
+
+    def _splice(self, graph: fx.Graph, slot: fx.Node, host: fx.Node, source: fx.Node | None) -> None:
         consumers, following = list(host.users), host.next
-        site = GraftSite(self.name, slot.name, self.graft_path, self.spec)
+        site = GraftSite(self.name, slot.name, self.graft_path, self.spec, source and source.name)
+        read = None if source is None else end_of_chain(source)
+        written = [] if read is None else _read_early(graph, read, site, self.phase)
         with graph.inserting_before(following):
-            exit_node = _write(graph, host, site, self.phase)
-        written = []
-        while following.prev is not host:
-            following = following.prev
-            written.append(following)
+            exit_node = _write(graph, host, written[-1] if written else read, site, self.phase)
+        written += _between(host, following)
         mark(site, exit_node, written)
+        for node in written:
+            if read in node.all_input_nodes:
+                mark_reader(node)
         for consumer in consumers:
             consumer.replace_input_with(host, exit_node)
 
@@ -107,12 +136,32 @@ class Germinate(GraphPass):
             graph_module.add_submodule(self.graft_path, graft)
 
 
-def _write(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:
-    """Write the nodes of one graft; return the one whose value leaves the slot."""
+def _read_early(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) -> list[fx.Node]:
+    """Write, behind a source, the nodes by which a branch reads it; none where the value will do."""
+    if site.spec.fossil == 0:
+        return []
+    following = value.next
+    while following.op == "placeholder":
+        following = following.next
+    while following.meta.get("graft_of", site.name) < site.name:  # other branches from here, by name
+        following = following.next
+    before = following.prev
+    with graph.inserting_before(following):
+        read = _seed_input(graph, value, site, phase)
+        if site.spec.copy_source:
+            _named(graph.call_method("clone", (read,)), "seed_input")
+    return _between(before, following)
+
+
+def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite, phase: Phase) -> fx.Node:
+    """Write the nodes of one graft; return the one whose value leaves the slot.
+
+    ``read`` is what a branch reads; None where the seed reads the host's value.
+    """
     spec = site.spec
     if spec.fossil == 0:  # for ever nothing of the seed: it does not run
         return _named(graph.call_method("view_as", (host, host)), "fossil")
-    seed_input = _seed_input(graph, host, site, phase)
+    seed_input = _seed_input(graph, host, site, phase) if read is None else read
     module = graph.call_module(f"{site.path}.module", (seed_input,))
     seed = _named(module, "seed")
     if spec.fossil is not None:
@@ -134,16 +183,16 @@ def _write(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.
     return _named(graph.call_function(blend, (host, seed, alpha, learning, *law)), "graft")
 
 
-def _seed_input(graph: fx.Graph, host: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:
+def _seed_input(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:
     """What the seed reads: the value itself, or one through which no gradient reaches the host."""
     spec = site.spec
     if spec.fossil is not None or not spec.isolated:
-        return host
+        return value
     if spec.mode == "convex" and phase is not Phase.ISOLATED:
         # A convex seed takes the host's place, so its isolation ends when it has taken it.
         released = _named(graph.get_attr(f"{site.path}.released"), "released")
-        return _named(graph.call_function(operators.release, (host, released)), "seed_input")
-    return _named(graph.call_method("detach", (host,)), "seed_input")
+        return _named(graph.call_function(operators.release, (value, released)), "seed_input")
+    return _named(graph.call_method("detach", (value,)), "seed_input")
 
 
 def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> fx.Node:
@@ -156,6 +205,14 @@ def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> f
         return _named(graph.call_function(operator.add, (host, seed)), "fossil")
     # A consumer that writes into the value must not write into what the seed keeps for backward.
     return _named(graph.call_method("clone", (seed,)) if spec.copy else seed, "fossil")
+
+
+def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """The nodes that stand between two, in order."""
+    found = []
+    while (first := first.next) is not last:
+        found.append(first)
+    return found
 
 
 def _named(node: fx.Node, name: str) -> fx.Node:

@@ -46,6 +46,7 @@ class GraftSpec:
         isolated: whether the seed's input is cut from the host's gradients.
         copy: whether a consumer writes into the value, so that an alias would not do.
         fossil: None, or the constant alpha that the seed was made permanent at.
+        copy_source: likewise ``copy``, of the value that a branch reads from an earlier node.
     """
 
     mode: str = "residual"
@@ -54,6 +55,7 @@ class GraftSpec:
     isolated: bool = True
     copy: bool = False
     fossil: float | None = None
+    copy_source: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

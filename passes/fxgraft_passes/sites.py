@@ -1,7 +1,9 @@
 """Which nodes of a graph belong to a graft: the one place that knows how a graft is marked.
 
 The node whose value leaves a slot carries ``meta["graft"]``, a `GraftSite`; all nodes of the graft
-carry its name in ``meta["graft_of"]``. The first argument of the exit node is the host's value.
+carry its name in ``meta["graft_of"]``. Of a branch, which reads the value of an earlier node, the node
+that reads it carries ``meta["reads_source"]``. What else a graft reads of the graph around it is the
+host's value at its slot.
 """
 
 from __future__ import annotations
@@ -17,12 +19,21 @@ from fxgraft_passes.graft import GraftSpec
 
 @dataclass(frozen=True)
 class GraftSite:
-    """One graft in a graph: the seed's ``name``, the slot's ``node``, the `Graft`'s ``path``."""
+    """One graft in a graph.
+
+    Attributes:
+        name: the seed's.
+        node: whose value is the slot.
+        path: the attribute that holds the `Graft`.
+        spec: its wiring.
+        source: the earlier node whose value the seed reads; None where it reads that of ``node``.
+    """
 
     name: str
     node: str
     path: str
     spec: GraftSpec
+    source: str | None = None
 
 
 def mark(site: GraftSite, exit_node: fx.Node, nodes: Iterable[fx.Node]) -> None:
@@ -50,15 +61,26 @@ def exit_of(graph: fx.Graph, name: str) -> tuple[GraftSite, fx.Node] | None:
     return next(((site, node) for site, node in exits(graph) if site.name == name), None)
 
 
+def mark_reader(node: fx.Node) -> None:
+    """Mark the node of a branch that reads the source."""
+    node.meta["reads_source"] = True
+
+
+def reader_of(graph: fx.Graph, name: str) -> fx.Node | None:
+    """The node by which the branch of the seed ``name`` reads its source; None of a graft that is none."""
+    return next((node for node in nodes_of(graph, name) if "reads_source" in node.meta), None)
+
+
 def host_value(exit_node: fx.Node) -> fx.Node:
-    """The node that a graft reads and stands behind."""
+    """The node that a graft stands behind."""
     name = exit_node.meta["graft_of"]
     front = [exit_node]
     while front:
-        for source in front.pop().all_input_nodes:
-            if source.meta.get("graft_of") != name:
-                return source
-            front.append(source)
+        node = front.pop()
+        for value in () if "reads_source" in node.meta else node.all_input_nodes:
+            if value.meta.get("graft_of") != name:
+                return value
+            front.append(value)
     raise FxGraftError(f"the graft of seed {name!r} reads nothing of the graph that it is in")
 
 
@@ -70,6 +92,12 @@ def chain_at(slot: fx.Node) -> list[tuple[GraftSite, fx.Node]]:
         chain.append(following)
         value = following[1]
     return chain
+
+
+def end_of_chain(slot: fx.Node) -> fx.Node:
+    """The node whose value leaves a slot: that of its last graft, or its own."""
+    chain = chain_at(slot)
+    return chain[-1][1] if chain else slot
 
 
 def _graft_behind(value: fx.Node, slot: str) -> tuple[GraftSite, fx.Node] | None:

@@ -47,6 +47,12 @@ def in_place(phase: Phase) -> fx.GraphModule:
     return Germinate("conv", "a", nn.Conv2d(3, 3, 1), spec, phase)(traced(InPlace())).graph_module
 
 
+def branch(mode: str, phase: Phase, copy_source: bool = False) -> fx.GraphModule:
+    spec = GraftSpec(mode, copy_source=copy_source)
+    seed = nn.Linear(4, 2)
+    return Germinate("fc2", "a", seed, spec, phase, source="fc1")(traced(Net())).graph_module
+
+
 def printed(graph_module: fx.GraphModule) -> str:
     return f"{graph_module.graph}\n{graph_module.code.rstrip()}\n"
 
@@ -95,6 +101,15 @@ CASES: dict[str, Callable[[], str]] = {
     "two-seeds-ba": lambda: printed(two_seeds("b", "a")),
     "two-seeds-one-culled": lambda: printed(one_of_two_culled()),
     "shared-module-second-call": lambda: printed(second_call()),
+    **{
+        f"branch-{mode}-{phase.value}": lambda m=mode, p=phase: printed(branch(m, p))
+        for mode, phase in product(("residual", "convex"), Phase)
+    },
+    "branch-copied": lambda: printed(branch("residual", Phase.ISOLATED, True)),
+    "branch-fossilized": lambda: printed(Fossilize("a")(branch("residual", Phase.BLENDED)).graph_module),
+    "branch-copied-fossilized": lambda: printed(
+        Fossilize("a", 0.5)(branch("convex", Phase.BLENDED, True)).graph_module
+    ),
     "in-place-isolated": lambda: printed(in_place(Phase.ISOLATED)),
     "in-place-blended": lambda: printed(in_place(Phase.BLENDED)),
     "find-slots-net": lambda: found(Net()),
