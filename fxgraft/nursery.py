@@ -48,6 +48,18 @@ class AddedBranch(nn.Module):
         return x + self.branch(x)  # type: ignore[no-any-return]
 
 
+class Difference(nn.Module):
+    """``module(x) - x``: a replacement as a branch, zero at birth where it begins as the identity."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``x``."""
+        return self.module(x) - x  # type: ignore[no-any-return]
+
+
 class Gated(nn.Module):
     """``sigmoid(gate) * branch(x)``: a branch that learns how much of itself to give.
 
@@ -131,8 +143,11 @@ def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> 
         return blueprint
     if isinstance(blueprint, str):
         known = blueprints.get(blueprint)
+        known.check_mode(mode, slot)
         module = known.build(slot, **config)
-        return AddedBranch(module) if known.branch and mode == "convex" else module
+        if known.branch and mode == "convex":
+            return AddedBranch(module)
+        return Difference(module) if known.replaces and mode != "convex" else module
     if callable(blueprint):
         return blueprint(slot, **config)  # type: ignore[no-any-return]
     raise BlueprintError(

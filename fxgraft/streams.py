@@ -42,7 +42,7 @@ class _Private(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+        if not _draws(func, args, kwargs) or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         if not self._redirect:
             raise GlobalDrawError(str(func.overloadpacket))
@@ -61,6 +61,15 @@ class _Private(TorchDispatchMode):  # type: ignore[no-untyped-call]
             where = "cpu" if device.type == "meta" else device
             self._generators[device] = torch.Generator(where).manual_seed(self._key)
         return self._generators[device]
+
+
+def _draws(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call draws random numbers: fused attention is tagged so, and does only with dropout."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    names = [argument.name for argument in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return "dropout_p" not in names or bool(given.get("dropout_p"))
 
 
 @contextmanager

@@ -14,10 +14,10 @@ import fxgraft
 from fxgraft import blueprints
 from fxgraft.bits import same_bits
 from fxgraft.blueprints import registry
+from fxgraft.blueprints.shapes import LAYOUTS
 from fxgraft.errors import BlueprintError
 from fxgraft.gradients import norm_of
 from fxgraft_passes import Slot
-from fxgraft_passes.graft import MODES
 from fxgraft_passes.objectives import OBJECTIVES
 
 SHAPES = [(4,), (3, 8), (3, 1), (2, 5, 8), (2, 8, 4, 4), (2, 3, 5, 7), (2, 1, 1, 1)]
@@ -40,6 +40,8 @@ def takes(name, shape):
 NAMES = blueprints.names()
 FITTING = [(name, shape) for name, shape in product(NAMES, SHAPES) if takes(name, shape)]
 UNFIT = [(name, shape) for name, shape in product(NAMES, SHAPES) if (name, shape) not in FITTING]
+ALLOWED = [(name, shape, mode) for name, shape in FITTING for mode in blueprints.get(name).modes]
+LEARNING = [case for case in ALLOWED if case[0] != "identity"]  # which has nothing to learn
 
 
 class Model(nn.Module):
@@ -53,11 +55,11 @@ class Model(nn.Module):
         return (x * self.scale).tanh()
 
 
-def grown(name, shape, mode="residual", objective="trust"):
+def grown(name, shape, mode="residual", objective="trust", **config):
     x = torch.randn(shape)
     host = fxgraft.trace(Model(), (x,))
     manager = fxgraft.SeedManager(host)
-    seed = manager.germinate("mul", name, mode=mode, objective=objective)
+    seed = manager.germinate("mul", name, mode=mode, objective=objective, **config)
     return host, manager, seed, x
 
 
@@ -75,6 +77,25 @@ def check_gradients(seed):
 def test_every_blueprint_takes_some_value():
     assert {name for name, _ in FITTING} == set(NAMES)
     assert {"conv_bottleneck", "mlp", "low_rank"} <= set(NAMES)
+    assert {"identity", "norm", "conv_depthwise", "squeeze_excite", "attention"} <= set(NAMES)
+
+
+OF_LAYOUT = {"NC": (3, 8), "NLC": (2, 5, 8), "NCHW": (2, 8, 4, 4), "...C": (2, 3, 2, 2, 8), "any": (4,)}
+
+
+@pytest.mark.parametrize(("name", "layout"), list(product(NAMES, OF_LAYOUT)))
+def test_it_takes_the_layouts_that_it_says(name, layout):
+    accepts = blueprints.get(name).accepts
+    assert OF_LAYOUT.keys() == LAYOUTS.keys()
+    if layout in accepts or "any" in accepts:
+        assert takes(name, OF_LAYOUT[layout])
+    elif not (layout == "NCHW" and "...C" in accepts):
+        assert not takes(name, OF_LAYOUT[layout])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_source_is_known(name):
+    assert ("arXiv" in blueprints.get(name).source) == (name != "identity")
 
 
 @pytest.mark.parametrize(("name", "shape"), FITTING)
@@ -88,19 +109,18 @@ def test_the_shape_of_the_slot_comes_out_and_a_branch_is_zero(name, shape):
         assert same_bits(x + out, x)
 
 
-@pytest.mark.parametrize(("name", "shape"), FITTING)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "shape", "mode"), ALLOWED)
 def test_at_birth_nothing_changes_at_any_alpha(name, shape, mode):
     host, manager, seed, x = grown(name, shape, mode)
     without = Model()(x)
     assert same_bits(host(x), without)
-    if blueprints.get(name).branch:
+    if blueprints.get(name).branch or blueprints.get(name).replaces:
         with manager.at_alpha(seed, 0.5):
             torch.testing.assert_close(host(x), without)
 
 
-@pytest.mark.parametrize(("name", "shape"), FITTING)
-@pytest.mark.parametrize(("mode", "objective"), list(product(MODES, OBJECTIVES)))
+@pytest.mark.parametrize(("name", "shape", "mode"), LEARNING)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_gradient_at_birth(name, shape, mode, objective):
     host, manager, seed, x = grown(name, shape, mode, objective)
     if objective == "shadow":
@@ -111,8 +131,7 @@ def test_a_gradient_at_birth(name, shape, mode, objective):
     check_gradients(seed)
 
 
-@pytest.mark.parametrize(("name", "shape"), FITTING)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "shape", "mode"), LEARNING)
 def test_a_gradient_while_blending(name, shape, mode):
     host, manager, seed, x = grown(name, shape, mode)
     manager.blend(seed, steps=2, schedule="linear")
@@ -120,6 +139,54 @@ def test_a_gradient_while_blending(name, shape, mode):
     assert seed.alpha == pytest.approx(0.5)
     learnt(host, x)
     check_gradients(seed)
+
+
+REZERO = [case for case in ALLOWED if case[0] in ("conv_bottleneck", "conv_depthwise", "mlp", "attention")]
+
+
+@pytest.mark.parametrize(("name", "shape", "mode"), REZERO)
+@pytest.mark.parametrize("objective", ["trust", "straight_through"])
+def test_rezero_adds_nothing_and_learns(name, shape, mode, objective):
+    torch.manual_seed(1)
+    host, manager, seed, x = grown(name, shape, mode, objective, init="rezero")
+    with manager.at_alpha(seed, 0.5):
+        torch.testing.assert_close(host(x), Model()(x))
+    learnt(host, x)
+    alive = {n.rpartition(".")[2] for n, p in seed.module.named_parameters() if p.grad.any()}
+    assert alive == {"scale"}
+
+
+@pytest.mark.parametrize("name", ["conv_bottleneck", "conv_depthwise", "mlp", "attention"])
+def test_an_unknown_initialisation(name):
+    with pytest.raises(BlueprintError, match=r"init: expected one of zero, rezero; got 'random'"):
+        blueprints.get(name).build(slot_of((2, 8, 4, 4)), init="random")
+
+
+def test_a_mode_that_is_not_allowed():
+    with pytest.raises(BlueprintError, match=r"identity at slot 'mul': expected a mode of .*; got 'gated'"):
+        grown("identity", (3, 8), "gated")
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 5, 8), (2, 8, 4, 4)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_net2net_is_the_identity(shape, relu):
+    x = torch.randn(shape)
+    x = x.relu() if relu else x
+    module = blueprints.get("net2net").build(slot_of(shape), relu=relu)
+    torch.testing.assert_close(module(x), x)
+
+
+def test_a_position_sees_itself_and_earlier_ones_unless_it_is_a_pixel():
+    def reach(shape, **config):
+        module = blueprints.get("attention").build(slot_of(shape), init="rezero", **config).branch
+        x = torch.randn(shape, requires_grad=True)
+        module(x).flatten(2).select(2 if len(shape) == 4 else 1, 1).sum().backward()
+        return x.grad.flatten(2).abs().sum(1 if len(shape) == 4 else 2)[0].bool().tolist()
+
+    assert reach((1, 4, 8)) == [True, True, False, False]
+    assert reach((1, 4, 8), causal=False) == [True] * 4
+    assert reach((1, 8, 2, 2)) == [True] * 4
+    assert reach((1, 8, 2, 2), causal=True) == [True, True, False, False]
 
 
 @pytest.mark.parametrize(("name", "shape"), UNFIT)
@@ -149,32 +216,83 @@ def test_what_it_is_and_costs_is_written_down(name):
     assert "parameters" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "option"), [("conv_bottleneck", "reduction"), ("mlp", "hidden"), ("low_rank", "rank")]
-)
-@pytest.mark.parametrize("value", [0, -1, 1.5, "8"])
+OPTIONS = [
+    ("conv_bottleneck", "reduction"),
+    ("conv_depthwise", "kernel"),
+    ("mlp", "hidden"),
+    ("low_rank", "rank"),
+    ("attention", "heads"),
+    ("squeeze_excite", "reduction"),
+    ("norm", "groups"),
+    ("net2net", "kernel"),
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "8", True])
 def test_options_that_cannot_be(name, option, value):
     with pytest.raises(BlueprintError, match=rf"{option}: expected a positive whole number; got {value!r}"):
         blueprints.get(name).build(slot_of((2, 8, 4, 4)), **{option: value})
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "expected"),
+    ("name", "shape", "config", "expected"),
     [
-        ("conv_bottleneck", {}, 2 * 8 * 4 + 9 * 16 + 2 * 4 + 8),
-        ("conv_bottleneck", {"reduction": 1}, 2 * 8 * 8 + 9 * 64 + 2 * 8 + 8),
-        ("low_rank", {"rank": 3}, 2 * 3 * 8),
+        ("attention", (2, 5, 8), {"heads": 3}, "heads that divide 8 features; got 3"),
+        ("norm", (2, 8, 4, 4), {"groups": 3}, "groups that divide .* got 3"),
+        ("norm", (2, 5, 8), {"groups": 2}, "or 1; got 2"),
+        ("conv_depthwise", (2, 8, 4, 4), {"kernel": 2}, "kernel: expected an odd number"),
+        ("net2net", (2, 8, 4, 4), {"kernel": 4}, "kernel: expected an odd number"),
     ],
 )
-def test_the_number_of_parameters_is_as_written(name, config, expected):
-    module = blueprints.get(name).build(slot_of((2, 8, 4, 4)), **config)
-    assert sum(p.numel() for p in module.parameters()) == expected
+def test_options_that_do_not_fit(name, shape, config, expected):
+    with pytest.raises(BlueprintError, match=expected):
+        blueprints.get(name).build(slot_of(shape), **config)
 
 
-@pytest.mark.parametrize(("config", "hidden"), [({}, 8), ({"hidden": 3}, 3)])
-def test_the_number_of_parameters_of_an_mlp(config, hidden):
-    module = blueprints.get("mlp").build(slot_of((2, 5, 8)), **config)
-    assert sum(p.numel() for p in module.parameters()) == 2 * 8 * hidden + hidden + 8
+IMAGE, TOKENS, PIXELS = (2, 8, 4, 4), (2, 5, 8), 2 * 4 * 4
+COSTS = [
+    ("conv_bottleneck", IMAGE, {}, 2 * 8 * 4 + 9 * 16 + 2 * 4 + 8, 2 * PIXELS * (2 * 8 * 4 + 9 * 16)),
+    ("conv_bottleneck", IMAGE, {"reduction": 1}, 2 * 64 + 9 * 64 + 24, 2 * PIXELS * 11 * 64),
+    (
+        "conv_bottleneck",
+        IMAGE,
+        {"init": "rezero"},
+        2 * 8 * 4 + 9 * 16 + 17,
+        2 * PIXELS * (2 * 8 * 4 + 9 * 16),
+    ),
+    ("conv_depthwise", IMAGE, {}, 8 * 9 + 64 + 16, 2 * PIXELS * (8 * 9 + 64)),
+    ("conv_depthwise", IMAGE, {"kernel": 5}, 8 * 25 + 64 + 16, 2 * PIXELS * (8 * 25 + 64)),
+    ("low_rank", IMAGE, {"rank": 3}, 2 * 3 * 8, PIXELS * 4 * 3 * 8),
+    ("low_rank", TOKENS, {"rank": 3}, 2 * 3 * 8, 10 * 4 * 3 * 8),
+    ("mlp", TOKENS, {}, 2 * 64 + 8 + 8, 10 * 4 * 64),
+    ("mlp", TOKENS, {"hidden": 3}, 2 * 24 + 3 + 8, 10 * 4 * 24),
+    ("attention", TOKENS, {"heads": 2}, 4 * 64 + 32, 2 * (8 * 5 * 64 + 4 * 25 * 8)),
+    ("attention", IMAGE, {}, 4 * 64 + 32, 2 * (8 * 16 * 64 + 4 * 256 * 8)),
+    ("squeeze_excite", IMAGE, {}, 2 * 8 * 4 + 4 + 8, 4 * 2 * 8 * 4),
+    ("norm", IMAGE, {}, 16, 0),
+    ("norm", TOKENS, {}, 16, 0),
+    ("scale_shift", TOKENS, {}, 16, 0),
+    ("net2net", IMAGE, {}, 64 * 9 + 8, 2 * PIXELS * 64 * 9),
+    ("net2net", TOKENS, {}, 64 + 8, 10 * 2 * 64),
+    ("identity", TOKENS, {}, 0, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "config", "parameters", "flops"), COSTS)
+def test_it_costs_what_is_written(name, shape, config, parameters, flops):
+    before = torch.get_rng_state()
+    cost = blueprints.get(name).cost(slot_of(shape), **config)
+    assert (cost.parameters, cost.flops) == (parameters, flops)
+    module = blueprints.get(name).build(slot_of(shape), **config)
+    assert sum(p.numel() for p in module.parameters()) == parameters
+    torch.set_rng_state(before)
+    blueprints.get(name).cost(slot_of(shape), **config)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_costs_of_all_are_written():
+    assert {name for name, *_ in COSTS} == set(NAMES)
 
 
 def test_an_unknown_option_names_the_slot():
@@ -204,6 +322,21 @@ def test_a_duplicate_raises_and_keeps_the_first():
     with pytest.raises(BlueprintError, match=r"'mlp'"):
         blueprints.register("mlp", lambda slot: nn.Identity())
     assert blueprints.get("mlp") is first
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"accepts": ("NHWC",)}, r"accepts: expected NC, .*; got \['NHWC'\]"),
+        ({"modes": ("residual", "added")}, r"modes: expected residual, .*; got \['added'\]"),
+        ({"branch": True, "replaces": True}, "branch or replaces, or neither; got both"),
+    ],
+)
+def test_what_cannot_be_said_of_a_blueprint(options, expected):
+    with pytest.raises(BlueprintError, match=f"'odd': (expected )?{expected}"):
+        blueprints.register("odd", lambda slot: nn.Identity(), **options)
+    assert "odd" not in blueprints.names()
 
 
 @pytest.mark.usefixtures("table")

@@ -100,6 +100,17 @@ def test_global_draws_are_caught(draw):
     assert torch.equal(state(), before)
 
 
+def test_fused_attention_draws_only_for_its_dropout():
+    value = torch.randn(1, 2, 4, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    before = torch.get_rng_state()
+    with no_global_draws():
+        attend(value, value, value, is_causal=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(GlobalDrawError), no_global_draws():
+        attend(value, value, value, dropout_p=0.5)
+
+
 def test_what_does_not_draw_is_not_caught():
     with no_global_draws():
         assert same_bits(nn.functional.dropout(torch.ones(3), 0.5, training=False), torch.ones(3))

@@ -2,14 +2,56 @@
 
 A factory is called as ``factory(slot, **config)`` and returns an ``nn.Module`` that maps a value of
 the slot's shape to one of the same shape. A *branch* is added to the host's value (mode
-``residual``); under ``convex`` it is wrapped so that it replaces it by ``x + branch(x)``.
+``residual``); under ``convex`` it is wrapped so that it replaces it by ``x + branch(x)``. A
+*replacement* takes the value's place (``convex``); where seeds are added it is wrapped as
+``module(x) - x``.
 """
 
-from fxgraft.blueprints.branches import conv_bottleneck, low_rank, mlp
-from fxgraft.blueprints.registry import Blueprint, Factory, get, names, register
+from fxgraft.blueprints.affine import norm, scale_shift
+from fxgraft.blueprints.attention import attention, squeeze_excite
+from fxgraft.blueprints.branches import conv_bottleneck, conv_depthwise, low_rank, mlp
+from fxgraft.blueprints.net2net import identity, net2net
+from fxgraft.blueprints.registry import Blueprint, Cost, Factory, get, names, register
 
-register("conv_bottleneck", conv_bottleneck, branch=True)
-register("mlp", mlp, branch=True)
-register("low_rank", low_rank, branch=True)
+_IMAGES, _FEATURES = ("NCHW",), ("NC", "NLC", "...C")
+_BOTH = ("NC", "NLC", "NCHW", "...C")
 
-__all__ = ["Blueprint", "Factory", "get", "names", "register"]
+register(
+    "attention",
+    attention,
+    branch=True,
+    source="Vaswani et al., 2017, arXiv:1706.03762; Wang et al., 2018, arXiv:1711.07971",
+    accepts=("NLC", "NCHW"),
+)
+register(
+    "conv_bottleneck",
+    conv_bottleneck,
+    branch=True,
+    source="He et al., 2016, arXiv:1512.03385",
+    accepts=_IMAGES,
+)
+register(
+    "conv_depthwise",
+    conv_depthwise,
+    branch=True,
+    source="Howard et al., 2017, arXiv:1704.04861",
+    accepts=_IMAGES,
+)
+# A gate in front of nothing would never learn.
+register("identity", identity, replaces=True, accepts=("any",), modes=("residual", "convex", "channelwise"))
+register("low_rank", low_rank, branch=True, source="Hu et al., 2022, arXiv:2106.09685", accepts=_BOTH)
+register("mlp", mlp, branch=True, source="Vaswani et al., 2017, arXiv:1706.03762", accepts=_FEATURES)
+register("net2net", net2net, replaces=True, source="Chen et al., 2016, arXiv:1511.05641", accepts=_BOTH)
+register(
+    "norm",
+    norm,
+    branch=True,
+    source="Ba et al., 2016, arXiv:1607.06450; Wu and He, 2018, arXiv:1803.08494",
+    accepts=_BOTH,
+)
+register("scale_shift", scale_shift, branch=True, source="Lian et al., 2022, arXiv:2210.08823", accepts=_BOTH)
+register(
+    "squeeze_excite", squeeze_excite, branch=True, source="Hu et al., 2018, arXiv:1709.01507", accepts=_IMAGES
+)
+
+__all__ = ["Blueprint", "Cost", "Factory", "get", "names", "register"]

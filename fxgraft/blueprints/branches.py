@@ -1,8 +1,6 @@
 """Branches: modules whose output is added to the host's value, zero at birth.
 
-Zero at birth, so that blending one in changes nothing that was not learnt; and only by a last
-*linear* layer of zeros, whose own weights have a gradient at once. (Zeros in front of a ReLU, or in
-two layers in a row, would be zero for ever.)
+Zero at birth, so that blending one in changes nothing that was not learnt (see `initial` for how).
 """
 
 from __future__ import annotations
@@ -11,104 +9,90 @@ from collections import OrderedDict
 
 from torch import nn
 
+from fxgraft.blueprints.initial import he_normal, silent
+from fxgraft.blueprints.shapes import channels, features, is_image, odd, positive
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import BlueprintError
 
 
-def conv_bottleneck(slot: Slot, *, reduction: int = 4) -> nn.Module:
+def conv_bottleneck(slot: Slot, *, reduction: int = 4, init: str = "zero") -> nn.Module:
     """1x1 convolution to ``C / reduction`` channels, 3x3, 1x1 back to ``C`` (He et al., 2016, fig. 5).
 
     Accepts ``(N, C, H, W)``. With ``B = max(C // reduction, 4)``: ``2 C B + 9 B^2 + 2 B + C``
-    parameters and about ``N H W`` times as many multiply-adds.
+    parameters and ``2 N H W (2 C B + 9 B^2)`` FLOPs.
 
     Args:
         slot: where it goes.
         reduction: by how much the channels are reduced in the middle.
+        init: ``"zero"`` or ``"rezero"`` (one parameter more).
     """
-    channels = _channels(slot, "conv_bottleneck")
-    inner = max(channels // _positive("reduction", reduction), 4)
-    reduce = nn.Conv2d(channels, inner, 1)
-    spatial = nn.Conv2d(inner, inner, 3, padding=1)
-    expand = nn.Conv2d(inner, channels, 1)
-    for conv in (reduce, spatial):
-        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        _zero_bias(conv)
-    _zero(expand)
-    layers = [("reduce", reduce), ("act1", nn.ReLU()), ("spatial", spatial), ("act2", nn.ReLU())]
-    return nn.Sequential(OrderedDict[str, nn.Module]([*layers, ("expand", expand)]))
+    size = channels(slot, "conv_bottleneck")
+    inner = max(size // positive("reduction", reduction), 4)
+    reduce, spatial = nn.Conv2d(size, inner, 1), nn.Conv2d(inner, inner, 3, padding=1)
+    expand = nn.Conv2d(inner, size, 1)
+    he_normal(reduce, spatial, expand)
+    branch = _chain(reduce=reduce, act1=nn.ReLU(), spatial=spatial, act2=nn.ReLU(), expand=expand)
+    return silent(branch, expand, init)
 
 
-def mlp(slot: Slot, *, hidden: int | None = None) -> nn.Module:
+def conv_depthwise(slot: Slot, *, kernel: int = 3, init: str = "zero") -> nn.Module:
+    """A ``kernel x kernel`` convolution of each channel, ReLU, a 1x1 convolution (Howard et al., 2017).
+
+    Accepts ``(N, C, H, W)``. ``C kernel^2 + C^2 + 2 C`` parameters and
+    ``2 N H W (C kernel^2 + C^2)`` FLOPs. Source: MobileNets, arXiv:1704.04861, without its norms.
+
+    Args:
+        slot: where it goes.
+        kernel: the width of the first convolution, odd.
+        init: ``"zero"`` or ``"rezero"`` (one parameter more).
+    """
+    size = channels(slot, "conv_depthwise")
+    each = nn.Conv2d(size, size, odd("kernel", kernel), padding=kernel // 2, groups=size)
+    mix = nn.Conv2d(size, size, 1)
+    he_normal(each, mix)
+    return silent(_chain(each=each, act=nn.ReLU(), mix=mix), mix, init)
+
+
+def mlp(slot: Slot, *, hidden: int | None = None, init: str = "zero") -> nn.Module:
     """Linear to ``hidden``, GELU, linear back, over the last dimension ``D`` (Vaswani et al., 2017).
 
-    Accepts ``(..., D)``. ``2 D hidden + hidden + D`` parameters.
+    Accepts ``(..., D)``. ``2 D hidden + hidden + D`` parameters and ``4 D hidden`` FLOPs for each
+    position.
 
     Args:
         slot: where it goes.
         hidden: the width between; ``D`` by default.
+        init: ``"zero"`` or ``"rezero"`` (one parameter more).
     """
-    features = _features(slot, "mlp")
-    width = _positive("hidden", features if hidden is None else hidden)
-    up, down = nn.Linear(features, width), nn.Linear(width, features)
-    nn.init.kaiming_normal_(up.weight, nonlinearity="relu")
-    _zero_bias(up)
-    _zero(down)
-    return nn.Sequential(OrderedDict[str, nn.Module](up=up, act=nn.GELU(), down=down))
+    size = features(slot, "mlp")
+    between = positive("hidden", size if hidden is None else hidden)
+    up, down = nn.Linear(size, between), nn.Linear(between, size)
+    he_normal(up, down)
+    return silent(_chain(up=up, act=nn.GELU(), down=down), down, init)
 
 
 def low_rank(slot: Slot, *, rank: int = 4) -> nn.Module:
     """``B A x`` with ``A`` of He's uniform initialisation and ``B`` zero (LoRA; Hu et al., 2022).
 
     Accepts ``(N, C, H, W)``, where it acts on the channels as two 1x1 convolutions, and ``(..., D)``
-    otherwise. ``2 rank D`` parameters, no bias.
+    otherwise. ``2 rank D`` parameters, no bias, and ``4 rank D`` FLOPs for each position. Linear:
+    `fxgraft.fold` can merge it into the layer in front of it.
 
     Args:
         slot: where it goes.
         rank: of the map; at most the number of features is useful.
     """
-    rank = _positive("rank", rank)
+    rank = positive("rank", rank)
     down: nn.Conv2d | nn.Linear
     up: nn.Conv2d | nn.Linear
-    if len(slot.shape) == 4:
-        channels = slot.shape[1]
-        down = nn.Conv2d(channels, rank, 1, bias=False)
-        up = nn.Conv2d(rank, channels, 1, bias=False)
+    if is_image(slot):
+        size = channels(slot, "low_rank")
+        down, up = nn.Conv2d(size, rank, 1, bias=False), nn.Conv2d(rank, size, 1, bias=False)
     else:
-        features = _features(slot, "low_rank")
-        down = nn.Linear(features, rank, bias=False)
-        up = nn.Linear(rank, features, bias=False)
+        size = features(slot, "low_rank")
+        down, up = nn.Linear(size, rank, bias=False), nn.Linear(rank, size, bias=False)
     nn.init.kaiming_uniform_(down.weight, a=5**0.5)
-    nn.init.zeros_(up.weight)
-    return nn.Sequential(OrderedDict[str, nn.Module](down=down, up=up))
+    return silent(_chain(down=down, up=up), up, "zero")
 
 
-def _channels(slot: Slot, name: str) -> int:
-    if len(slot.shape) != 4:
-        raise BlueprintError(
-            f"{name} at slot {slot.name!r}: expected a value (N, C, H, W); got {tuple(slot.shape)}"
-        )
-    return slot.shape[1]
-
-
-def _features(slot: Slot, name: str) -> int:
-    if len(slot.shape) < 2:
-        raise BlueprintError(
-            f"{name} at slot {slot.name!r}: expected a value (..., D); got {tuple(slot.shape)}"
-        )
-    return slot.shape[-1]
-
-
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise BlueprintError(f"{name}: expected a positive whole number; got {value!r}")
-    return value
-
-
-def _zero(layer: nn.Conv2d | nn.Linear) -> None:
-    nn.init.zeros_(layer.weight)
-    _zero_bias(layer)
-
-
-def _zero_bias(layer: nn.Conv2d | nn.Linear) -> None:
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _chain(**layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(layers))

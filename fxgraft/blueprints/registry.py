@@ -6,46 +6,114 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from fxgraft import streams
+from fxgraft.blueprints.shapes import LAYOUTS
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
+from fxgraft_passes.graft import MODES
 
 Factory = Callable[..., nn.Module]
 """``factory(slot, **config) -> nn.Module``."""
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a seed costs.
+
+    Attributes:
+        parameters: how many.
+        flops: of one forward pass at the shape of the slot's example, two for each multiply-add;
+            matrix products, convolutions and attention only, as torch's ``FlopCounterMode`` counts.
+    """
+
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
 class Blueprint:
-    """A named factory.
+    """A named factory, and what is known of it. All but ``factory`` is for people and controllers.
 
     Attributes:
         name: what it is asked for by.
         factory: ``factory(slot, **config) -> nn.Module``.
-        branch: whether its modules compute something to be added, and are zero at birth.
+        branch: whether its modules compute something to be added, and are zero at birth. Under
+            ``convex`` one is wrapped as ``x + branch(x)``.
+        replaces: whether its modules compute something to take the value's place, and are the
+            identity at birth. Where seeds are added one is wrapped as ``module(x) - x``.
+        source: the publication that it is from.
+        accepts: the layouts that it takes, as in ``shapes.LAYOUTS``.
+        modes: the modes that it allows.
     """
 
     name: str
     factory: Factory
     branch: bool = False
+    replaces: bool = False
+    source: str = ""
+    accepts: tuple[str, ...] = ()
+    modes: tuple[str, ...] = MODES
 
     def build(self, slot: Slot, **config: object) -> nn.Module:
         """A new module for ``slot``."""
         return self.factory(slot, **config)
 
+    def check_mode(self, mode: str, slot: Slot) -> None:
+        """Raise `BlueprintError` for a mode that it does not allow."""
+        if mode not in self.modes:
+            raise BlueprintError(
+                f"{self.name} at slot {slot.name!r}: expected a mode of {', '.join(self.modes)}; got {mode!r}"
+            )
+
+    def cost(self, slot: Slot, **config: object) -> Cost:
+        """What one at ``slot`` would cost, without its wrapping. Allocates and draws nothing.
+
+        Raises:
+            BlueprintError: as `build` does.
+        """
+        with torch.device("meta"), streams.private_stream(0):
+            module = self.build(slot, **config)
+            value = torch.empty(slot.shape, dtype=torch.get_default_dtype())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(value)
+        return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops())
+
 
 _blueprints: dict[str, Blueprint] = {}
 
 
-def register(name: str, factory: Factory, *, branch: bool = False) -> None:
-    """Add a blueprint. Raises `BlueprintError` if the name is taken or the factory not callable."""
+def register(
+    name: str,
+    factory: Factory,
+    *,
+    branch: bool = False,
+    replaces: bool = False,
+    source: str = "",
+    accepts: tuple[str, ...] = (),
+    modes: tuple[str, ...] = MODES,
+) -> None:
+    """Add a blueprint. The arguments are `Blueprint`'s.
+
+    Raises:
+        BlueprintError: the name is taken, the factory not callable, a layout or mode unknown, or
+            ``branch`` and ``replaces`` are both set.
+    """
     if name in _blueprints:
         raise BlueprintError(f"there is a blueprint {name!r} already; choose another name")
     if not callable(factory):
         raise BlueprintError(
             f"blueprint {name!r}: expected a callable Slot -> nn.Module; got {type(factory).__name__}"
         )
-    _blueprints[name] = Blueprint(name, factory, branch)
+    if branch and replaces:
+        raise BlueprintError(f"blueprint {name!r}: expected branch or replaces, or neither; got both")
+    for option, given, known in (("accepts", accepts, LAYOUTS), ("modes", modes, MODES)):
+        if unknown := [item for item in given if item not in known]:
+            raise BlueprintError(f"blueprint {name!r}: {option}: expected {', '.join(known)}; got {unknown}")
+    _blueprints[name] = Blueprint(name, factory, branch, replaces, source, accepts, modes)
 
 
 def names() -> list[str]:
