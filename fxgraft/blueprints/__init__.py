@@ -8,10 +8,11 @@ the slot's shape to one of the same shape. A *branch* is added to the host's val
 """
 
 from fxgraft.blueprints.affine import norm, scale_shift
-from fxgraft.blueprints.attention import attention, squeeze_excite
 from fxgraft.blueprints.branches import conv_bottleneck, conv_depthwise, low_rank, mlp
-from fxgraft.blueprints.net2net import identity, net2net
+from fxgraft.blueprints.context import attention, squeeze_excite
+from fxgraft.blueprints.from_gradients import gradmax
 from fxgraft.blueprints.registry import Blueprint, Cost, Factory, get, names, register
+from fxgraft.blueprints.replacements import identity, net2net
 
 _IMAGES, _FEATURES = ("NCHW",), ("NC", "NLC", "...C")
 _BOTH = ("NC", "NLC", "NCHW", "...C")
@@ -54,4 +55,4 @@ register(
     "squeeze_excite", squeeze_excite, branch=True, source="Hu et al., 2018, arXiv:1709.01507", accepts=_IMAGES
 )
 
-__all__ = ["Blueprint", "Cost", "Factory", "get", "names", "register"]
+__all__ = ["Blueprint", "Cost", "Factory", "get", "gradmax", "names", "register"]
