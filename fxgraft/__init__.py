@@ -2,6 +2,7 @@
 
 from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
+from fxgraft.compiling.report import CompileReport, compile_report
 from fxgraft.host import Host
 from fxgraft.manager import SeedManager
 from fxgraft.seed import Seed
@@ -12,6 +13,7 @@ from fxgraft_passes import Objective, Slot
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompileReport",
     "Host",
     "Objective",
     "Region",
@@ -23,5 +25,6 @@ __all__ = [
     "blueprints",
     "commands",
     "errors",
+    "compile_report",
     "trace",
 ]

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxgraft.branching import Calls
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
 from fxgraft.compiling.compiled import CompiledHost
+from fxgraft.compiling.job import Install, Job, Task
 from fxgraft.compiling.units import Unit
+from fxgraft.codegen import Generated
 from fxgraft.errors import FxGraftError, SlotError
-from fxgraft.structure import Placement, Structure
+from fxgraft.structure import Structure
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
 
@@ -49,6 +54,7 @@ class Host(nn.Module):
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
         self._slot_table: Mapping[str, Slot] | None = None
+        self._calls: Calls | None = None
         self._own_parameters: dict[int, weakref.ref[nn.Parameter]] | None = None
         self.training = root.training
         self._modules.update(root._modules)
@@ -77,6 +83,19 @@ class Host(nn.Module):
             f"the host has no slot {name!r}; did you mean {', '.join(map(repr, near))}? "
             f"host.slots has all {len(self.slots)}"
         )
+
+    def site(self, name: str, source: str | None = None) -> Slot:
+        """The slot of that name, for a seed that reads the earlier slot ``source`` if one is given.
+
+        Raises:
+            SlotError: there is no such slot, or no such branch; with the reason.
+        """
+        slot = self.slot(name)
+        if source is None or source == name:
+            return slot
+        if self._calls is None:
+            self._calls = Calls(self._regions)
+        return self._calls.branch(self.slot(source), slot)
 
     @property
     def regions(self) -> Mapping[str, Region]:
@@ -170,9 +189,8 @@ class Host(nn.Module):
     def prepare(self, structure: Structure, phases: tuple[Phase, ...]) -> None:
         """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
         for phase in phases:
-            for name, placements in structure.by_region.items():
-                wirings = tuple(p.wiring for p in placements)
-                self._regions[name].forward_for(wirings, phase)
+            for name in structure.by_region:
+                self._generated(structure, name, phase)
 
     def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
@@ -224,10 +242,12 @@ class Host(nn.Module):
     ) -> None:
         for name, phase in phases.items():
             placements = structure.by_region.get(name, ())
-            wirings = tuple(p.wiring for p in placements)
-            region = self._regions[name]
-            generated = region.forward_for(wirings, phase) if placements else None
-            region.install(generated, [grafts[p.seed] for p in placements])
+            generated = self._generated(structure, name, phase) if placements else None
+            self._regions[name].install(generated, [grafts[p.seed] for p in placements])
+
+    def _generated(self, structure: Structure, name: str, phase: Phase) -> Generated:
+        parts = [self._regions[part] for part in structure.merged.get(name, ())]
+        return self._regions[name].forward_for(structure.wirings(name), phase, parts)
 
     @contextmanager
     def probing(self, structure: Structure, phase: Phase) -> Iterator[nn.Module]:
@@ -265,6 +285,30 @@ class Host(nn.Module):
                 if self._compiled.missing(unit, local, phase):
                     with self.probing(self._structure, phase):
                         self._compiled.warm_up(unit, local, phase, *self.trees()[1:])
+
+    def compile_in_helper(
+        self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[Task]
+    ) -> Job:
+        """Let the helper compile for ``structure``. Nothing here is touched.
+
+        Args:
+            structure: for which the tasks are.
+            grafts: the modules of all its seeds, by name.
+            tasks: what to make.
+        """
+        assert self._compiled is not None
+        compiled = self._compiled
+
+        def prepare() -> tuple[Install, list[nn.Module]]:  # in the helper, on its own copy of everything
+            compiled.stop()
+            self._compiled, self.on_call = None, None
+            self.followers.clear()
+            for parameter in (*self.parameters(), *(p for g in grafts.values() for p in g.parameters())):
+                parameter.grad = None
+            self.adopt(structure, Phase.ISOLATED, grafts)
+            return partial(self.probing, structure), self.trees()[1:]
+
+        return Job(tasks, compiled.options, prepare)
 
     # nn.Module's protocol: the root's state is the host's
 
@@ -312,7 +356,7 @@ class Host(nn.Module):
         self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("on_call", "followers", "_run", "_compiled", "_slot_table", "_own_parameters")
+        derived = ("on_call", "followers", "_run", "_compiled", "_slot_table", "_calls", "_own_parameters")
         return {**self.__dict__, **dict.fromkeys(derived)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -320,7 +364,7 @@ class Host(nn.Module):
         self.followers = weakref.WeakKeyDictionary()
         # Copies of slots belong to the copied graphs: take each structure's from there.
         placements = [
-            Placement(p.seed, self.slots[p.slot.name], p.spec, p.kind) for p in self._structure.placements
+            replace(p, slot=self.site(*p.slot.names)) for p in self._structure.placements
         ]
         grafts = self.grafts()
         self._structure = Structure(tuple(placements))

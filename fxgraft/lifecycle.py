@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from fxgraft.change import Birth, Change
 from fxgraft.errors import StageError
 from fxgraft.gradients import SeedGradients
 from fxgraft.host import Host
@@ -17,7 +19,7 @@ from fxgraft.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage, after
-from fxgraft.structure import Placement, Structure, kind_of
+from fxgraft.structure import Placement, kind_of
 from fxgraft.swap import follow_stages, phase_for, swap
 from fxgraft_passes import Graft, GraftSpec, Slot
 from fxgraft_passes.graft import alpha_shape
@@ -35,6 +37,8 @@ class Lifecycle:
 
     Attributes:
         seeds: name -> seed, in the order of germination.
+        departing: the names of seeds that are culled, and whose grafts are still in the graph.
+        cold: whether changes leave compiling for later.
     """
 
     def __init__(
@@ -49,36 +53,98 @@ class Lifecycle:
         self.registry = SeedParameterRegistry(optimizers, schedulers)
         self.gradients = SeedGradients(on_dropped)
         self.seeds: dict[str, Seed] = {}
+        self.departing: set[str] = set()
+        self.cold = False
         self._on_stage = on_stage
 
-    def go_live(self, seed: Seed, slot: Slot, module: nn.Module) -> None:
-        """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers."""
+    # One change of the structure, or several at once
+
+    def conceive(self, seed: Seed, slot: Slot, module: nn.Module) -> Birth:
+        """The graft and the placement of a seed as they fit the host now. Changes nothing."""
         self._refuse_strangers(seed)
         self.registry.check(seed.hyper, seed.name, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
         graft = Graft(module, dtype=around.dtype, device=around.device, alpha_shape=shape)
         graft.train(around.training)
-        placement = Placement(seed.name, slot, seed.spec, kind_of(module))
+        return Birth(seed, Placement(seed.name, slot, seed.spec, kind_of(module)), graft)
+
+    def commit(self, change: Change, warm_up: bool = True) -> None:
+        """Swap in the structure that ``change`` leads to: host, optimizers and hooks, or nothing.
+
+        Args:
+            change: what is born, culled and fossilized.
+            warm_up: whether to compile what is missing before the structure is live.
+        """
+        warm_up = warm_up and not self.cold
         with ExitStack() as undo:
-            self.registry.claim(seed, module, self.host.owns)
-            undo.callback(self.registry.disown, seed.name)
-            undo.callback(seed.leave, seed.stage)
-            seed.take(graft)
-            seed.enter(after(seed.stage, "go live", seed.name))
-            undo.callback(self.seeds.pop, seed.name)
-            self.seeds[seed.name] = seed
-            self._swap(undo, self.host.structure.with_placement(placement), {seed.name: graft})
-            undo.callback(self.registry.leave, list(module.parameters()))
-            self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, seed.hyper)
-            undo.callback(self.gradients.unwatch, seed.name)
-            self.gradients.watch(seed.name, list(module.parameters()))
+            for birth in change.births:
+                self._enter(undo, birth)
+            self._remove(undo, change.deaths)
+            for seed, _ in change.fossils:
+                undo.callback(setattr, seed, "stage", seed.stage)
+                seed.stage = after(seed.stage, "fossilize", seed.name)
+            grafts = {birth.seed.name: birth.graft for birth in change.births}
+            phase = phase_for(self.seeds.values())
+            swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
+            for birth in change.births:
+                self._join(undo, birth)
             undo.pop_all()
-        self._on_stage(seed)
+        for seed in change.deaths:
+            self._let_go(seed)
+        for name in change.departed:
+            self.departing.discard(name)
+        for seed, _ in change.fossils:
+            self.gradients.unwatch(seed.name)
+            self.registry.disown(seed.name)
+        for seed in (*(birth.seed for birth in change.births), *(seed for seed, _ in change.fossils)):
+            self._on_stage(seed)
+
+    def _enter(self, undo: ExitStack, birth: Birth) -> None:
+        """GERMINATED -> TRAINING, as far as comes before the swap."""
+        seed, module = birth.seed, birth.graft.module
+        self.registry.claim(seed, module, self.host.owns)
+        undo.callback(self.registry.disown, seed.name)
+        undo.callback(seed.leave, seed.stage)
+        seed.take(birth.graft)
+        seed.enter(after(seed.stage, "go live", seed.name))
+        undo.callback(self._reorder, {n: other for n, other in self.seeds.items() if other is not seed})
+        self.seeds[seed.name] = seed
+
+    def _join(self, undo: ExitStack, birth: Birth) -> None:
+        """Into the optimizers and under watch, which comes after the swap."""
+        seed, module = birth.seed, birth.graft.module
+        undo.callback(self.registry.leave, list(module.parameters()))
+        self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, seed.hyper)
+        undo.callback(self.gradients.unwatch, seed.name)
+        self.gradients.watch(seed.name, list(module.parameters()))
+
+    def _remove(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
+        undo.callback(self._reorder, dict(self.seeds))
+        for seed in seeds:
+            del self.seeds[seed.name]
+
+    def _let_go(self, seed: Seed) -> None:
+        """Out of optimizers and hooks."""
+        self.gradients.unwatch(seed.name)
+        if seed.module is not None:
+            # Its own of now, and those that joined: load_state_dict(assign=True) makes others of them.
+            self.registry.leave([*seed.module.parameters(), *self.registry.parameters(seed.name)])
+        self.registry.disown(seed.name)
+
+    def _reorder(self, seeds: Mapping[str, Seed]) -> None:
+        self.seeds.clear()  # in place: others look at this very dictionary
+        self.seeds.update(seeds)
+
+    def go_live(self, seed: Seed, slot: Slot, module: nn.Module) -> None:
+        """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers."""
+        self.commit(Change(births=(self.conceive(seed, slot, module),)))
 
     def _refuse_strangers(self, seed: Seed) -> None:
         """Raise `StageError` if the host has live grafts of another manager, or one of that name."""
         for placement in self.host.structure.placements:
+            if placement.seed in self.departing and placement.seed != seed.name:
+                continue
             if placement.seed == seed.name or (
                 placement.spec.fossil is None and placement.seed not in self.seeds
             ):
@@ -117,38 +183,36 @@ class Lifecycle:
 
     def forget(self, seed: Seed) -> None:
         """Take a seed out of everything, whatever its stage."""
-        order = list(self.seeds)
-        with ExitStack() as undo:
+        if seed.module is None:
             del self.seeds[seed.name]
-            undo.callback(self._restore, seed, order)
-            self._swap(undo, self.host.structure.without(seed.name))
-            undo.pop_all()
-        self.gradients.unwatch(seed.name)
-        if seed.module is not None:
-            # Its own of now, and those that joined: load_state_dict(assign=True) makes others of them.
-            self.registry.leave([*seed.module.parameters(), *self.registry.parameters(seed.name)])
-        self.registry.disown(seed.name)
+            return
+        self.commit(Change(deaths=(seed,)))
+
+    def retire(self, seed: Seed) -> None:
+        """Any live stage -> CULLED at once, with no other structure: at alpha 0, which nothing feels.
+
+        The graft departs from the graph with a later `commit`; its name is not free until then.
+        """
+        stage = after(seed.stage, "cull", seed.name)
+        graft = self.host.graft(seed.name)
+        del self.seeds[seed.name]
+        self.departing.add(seed.name)
+        seed.set_alpha(*(0.0 for _ in seed.alphas))
+        graft.learning.fill_(False)
+        graft.released.fill_(False)
+        follow_stages(self.host, self.seeds.values())
+        self._let_go(seed)
+        seed.leave(stage)
+        self._on_stage(seed)
 
     def fossilize(self, seed: Seed) -> None:
         """HOLDING -> FOSSILIZED: a plain part of the host, its parameters the host's."""
+        self.commit(Change(fossils=((seed, self.fossil(seed)),)))
+
+    def fossil(self, seed: Seed) -> Placement:
+        """The placement of a seed as a plain part of the host, at the alpha that it holds."""
+        after(seed.stage, "fossilize", seed.name)
         assert seed.module is not None
-        slot = self.host.slots[seed.slot]
-        spec = GraftSpec(seed.spec.mode, seed.spec.objective, seed.spec.radius, False, slot.copy, seed.alpha)
-        placement = Placement(seed.name, slot, spec, kind_of(seed.module))
-        with ExitStack() as undo:
-            undo.callback(setattr, seed, "stage", seed.stage)
-            seed.stage = after(seed.stage, "fossilize", seed.name)
-            self._swap(undo, self.host.structure.with_placement(placement))
-            undo.pop_all()
-        self.gradients.unwatch(seed.name)
-        self.registry.disown(seed.name)
-        self._on_stage(seed)
-
-    def _swap(self, undo: ExitStack, structure: Structure, new: Mapping[str, Graft] | None = None) -> None:
-        phase = phase_for(self.seeds.values())
-        swap(undo, self.host, structure, phase, new)
-
-    def _restore(self, seed: Seed, order: list[str]) -> None:
-        self.seeds[seed.name] = seed
-        for name in order:
-            self.seeds[name] = self.seeds.pop(name)
+        slot = self.host.site(seed.slot, seed.source)
+        spec = replace(seed.spec, isolated=False, fossil=seed.alpha)
+        return Placement(seed.name, slot, spec, kind_of(seed.module))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft import checkpoint, nursery, probing, schedules, streams
+from fxgraft.background import Background
 from fxgraft.commands import Command, Reply
 from fxgraft.dispatch import Dispatcher
 from fxgraft.errors import SlotError, StageError
@@ -22,10 +23,9 @@ from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
 from fxgraft.isolation import Violation
 from fxgraft.lifecycle import Lifecycle
-from fxgraft.monitor import DEFAULT_INTERVAL, IsolationMonitor
+from fxgraft.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
 from fxgraft.names import SeedNames
 from fxgraft.nursery import BlueprintLike
-from fxgraft.prefetch import Prefetcher
 from fxgraft.registry import SeedParameterRegistry
 from fxgraft.reporter import Reporter
 from fxgraft.schedules import Ramp, Schedule
@@ -59,6 +59,8 @@ class SeedManager:
         cooldown: for how many steps a slot refuses new seeds after a cull there.
         prefetch_timeout: seconds after which a germination with ``wait=False`` is given up; None: never.
         metrics_every: training steps between two ``metrics`` events to the sinks; 0 for none.
+        helper: ``"auto"`` compiles in a helper process what training is not to wait for, where such a
+            process can be forked (Linux, a host on the CPU); ``"off"`` never does.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class SeedManager:
         cooldown: int = 0,
         prefetch_timeout: float | None = 300.0,
         metrics_every: int = 0,
+        helper: str = "auto",
     ):
         inner = getattr(host, "module", None) if not isinstance(host, Host) else host
         if not isinstance(inner, Host):
@@ -97,7 +100,7 @@ class SeedManager:
         self._seeds = self._lifecycle.seeds
         self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
         self._dispatcher = Dispatcher(self)
-        self._prefetcher = Prefetcher(self._lifecycle, self._reporter, prefetch_timeout)
+        self._background = Background(self._lifecycle, self._reporter, prefetch_timeout, helper)
         self._metrics_every = metrics_every
         self._names = SeedNames()
         self._gates = gates
@@ -146,7 +149,10 @@ class SeedManager:
         Args:
             slot_name: one of ``host.slots``.
             blueprint: a registered name, an ``nn.Module``, or a factory ``Slot -> nn.Module``.
-            source: not supported yet.
+            source: an earlier slot, whose value the seed reads in the place of its own slot's: a branch
+                around what lies between. The seed's output has the shape of the slot, and its input that
+                of the source. Slots of two regions may be joined so, where the regions up to the one
+                around both can run as one graph; it does while the branch lives.
             name: the seed's; a new one is made by default.
             mode: ``"residual"`` (the default) adds the seed's output, ``"convex"`` replaces the
                 host's value by it, ``"gated"`` adds it scaled by a gate that the seed learns,
@@ -163,21 +169,20 @@ class SeedManager:
             **config: passed to the blueprint's factory.
 
         Raises:
-            SlotError: there is no such slot.
+            SlotError: there is no such slot, or no branch from that source to it.
             BlueprintError: the blueprint is unknown, fails, or does not fit the slot.
             ValueError: for an unknown mode, objective or hyper-parameter, a name that cannot be one, or
                 a ``hyper`` where an optimizer has a scheduler that is not in ``schedulers``.
             StageError: the name is taken.
         """
         self._refuse_inside("germinate")
-        if source is not None:
-            raise SlotError(f"source={source!r}: branches between two slots are not supported yet")
-        slot = self.host.slot(slot_name)
+        slot = self.host.site(slot_name, source)
         wait_for = self._refuses_until.get(slot_name, 0) - self._reporter.step
         if self.enabled and wait_for > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         law = objective if isinstance(objective, Objective) else Objective(objective)
-        spec = GraftSpec(mode or "residual", law.name, law.radius, isolated, slot.copy)
+        copies = {"copy": slot.copy, "copy_source": slot.input.copy and slot.source is not None}
+        spec = GraftSpec(mode or "residual", law.name, law.radius, isolated, **copies)
         label = nursery.label(blueprint)
         registered = isinstance(blueprint, str)
         seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
@@ -187,6 +192,7 @@ class SeedManager:
             return seed
         self.registry.check(hyper)
         seed.hyper = hyper if hyper is None else dict(hyper)
+        seed.source = slot.names[1]
         if spec.mode == "convex" and isolated:
             logger.warning(
                 "seed %r: an isolated convex seed starves the host before slot %r of gradients as "
@@ -204,7 +210,7 @@ class SeedManager:
             self._lifecycle.go_live(seed, slot, build())
             self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
         else:
-            self._prefetcher.start(seed, slot, build)
+            self._background.germinate(seed, slot, build)
             self._on_stage(seed)
         return seed
 
@@ -244,6 +250,11 @@ class SeedManager:
     def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
 
+        Args:
+            seed: a live one, or one in preparation.
+            wait: False takes effect at once as well, through alpha 0 and out of the optimizers; its
+                graft leaves the graph at a later `step`, when a compiled host has the code for that.
+
         Raises:
             StageError: the seed is a fossil, or gone.
         """
@@ -252,13 +263,20 @@ class SeedManager:
         if seed.stage is Stage.DORMANT:
             del self._seeds[seed.name]
             return self._reporter.operation("cull", seed, disabled=True)
-        self._prefetcher.cancel(seed)
-        self._lifecycle.cull(seed)
+        self._background.cancel(seed)
+        if wait or not seed.is_live:
+            self._lifecycle.cull(seed)
+        else:
+            self._lifecycle.retire(seed)
         self._refuses_until[seed.slot] = self._reporter.step + self._cooldown
         return None
 
-    def fossilize(self, seed: Seed | str) -> None:
+    def fossilize(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Make a HOLDING seed a plain part of the host, at the alpha that it holds.
+
+        Args:
+            seed: a HOLDING one.
+            wait: False leaves it HOLDING until a later `step`, when a compiled host has the code.
 
         Raises:
             StageError: the seed is not HOLDING.
@@ -269,7 +287,7 @@ class SeedManager:
             return self._reporter.operation("fossilize", seed, disabled=True)
         after(seed.stage, "fossilize", seed.name)
         self._pass_gate("fossilize", seed)
-        return self._lifecycle.fossilize(seed)
+        return self._lifecycle.fossilize(seed) if wait else self._background.fossilize(seed)
 
     def cull_all(self) -> list[str]:
         """Cull every seed that is live or in preparation, the latest first; return their names.
@@ -299,7 +317,7 @@ class SeedManager:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``."""
         self._refuse_inside("step")
         self._reporter.step += 1
-        self._prefetcher.step()
+        self._background.step()
         self._lifecycle.gradients.step_done()
         for seed in list(self._seeds.values()):
             if not seed.paused:
@@ -315,7 +333,7 @@ class SeedManager:
 
         The seed is ``""`` for a metric of the whole. Norms are of the gradients that are there now.
         """
-        pending = len(self._prefetcher)
+        pending = len(self._background)
         return collect(self.host, self._seeds.values(), self.registry, self._reporter.counters, pending)
 
     def shadow(self) -> AbstractContextManager[None]:
@@ -439,7 +457,8 @@ class SeedManager:
 
     def _on_stage(self, seed: Seed) -> None:
         if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
-            self.monitor.look_soon()
+            # What lands in the background comes at a step of its own choice: that one stays ordinary.
+            self.monitor.look_soon(LATER if self._background.is_landing else 0)
         self._reporter.stage(seed)
 
 

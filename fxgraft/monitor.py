@@ -17,6 +17,9 @@ from fxgraft.seed import Seed
 from fxgraft.telemetry.events import logger
 
 DEFAULT_INTERVAL = 500
+LATER = 3
+"""How many calls of `IsolationMonitor.step` from a landing in the background to its check: the one in
+which it lands, the first step with the new structure, and the one that is checked."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ class IsolationMonitor:
         self.checks = 0
         self.violations = 0
 
-    def look_soon(self) -> None:
-        """Check the next training step."""
+    def look_soon(self, after: int = 0) -> None:
+        """Check the next training step, or the one that is ``after`` calls of `step` from now."""
         if self._interval:
-            self._until_next = 0
-            self._host.on_call = self._take
+            self._until_next = after
+            self._host.on_call = self._take if after <= 1 else None
 
     def step(self, seeds: Collection[Seed]) -> None:
         """One training step has passed. Raises `IsolationError` if strict and there was a violation."""

@@ -13,7 +13,12 @@ from fxgraft_passes import Graft, Phase
 
 
 def swap(
-    undo: ExitStack, host: Host, structure: Structure, phase: Phase, new: Mapping[str, Graft] | None = None
+    undo: ExitStack,
+    host: Host,
+    structure: Structure,
+    phase: Phase,
+    new: Mapping[str, Graft],
+    warm_up: bool = True,
 ) -> None:
     """Let ``host`` run ``structure``, with all that it needs made (and compiled) before it is live.
 
@@ -23,15 +28,17 @@ def swap(
         structure: the structure to run.
         phase: the forward to run first.
         new: the grafts that the host does not have yet, by the names of their seeds.
+        warm_up: whether to compile what is missing.
     """
     have, before = host.grafts(), host.structure
     undo.callback(host.adopt, host.structure, host.phase, have)
     for copy in host.followers:  # back first, with what they had: a culled seed's average is not made anew
         undo.callback(copy.adopt, copy.structure, copy.phase, copy.grafts())
-    grafts = {p.seed: (have | dict(new or {}))[p.seed] for p in structure.placements}
+    grafts = {p.seed: (have | dict(new))[p.seed] for p in structure.placements}
     host.prepare(structure, structure.phases)
     host.adopt(structure, phase, grafts)
-    host.warm_up(before)
+    if warm_up:
+        host.warm_up(before)
 
 
 def phase_for(seeds: Iterable[Seed]) -> Phase:

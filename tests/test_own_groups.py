@@ -384,7 +384,7 @@ def test_prefetched_and_waited_for_give_the_same_groups() -> None:
     for wait in (True, False):
         world = World("nested")
         world.germinate(wait=wait)
-        world.manager._prefetcher.wait(10)
+        world.manager._background.wait(10)
         world.train(3)
         looks.append((settings(world.optimizers), scheduler_states(world.schedulers)))
     assert looks[0] == looks[1]
@@ -418,7 +418,7 @@ def _late(world: World) -> None:
     """Asked for first, live second: the groups are not in the order of the seeds."""
     world.germinate("late", wait=False)
     world.germinate("early", hyper={"lr": 3e-3})
-    world.manager._prefetcher.wait(10)
+    world.manager._background.wait(10)
     world.train(1, first=3)
 
 

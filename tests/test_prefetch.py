@@ -53,7 +53,7 @@ class Gate:
 
 
 def land(manager: SeedManager) -> None:
-    assert manager._prefetcher.wait(30)
+    assert manager._background.wait(30)
     manager.step()
 
 

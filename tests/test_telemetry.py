@@ -52,7 +52,7 @@ def course(host: fxgraft.Host, optimizer: Any, manager: SeedManager) -> Any:
             manager.cull("b")
         if step == 4:
             manager.germinate(SLOT, "mlp", name="c", wait=False)
-            manager._prefetcher.wait(30)
+            manager._background.wait(30)
         if step == 5:
             manager.cull_all()
         manager.step()
@@ -92,7 +92,7 @@ def test_every_metric_has_its_value() -> None:
     manager.germinate(SLOT, Scale(), name="a")
     manager.germinate("stem", InPlaceArmed(), name="bad")
     manager.germinate("stem", Scale(), name="late", wait=False)
-    manager._prefetcher.wait(30)
+    manager._background.wait(30)
     manager.blend("a", steps=4, schedule="linear")
     train(host, optimizer, [PLAN.batch(0)], lambda _: manager.step())
     manager.measure("a", lambda: 1.0 if manager.seeds["a"].alpha == 0 else 0.75)
@@ -115,7 +115,7 @@ def test_every_metric_has_its_value() -> None:
     assert found["kasmina.prefetch.latency_ms"][""] > 0
     manager.germinate("stem", lambda slot: 3, name="fails", wait=False)
     assert manager.metrics()["kasmina.prefetch.pending"] == {"": 1}
-    manager._prefetcher.wait(30)
+    manager._background.wait(30)
     manager.step()
     manager.cull_all()
     found = manager.metrics()

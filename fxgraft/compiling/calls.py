@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,20 +77,45 @@ class CallKind:
     def made_up(self, *modules: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments for such a call, with the mode of ``modules``, gradients and autocast as in one."""
         args, kwargs = pytree.tree_unflatten([_example(leaf) for leaf in self.leaves], self.form)
-        for module in modules:
-            if module.training != self.training:
-                module.train(self.training)
         device, dtype = self.autocast or ("cpu", None)
         with (
+            _mode(modules, self.training),
             torch.set_grad_enabled(self.grad),
             torch.autocast(device, dtype=dtype, enabled=self.autocast is not None),
         ):
             yield args, kwargs
 
 
+def merge(kinds: Iterable[CallKind]) -> list[CallKind]:
+    """As few kinds as cover all: those that differ in sizes become one, with these sizes dynamic."""
+    merged: list[CallKind] = []
+    for kind in kinds:
+        for i, other in enumerate(merged):
+            if (both := other.merged(kind)) is not None:
+                merged[i] = both
+                break
+        else:
+            merged.append(kind)
+    return merged
+
+
 def covers(made: CallKind, kind: CallKind) -> bool:
     """Whether code that was made for ``made`` serves calls of ``kind``: equal but for dynamic sizes."""
     return made == kind or made.merged(kind) == made
+
+
+@contextmanager
+def _mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    """Train or eval mode inside; each module is back in its own afterwards (some may differ)."""
+    changed = [module for module in modules if module.training != training]
+    before = [(part, part.training) for module in changed for part in module.modules()]
+    for module in changed:
+        module.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.compiling.calls import CallKind, glance
+from fxgraft.compiling.calls import CallKind, glance, merge
+from fxgraft.compiling.job import Task
 from fxgraft.compiling.units import Unit, units_of
 from fxgraft.compiling.variants import Variant, Variants, enter, touch
 from fxgraft.structure import Structure
@@ -38,13 +40,16 @@ class CompiledHost:
         self.units = units_of(root, granularity)
         self.variants = Variants(self.options)
         self._root = root
+        self._running: dict[Unit, tuple[Structure, Phase]] = {}
 
     # What runs
 
     def run(self, structure: Structure, phases: Mapping[Unit, Phase]) -> Callable[..., Any]:
         """Let units run their parts of ``structure``, each in its phase; return what calls the host."""
         for unit, phase in phases.items():
-            call = self._caller(unit, self.variant(unit, unit.local(structure), phase))
+            local = unit.local(structure)
+            self._running[unit] = local, phase
+            call = self._caller(unit, self.variant(unit, local, phase))
             if not unit.name:
                 return call
             unit.module.__dict__[_COMPILED_CALL] = call
@@ -120,8 +125,8 @@ class CompiledHost:
 
     def is_there(self, unit: Unit, local: Structure, phase: Phase) -> bool:
         """Whether there is code for every call that was seen."""
-        known = self.variants.peek((unit.kind, local.key, phase)) is not None
-        return known and not self.missing(unit, local, phase)
+        variant = self.variants.peek((unit.kind, local.key, phase))
+        return variant is not None and not variant.given_up and not self.missing(unit, local, phase)
 
     def missing(self, unit: Unit, local: Structure, phase: Phase) -> list[CallKind]:
         """The kinds of call seen that there is no code for, the latest first."""
@@ -133,6 +138,56 @@ class CompiledHost:
         """The units that have a graft in one of the structures."""
         regions = [region for structure in structures for region in structure.by_region]
         return [unit for unit in self.units if any(map(unit.holds, regions))]
+
+    # What the helper is to make
+
+    def tasks_for(self, structure: Structure, before: Structure) -> list[Task]:
+        """What is missing for ``structure`` in the units where it is not ``before``; urgent ones first."""
+        tasks = []
+        for unit in self.touched(structure, before):
+            local = unit.local(structure)
+            for phase in local.phases:
+                tasks += self._tasks(unit, local, phase, self.missing(unit, local, phase))
+        if not any(task.kind.trains for task in tasks):
+            return tasks
+        # Calls of the training loop first: the structure is live when there is code for those.
+        tasks = [replace(task, is_required=task.kind.trains) for task in tasks]
+        return sorted(tasks, key=lambda task: not task.is_required)
+
+    def tasks_wanted(self) -> list[Task]:
+        """What calls of late had to do without."""
+        tasks = []
+        for unit, (local, phase) in self._running.items():
+            variant = self.variants.peek((unit.kind, local.key, phase))
+            if variant is not None and variant.wanted:
+                tasks += self._tasks(
+                    unit, local, phase, [*variant.wanted, *(k for k, _ in variant.artifacts)]
+                )
+        return tasks
+
+    def tasks_settled(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[Task]:
+        """The forwards that save the objectives, for units of several seeds none of which learns now."""
+        tasks = []
+        for unit in self.touched(structure):
+            local = unit.local(structure)
+            live = [grafts[p.seed] for p in local.placements if p.spec.fossil is None]
+            if len(live) > 1 and not any(bool(graft.learning) for graft in live):
+                missing = self.missing(unit, local, Phase.SETTLED)
+                tasks += self._tasks(unit, local, Phase.SETTLED, missing)
+        return [replace(task, is_extra=True) for task in tasks if not task.variant.given_up]
+
+    def _tasks(self, unit: Unit, local: Structure, phase: Phase, kinds: Iterable[CallKind]) -> list[Task]:
+        variant = self.variant(unit, local, phase)
+        kinds = list(kinds) if self.options.get("dynamic") is False else merge(kinds)
+        fresh = [kind for kind in kinds if all(kind != made for made, _ in variant.artifacts)]
+        return [Task(unit, variant, phase, kind) for kind in fresh]
+
+    def expect_help(self, structure: Structure) -> None:
+        """Let calls of ``structure`` run uncompiled until there is code of the helper for them."""
+        for unit in self.touched(structure):
+            local = unit.local(structure)
+            for phase in local.phases:
+                self.variant(unit, local, phase).helped = True
 
     def warm_up(self, unit: Unit, local: Structure, phase: Phase, *others: nn.Module) -> None:
         """Compile the variant that is installed now for every kind of call that was seen before.

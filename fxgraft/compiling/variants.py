@@ -47,6 +47,7 @@ class Variant:
         helped: whether code is to come from the helper: calls that there is none for run uncompiled.
         wanted: kinds of call that had to.
         misses: how many calls had to.
+        given_up: whether the helper failed to make this variant, which the host can do without.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Variant:
     helped: bool = False
     wanted: dict[CallKind, None] = field(default_factory=dict)
     misses: int = 0
+    given_up: bool = False
 
     @classmethod
     def make(cls, label: str, options: Mapping[str, Any]) -> Variant:

@@ -176,7 +176,7 @@ def _late_landing(manager: SeedManager) -> None:
     manager.germinate("relu", slow, name="slow", wait=False)
     manager.germinate("relu", "low_rank", name="b", rank=6)
     release.set()
-    manager._prefetcher.wait(10)
+    manager._background.wait(10)
 
 
 def _two(host: fxgraft.Host) -> list[Any]:

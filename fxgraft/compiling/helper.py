@@ -1,0 +1,131 @@
+"""A process that compiles while the trainer goes on.
+
+It is forked, so it knows all that the trainer knows, classes of notebooks and scripts included, and
+nothing has to be copied or imported: what it changes in the host, it changes in its own memory. It
+runs one thread of torch at low priority, is in a process group of its own with the compilers that it
+starts, and ends when the trainer does.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+Send = Callable[[Any], None]
+Work = Callable[[Send], None]
+
+_NICENESS = 5
+_LOOK_AFTER_PARENT = 0.5  # seconds
+
+
+class Helper:
+    """One run of the helper.
+
+    Args:
+        work: what to do there; is given a function that sends a message to the trainer.
+    """
+
+    def __init__(self, work: Work):
+        context = get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_main, args=(work, sender, os.getpid()), daemon=True)
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads: the child runs none of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process.start()
+        sender.close()
+        self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # Read in a thread: a message that arrives slowly, or never whole, must not hold up a step.
+        self._reader = threading.Thread(target=_read, args=(receiver, self._messages), daemon=True)
+        self._reader.start()
+        self._stop = weakref.finalize(self, _kill, self._process)
+
+    def receive(self) -> Any:
+        """The next message that has arrived; None if there is none."""
+        try:
+            return self._messages.get_nowait()
+        except queue.Empty:
+            return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and every message of it was received."""
+        return not self._reader.is_alive() and self._messages.empty()
+
+    @property
+    def failure(self) -> str | None:
+        """How it ended, where that was not as it should; None otherwise, and while it runs."""
+        if not self.is_over:
+            return None
+        self._process.join(_LOOK_AFTER_PARENT)  # it has closed its end: it is gone, or about to be
+        code = self._process.exitcode
+        if code == 0:
+            return None
+        if code is not None and code < 0:
+            return f"the helper process was killed by {signal.Signals(-code).name}"
+        return f"the helper process ended with exit status {code}"
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until every message has arrived."""
+        self._reader.join(timeout)
+
+    def stop(self) -> None:
+        """Kill it, with everything that it started."""
+        self._stop()
+
+
+def unavailable(devices: Iterable[torch.device]) -> str | None:
+    """Why no helper can be forked for a host on ``devices``; None if one can."""
+    if sys.platform != "linux":
+        return f"it is forked, which is safe on Linux only; this is {sys.platform}"
+    others = sorted({device.type for device in devices if device.type != "cpu"})
+    if others or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return f"a forked process cannot use {', '.join(others) or 'cuda'}"
+    return None
+
+
+def _main(work: Work, sender: Connection, parent: int) -> None:
+    os.setpgid(0, 0)
+    os.nice(_NICENESS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the trainer, who stops us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)  # the trainer's pool of threads was not forked
+    work(sender.send)
+    sender.close()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AFTER_PARENT)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _read(receiver: Connection, messages: queue.SimpleQueue[Any]) -> None:
+    with receiver:
+        while True:
+            try:
+                messages.put(receiver.recv())
+            except (EOFError, OSError):
+                return
+
+
+def _kill(process: Any) -> None:
+    if process.is_alive():
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # it has no group of its own yet
+            process.kill()
+    process.join()

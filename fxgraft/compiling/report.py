@@ -1,0 +1,118 @@
+"""What was compiled for a host, how often, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+from torch._dynamo import utils
+
+from fxgraft.compiling.variants import Variant
+from fxgraft.errors import FxGraftError
+from fxgraft.host import Host
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """One structure in one phase.
+
+    Attributes:
+        label: the unit, the seeds and their slots, and the phase.
+        graphs: how many graphs dynamo compiled for it in this process: one for each kind of call
+            (train and eval mode, gradients, sizes).
+        artifacts: how many kinds of call have code of the helper.
+        uncompiled_calls: how many calls ran uncompiled, for want of code.
+        recompiles: why dynamo compiled each graph after the first, as far as it remembers (it keeps
+            the last ``torch._dynamo.config.metrics_count`` compilations or so).
+    """
+
+    label: str
+    graphs: int
+    artifacts: int
+    uncompiled_calls: int
+    recompiles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What `compile_report` tells.
+
+    Attributes:
+        units: what is compiled as a whole: ``""`` is the host.
+        variants: one entry for each structure and phase that is kept.
+        graph_breaks: 0 under ``fullgraph=True``, which refuses them; otherwise those of the whole
+            process since dynamo's counters were reset.
+    """
+
+    units: tuple[str, ...]
+    variants: tuple[VariantReport, ...]
+    graph_breaks: int
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs were compiled in this process."""
+        return sum(variant.graphs for variant in self.variants)
+
+    @property
+    def artifacts(self) -> int:
+        """How many were compiled by the helper."""
+        return sum(variant.artifacts for variant in self.variants)
+
+    @property
+    def uncompiled_calls(self) -> int:
+        """How many calls ran uncompiled, for want of code."""
+        return sum(variant.uncompiled_calls for variant in self.variants)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.units)} unit(s), {len(self.variants)} variants, {self.graphs} graphs compiled here, "
+            f"{self.artifacts} by the helper, {self.uncompiled_calls} uncompiled calls, "
+            f"{self.graph_breaks} graph breaks"
+        ]
+        for v in self.variants:
+            lines.append(
+                f"  {v.label}: {v.graphs} here, {v.artifacts} by the helper, {v.uncompiled_calls} uncompiled"
+            )
+            lines += [f"    compiled again: {reason}" for reason in v.recompiles]
+        return "\n".join(lines)
+
+
+def compile_report(host: nn.Module) -> CompileReport:
+    """What was compiled for ``host``: structures, graphs, recompiles with their reasons, graph breaks.
+
+    Raises:
+        TypeError: ``host`` is no `Host`.
+        FxGraftError: it is not compiled.
+    """
+    if not isinstance(host, Host):
+        raise TypeError(f"host: expected a fxgraft.Host; got {type(host).__name__}")
+    compiled = host.compiled
+    if compiled is None:
+        raise FxGraftError("the host is not compiled: call host.compile() first")
+    breaks = 0 if compiled.options["fullgraph"] else sum(utils.counters["graph_break"].values())
+    reasons = _reasons()
+    rows = tuple(_row(variant, reasons) for variant in compiled.variants)
+    return CompileReport(tuple(unit.name for unit in compiled.units), rows, breaks)
+
+
+def _row(variant: Variant, reasons: Callable[[str], tuple[str, ...]]) -> VariantReport:
+    code = variant.function.__code__
+    return VariantReport(
+        variant.label,
+        len(_debug_get_cache_entry_list(code)),
+        len(variant.artifacts),
+        variant.misses,
+        reasons(code.co_name),
+    )
+
+
+def _reasons() -> Callable[[str], tuple[str, ...]]:
+    metrics = [m for m in utils.get_compilation_metrics() if m.recompile_reason]
+    return lambda name: tuple(str(m.recompile_reason) for m in metrics if m.co_name == name)
