@@ -22,6 +22,7 @@ from fxgraft.compiling.job import Install, Job, Task
 from fxgraft.compiling.units import Unit
 from fxgraft.codegen import Generated
 from fxgraft.errors import FxGraftError, SlotError
+from fxgraft.explain import Explanation, explain
 from fxgraft.structure import Structure
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
@@ -107,6 +108,15 @@ class Host(nn.Module):
         """Places that are no slots -> why; modules that could not be traced -> why."""
         nodes = {name: why for r in self._regions.values() for name, why in r.rejected.items()}
         return MappingProxyType({**nodes, **self._opaque})
+
+    @property
+    def opaque(self) -> Mapping[str, str]:
+        """Modules whose code has no graph -> why."""
+        return MappingProxyType(self._opaque)
+
+    def explain(self) -> Explanation:
+        """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
+        return explain(self, self._root)
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """The ``state_dict`` of the traced model, without the seeds."""

@@ -63,6 +63,6 @@ def _say_at_compile_time(kind: type) -> None:
 def _say(who: str) -> None:
     logger.warning(
         "%s was called with other kinds of arguments than in the example call of fxgraft.trace: it runs "
-        "as the model has it, and its seeds do not run in such calls",
+        "as the model has it, and its seeds do not run in such calls; host.explain() counts them",
         who,
     )
