@@ -89,7 +89,7 @@ def _mirror(host: Host, twin: Host) -> None:
     """Give ``twin`` the structure and phase of ``host``, with modules of its own."""
     if host.phase in _GLANCES:
         return
-    placements = [replace(p, slot=twin.slots[p.slot.name]) for p in host.structure.placements]
+    placements = [replace(p, slot=twin.site(*p.slot.names)) for p in host.structure.placements]
     structure = Structure(tuple(placements))
     have = twin.grafts()
     grafts = {p.seed: have.get(p.seed) or _copied(host, twin, p) for p in placements}

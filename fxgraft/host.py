@@ -17,10 +17,10 @@ from torch import nn
 from fxgraft.branching import Calls
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
+from fxgraft.codegen import Generated
 from fxgraft.compiling.compiled import CompiledHost
 from fxgraft.compiling.job import Install, Job, Task
 from fxgraft.compiling.units import Unit
-from fxgraft.codegen import Generated
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.explain import Explanation, explain
 from fxgraft.structure import Structure
@@ -373,9 +373,7 @@ class Host(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.followers = weakref.WeakKeyDictionary()
         # Copies of slots belong to the copied graphs: take each structure's from there.
-        placements = [
-            replace(p, slot=self.site(*p.slot.names)) for p in self._structure.placements
-        ]
+        placements = [replace(p, slot=self.site(*p.slot.names)) for p in self._structure.placements]
         grafts = self.grafts()
         self._structure = Structure(tuple(placements))
         self.adopt(self._structure, self._phase, grafts)

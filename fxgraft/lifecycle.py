@@ -21,7 +21,7 @@ from fxgraft.seed import Seed
 from fxgraft.stage import Stage, after
 from fxgraft.structure import Placement, kind_of
 from fxgraft.swap import follow_stages, phase_for, swap
-from fxgraft_passes import Graft, GraftSpec, Slot
+from fxgraft_passes import Graft, Slot
 from fxgraft_passes.graft import alpha_shape
 
 

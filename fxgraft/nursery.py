@@ -145,7 +145,7 @@ def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> 
         known = blueprints.get(blueprint)
         known.check_mode(mode, slot)
         module = known.build(slot, **config)
-        if known.branch and mode == "convex":
+        if known.branch and mode == "convex" and slot.input.shape == slot.shape:
             return AddedBranch(module)
         return Difference(module) if known.replaces and mode != "convex" else module
     if callable(blueprint):
@@ -157,14 +157,18 @@ def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> 
 
 
 def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key: int) -> None:
-    """Run the seed on random input of the slot's shape, in train and eval mode; leaves it as it was."""
+    """Run the seed on random input of the shape that it reads, in both modes; leaves it as it was."""
     where = f"blueprint {given} at slot {slot.name!r}"
+    if slot.source is not None:
+        where += f", source {slot.source.name!r}"
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BlueprintError(f"{where}: expected finite weights; {name} has NaN or inf")
     generator = torch.Generator(around.device).manual_seed(key)
-    sample = torch.randn(slot.shape, dtype=around.dtype, device=around.device, generator=generator)
-    if slot.channels_last:
+    # The host may have been converted since; what it computes in two dtypes it computes so now too.
+    dtype = around.dtype if slot.input.dtype == slot.dtype else slot.input.dtype
+    sample = torch.randn(slot.input.shape, dtype=dtype, device=around.device, generator=generator)
+    if slot.input.channels_last:
         sample = sample.contiguous(memory_format=torch.channels_last)
     try:
         with state_untouched(module), streams.no_global_draws(), torch.no_grad():
@@ -178,14 +182,16 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
             f"training; use nn.Dropout modules in a seed, which are given a stream of their own"
         ) from draw
     except Exception as error:
+        makes = "" if slot.source is None else f" and makes one of shape {tuple(slot.shape)} of it"
         raise BlueprintError(
-            f"{where}: expected a module that takes {_form(sample)}; it raised "
+            f"{where}: expected a module that takes {_form(sample)}{makes}; it raised "
             f"{type(error).__name__}: {error}"
         ) from error
+    expected = sample.new_empty(slot.shape, dtype=around.dtype)
     if not isinstance(out, Tensor):
-        raise BlueprintError(f"{where}: expected {_form(sample)}; it returned a {type(out).__name__}")
-    if out.shape != sample.shape or not out.is_floating_point() or out.device != sample.device:
-        raise BlueprintError(f"{where}: expected {_form(sample)}; it returned {_form(out)}")
+        raise BlueprintError(f"{where}: expected {_form(expected)}; it returned a {type(out).__name__}")
+    if out.shape != expected.shape or not out.is_floating_point() or out.device != expected.device:
+        raise BlueprintError(f"{where}: expected {_form(expected)}; it returned {_form(out)}")
     if sample._version:
         raise BlueprintError(
             f"{where}: it writes into its input, which is the host's value; expected a module "

@@ -26,6 +26,7 @@ class Seed:
         stage: where it is in its life.
         alpha: its share in the slot's output (the mean over the channels, where each has its own).
         config: what the blueprint was configured with.
+        source: the name of the earlier slot that it reads; None where it reads its own.
         hyper: hyper-parameters of its own, for optimizer groups of its own.
         registered: whether the blueprint is a registered name, rather than code.
         ramp, ramp_step: the last blend, and how far it is.
@@ -44,6 +45,7 @@ class Seed:
     config: Mapping[str, Any] = field(default_factory=dict)
     registered: bool = False
     hyper: Mapping[str, Any] | None = None
+    source: str | None = None
     paused: bool = False
     trained_steps: int = 0
     latency_ms: float | None = None

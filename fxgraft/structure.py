@@ -7,13 +7,15 @@ a ``forward`` for each region that has grafts, is generated before the swap and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import nn
 
+from fxgraft.capture.merge import local_name
 from fxgraft.capture.region import Wiring
 from fxgraft_passes import GraftSpec, Phase, Slot
+from fxgraft_passes.observe import KEY
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,22 @@ class Placement:
 
     @property
     def wiring(self) -> Wiring:
-        """The placement without the seed."""
-        return Wiring(self.slot.node.name, self.spec)
+        """The placement without the seed, in its slot's own region."""
+        return self.wired_in(self.slot.region)
+
+    def wired_in(self, region: str) -> Wiring:
+        """The placement without the seed, in the region whose graph has it."""
+        slot, source = self.slot, self.slot.source
+        node = local_name(slot.region, slot.node.name, region)
+        read = None if source is None else local_name(source.region, source.node.name, region)
+        return Wiring(node, self.spec, read)
+
+    def seen_from(self, prefix: str) -> Placement:
+        """The placement with names of regions relative to the module ``prefix``."""
+        slot = replace(self.slot, region=relative(self.slot.region, prefix))
+        merged = tuple(relative(name, prefix) for name in slot.merged)
+        source = slot.source and replace(slot.source, region=relative(slot.source.region, prefix))
+        return replace(self, slot=replace(slot, source=source, merged=merged))
 
 
 @dataclass(frozen=True)
@@ -53,18 +69,45 @@ class Structure:
         return Structure(tuple(p for p in self.placements if p.seed != seed))
 
     @cached_property
+    def merged(self) -> Mapping[str, tuple[str, ...]]:
+        """Region -> the regions that run as part of its graph, for branches between regions; sorted."""
+        groups: dict[str, set[str]] = {}
+        for root, *others in (p.slot.merged for p in self.placements if p.slot.merged):
+            group = {root, *others}
+            for known in [known for known, members in groups.items() if members & group]:
+                members = groups.pop(known)
+                root = root if known in group else known  # both are trees: one root is in the other
+                group |= members
+            groups[root] = group
+        return {root: tuple(sorted(members - {root})) for root, members in sorted(groups.items())}
+
+    def runs_in(self, placement: Placement) -> str:
+        """The region whose graph has a placement: its slot's own, or the one that this is merged into."""
+        region = placement.slot.region
+        return next((root for root, parts in self.merged.items() if region in parts), region)
+
+    @cached_property
     def by_region(self) -> Mapping[str, tuple[Placement, ...]]:
-        """Region -> its placements: in the order of the graph, at one node in the order of names."""
+        """Region -> the placements in its graph: in the order of that, at one node in that of names."""
         regions: dict[str, list[Placement]] = {}
         for placement in self.placements:
-            regions.setdefault(placement.slot.region, []).append(placement)
+            regions.setdefault(self.runs_in(placement), []).append(placement)
         return {name: tuple(_ordered(found)) for name, found in sorted(regions.items())}
+
+    def wirings(self, region: str) -> tuple[Wiring, ...]:
+        """The grafts in the graph of ``region``, in the order in which they compose."""
+        return tuple(p.wired_in(region) for p in self.by_region.get(region, ()))
+
+    def within(self, prefix: str) -> Structure:
+        """The part that runs inside the module ``prefix``, as seen from it."""
+        inside = [p for p in self.placements if is_within(self.runs_in(p), prefix)]
+        return Structure(tuple(p.seen_from(prefix) for p in inside))
 
     @cached_property
     def key(self) -> tuple[object, ...]:
         """Equal for structures that run the same code on modules of the same kind."""
         return tuple(
-            (region, tuple((p.wiring, p.kind) for p in placements))
+            (region, self.merged.get(region, ()), tuple((p.wired_in(region), p.kind) for p in placements))
             for region, placements in self.by_region.items()
         )
 
@@ -87,7 +130,15 @@ def kind_of(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}:{module!r}:{shapes}"
 
 
+def is_within(region: str, prefix: str) -> bool:
+    """Whether a region is the module ``prefix``, or inside of it."""
+    return not prefix or region == prefix or region.startswith(f"{prefix}.")
+
+
+def relative(region: str, prefix: str) -> str:
+    """The name of a region as seen from the module ``prefix``, which it is in."""
+    return region[len(prefix) :].lstrip(".")
+
+
 def _ordered(placements: Iterable[Placement]) -> list[Placement]:
-    found = list(placements)
-    position = {node: i for i, node in enumerate(found[0].slot.node.graph.nodes)}
-    return sorted(found, key=lambda p: (position[p.slot.node], p.seed))
+    return sorted(placements, key=lambda p: (p.slot.node.meta[KEY].order, p.seed))

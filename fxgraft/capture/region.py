@@ -16,6 +16,7 @@ from torch import nn
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.fallback import COUNTER, new_counter
 from fxgraft.capture.flat import flatten, unflatten
+from fxgraft.capture.merge import merge, merged_form
 from fxgraft.codegen import Generated, generate
 from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
 from fxgraft_passes.base import copy_graph
@@ -28,10 +29,17 @@ MAX_KNOWN = 64
 
 @dataclass(frozen=True)
 class Wiring:
-    """One graft of a region: behind which node, and how. Says nothing of which seed it is."""
+    """One graft of a region: behind which node, and how. Says nothing of which seed it is.
+
+    Attributes:
+        node: of the region's graph; in another region that is merged into it, ``region:node``.
+        spec: the rest.
+        source: likewise the node that a branch reads, or None.
+    """
 
     node: str
     spec: GraftSpec
+    source: str | None = None
 
 
 class Region:
@@ -53,7 +61,7 @@ class Region:
         self.base = base
         self._live: Generated | None = None
         self._fallbacks = 0  # under earlier forwards
-        self._known: dict[tuple[tuple[Wiring, ...], Phase], Generated] = {}
+        self._known: dict[object, Generated] = {}
         FindSlots(region=name).rewrite(base)
 
     @property
@@ -85,19 +93,33 @@ class Region:
         live = self.module.__dict__.get(COUNTER)
         return self._fallbacks + (0 if live is None else int(live))
 
-    def forward_for(self, wirings: tuple[Wiring, ...], phase: Phase) -> Generated:
+    def forward_for(
+        self, wirings: tuple[Wiring, ...], phase: Phase, parts: Sequence[Region] = ()
+    ) -> Generated:
         """The ``forward`` with these grafts, in the order in which they compose. Installs nothing.
 
         The graft number ``i`` is read from the attribute ``_graft_<i>`` of the module, so that
         equal regions with equal grafts have equal code.
+
+        Args:
+            wirings: the grafts.
+            phase: which forward of the structure.
+            parts: regions to merge into this one, for branches between regions.
         """
-        key = (wirings, phase)
+        key = (wirings, phase, tuple(part.name for part in parts))
         if key not in self._known:
-            graph = copy_graph(self.base)
+            graph, form = copy_graph(self.base), self.form
+            names: dict[str, str] = {}
+            if parts:
+                graph, names = merge(self, parts)
+                form = merged_form(self, parts)
             for i, wiring in enumerate(wirings):
-                graft = Germinate(wiring.node, f"{i:06d}", spec=wiring.spec, phase=phase, path=_attribute(i))
-                graft.rewrite(graph)
-            self._known[key] = generate(graph, self.form, type(self.module).forward)
+                node = names.get(wiring.node, wiring.node)
+                source = names.get(wiring.source, wiring.source) if wiring.source else None
+                Germinate(
+                    node, f"{i:06d}", spec=wiring.spec, phase=phase, path=_attribute(i), source=source
+                ).rewrite(graph)
+            self._known[key] = generate(graph, form, type(self.module).forward)
             if len(self._known) > MAX_KNOWN:
                 del self._known[next(iter(self._known))]
         return self._known[key]

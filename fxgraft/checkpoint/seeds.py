@@ -47,6 +47,7 @@ class SeedRecord:
     ramp: dict[str, Any] | None
     plain: dict[str, Any]
     hyper: dict[str, Any] | None = None
+    source: str | None = None
 
     @classmethod
     def of(cls, seed: Seed) -> SeedRecord:
@@ -65,12 +66,14 @@ class SeedRecord:
             _ramp_record(seed),
             {name: getattr(seed, name) for name in _PLAIN},
             None if hyper is None else dict(hyper),
+            seed.source,
         )
 
     def __post_init__(self) -> None:
         check_name(self.name)
         for field in ("slot", "blueprint", "stage"):
             text(field, getattr(self, field))
+        optional(text)("source", self.source)
         truth("registered", self.registered)
         truth("isolated", self.spec["isolated"])
         if Stage[self.stage] not in _SAVED_STAGES or self.spec["fossil"] is not None:
@@ -98,7 +101,7 @@ class SeedRecord:
         source = self._source(blueprints)
         if isinstance(source, nn.Module):
             return
-        slot = lifecycle.host.slot(self.slot)
+        slot = lifecycle.host.site(self.slot, self.source)
         try:
             with torch.device("meta"), streams.private_stream(0):
                 module: Any = nursery._build(source, slot, self.spec["mode"], self.config)
@@ -119,11 +122,12 @@ class SeedRecord:
         """Grow the seed again and bring it, through the same transitions, to its stage."""
         if self.name in lifecycle.seeds:
             raise CheckpointError(f"there are two seeds {self.name!r}")
-        slot = lifecycle.host.slot(self.slot)
-        spec = GraftSpec(**{**self.spec, "copy": slot.copy})
+        slot = lifecycle.host.site(self.slot, self.source)
+        copy_source = slot.input.copy and slot.source is not None
+        spec = GraftSpec(**{**self.spec, "copy": slot.copy, "copy_source": copy_source})
         seed = Seed(
             self.name, self.slot, self.blueprint, spec, Stage.GERMINATED, config=self.config,
-            registered=self.registered, hyper=self.hyper,
+            registered=self.registered, hyper=self.hyper, source=self.source,
         )  # fmt: skip
         around = nursery.surroundings(lifecycle.host, slot)
         key = streams.key_of(run_seed, self.name)

@@ -8,11 +8,11 @@ where the model repeats one at least `MIN_REPEATS` times.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
-from fxgraft.structure import Placement, Structure, kind_of
+from fxgraft.structure import Structure, is_within, kind_of
 
 GRANULARITIES = ("host", "region", "auto")
 MIN_REPEATS = 4
@@ -35,17 +35,11 @@ class Unit:
 
     def holds(self, region: str) -> bool:
         """Whether the region of that name runs inside this unit."""
-        return not self.name or region == self.name or region.startswith(f"{self.name}.")
+        return is_within(region, self.name)
 
     def local(self, structure: Structure) -> Structure:
         """The part of ``structure`` in this unit, as seen from it."""
-        if not self.name:
-            return structure
-        return Structure(tuple(self._relative(p) for p in structure.placements if self.holds(p.slot.region)))
-
-    def _relative(self, placement: Placement) -> Placement:
-        region = placement.slot.region[len(self.name) :].lstrip(".")
-        return replace(placement, slot=replace(placement.slot, region=region))
+        return structure.within(self.name) if self.name else structure
 
 
 def units_of(root: nn.Module, granularity: str) -> list[Unit]:

@@ -39,6 +39,8 @@ class Slot:
         channels_last: whether a 4-D value is laid out so.
         copy: whether a consumer writes into the value, so that an isolated graft must copy it.
         region: the qualified name of the module whose graph holds the node.
+        source: of a branch, the earlier slot whose value the seed reads; None where it reads this one's.
+        merged: of a branch between regions, those that run as one graph, the outermost first.
     """
 
     name: str
@@ -49,6 +51,18 @@ class Slot:
     channels_last: bool = False
     copy: bool = False
     region: str = ""
+    source: Slot | None = None
+    merged: tuple[str, ...] = ()
+
+    @property
+    def input(self) -> Slot:
+        """The slot whose value a seed here reads: what its input is like. Its output is like this slot."""
+        return self.source or self
+
+    @property
+    def names(self) -> tuple[str, str | None]:
+        """Its own name and that of its source."""
+        return self.name, None if self.source is None else self.source.name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         return self

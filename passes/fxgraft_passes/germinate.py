@@ -108,7 +108,9 @@ class Germinate(GraphPass):
 
     def _splice(self, graph: fx.Graph, slot: fx.Node, host: fx.Node, source: fx.Node | None) -> None:
         consumers, following = list(host.users), host.next
-        site = GraftSite(self.name, slot.name, self.graft_path, self.spec, source and source.name)
+        site = GraftSite(
+            self.name, slot.name, self.graft_path, self.spec, None if source is None else source.name
+        )
         read = None if source is None else end_of_chain(source)
         written = [] if read is None else _read_early(graph, read, site, self.phase)
         with graph.inserting_before(following):

@@ -89,6 +89,11 @@ def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return forward(*args, **kwargs)
 
 
+def returned(value: Any) -> Any:
+    """What a module returned whose graph is part of another's: the very value, as one node."""
+    return value
+
+
 def assume(condition: bool, expected: bool) -> None:
     """Stand for a branch on sizes that a trace took. Raises `FxGraftError` where it would not be taken."""
     if bool(condition) is not expected:
