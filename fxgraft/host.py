@@ -260,14 +260,19 @@ class Host(nn.Module):
         return self._regions[name].forward_for(structure.wirings(name), phase, parts)
 
     @contextmanager
-    def probing(self, structure: Structure, phase: Phase) -> Iterator[nn.Module]:
-        """The model, in eager mode, with part of the host's grafts in another phase, and put back."""
+    def probing(
+        self, structure: Structure, phase: Phase, guests: Mapping[str, Graft] | None = None
+    ) -> Iterator[nn.Module]:
+        """The model, in eager mode, with part of the host's grafts in another phase, and put back.
+
+        ``guests`` are grafts of ``structure`` that the host does not have.
+        """
         grafts = self.grafts()
         regions = self._structure.by_region.keys() | structure.by_region.keys()
         eager = self._compiled.stopped() if self._compiled else nullcontext()
         try:
             with eager:
-                self._install(structure, dict.fromkeys(regions, phase), grafts)
+                self._install(structure, dict.fromkeys(regions, phase), {**grafts, **(guests or {})})
                 yield self._root
         finally:
             self._install(self._structure, {**dict.fromkeys(regions, self._phase), **self._phases}, grafts)

@@ -141,6 +141,26 @@ def test_calls_of_a_shared_module_are_summed():
     torch.testing.assert_close((module.up.weight.T @ leading).abs(), torch.ones(1, 1))
 
 
+def test_a_slot_in_a_region_that_runs_as_part_of_another():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.block = nn.Linear(5, 5), nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+
+        def forward(self, x):
+            return self.block(self.first(x))
+
+    x = torch.randn(8, 5)
+    host = fxgraft.trace(Nested(), (x,))
+    expected = blueprints.gradmax(host, "block.0", lambda m: loss_of(m(x)))(host.slots["block.0"])
+    manager = fxgraft.SeedManager(host)
+    manager.germinate("block.1", "mlp", source="first", name="a")
+    before = snapshot(host, x)
+    factory = blueprints.gradmax(host, "block.0", lambda m: loss_of(m(x)))
+    assert_same_bits(snapshot(host, x), before)
+    assert same_bits(factory(host.slots["block.0"]).up.weight, expected.up.weight)
+
+
 def test_a_compiled_host(fresh_compiler):
     x = torch.randn(4, 2, 4, 4)
     host = fxgraft.trace(Images(), (x,))

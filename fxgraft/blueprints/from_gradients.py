@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,17 +138,8 @@ def _flat(value: Tensor, axis: int) -> Tensor:
 @contextmanager
 def _probed(host: Host, slot: Slot, probe: _Probe) -> Iterator[nn.Module]:
     """The model in eager mode with ``probe`` behind the slot's seeds, and put back."""
-    region = host.regions[slot.region]
     spec = GraftSpec(isolated=False, copy=slot.copy, fossil=1.0)
     structure = host.structure.with_placement(Placement(_LAST, slot, spec))
-    placements = structure.by_region[slot.region]
     graft = Graft(probe, dtype=slot.dtype, device=slot.device)
-    grafts: dict[str, Any] = {**host.grafts(), _LAST: graft}
-    generated = region.forward_for(tuple(p.wiring for p in placements), host.phase)
-    with host.borrowing("gradmax()"), host.probing(host.structure, host.phase) as model:
-        try:
-            region.install(generated, [grafts[p.seed] for p in placements])
-            yield model
-        finally:
-            if slot.region not in host.structure.by_region:
-                region.install(None)
+    with host.borrowing("gradmax()"), host.probing(structure, host.phase, {_LAST: graft}) as model:
+        yield model
