@@ -33,7 +33,6 @@ from fxgraft.capture.call_form import CallForm
 from fxgraft_passes import operators
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.naming import OWN_FORWARD
-from fxgraft_passes.observe import observation_of
 
 if TYPE_CHECKING:
     from fxgraft.capture.region import Region
@@ -129,30 +128,13 @@ class _Merging:
         inputs = part.form.values(args, kwargs)
         if inputs is None:
             raise SlotError(f"{part.name!r} is given values that are constants in its graph")
-        _check_call(part, node, inputs)
+        if not not_watched(part.module, ""):
+            raise SlotError(f"{part.name!r} has hooks, or a forward that is not its class's")
         inputs = {name: fx.node.map_arg(value, env.__getitem__) for name, value in inputs.items()}
         value = self.write(part, path, inputs)
         returned = self._graph.create_node("call_function", operators.returned, (value,), name=node.name)
         returned.meta = dict(node.meta)
         return returned
-
-
-def _check_call(part: Region, node: fx.Node, inputs: Mapping[str, Any]) -> None:
-    """Raise `SlotError` if the call was more than a run of the graph in the example.
-
-    A hook, or a class with a ``__call__`` of its own, may change what goes in and out: the tensors in
-    the memory of the one are then not those of the other.
-    """
-    if not not_watched(part.module, ""):
-        raise SlotError(f"{part.name!r} has hooks, or a forward that is not its class's")
-    pairs = [(inputs[str(n.target)], n) for n in part.base.nodes if n.op == "placeholder"]
-    pairs.append((node, next(n for n in part.base.nodes if n.op == "output").args[0]))
-    for outside, inside in pairs:
-        if not isinstance(outside, fx.Node) or not isinstance(inside, fx.Node):
-            continue
-        ours, theirs = observation_of(outside), observation_of(inside)
-        if ours and theirs and (ours.memory, ours.calls) != (theirs.memory, theirs.calls):
-            raise SlotError(f"a call of {part.name!r} is more than its forward")
 
 
 def _plain(argument: Any) -> Any:
