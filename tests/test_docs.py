@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import gc
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 import fxgraft
+from fxgraft import blueprints
+from fxgraft.blueprints import registry
 from fxgraft.telemetry import METRICS
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +40,13 @@ def table(page: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
+@pytest.fixture
+def table_of_blueprints(monkeypatch):
+    """Registrations that end with the test."""
+    monkeypatch.setattr(registry, "_blueprints", dict(registry._blueprints))
+
+
+@pytest.mark.usefixtures("table_of_blueprints")
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, fresh_compiler):
     monkeypatch.chdir(tmp_path)
@@ -98,14 +108,23 @@ def test_the_stages_of_the_concepts_page_are_the_stages():
 
 
 def test_the_settings_of_the_runbook_are_those_of_the_manager():
-    import inspect
-
     parameters = inspect.signature(fxgraft.SeedManager).parameters
     rows = {row[0].strip("`"): row[1].strip("`") for row in table("runbook.md", "Settings")}
     assert rows
     for name, default in rows.items():
         assert name in parameters
         assert repr(parameters[name].default) == default, name
+
+
+def test_the_blueprints_are_those_that_are_registered():
+    rows = {row[0].strip("`"): row[1:] for row in table("blueprints.md", "Registered")}
+    assert sorted(rows) == blueprints.names()
+    for name, (takes, _, options, source) in rows.items():
+        blueprint = blueprints.get(name)
+        assert tuple(takes.split(", ")) == blueprint.accepts, name
+        given = ["slot", *re.findall(r"`(\w+)`", options)]
+        assert given == list(inspect.signature(blueprint.factory).parameters), name
+        assert source == (blueprint.source or "none"), name
 
 
 # What docs/wp101.md names

@@ -200,3 +200,16 @@ def test_no_such_slot_and_another_slot():
     factory = blueprints.gradmax(host, "fc", lambda model: loss_of(model(x)))
     with pytest.raises(BlueprintError, match="gradmax for slot 'fc' at slot 'conv': expected 5 features"):
         factory(host.slots["conv"])
+
+
+def test_a_saved_one_is_loaded_into_any_blueprint_of_that_form(tmp_path):
+    x = torch.randn(4, 2, 4, 4)
+    host = fxgraft.trace(Images(), (x,))
+    manager = fxgraft.SeedManager(host)
+    factory = blueprints.gradmax(host, "fc", lambda m: loss_of(m(x)), rank=3)
+    seed = manager.germinate("fc", factory, name="steep")
+    manager.save(tmp_path / "run")
+    again = fxgraft.trace(Images(), (x,))
+    form = {"steep": lambda slot: blueprints.get("low_rank").build(slot, rank=3)}
+    loaded = fxgraft.SeedManager.load(tmp_path / "run", again, blueprints=form).seeds["steep"]
+    assert_same_bits(dict(loaded.module.state_dict()), dict(seed.module.state_dict()))
