@@ -8,6 +8,7 @@ from fxgraft.manager import SeedManager
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
 from fxgraft.tracing import trace
+from fxgraft.unwrapping import unwrap
 from fxgraft_passes import Objective, Slot
 
 __version__ = "0.1.0"
@@ -27,4 +28,5 @@ __all__ = [
     "errors",
     "compile_report",
     "trace",
+    "unwrap",
 ]

@@ -12,6 +12,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from fxgraft_passes.errors import FxGraftError
+
 logger = logging.getLogger("fxgraft")
 
 COUNTER = "_fallbacks"
@@ -39,7 +41,16 @@ def new_counter() -> Tensor:
 
 
 def fell_back(module: nn.Module) -> None:
-    """Count a call of ``module`` in which its seeds do not run, and say so the first time."""
+    """Count a call of ``module`` in which its seeds do not run, and say so the first time.
+
+    Raises:
+        FxGraftError: in ``torch.export``: the program would be another model than the host.
+    """
+    if torch.compiler.is_exporting():
+        raise FxGraftError(
+            f"{_names.get(module, type(module).__name__)!r} is exported in another form of call than in the "
+            f"example call of fxgraft.trace: without its seeds the program would be another model"
+        )
     counter = getattr(module, COUNTER, None)
     if counter is not None:
         counter.add_(1)

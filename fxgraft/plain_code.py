@@ -1,0 +1,149 @@
+"""Classes with a generated ``forward``, for modules that have to run where there is no fxgraft.
+
+The text of this file travels in the pickles of such modules, and is run when one is loaded: so it uses
+Python's standard library and torch, and nothing else. Loading a pickle runs code, as ever: load those
+that you trust.
+
+    pickle of a module -> GrownCode (this text, the base class, the generated source) -> its class
+                       -> the attributes of the module
+"""
+
+from __future__ import annotations
+
+import importlib
+import linecache
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_REBUILD = "exec(text, scope) or scope['GrownCode'](*parts)"
+
+
+class GrownCode:
+    """What a class with a generated ``forward`` is made of. Pickles as its own text.
+
+    Calling it gives an instance without attributes, as unpickling needs it.
+
+    Attributes:
+        text: the source of this file.
+        base: the class whose ``forward`` is replaced.
+        name: what the new class is called.
+        source: defines ``forward(self, ...)``.
+        modules: names that ``source`` uses for modules -> what to import.
+        functions: names that it uses for functions of this file -> their names here.
+        values: other names that it uses -> what they stand for.
+        made: the class.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        base: type[nn.Module],
+        name: str,
+        source: str,
+        modules: Mapping[str, str],
+        functions: Mapping[str, str],
+        values: Mapping[str, Any],
+    ):
+        self.text, self.base, self.name, self.source = text, base, name, source
+        self.modules, self.functions, self.values = dict(modules), dict(functions), dict(values)
+        self.made = self._make()
+
+    def _make(self) -> type[nn.Module]:
+        imported = {alias: importlib.import_module(path) for alias, path in self.modules.items()}
+        functions = {alias: PLAIN[name] for alias, name in self.functions.items()}
+        scope = {**imported, **functions, **self.values, "_fallback": self.base.forward}
+        filename = f"<grown {self.name} {id(self):x}>"
+        exec(compile(self.source, filename, "exec"), scope)
+        lines = self.source.splitlines(keepends=True)
+        linecache.cache[filename] = (len(self.source), None, lines, filename)
+        return _class_of(self, scope["forward"])
+
+    def __call__(self) -> nn.Module:
+        return object.__new__(self.made)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GrownCode:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = (self.text, self.base, self.name, self.source, self.modules, self.functions, self.values)
+        return eval, (_REBUILD, {"text": self.text, "scope": {"__name__": "grown"}, "parts": parts})
+
+
+def _class_of(code: GrownCode, generated: Callable[..., Any]) -> type[nn.Module]:
+    base: Any = code.base
+
+    class Grown(base):  # type: ignore[misc]
+        forward = generated
+
+        def _own_forward(self, *args: Any, **kwargs: Any) -> Any:
+            return base.forward(self, *args, **kwargs)
+
+        def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+            return code, (), self.__getstate__()
+
+    Grown.__name__ = Grown.__qualname__ = code.name
+    # Not one of torch's own, which some tools take to run as torch wrote it.
+    Grown.__module__ = "grown" if base.__module__.startswith("torch.") else base.__module__
+    Grown.__doc__ = base.__doc__
+    return Grown
+
+
+# What generated code may call, in plain Python.
+
+
+def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
+    """The constant for the current train/eval mode."""
+    return in_training if training else in_eval
+
+
+def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A module's own code."""
+    return forward(*args, **kwargs)
+
+
+def returned(value: Any) -> Any:
+    """What a module returned whose code is part of another's."""
+    return value
+
+
+def assume(condition: bool, expected: bool) -> None:
+    """Raise where the sizes are such that the module's code would take another path."""
+    if bool(condition) is not expected:
+        raise RuntimeError(
+            "a module that was grown was called with sizes for which its code takes another path than "
+            "in the example call that it was traced with"
+        )
+
+
+def not_watched(root: nn.Module, *paths: str) -> bool:
+    """Whether calls of these submodules are just runs of their ``forward``: nothing is hooked in."""
+    for path in paths:
+        module = root.get_submodule(path)
+        if module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if module._backward_hooks or module._backward_pre_hooks:
+            return False
+        if "forward" in module.__dict__:
+            return False
+    return True
+
+
+def fell_back(module: nn.Module) -> None:
+    """Warn that a call is not of the form that the grown code is right for; no export is made of it."""
+    message = (
+        f"a {type(module).__name__} was called with other kinds of arguments than in the example call that "
+        f"it was traced with: it runs without what was grown in it"
+    )
+    if torch.compiler.is_exporting():
+        raise RuntimeError(f"{message}, so the exported program would be another model")
+    warnings.warn(message, stacklevel=3)
+
+
+PLAIN: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (by_mode, run, returned, assume, not_watched, fell_back)
+}
+"""The name of a function of fxgraft -> what stands for it."""
