@@ -24,6 +24,7 @@ from fxgraft.compiling.units import Unit
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.explain import Explanation, explain
 from fxgraft.structure import Structure
+from fxgraft.ties import ties_kept
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
 
@@ -349,9 +350,10 @@ class Host(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Host:
         self._own_parameters = None
-        self._root._apply(fn, recurse)
-        if recurse and SEEDS in self._modules:
-            self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
+        with ties_kept(*self.trees()):
+            self._root._apply(fn, recurse)
+            if recurse and SEEDS in self._modules:
+                self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
         return self
 
     def state_dict(

@@ -26,6 +26,7 @@ from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
 from fxgraft.names import SeedNames
 from fxgraft.nursery import BlueprintLike
+from fxgraft.plan import Plan, plan
 from fxgraft.registry import SeedParameterRegistry
 from fxgraft.reporter import Reporter
 from fxgraft.schedules import Ramp, Schedule
@@ -34,7 +35,7 @@ from fxgraft.shadow import shadow_pass
 from fxgraft.stage import Stage, after
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
-from fxgraft_passes import GraftSpec, Objective
+from fxgraft_passes import GraftSpec, Objective, Slot
 from fxgraft_passes.graft import check_name
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
@@ -180,9 +181,7 @@ class SeedManager:
         wait_for = self._refuses_until.get(slot_name, 0) - self._reporter.step
         if self.enabled and wait_for > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
-        law = objective if isinstance(objective, Objective) else Objective(objective)
-        copies = {"copy": slot.copy, "copy_source": slot.input.copy and slot.source is not None}
-        spec = GraftSpec(mode or "residual", law.name, law.radius, isolated, **copies)
+        spec = _spec(slot, mode, objective, isolated)
         label = nursery.label(blueprint)
         registered = isinstance(blueprint, str)
         seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
@@ -213,6 +212,29 @@ class SeedManager:
             self._background.germinate(seed, slot, build)
             self._on_stage(seed)
         return seed
+
+    def plan(
+        self,
+        slot_name: str,
+        blueprint: BlueprintLike,
+        *,
+        source: str | None = None,
+        name: str | None = None,
+        mode: str | None = None,
+        objective: str | Objective = "trust",
+        isolated: bool = True,
+        **config: Any,
+    ) -> Plan:
+        """What `germinate` with these arguments would change. Changes nothing, and needs no data.
+
+        The seed is built on the ``meta`` device, so the host may be there too. What can only be known from
+        weights is not looked at: whether they are finite, and whether they are the host's.
+
+        Raises:
+            SlotError, BlueprintError, ValueError: as `germinate` would.
+        """
+        slot = self.host.site(slot_name, source)
+        return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config)
 
     def blend(
         self,
@@ -460,6 +482,12 @@ class SeedManager:
             # What lands in the background comes at a step of its own choice: that one stays ordinary.
             self.monitor.look_soon(LATER if self._background.is_landing else 0)
         self._reporter.stage(seed)
+
+
+def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:
+    law = objective if isinstance(objective, Objective) else Objective(objective)
+    copies = {"copy": slot.copy, "copy_source": slot.input.copy and slot.source is not None}
+    return GraftSpec(mode or "residual", law.name, law.radius, isolated, **copies)
 
 
 def _enabled_by_environment() -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxgraft import blueprints, streams
 from fxgraft.host import Host
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import BlueprintError
+from fxgraft_passes.errors import BlueprintError, SlotError
 from fxgraft_passes.untouched import restored_on_failure, state_untouched
 
 BlueprintLike = str | nn.Module | Callable[..., nn.Module]
@@ -28,11 +28,20 @@ class Surroundings:
     training: bool
 
 
-def surroundings(host: Host, slot: Slot) -> Surroundings:
-    """What surrounds a slot now: the parameters of its region, or else of the host, tell."""
+def surroundings(host: Host, slot: Slot, *, without_data: bool = False) -> Surroundings:
+    """What surrounds a slot now: the parameters of its region, or else of the host, tell.
+
+    Raises:
+        SlotError: the host is on the ``meta`` device, and not ``without_data``.
+    """
     module = host.regions[slot.region].module
     near = next(module.parameters(), None)
     like = near if near is not None else next(host.parameters(), torch.empty(0, dtype=slot.dtype))
+    if like.device.type == "meta" and not without_data:
+        raise SlotError(
+            f"slot {slot.name!r}: expected a host with data to grow on; it is on the meta device. Plan there "
+            f"(manager.plan), and germinate after host.to_empty(device=...) and host.load_state_dict(...)"
+        )
     return Surroundings(like.dtype, like.device, module.training)
 
 
@@ -162,12 +171,17 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
     if slot.source is not None:
         where += f", source {slot.source.name!r}"
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        has_data = tensor.device.type != "meta"
+        if has_data and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BlueprintError(f"{where}: expected finite weights; {name} has NaN or inf")
-    generator = torch.Generator(around.device).manual_seed(key)
     # The host may have been converted since; what it computes in two dtypes it computes so now too.
     dtype = around.dtype if slot.input.dtype == slot.dtype else slot.input.dtype
-    sample = torch.randn(slot.input.shape, dtype=dtype, device=around.device, generator=generator)
+    device = around.device
+    if device.type == "meta":
+        sample = torch.empty(slot.input.shape, dtype=dtype, device=device)
+    else:
+        generator = torch.Generator(device).manual_seed(key)
+        sample = torch.randn(slot.input.shape, dtype=dtype, device=device, generator=generator)
     if slot.input.channels_last:
         sample = sample.contiguous(memory_format=torch.channels_last)
     try:

@@ -25,7 +25,8 @@ def trace(
             its classes and its attributes, stays as it is.
         example_args: the positional arguments of one call. A batch of at least 2 is best: the call
             is made in train and in eval mode.
-        example_kwargs: the keyword arguments of that call.
+        example_kwargs: the keyword arguments of that call. Of a model on the ``meta`` device nothing is
+            computed; the tensors of the call may have data or not.
 
     Raises:
         TraceError: if ``model`` is not a module that can be captured, or the example call fails.

@@ -8,6 +8,9 @@ Three runs, each from the same random state and on copies of the buffers:
 3. traced in the opposite train/eval mode, to find what depends on it.
 
 A module that any of this fails for stays as it is; its boundary is still a node of its parent.
+
+A model on the ``meta`` device is captured there, in no time and no memory: shapes and dtypes are compared
+in the place of bits.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ class Capture:
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.root = clone_tree(model)
+        if _is_without_data(model):
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _without_data, (args, kwargs))
         self.opaque: dict[str, str] = {}
         modules = {name: m for name, m in self.root.named_modules() if not is_leaf(m)}
         returned = Returned()
@@ -103,10 +108,26 @@ class Capture:
                     self.root(*args, **kwargs)
             except Exception as error:
                 mode = "train" if self.root.training else "eval"
+                hint = ""
+                if _is_without_data(self.root):
+                    hint = (
+                        ". On the meta device there are no values to look at: choose an example call in "
+                        "which the model does not (one without a padding mask, say), or trace it with data"
+                    )
                 raise TraceError(
                     f"the example call of {type(self.root).__name__} failed in {mode} mode: "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {error}{hint}"
                 ) from error
+
+
+def _is_without_data(model: nn.Module) -> bool:
+    """Whether the model is on the meta device."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return bool(tensors) and all(tensor.is_meta for tensor in tensors)
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
 
 
 def _fresh(tensor: torch.Tensor) -> torch.Tensor:
