@@ -33,6 +33,7 @@ from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seed import Seed
 from fxgraft.shadow import shadow_pass
 from fxgraft.stage import Stage, after
+from fxgraft.structure import Structure
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
 from fxgraft_passes import GraftSpec, Objective, Slot
@@ -410,6 +411,7 @@ class SeedManager:
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
         blueprints: Mapping[str, BlueprintLike] | None = None,
+        wait: bool = True,
         **options: Any,
     ) -> SeedManager:
         """Go on with a saved run, bit for bit.
@@ -419,6 +421,7 @@ class SeedManager:
             host: freshly traced from the same model, without seeds.
             optimizer: new ones of the same kinds and groups as those saved.
             blueprints: for seeds that were germinated from code: seed name -> module or factory.
+            wait: False lets a compiled host run uncompiled until a helper process has compiled it.
             **options: as for `SeedManager`; ``schedulers`` new ones of the same kinds.
 
         Raises:
@@ -426,9 +429,14 @@ class SeedManager:
                 there. Host and optimizers are as before.
         """
         manager = cls(host, optimizer, **options)
-        state = checkpoint.restore(
-            path, manager._lifecycle, manager._optimizers, manager.schedulers, blueprints or {}
-        )
+        lifecycle = manager._lifecycle
+        lifecycle.cold = True  # the structures on the way are not worth compiling
+        state = checkpoint.restore(path, lifecycle, manager._optimizers, manager.schedulers, blueprints or {})
+        lifecycle.cold = False
+        if not wait and manager.host.compiled is not None:
+            manager.host.compiled.expect_help(manager.host.structure)
+        else:
+            manager.host.warm_up(Structure())
         manager._run_seed, manager._reporter.step = state.run_seed, state.step
         manager._names = SeedNames(state.names)
         manager._refuses_until = dict(state.refuses_until)

@@ -25,6 +25,7 @@ from fxgraft.errors import CheckpointError
 from fxgraft.host import Host
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.nursery import BlueprintLike
+from fxgraft_passes.graft import SEEDS
 
 
 @dataclass
@@ -59,8 +60,8 @@ def save(
             for name, t in host.model_state().items()
             if isinstance(t, Tensor)
         ],
-        "host": pack(dict(host.state_dict()), "host", tensors),
-        "buffers": pack(_unsaved_buffers(host), "buffer", tensors),
+        "host": pack(_without(lifecycle.departing, host.state_dict()), "host", tensors),
+        "buffers": pack(_without(lifecycle.departing, _unsaved_buffers(host)), "buffer", tensors),
         "seeds": [
             pack(dataclasses.asdict(SeedRecord.of(seed)), f"seed.{seed.name}", tensors)
             for seed in lifecycle.seeds.values()
@@ -195,6 +196,12 @@ def _scheduler_state(scheduler: Any, saved: Mapping[str, Any]) -> Any:
     if ours.keys() != saved.keys():
         raise CheckpointError(f"{type(scheduler).__name__}: expected {sorted(ours)}; got {sorted(saved)}")
     return conform(saved, ours, type(scheduler).__name__)
+
+
+def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, Any]:
+    """``state`` without the seeds that are culled, and whose grafts are still in the graph."""
+    prefixes = tuple(f"{SEEDS}.{name}." for name in departing)
+    return {name: value for name, value in state.items() if not name.startswith(prefixes)}
 
 
 def _unsaved_buffers(host: Host) -> dict[str, Tensor]:

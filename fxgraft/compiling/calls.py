@@ -77,13 +77,18 @@ class CallKind:
     def made_up(self, *modules: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments for such a call, with the mode of ``modules``, gradients and autocast as in one."""
         args, kwargs = pytree.tree_unflatten([_example(leaf) for leaf in self.leaves], self.form)
+        with _mode(modules, self.training), self.surroundings():
+            yield args, kwargs
+
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Gradients and autocast as in such a call."""
         device, dtype = self.autocast or ("cpu", None)
         with (
-            _mode(modules, self.training),
             torch.set_grad_enabled(self.grad),
             torch.autocast(device, dtype=dtype, enabled=self.autocast is not None),
         ):
-            yield args, kwargs
+            yield
 
 
 def merge(kinds: Iterable[CallKind]) -> list[CallKind]:

@@ -2,8 +2,8 @@
 
 It is forked, so it knows all that the trainer knows, classes of notebooks and scripts included, and
 nothing has to be copied or imported: what it changes in the host, it changes in its own memory. It
-runs one thread of torch at low priority, is in a process group of its own with the compilers that it
-starts, and ends when the trainer does.
+runs at low priority, is in a process group of its own with the compilers that it starts, and ends when
+the trainer does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -97,14 +98,29 @@ def unavailable(devices: Iterable[torch.device]) -> str | None:
 
 
 def _main(work: Work, sender: Connection, parent: int) -> None:
+    threads = torch.get_num_threads()
     os.setpgid(0, 0)
     os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the trainer, who stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)  # the trainer's pool of threads was not forked
-    work(sender.send)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            torch.set_num_threads(threads)  # the code is made for as many threads as the trainer has
+            work(sender.send)
+        except BaseException as error:
+            failures.append(error)
+
+    # In a thread of its own: OpenMP's workers were not forked, and the thread that had them would wait for
+    # them for ever; a new one gets new ones. With the trainer's context, which holds torch's configs.
+    worker = threading.Thread(target=copy_context().run, args=(run,))
+    worker.start()
+    worker.join()
     sender.close()
+    if failures:
+        raise failures[0]
 
 
 def _end_with(parent: int) -> None:

@@ -84,7 +84,7 @@ class Job:
             self.failed[index] = error
             return True
         try:
-            task.variant.add(task.kind, Artifact(data))
+            task.variant.add(task.kind, Artifact(data, task.kind))
         except Exception as reason:  # what torch cannot load, it can still compile
             self.failed[index] = f"{type(reason).__name__}: {reason}"
         return True

@@ -135,6 +135,12 @@ class Variants:
         """The kinds of call that a unit had, the latest last."""
         return self._seen.setdefault(unit, OrderedDict())
 
+    def forget_calls(self) -> None:
+        """Compile a new structure for calls from now on only."""
+        self._seen.clear()
+        for variant in self:
+            variant.known.clear()
+
 
 def touch(table: OrderedDict[K, V], key: K, value: V, most: int) -> V:
     """Make ``key`` the newest of ``table``, and let the oldest go where there are too many."""
