@@ -106,6 +106,6 @@ def _copied(host: Host, twin: Host, placement: Placement) -> Graft:
             f"copied ({type(error).__name__}: {error})"
         ) from error
     there = surroundings(twin, placement.slot)
-    if there.dtype != surroundings(host, host.slots[placement.slot.name]).dtype:
+    if there.dtype != surroundings(host, placement.slot).dtype:
         graft.to(there.dtype)
     return graft.to(there.device).train(there.training)

@@ -23,6 +23,7 @@ from fxgraft.compiling.job import Install, Job, Task
 from fxgraft.compiling.units import Unit
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.explain import Explanation, explain
+from fxgraft.selection import Slots
 from fxgraft.structure import Structure
 from fxgraft.ties import ties_kept
 from fxgraft_passes import Graft, Phase, Slot
@@ -55,7 +56,7 @@ class Host(nn.Module):
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
-        self._slot_table: Mapping[str, Slot] | None = None
+        self._slot_table: Slots | None = None
         self._calls: Calls | None = None
         self._own_parameters: dict[int, weakref.ref[nn.Parameter]] | None = None
         self.training = root.training
@@ -66,10 +67,10 @@ class Host(nn.Module):
     # What can be grown
 
     @property
-    def slots(self) -> Mapping[str, Slot]:
-        """Name -> slot, in execution order."""
+    def slots(self) -> Slots:
+        """Name -> slot, in execution order. ``host.slots.select(...)`` chooses among them."""
         if self._slot_table is None:
-            self._slot_table = slot_table(self._regions.values())
+            self._slot_table = Slots(slot_table(self._regions.values()), self._regions, self.rejected)
         return self._slot_table
 
     def slot(self, name: str) -> Slot:
