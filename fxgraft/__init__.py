@@ -3,6 +3,7 @@
 from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
 from fxgraft.compiling.report import CompileReport, compile_report
+from fxgraft.folding import fold
 from fxgraft.host import Host
 from fxgraft.manager import SeedManager
 from fxgraft.seed import Seed
@@ -26,6 +27,7 @@ __all__ = [
     "blueprints",
     "commands",
     "errors",
+    "fold",
     "compile_report",
     "trace",
     "unwrap",
