@@ -63,6 +63,9 @@ class Host(nn.Module):
         self._modules.update(root._modules)
         for register in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[register] = root.__dict__[register]
+        # Whatever goes through the whole host is done here, and not when a seed germinates.
+        self.slots  # noqa: B018
+        self._remember_own_parameters()
 
     # What can be grown
 
@@ -132,12 +135,15 @@ class Host(nn.Module):
                 yield from self.graft(placement.seed).parameters()
 
     def owns(self, parameter: nn.Parameter) -> bool:
-        """Whether ``parameter`` is one of the traced model's. Scans the host once, then remembers."""
-        if self._own_parameters is None:
-            self._own_parameters = {_memory(p): weakref.ref(p) for p in self._root.parameters()}
-        known = self._own_parameters.get(_memory(parameter))
+        """Whether ``parameter`` is one of the traced model's. Remembers them until others are loaded."""
+        own = self._remember_own_parameters() if self._own_parameters is None else self._own_parameters
+        known = own.get(_memory(parameter))
         mine = known() if known is not None else None
         return mine is not None and _memory(mine) == _memory(parameter)
+
+    def _remember_own_parameters(self) -> dict[int, weakref.ref[nn.Parameter]]:
+        own = self._own_parameters = {_memory(p): weakref.ref(p) for p in self._root.parameters()}
+        return own
 
     # Running
 
@@ -355,6 +361,7 @@ class Host(nn.Module):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
                 self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
+        self._remember_own_parameters()
         return self
 
     def state_dict(

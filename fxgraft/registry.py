@@ -32,6 +32,9 @@ class SeedParameterRegistry:
         self._optimizers = tuple(optimizers)
         self._schedulers = tuple(schedulers)
         self._owned: dict[str, list[weakref.ref[nn.Parameter]]] = {}
+        self._counted: dict[int, tuple[int, Counter[int]]] = {}
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            self._dims(group["params"])  # now, and not when a seed germinates
 
     def claim(self, seed: Seed, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
         """Make ``seed`` the owner of the parameters of ``module``. ``of_host`` tells the host's.
@@ -95,15 +98,12 @@ class SeedParameterRegistry:
 
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take parameters out of every group and every optimizer's state; a seed's own group goes too."""
-        leaving = {id(p) for p in parameters}
+        leaving = {id(p): p for p in parameters}
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                staying = [i for i, p in enumerate(group["params"]) if id(p) not in leaving]
-                for key in ("params", "param_names"):
-                    if key in group and len(staying) < len(group[key]):
-                        group[key][:] = [group[key][i] for i in staying]
-            for parameter in [p for p in optimizer.state if id(p) in leaving]:
-                del optimizer.state[parameter]
+                self._take_out(group, leaving.keys() & set(map(id, group["params"])))
+            for parameter in leaving.values():
+                optimizer.state.pop(parameter, None)
             for place in reversed(range(len(optimizer.param_groups))):
                 group = optimizer.param_groups[place]
                 if OWNER in group and not group["params"]:
@@ -129,10 +129,39 @@ class SeedParameterRegistry:
         shared = [group for o in self._optimizers for group in o.param_groups if OWNER not in group]
 
         def closeness(group: dict[str, Any]) -> tuple[int, int]:
-            dims = Counter(p.dim() for p in group["params"])
+            dims = self._dims(group["params"])
             return dims[parameter.dim()], sum(n for d, n in dims.items() if d < 2)
 
         return max(shared, key=closeness)
+
+    def _dims(self, parameters: list[nn.Parameter]) -> Counter[int]:
+        """Number of dimensions -> how many parameters of a group have it.
+
+        Only those at its end that are new are counted: the group may have all of a large host's.
+        """
+        seen, dims = self._counted.get(id(parameters), (0, Counter()))
+        if seen > len(parameters):  # someone else took some out: from the start
+            seen, dims = 0, Counter()
+        dims.update(p.dim() for p in parameters[seen:])
+        self._counted[id(parameters)] = len(parameters), dims
+        return dims
+
+    def _take_out(self, group: dict[str, Any], leaving: set[int]) -> None:
+        """Delete parameters from a group, by their ids: from its end, where those of seeds are."""
+        parameters = group["params"]
+        seen, dims = self._counted.get(id(parameters), (0, Counter()))
+        place = len(parameters)
+        while leaving:
+            place -= 1
+            if id(parameters[place]) in leaving:
+                leaving.discard(id(parameters[place]))
+                if place < seen:
+                    seen -= 1
+                    dims[parameters[place].dim()] -= 1
+                for key in ("params", "param_names"):
+                    if key in group:
+                        del group[key][place]
+        self._counted[id(parameters)] = seen, dims
 
 
 def _trainable(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:

@@ -173,5 +173,5 @@ def slot_table(regions: Iterable[Region]) -> Mapping[str, Slot]:
         name = next(
             n for n in chain([slot.name], map(f"{slot.name}_{{}}".format, count(1))) if n not in found
         )
-        found[name] = dataclasses.replace(slot, name=name)
+        found[name] = slot if name == slot.name else dataclasses.replace(slot, name=name)
     return MappingProxyType(found)
