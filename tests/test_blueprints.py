@@ -141,6 +141,49 @@ def test_a_gradient_while_blending(name, shape, mode):
     check_gradients(seed)
 
 
+class Widening(nn.Module):
+    """Slots ``first`` and ``second`` of other widths: rows, tokens or images."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.first, self.second = layers
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
+def rows():
+    return Widening(nn.Linear(4, 6), nn.Linear(6, 3)), torch.randn(2, 4)
+
+
+def images():
+    return Widening(nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 3, 1)), torch.randn(2, 4, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("mlp", rows), ("low_rank", rows), ("low_rank", images), ("conv_bottleneck", images)],
+)
+def test_a_branch_from_a_value_of_another_width(name, made):
+    model, x = made()
+    host = fxgraft.trace(model, (x,))
+    manager = fxgraft.SeedManager(host)
+    seed = manager.germinate("second", name, source="first", objective="straight_through")
+    learnt(host, x)
+    check_gradients(seed)
+    with manager.at_alpha(seed, 1.0):
+        assert torch.equal(host(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["norm", "squeeze_excite", "conv_depthwise", "attention", "net2net"])
+def test_a_blueprint_that_keeps_the_width_refuses_another(name):
+    model, x = images()
+    host = fxgraft.trace(model, (x,))
+    with pytest.raises(BlueprintError, match=rf"{name} at slot 'second', source 'first': expected a module"):
+        fxgraft.SeedManager(host).germinate("second", name, source="first")
+    assert same_bits(host(x), model(x))
+
+
 REZERO = [case for case in ALLOWED if case[0] in ("conv_bottleneck", "conv_depthwise", "mlp", "attention")]
 
 

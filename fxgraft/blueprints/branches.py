@@ -1,6 +1,8 @@
 """Branches: modules whose output is added to the host's value, zero at birth.
 
-Zero at birth, so that blending one in changes nothing that was not learnt (see `initial` for how).
+Zero at birth, so that blending one in changes nothing that was not learnt (see `initial` for how). Where
+they read another slot's value (``source=``), that may have another number of features, ``C'`` or ``D'``;
+formulas here are for as many as the slot's own.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def conv_bottleneck(slot: Slot, *, reduction: int = 4, init: str = "zero") -> nn
     """
     size = channels(slot, "conv_bottleneck")
     inner = max(size // positive("reduction", reduction), 4)
-    reduce, spatial = nn.Conv2d(size, inner, 1), nn.Conv2d(inner, inner, 3, padding=1)
+    reduce = nn.Conv2d(channels(slot.input, "conv_bottleneck"), inner, 1)
+    spatial = nn.Conv2d(inner, inner, 3, padding=1)
     expand = nn.Conv2d(inner, size, 1)
     he_normal(reduce, spatial, expand)
     branch = _chain(reduce=reduce, act1=nn.ReLU(), spatial=spatial, act2=nn.ReLU(), expand=expand)
@@ -65,7 +68,7 @@ def mlp(slot: Slot, *, hidden: int | None = None, init: str = "zero") -> nn.Modu
     """
     size = features(slot, "mlp")
     between = positive("hidden", size if hidden is None else hidden)
-    up, down = nn.Linear(size, between), nn.Linear(between, size)
+    up, down = nn.Linear(features(slot.input, "mlp"), between), nn.Linear(between, size)
     he_normal(up, down)
     return silent(_chain(up=up, act=nn.GELU(), down=down), down, init)
 
@@ -85,11 +88,11 @@ def low_rank(slot: Slot, *, rank: int = 4) -> nn.Module:
     down: nn.Conv2d | nn.Linear
     up: nn.Conv2d | nn.Linear
     if is_image(slot):
-        size = channels(slot, "low_rank")
-        down, up = nn.Conv2d(size, rank, 1, bias=False), nn.Conv2d(rank, size, 1, bias=False)
+        down = nn.Conv2d(channels(slot.input, "low_rank"), rank, 1, bias=False)
+        up = nn.Conv2d(rank, channels(slot, "low_rank"), 1, bias=False)
     else:
-        size = features(slot, "low_rank")
-        down, up = nn.Linear(size, rank, bias=False), nn.Linear(rank, size, bias=False)
+        down = nn.Linear(features(slot.input, "low_rank"), rank, bias=False)
+        up = nn.Linear(rank, features(slot, "low_rank"), bias=False)
     nn.init.kaiming_uniform_(down.weight, a=5**0.5)
     return silent(_chain(down=down, up=up), up, "zero")
 

@@ -77,7 +77,7 @@ class Blueprint:
         """
         with torch.device("meta"), streams.private_stream(0):
             module = self.build(slot, **config)
-            value = torch.empty(slot.shape, dtype=torch.get_default_dtype())
+            value = torch.empty(slot.input.shape, dtype=torch.get_default_dtype())
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(value)
         return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops())
