@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import linecache
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class GrownCode:
         modules: names that ``source`` uses for modules -> what to import.
         functions: names that it uses for functions of this file -> their names here.
         values: other names that it uses -> what they stand for.
+        grown: the children that the base class does not know of.
         made: the class.
     """
 
@@ -47,9 +48,11 @@ class GrownCode:
         modules: Mapping[str, str],
         functions: Mapping[str, str],
         values: Mapping[str, Any],
+        grown: Sequence[str] = (),
     ):
         self.text, self.base, self.name, self.source = text, base, name, source
         self.modules, self.functions, self.values = dict(modules), dict(functions), dict(values)
+        self.grown = tuple(grown)
         self.made = self._make()
 
     def _make(self) -> type[nn.Module]:
@@ -65,11 +68,9 @@ class GrownCode:
     def __call__(self) -> nn.Module:
         return object.__new__(self.made)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> GrownCode:
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.text, self.base, self.name, self.source, self.modules, self.functions, self.values)
+        used = (self.modules, self.functions, self.values, self.grown)
+        parts = (self.text, self.base, self.name, self.source, *used)
         return eval, (_REBUILD, {"text": self.text, "scope": {"__name__": "grown"}, "parts": parts})
 
 
@@ -86,10 +87,22 @@ def _class_of(code: GrownCode, generated: Callable[..., Any]) -> type[nn.Module]
             return code, (), self.__getstate__()
 
     Grown.__name__ = Grown.__qualname__ = code.name
+    if issubclass(base, nn.Sequential):
+        _hide(Grown, code.grown)
     # Not one of torch's own, which some tools take to run as torch wrote it.
     Grown.__module__ = "grown" if base.__module__.startswith("torch.") else base.__module__
     Grown.__doc__ = base.__doc__
     return Grown
+
+
+def _hide(container: Any, names: Sequence[str]) -> None:
+    """Keep what was grown out of the layers of a Sequential: its own code would run them in the chain."""
+
+    def known(self: nn.Sequential) -> list[nn.Module]:
+        return [module for name, module in self._modules.items() if name not in names]  # type: ignore[misc]
+
+    container.__iter__ = lambda self: iter(known(self))
+    container.__len__ = lambda self: len(known(self))
 
 
 # What generated code may call, in plain Python.

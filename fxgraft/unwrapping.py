@@ -45,8 +45,9 @@ def unwrap(host: Host) -> nn.Module:
     """The host as a plain module, with its fossils, that nothing of fxgraft is needed to run or load.
 
     It shares parameters and buffers with the host, as the host does with the model, and leaves the host
-    alone: ``copy.deepcopy`` it for one of its own. It can be pickled, saved, exported and compiled. Its
-    ``state_dict`` has the model's keys, and the seeds' under ``<region>.seed_<name>.``.
+    alone: ``copy.deepcopy`` it for one of its own. It can be pickled, saved, exported and compiled (it
+    is not, where the host is). Its ``state_dict`` has the model's keys, and the seeds' under
+    ``<region>.seed_<name>.``.
 
     What it is not: dropout in seeds draws from the global stream, as ``nn.Dropout`` does; calls of
     another form than the example's run without the fossils, with a warning; hooks on the host itself
@@ -74,9 +75,9 @@ class Unwrapping:
         self._names = {id(graft): name for name, graft in host.grafts().items()}
         self._dims = {p.seed: len(p.slot.shape) for p in host.structure.placements}
         self._codes: dict[Any, GrownCode] = {}
+        self._grown: dict[nn.Module, list[str]] = {}
         for module in self.root.modules():
-            for name in _installed(module):
-                del module.__dict__[name]
+            _take_out(module)
         for name in host.structure.by_region:
             self._attach(host.regions[name])
 
@@ -103,6 +104,7 @@ class Unwrapping:
         while hasattr(module, child):
             child += "_"
         module.add_module(child, self._plain_seed(clone_tree(graft.module), self._dims[seed], {}))
+        self._grown.setdefault(module, []).append(child)
         return child
 
     def _plain_seed(self, module: nn.Module, dims: int, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -137,12 +139,20 @@ class Unwrapping:
     def _become(self, module: nn.Module, base: type[nn.Module], generated: Generated) -> None:
         """Make ``module`` an instance of a class with that ``forward``; equal ones share it."""
         name, scope = type(module).__name__, _scope_of(generated)
-        key = (base, name, generated.source, tuple(sorted((n, id(value)) for n, value in scope.items())))
+        grown = tuple(self._grown.get(module, ()))
+        key = (
+            base,
+            name,
+            generated.source,
+            grown,
+            tuple(sorted((n, id(value)) for n, value in scope.items())),
+        )
         if key not in self._codes:
             modules = {n: value.__name__ for n, value in scope.items() if isinstance(value, ModuleType)}
             functions = {n: _plain_name(value) for n, value in scope.items() if _is_own(value)}
             values = {n: value for n, value in scope.items() if n not in modules and n not in functions}
-            self._codes[key] = GrownCode(_TEXT, base, name, generated.source, modules, functions, values)
+            used = (modules, functions, values, grown)
+            self._codes[key] = GrownCode(_TEXT, base, name, generated.source, *used)
         module.__class__ = self._codes[key].made
 
 
@@ -164,13 +174,16 @@ class _LayerByLayer(fx.Tracer):
         return True
 
 
-def _installed(module: nn.Module) -> list[str]:
-    """The attributes by which a host runs a region's generated code."""
+def _take_out(module: nn.Module) -> None:
+    """Take out of a clone by what the host runs the module: generated and compiled code."""
     attributes = module.__dict__
+    attributes.pop("_compiled_call_impl", None)
     if OWN_FORWARD not in attributes:
-        return []
-    grafts = [name for name, value in attributes.items() if isinstance(value, Graft)]
-    return [name for name in ("forward", OWN_FORWARD, COUNTER) if name in attributes] + grafts
+        return
+    for name in ("forward", OWN_FORWARD, COUNTER):
+        attributes.pop(name, None)
+    for name in [name for name, value in attributes.items() if isinstance(value, Graft)]:
+        del attributes[name]
 
 
 def _write_out(graph: fx.Graph, node: fx.Node) -> None:

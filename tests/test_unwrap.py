@@ -179,6 +179,31 @@ def test_a_branch_between_regions() -> None:
     assert_same_step(host, fxgraft.unwrap(host), given)
 
 
+def test_a_branch_between_regions_goes_where_a_hook_would_miss_its_module() -> None:
+    given = net()
+    host = grown(given, ("blocks.1.relu", "conv_depthwise", {"source": "blocks.0.conv"}))
+    plain = fxgraft.unwrap(host).eval()
+    plain.get_submodule("blocks.0").register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.warns(UserWarning, match="without what was grown in it"):
+        got = plain(*given.args)
+    fresh = fxgraft.unwrap(fxgraft.trace(given.model, given.args)).eval()
+    fresh.get_submodule("blocks.0").register_forward_hook(lambda module, args, out: out * 2)
+    assert_same_bits(got, fresh(*given.args))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("to", [1.0, 0.3])
+def test_under_autocast(mode: str, to: float) -> None:
+    """The host's value is in single precision here, the seed's output in half."""
+    given = Given(nn.Sequential(nn.ReLU(), nn.Linear(6, 3)), (torch.randn(2, 6),))
+    host = grown(given, ("0", "mlp", {"mode": mode, "to": to}))
+    plain = fxgraft.unwrap(host)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = plain.eval()(*given.args)
+        assert_same_bits(out, host.eval()(*given.args))
+    assert not torch.equal(out.float(), plain(*given.args))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "vit", "t5", "mamba"])
 def test_transformers(name: str) -> None:
     given = MODELS[name]()
@@ -223,6 +248,24 @@ def test_keys_are_the_models_with_the_seeds_beside_what_they_grew_in() -> None:
     assert isinstance(plain, Net)
     assert isinstance(plain.get_submodule("blocks.0"), Block)
     assert type(plain.get_submodule("blocks.1")) is Block
+
+
+def test_no_attribute_is_left_of_what_ran_the_host() -> None:
+    given = net()
+    host = grown(given, ("blocks.0.relu", "mlp"), ("blocks.1", "attention", {"source": "blocks.0.relu"}))
+    plain = fxgraft.unwrap(host)
+    for name, module in given.model.named_modules():
+        assert sorted(plain.get_submodule(name).__dict__) == sorted(module.__dict__), name
+
+
+def test_a_sequential_has_the_layers_that_it_had() -> None:
+    given = net()
+    plain = fxgraft.unwrap(grown(given, ("blocks.0", "low_rank"), ("blocks.1", "low_rank")))
+    blocks = plain.get_submodule("blocks")
+    assert len([name for name, _ in blocks.named_children()]) == 4
+    for twin in (blocks, copy.deepcopy(blocks), reloaded(plain).get_submodule("blocks")):
+        assert len(twin) == len(list(twin)) == 2
+        assert twin[-1] is twin.get_submodule("1")
 
 
 def test_a_name_that_is_taken() -> None:
@@ -299,6 +342,18 @@ def test_it_is_a_model_again_that_can_be_traced_and_grown() -> None:
     assert plain_again(*given.args).shape == (2, 3)
 
 
+@pytest.mark.parametrize("granularity", ["host", "region"])
+def test_of_a_compiled_host_it_runs_eager(granularity: str, fresh_compiler: None) -> None:
+    given = net()
+    host = fxgraft.trace(given.model, given.args)
+    host.compile(backend="aot_eager", granularity=granularity)
+    host(*given.args)
+    fossil(fxgraft.SeedManager(host), "blocks.0.relu", "mlp")
+    plain = fxgraft.unwrap(host.eval())
+    assert_same_bits(plain(*given.args), host(*given.args))
+    assert all(module._compiled_call_impl is None for module in plain.modules())
+
+
 def test_compiled(fresh_compiler: None) -> None:
     given = net()
     plain = fxgraft.unwrap(grown(given, ("blocks.0.relu", "mlp"), ("stem", "low_rank"))).eval()
@@ -354,6 +409,7 @@ def test_copies(copied: Callable[[nn.Module], nn.Module]) -> None:
     twin = copied(plain)
     assert list(twin.state_dict()) == list(plain.state_dict())
     assert isinstance(twin, Net)
+    assert (type(twin) is type(plain)) == (copied is copy.deepcopy)
     for training in (True, False):
         torch.manual_seed(1)
         expected = plain.train(training)(*given.args)
