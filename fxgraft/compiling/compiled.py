@@ -79,7 +79,7 @@ class CompiledHost:
         )
 
     def _caller(self, unit: Unit, variant: Variant) -> Callable[..., Any]:
-        module, known = unit.module, variant.known
+        module, known = unit.module, variant.known.setdefault(unit, {})
 
         def call(*args: Any, **kwargs: Any) -> Any:
             # In front of every step of a compiled host: nothing but a look at the arguments' forms.
@@ -99,7 +99,7 @@ class CompiledHost:
         if entry is None:
             return enter
         if form is not None:
-            variant.known[form] = entry
+            variant.known[unit][form] = entry
         return entry
 
     # What is ready

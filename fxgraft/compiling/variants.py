@@ -43,7 +43,7 @@ class Variant:
         entry: its compiled form; compiles at the first call of a kind.
         compiled: the kinds of call that dynamo has code for, or is to compile when they come.
         artifacts: what the helper made, and for which kind; the latest first.
-        known: what calls looked like at a glance -> what runs them.
+        known: unit -> what its calls looked like at a glance -> what runs them.
         helped: whether code is to come from the helper: calls that there is none for run uncompiled.
         wanted: kinds of call that had to.
         misses: how many calls had to.
@@ -55,7 +55,7 @@ class Variant:
     entry: Entry
     compiled: set[CallKind] = field(default_factory=set)
     artifacts: list[tuple[CallKind, Artifact]] = field(default_factory=list)
-    known: dict[object, Entry] = field(default_factory=dict)
+    known: dict[Unit, dict[object, Entry]] = field(default_factory=dict)
     helped: bool = False
     wanted: dict[CallKind, None] = field(default_factory=dict)
     misses: int = 0
@@ -76,9 +76,14 @@ class Variant:
         self.artifacts.insert(0, (kind, artifact))
         del self.artifacts[MAX_ARTIFACTS:]
         self.helped = True
-        self.known.clear()
+        self.look_again()
         for wanted in [wanted for wanted in self.wanted if covers(kind, wanted)]:
             del self.wanted[wanted]
+
+    def look_again(self) -> None:
+        """Find out anew what runs each call."""
+        for known in self.known.values():
+            known.clear()  # in place: the callers of the units hold these very dictionaries
 
     def leave_to_dynamo(self, kind: CallKind) -> None:
         """The helper cannot: calls of ``kind`` compile when they come."""
@@ -99,12 +104,12 @@ class Variant:
         return None
 
     def _guarded(self, artifact: Artifact) -> Entry:
-        fits, run, known = artifact.fits, artifact.run, self.known
+        fits, run = artifact.fits, artifact.run
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if fits(module, *args, **kwargs):
                 return run(module, *args, **kwargs)
-            known.clear()  # what looks the same at a glance is not: a weight's dtype, another instance
+            self.look_again()  # what looks the same at a glance is not: a weight's dtype, say
             self.misses += 1
             return enter(module, *args, **kwargs)
 
@@ -139,7 +144,7 @@ class Variants:
         """Compile a new structure for calls from now on only."""
         self._seen.clear()
         for variant in self:
-            variant.known.clear()
+            variant.look_again()
 
 
 def touch(table: OrderedDict[K, V], key: K, value: V, most: int) -> V:
