@@ -34,7 +34,9 @@ class Calls:
     def branch(self, source: Slot, slot: Slot) -> Slot:
         """``slot`` for a seed that reads ``source``. Raises `SlotError` with the reason if there is none."""
         pair = f"source {source.name!r} of slot {slot.name!r}"
-        if source.node.meta[KEY].order >= slot.node.meta[KEY].order:
+        if source.others or slot.others:
+            raise SlotError(f"{pair}: expected single places; one of them is all calls of a module")
+        if _when(source) >= _when(slot):
             raise SlotError(f"{pair}: expected a slot that is computed earlier; it comes later")
         if source.device != slot.device:
             raise SlotError(f"{pair}: expected one device; got {source.device} and {slot.device}")
@@ -77,6 +79,11 @@ class Calls:
 
     def _is_around(self, region: str, *others: str) -> bool:
         return all(is_within(other, region) for other in others)
+
+
+def _when(slot: Slot) -> tuple[int, bool]:
+    """Sorts places by when they are passed in a run: an edge just before its reader."""
+    return (slot.reader or slot.node).meta[KEY].order, slot.reader is None
 
 
 def _calls(region: Region) -> int:

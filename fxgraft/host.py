@@ -23,6 +23,7 @@ from fxgraft.compiling.job import Install, Job, Task
 from fxgraft.compiling.units import Unit
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.explain import Explanation, explain
+from fxgraft.places import place
 from fxgraft.selection import Slots
 from fxgraft.structure import Structure
 from fxgraft.ties import ties_kept
@@ -77,11 +78,17 @@ class Host(nn.Module):
         return self._slot_table
 
     def slot(self, name: str) -> Slot:
-        """The slot of that name. Raises `SlotError` with the reason, or with the nearest names."""
+        """The slot of that name, or a place as `fxgraft.places` names them.
+
+        Raises:
+            SlotError: there is none; with the reason, or with the nearest names.
+        """
         if not isinstance(name, str):
             raise SlotError(f"slot: expected a name, one of host.slots; got {name!r}")
         if name in self.slots:
             return self.slots[name]
+        if (found := place(name, self.slots, self._regions)) is not None:
+            return found
         if (reason := self.rejected.get(name)) is not None:
             raise SlotError(f"{name!r} is no slot: it {reason}")
         near = difflib.get_close_matches(name, self.slots, n=3, cutoff=0.3) or list(self.slots)[:3]

@@ -149,7 +149,8 @@ class SeedManager:
         built in another thread, and a later `step` lets it go live.
 
         Args:
-            slot_name: one of ``host.slots``.
+            slot_name: one of ``host.slots``; or an edge ``"relu->fc2"``, a module's input ``"->fc2"``, an
+                element ``"lstm[0]"``, all calls of a module ``"fc@*"`` (see `fxgraft.places`).
             blueprint: a registered name, an ``nn.Module``, or a factory ``Slot -> nn.Module``.
             source: an earlier slot, whose value the seed reads in the place of its own slot's: a branch
                 around what lies between. The seed's output has the shape of the slot, and its input that
@@ -179,6 +180,7 @@ class SeedManager:
         """
         self._refuse_inside("germinate")
         slot = self.host.site(slot_name, source)
+        slot_name = slot.name
         wait_for = self._refuses_until.get(slot_name, 0) - self._reporter.step
         if self.enabled and wait_for > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")

@@ -42,9 +42,10 @@ class Placement:
     def wired_in(self, region: str) -> Wiring:
         """The placement without the seed, in the region whose graph has it."""
         slot, source = self.slot, self.slot.source
-        node = local_name(slot.region, slot.node.name, region)
-        read = None if source is None else local_name(source.region, source.node.name, region)
-        return Wiring(node, self.spec, read)
+        others = tuple(local_name(slot.region, node.name, region) for node in slot.others)
+        return Wiring(
+            _local(slot, region), self.spec, None if source is None else _local(source, region), others
+        )
 
     def seen_from(self, prefix: str) -> Placement:
         """The placement with names of regions relative to the module ``prefix``."""
@@ -128,6 +129,12 @@ def kind_of(module: nn.Module) -> str:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     shapes = [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]
     return f"{type(module).__module__}.{type(module).__qualname__}:{module!r}:{shapes}"
+
+
+def _local(slot: Slot, region: str) -> str:
+    """What a `Wiring` calls the place of a slot."""
+    name = local_name(slot.region, slot.node.name, region)
+    return name if slot.reader is None else f"{name}->{local_name(slot.region, slot.reader.name, region)}"
 
 
 def is_within(region: str, prefix: str) -> bool:

@@ -359,7 +359,7 @@ def test_a_branch_inside_a_region_that_is_called_twice():
     assert_same_bits(host(X), host.last(host.middle(first(X).tanh() + first(X))), "both calls")
 
 
-@pytest.mark.parametrize("blueprint", [nn.Linear(5, 3), "mlp", nn.Linear(6, 4)])
+@pytest.mark.parametrize("blueprint", [nn.Linear(5, 3), "norm", "identity", nn.Linear(6, 4)])
 def test_a_seed_that_does_not_fit_is_refused_with_both_shapes(blueprint):
     host = fxgraft.trace(Model(), (X,))
     manager = fxgraft.SeedManager(host)
@@ -369,6 +369,18 @@ def test_a_seed_that_does_not_fit_is_refused_with_both_shapes(blueprint):
     ):
         manager.germinate(SLOT, blueprint, source=SOURCE)
     assert_same_bits(snapshot(host, X), before, "the host")
+
+
+@pytest.mark.parametrize("blueprint", ["mlp", "low_rank"])
+@pytest.mark.parametrize("mode", MODES)
+def test_blueprints_that_project_join_values_of_different_shapes(blueprint, mode):
+    host = fxgraft.trace(Model(), (X,))
+    expected = host(X)
+    manager = fxgraft.SeedManager(host)
+    seed = manager.germinate(SLOT, blueprint, source=SOURCE, mode=mode)
+    loss_of(host(X)).backward()
+    assert any(p.grad.any() for p in seed.module.parameters() if p.grad is not None)
+    assert_same_bits(host(X), expected, "isolated")
 
 
 def test_a_hook_that_comes_later_is_not_passed_over():

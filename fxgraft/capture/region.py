@@ -18,7 +18,17 @@ from fxgraft.capture.fallback import COUNTER, new_counter
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.capture.merge import merge, merged_form
 from fxgraft.codegen import Generated, generate
-from fxgraft_passes import FindSlots, Germinate, Graft, GraftSpec, Phase, Slot, rejections_of, slots_of
+from fxgraft_passes import (
+    FindSlots,
+    Germinate,
+    Graft,
+    GraftSpec,
+    Phase,
+    Slot,
+    SplitEdge,
+    rejections_of,
+    slots_of,
+)
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.naming import OWN_FORWARD
 from fxgraft_passes.observe import KEY
@@ -32,14 +42,17 @@ class Wiring:
     """One graft of a region: behind which node, and how. Says nothing of which seed it is.
 
     Attributes:
-        node: of the region's graph; in another region that is merged into it, ``region:node``.
+        node: of the region's graph; in another region that is merged into it, ``region:node``; where one
+            reader of it is meant, ``node->reader``.
         spec: the rest.
         source: likewise the node that a branch reads, or None.
+        others: further nodes that the seed stands behind.
     """
 
     node: str
     spec: GraftSpec
     source: str | None = None
+    others: tuple[str, ...] = ()
 
 
 class Region:
@@ -114,11 +127,16 @@ class Region:
                 graph, names = merge(self, parts)
                 form = merged_form(self, parts)
             for i, wiring in enumerate(wirings):
-                node = names.get(wiring.node, wiring.node)
-                source = names.get(wiring.source, wiring.source) if wiring.source else None
-                Germinate(
-                    node, f"{i:06d}", spec=wiring.spec, phase=phase, path=_attribute(i), source=source
-                ).rewrite(graph)
+                source = wiring.source and _found(graph, names, wiring.source)
+                for k, node in enumerate((wiring.node, *wiring.others)):
+                    Germinate(
+                        _found(graph, names, node),
+                        f"{i:06d}-{k}",
+                        spec=wiring.spec,
+                        phase=phase,
+                        path=_attribute(i),
+                        source=source,
+                    ).rewrite(graph)
             self._known[key] = generate(graph, form, type(self.module).forward)
             if len(self._known) > MAX_KNOWN:
                 del self._known[next(iter(self._known))]
@@ -155,6 +173,18 @@ class Region:
         module = copy.deepcopy(self.module, memo)
         region.__dict__.update({**self.__dict__, "module": module, "_known": dict(self._known)})
         return region
+
+
+def _found(graph: fx.Graph, names: Mapping[str, str], wired: str) -> str:
+    """The name in ``graph`` of the node that a wiring names; of the node in between, for an edge."""
+    value, _, reader = (names.get(part, part) for part in wired.partition("->"))
+    if not reader:
+        return value
+    edge = SplitEdge(value, reader)
+    edge.rewrite(graph)
+    node = edge.split(graph)
+    assert node is not None
+    return node.name
 
 
 def _attribute(i: int) -> str:

@@ -13,6 +13,7 @@ from fxgraft_passes.germinate import Germinate
 from fxgraft_passes.graft import Graft, GraftSpec, Phase
 from fxgraft_passes.objectives import Objective
 from fxgraft_passes.sites import GraftSite
+from fxgraft_passes.split_edge import SplitEdge
 from fxgraft_passes.verify import Verify
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Objective",
     "Phase",
     "Slot",
+    "SplitEdge",
     "Verify",
     "rejections_of",
     "slots_of",

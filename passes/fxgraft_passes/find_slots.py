@@ -13,7 +13,7 @@ after (the graph is the same; ``meta`` is annotated)::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
@@ -41,6 +41,8 @@ class Slot:
         region: the qualified name of the module whose graph holds the node.
         source: of a branch, the earlier slot whose value the seed reads; None where it reads this one's.
         merged: of a branch between regions, those that run as one graph, the outermost first.
+        reader: of an edge, the one node for which the value is meant; None where it is meant for all.
+        others: further nodes that one seed stands behind, each with a value of its own.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Slot:
     region: str = ""
     source: Slot | None = None
     merged: tuple[str, ...] = ()
+    reader: fx.Node | None = None
+    others: tuple[fx.Node, ...] = ()
 
     @property
     def input(self) -> Slot:
@@ -69,7 +73,7 @@ class Slot:
 
     def __getstate__(self) -> dict[str, Any]:
         # Nodes are linked to all of their graph; whoever unpickles finds the slot there, by its name.
-        return {**self.__dict__, "node": None}
+        return {**self.__dict__, "node": None, "reader": None, "others": ()}
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,7 @@ class FindSlots(GraphPass):
         return PassResult(graph_module, self.rewrite(graph_module.graph))
 
     def rewrite(self, graph: fx.Graph) -> bool:
-        dataflow = dataflow_of(graph)
-        output = next(node for node in graph.nodes if node.op == "output")
-        live = nx.ancestors(dataflow, output)
+        live = _live(graph)
         for node, name in qualified_names(graph, self.region).items():
             seen = observation_of(node)
             reason = _objection(node, seen, live)
@@ -111,11 +113,27 @@ def slots_of(graph: fx.Graph) -> list[Slot]:
     return [node.meta["slot"] for node in graph.nodes if "slot" in node.meta]
 
 
+def slot_behind(node: fx.Node, name: str, region: str, reader: fx.Node) -> Slot | str:
+    """The slot on the edge from ``node`` to ``reader``; or why there is none, as in "the value <reason>"."""
+    seen = observation_of(node)
+    live = _live(node.graph)
+    reason = _objection(node, seen, live if reader in live else set())
+    if reason is not None or seen is None:
+        return str(reason)
+    return replace(_slot(name, node, seen, region), reader=reader)
+
+
 def rejections_of(graph: fx.Graph) -> dict[str, str]:
     """Name -> reason for the nodes that are no slots."""
     return {
         node.meta["qualified_name"]: node.meta["no_slot"] for node in graph.nodes if "no_slot" in node.meta
     }
+
+
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values reach the output."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    return nx.ancestors(dataflow_of(graph), output)  # type: ignore[no-any-return]
 
 
 def _slot(name: str, node: fx.Node, seen: Observation, region: str) -> Slot:

@@ -90,7 +90,7 @@ def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def returned(value: Any) -> Any:
-    """What a module returned whose graph is part of another's: the very value, as one node."""
+    """The very value, as a node of its own: what a merged module returned, or what one reader reads."""
     return value
 
 

@@ -13,9 +13,19 @@ import torch
 import torch.fx as fx
 from torch import nn
 
-from fxgraft_passes import Cull, FindSlots, Fossilize, Germinate, GraftSpec, Phase, rejections_of, slots_of
+from fxgraft_passes import (
+    Cull,
+    FindSlots,
+    Fossilize,
+    Germinate,
+    GraftSpec,
+    Phase,
+    SplitEdge,
+    rejections_of,
+    slots_of,
+)
 from fxgraft_passes.graft import MODES
-from tests.passes.graphs import GOLDEN, InPlace, Net, Twice, check_golden, input_for, traced
+from tests.passes.graphs import GOLDEN, Fan, InPlace, Net, Twice, check_golden, input_for, traced
 
 
 def germinated(mode: str, phase: Phase, isolated: bool = True) -> fx.GraphModule:
@@ -110,6 +120,7 @@ CASES: dict[str, Callable[[], str]] = {
     "branch-copied-fossilized": lambda: printed(
         Fossilize("a", 0.5)(branch("convex", Phase.BLENDED, True)).graph_module
     ),
+    "split-edge": lambda: printed(SplitEdge("fc", "clamp")(traced(Fan())).graph_module),
     "in-place-isolated": lambda: printed(in_place(Phase.ISOLATED)),
     "in-place-blended": lambda: printed(in_place(Phase.BLENDED)),
     "find-slots-net": lambda: found(Net()),
