@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import linecache
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,8 @@ class GrownCode:
         filename = f"<grown {self.name} {id(self):x}>"
         exec(compile(self.source, filename, "exec"), scope)
         lines = self.source.splitlines(keepends=True)
-        linecache.cache[filename] = (len(self.source), None, lines, filename)
+        linecache.cache[filename] = (len(self.source), None, lines, filename)  # for tracebacks
+        weakref.finalize(self, linecache.cache.pop, filename, None)
         return _class_of(self, scope["forward"])
 
     def __call__(self) -> nn.Module:

@@ -91,12 +91,15 @@ class Unwrapping:
         """Give the clone of a region's module its seeds as children."""
         module = self.root.get_submodule(region.name)
         graph = self.graphs[region.name] = copy_graph(region.graph)
+        children: dict[str, str] = {}
         for node in graph.find_nodes(op="call_module"):
             attribute, _, rest = str(node.target).partition(".")
             graft = region.module.__dict__.get(attribute)
             if isinstance(graft, Graft):
                 assert rest == "module"
-                node.target = self._add_child(module, graft)
+                if attribute not in children:  # a seed may stand behind several calls
+                    children[attribute] = self._add_child(module, graft)
+                node.target = children[attribute]
 
     def _add_child(self, module: nn.Module, graft: Graft) -> str:
         seed = self._names[id(graft)]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import io
+import linecache
 import subprocess
 import sys
 import textwrap
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,6 +299,20 @@ def test_equal_seeds_share_their_code() -> None:
     seeds = [m for n, m in fxgraft.unwrap(host).named_modules() if n.endswith(("seed_s0", "seed_s1"))]
     assert len(seeds) == 2
     assert type(seeds[0]) is type(seeds[1])
+
+
+def test_nothing_stays_behind_of_modules_that_are_gone() -> None:
+    host = grown(net(), ("blocks.0.relu", "attention"), ("stem", "low_rank"))
+    gc.collect()
+    before = set(linecache.cache)
+    plain = fxgraft.unwrap(host)
+    sources = [name for name in linecache.cache if name not in before]
+    assert any("seed_attention" in "".join(linecache.getlines(name)) for name in sources)
+    kinds = [weakref.ref(type(module)) for module in (plain, plain.get_submodule("blocks.0"))]
+    del plain
+    gc.collect()
+    assert [kind() for kind in kinds] == [None, None]
+    assert set(linecache.cache) <= before
 
 
 def test_dropout_in_a_seed_becomes_the_ordinary_one() -> None:
