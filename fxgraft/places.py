@@ -14,6 +14,7 @@ import operator
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import torch.fx as fx
 
@@ -45,7 +46,10 @@ class _Places:
     def __init__(self, slots: Mapping[str, Slot], regions: Mapping[str, Region]):
         self._slots = slots
         self._regions = regions
-        self._names = {slot.node: slot.name for slot in slots.values()}
+
+    @cached_property
+    def _names(self) -> dict[fx.Node, str]:
+        return {slot.node: slot.name for slot in self._slots.values()}
 
     def edge(self, name: str) -> Slot:
         """One reader of a value."""
