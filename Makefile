@@ -28,8 +28,8 @@ check: $(VENV)/.check
 	$(BIN)/lint-imports
 	$(BIN)/python tests/wheel_check.py
 
-bench: $(VENV)/.demo
-	$(BIN)/python -m benchmarks.objectives
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,7 +4,7 @@
 
 The host trains alone for a tenth of the epochs; a seed germinates and learns in isolation for two
 tenths, is blended in over four, held for two, and culled; the host goes on alone. Then 200 seeds are
-germinated and culled (``benchmarks.cycles``). The summary says what happened in each epoch and passes
+germinated and culled (``benchmarks.bench_cycles``). The summary says what happened in each epoch and passes
 its own verdicts; the exit code is 1 if one of them fails.
 """
 
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import fxgraft
-from benchmarks import cycles, environment
+from benchmarks import bench_cycles, environment
 from benchmarks.footprint import footprint, growth
 from fxgraft.demo.data import BATCH, Digits, load
 from fxgraft.stage import Stage
@@ -166,7 +166,7 @@ def soak(epochs: int, number_of_cycles: int) -> dict[str, Any]:
     """The whole summary: the life of one seed, then many germinations and culls."""
     began = time.perf_counter()
     summary = Soak(epochs).run()
-    runs = [cycles.run(number_of_cycles, backend) for backend in ("eager", "aot_eager")]
+    runs = [bench_cycles.run(number_of_cycles, backend) for backend in ("eager", "aot_eager")]
     summary["cycles"] = runs
     summary["verdicts"] |= {
         f"no_growth_in_{run['cycles']}_cycles_{run['backend']}": _is_flat(run["growth"])

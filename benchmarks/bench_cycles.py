@@ -1,28 +1,55 @@
 """Germinate and cull, 200 times over: does anything stay behind?
 
-    python -m benchmarks.cycles [--cycles 200] [--backend eager|aot_eager|inductor]
-
 Each cycle germinates a seed, trains it, blends it, trains on and culls it. What the process holds after
 cycle 20, when everything that is made once has been made, is compared with the end.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 import fxgraft
+from benchmarks.budgets import CYCLES
 from benchmarks.footprint import footprint, growth
+from benchmarks.rows import Row, Spread
+from benchmarks.settings import Settings
 
 SETTLED = 20
+MANY, FEW = 200, 30
 SEEDS = (("1", "mlp", "residual"), ("3", "low_rank", "channelwise"), ("1", "low_rank", "gated"))
+COUNTED = {"tensors": "tensors", "linecache_entries": "entries", "fx_loader_entries": "entries"}
+"""What is exact, and may not grow at all; resident memory is stated beside it."""
 
 
-def run(cycles: int = 200, backend: str = "eager") -> dict[str, Any]:
+def rows(settings: Settings) -> Iterator[Row]:
+    """Four of each mode: growth of resident memory, and of what can be counted."""
+    if settings.workloads and "small MLP" not in settings.workloads:
+        return
+    for backend in ("eager", "aot_eager"):
+        if not settings.modes or backend in settings.modes:
+            cycles = FEW if settings.quick else MANY
+            settings.say(f"{cycles} cycles, {backend}")
+            yield from _tell(run(cycles, backend))
+
+
+def _tell(found: dict[str, Any]) -> Iterator[Row]:
+    against = f"after cycle {found['settled_after_cycle']}"
+    for name, unit in {**COUNTED, "rss_mib": "MiB"}.items():
+        what = f"growth of {name.replace('_', ' ')} in {found['cycles']} cycles"
+        budget = CYCLES if name in COUNTED else None
+        spread = Spread.exactly(found["growth"][name])
+        note = "" if name in COUNTED else "an allocator keeps what it likes"
+        figures = (found["end"][name], found["settled"][name])
+        yield Row(
+            "cycles", "small MLP", found["backend"], what, against, spread, unit, budget, figures, unit, note
+        )
+
+
+def run(cycles: int = MANY, backend: str = "eager") -> dict[str, Any]:
     """The footprint after cycle 20 and after the last one; ``backend`` other than eager compiles."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -67,16 +94,3 @@ def _train(host: Any, optimizer: Any, manager: Any, x: torch.Tensor, y: torch.Te
 
 def _ignore(event: fxgraft.telemetry.Event) -> None:
     """A sink, so that events are made."""
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cycles", description=__doc__)
-    parser.add_argument("--cycles", type=int, default=200)
-    parser.add_argument("--backend", default="eager")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(json.dumps(run(options.cycles, options.backend), indent=1))
-
-
-if __name__ == "__main__":
-    main()

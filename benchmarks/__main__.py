@@ -1,0 +1,98 @@
+"""Measure what the design limits, and write it down.
+
+    python -m benchmarks [--quick] [--only NAME ...] [--profile] [--render] [--out DIR]
+
+Each benchmark runs in a process of its own, one after the other, on one thread of torch. ``--only`` measures
+anew what it names and leaves the other results as they are. ``--profile`` prints where the time goes instead
+(narrow it: ``--only seeds --workloads MLP-12 --modes eager``). ``--render`` measures nothing: it writes the
+Markdown page, the plots and README's table again from the JSON. ``--quick`` shows that all works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks import plots, report
+from benchmarks.environment import describe
+from benchmarks.modes import MODES
+from benchmarks.record import Part, Record
+from benchmarks.runner import BENCHMARKS, Options, run
+from benchmarks.timing import Profiler
+from benchmarks.workloads import WORKLOADS
+
+RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path("runs") / "benchmarks"
+README = Path(__file__).parent.parent / "README.md"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 1 if a benchmark failed. A missed budget is a result, not a failure."""
+    options = _parse(arguments)
+    out = options.out or (QUICK_RESULTS if options.quick else RESULTS)
+    console = Console()
+    if options.render:
+        render(Record.read(out), out)
+        return 0
+    chosen = Options(options.quick, options.repeats, tuple(options.workloads), tuple(options.modes))
+    if options.profile:
+        for name in options.only:
+            list(
+                BENCHMARKS[name].rows(
+                    chosen.settings(lambda text: None, Profiler(console.print, options.steps))
+                )
+            )
+        return 0
+    record, failed = Record.read(out), []
+    command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+    for name in options.only:
+        began = time.monotonic()
+        rows = run(name, chosen, console)
+        if rows is None:
+            failed.append(name)
+            continue
+        minutes = round((time.monotonic() - began) / 60, 2)
+        record = record.with_part(name, Part(command, describe(), minutes, tuple(rows)), BENCHMARKS)
+        record.write(out)
+    report.write(record, out)
+    plots.draw(record, out)
+    console.print(Markdown(report.summary(record)))
+    if failed:
+        console.print(f"failed: {', '.join(failed)}", style="red")
+    return bool(failed)
+
+
+def render(record: Record, out: Path) -> None:
+    """Everything that follows from the JSON."""
+    report.write(record, out)
+    plots.draw(record, out)
+    if out == RESULTS:
+        README.write_text(report.into_readme(README.read_text(encoding="utf-8"), record), encoding="utf-8")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    every = list(BENCHMARKS)
+    parser.add_argument(
+        "--only", nargs="+", choices=every, default=every, metavar="NAME", help=", ".join(every)
+    )
+    parser.add_argument("--quick", action="store_true", help=f"little of everything; into {QUICK_RESULTS}")
+    parser.add_argument("--repeats", type=int, default=5, help="of what can be done once only")
+    parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, "small MLP", "modular"], default=[])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=[])
+    parser.add_argument("--profile", action="store_true", help="say where the time goes; writes nothing")
+    parser.add_argument("--steps", type=int, default=50, help="of each side, with --profile")
+    parser.add_argument("--render", action="store_true", help="the page, plots and README from the JSON")
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}/ beside the benchmarks")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The memory of a training step with live seeds, against the same network written by hand.
+
+Measured in bytes that torch's allocator hands out, which is exact and the same in every run: what is
+alive before a step (parameters, gradients, state of the optimizer, buffers), and on top of it the highest
+point within the step, from the allocator's events as `torch.profiler` reports them. Resident memory would
+be blurred by what the allocator of the C library keeps, and by the 200 MiB that torch itself takes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.bench_seeds import FEW, SEEDS, STAGES, pair
+from benchmarks.budgets import PEAK
+from benchmarks.modes import Mode
+from benchmarks.rows import Row, Spread
+from benchmarks.settings import Settings
+from benchmarks.workloads import Workload
+
+WARM_UP = 3
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """One for each workload, mode, number of seeds and stage."""
+    wanted = [("MLP-12", "eager")] if settings.quick else [("*", "eager"), ("MLP-12", "inductor")]
+    for workload, mode in settings.pairs(*wanted):
+        for k in SEEDS if mode.name == "eager" else FEW:
+            for stage in STAGES:
+                yield _compare(workload, mode, k, stage)
+
+
+def _compare(workload: Workload, mode: Mode, k: int, stage: str) -> Row:
+    ours, theirs = (_mebibytes(workload, mode, k, stage, side) for side in (0, 1))
+    what = f"peak of a step, {k} {stage} seed{'s' * (k > 1)}"
+    ratio = Spread.exactly(ours / theirs)
+    where = ("memory", workload.name, mode.name)
+    return Row(*where, what, "by hand", ratio, "x", PEAK, (ours, theirs), "MiB")
+
+
+def _mebibytes(workload: Workload, mode: Mode, k: int, stage: str, side: int) -> float:
+    floor = alive()
+    trainer = pair(workload, mode, k, stage)[side]  # the other side is garbage from here on
+    return (peak(trainer.step) - floor) / 2**20
+
+
+def peak(step: Callable[[], None]) -> int:
+    """Bytes: those of all tensors that are alive before ``step``, and its highest point above that."""
+    for _ in range(WARM_UP):
+        step()
+    before = alive()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return before + max(accumulate(sizes, initial=0))
+
+
+def alive() -> int:
+    """The bytes of all tensors in the process, each memory counted once."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors
+        if tensor.device.type == "cpu" and tensor.layout is torch.strided
+    }
+    return sum(storages.values())

@@ -1,0 +1,88 @@
+"""What live seeds cost, against the same network with the same seeds written by hand.
+
+In isolation the seeds learn by the trust objective; blending, alpha moves in every step. By hand there is
+neither the look at whether a seed's gradients are finite nor the isolation check (which comes once after
+a change, here before the clock runs, and every 500 steps).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+
+import fxgraft
+from benchmarks import budgets, by_hand
+from benchmarks.modes import Mode
+from benchmarks.rows import Row
+from benchmarks.settings import Settings
+from benchmarks.timing import median_ms, ratio
+from benchmarks.workloads import Trainer, Workload
+
+SEEDS = (1, 4, 16)
+FEW = (4,)
+STAGES = ("isolated", "blending")
+RAMP = 1_000_000
+"""Steps: so long that alpha never arrives."""
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """One for each workload, mode, number of seeds and stage."""
+    wanted = [("MLP-12", "eager"), ("MLP-12", "inductor")]
+    if not settings.quick:
+        wanted += [("*", "eager"), ("*", "inductor"), ("MLP-12", "inductor, by region")]
+    for workload, mode in settings.pairs(*wanted):
+        # Each number of seeds is four compilations more: all of them for one compiled workload only.
+        every = mode.name == "eager" or (workload.name, mode.name) == ("MLP-12", "inductor")
+        numbers = SEEDS if every and not settings.quick else FEW
+        yield from _compare(workload, mode, numbers, settings)
+
+
+def _compare(workload: Workload, mode: Mode, numbers: tuple[int, ...], settings: Settings) -> Iterator[Row]:
+    pairs = {(k, stage): pair(workload, mode, k, stage) for k in numbers for stage in STAGES}
+    steps = {}
+    for key, (ours, theirs) in pairs.items():
+        steps |= {f"{key}": ours.step, f"{key} by hand": theirs.step}
+    samples = settings.meter.turns(steps)
+    budget = budgets.SEEDS_COMPILED if mode.is_compiled else budgets.SEEDS_EAGER
+    for k, stage in pairs:
+        ours, theirs = samples[f"{(k, stage)}"], samples[f"{(k, stage)} by hand"]
+        what = f"step, {k} {stage} seed{'s' * (k > 1)}"
+        figures = (median_ms(ours), median_ms(theirs))
+        found = ratio(ours, theirs)
+        yield Row("seeds", workload.name, mode.name, what, "by hand", found, "x", budget, figures)
+
+
+def pair(workload: Workload, mode: Mode, k: int, stage: str) -> tuple[Trainer, Trainer]:
+    """The same network twice, down to the weights of its seeds: grown, and by hand."""
+    host = workload.host()
+    ours = Trainer(workload, host, mode.apply(host))
+    manager = fxgraft.SeedManager(host, ours.optimizer)
+    ours.after = manager.step
+    model, by_hand_seeds = workload.model(), []
+    for i in range(k):
+        name = f"s{i:02d}"
+        seed = manager.germinate(workload.place(i), workload.blueprint, name=name, **workload.config)
+        assert seed.module is not None
+        twin = copy.deepcopy(seed.module)
+        by_hand_seeds.append(by_hand.graft(model, workload.place(i), twin, stage == "blending"))
+        if stage == "blending":
+            manager.blend(seed, steps=RAMP, schedule="linear")
+    theirs = Trainer(workload, model, mode.apply_by_hand(model, workload.blocks))
+    if stage == "blending":
+        theirs.after = Ramp(by_hand_seeds)
+    return ours, theirs
+
+
+class Ramp:
+    """Moves alpha as `fxgraft.SeedManager.step` does."""
+
+    def __init__(self, seeds: list[torch.nn.Module]):
+        self._alphas: list[torch.Tensor] = [seed.alpha for seed in seeds]  # type: ignore[misc]
+        self._step = 0
+
+    def __call__(self) -> None:
+        self._step += 1
+        for alpha in self._alphas:
+            alpha.fill_(self._step / RAMP)

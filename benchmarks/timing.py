@@ -1,0 +1,136 @@
+"""How time is taken, and by what else it can be replaced (`Profiler`).
+
+Both sides of a ratio live in one process and take turns: a *round* is some steps of each, in an order
+that is shuffled in every round, so that drift and neighbours on the machine hit both. A ratio is taken
+in each round; its median over the rounds of a repeat is that repeat's; a row has median and range over
+the repeats.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import gc
+import io
+import pstats
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from benchmarks.rows import Spread
+
+Step = Callable[[], object]
+Samples = list[list[float]]
+"""Seconds for one step: of each repeat, of each round."""
+
+
+class Meter(Protocol):
+    """Takes the time of steps."""
+
+    def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
+        """Let all sides take turns."""
+        ...
+
+    def once(self, name: str, do: Step) -> float:
+        """Seconds for something that cannot be repeated on the spot."""
+        ...
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The wall clock.
+
+    Attributes:
+        repeats: how many ratios there are in the end.
+        rounds: in each repeat.
+        steps: of each side in a round.
+        warm_up: steps of each side before all.
+    """
+
+    repeats: int = 5
+    rounds: int = 8
+    steps: int = 5
+    warm_up: int = 4
+
+    def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
+        for step in sides.values():
+            _repeat(step, self.warm_up)
+        settle()
+        order, shuffle = list(sides), random.Random(0).shuffle
+        samples: dict[str, Samples] = {name: [] for name in sides}
+        for _ in range(self.repeats):
+            for found in samples.values():
+                found.append([])
+            for _ in range(self.rounds):
+                shuffle(order)
+                for name in order:
+                    samples[name][-1].append(self._round(sides[name]))
+        return samples
+
+    def _round(self, step: Step) -> float:
+        step()  # untimed: it finds the caches full of another side's tensors
+        began = time.perf_counter()
+        _repeat(step, self.steps)
+        return (time.perf_counter() - began) / self.steps
+
+    def once(self, name: str, do: Step) -> float:
+        began = time.perf_counter()
+        do()
+        return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Profiler:
+    """Says where the time of each side goes, for the reason that a missed budget needs. Not a clock.
+
+    Attributes:
+        say: is given the tables.
+        steps: that a side is watched for.
+        top: functions in a table.
+    """
+
+    say: Callable[[str], None]
+    steps: int = 50
+    top: int = 25
+
+    def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
+        found = {}
+        for name, step in sides.items():
+            _repeat(step, Clock.warm_up)
+            settle()
+            found[name] = [[self.once(name, lambda step=step: _repeat(step, self.steps)) / self.steps]]
+        return found
+
+    def once(self, name: str, do: Step) -> float:
+        profile = cProfile.Profile()
+        began = time.perf_counter()
+        profile.runcall(do)
+        spent = time.perf_counter() - began
+        table = io.StringIO()
+        pstats.Stats(profile, stream=table).sort_stats("tottime").print_stats(self.top)
+        self.say(f"== {name}\n{table.getvalue()}")
+        return spent
+
+
+def settle() -> None:
+    """Collect garbage now, and let later collections pass over what is there: they would hit anyone."""
+    gc.collect()
+    gc.freeze()
+
+
+def ratio(ours: Samples, theirs: Samples) -> Spread:
+    """Of each repeat the median over its rounds; of those median and range."""
+    repeats = zip(ours, theirs, strict=True)
+    return Spread.of(statistics.median([a / b for a, b in zip(*rounds, strict=True)]) for rounds in repeats)
+
+
+def median_ms(samples: Samples) -> float:
+    """Of all rounds, in milliseconds."""
+    return statistics.median([seconds for rounds in samples for seconds in rounds]) * 1e3
+
+
+def _repeat(step: Step, times: int) -> None:
+    for _ in range(times):
+        step()
