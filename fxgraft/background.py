@@ -37,7 +37,8 @@ class Background:
     Args:
         lifecycle: carries changes out.
         reporter: hears of it.
-        timeout: in seconds, after which a germination is given up; None: never.
+        timeout: in seconds, after which a germination whose module is not built, or is not compiled as
+            long after that, is given up; None: never.
         helper: ``"auto"``: compile in a helper process where that can be; ``"off"``: never.
 
     Attributes:
@@ -67,8 +68,7 @@ class Background:
 
     def germinate(self, seed: Seed, slot: Slot, build: Callable[[], nn.Module]) -> None:
         """Begin to build the module of ``seed``, which is in GERMINATED until it is live."""
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        pending = Pending(seed, slot, deadline)
+        pending = Pending(seed, slot, self._deadline())
         self._pending[seed.name] = pending
         self._lifecycle.seeds[seed.name] = seed
         pending.run(build)
@@ -121,6 +121,8 @@ class Background:
             self._land(change, compiled=True)
         elif self._can_help():
             self._lands = change
+            for birth in change.births:  # the time that is up is that of building, or of compiling
+                self._pending[birth.seed.name].deadline = self._deadline()
             self._start(self._host.compile_in_helper(target, self._grafts(change), tasks), target)
         else:
             self._land(change, compiled=False)
@@ -242,6 +244,9 @@ class Background:
         self._reporter.prefetch_failed(seed, reason)
         if any(birth.seed is seed for birth in self._lands.births):
             self._drop_job()
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
 
     def _grafts(self, change: Change) -> Mapping[str, Graft]:
         return self._host.grafts() | {birth.seed.name: birth.graft for birth in change.births}

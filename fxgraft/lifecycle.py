@@ -77,6 +77,8 @@ class Lifecycle:
             warm_up: whether to compile what is missing before the structure is live.
         """
         warm_up = warm_up and not self.cold
+        if change == Change():
+            return
         with ExitStack() as undo:
             for birth in change.births:
                 self._enter(undo, birth)
@@ -174,19 +176,19 @@ class Lifecycle:
             seed.enter(after(seed.stage, "reach", seed.name))
             self._on_stage(seed)
 
-    def cull(self, seed: Seed) -> None:
-        """Any live stage -> CULLED: out of graph, modules, optimizers and hooks."""
-        stage = after(seed.stage, "cull", seed.name)
-        self.forget(seed)
-        seed.leave(stage)
-        self._on_stage(seed)
+    def cull(self, *seeds: Seed) -> None:
+        """Any stage before FOSSILIZED -> CULLED: out of graph, modules, optimizers and hooks."""
+        stages = [after(seed.stage, "cull", seed.name) for seed in seeds]
+        self.forget(*seeds)
+        for seed, stage in zip(seeds, stages, strict=True):
+            seed.leave(stage)
+            self._on_stage(seed)
 
-    def forget(self, seed: Seed) -> None:
-        """Take a seed out of everything, whatever its stage."""
-        if seed.module is None:
-            del self.seeds[seed.name]
-            return
-        self.commit(Change(deaths=(seed,)))
+    def forget(self, *seeds: Seed) -> None:
+        """Take seeds out of everything, whatever their stages."""
+        self.commit(Change(deaths=tuple(seed for seed in seeds if seed.module is not None)))
+        for seed in seeds:
+            self.seeds.pop(seed.name, None)
 
     def retire(self, seed: Seed) -> None:
         """Any live stage -> CULLED at once, with no other structure: at alpha 0, which nothing feels.
@@ -194,6 +196,9 @@ class Lifecycle:
         The graft departs from the graph with a later `commit`; its name is not free until then.
         """
         stage = after(seed.stage, "cull", seed.name)
+        if seed.module is None:
+            self.cull(seed)
+            return
         graft = self.host.graft(seed.name)
         del self.seeds[seed.name]
         self.departing.add(seed.name)

@@ -59,7 +59,8 @@ class SeedManager:
             0 for none. A check costs two passes of the model.
         gates: action (``"blend"``, ``"fossilize"``) -> what a seed must pass for it.
         cooldown: for how many steps a slot refuses new seeds after a cull there.
-        prefetch_timeout: seconds after which a germination with ``wait=False`` is given up; None: never.
+        prefetch_timeout: seconds after which a germination with ``wait=False`` is given up: to build its
+            module, and then to compile its structure; None: never.
         metrics_every: training steps between two ``metrics`` events to the sinks; 0 for none.
         helper: ``"auto"`` compiles in a helper process what training is not to wait for, where such a
             process can be forked (Linux, a host on the CPU); ``"off"`` never does.
@@ -289,7 +290,7 @@ class SeedManager:
             del self._seeds[seed.name]
             return self._reporter.operation("cull", seed, disabled=True)
         self._background.cancel(seed)
-        if wait or not seed.is_live:
+        if wait:
             self._lifecycle.cull(seed)
         else:
             self._lifecycle.retire(seed)
@@ -314,15 +315,27 @@ class SeedManager:
         self._pass_gate("fossilize", seed)
         return self._lifecycle.fossilize(seed) if wait else self._background.fossilize(seed)
 
-    def cull_all(self) -> list[str]:
-        """Cull every seed that is live or in preparation, the latest first; return their names.
+    def cull_all(self, *, wait: bool = True) -> list[str]:
+        """Cull every seed that is live or in preparation, in one change; return their names, latest first.
 
         The rollback: afterwards the host is what it was, but for its fossils.
+
+        Args:
+            wait: False takes effect at once as well, but leaves the grafts in the graph for a later
+                `step`, as in `cull`.
         """
+        self._refuse_inside("cull")
         began = time.monotonic()
         there = [s for s in reversed(self._seeds.values()) if s.is_live or s.stage is Stage.GERMINATED]
         for seed in there:
-            self.cull(seed)
+            self._background.cancel(seed)
+        if wait:
+            self._lifecycle.cull(*there)
+        else:
+            for seed in there:
+                self._lifecycle.retire(seed)
+        for seed in there:
+            self._refuses_until[seed.slot] = self._reporter.step + self._cooldown
         self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
         return [seed.name for seed in there]
 

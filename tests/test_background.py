@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -510,6 +512,48 @@ def test_under_gradient_accumulation_it_lands_between_optimizer_steps_only() -> 
     world.optimizer.step()
     world.settle()
     assert seed.stage is Stage.TRAINING
+
+
+def test_the_module_of_a_culled_seed_is_freed() -> None:
+    world = World()
+    world.start()
+    world.settle()
+    world.train()
+    module = weakref.ref(world.manager.seeds["a"].module)
+    world.manager.cull("a", wait=False)
+    world.settle(lambda: not world.host.structure.placements)
+    world.train(2)
+    gc.collect()
+    assert module() is None
+
+
+def test_a_rollback_is_one_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three seeds go at once: the structures with two and with one are never compiled."""
+    world = World(backend=counting_backend("aot_eager"))
+    for name, slot in [("a", SLOT), ("b", TWIN), ("c", SLOT)]:
+        world.manager.germinate(slot, Scale(), name=name)
+    world.train()
+    with no_recompiles():
+        assert world.manager.cull_all() == ["c", "b", "a"]
+        world.train()
+    assert not world.host.structure.placements
+
+
+def test_a_rollback_need_not_wait() -> None:
+    world = World()
+    for name, slot in [("a", SLOT), ("b", TWIN)]:
+        world.manager.germinate(slot, Scale(3.0), name=name)
+        world.manager.blend(name, steps=1)
+        world.train()
+    plain = World()
+    plain.host.load_state_dict(world.host.model_state())
+    world.manager.germinate(TWIN, lambda slot: Drawing(), name="c", wait=False)
+    with no_recompiles():
+        assert world.manager.cull_all(wait=False) == ["c", "b", "a"]
+        x = torch.randn(6, 4)
+        assert_same_bits(frozen(world.host(x)), frozen(plain.host(x)), "the output")
+        world.settle(lambda: not world.host.structure.placements)
+        world.train()
 
 
 def test_a_trainer_that_is_killed_takes_its_helper_along() -> None:

@@ -6,6 +6,8 @@ import ast
 import gc
 import inspect
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -51,7 +53,9 @@ def table_of_blueprints(monkeypatch):
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, fresh_compiler):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FXGRAFT_DYNAMIC_SEEDS", raising=False)
-    scope = {"__name__": "page"}
+    module = types.ModuleType("page")  # a module to import: compilers look there for what a class needs
+    monkeypatch.setitem(sys.modules, "page", module)
+    scope = module.__dict__
     exec(compile(code_of(page), str(page), "exec"), scope)
     assert isinstance(scope["host"], fxgraft.Host)
     scope.clear()
