@@ -130,7 +130,8 @@ class _Folding:
                     continue
             except NotAffineError as why:
                 refused[name] = str(why)
-            left[node] = name
+            if placement.slot.reader is None:  # on an edge it stands behind all that are at the slot
+                left[node] = name
         structure = self.host.structure
         for name in into:
             structure = structure.without(name)
@@ -148,6 +149,10 @@ class _Folding:
         slot, spec = placement.slot, placement.spec
         if slot.source is not None:
             raise NotAffineError(f"reads {slot.source.name!r}, and not the value that it is added to")
+        if slot.reader is not None:
+            raise NotAffineError(f"stands on one edge, and {slot.node.name!r} may have other readers")
+        if slot.others:
+            raise NotAffineError("stands behind several calls")
         name, layer = self._layer(slot)
         where = Features(axis_of(layer, len(slot.shape)), len(slot.shape), slot.device)
         one = where.unit(slot.shape[where.axis])

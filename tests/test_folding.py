@@ -352,6 +352,31 @@ def test_a_branch_reads_the_value_that_was_merged_into():
     torch.testing.assert_close(folded.module(x), host(x), rtol=1e-10, atol=1e-12)
 
 
+class TwoReaders(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        value = self.layer(x)
+        return self.left(value) + self.right(value) + self.left(self.right.weight.sum(0) * value)
+
+
+def test_a_seed_on_one_edge():
+    x = ROWS.double()
+    seeds = [("layer->left", "a", "low_rank", {}), ("layer", "b", "low_rank", {})]
+    host = grown(TwoReaders().double(), (x,), *seeds)
+    folded = fxgraft.fold(host, (x,))
+    assert folded.into == {"b": "layer"}
+    assert folded.refused == {"a": "stands on one edge, and 'layer' may have other readers"}
+    torch.testing.assert_close(folded.module(x), host(x), rtol=1e-10, atol=1e-12)
+
+
+def test_a_seed_behind_all_calls_of_a_module():
+    host = grown(TwoReaders(), (ROWS,), ("left@*", "a", lambda slot: nn.Linear(3, 3), {}))
+    assert fxgraft.fold(host, (ROWS,)).refused == {"a": "stands behind several calls"}
+
+
 def test_seeds_by_name():
     seeds = [("layer", "a", "low_rank", {}), ("layer", "b", "scale_shift", {})]
     host = grown(Behind(nn.Linear(4, 8)), (ROWS,), *seeds)

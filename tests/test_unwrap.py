@@ -176,6 +176,28 @@ def test_a_model_of_which_only_boundaries_are_known() -> None:
     assert_same_step(host, fxgraft.unwrap(host), given)
 
 
+class Twice(nn.Module):
+    """A layer that is called twice, and a value with two readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.fc(x))
+        return self.out(torch.tanh(self.fc(y))) + y[:, :3]
+
+
+@pytest.mark.parametrize("place", ["fc@*", "fc_1", "relu->fc_1", "->out"])
+def test_a_seed_at_one_call_at_all_calls_and_on_an_edge(place: str) -> None:
+    given = Given(Twice(), (torch.randn(2, 6),))
+    host = grown(given, (place, "mlp", {"to": 0.5, "name": "a"}))
+    plain = fxgraft.unwrap(host)
+    assert_same_step(host, plain, given)
+    assert [name for name, _ in plain.named_children()] == ["fc", "out", "seed_a"]
+    assert_same_bits(reloaded(plain)(*given.args), plain(*given.args))
+
+
 def test_a_branch_between_regions() -> None:
     given = net()
     host = grown(given, ("blocks.1.relu", "conv_depthwise", {"source": "blocks.0.conv"}))
