@@ -26,6 +26,7 @@ from fxgraft import plain_code
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.fallback import COUNTER
+from fxgraft.capture.intercept import AutogradCall
 from fxgraft.capture.merge import merged_form
 from fxgraft.capture.region import Region
 from fxgraft.codegen import Generated, generate
@@ -151,6 +152,7 @@ class Unwrapping:
             tuple(sorted((n, id(value)) for n, value in scope.items())),
         )
         if key not in self._codes:
+            scope = {n: v.function.apply if isinstance(v, AutogradCall) else v for n, v in scope.items()}
             modules = {n: value.__name__ for n, value in scope.items() if isinstance(value, ModuleType)}
             functions = {n: _plain_name(value) for n, value in scope.items() if _is_own(value)}
             values = {n: value for n, value in scope.items() if n not in modules and n not in functions}

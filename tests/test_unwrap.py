@@ -28,8 +28,10 @@ from fxgraft.streams import SeedDropout
 from fxgraft_passes import operators
 from fxgraft_passes.graft import MODES
 from tests.harness import assert_same_bits, frozen, loss_of, snapshot
-from tests.hosts.hosts import Given
+from tests.hosts.hosts import HOSTS, Given
+from tests.hosts.hosts import ran as step
 from tests.hosts.transformer_models import MODELS
+from tests.seeds import Scale
 
 CONVOLUTIONAL = [name for name in names() if "NCHW" in get(name).accepts or "any" in get(name).accepts]
 
@@ -214,6 +216,21 @@ def test_a_branch_between_regions_goes_where_a_hook_would_miss_its_module() -> N
     fresh = fxgraft.unwrap(fxgraft.trace(given.model, given.args)).eval()
     fresh.get_submodule("blocks.0").register_forward_hook(lambda module, args, out: out * 2)
     assert_same_bits(got, fresh(*given.args))
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_hand_written_hosts(name: str) -> None:
+    given = HOSTS[name]()
+    host = fxgraft.trace(given.model, given.args, given.kwargs)
+    manager = fxgraft.SeedManager(host)
+    for i, slot in enumerate(list(host.slots)[:6]):
+        fossil(manager, slot, Scale(0.1, 0.05), to=(1.0, 0.5)[i % 2])
+    buffers = {name: buffer.clone() for name, buffer in host.named_buffers()}
+    for training in (True, False):
+        expected = step(host, given, buffers, training, host)
+        got = step(fxgraft.unwrap(host), given, buffers, training, host)
+        for part in ("out", "gradients", "random", "python"):
+            assert_same_bits(got[part], expected[part], f"{part}, training={training}")
 
 
 @pytest.mark.parametrize("mode", MODES)
