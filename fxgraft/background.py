@@ -59,6 +59,7 @@ class Background:
         self._lands = Change()  # what the job is for; nothing, where it is for what runs already
         self._target = self._base = Structure()
         self._said_why_not = False
+        self._old_news = 0
         self.is_landing = False
 
     def __len__(self) -> int:
@@ -150,8 +151,9 @@ class Background:
     def _tend(self) -> None:
         """With nothing else to do, compile what the running structure would be better off with."""
         compiled = self._host.compiled
-        if compiled is None:
+        if compiled is None or compiled.news == self._old_news:
             return
+        self._old_news = compiled.news
         structure, grafts = self._host.structure, self._host.grafts()
         tasks = compiled.tasks_wanted() or compiled.tasks_settled(structure, grafts)
         if tasks and self._can_help():

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fxgraft
+from fxgraft.compiling import variants
 from fxgraft.streams import SeedDropout
 from tests.harness import assert_same_bits, counting_backend, loss_of, observed_call
 from tests.seeds import Drawing, Scale
@@ -142,6 +143,21 @@ def test_more_structures_than_the_recompile_limit_stay_compiled(monkeypatch: pyt
             world.train()
             world.manager.cull("a")
             world.train()
+
+
+def test_what_ran_the_longest_time_ago_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "MAX_VARIANTS", 3)
+    world = World()
+    for name, seed in [("a", Scale()), ("b", nn.Sequential(Scale()))]:
+        world.manager.germinate(SLOT, seed, name=name)
+        world.manager.cull(name)
+        world.train()
+    assert len(list(world.host.compiled.variants)) == 3
+    with no_recompiles():
+        world.manager.germinate(SLOT, nn.Sequential(Scale()), name="b")
+        world.manager.cull("b")
+    with world.compiling(2):
+        world.manager.germinate(SLOT, Scale(), name="a")
 
 
 def test_a_compiled_life_has_the_bits_of_an_eager_one() -> None:

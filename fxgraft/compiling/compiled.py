@@ -33,6 +33,10 @@ class CompiledHost:
         root: the traced model.
         options: of ``torch.compile``; ``fullgraph`` is True unless it is given.
         granularity: ``"host"``, ``"region"`` or ``"auto"``, see `fxgraft.compiling.units`.
+
+    Attributes:
+        news: counts what may give the helper something to do: units that run other code than before,
+            calls that had to run uncompiled.
     """
 
     def __init__(self, root: nn.Module, options: Mapping[str, Any], granularity: str):
@@ -41,11 +45,13 @@ class CompiledHost:
         self.variants = Variants(self.options)
         self._root = root
         self._running: dict[Unit, tuple[Structure, Phase]] = {}
+        self.news = 0
 
     # What runs
 
     def run(self, structure: Structure, phases: Mapping[Unit, Phase]) -> Callable[..., Any]:
         """Let units run their parts of ``structure``, each in its phase; return what calls the host."""
+        self.news += 1
         for unit, phase in phases.items():
             local = unit.local(structure)
             self._running[unit] = local, phase
@@ -97,6 +103,7 @@ class CompiledHost:
             touch(self.variants.seen(unit), kind, None, MAX_KINDS)
         entry = variant.find(kind, unit.module, args, kwargs)
         if entry is None:
+            self.news += 1
             return enter
         if form is not None:
             variant.known[unit][form] = entry
