@@ -94,7 +94,7 @@ def test_a_materialised_host_is_the_model_and_grows(name):
     expected = ran(given.model)
     assert same_bits(ran(host), expected)
     manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
-    slot = next(slot for slot in reversed(host.slots) if host.slots[slot].shape[-1:] == (16,))
+    slot = next(slot for slot in reversed(list(host.slots)) if host.slots[slot].shape[-1:] == (16,))
     seed = manager.germinate(slot, "low_rank")
     for parameter in seed.module.parameters():
         nn.init.normal_(parameter)

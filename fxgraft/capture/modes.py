@@ -12,12 +12,14 @@ Tracing bakes ``self.training`` in, and what depends on it::
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch.fx as fx
 
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft_passes import operators
+from fxgraft_passes.observe import KEY, observation_of
 
 
 def merge_modes(graph: fx.Graph, other: fx.Graph, training: bool) -> None:
@@ -44,6 +46,15 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, training: bool) -> None:
             with graph.inserting_before(a):
                 choice = graph.call_function(operators.by_mode, (mode, *pair))
             a.args, a.kwargs = _replaced((a.args, a.kwargs), where, choice)
+    for a, b in zip(ours, theirs, strict=True):
+        _add_reader(a, b)
+
+
+def _add_reader(ours: fx.Node, theirs: fx.Node) -> None:
+    """Let it be known if a node's very tensor is read elsewhere in the other mode (as of dropout in eval)."""
+    seen, other = observation_of(ours), observation_of(theirs)
+    if seen is not None and other is not None and not seen.read_elsewhere:
+        ours.meta[KEY] = replace(seen, read_elsewhere=other.read_elsewhere)
 
 
 def _differences(

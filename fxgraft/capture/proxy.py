@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import operator
-from collections.abc import Iterator
+import sys
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from types import FrameType
 from typing import Any
 
 import torch
@@ -28,6 +31,12 @@ class ConcreteProxy(fx.Proxy):
             return iter([self[i] for i in range(len(value))])  # type: ignore[index]
         if isinstance(value, dict):
             return iter(list(value))
+        if isinstance(value, (KeysView, ValuesView, ItemsView)):
+            return iter(self.tracer.create_proxy("call_function", list, (self,), {}))
+        if isinstance(value, torch.Tensor) and (count := _unpacked_by(sys._getframe(1))) is not None:
+            bool(self.size(0) == count)  # what the graph relies on, it checks
+            parts = self.unbind(0)
+            return iter([parts[i] for i in range(count)])
         raise UntraceableError(f"iterates over {self.node}, and how often depends on the input")
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +65,7 @@ class ConcreteProxy(fx.Proxy):
 
     def __len__(self) -> int:
         value = self._example
-        if isinstance(value, (tuple, list, dict)):
+        if isinstance(value, (tuple, list, dict, KeysView, ValuesView, ItemsView)):
             return len(value)
         raise UntraceableError(f"takes the length of {self.node}, which depends on the input")
 
@@ -67,3 +76,11 @@ class ConcreteProxy(fx.Proxy):
         raise UntraceableError(f"needs {self.node} as a Python number, and it depends on the input")
 
     __int__ = __index__
+
+
+def _unpacked_by(frame: FrameType) -> int | None:
+    """Into how many names the code of ``frame`` unpacks a value just now (``q, k, v = x``), or None."""
+    code = frame.f_code.co_code
+    if dis.opname[code[frame.f_lasti]] != "UNPACK_SEQUENCE":
+        return None
+    return code[frame.f_lasti + 1]

@@ -158,6 +158,11 @@ def _objection(node: fx.Node, seen: Observation | None, live: set[fx.Node]) -> s
         return f"had different shapes or dtypes in its {seen.calls} calls"
     if not seen.differentiable:
         return "is computed under no_grad, so a seed would never learn"
+    if seen.read_elsewhere:
+        return (
+            f"is the very tensor that it gets, which {seen.read_elsewhere} reads as well: with a graft in "
+            f"between its gradients would be summed up in another order"
+        )
     return _in_place_hazard(node, seen) if seen.written_later else None
 
 

@@ -6,7 +6,7 @@ which are computed without gradients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft_passes.aliases import read_elsewhere
 from fxgraft_passes.untouched import untouched
 
 KEY = "observation"
@@ -34,6 +35,7 @@ class Observation:
         channels_last: whether a 4-D value was laid out so.
         written_later: whether something changed the value in place after it was computed.
         differentiable: whether it was computed with gradients enabled.
+        read_elsewhere: who reads its very tensor past this node, where that matters (see ``aliases``).
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Observation:
     channels_last: bool = False
     written_later: bool = False
     differentiable: bool = True
+    read_elsewhere: str = ""
 
 
 @dataclass
@@ -70,8 +73,10 @@ class Observer:
 
     def finish(self) -> None:
         """Write an `Observation` into the ``meta`` of every node seen, and let the values go."""
+        when = {node: [(order, v) for order, v, _, _ in entries] for node, entries in self._seen.items()}
+        readers = read_elsewhere(when)
         for node, entries in self._seen.items():
-            node.meta[KEY] = _sum_up(entries)
+            node.meta[KEY] = replace(_sum_up(entries), read_elsewhere=readers.get(node, ""))
         self._seen.clear()
 
 

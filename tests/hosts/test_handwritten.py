@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import tests.hosts.hard  # noqa: F401 - registers its hosts
 from tests.hosts.hosts import HOSTS, REFUSED, check
 
 
