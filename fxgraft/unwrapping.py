@@ -57,50 +57,44 @@ def unwrap(host: Host) -> nn.Module:
     Raises:
         StageError: it has seeds that are no fossils.
     """
-    return Unwrapping(host).finish()
+    return _Unwrapping(host).root
 
 
-class Unwrapping:
-    """One run of `unwrap`, in two steps: between them the graphs may be rewritten.
-
-    Attributes:
-        root: the plain module; the seeds are children of their regions' modules.
-        graphs: region -> the graph that is to run there, where it is not the module's own code.
-    """
+class _Unwrapping:
+    """One run of `unwrap`; ``root`` is the plain module."""
 
     def __init__(self, host: Host):
         _check(host)
-        self.host = host
         self.root = clone_tree(host.trees()[0])
-        self.graphs: dict[str, fx.Graph] = {}
+        self._host = host
         self._names = {id(graft): name for name, graft in host.grafts().items()}
         self._dims = {p.seed: len(p.slot.shape) for p in host.structure.placements}
         self._codes: dict[Any, GrownCode] = {}
-        self._grown: dict[nn.Module, list[str]] = {}
         for module in self.root.modules():
             _take_out(module)
         for name in host.structure.by_region:
-            self._attach(host.regions[name])
+            self._grow(host.regions[name])
 
-    def finish(self) -> nn.Module:
-        """Generate the code of ``graphs``; return the root."""
-        for name, graph in self.graphs.items():
-            self._install(self.host.regions[name], graph)
-        return self.root
-
-    def _attach(self, region: Region) -> None:
-        """Give the clone of a region's module its seeds as children."""
+    def _grow(self, region: Region) -> None:
+        """Give the clone of a region's module its seeds as children, and the code that runs them."""
         module = self.root.get_submodule(region.name)
-        graph = self.graphs[region.name] = copy_graph(region.graph)
+        graph = copy_graph(region.graph)
         children: dict[str, str] = {}
-        for node in graph.find_nodes(op="call_module"):
-            attribute, _, rest = str(node.target).partition(".")
+        for node in graph.nodes:
+            node.meta.pop("graft", None)
+            node.meta.pop("graft_of", None)
+            attribute, _, _ = str(node.target).partition(".")
             graft = region.module.__dict__.get(attribute)
-            if isinstance(graft, Graft):
-                assert rest == "module"
+            if node.op == "call_module" and isinstance(graft, Graft):
                 if attribute not in children:  # a seed may stand behind several calls
                     children[attribute] = self._add_child(module, graft)
                 node.target = children[attribute]
+        for node in graph.find_nodes(op="call_function", target=operators.folded):
+            _write_out(graph, node)
+        parts = [self._host.regions[name] for name in self._host.structure.merged.get(region.name, ())]
+        form = merged_form(region, parts) if parts else region.form
+        generated = generate(graph, form, type(module).forward)
+        self._become(module, type(module), generated, tuple(children.values()))
 
     def _add_child(self, module: nn.Module, graft: Graft) -> str:
         seed = self._names[id(graft)]
@@ -108,7 +102,6 @@ class Unwrapping:
         while hasattr(module, child):
             child += "_"
         module.add_module(child, self._plain_seed(clone_tree(graft.module), self._dims[seed], {}))
-        self._grown.setdefault(module, []).append(child)
         return child
 
     def _plain_seed(self, module: nn.Module, dims: int, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -129,28 +122,13 @@ class Unwrapping:
             self._become(module, nn.Module, generate(graph, form, type(module).forward))
         return done[module]
 
-    def _install(self, region: Region, graph: fx.Graph) -> None:
-        module = self.root.get_submodule(region.name)
-        for node in graph.find_nodes(op="call_function", target=operators.folded):
-            _write_out(graph, node)
-        for node in graph.nodes:
-            node.meta.pop("graft", None)
-            node.meta.pop("graft_of", None)
-        parts = [self.host.regions[name] for name in self.host.structure.merged.get(region.name, ())]
-        form = merged_form(region, parts) if parts else region.form
-        self._become(module, type(module), generate(graph, form, type(module).forward))
-
-    def _become(self, module: nn.Module, base: type[nn.Module], generated: Generated) -> None:
+    def _become(
+        self, module: nn.Module, base: type[nn.Module], generated: Generated, grown: tuple[str, ...] = ()
+    ) -> None:
         """Make ``module`` an instance of a class with that ``forward``; equal ones share it."""
         name, scope = type(module).__name__, _scope_of(generated)
-        grown = tuple(self._grown.get(module, ()))
-        key = (
-            base,
-            name,
-            generated.source,
-            grown,
-            tuple(sorted((n, id(value)) for n, value in scope.items())),
-        )
+        ids = tuple(sorted((n, id(value)) for n, value in scope.items()))
+        key = (base, name, generated.source, grown, ids)
         if key not in self._codes:
             scope = {n: v.function.apply if isinstance(v, AutogradCall) else v for n, v in scope.items()}
             modules = {n: value.__name__ for n, value in scope.items() if isinstance(value, ModuleType)}
