@@ -43,7 +43,8 @@ class Bridge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.read[:] = [x.detach().clone()]
-        return (self.weight * x.mean() + self.bias).expand(self.shape)
+        mean = x.contiguous().mean()  # in one order whatever the strides
+        return (self.weight * mean + self.bias).expand(self.shape)
 
 
 class Probe(nn.Module):
@@ -383,18 +384,34 @@ def test_blueprints_that_project_join_values_of_different_shapes(blueprint, mode
     assert_same_bits(host(X), expected, "isolated")
 
 
-def test_a_hook_that_comes_later_is_not_passed_over():
+WATCHERS = {
+    "hook": lambda module, saw: module.register_forward_hook(lambda *a: saw.append("hook")),
+    "pre-hook": lambda module, saw: module.register_forward_pre_hook(lambda *a: saw.append("pre-hook")),
+    "backward hook": lambda module, saw: module.register_full_backward_hook(
+        lambda *a: saw.append("backward hook")
+    ),
+    "forward": lambda module, saw: setattr(
+        module, "forward", lambda x: saw.append("forward") or type(module).forward(module, x)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WATCHERS)
+def test_a_hook_that_comes_later_is_not_passed_over(what):
     """A module that is merged is not called: with a hook on it the host runs as the model has it."""
     host, manager = grown()
     manager.blend("a", steps=1)
     manager.step()
-    seen = []
-    handle = host.last.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
-    assert_same_bits(host(X), by_hand(host, 0.0), "without the branch")
-    assert len(seen) == 2  # by_hand calls it as well
+    with_branch, without, saw = by_hand(host, 1.0), by_hand(host, 0.0), []
+    handle = WATCHERS[what](host.last, saw)
+    out = host(X)
+    out.sum().backward()
+    assert_same_bits(out, without, "without the branch")
+    assert saw == [what]
     assert host.regions[""].fallbacks == 1
-    handle.remove()
-    assert_same_bits(host(X), by_hand(host, 1.0), "the branch")
+    host.last.__dict__.pop("forward", None) if handle is None else handle.remove()
+    assert_same_bits(host(X), with_branch, "the branch")
+    assert host.regions[""].fallbacks == 1
 
 
 # Everything else a seed can do
