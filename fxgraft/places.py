@@ -19,6 +19,7 @@ from functools import cached_property
 import torch.fx as fx
 
 from fxgraft.capture.region import Region
+from fxgraft.terms import regrouped
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.find_slots import slot_behind
@@ -68,6 +69,11 @@ class _Places:
             raise SlotError(f"{name!r} is no slot: the value {found}")
         if found.copy:
             raise SlotError(f"{name!r} is no slot: the value is changed in place later, for all its readers")
+        if (other := regrouped(value, reader, self._regions[region], self._regions)) is not None:
+            raise SlotError(
+                f"{name!r} is no slot: {right!r} may use the value several times, and {other} reads it "
+                f"later: with a graft in between its gradients would be summed up in another order"
+            )
         return found
 
     def element(self, name: str, index: int) -> Slot:

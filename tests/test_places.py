@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -139,6 +140,161 @@ def test_what_is_no_place_is_refused_with_the_reason(place, reason):
     with pytest.raises(SlotError, match=reason):
         fxgraft.SeedManager(host).germinate(place, "mlp")
     assert_same_bits(snapshot(host, X), before, "the host")
+
+
+class Rereading(nn.Module):
+    """Reads its input several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * x.tanh() + x.exp() * 0.3
+
+
+class Passing(nn.Module):
+    """Reads its input once, as the very tensor, and that several times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(torch.float32)
+        return x.sigmoid() * x
+
+
+class Nested(nn.Module):
+    """Whether its caller goes on to read its input cannot be seen from here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Rereading()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Once(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y * y
+
+
+READERS = {
+    "fc": nn.Linear(4, 4),
+    "norm": nn.LayerNorm(4),
+    "drop": nn.Dropout(0.5),
+    "same": nn.Identity(),
+    "rereading": Rereading(),
+    "passing": Passing(),
+    "once": Once(),
+    "nested": Nested(),
+    "deep": nn.Sequential(nn.Identity(), Rereading()),
+    "sin": torch.sin,
+    "shrink": F.tanhshrink,
+    "unit": lambda x: F.normalize(x, dim=-1),
+    "double": lambda x: x * x,
+    "cat": lambda x: torch.cat([x, x], dim=-1)[..., 2:6],
+    "view": lambda x: x.view(-1).cos().view(x.shape),
+    "cast": lambda x: x.to(torch.float32).exp(),
+}
+
+
+class Readers(nn.Module):
+    """A value, and some readers of it, one after the other."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.named = nn.ModuleDict({n: copy.deepcopy(READERS[n]) for n in names if n in MODULES})
+        self.names = names
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).tanh()
+        z = torch.ones(())
+        for name in self.names:
+            z = z * 0.5 + (self.named[name] if name in self.named else READERS[name])(y)
+        return z
+
+
+MODULES = [name for name, reader in READERS.items() if isinstance(reader, nn.Module)]
+
+
+def edges_of(host: fxgraft.Host, value: str) -> list[str]:
+    readers = host.slots[value].node.users
+    names = {node.meta.get("qualified_name") for node in readers if node.op != "output"}
+    return [f"{value}->{name}" for name in sorted(names)]
+
+
+@given(st.lists(st.sampled_from(sorted(READERS)), min_size=2, max_size=5), st.booleans())
+def test_a_seed_on_an_edge_leaves_the_order_in_which_gradients_are_summed(
+    names: list[str], train_mode: bool
+) -> None:
+    """It is no slot where it could not."""
+    torch.manual_seed(0)
+    x, weights = torch.randn(16, 4), torch.randn(16, 4)
+    plain = Readers(names).train(train_mode)
+
+    def gradients(module: nn.Module) -> list[Tensor]:
+        torch.manual_seed(1)
+        (module(x) * weights).sum().backward()
+        return [p.grad for n, p in module.named_parameters() if not n.startswith("_seeds")]
+
+    expected = gradients(copy.deepcopy(plain))
+    table = fxgraft.trace(copy.deepcopy(plain), (x,))
+    for edge in edges_of(table, "tanh") if "tanh" in table.slots else ():
+        host = fxgraft.trace(copy.deepcopy(plain), (x,))
+        try:
+            fxgraft.SeedManager(host).germinate(edge, nn.Linear(4, 4))
+        except SlotError as error:
+            reason = str(error)
+        else:
+            assert_same_bits(gradients(host), expected, edge)
+            continue
+        assert "its gradients would be summed up in another order" in reason
+
+
+@pytest.mark.parametrize(
+    ("names", "reader", "reason"),
+    [
+        (["rereading", "sin"], "named.rereading", "'named.rereading' may use .*, and sin reads it later"),
+        (["shrink", "fc"], "tanhshrink", "'tanhshrink' may use .*, and named_fc reads it later"),
+        (["double", "sin"], "mul_1", "and sin reads it later"),
+        (["passing", "sin"], "named.passing", "and sin reads it later"),
+        (["deep", "sin"], "named.deep", "and sin reads it later"),
+        (["same", "rereading"], "named.rereading", "and whoever reads named_same reads it later"),
+        (["sin", "rereading"], "named.rereading", None),
+        (["fc", "sin"], "named.fc", None),
+        (["once", "sin"], "named.once", None),
+        (["norm", "drop", "sin"], "named.norm", None),
+        (["sin", "double"], "sin", None),
+    ],
+)
+def test_which_edges_are_no_slots_for_that(names, reader, reason):
+    host = fxgraft.trace(Readers(names), (torch.randn(16, 4),))
+    if reason is None:
+        assert host.slot(f"tanh->{reader}").reader is not None
+        return
+    with pytest.raises(SlotError, match=reason):
+        host.slot(f"tanh->{reader}")
+
+
+def test_an_input_may_be_read_by_the_caller_later():
+    host = fxgraft.trace(Readers(["nested", "sin"]), (torch.randn(16, 4),))
+    with pytest.raises(SlotError, match="the caller, perhaps, reads it later"):
+        host.slot("->named.nested.inner")
+    assert host.slot("->named.nested.inner.fc").reader is not None
+
+
+def test_hooks_of_a_reader_do_not_run_while_it_is_looked_at():
+    host = fxgraft.trace(Readers(["fc", "sin"]), (torch.randn(16, 4),))
+    seen = []
+    host.named.fc.register_forward_hook(lambda module, args, out: seen.append(out))
+    with pytest.raises(SlotError, match="sin reads it later"):
+        host.slot("tanh->named.fc")
+    assert not seen
 
 
 def test_calls_of_different_shapes_or_regions_are_not_one_place():

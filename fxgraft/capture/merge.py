@@ -124,7 +124,7 @@ class _Merging:
         return copied
 
     def _call(self, part: Region, path: str, node: fx.Node, env: Mapping[fx.Node, Any]) -> fx.Node:
-        args, kwargs = _plain((node.args, node.kwargs))
+        args, kwargs = plain((node.args, node.kwargs))
         inputs = part.form.values(args, kwargs)
         if inputs is None:
             raise SlotError(f"{part.name!r} is given values that are constants in its graph")
@@ -137,10 +137,10 @@ class _Merging:
         return returned
 
 
-def _plain(argument: Any) -> Any:
+def plain(argument: Any) -> Any:
     """An argument of a node in plain containers, as the code would pass it."""
     if isinstance(argument, (tuple, list)):
-        return (tuple if isinstance(argument, tuple) else list)(map(_plain, argument))
+        return (tuple if isinstance(argument, tuple) else list)(map(plain, argument))
     if isinstance(argument, dict):
-        return {key: _plain(value) for key, value in argument.items()}
+        return {key: plain(value) for key, value in argument.items()}
     return argument
