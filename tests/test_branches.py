@@ -414,6 +414,33 @@ def test_a_hook_that_comes_later_is_not_passed_over(what):
     assert host.regions[""].fallbacks == 1
 
 
+class Sized(Part):
+    """Takes another path for a single row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        return y * 3 if x.shape[0] == 1 else self.act(y)
+
+
+class SizedFirst(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Sized(4, 6)
+
+
+def test_sizes_for_which_a_merged_module_takes_another_path_fall_back():
+    host, manager = grown(SizedFirst())
+    assert host.structure.merged
+    manager.blend("a", steps=1)
+    manager.step()
+    assert_same_bits(host(X), by_hand(host, 1.0), "the branch")
+    assert host.regions[""].fallbacks == 0
+    row = X[:1]
+    expected = host.last(host.middle(host.first.fc(row) * 3))
+    assert_same_bits(host(row), expected, "as the model has it")
+    assert host.regions[""].fallbacks == 1
+
+
 # Everything else a seed can do
 
 

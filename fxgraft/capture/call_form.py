@@ -52,6 +52,7 @@ class CallForm:
         guards: Python expressions that hold for a call of this form.
         constants: the names used in guards that are not literals.
         switches_gradients: whether the graph has parts under ``no_grad``.
+        sizes: those in the example that the graph took a branch by.
     """
 
     def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -60,6 +61,7 @@ class CallForm:
         self.guards: list[str] = []
         self.constants: dict[str, Any] = {}
         self.switches_gradients = False
+        self.sizes: frozenset[Any] = frozenset()
         self._positional = len(args)
         bound = self.signature.bind(*args, **kwargs)
         self._passed = set(bound.arguments)
@@ -122,6 +124,7 @@ class CallForm:
 
         The dimension is found by its size in the example; the graph has a check of its own.
         """
+        self.sizes |= {size}
         for known in self.inputs:
             value = values[known.name]
             for axis, found in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):

@@ -26,6 +26,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.fx as fx
 from torch import nn
 
@@ -33,6 +34,7 @@ from fxgraft.capture.call_form import CallForm
 from fxgraft_passes import operators
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.naming import OWN_FORWARD
+from fxgraft_passes.observe import observation_of
 
 if TYPE_CHECKING:
     from fxgraft.capture.region import Region
@@ -64,13 +66,27 @@ def local_name(region: str, node: str, root: str) -> str:
 
 
 def merged_form(root: Region, parts: Sequence[Region]) -> CallForm:
-    """The calls that the merged graph is right for: those of ``root``, while no part is watched."""
+    """The calls that the merged graph is right for: those of ``root``, while no part is watched.
+
+    A branch on sizes in a part is guarded by the inputs of the root that have those sizes.
+    """
     form = copy.copy(root.form)
     paths = ", ".join(repr(_path(part.name, root.name)) for part in parts)
     form.guards = [*form.guards, f"_not_watched(self, {paths})"]
     form.constants = {**form.constants, "_not_watched": not_watched}
     form.switches_gradients = any(region.form.switches_gradients for region in (root, *parts))
+    for size in sorted({size for part in parts for size in part.form.sizes}):
+        form.guard_size(size, _of_their_shapes(root.base))
     return form
+
+
+def _of_their_shapes(graph: fx.Graph) -> dict[str, Any]:
+    """Tensors without data in the place of what the inputs were in the example; None where no tensor was."""
+    seen = {str(node.target): observation_of(node) for node in graph.find_nodes(op="placeholder")}
+    return {
+        name: torch.empty(of.shape, device="meta") if of is not None and of.kind == "Tensor" else None
+        for name, of in seen.items()
+    }
 
 
 def not_watched(root: nn.Module, *paths: str) -> bool:
