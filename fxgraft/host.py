@@ -364,6 +364,8 @@ class Host(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Host:
         self._own_parameters = None
+        if self._compiled is not None:
+            self._compiled.variants.forget_calls()  # what is called from now on may be of another dtype
         with ties_kept(*self.trees()):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
