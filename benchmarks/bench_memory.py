@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.bench_seeds import FEW, SEEDS, STAGES, pair
 from benchmarks.budgets import PEAK
@@ -24,6 +24,7 @@ from benchmarks.settings import Settings
 from benchmarks.workloads import Workload
 
 WARM_UP = 3
+MEASURED = "measured step"
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -49,15 +50,18 @@ def _mebibytes(workload: Workload, mode: Mode, k: int, stage: str, side: int) ->
     return (peak(trainer.step) - floor) / 2**20
 
 
-def peak(step: Callable[[], None]) -> int:
+def peak(step: Callable[[], object]) -> int:
     """Bytes: those of all tensors that are alive before ``step``, and its highest point above that."""
     for _ in range(WARM_UP):
         step()
     before = alive()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        step()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        step()  # the profiler has to see blocks come, or it does not tell when they go
+        with record_function(MEASURED):
+            step()
+    events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    began = next(event.start_ns() for event in events if event.name() == MEASURED)
+    sizes = [e.nbytes() for e in events if e.name() == "[memory]" and e.start_ns() >= began]
     return before + max(accumulate(sizes, initial=0))
 
 

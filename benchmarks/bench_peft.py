@@ -57,9 +57,8 @@ def compare(workload: Workload, mode: Mode, settings: Settings) -> Iterator[Row]
         return Row(*where, what, against, each, "x", PEFT, figures, "s")
 
     many = f"{len(workload.blocks)} germinations in the background"
-    yield row(f"{many}: X the background: the longest step", ours.longest, theirs.longest, against)
-    many = f"{len(workload.blocks)} germinations in the background"
-    yield row(f"{many}: X the background: until live", ours.until_live, theirs.until_live, against)
+    yield row(f"{many}: the longest step", ours.longest, theirs.longest, against)
+    yield row(f"{many}: until live", ours.until_live, theirs.until_live, against)
     rescaled = "PEFT: another scale, and the first step"
     yield row("another alpha, and the first step", ours.rescale, theirs.rescale, rescaled)
     samples = settings.meter.turns({"fxgraft": grown.step, "PEFT": by_peft.step})

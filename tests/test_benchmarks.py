@@ -236,6 +236,18 @@ def test_peak_memory_counts_what_a_step_allocates():
     assert bench_memory.peak(step) - floor == 4 * (2000 + 1500)
 
 
+def test_peak_memory_sees_what_an_earlier_step_left_go():
+    """As ``zero_grad`` lets the gradients of the step before go."""
+    kept = []
+
+    def step():
+        kept.clear()
+        kept.append(torch.zeros(1000))
+
+    floor = bench_memory.alive()
+    assert bench_memory.peak(step) - floor == 4 * 1000
+
+
 def test_a_footprint_sees_what_is_kept():
     before = footprint()
     kept = [torch.zeros(1000) for _ in range(50)]
