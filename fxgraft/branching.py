@@ -72,7 +72,7 @@ class Calls:
             callers = self._callers.get(self._regions[region].module, [])
             if not callers:
                 return
-            if len(callers) > 1 or _calls(self._regions[region]) != callers[0][1].meta[KEY].calls:
+            if _calls(self._regions[region]) != callers[0][1].meta[KEY].calls:
                 raise SlotError(f"{region!r} is called several times, and the value is another in each call")
             region = callers[0][0]
             yield region

@@ -108,7 +108,7 @@ class Structure:
     def key(self) -> tuple[object, ...]:
         """Equal for structures that run the same code on modules of the same kind."""
         return tuple(
-            (region, self.merged.get(region, ()), tuple((p.wired_in(region), p.kind) for p in placements))
+            (region, tuple((p.wired_in(region), p.kind) for p in placements))
             for region, placements in self.by_region.items()
         )
 

@@ -258,6 +258,43 @@ def test_what_is_merged_is_what_lies_between(source, slot, merged):
     assert_same_bits(host(X), expected, "isolated")
 
 
+INSIDE, AROUND = ("middle.0.fc", "middle.1"), ("middle.0.fc", "last.act")
+
+
+@pytest.mark.parametrize("order", [(INSIDE, AROUND), (AROUND, INSIDE)])
+def test_the_outermost_region_takes_in_what_others_merge(order):
+    host = fxgraft.trace(Model(), (X,))
+    expected, manager = host(X), fxgraft.SeedManager(host)
+    for source, slot in order:
+        manager.germinate(slot, linear, source=source)
+    assert host.structure.merged == {"": ("last", "middle", "middle.0")}
+    assert_same_bits(host(X), expected, "isolated")
+
+
+def test_a_structure_as_seen_from_inside():
+    host = fxgraft.trace(nn.Sequential(Model(), nn.Identity()), (X,))
+    fxgraft.SeedManager(host).germinate(f"0.{SLOT}", linear, source=f"0.{SOURCE}")
+    alone, _ = grown()
+    assert host.structure.merged == {"0": ("0.first", "0.last")}
+    inside = host.structure.within("0")
+    assert inside.merged == {"": ("first", "last")}
+    assert inside.wirings("") == alone.structure.wirings("")
+
+
+def test_a_source_that_is_written_into_is_read_before():
+    class Written(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first.fc(x)
+            return self.last(self.middle(y.relu_()))
+
+    host = fxgraft.trace(Written(), (X,))
+    expected, manager = observed_call(host, X), fxgraft.SeedManager(host)
+    probe = Probe()
+    manager.germinate("middle", nn.Sequential(probe, nn.Linear(6, 5)), source="first.fc")
+    assert_same_bits(observed_call(host, X), expected, "isolated")
+    assert_same_bits(probe.read, [host.first.fc(X).detach()], "what the branch reads")
+
+
 def test_the_slot_as_its_own_source_is_a_plain_seed():
     host = fxgraft.trace(Model(), (X,))
     seed = fxgraft.SeedManager(host).germinate(SLOT, "mlp", source=SLOT)

@@ -322,6 +322,26 @@ def test_calls_of_different_shapes_or_regions_are_not_one_place():
             fxgraft.trace(model, (X,)).slot(place)
 
 
+def test_one_call_whose_value_is_written_into_is_enough_to_copy_all():
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.fc(x)).relu_()
+
+    host = fxgraft.trace(Written(), (X,))
+    assert (host.slot("fc").copy, host.slot("fc@*").copy) == (False, True)
+
+
+def test_the_input_of_a_module_is_before_its_value():
+    host = fxgraft.trace(Model(), (X,))
+    assert host.site("right", "->right").source.name == "->right"
+    with pytest.raises(SlotError, match="it comes later"):
+        host.site("->right", "right")
+
+
 def test_names_that_exist_are_as_they_were():
     host = fxgraft.trace(Model(), (X,))
     assert host.slot("lstm[0]") is host.slots["getitem"]
