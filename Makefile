@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench zoo clean
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -31,5 +31,12 @@ check: $(VENV)/.check
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
+# In an environment of its own: torchvision and timm want the torch that they were built for. Not in CI.
+zoo:
+	$(PYTHON) -m venv .venv-zoo
+	.venv-zoo/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 torchvision==0.28.0 timm==1.0.31 \
+		transformers==5.24.0 -e .
+	.venv-zoo/bin/python -m benchmarks.zoo
+
 clean:
-	rm -rf $(VENV) runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-zoo runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

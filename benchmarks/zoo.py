@@ -1,0 +1,237 @@
+"""Does it work on the models that people train? A table of architectures, each grown and put back.
+
+For every model, with random weights and one small call:
+
+* ``trace``: outputs, gradients and ``state_dict`` keys of the host are the model's, to the bit, in train and
+  in eval mode;
+* ``isolated``: in randomly chosen slots seeds that are far from the identity change neither outputs nor
+  host gradients, to the bit, while they train;
+* ``blend``: they are blended in, and the host runs forward and backward;
+* ``cull``: the host is what it was, to the bit.
+
+``make zoo`` installs torchvision and timm beside a matching torch in an environment of its own and runs
+``python -m benchmarks.zoo``, which writes ``benchmarks/results/zoo.md`` and ``zoo.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import importlib.metadata
+import json
+import platform
+import random
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import fxgraft
+from benchmarks.zoo_models import FAMILIES, Sample
+from fxgraft.bits import same_bits
+
+RESULTS = Path(__file__).parent / "results"
+SLOTS = 3
+STEPS = ("trace", "isolated", "blend", "cull")
+
+
+@dataclass
+class Row:
+    """What became of one model: the steps that held, and the first that did not, with the reason."""
+
+    family: str
+    name: str
+    parameters: int = 0
+    slots: int = 0
+    traced: int = 0
+    opaque: int = 0
+    held: tuple[str, ...] = ()
+    reason: str = ""
+    why_opaque: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether every step held."""
+        return self.held == STEPS
+
+
+class Bend(nn.Module):
+    """Fits every slot: element by element, and far from the identity."""
+
+    def __init__(self, slot: fxgraft.Slot) -> None:
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.tensor(-1.5)), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``x``."""
+        return torch.tanh(x) * self.gain + self.shift
+
+
+def observed(module: nn.Module, sample: Sample, training: bool, buffers: dict[str, Tensor]) -> dict[str, Any]:
+    """Outputs, gradients and buffers of one call, from a fixed state."""
+    model = sample.model
+    module.train(training)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    for parameter in model.parameters():
+        parameter.grad = None
+    torch.manual_seed(7)
+    outputs = [o for o in pytree.tree_leaves(module(*sample.args, **sample.kwargs)) if isinstance(o, Tensor)]
+    learned = [o.float().square().mean() for o in outputs if o.requires_grad]
+    if learned:
+        torch.stack(learned).sum().backward()
+    return {
+        "outputs": [output.detach() for output in outputs],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "buffers": [buffer.clone() for buffer in model.buffers()],
+    }
+
+
+def differs(now: list[dict[str, Any]], before: list[dict[str, Any]]) -> str:
+    """What is not the same to the bit, in words; empty if all is."""
+    found = [
+        f"{part} in {mode} mode"
+        for mode, a, b in zip(("train", "eval"), now, before, strict=True)
+        for part in a
+        if not same_bits(a[part], b[part])
+    ]
+    return ", ".join(found)
+
+
+def run(row: Row, sample: Sample) -> None:
+    """Take one model through all steps; raises at the first that does not hold."""
+    model = sample.model
+    row.parameters = sum(p.numel() for p in model.parameters())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def both(module: nn.Module) -> list[dict[str, Any]]:
+        return [observed(module, sample, training, buffers) for training in (True, False)]
+
+    expected, keys = both(model), list(model.state_dict())
+    host = fxgraft.trace(model.train(), sample.args, sample.kwargs)
+    told = host.explain()
+    row.slots, row.opaque = len(host.slots), len(host.opaque)
+    row.traced = sum(report.status == "traced" for report in told.modules.values())
+    row.why_opaque = tuple(sorted(set(host.opaque.values())))
+    assert list(host.state_dict()) == keys, "other keys in the state_dict"
+    assert not (found := differs(both(host), expected)), found
+    row.held += ("trace",)
+    manager = fxgraft.SeedManager(host, check_every=0)
+    names = list(host.slots)
+    row.chosen = tuple(random.Random(row.name).sample(names, min(SLOTS, len(names))))
+    seeds = [manager.germinate(slot, Bend) for slot in row.chosen]
+    assert not (found := differs(both(host), expected)), found
+    row.held += ("isolated",)
+    for seed in seeds:
+        manager.blend(seed, steps=1)
+    manager.step()
+    both(host)
+    row.held += ("blend",)
+    for seed in seeds:
+        manager.cull(seed)
+    assert list(host.state_dict()) == keys, "other keys in the state_dict"
+    assert not (found := differs(both(host), expected)), found
+    row.held += ("cull",)
+
+
+def check(family: str, name: str) -> Row:
+    """One row of the table; never raises."""
+    row, started = Row(family, name), time.perf_counter()
+    try:
+        torch.manual_seed(0)
+        run(row, FAMILIES[family].make(name))
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        row.reason = f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
+    row.seconds = round(time.perf_counter() - started, 1)
+    gc.collect()
+    return row
+
+
+def versions() -> dict[str, str]:
+    """Of what the table depends on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("torch", "torchvision", "timm", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def table(rows: list[Row], known: dict[str, str], date: str, absent: dict[str, str]) -> str:
+    """The page."""
+    fine = sum(row.is_fine for row in rows)
+    lines = [
+        "# Zoo",
+        "",
+        f"{fine} of {len(rows)} models pass every step, {date}, "
+        + ", ".join(f"{package} {version}" for package, version in known.items())
+        + ". Random weights, one small call, CPU; `python -m benchmarks.zoo` says what each step checks.",
+        "",
+    ]
+    lines += [f"Not run: {family}: {why}." for family, why in absent.items()] + [""] * bool(absent)
+    for family in dict.fromkeys(row.family for row in rows):
+        mine = [row for row in rows if row.family == family]
+        lines += [f"## {family}: {sum(row.is_fine for row in mine)} of {len(mine)}", ""]
+        lines += [
+            "| model | parameters | slots | traced | not traced | " + " | ".join(STEPS) + " | what else |"
+        ]
+        lines += ["|---|--:|--:|--:|--:|" + "---|" * (len(STEPS) + 1)]
+        for row in mine:
+            marks = " | ".join("yes" if step in row.held else "no" for step in STEPS)
+            what = row.reason or "; ".join(row.why_opaque)
+            numbers = f"{row.parameters:,} | {row.slots} | {row.traced} | {row.opaque}"
+            lines.append(f"| {row.name} | {numbers} | {marks} | {what.replace('|', '/')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the families that can be imported, print the table, and write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--family", choices=FAMILIES, action="append", help="only this one (again for more)")
+    parser.add_argument("--only", help="only models with this in their name; prints, and writes nothing")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    date, known = datetime.date.today().isoformat(), versions()
+    rows: list[Row] = []
+    absent: dict[str, str] = {}
+    for family in options.family or FAMILIES:
+        try:
+            names = FAMILIES[family].names()
+        except Exception as error:
+            absent[family] = f"{type(error).__name__}: {error}"
+            continue
+        for name in names:
+            if options.only is None or options.only in name:
+                rows.append(check(family, name))
+                told = rows[-1].reason or "ok"
+                print(f"{family:14}{name:36}{rows[-1].seconds:7.1f} s  {told}", file=sys.stderr, flush=True)
+            if options.only is None:  # after each model: a run that is stopped has what it found
+                write(rows, known, date, absent)
+    print(table(rows, known, date, absent))
+
+
+def write(rows: list[Row], known: dict[str, str], date: str, absent: dict[str, str]) -> None:
+    """Write the page and its data."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "zoo.md").write_text(table(rows, known, date, absent) + "\n", encoding="utf-8")
+    data = {"date": date, "versions": known, "not_run": absent, "rows": [asdict(row) for row in rows]}
+    (RESULTS / "zoo.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
