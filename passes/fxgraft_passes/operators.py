@@ -38,7 +38,8 @@ from fxgraft_passes.objectives import seed_gradient
 
 def isolated(h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool = False) -> Tensor:
     """``h`` untouched, while the seed learns by its objective. ``copy`` where a consumer writes into it."""
-    return _Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-any-return, no-untyped-call]
+    passed = _Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-untyped-call]
+    return _as_view(passed, h) if copy else passed  # type: ignore[no-any-return]
 
 
 def residual(
@@ -48,14 +49,14 @@ def residual(
     if learning is None and _is_away_from_zero(alpha):
         # Plain operations have the right gradients then, and cost less than a function in Python.
         return h + alpha.clone() * f.to(h.dtype)
-    return _Blend.apply(h, f, alpha, learning, "residual", objective, radius)  # type: ignore[no-any-return, no-untyped-call]
+    return _blended(h, f, alpha, learning, "residual", objective, radius)
 
 
 def convex(
     h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor | None, objective: str, radius: float
 ) -> Tensor:
     """``h + alpha (s - h)``: the seed takes the host's place as alpha goes to 1."""
-    return _Blend.apply(h, s, alpha, learning, "convex", objective, radius)  # type: ignore[no-any-return, no-untyped-call]
+    return _blended(h, s, alpha, learning, "convex", objective, radius)
 
 
 BLENDS = {"residual": residual, "convex": convex, "gated": residual, "channelwise": residual}
@@ -107,6 +108,22 @@ def _is_away_from_zero(alpha: Tensor) -> bool:
     """Whether alpha is known not to be 0. Looked at only where that is free: in eager, on a CPU."""
     is_free = alpha.device.type == "cpu" and alpha.dim() == 0 and not torch.compiler.is_compiling()
     return is_free and alpha.item() != 0
+
+
+def _blended(
+    h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor | None, mode: str, objective: str, radius: float
+) -> Tensor:
+    blend = _Blend.apply(h, s, alpha, learning, mode, objective, radius)  # type: ignore[no-untyped-call]
+    return blend if learning is None else _as_view(blend, h)
+
+
+def _as_view(value: Tensor, h: Tensor) -> Tensor:
+    """``value``, as a view if ``h`` is one.
+
+    Where a view is written into, autograd adds up the gradients of those who read it before, and then that
+    of its base. Of a copy that is no view it would add up all of them one by one, which rounds differently.
+    """
+    return value if h._base is None else value.view_as(value)
 
 
 def _add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:

@@ -221,6 +221,14 @@ def sibling_views(model, x):
     return left + right
 
 
+def view_read_and_then_written(model, x):
+    """Whose gradient is a sum in an order of its own: a copy that is no view would have another."""
+    y = (model.fc(x) * 1).view(-1, 4)
+    z = y * 2 + y.clone() - y.mul(0.3)
+    y.add_(1.5)
+    return z * x.sin() + y * x.cos()
+
+
 def alias_of_an_input(model, x):
     y = x.view(-1, 2, 2)
     y.mul_(2)
@@ -248,10 +256,11 @@ def expanded(model, x):
         (base_read_after_a_view_is_written, "fc"),
         (base_written_after_a_view_is_taken, "fc"),
         (sibling_views, "fc"),
+        (view_read_and_then_written, "view"),
     ],
 )
 def test_a_value_that_is_written_into_is_a_slot_with_copy(function, node):
-    x = torch.randn(3, 4)
+    x = torch.randn(32, 4)
     host = looked_at(function, x)
     (slot,) = [slot for slot in slots_of(host.graph) if slot.node.name == node]
     assert slot.copy
