@@ -83,7 +83,7 @@ class Background:
         self._fossils.pop(seed.name, None)
         if self._pending.pop(seed.name, None) is not None:
             self._reporter.prefetch_failed(seed, "cancelled")
-            self._drop_job()
+            self._drop_job_for(seed)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until what is in preparation is built, and compiled as far as that was begun.
@@ -203,6 +203,10 @@ class Background:
         if rest != Change():
             self._land(rest, compiled=False)
 
+    def _drop_job_for(self, seed: Seed) -> None:
+        if any(birth.seed is seed for birth in self._lands.births):
+            self._drop_job()
+
     def _drop_job(self) -> None:
         if self._job is not None:
             self._job.stop()
@@ -244,8 +248,7 @@ class Background:
         self._lifecycle.seeds.pop(seed.name, None)
         seed.leave(Stage.CULLED)
         self._reporter.prefetch_failed(seed, reason)
-        if any(birth.seed is seed for birth in self._lands.births):
-            self._drop_job()
+        self._drop_job_for(seed)
 
     def _deadline(self) -> float | None:
         return None if self._timeout is None else time.monotonic() + self._timeout

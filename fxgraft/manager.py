@@ -487,6 +487,10 @@ class SeedManager:
         check_name(name)
         if name in self._seeds:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
+        if name in self._lifecycle.departing:
+            raise StageError(
+                f"the graft of culled seed {name!r} is still in the graph; it leaves at a later step()"
+            )
         return name
 
     def _find(self, seed: Seed | str) -> Seed:

@@ -8,6 +8,7 @@ the trainer does.
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -99,6 +100,7 @@ def unavailable(devices: Iterable[torch.device]) -> str | None:
 
 def _main(work: Work, sender: Connection, parent: int) -> None:
     threads = torch.get_num_threads()
+    gc.freeze()  # what is garbage already is the trainer's to finalize: its files, its folders
     os.setpgid(0, 0)
     os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the trainer, who stops us
