@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -22,7 +23,7 @@ from benchmarks import plots, report
 from benchmarks.environment import describe
 from benchmarks.modes import MODES
 from benchmarks.record import Part, Record
-from benchmarks.runner import BENCHMARKS, Options, run
+from benchmarks.runner import BENCHMARKS, THREADS, Options, run
 from benchmarks.timing import Profiler
 from benchmarks.workloads import WORKLOADS
 
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     chosen = Options(options.quick, options.repeats, tuple(options.workloads), tuple(options.modes))
     if options.profile:
+        torch.set_num_threads(THREADS)
         for name in options.only:
             list(
                 BENCHMARKS[name].rows(
@@ -57,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(name)
             continue
         minutes = round((time.monotonic() - began) / 60, 2)
-        record = record.with_part(name, Part(command, describe(), minutes, tuple(rows)), BENCHMARKS)
+        environment = describe() | {"torch_threads": THREADS}  # of the process that measured
+        record = record.with_part(name, Part(command, environment, minutes, tuple(rows)), BENCHMARKS)
         record.write(out)
     report.write(record, out)
     plots.draw(record, out)

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.bench_seeds import FEW, SEEDS, STAGES, pair
+from benchmarks.bench_seeds import FEW, SEEDS, STAGES, grown, twin
 from benchmarks.budgets import PEAK
 from benchmarks.modes import Mode
 from benchmarks.rows import Row, Spread
 from benchmarks.settings import Settings
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Trainer, Workload
 
 WARM_UP = 3
 MEASURED = "measured step"
+Side = Callable[[Workload, Mode, int, str], Trainer]
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -37,17 +38,29 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def _compare(workload: Workload, mode: Mode, k: int, stage: str) -> Row:
-    ours, theirs = (_mebibytes(workload, mode, k, stage, side) for side in (0, 1))
+    ours, theirs = (_mebibytes(workload, mode, k, stage, side) for side in (alone, by_hand_alone))
     what = f"peak of a step, {k} {stage} seed{'s' * (k > 1)}"
     ratio = Spread.exactly(ours / theirs)
     where = ("memory", workload.name, mode.name)
     return Row(*where, what, "by hand", ratio, "x", PEAK, (ours, theirs), "MiB")
 
 
-def _mebibytes(workload: Workload, mode: Mode, k: int, stage: str, side: int) -> float:
+def _mebibytes(workload: Workload, mode: Mode, k: int, stage: str, side: Side) -> float:
     floor = alive()
-    trainer = pair(workload, mode, k, stage)[side]  # the other side is garbage from here on
-    return (peak(trainer.step) - floor) / 2**20
+    return (peak(side(workload, mode, k, stage).step) - floor) / 2**20
+
+
+def alone(workload: Workload, mode: Mode, k: int, stage: str) -> Trainer:
+    """A host with ``k`` seeds."""
+    return grown(workload, mode, k, stage)[0]
+
+
+def by_hand_alone(workload: Workload, mode: Mode, k: int, stage: str) -> Trainer:
+    """The same by hand; of the host that it is a copy of nothing is left, or it would be counted here."""
+    _, manager = grown(workload, mode, k, stage)
+    trainer = twin(workload, mode, stage, manager)
+    manager.cull_all()
+    return trainer
 
 
 def peak(step: Callable[[], object]) -> int:

@@ -56,23 +56,35 @@ def _compare(workload: Workload, mode: Mode, numbers: tuple[int, ...], settings:
 
 def pair(workload: Workload, mode: Mode, k: int, stage: str) -> tuple[Trainer, Trainer]:
     """The same network twice, down to the weights of its seeds: grown, and by hand."""
+    ours, manager = grown(workload, mode, k, stage)
+    return ours, twin(workload, mode, stage, manager)
+
+
+def grown(workload: Workload, mode: Mode, k: int, stage: str) -> tuple[Trainer, fxgraft.SeedManager]:
+    """A host with ``k`` seeds."""
     host = workload.host()
-    ours = Trainer(workload, host, mode.apply(host))
-    manager = fxgraft.SeedManager(host, ours.optimizer)
-    ours.after = manager.step
-    model, by_hand_seeds = workload.model(), []
+    trainer = Trainer(workload, host, mode.apply(host))
+    manager = fxgraft.SeedManager(host, trainer.optimizer)
+    trainer.after = manager.step
     for i in range(k):
         name = f"s{i:02d}"
         seed = manager.germinate(workload.place(i), workload.blueprint, name=name, **workload.config)
-        assert seed.module is not None
-        twin = copy.deepcopy(seed.module)
-        by_hand_seeds.append(by_hand.graft(model, workload.place(i), twin, stage == "blending"))
         if stage == "blending":
             manager.blend(seed, steps=RAMP, schedule="linear")
-    theirs = Trainer(workload, model, mode.apply_by_hand(model, workload.blocks))
+    return trainer, manager
+
+
+def twin(workload: Workload, mode: Mode, stage: str, manager: fxgraft.SeedManager) -> Trainer:
+    """The network that ``manager`` has grown, by hand; it shares nothing with that one."""
+    model, seeds = workload.model(), []
+    for i, seed in enumerate(manager.seeds.values()):
+        assert seed.module is not None
+        module = copy.deepcopy(seed.module)
+        seeds.append(by_hand.graft(model, workload.place(i), module, stage == "blending"))
+    trainer = Trainer(workload, model, mode.apply_by_hand(model, workload.blocks))
     if stage == "blending":
-        theirs.after = Ramp(by_hand_seeds)
-    return ours, theirs
+        trainer.after = Ramp(seeds)
+    return trainer
 
 
 class Ramp:

@@ -13,8 +13,8 @@ FILE = "budgets.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 INTRODUCTION = """\
 `python -m benchmarks` (`make bench`) measures what the design limits. Ratios are taken with both sides in
-one process and in turns: median, and range over the repeats. Figures are those of both sides. One thread of
-torch."""
+one process and in turns: median, and range over the repeats. What has no range was counted, or measured
+once. Figures are those of both sides. One thread of torch."""
 
 
 def markdown(record: Record, why: Mapping[str, Mapping[str, str]] | None = None) -> str:

@@ -39,6 +39,8 @@ BENCHMARKS: dict[str, ModuleType] = {
     "peft": bench_peft,
     "alternatives": bench_alternatives,
 }
+THREADS = 1
+"""Of torch, in the process that measures: on two cores one is free for the helper that compiles."""
 QUICK = Clock(repeats=3, rounds=3, steps=3)
 
 
@@ -91,7 +93,7 @@ def run(name: str, options: Options, console: Console) -> list[Row] | None:
 
 
 def _work(name: str, options: Options, sender: Connection) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     try:
         for row in BENCHMARKS[name].rows(options.settings(lambda text: sender.send(("say", text)))):
             sender.send(("row", row))

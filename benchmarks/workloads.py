@@ -111,9 +111,12 @@ class Trainer:
 
     Args:
         workload: whose data it trains on.
+        model: whose parameters are trained.
         call: the model, or its compiled form.
-        parameters: of the model, in the order of `nn.Module.parameters`.
+
+    Attributes:
         after: called at the end of each step.
+        loss: of the last step.
     """
 
     def __init__(self, workload: Workload, model: nn.Module, call: Callable[..., Any]):

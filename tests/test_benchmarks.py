@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 from dataclasses import replace
@@ -248,6 +249,16 @@ def test_peak_memory_sees_what_an_earlier_step_left_go():
     assert bench_memory.peak(step) - floor == 4 * 1000
 
 
+@pytest.mark.parametrize("stage", bench_seeds.STAGES)
+def test_peak_memory_by_hand_counts_nothing_of_the_host(stage):
+    gc.collect()
+    before = {id(thing) for thing in gc.get_objects() if isinstance(thing, nn.Parameter)}
+    trainer = bench_memory.by_hand_alone(SMALL, MODES["eager"], 3, stage)
+    gc.collect()
+    made = {id(thing) for thing in gc.get_objects() if isinstance(thing, nn.Parameter)} - before
+    assert made == {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+
+
 def test_a_footprint_sees_what_is_kept():
     before = footprint()
     kept = [torch.zeros(1000) for _ in range(50)]
@@ -307,11 +318,14 @@ def test_readme_is_rendered_between_its_markers():
         report.into_readme("no markers", record())
 
 
-def test_the_command_writes_json_page_and_plots(tmp_path):
+def test_the_command_writes_json_page_and_plots(tmp_path, monkeypatch):
     out = tmp_path / "results"
+    monkeypatch.setattr(command, "describe", lambda: ENVIRONMENT | {"torch_threads": 8})
     arguments = ["--quick", "--only", "alternatives", "--out", str(out)]
     assert command.main(arguments) == 0
-    assert Record.read(out).parts["alternatives"].rows
+    part = Record.read(out).parts["alternatives"]
+    assert part.rows
+    assert part.environment["torch_threads"] == 1  # of the process that measured, not of this one
     assert "## alternatives" in (out / report.FILE).read_text()
     assert command.main(["--render", "--out", str(out)]) == 0
 
