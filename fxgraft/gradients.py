@@ -6,8 +6,9 @@ shrink the host's through a common norm.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,10 @@ class SeedGradients:
         """Begin to watch the parameters of ``seed``."""
         trainable = [p for p in parameters if p.requires_grad]
         self._watched[seed] = trainable
+        # Hooks hold us weakly: the garbage collector sees no cycle that goes through a parameter's hooks.
+        arrived = partial(_arrived, weakref.ref(self))
         self._hooks[seed] = [
-            p.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
+            p.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
             for p in trainable
         ]
 
@@ -57,7 +60,8 @@ class SeedGradients:
         """A backward pass that raised never called back: be ready for the next one."""
         self._queued = False
 
-    def _arrived(self, _: Tensor) -> None:
+    def arrived(self) -> None:
+        """A gradient has arrived: look at all at the end of this backward pass."""
         if not self._queued:
             self._queued = True
             torch.autograd.Variable._execution_engine.queue_callback(self._check)  # type: ignore[attr-defined]
@@ -73,6 +77,11 @@ class SeedGradients:
             if not _all_finite(parameters):
                 _drop(parameters)
                 self._on_dropped(seed)
+
+
+def _arrived(owner: weakref.ref[SeedGradients], _: Tensor) -> None:
+    if (gradients := owner()) is not None:
+        gradients.arrived()
 
 
 def _drop(parameters: Iterable[nn.Parameter]) -> None:

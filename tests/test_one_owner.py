@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -122,3 +124,15 @@ def test_parameters_that_were_assigned_leave_with_the_seed() -> None:
     manager.host.load_state_dict({k: v.clone() for k, v in manager.host.state_dict().items()}, assign=True)
     manager.cull("c")
     assert len(optimizer.param_groups[0]["params"]) == before
+
+
+def test_a_manager_that_is_let_go_with_live_seeds_is_freed_with_all_of_them() -> None:
+    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (torch.randn(2, 4),))
+    manager = SeedManager(host, torch.optim.SGD(host.parameters(), 1e-2))
+    seed = manager.germinate("1", "low_rank")
+    host(torch.randn(2, 4)).sum().backward()
+    manager.step()
+    alive = [weakref.ref(p) for p in seed.module.parameters()]
+    del host, manager, seed
+    gc.collect()
+    assert [ref for ref in alive if ref() is not None] == []
