@@ -95,9 +95,10 @@ class World:
 
 
 @pytest.fixture(autouse=True)
-def _no_process_stays_and_no_limit_is_hit(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    yield
+def _no_process_stays_and_no_limit_is_hit() -> Iterator[None]:
+    # Not by monkeypatch: what that puts back is gone from torch's configuration afterwards.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
     assert helpers() == []
 
 
@@ -198,6 +199,23 @@ def test_several_that_are_built_go_into_one_structure(monkeypatch: pytest.Monkey
     assert [seed.stage for seed in world.manager.seeds.values()] == [Stage.TRAINING] * 3
     assert len(jobs) == 1
     assert list(world.manager.seeds) == ["a", "b", "c"]
+
+
+def test_equal_seeds_in_equal_blocks_are_compiled_once() -> None:
+    world = World()
+    world.host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), Block(), Block()), (torch.randn(6, 4),))
+    world.host.compile(backend="aot_eager", granularity="region")
+    world.manager = SeedManager(world.host, torch.optim.AdamW(world.host.parameters(), 1e-2))
+    world.train(2)
+    twins = [world.manager.germinate(slot, "low_rank", wait=False) for slot in ("1.relu", "2.relu")]
+    world.settle(lambda: world.background._job is not None)
+    tasks = world.background._job._tasks
+    assert len({(task.phase, task.kind) for task in tasks}) == len(tasks) == 2
+    world.settle()
+    assert [seed.stage for seed in twins] == [Stage.TRAINING] * 2
+    with no_recompiles():
+        world.train(2)  # both blocks run it
+    assert fxgraft.compile_report(world.host).uncompiled_calls == 0
 
 
 def test_one_that_is_asked_for_meanwhile_comes_with_the_next_structure() -> None:

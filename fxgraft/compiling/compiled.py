@@ -155,6 +155,7 @@ class CompiledHost:
             local = unit.local(structure)
             for phase in local.phases:
                 tasks += self._tasks(unit, local, phase, self.missing(unit, local, phase))
+        tasks = _distinct(tasks)
         if not any(task.kind.trains for task in tasks):
             return tasks
         # Calls of the training loop first: the structure is live when there is code for those.
@@ -170,7 +171,7 @@ class CompiledHost:
                 tasks += self._tasks(
                     unit, local, phase, [*variant.wanted, *(k for k, _ in variant.artifacts)]
                 )
-        return tasks
+        return _distinct(tasks)
 
     def tasks_settled(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[Task]:
         """The forwards that save the objectives, for units of several seeds none of which learns now."""
@@ -181,7 +182,7 @@ class CompiledHost:
             if len(live) > 1 and not any(bool(graft.learning) for graft in live):
                 missing = self.missing(unit, local, Phase.SETTLED)
                 tasks += self._tasks(unit, local, Phase.SETTLED, missing)
-        return [replace(task, is_extra=True) for task in tasks if not task.variant.given_up]
+        return [replace(task, is_extra=True) for task in _distinct(tasks) if not task.variant.given_up]
 
     def _tasks(self, unit: Unit, local: Structure, phase: Phase, kinds: Iterable[CallKind]) -> list[Task]:
         variant = self.variant(unit, local, phase)
@@ -218,6 +219,11 @@ def _call(variant: Variant, module: nn.Module, kind: CallKind, *others: nn.Modul
     if kind.grad and outputs and learned:
         zeros = [torch.zeros_like(o) for o in outputs]
         torch.autograd.grad(outputs, learned, zeros, allow_unused=True)
+
+
+def _distinct(tasks: Iterable[Task]) -> list[Task]:
+    """One task for each piece of code: equal units share it."""
+    return list({(task.variant, task.phase, task.kind): task for task in tasks}.values())
 
 
 def _label(local: Structure) -> str:
