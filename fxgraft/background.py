@@ -168,7 +168,7 @@ class Background:
         if self._host.structure is not self._base:  # which another change has replaced
             self._drop_job()
             return
-        job.take()  # one at most: loading takes tens of milliseconds
+        job.take()
         if job.failure is not None:
             self._give_up(job, job.failure)
         elif self._lands != Change() and job.is_ready:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.aot_compile import AOTCompileUnpickler, CompileArtifacts
 from torch._dynamo.guards import CheckFunctionManager
+from torch._dynamo.package import SerializedCode, load_guard_manager, load_guards_state
 
 from fxgraft.compiling.calls import CallKind
 
@@ -21,18 +24,59 @@ Entry = Callable[..., Any]
 
 
 class Artifact:
-    """Loaded compiled code.
+    """Loaded compiled code for calls of one kind.
+
+    Args:
+        code: what runs.
+        guards: what checks the local variables of ``entry``.
 
     Attributes:
-        fits: ``fits(module, *args, **kwargs)``: whether the code is right for this call.
-        run: likewise; runs it, and must only be called where it fits.
+        run: ``run(module, *args, **kwargs)``; must only be called where it fits.
+    """
+
+    def __init__(self, code: Entry, guards: Any):
+        self.run = code
+        self._check = guards.check
+
+    def fits(self, module: nn.Module, *args: Any, **kwargs: Any) -> bool:
+        """Whether the code is right for this call."""
+        fits: bool = self._check({"module": module, "args": args, "kwargs": kwargs})
+        return fits
+
+
+class Loading:
+    """An artifact on its way from bytes, in parts of tens of milliseconds each.
+
+    What ``torch.compiler.load_compiled_function`` does at once: the code (here, in any thread), and then,
+    on the training thread and in two calls of `advance`, the guards.
+
+    Args:
+        data: what `build` made.
+        kind: the kind of call that it was made for.
     """
 
     def __init__(self, data: bytes, kind: CallKind):
-        with kind.surroundings():  # guards on tensors are made anew, for the dispatch keys of now
-            loaded: Any = torch.compiler.load_compiled_function(io.BytesIO(data))
-        self.fits: Callable[..., bool] = loaded.guard_check
-        self.run: Entry = loaded.fn
+        state: dict[str, Any] = AOTCompileUnpickler({}, io.BytesIO(data)).load()  # type: ignore[no-untyped-call]
+        deserialize, code = state["compiled_fn"]
+        bytecode = SerializedCode.to_code_object(state["runtime_env"].bytecode)
+        state["runtime_env"] = replace(state["runtime_env"], bytecode=bytecode)
+        state["original_code"] = SerializedCode.to_code_object(state["original_code"])
+        with torch._inductor.config.patch(enable_autograd_for_aot=True):
+            state["compiled_fn"] = deserialize(code)
+        self._parts = CompileArtifacts(**state)
+        self._parts.check_compatibility()
+        self._kind = kind
+        self._guards: Any = None
+
+    def advance(self) -> Artifact | None:
+        """Go on by one part; return the artifact when it is whole."""
+        parts = self._parts
+        with self._kind.surroundings():  # guards on tensors are made anew, for the dispatch keys of now
+            if self._guards is None:
+                self._guards = load_guards_state(parts.guards_state)
+                return None
+            run = parts.runtime_env.forward_callable(parts.backend_id, parts.compiled_fn)
+            return Artifact(run, load_guard_manager(self._guards, parts.original_code, run.__globals__))
 
 
 def build(

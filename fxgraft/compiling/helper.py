@@ -19,6 +19,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,9 +38,10 @@ class Helper:
 
     Args:
         work: what to do there; is given a function that sends a message to the trainer.
+        decode: what to make of each message here, off the training thread.
     """
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, decode: Callable[[Any], Any] = lambda message: message):
         context = get_context("fork")
         receiver, sender = context.Pipe(duplex=False)
         self._process = context.Process(target=_main, args=(work, sender, os.getpid()), daemon=True)
@@ -50,7 +52,8 @@ class Helper:
         sender.close()
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # Read in a thread: a message that arrives slowly, or never whole, must not hold up a step.
-        self._reader = threading.Thread(target=_read, args=(receiver, self._messages), daemon=True)
+        read = partial(copy_context().run, _read, receiver, decode, self._messages)
+        self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
         self._stop = weakref.finalize(self, _kill, self._process)
 
@@ -131,13 +134,14 @@ def _end_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _read(receiver: Connection, messages: queue.SimpleQueue[Any]) -> None:
+def _read(receiver: Connection, decode: Callable[[Any], Any], messages: queue.SimpleQueue[Any]) -> None:
     with receiver:
         while True:
             try:
-                messages.put(receiver.recv())
+                message = receiver.recv()
             except (EOFError, OSError):
                 return
+            messages.put(decode(message))
 
 
 def _kill(process: Any) -> None:

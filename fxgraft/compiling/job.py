@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxgraft.compiling import artifacts
-from fxgraft.compiling.artifacts import Artifact
+from fxgraft.compiling.artifacts import Loading
 from fxgraft.compiling.calls import CallKind
 from fxgraft.compiling.helper import Helper, Send
 from fxgraft.compiling.units import Unit
@@ -70,24 +70,48 @@ class Job:
         self._tasks = tasks
         self._unanswered = set(range(len(tasks)))
         self.failed: dict[int, str] = {}
-        self._helper = Helper(lambda send: _make(tasks, options, prepare, send))
+        self._loading: tuple[int, Loading] | None = None
+        self._helper = Helper(lambda send: _make(tasks, options, prepare, send), self._decode)
 
-    def take(self) -> bool:
-        """Load the next artifact that has arrived, one at most; return whether there was a message."""
-        message = self._helper.receive()
-        if message is None:
-            return False
+    def _decode(
+        self, message: tuple[int, bytes | None, str | None]
+    ) -> tuple[int, Loading | None, str | None]:
         index, data, error = message
-        task = self._tasks[index]
-        self._unanswered.discard(index)
         if data is None:
-            self.failed[index] = error
-            return True
+            return index, None, error
         try:
-            task.variant.add(task.kind, Artifact(data, task.kind))
-        except Exception as reason:  # what torch cannot load, it can still compile
-            self.failed[index] = f"{type(reason).__name__}: {reason}"
-        return True
+            return index, Loading(data, self._tasks[index].kind), None
+        except Exception as reason:
+            return index, None, _told(reason)
+
+    def take(self) -> None:
+        """Go on with what has arrived, by one part: a step must not wait for more."""
+        if self._loading is None:
+            message = self._helper.receive()
+            if message is None:
+                return
+            index, loading, error = message
+            if loading is None:
+                self._answer(index, error)
+                return
+            self._loading = index, loading
+        index, loading = self._loading
+        try:
+            artifact = loading.advance()
+        except Exception as error:  # what torch cannot load, it can still compile
+            self._loading = None
+            self._answer(index, _told(error))
+            return
+        if artifact is not None:
+            self._loading = None
+            task = self._tasks[index]
+            task.variant.add(task.kind, artifact)
+            self._answer(index)
+
+    def _answer(self, index: int, error: str | None = None) -> None:
+        self._unanswered.discard(index)
+        if error is not None:
+            self.failed[index] = error
 
     @property
     def is_ready(self) -> bool:
@@ -102,12 +126,12 @@ class Job:
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come."""
-        return not self._unanswered or self._helper.is_over
+        return not self._unanswered or (self._loading is None and self._helper.is_over)
 
     @property
     def failure(self) -> str | None:
         """Why tasks stay unanswered; None if there are none, or the helper goes on."""
-        if not self._unanswered or not self._helper.is_over:
+        if not self._unanswered or self._loading is not None or not self._helper.is_over:
             return None
         return self._helper.failure or "the helper process ended early"
 
@@ -139,6 +163,10 @@ def _make(
             with install(task.phase):
                 data = artifacts.build(own_code(), task.unit.module, task.kind, options, *others)
         except Exception as error:
-            send((index, None, f"{type(error).__name__}: {error}"))
+            send((index, None, _told(error)))
         else:
             send((index, data, None))
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
