@@ -29,7 +29,7 @@ import torch
 Send = Callable[[Any], None]
 Work = Callable[[Send], None]
 
-_NICENESS = 5
+_NICENESS = 19
 _LOOK_AFTER_PARENT = 0.5  # seconds
 
 
