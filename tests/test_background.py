@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 import os
 import signal
@@ -40,6 +41,15 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + torch.relu(self.norm(self.inner(x)))
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: torch.Tensor) -> collections.OrderedDict[str, torch.Tensor]:
+        return collections.OrderedDict(out=self.block(x))
 
 
 SLOT, TWIN = "0.relu", "1.relu"
@@ -216,6 +226,23 @@ def test_equal_seeds_in_equal_blocks_are_compiled_once() -> None:
     with no_recompiles():
         world.train(2)  # both blocks run it
     assert fxgraft.compile_report(world.host).uncompiled_calls == 0
+
+
+def test_code_that_makes_its_output_with_another_modules_class_is_taken() -> None:
+    host = fxgraft.trace(Named(), (torch.randn(6, 4),))
+    host.compile(backend="aot_eager")
+    manager = SeedManager(host)
+    host(torch.randn(6, 4))["out"].sum().backward()
+    with no_recompiles():
+        seed = manager.germinate("block.relu", "low_rank", wait=False)
+        while seed.stage is Stage.GERMINATED:
+            manager._background.wait(60)
+            manager.step()
+        assert seed.stage is Stage.TRAINING
+        out = host(torch.randn(6, 4))
+    assert type(out) is collections.OrderedDict
+    assert fxgraft.compile_report(host).uncompiled_calls == 0
+    manager._background._drop_job()
 
 
 def test_one_that_is_asked_for_meanwhile_comes_with_the_next_structure() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -97,8 +98,17 @@ def build(
     compiled: Any = torch.compile(entry, **{**_with_filter(options), "fullgraph": True})
     with kind.made_up(module, *others) as (args, kwargs):
         made = compiled.aot_compile(((module, *args), kwargs))
+    _name_modules(made._artifacts, entry.__globals__)
     data: bytes = type(made).serialize(made).serialized_data
     return data
+
+
+def _name_modules(parts: CompileArtifacts, scope: Mapping[str, Any]) -> None:
+    """Let the code import the modules that it finds in this process under names made up for it."""
+    env = parts.runtime_env
+    found = {name: scope.get(name) for name in env.external_refs}
+    modules = {name: value.__name__ for name, value in found.items() if isinstance(value, ModuleType)}
+    parts.runtime_env = replace(env, import_sources={**env.import_sources, **modules})
 
 
 def _with_filter(options: Mapping[str, Any]) -> dict[str, Any]:
