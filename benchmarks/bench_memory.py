@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.bench_seeds import FEW, SEEDS, STAGES, grown, twin
@@ -84,11 +83,10 @@ def alive() -> int:
     """The bytes of all tensors in the process, each memory counted once. A compiler's have none."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
-    tensors = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor | FunctionalTensor)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in tensors
-        if tensor.device.type == "cpu" and tensor.layout is torch.strided
-    }
+    storages = {}
+    for tensor in tensors:
+        if tensor.device.type == "cpu" and tensor.layout is torch.strided:
+            with suppress(RuntimeError):  # a tensor of a compiler has no memory
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
