@@ -227,7 +227,9 @@ def test_hand_written_hosts(name: str) -> None:
     given = HOSTS[name]()
     host = fxgraft.trace(given.model, given.args, given.kwargs)
     manager = fxgraft.SeedManager(host)
-    for i, slot in enumerate(list(host.slots)[:6]):
+    # FlexAttention has no backward pass on a CPU: no seed can stand in front of it.
+    slots = [slot for slot in host.slots if name != "flex attention" or slot != "attention.qkv"]
+    for i, slot in enumerate(slots[:6]):
         fossil(manager, slot, Scale(0.1, 0.05), to=(1.0, 0.5)[i % 2])
     buffers = {name: buffer.clone() for name, buffer in host.named_buffers()}
     for training in (True, False):
