@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, Command, Reply
 from fxgraft.errors import CommandError
+from fxgraft.inbox import Inbox
 from fxgraft.telemetry import logger
 
 if TYPE_CHECKING:
     from fxgraft.manager import SeedManager
+
+Message = Command | Mapping[str, Any] | str | bytes
 
 REMEMBERED = 4096
 """How many command ids a dispatcher remembers, the oldest forgotten first."""
@@ -29,12 +33,19 @@ class Dispatcher:
         self._manager = manager
         self._replies: OrderedDict[str, Reply] = OrderedDict()
 
-    def handle(self, message: Command | Mapping[str, Any] | str | bytes) -> Reply:
-        """Carry one message out; an id that was carried out before gets its reply again."""
+    def handle(self, message: Message, inbox: Inbox | None = None) -> Reply:
+        """Carry one message out; an id that was carried out before gets its reply again.
+
+        In another thread than the one that trains it goes into the ``inbox``, where one is given.
+        """
         try:
             command = commands.parse(message)
         except CommandError as error:
             return Reply(False, str(error))
+        if inbox is not None and not inbox.is_here:
+            waiting = inbox.put(command)
+            # Only what was refused has its reply now; or what the other thread was quick to carry out.
+            return waiting.result() if waiting.done() else _queued(command)
         if command.id is not None and command.id in self._replies:
             return self._replies[command.id]
         kind = type(command).__name__
@@ -43,13 +54,21 @@ class Dispatcher:
             reply = Reply(True, done, kind, seed, command.id)
         except Exception as error:
             logger.info("refused %s: %s", kind, error)
-            about = command.name if isinstance(command, SEED) else command.seed
-            reply = Reply(False, f"{type(error).__name__}: {error}", kind, about, command.id)
+            reply = Reply(False, f"{type(error).__name__}: {error}", kind, _subject(command), command.id)
         if command.id is not None:
             self._replies[command.id] = reply
             if len(self._replies) > REMEMBERED:
                 self._replies.popitem(last=False)
         return reply
+
+    def submit(self, message: Message, inbox: Inbox) -> Future[Reply]:
+        """Let one message wait in the ``inbox``; what cannot be read is refused at once."""
+        try:
+            return inbox.put(commands.parse(message))
+        except CommandError as error:
+            refused: Future[Reply] = Future()
+            refused.set_result(Reply(False, str(error)))
+            return refused
 
     def _carry_out(self, command: Command) -> tuple[str, str]:
         """The seed that the command was about, and what was done."""
@@ -83,3 +102,12 @@ class Dispatcher:
             case RESUME():
                 manager.resume(command.seed)
                 return command.seed, "goes on"
+
+
+def _queued(command: Command) -> Reply:
+    said = "waits for the end of the next manager.step()"
+    return Reply(True, said, type(command).__name__, _subject(command), command.id, queued=True)
+
+
+def _subject(command: Command) -> str | None:
+    return command.name if isinstance(command, SEED) else command.seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from fxgraft.dispatch import Dispatcher
 from fxgraft.errors import SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
+from fxgraft.inbox import Inbox
 from fxgraft.isolation import Violation
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
@@ -103,6 +105,7 @@ class SeedManager:
         self._seeds = self._lifecycle.seeds
         self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
         self._dispatcher = Dispatcher(self)
+        self._inbox = Inbox()
         self._background = Background(self._lifecycle, self._reporter, prefetch_timeout, helper)
         self._metrics_every = metrics_every
         self._names = SeedNames()
@@ -179,7 +182,7 @@ class SeedManager:
                 a ``hyper`` where an optimizer has a scheduler that is not in ``schedulers``.
             StageError: the name is taken.
         """
-        self._refuse_inside("germinate")
+        self._allow("germinate")
         slot = self.host.site(slot_name, source)
         slot_name = slot.name
         wait_for = self._refuses_until.get(slot_name, 0) - self._reporter.step
@@ -263,7 +266,7 @@ class SeedManager:
             StageError: the seed cannot be blended now.
             ValueError: for a target, number of steps or schedule that cannot be.
         """
-        self._refuse_inside("blend")
+        self._allow("blend")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("blend", seed, disabled=True)
@@ -284,7 +287,7 @@ class SeedManager:
         Raises:
             StageError: the seed is a fossil, or gone.
         """
-        self._refuse_inside("cull")
+        self._allow("cull")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             del self._seeds[seed.name]
@@ -307,7 +310,7 @@ class SeedManager:
         Raises:
             StageError: the seed is not HOLDING.
         """
-        self._refuse_inside("fossilize")
+        self._allow("fossilize")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("fossilize", seed, disabled=True)
@@ -324,7 +327,7 @@ class SeedManager:
             wait: False takes effect at once as well, but leaves the grafts in the graph for a later
                 `step`, as in `cull`.
         """
-        self._refuse_inside("cull")
+        self._allow("cull")
         began = time.monotonic()
         there = [s for s in reversed(self._seeds.values()) if s.is_live or s.stage is Stage.GERMINATED]
         for seed in there:
@@ -348,21 +351,45 @@ class SeedManager:
         self._set_paused(self._find(seed), False)
 
     def handle(self, command: Command | Mapping[str, Any] | str | bytes) -> Reply:
-        """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says."""
-        return self._dispatcher.handle(command)
+        """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says.
+
+        From another thread than the one that trains it is only taken in: it is carried out at the end of the
+        next `step`, and the reply is ``queued``. `submit` gives the final one.
+        """
+        return self._dispatcher.handle(command, self._inbox)
+
+    def submit(self, command: Command | Mapping[str, Any] | str | bytes) -> Future[Reply]:
+        """Let a command wait for the end of the next `step`; from any thread.
+
+        Commands are carried out in the order in which they came, each once.
+
+        Returns:
+            The reply to come. ``future.cancel()`` takes the command back while it waits. Give
+            ``future.result(timeout)`` a timeout: a training that has ended carries nothing out.
+        """
+        return self._dispatcher.submit(command, self._inbox)
 
     def step(self, loss: float | Tensor | None = None) -> None:
-        """Advance every seed by one training step; call it once per step, after ``optimizer.step()``."""
-        self._refuse_inside("step")
-        self._reporter.step += 1
-        self._background.step()
-        self._lifecycle.gradients.step_done()
-        for seed in list(self._seeds.values()):
-            if not seed.paused:
-                self._lifecycle.advance(seed)
-        if self._metrics_every and self._reporter.step % self._metrics_every == 0:
-            self._reporter.emit("metrics", **self.metrics())
-        self.monitor.step(self._seeds.values())
+        """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
+
+        Commands of other threads are carried out at its end. The thread that calls it is the training thread.
+
+        Raises:
+            IsolationError: isolation is violated, and the manager is ``strict``.
+            StageError: inside `shadow` and the like, or while another thread is inside of it.
+        """
+        with self._inbox.step():
+            self._allow("step")
+            self._reporter.step += 1
+            self._background.step()
+            self._lifecycle.gradients.step_done()
+            for seed in list(self._seeds.values()):
+                if not seed.paused:
+                    self._lifecycle.advance(seed)
+            if self._metrics_every and self._reporter.step % self._metrics_every == 0:
+                self._reporter.emit("metrics", **self.metrics())
+            self.monitor.step(self._seeds.values())
+            self._inbox.drain(self._dispatcher.handle)
 
     # Looking at what a seed does
 
@@ -379,12 +406,14 @@ class SeedManager:
 
         Run forward *and* backward inside. The host's gradients, buffers and random streams stay.
         """
+        self._inbox.require_here("run the seeds otherwise")
         learning = [s.name for s in self._seeds.values() if s.stage is Stage.TRAINING]
         parameters = [p for name in learning for p in self.registry.parameters(name)]
         return shadow_pass(self.host, parameters)
 
     def at_alpha(self, seed: Seed | str, alpha: float) -> AbstractContextManager[None]:
         """Let one seed run at another alpha inside: to see what it does. Recompiles nothing."""
+        self._inbox.require_here("run a seed at another alpha")
         return probing.at_alpha(self.host, self._find(seed), alpha)
 
     def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
@@ -399,6 +428,7 @@ class SeedManager:
         Returns:
             The contribution, positive where the seed helps. Gates read it from the seed.
         """
+        self._inbox.require_here("measure a seed")
         seed = self._find(seed)
         contribution = probing.measure(self.host, seed, evaluate, at)
         self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
@@ -413,6 +443,7 @@ class SeedManager:
         Raises:
             CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
         """
+        self._inbox.require_here("save")
         state = checkpoint.RunState(
             self._run_seed, self._reporter.step, dict(self._names.next_numbers), dict(self._refuses_until)
         )
@@ -459,7 +490,9 @@ class SeedManager:
 
     # Inside
 
-    def _refuse_inside(self, action: str) -> None:
+    def _allow(self, action: str) -> None:
+        """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed."""
+        self._inbox.require_here(action)
         if self.host.borrowed:
             raise StageError(f"cannot {action} inside {self.host.borrowed}: do it afterwards")
 
@@ -473,6 +506,7 @@ class SeedManager:
             raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
 
     def _set_paused(self, seed: Seed, paused: bool) -> None:
+        self._inbox.require_here("pause" if paused else "resume")
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("pause" if paused else "resume", seed, disabled=True)
         if not seed.is_live:

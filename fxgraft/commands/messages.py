@@ -83,6 +83,7 @@ class Reply:
         command: the command's type, where it could be read.
         seed: the seed it was about.
         id: the command's.
+        queued: whether it is only taken in, from another thread: accepted means no more than that then.
     """
 
     accepted: bool
@@ -90,6 +91,7 @@ class Reply:
     command: str | None = None
     seed: str | None = None
     id: str | None = None
+    queued: bool = False
 
     @property
     def refused(self) -> bool:

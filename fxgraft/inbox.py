@@ -1,0 +1,93 @@
+"""Commands of other threads, which wait here until the training thread is between two steps.
+
+    controller's thread  ── submit ──>  inbox  ── drain, in order, each once ──>  dispatcher
+                                          ^
+    training thread  ── step() ───────────┘
+
+Whatever changes a host happens on the thread that trains it: a swap in the middle of a forward pass of
+another thread would tear that pass apart.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+from fxgraft.commands import Command, Reply
+from fxgraft.errors import StageError
+
+MAX_WAITING = 4096
+"""How many commands may wait; what comes beyond is refused, so that a flood cannot fill the memory."""
+
+
+class Inbox:
+    """A queue with one reader, the training thread: the one that last took a step.
+
+    Before the first step that is the thread which made the inbox; when it has ended, any thread.
+    """
+
+    def __init__(self) -> None:
+        self._trainer = threading.current_thread()
+        self._stepped = False
+        self._stepping = threading.Lock()
+        self._waiting: deque[tuple[Command, Future[Reply]]] = deque()  # whose ends are safe to use in threads
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the training thread."""
+        return self._trainer is threading.current_thread() or not self._trainer.is_alive()
+
+    def require_here(self, action: str) -> None:
+        """Raise `StageError` if another thread trains. (Before the first step none does.)"""
+        if self._stepped and not self.is_here:
+            here = threading.current_thread().name
+            raise StageError(
+                f"cannot {action} in thread {here!r}: the host is trained in thread {self._trainer.name!r}, "
+                f"which may be inside a step; send a command by manager.handle() or manager.submit(), "
+                f"which that thread carries out at its next manager.step()"
+            )
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The calling thread takes a step, and is the training thread from now on.
+
+        Raises:
+            StageError: another thread is inside of one.
+        """
+        if not self._stepping.acquire(blocking=False):
+            raise StageError(
+                f"thread {self._trainer.name!r} is inside manager.step(): one thread trains a host"
+            )
+        try:
+            self._trainer, self._stepped = threading.current_thread(), True
+            yield
+        finally:
+            self._stepping.release()
+
+    def put(self, command: Command) -> Future[Reply]:
+        """Let ``command`` wait. The future gets its reply, and can be cancelled before that."""
+        future: Future[Reply] = Future()
+        if len(self._waiting) >= MAX_WAITING:
+            reason = f"{MAX_WAITING} commands wait already: does the training thread call manager.step()?"
+            future.set_result(Reply(False, reason, type(command).__name__, id=command.id))
+        else:
+            self._waiting.append((command, future))
+        return future
+
+    def drain(self, carry_out: Callable[[Command], Reply]) -> None:
+        """Carry out what waits now, in the order in which it came; what comes meanwhile waits again."""
+        for _ in range(len(self._waiting)):
+            command, future = self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(carry_out(command))
+            except BaseException as interrupt:  # Ctrl-C: whoever waits for the reply must not for ever
+                future.set_exception(interrupt)
+                raise
