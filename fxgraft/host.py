@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -17,13 +17,12 @@ from torch import nn
 from fxgraft.branching import Calls
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
-from fxgraft.codegen import Generated
 from fxgraft.compiling.compiled import CompiledHost
 from fxgraft.compiling.job import Install, Job, Task
-from fxgraft.compiling.units import Unit
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.explain import Explanation, explain
 from fxgraft.places import place
+from fxgraft.running import Running
 from fxgraft.selection import Slots
 from fxgraft.structure import Structure
 from fxgraft.ties import ties_kept
@@ -47,13 +46,9 @@ class Host(nn.Module):
         root = capture.root
         # Beside nn.Module's registers: the root's children are the host's own, not one level below.
         self.__dict__["_root"] = root
-        self.__dict__["_run"] = root
         self._regions = capture.regions
         self._opaque = capture.opaque
-        self._structure = Structure()
-        self._phase = Phase.ISOLATED
-        self._phases: dict[str, Phase] = {}  # region -> the phase that is installed there
-        self._compiled: CompiledHost | None = None
+        self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
@@ -137,7 +132,7 @@ class Host(nn.Module):
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are not a seed's; those of fossilized seeds are the host's."""
         yield from self._root.parameters()
-        for placement in self._structure.placements:
+        for placement in self.structure.placements:
             if placement.spec.fossil is not None:
                 yield from self.graft(placement.seed).parameters()
 
@@ -158,7 +153,7 @@ class Host(nn.Module):
         """The model's forward, with the seeds in it."""
         if self.on_call is not None:
             self.on_call(args, kwargs)
-        return self._run(*args, **kwargs)
+        return self._running.call(*args, **kwargs)
 
     def compile(self, *, granularity: str = "host", **options: Any) -> None:  # type: ignore[override]
         """Run through ``torch.compile(**options)`` from now on; compiles at the first call.
@@ -173,28 +168,24 @@ class Host(nn.Module):
                 model repeats a block often.
             **options: of ``torch.compile``.
         """
-        compiled = CompiledHost(self._root, options, granularity)
-        if self._compiled is not None:
-            self._compiled.stop()
-        self._compiled = compiled
-        self._enter(self._structure, self._phase, self.grafts(), compiled.units)
+        self._running.compile(options, granularity, self.grafts())
 
     # Structure: for the manager
 
     @property
     def structure(self) -> Structure:
         """The grafts that the host has now."""
-        return self._structure
+        return self._running.structure
 
     @property
     def phase(self) -> Phase:
         """Which forward of the structure runs now."""
-        return self._phase
+        return self._running.phase
 
     @property
     def compiled(self) -> CompiledHost | None:
         """The compiled form; None before `compile` was called."""
-        return self._compiled
+        return self._running.compiled
 
     def graft(self, seed: str) -> Graft:
         """The graft of a live or fossilized seed."""
@@ -204,7 +195,7 @@ class Host(nn.Module):
 
     def grafts(self) -> dict[str, Graft]:
         """All grafts by the names of their seeds."""
-        return {p.seed: self.graft(p.seed) for p in self._structure.placements}
+        return {p.seed: self.graft(p.seed) for p in self.structure.placements}
 
     def trees(self) -> list[nn.Module]:
         """The module trees that run: the model's, and that of the seeds if there are any."""
@@ -213,16 +204,11 @@ class Host(nn.Module):
 
     def prepare(self, structure: Structure, phases: tuple[Phase, ...]) -> None:
         """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
-        for phase in phases:
-            for name in structure.by_region:
-                self._generated(structure, name, phase)
+        self._running.prepare(structure, phases)
 
     def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
-        before = self._structure
-        # First: what is put back after an interrupted swap has to cover the regions of both.
-        self._structure, self._phase = structure, phase
-        self._enter(structure, phase, grafts, None, before)
+        self._running.enter(structure, phase, grafts)
         self._modules.pop(SEEDS, None)
         if grafts:
             seeds = self._modules[SEEDS] = nn.Module()
@@ -239,41 +225,6 @@ class Host(nn.Module):
         """
         self.adopt(Structure(), Phase.ISOLATED, {})
 
-    def _enter(
-        self,
-        structure: Structure,
-        phase: Phase,
-        grafts: Mapping[str, Graft],
-        units: Iterable[Unit] | None = None,
-        before: Structure | None = None,
-    ) -> None:
-        """Install ``structure`` in all regions that it or ``before`` has grafts in, and its compiled code."""
-        compiled = self._compiled
-        regions = structure.by_region.keys() | (before or structure).by_region.keys()
-        phases = dict.fromkeys(regions, phase)
-        if compiled is not None:
-            touched = compiled.touched(structure, before or structure) if units is None else units
-            of_units = {unit: compiled.phase_in(unit, structure, phase, grafts) for unit in touched}
-            phases |= {region: of_units[u] for u in of_units for region in regions if u.holds(region)}
-        self._install(structure, phases, grafts)
-        self._phases = phases
-        if compiled is None:
-            self.__dict__["_run"] = self._root
-        elif of_units:
-            self.__dict__["_run"] = compiled.run(structure, of_units)
-
-    def _install(
-        self, structure: Structure, phases: Mapping[str, Phase], grafts: Mapping[str, Graft]
-    ) -> None:
-        for name, phase in phases.items():
-            placements = structure.by_region.get(name, ())
-            generated = self._generated(structure, name, phase) if placements else None
-            self._regions[name].install(generated, [grafts[p.seed] for p in placements])
-
-    def _generated(self, structure: Structure, name: str, phase: Phase) -> Generated:
-        parts = [self._regions[part] for part in structure.merged.get(name, ())]
-        return self._regions[name].forward_for(structure.wirings(name), phase, parts)
-
     @contextmanager
     def probing(
         self, structure: Structure, phase: Phase, guests: Mapping[str, Graft] | None = None
@@ -282,15 +233,8 @@ class Host(nn.Module):
 
         ``guests`` are grafts of ``structure`` that the host does not have.
         """
-        grafts = self.grafts()
-        regions = self._structure.by_region.keys() | structure.by_region.keys()
-        eager = self._compiled.stopped() if self._compiled else nullcontext()
-        try:
-            with eager:
-                self._install(structure, dict.fromkeys(regions, phase), {**grafts, **(guests or {})})
-                yield self._root
-        finally:
-            self._install(self._structure, {**dict.fromkeys(regions, self._phase), **self._phases}, grafts)
+        with self._running.probing(structure, phase, self.grafts(), guests or {}):
+            yield self._root
 
     @contextmanager
     def borrowing(self, what: str) -> Iterator[None]:
@@ -307,14 +251,7 @@ class Host(nn.Module):
         Args:
             before: the structure that this one replaced: only units that differ are looked at.
         """
-        if self._compiled is None:
-            return
-        for unit in self._compiled.touched(before, self._structure):
-            local = unit.local(self._structure)
-            for phase in local.phases:
-                if self._compiled.missing(unit, local, phase):
-                    with self.probing(self._structure, phase):
-                        self._compiled.warm_up(unit, local, phase, *self.trees()[1:])
+        self._running.warm_up(before, self.grafts(), *self.trees()[1:])
 
     def compile_in_helper(
         self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[Task]
@@ -326,19 +263,18 @@ class Host(nn.Module):
             grafts: the modules of all its seeds, by name.
             tasks: what to make.
         """
-        assert self._compiled is not None
-        compiled = self._compiled
+        assert self.compiled is not None
 
         def prepare() -> tuple[Install, list[nn.Module]]:  # in the helper, on its own copy of everything
-            compiled.stop()
-            self._compiled, self.on_call = None, None
+            self._running.stop_compiling()
+            self.on_call = None
             self.followers.clear()
             for parameter in (*self.parameters(), *(p for g in grafts.values() for p in g.parameters())):
                 parameter.grad = None
             self.adopt(structure, Phase.ISOLATED, grafts)
             return partial(self.probing, structure), self.trees()[1:]
 
-        return Job(tasks, compiled.options, prepare)
+        return Job(tasks, self.compiled.options, prepare)
 
     # nn.Module's protocol: the root's state is the host's
 
@@ -364,8 +300,8 @@ class Host(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Host:
         self._own_parameters = None
-        if self._compiled is not None:
-            self._compiled.variants.forget_calls()  # what is called from now on may be of another dtype
+        if self.compiled is not None:
+            self.compiled.variants.forget_calls()  # what is called from now on may be of another dtype
         with ties_kept(*self.trees()):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
@@ -390,17 +326,17 @@ class Host(nn.Module):
         self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("on_call", "followers", "_run", "_compiled", "_slot_table", "_calls", "_own_parameters")
+        derived = ("on_call", "followers", "_slot_table", "_calls", "_own_parameters")
         return {**self.__dict__, **dict.fromkeys(derived)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.followers = weakref.WeakKeyDictionary()
         # Copies of slots belong to the copied graphs: take each structure's from there.
-        placements = [replace(p, slot=self.site(*p.slot.names)) for p in self._structure.placements]
+        placements = [replace(p, slot=self.site(*p.slot.names)) for p in self.structure.placements]
         grafts = self.grafts()
-        self._structure = Structure(tuple(placements))
-        self.adopt(self._structure, self._phase, grafts)
+        self._running.structure = Structure(tuple(placements))
+        self.adopt(self.structure, self.phase, grafts)
 
 
 def _memory(parameter: nn.Parameter) -> int:

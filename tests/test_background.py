@@ -160,13 +160,13 @@ def test_until_it_lands_nothing_is_touched() -> None:
     state = torch.get_rng_state()
     before = snapshot(world.host, torch.ones(6, 4), [world.optimizer])
     grads = frozen([p.grad for p in world.host.parameters()])
-    run = world.host.__dict__["_run"]
+    run = world.host._running.call
     structure = world.host.structure
     seed = world.start()
     world.background.wait(60)  # all has come, and nothing is taken in
     assert seed.stage is Stage.GERMINATED
     assert world.host.structure is structure
-    assert world.host.__dict__["_run"] is run
+    assert world.host._running.call is run
     torch.set_rng_state(state)
     assert_same_bits(snapshot(world.host, torch.ones(6, 4), [world.optimizer]), before, "the host")
     assert_same_bits(frozen([p.grad for p in world.host.parameters()]), grads, "gradients")

@@ -132,9 +132,9 @@ def test_fossilizing_compiles_one_graph() -> None:
         world.train(2)
 
 
-def test_more_structures_than_the_recompile_limit_stay_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+def test_more_structures_than_the_recompile_limit_stay_compiled() -> None:
     """Past eight entries of one code object dynamo runs eager without a word; here it would raise."""
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     world = World()
     for i in range(torch._dynamo.config.recompile_limit + 2):
         with world.compiling(2):

@@ -1,0 +1,136 @@
+"""What runs: the generated forwards of a structure in the regions of a host, and their compiled forms.
+
+The host owns the state (model, seeds); this owns the code. A swap of structures goes through `Running.enter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from fxgraft.capture.region import Region
+from fxgraft.codegen import Generated
+from fxgraft.compiling.compiled import CompiledHost
+from fxgraft.compiling.units import Unit
+from fxgraft.structure import Structure
+from fxgraft_passes import Graft, Phase
+
+Grafts = Mapping[str, Graft]
+
+
+class Running:
+    """The code that a host runs now.
+
+    Args:
+        root: the traced model.
+        regions: its regions, by their names.
+
+    Attributes:
+        structure: the grafts that run.
+        phase: which forward of the structure.
+        compiled: the compiled form of the host, if there is one.
+        call: what runs the model.
+    """
+
+    def __init__(self, root: nn.Module, regions: Mapping[str, Region]):
+        self.structure = Structure()
+        self.phase = Phase.ISOLATED
+        self.compiled: CompiledHost | None = None
+        self.call: Callable[..., Any] = root
+        self._root = root
+        self._regions = regions
+        self._phases: dict[str, Phase] = {}  # region -> the phase that is installed there
+
+    def prepare(self, structure: Structure, phases: Iterable[Phase]) -> None:
+        """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
+        for phase in phases:
+            for name in structure.by_region:
+                self._generated(structure, name, phase)
+
+    def enter(self, structure: Structure, phase: Phase, grafts: Grafts) -> None:
+        """Run ``structure`` from now on. ``grafts`` are the modules of all its seeds, by name."""
+        before = self.structure
+        # First: what is put back after an interrupted swap has to cover the regions of both.
+        self.structure, self.phase = structure, phase
+        self._enter(grafts, before, self.compiled.touched(structure, before) if self.compiled else ())
+
+    def compile(self, options: Mapping[str, Any], granularity: str, grafts: Grafts) -> None:
+        """Run through ``torch.compile(**options)`` from now on."""
+        compiled = CompiledHost(self._root, options, granularity)
+        if self.compiled is not None:
+            self.compiled.stop()
+        self.compiled = compiled
+        self._enter(grafts, self.structure, compiled.units)
+
+    def stop_compiling(self) -> None:
+        """Run eager from the next `enter` on."""
+        if self.compiled is not None:
+            self.compiled.stop()
+        self.compiled = None
+
+    @contextmanager
+    def probing(self, structure: Structure, phase: Phase, grafts: Grafts, guests: Grafts) -> Iterator[None]:
+        """Run another structure or phase inside, in eager mode.
+
+        Args:
+            structure: the structure.
+            phase: its phase.
+            grafts: the modules of all seeds that run now.
+            guests: those of seeds in ``structure`` that do not.
+        """
+        regions = self.structure.by_region.keys() | structure.by_region.keys()
+        eager = self.compiled.stopped() if self.compiled else nullcontext()
+        try:
+            with eager:
+                self._install(structure, dict.fromkeys(regions, phase), {**grafts, **guests})
+                yield
+        finally:
+            self._install(self.structure, {**dict.fromkeys(regions, self.phase), **self._phases}, grafts)
+
+    def warm_up(self, before: Structure, grafts: Grafts, *seeds: nn.Module) -> None:
+        """Compile every forward of the structure for the calls seen so far, where that is missing.
+
+        Args:
+            before: the structure that this one replaced: only units that differ are looked at.
+            grafts: the modules of all seeds that run now.
+            *seeds: the module trees of the seeds.
+        """
+        if self.compiled is None:
+            return
+        for unit in self.compiled.touched(before, self.structure):
+            local = unit.local(self.structure)
+            for phase in local.phases:
+                if self.compiled.missing(unit, local, phase):
+                    with self.probing(self.structure, phase, grafts, {}):
+                        self.compiled.warm_up(unit, local, phase, *seeds)
+
+    def _enter(self, grafts: Grafts, before: Structure, units: Iterable[Unit]) -> None:
+        """Install the structure in all regions that it or ``before`` has grafts in, and its compiled code."""
+        structure, compiled = self.structure, self.compiled
+        regions = structure.by_region.keys() | before.by_region.keys()
+        phases = dict.fromkeys(regions, self.phase)
+        if compiled is not None:
+            of_units = {unit: compiled.phase_in(unit, structure, self.phase, grafts) for unit in units}
+            phases |= {region: of_units[u] for u in of_units for region in regions if u.holds(region)}
+        self._install(structure, phases, grafts)
+        self._phases = phases
+        if compiled is None:
+            self.call = self._root
+        elif of_units:
+            self.call = compiled.run(structure, of_units)
+
+    def _install(self, structure: Structure, phases: Mapping[str, Phase], grafts: Grafts) -> None:
+        for name, phase in phases.items():
+            placements = structure.by_region.get(name, ())
+            generated = self._generated(structure, name, phase) if placements else None
+            self._regions[name].install(generated, [grafts[p.seed] for p in placements])
+
+    def _generated(self, structure: Structure, name: str, phase: Phase) -> Generated:
+        parts = [self._regions[part] for part in structure.merged.get(name, ())]
+        return self._regions[name].forward_for(structure.wirings(name), phase, parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "compiled": None, "call": self._root}
