@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m fxgraft.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
