@@ -2,7 +2,7 @@
 
 from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
-from fxgraft.compiling.report import CompileReport, compile_report
+from fxgraft.compilations import CompileReport, compile_report
 from fxgraft.folding import fold
 from fxgraft.host import Host
 from fxgraft.manager import SeedManager

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from fxgraft.capture.codegen import Generated
 from fxgraft.capture.region import Region
-from fxgraft.codegen import Generated
 from fxgraft.compiling.compiled import CompiledHost
 from fxgraft.compiling.units import Unit
 from fxgraft.structure import Structure

@@ -25,11 +25,11 @@ from torch import nn
 from fxgraft import plain_code
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.clone import clone_tree
+from fxgraft.capture.codegen import Generated, generate
 from fxgraft.capture.fallback import COUNTER
 from fxgraft.capture.intercept import AutogradCall
 from fxgraft.capture.merge import merged_form
 from fxgraft.capture.region import Region
-from fxgraft.codegen import Generated, generate
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.host import Host
 from fxgraft.plain_code import GrownCode

@@ -14,7 +14,7 @@ from torch import nn
 
 from fxgraft.bits import same_bits
 from fxgraft.capture.call_form import CallForm
-from fxgraft.codegen import generate
+from fxgraft.capture.codegen import generate
 from fxgraft.errors import IsolationError
 from fxgraft_passes import Germinate, Graft
 from fxgraft_passes.base import copy_graph

@@ -14,10 +14,10 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.codegen import Generated, generate
 from fxgraft.capture.fallback import COUNTER, new_counter
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.capture.merge import merge, merged_form
-from fxgraft.codegen import Generated, generate
 from fxgraft_passes import (
     FindSlots,
     Germinate,
