@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench zoo clean
+.PHONY: demo test check docs bench zoo clean
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,9 @@ check: $(VENV)/.check
 	$(BIN)/lint-imports
 	$(BIN)/python tests/wheel_check.py
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
@@ -39,4 +42,4 @@ zoo:
 	.venv-zoo/bin/python -m benchmarks.zoo
 
 clean:
-	rm -rf $(VENV) .venv-zoo runs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-zoo runs dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
