@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from fxgraft.change import Birth, Change
+from fxgraft.change import Birth, Change, Names
 from fxgraft.compiling import helper
 from fxgraft.compiling.job import Job
+from fxgraft.distributed.peers import Peers
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.nursery import surroundings
 from fxgraft.prefetch import Pending
@@ -29,6 +30,7 @@ from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
 
 HELPERS = ("auto", "off")
+_READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other
 
 
 class Background:
@@ -37,6 +39,7 @@ class Background:
     Args:
         lifecycle: carries changes out.
         reporter: hears of it.
+        peers: the other ranks: all land the same change in the same step.
         timeout: in seconds, after which a germination whose module is not built, or is not compiled as
             long after that, is given up; None: never.
         helper: ``"auto"``: compile in a helper process where that can be; ``"off"``: never.
@@ -45,18 +48,22 @@ class Background:
         is_landing: whether a change lands now.
     """
 
-    def __init__(self, lifecycle: Lifecycle, reporter: Reporter, timeout: float | None, helper: str):
+    def __init__(
+        self, lifecycle: Lifecycle, reporter: Reporter, peers: Peers, timeout: float | None, helper: str
+    ):
         if helper not in HELPERS:
             raise ValueError(f"helper: expected one of {', '.join(HELPERS)}; got {helper!r}")
         self._lifecycle = lifecycle
         self._host = lifecycle.host
         self._reporter = reporter
+        self._peers = peers
         self._timeout = timeout
         self._helper = helper
         self._pending: dict[str, Pending] = {}
         self._fossils: dict[str, Seed] = {}
         self._job: Job | None = None
         self._lands = Change()  # what the job is for; nothing, where it is for what runs already
+        self._choice: Names | None = None  # what all ranks land together next
         self._target = self._base = Structure()
         self._said_why_not = False
         self._old_news = 0
@@ -100,36 +107,53 @@ class Background:
     def step(self) -> None:
         """Take in what has come, let a change land that is ready, and begin with the next."""
         for pending in list(self._pending.values()):
-            if pending.is_late:
-                self._fail(pending.seed, f"not ready after {self._timeout} s")
-            elif pending.is_built and pending.module is None:
-                self._fail(pending.seed, str(pending.error))
+            if failed := self._peers.anyone_says(f"{pending.seed.name} failed", self._trouble(pending)):
+                self._fail(pending.seed, failed)
+            elif pending.module is not None and self._peers.all_say(f"{pending.seed.name} is built"):
+                pending.is_agreed = True
         if self._job is not None:
             self._follow(self._job)
         if self._job is None:
             self._begin()
+
+    def _trouble(self, pending: Pending) -> str | None:
+        """Why it comes to nothing on this rank, if it does."""
+        if pending.is_late:
+            return f"not ready after {self._timeout} s"
+        return str(pending.error) if pending.is_built and pending.module is None else None
 
     def _begin(self) -> None:
         change = self._next_change()
         if change == Change():
             self._tend()
             return
+        agreed = self._agreed(change)
+        if agreed is None:
+            return
+        if agreed == Change():  # what was chosen was taken back
+            self._settle()
+            return
         structure = self._host.structure
-        target = change.target(structure)
+        target = agreed.target(structure)
         compiled = self._host.compiled
         tasks = compiled.tasks_for(target, structure) if compiled is not None else []
-        if not tasks:
-            self._land(change, compiled=True)
-        elif self._can_help():
-            self._lands = change
-            for birth in change.births:  # the time that is up is that of building, or of compiling
+        if reason := self._peers.anyone_says(_FAILED, None):
+            self._give_up(agreed, reason)
+        elif tasks and self._can_help():
+            self._lands = agreed
+            for birth in agreed.births:  # the time that is up is that of building, or of compiling
                 self._pending[birth.seed.name].deadline = self._deadline()
-            self._start(self._host.compile_in_helper(target, self._grafts(change), tasks), target)
-        else:
-            self._land(change, compiled=False)
+            self._start(self._host.compile_in_helper(target, self._grafts(agreed), tasks), target)
+        elif self._peers.all_say(_READY, agreed.names):
+            self._land(agreed, compiled=not tasks)
+
+    def _agreed(self, change: Change) -> Change | None:
+        """What of ``change`` all ranks land: what is ready on rank 0. None before they have heard of that."""
+        self._choice = self._peers.leader_says("next change", self._choice or change.names)
+        return None if self._choice is None else change.only(self._choice)
 
     def _next_change(self) -> Change:
-        births = [self._conceive(p) for p in list(self._pending.values()) if p.module is not None]
+        births = [self._conceive(p) for p in list(self._pending.values()) if p.is_agreed]
         fossils = [seed for seed in self._fossils.values() if seed.stage is Stage.HOLDING]
         return Change(
             births=tuple(birth for birth in births if birth is not None),
@@ -169,10 +193,15 @@ class Background:
             self._drop_job()
             return
         job.take()
-        if job.failure is not None:
-            self._give_up(job, job.failure)
-        elif self._lands != Change() and job.is_ready:
-            self._land_prepared(job)
+        if self._lands == Change():
+            if job.failure is not None:
+                self._give_up(self._lands, job.failure)
+        else:
+            self._agreed(self._lands)
+            if reason := self._peers.anyone_says(_FAILED, job.failure):
+                self._give_up(self._lands, reason)
+            elif job.is_ready and self._peers.all_say(_READY, self._lands.names):
+                self._land_prepared(job)
         if self._job is job and job.is_over:
             for reason in job.failed.values():
                 logger.warning("the helper could not compile for the host as it is: %s", reason)
@@ -181,8 +210,7 @@ class Background:
             self._host.adopt(self._host.structure, self._host.phase, self._host.grafts())
 
     def _land_prepared(self, job: Job) -> None:
-        change = self._next_change()
-        change = _common(change, self._lands)
+        change = self._next_change().only(self._lands.names)
         if change.target(self._host.structure).key != self._target.key:
             self._drop_job()  # the host was converted, or a seed was taken back
             return
@@ -192,14 +220,15 @@ class Background:
         self._land(change, compiled=job.is_whole)
         self._base = self._host.structure
 
-    def _give_up(self, job: Job, reason: str) -> None:
+    def _give_up(self, change: Change, reason: str) -> None:
         """The helper broke down. Seeds to be born are given up; what must go or stay does so without it."""
-        births, rest = self._lands.births, Change(departed=self._lands.departed, fossils=self._lands.fossils)
         logger.warning("%s", reason)
-        job.leave_rest()
+        if self._job is not None:
+            self._job.leave_rest()
         self._drop_job()
-        for birth in births:
+        for birth in change.births:
             self._fail(birth.seed, reason)
+        rest = Change(departed=change.departed, fossils=change.fossils)
         if rest != Change():
             self._land(rest, compiled=False)
 
@@ -211,10 +240,17 @@ class Background:
         if self._job is not None:
             self._job.stop()
         self._job, self._lands = None, Change()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Nothing is agreed on any more: the next change is chosen anew."""
+        self._choice = None
+        self._peers.hush()
 
     # Landing
 
     def _land(self, change: Change, compiled: bool) -> None:
+        self._settle()
         self.is_landing = True
         try:
             self._lifecycle.commit(change, warm_up=not compiled)
@@ -267,14 +303,3 @@ class Background:
                 "no helper process compiles in the background (%s): changes compile as they land", reason
             )
         return reason is None
-
-
-def _common(change: Change, lands: Change) -> Change:
-    """What of ``change`` is in ``lands`` too: later ones wait for the next structure."""
-    born = {birth.seed.name for birth in lands.births}
-    fossilized = {seed.name for seed, _ in lands.fossils}
-    return Change(
-        births=tuple(birth for birth in change.births if birth.seed.name in born),
-        departed=tuple(name for name in change.departed if name in lands.departed),
-        fossils=tuple(item for item in change.fossils if item[0].name in fossilized),
-    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fxgraft.seed import Seed
 from fxgraft.structure import Placement, Structure
 from fxgraft_passes import Graft
+
+Names = list[list[str]]
+"""The seeds of a change, as data: to be born, to die, departed, to be fossilized."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,26 @@ class Change:
         for placement in (*(b.placement for b in self.births), *(p for _, p in self.fossils)):
             structure = structure.with_placement(placement)
         return structure
+
+    @property
+    def names(self) -> Names:
+        """Whose change it is."""
+        return [
+            [birth.seed.name for birth in self.births],
+            [seed.name for seed in self.deaths],
+            list(self.departed),
+            [seed.name for seed, _ in self.fossils],
+        ]
+
+    def only(self, names: Sequence[Sequence[str]]) -> Change:
+        """What of it is about those seeds."""
+        births, deaths, departed, fossils = names
+        return Change(
+            births=tuple(birth for birth in self.births if birth.seed.name in births),
+            deaths=tuple(seed for seed in self.deaths if seed.name in deaths),
+            departed=tuple(name for name in self.departed if name in departed),
+            fossils=tuple(item for item in self.fossils if item[0].name in fossils),
+        )
 
     @property
     def parts(self) -> tuple[Change, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,13 @@ class Dispatcher:
     def handle(self, message: Message, inbox: Inbox | None = None) -> Reply:
         """Carry one message out; an id that was carried out before gets its reply again.
 
-        In another thread than the one that trains it goes into the ``inbox``, where one is given.
+        Where an ``inbox`` is given it only goes in there, for the end of the next step.
         """
         try:
             command = commands.parse(message)
         except CommandError as error:
             return Reply(False, str(error))
-        if inbox is not None and not inbox.is_here:
+        if inbox is not None:
             waiting = inbox.put(command)
             # Only what was refused has its reply now; or what the other thread was quick to carry out.
             return waiting.result() if waiting.done() else _queued(command)
@@ -60,6 +60,18 @@ class Dispatcher:
             if len(self._replies) > REMEMBERED:
                 self._replies.popitem(last=False)
         return reply
+
+    def carry_out(self, orders: Iterable[tuple[Command, Future[Reply] | None]]) -> None:
+        """Carry commands out, and give each future its reply."""
+        for command, future in orders:
+            try:
+                reply = self.handle(command)
+            except BaseException as interrupt:  # Ctrl-C: whoever waits for the reply must not for ever
+                if future is not None:
+                    future.set_exception(interrupt)
+                raise
+            if future is not None:
+                future.set_result(reply)
 
     def submit(self, message: Message, inbox: Inbox) -> Future[Reply]:
         """Let one message wait in the ``inbox``; what cannot be read is refused at once."""

@@ -23,10 +23,15 @@ class SeedGradients:
 
     Args:
         on_dropped: called with the seed's name.
+
+    Attributes:
+        average: called first, at the end of each backward pass; returns whether the gradients are whole.
+            (Those of several ranks are, when they are averaged.)
     """
 
     def __init__(self, on_dropped: Callable[[str], None]):
         self._on_dropped = on_dropped
+        self.average: Callable[[], bool] = lambda: True
         self._watched: dict[str, list[nn.Parameter]] = {}
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._paused: set[str] = set()
@@ -68,6 +73,8 @@ class SeedGradients:
 
     def _check(self) -> None:
         self._queued = False
+        if not self.average():
+            return
         for seed in self._paused:
             _drop(self._watched[seed])
         # All at once first: in nearly every step that is all there is to do.

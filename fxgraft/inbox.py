@@ -1,6 +1,6 @@
 """Commands of other threads, which wait here until the training thread is between two steps.
 
-    controller's thread  ── submit ──>  inbox  ── drain, in order, each once ──>  dispatcher
+    controller's thread  ── submit ──>  inbox  ── take, in order, each once ──>  dispatcher
                                           ^
     training thread  ── step() ───────────┘
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
@@ -80,14 +80,9 @@ class Inbox:
             self._waiting.append((command, future))
         return future
 
-    def drain(self, carry_out: Callable[[Command], Reply]) -> None:
-        """Carry out what waits now, in the order in which it came; what comes meanwhile waits again."""
+    def take(self) -> Iterator[tuple[Command, Future[Reply]]]:
+        """What waits now, in the order in which it came. What was taken can be cancelled no longer."""
         for _ in range(len(self._waiting)):
             command, future = self._waiting.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(carry_out(command))
-            except BaseException as interrupt:  # Ctrl-C: whoever waits for the reply must not for ever
-                future.set_exception(interrupt)
-                raise
+            if future.set_running_or_notify_cancel():
+                yield command, future

@@ -19,6 +19,7 @@ from fxgraft import checkpoint, nursery, probing, schedules, streams
 from fxgraft.background import Background
 from fxgraft.commands import Command, Reply
 from fxgraft.dispatch import Dispatcher
+from fxgraft.distributed import peers_of
 from fxgraft.errors import SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
@@ -42,6 +43,7 @@ from fxgraft_passes import GraftSpec, Objective, Slot
 from fxgraft_passes.graft import check_name
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
+_FOR_RANK_0 = "commands are given to rank 0, which tells the others"
 
 
 class SeedManager:
@@ -106,13 +108,15 @@ class SeedManager:
         self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
         self._dispatcher = Dispatcher(self)
         self._inbox = Inbox()
-        self._background = Background(self._lifecycle, self._reporter, prefetch_timeout, helper)
+        self.peers = peers_of(host, inner, self._inbox, self._state, self._lifecycle.gradients.arrived)
+        self._lifecycle.gradients.average = self.peers.average
+        self._background = Background(self._lifecycle, self._reporter, self.peers, prefetch_timeout, helper)
         self._metrics_every = metrics_every
         self._names = SeedNames()
         self._gates = gates
         self._cooldown = cooldown
         self._refuses_until: dict[str, int] = {}
-        self._run_seed = torch.initial_seed()
+        self._run_seed = self.peers.share(torch.initial_seed())
 
     # What there is
 
@@ -354,9 +358,18 @@ class SeedManager:
         """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says.
 
         From another thread than the one that trains it is only taken in: it is carried out at the end of the
-        next `step`, and the reply is ``queued``. `submit` gives the final one.
+        next `step`, and the reply is ``queued``. `submit` gives the final one. On several ranks that is so
+        for each command on rank 0, and it is carried out on all; other ranks refuse.
         """
-        return self._dispatcher.handle(command, self._inbox)
+        if self.peers.rank:
+            return Reply(False, _FOR_RANK_0)
+        is_now = self._inbox.is_here and self.peers.size == 1
+        return self._dispatcher.handle(command, None if is_now else self._inbox)
+
+    def carry_out(self, command: Command) -> Reply:
+        """As `handle`, but at once and on this rank: for what every rank decides alike."""
+        self._inbox.require_here("carry out a command")
+        return self._dispatcher.handle(command)
 
     def submit(self, command: Command | Mapping[str, Any] | str | bytes) -> Future[Reply]:
         """Let a command wait for the end of the next `step`; from any thread.
@@ -367,6 +380,10 @@ class SeedManager:
             The reply to come. ``future.cancel()`` takes the command back while it waits. Give
             ``future.result(timeout)`` a timeout: a training that has ended carries nothing out.
         """
+        if self.peers.rank:
+            refused: Future[Reply] = Future()
+            refused.set_result(Reply(False, _FOR_RANK_0))
+            return refused
         return self._dispatcher.submit(command, self._inbox)
 
     def step(self, loss: float | Tensor | None = None) -> None:
@@ -375,11 +392,13 @@ class SeedManager:
         Commands of other threads are carried out at its end. The thread that calls it is the training thread.
 
         Raises:
+            DistributedError: the ranks have drifted apart, or one is gone.
             IsolationError: isolation is violated, and the manager is ``strict``.
             StageError: inside `shadow` and the like, or while another thread is inside of it.
         """
         with self._inbox.step():
             self._allow("step")
+            self.peers.settle()
             self._reporter.step += 1
             self._background.step()
             self._lifecycle.gradients.step_done()
@@ -389,7 +408,7 @@ class SeedManager:
             if self._metrics_every and self._reporter.step % self._metrics_every == 0:
                 self._reporter.emit("metrics", **self.metrics())
             self.monitor.step(self._seeds.values())
-            self._inbox.drain(self._dispatcher.handle)
+            self._dispatcher.carry_out(self.peers.orders(self._inbox))
 
     # Looking at what a seed does
 
@@ -419,6 +438,8 @@ class SeedManager:
     def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
         """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
 
+        On several ranks it is the mean of theirs, for which all of them call it.
+
         Args:
             seed: a live one.
             evaluate: computes a loss of the host, best on held-out data and in eval mode. Gradients
@@ -430,7 +451,7 @@ class SeedManager:
         """
         self._inbox.require_here("measure a seed")
         seed = self._find(seed)
-        contribution = probing.measure(self.host, seed, evaluate, at)
+        contribution = probing.measure(self.host, seed, evaluate, at, self.peers.mean)
         self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
         return contribution
 
@@ -489,6 +510,18 @@ class SeedManager:
         return manager
 
     # Inside
+
+    def _state(self) -> str:
+        """What has to be the same on all ranks, as text."""
+        lines = [f"  step {self._reporter.step}"]
+        for seed in self._seeds.values():
+            paused = ", paused" if seed.paused else ""
+            source = f" from {seed.source}" if seed.source else ""
+            lines.append(
+                f"  {seed.name}: {seed.blueprint} at {seed.slot}{source}, {seed.spec.mode}, "
+                f"{seed.stage.name} at alpha {seed.alpha!r}{paused}"
+            )
+        return "\n".join(lines if self._seeds else [*lines, "  no seeds"])
 
     def _allow(self, action: str) -> None:
         """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed."""

@@ -24,6 +24,7 @@ class Pending:
         started: likewise.
         module: the result, once it is there.
         error: why there is none.
+        is_agreed: whether it is built on all ranks.
     """
 
     seed: Seed
@@ -32,6 +33,7 @@ class Pending:
     started: float = field(default_factory=time.monotonic)
     module: nn.Module | None = None
     error: BaseException | None = None
+    is_agreed: bool = False
     _done: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -42,11 +42,21 @@ def _blending(host: Host) -> Phase:
     return host.structure.phases[-1]
 
 
-def measure(host: Host, seed: Seed, evaluate: Callable[[], float | Tensor], alpha: float) -> float:
-    """The loss at alpha 0 minus the loss at ``alpha``, remembered by the seed for its gates."""
+def measure(
+    host: Host,
+    seed: Seed,
+    evaluate: Callable[[], float | Tensor],
+    alpha: float,
+    mean: Callable[[float], float],
+) -> float:
+    """The loss at alpha 0 minus the loss at ``alpha``, remembered by the seed for its gates.
+
+    ``mean`` makes one loss of those of several ranks.
+    """
     losses = []
     for share in (0.0, alpha):
         with at_alpha(host, seed, share), torch.no_grad():
             losses.append(float(evaluate()))
+    losses = [mean(loss) for loss in losses]
     seed.loss_without, seed.loss_with = losses
     return losses[0] - losses[1]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fxgraft import commands
 from fxgraft.controllers.base import Controller, Facts, SeedFacts
 from fxgraft.controllers.recording import Entry, Recorder
 from fxgraft.manager import SeedManager
@@ -35,7 +36,11 @@ class Link:
         self._recorder = recorder
 
     def step(self, step: int, loss: float) -> None:
-        """Tell the controller of one step and carry out what it says; call it after ``manager.step()``."""
+        """Tell the controller of one step and carry out what it says; call it after ``manager.step()``.
+
+        On several ranks each has a controller, which hears the same; what that of rank 0 says is done.
+        """
+        peers = self.manager.peers
 
         def measure(seed: str, alpha: float) -> float:
             found = self.manager.measure(seed, self._evaluate, at=alpha)
@@ -43,8 +48,9 @@ class Link:
             return found
 
         seeds = {s.name: SeedFacts(s.stage, s.alpha, s.trained_steps) for s in self.manager.seeds.values()}
-        for command in self.controller.observe(Facts(step, loss, seeds, measure)):
-            reply = self.manager.handle(command)
+        said = self.controller.observe(Facts(step, peers.mean(loss), seeds, measure))
+        for command in map(commands.parse, peers.share([commands.to_dict(command) for command in said])):
+            reply = self.manager.carry_out(command)
             self._note(Entry(step, command, reply))
             self.controller.hear(command, reply)
 

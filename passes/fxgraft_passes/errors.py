@@ -33,3 +33,7 @@ class CheckpointError(FxGraftError):
 
 class CommandError(FxGraftError):
     """A command is malformed."""
+
+
+class DistributedError(FxGraftError):
+    """The ranks of a distributed run have drifted apart, or lost each other."""

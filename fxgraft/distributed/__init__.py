@@ -1,0 +1,20 @@
+"""One host on several ranks: what makes the seeds of all ranks one.
+
+Everything runs on ``torch.distributed``: the user wraps the host in ``DistributedDataParallel``, gives that
+to the manager, and keeps the loop.
+
+    rank 0    forward   backward ──────────────┐ averaged   optimizer.step()   manager.step()
+                           │ header (async)    │ gradients                       │ as agreed
+    rank 1    forward   backward ──────────────┘ of seeds   optimizer.step()   manager.step()
+
+* `conversation`: a small message of each rank to all, once per backward pass. It carries a digest of the
+  structure, so that ranks that have drifted apart hear of it instead of waiting for each other; what each is
+  ready for, so that they act in the same step; and the commands of rank 0.
+* `averaging`: the gradients of seeds, which ``DistributedDataParallel`` does not know of.
+* `peers`: what the manager asks. `Alone` answers for one process and costs nothing, `replicas` for several.
+"""
+
+from fxgraft.distributed.peers import Alone, Peers
+from fxgraft.distributed.replicas import peers_of
+
+__all__ = ["Alone", "Peers", "peers_of"]
