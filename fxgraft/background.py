@@ -149,7 +149,8 @@ class Background:
 
     def _agreed(self, change: Change) -> Change | None:
         """What of ``change`` all ranks land: what is ready on rank 0. None before they have heard of that."""
-        self._choice = self._peers.leader_says("next change", self._choice or change.names)
+        said = self._peers.leader_says("next change", self._choice or change.names)
+        self._choice = self._choice or said
         return None if self._choice is None else change.only(self._choice)
 
     def _next_change(self) -> Change:

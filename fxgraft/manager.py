@@ -459,16 +459,19 @@ class SeedManager:
         """Write structure, weights, lifecycle, optimizers, schedulers and random streams to one file.
 
         Atomic: a process killed at any moment leaves the old file or the new one. A seed that is still
-        in preparation (``wait=False``) is not saved.
+        in preparation (``wait=False``) is not saved. On several ranks each calls it: rank 0 writes the file,
+        the others their random streams beside it, without waiting for each other.
 
         Raises:
             CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
         """
         self._inbox.require_here("save")
+        if self.peers.rank:
+            return checkpoint.save_streams(path, self.peers.rank, self._reporter.step)
         state = checkpoint.RunState(
             self._run_seed, self._reporter.step, dict(self._names.next_numbers), dict(self._refuses_until)
         )
-        checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state)
+        return checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state)
 
     @classmethod
     def load(
@@ -498,7 +501,9 @@ class SeedManager:
         manager = cls(host, optimizer, **options)
         lifecycle = manager._lifecycle
         lifecycle.cold = True  # the structures on the way are not worth compiling
-        state = checkpoint.restore(path, lifecycle, manager._optimizers, manager.schedulers, blueprints or {})
+        state = checkpoint.restore(
+            path, lifecycle, manager._optimizers, manager.schedulers, blueprints or {}, manager.peers.rank
+        )
         lifecycle.cold = False
         if not wait and manager.host.compiled is not None:
             manager.host.compiled.expect_help(manager.host.structure)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxgraft.checkpoint import file, optimizers, randomness
+from fxgraft.checkpoint import file, optimizers, randomness, ranks
 from fxgraft.checkpoint.packing import conform, pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import counts, integer
@@ -84,17 +84,29 @@ def restore(
     trainers: Sequence[Optimizer],
     schedulers: Sequence[Any],
     blueprints: Mapping[str, BlueprintLike],
+    rank: int = 0,
 ) -> RunState:
     """Bring a fresh host, optimizers and schedulers to the saved state.
 
     Everything that can be checked is checked first; what fails later takes the seeds out again.
+
+    Args:
+        path: of the file.
+        lifecycle: of the fresh host.
+        trainers: the optimizers.
+        schedulers: of learning rates.
+        blueprints: of seeds that were germinated from code.
+        rank: whose random streams to go on with.
 
     Raises:
         CheckpointError: the file is damaged, of another host, or needs something that is not there.
     """
     manifest, tensors = file.read(path)
     try:
-        return _Restoration(manifest, tensors, lifecycle, trainers, schedulers).run(blueprints)
+        streams = unpack(manifest["random"], tensors)
+        if rank:
+            streams = ranks.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
+        return _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams).run(blueprints)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
@@ -111,6 +123,7 @@ class _Restoration:
         lifecycle: Lifecycle,
         trainers: Sequence[Optimizer],
         schedulers: Sequence[Any],
+        streams: Mapping[str, Any] | None,
     ):
         self._lifecycle, self._host = lifecycle, lifecycle.host
         self._trainers, self._schedulers = trainers, schedulers
@@ -127,7 +140,7 @@ class _Restoration:
             _scheduler_state(s, unpack(saved["state"], tensors))
             for s, saved in zip(schedulers, manifest["schedulers"], strict=True)
         ]
-        self._set_streams = randomness.setter(unpack(manifest["random"], tensors))
+        self._set_streams = randomness.setter(streams) if streams is not None else lambda: None
 
     def run(self, blueprints: Mapping[str, BlueprintLike]) -> RunState:
         host, lifecycle = self._host, self._lifecycle

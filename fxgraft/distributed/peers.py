@@ -26,7 +26,7 @@ class Peers(Protocol):
         """Say it, where there is something to say; return what the first rank said that did."""
 
     def leader_says(self, topic: str, value: Any) -> Any:
-        """Say it; return what rank 0 said in the last exchange, None if nothing."""
+        """Say it; return what rank 0 said in the last exchange, None if nothing. It stays until `hush`."""
 
     def hush(self) -> None:
         """Take back what was said since the last exchange."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -50,7 +51,9 @@ class Replicas:
         self._group: dist.ProcessGroup = ddp.process_group
         ranks = dist.get_process_group_ranks(self._group)
         # Of its own: whatever else runs over the group of the gradients, orders cannot be mixed up.
-        talk = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        talk = dist.new_group(
+            ranks, backend="gloo", timeout=_timeout(self._group), use_local_synchronization=True
+        )
         self._conversation = Conversation(talk)
         self.rank, self.size = self._conversation.rank, self._conversation.size
         self._host, self._inbox, self._state, self._backward = host, inbox, state, backward
@@ -74,8 +77,10 @@ class Replicas:
         return next((f"rank {rank}: {text}" for rank, text in enumerate(said) if text is not None), None)
 
     def leader_says(self, topic: str, value: Any) -> Any:
-        self._conversation.say(topic, value)
-        return self._conversation.heard(topic)[0]
+        heard = self._conversation.heard(topic)[0]
+        # Once heard it stays: rank 0 may have had another to say in the meantime.
+        self._conversation.say(topic, value if heard is None else heard)
+        return heard
 
     def hush(self) -> None:
         self._conversation.turn()
@@ -190,6 +195,18 @@ def _tensors(output: Any) -> list[Tensor]:
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             leaves = [*leaves, *pytree.tree_leaves(vars(leaf))]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _timeout(group: dist.ProcessGroup) -> timedelta | None:
+    """How long ``group`` waits for a rank; None where its backend does not say."""
+    devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+    for device in devices:
+        try:
+            found: timedelta = group._get_backend(torch.device(device)).options._timeout
+            return found
+        except (RuntimeError, AttributeError):
+            continue
+    return None
 
 
 def _fingerprint(module: nn.Module) -> str:

@@ -24,11 +24,14 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, manager: SeedManager, step: int) -> Path:
-        """Write the state after ``step``; then let go of the oldest files."""
+        """Write the state after ``step``; then let go of the oldest files. On several ranks all call it."""
         path = self._folder / f"step-{step:09d}{_SUFFIX}"
         manager.save(path)
-        for old in self.latest_first()[self._keep :]:
-            old.unlink()
+        manager.peers.mean(0.0)  # all have written
+        if manager.peers.rank == 0:
+            for old in self.latest_first()[self._keep :]:
+                for file in (old, *old.parent.glob(f"{old.name}.rank*")):
+                    file.unlink()
         return path
 
     def latest_first(self, until: int | None = None) -> list[Path]:

@@ -132,7 +132,9 @@ class Trainer:
         self._update(loss)
         self.manager.step(loss)
         self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + 1
-        self.losses.append(loss.item())
+        self.losses.append(
+            self.manager.peers.mean(loss.item())
+        )  # the same on all ranks, for all that follows
         reason = self._watchdog.judge(self.losses[-1]) if self._watchdog else None
         if reason is not None:
             self._roll_back(reason)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import Stage
 from fxgraft.commands import BLEND, CULL, PAUSE, SEED
-from fxgraft.errors import DistributedError, StageError
+from fxgraft.errors import DistributedError
 from tests.distributed.ranks import RANK, SIZE, Run, group, model, say
 
 SLOT = "1.relu"
@@ -28,7 +29,9 @@ def double(wrap: bool) -> Run:
 
 def close(run: Run, single: Run) -> None:
     """The weights of one process that sees all the data, up to the order of sums."""
-    for (name, a), (_, b) in zip(run.host.state_dict().items(), single.host.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        run.host.state_dict().items(), single.host.state_dict().items(), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -51,7 +54,10 @@ def a_whole_life_with_a_resume_in_the_middle() -> None:
     assert again.manager.seeds["a"].alpha > 0
     again.train(1)
     for (name, a), (_, b) in zip(run.tensors(), again.tensors(), strict=True):
-        assert torch.equal(a, b), f"{name} after a resume"
+        if SIZE == 2:
+            assert torch.equal(a, b), f"{name} after a resume"
+        else:  # DDP's buckets are others in its first step, and with them the order of sums of three and more
+            assert torch.allclose(a, b, atol=1e-6), f"{name} after a resume"
     again.train(2)
     assert again.manager.seeds["a"].stage is Stage.HOLDING
     again.manager.fossilize("a")
@@ -62,6 +68,19 @@ def a_whole_life_with_a_resume_in_the_middle() -> None:
     again.manager.cull("b")
     again.train(2)
     assert set(again.manager.seeds) == {"a"}
+
+
+def each_rank_goes_on_with_its_own_random_stream() -> None:
+    file = str(FOLDER / "streams.fxgraft")
+    run = Run()
+    torch.manual_seed(70 + RANK)
+    run.train(1)
+    run.manager.save(file)
+    expected = torch.rand(3)
+    dist.barrier()
+    torch.manual_seed(0)
+    Run(load=file)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def the_result_is_that_of_one_process() -> None:
@@ -169,7 +188,9 @@ def an_inf_on_one_rank_drops_the_seeds_gradients_on_all() -> None:
     seed = run.manager.germinate(SLOT, "mlp", name="a", hidden=4)
     run.train(1)
     before = [p.detach().clone() for p in seed.module.parameters()]
-    handle = seed.module.register_forward_hook(lambda m, a, out: out * float("inf") if RANK == SIZE - 1 else None)
+    handle = seed.module.register_forward_hook(
+        lambda m, a, out: out * float("inf") if RANK == SIZE - 1 else None
+    )
     run.train(1)
     handle.remove()
     for p, b in zip(seed.module.parameters(), before, strict=True):
@@ -292,13 +313,16 @@ def a_trainer_and_its_controller_agree() -> None:
 
     run = Run()
     growth = GrowthConfig(window=2, isolate=2, blend=2, hold=1, fade=1, rest=1, flat=10.0, trials=2)
+    places = [SEED(slot=SLOT, blueprint="mlp"), SEED(slot="2.relu", blueprint="low_rank")]
     trainer = Trainer(
         run.model,
         run.optimizer,
         nn.functional.cross_entropy,
         TrainingConfig(epochs=3, folder=FOLDER / "trainer", checkpoint_every=4, keep=2, clip_norm=1.0),
         validation=lambda: [run.batch()],
-        controller=PlateauGrowth([SEED(slot=SLOT, blueprint="mlp"), SEED(slot="2.relu", blueprint="low_rank")], growth),
+        controller=PlateauGrowth(
+            [SEED(slot=SLOT, blueprint="mlp"), SEED(slot="2.relu", blueprint="low_rank")], growth
+        ),
     )
 
     def batches(epoch: int) -> Any:
@@ -317,10 +341,9 @@ def ranks_that_drift_apart_are_told() -> None:
     run.train(1)
     if RANK == 0:
         run.manager.germinate(SLOT, "mlp", name="only_here")
-    try:
+    with pytest.raises(DistributedError) as caught:
         run.train(1, same=False)
-    except DistributedError as error:
-        text = str(error)
+    text = str(caught.value)
     assert "Rank 0:" in text
     assert "only_here: mlp at 1.relu, residual, TRAINING" in text
     assert "no seeds" in text
@@ -328,13 +351,8 @@ def ranks_that_drift_apart_are_told() -> None:
 
 def join_is_refused() -> None:
     run = Run()
-    try:
-        with run.model.join():
-            run.train(1, same=False)
-    except DistributedError as error:
-        assert "join" in str(error)
-    else:
-        raise AssertionError("join() was let through")
+    with pytest.raises(DistributedError, match="join"), run.model.join():
+        run.train(1, same=False)
 
 
 def main() -> None:
@@ -342,6 +360,7 @@ def main() -> None:
         wanted = sys.argv[2:]
         for case in (
             a_whole_life_with_a_resume_in_the_middle,
+            each_rank_goes_on_with_its_own_random_stream,
             the_result_is_that_of_one_process,
             the_host_does_not_feel_an_isolated_seed,
             gradients_accumulate_under_no_sync,
@@ -362,7 +381,11 @@ def main() -> None:
                 say(case.__name__)
         if wanted:
             return
-        for options in ({"static_graph": True}, {"find_unused_parameters": True}, {"gradient_as_bucket_view": True}):
+        for options in (
+            {"static_graph": True},
+            {"find_unused_parameters": True},
+            {"gradient_as_bucket_view": True},
+        ):
             options_of_ddp(**options)
             say(f"options_of_ddp {next(iter(options))}")
         join_is_refused()

@@ -20,7 +20,7 @@ RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)
 
 
 class Block(nn.Module):
-    """A residual block. (Statistics of a batch normalisation are equal on all ranks from forward to forward only.)"""
+    """A residual block. (No batch normalisation: DDP makes its statistics equal at the next forward only.)"""
 
     def __init__(self, width: int):
         super().__init__()
