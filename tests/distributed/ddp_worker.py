@@ -131,7 +131,10 @@ def seeds_given_as_modules_begin_with_the_weights_of_rank_0() -> None:
     given = nn.Linear(24, 24)
     mine = given.weight.detach().clone()
     run.manager.germinate(SLOT, given, name="a")
-    run.train(1)
+    expected = mine.clone()
+    dist.broadcast(expected, 0)
+    run.train(1)  # whose gradients for the seed are of different weights, and are dropped
+    assert torch.equal(given.weight, expected)
     run.train(3)
     if RANK:
         assert not torch.allclose(given.weight, mine, atol=0.05)
@@ -158,6 +161,20 @@ def a_seed_with_buffers_keeps_them_equal() -> None:
     run.train(3)
     run.manager.blend("a", steps=1)
     run.train(2)
+
+
+def an_inf_in_one_of_several_accumulated_passes_drops_them_all() -> None:
+    run = Run(optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    seed = run.manager.germinate(SLOT, "mlp", name="a", hidden=4)
+    run.train(1)
+    before = [p.detach().clone() for p in seed.module.parameters()]
+    factor = float("inf") if RANK == SIZE - 1 else 1.0
+    handle = seed.module.register_forward_hook(lambda module, args, out: out * factor)
+    with run.model.no_sync():
+        run.backward()
+    handle.remove()
+    run.train(1)
+    assert all(torch.equal(p, b) for p, b in zip(seed.module.parameters(), before, strict=True))
 
 
 class Sometimes(nn.Module):
@@ -320,9 +337,7 @@ def a_trainer_and_its_controller_agree() -> None:
         nn.functional.cross_entropy,
         TrainingConfig(epochs=3, folder=FOLDER / "trainer", checkpoint_every=4, keep=2, clip_norm=1.0),
         validation=lambda: [run.batch()],
-        controller=PlateauGrowth(
-            [SEED(slot=SLOT, blueprint="mlp"), SEED(slot="2.relu", blueprint="low_rank")], growth
-        ),
+        controller=PlateauGrowth(places, growth),
     )
 
     def batches(epoch: int) -> Any:
@@ -369,6 +384,7 @@ def main() -> None:
             a_seed_with_buffers_keeps_them_equal,
             a_parameter_that_one_rank_does_not_use_counts_as_zero_there,
             an_inf_on_one_rank_drops_the_seeds_gradients_on_all,
+            an_inf_in_one_of_several_accumulated_passes_drops_them_all,
             commands_are_given_to_rank_0_and_done_on_all,
             changes_in_the_background_land_in_the_same_step,
             what_fails_on_one_rank_fails_on_all,
