@@ -35,6 +35,7 @@ class Host(nn.Module):
 
     Attributes:
         on_call: called with the arguments of every forward pass, or None.
+        on_replaced: called with what ``load_state_dict(assign=True)`` has replaced, old -> new; or None.
         followers: copies of the host (weakly) -> what is called with host and copy after each swap.
 
     It has the model's children, parameters and buffers under the model's names; seeds are under
@@ -51,17 +52,18 @@ class Host(nn.Module):
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
+        self.on_replaced: Callable[[Mapping[nn.Parameter, nn.Parameter]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
         self._slot_table: Slots | None = None
         self._calls: Calls | None = None
-        self._own_parameters: dict[int, weakref.ref[nn.Parameter]] | None = None
+        self._own: dict[int, weakref.ref[torch.Tensor]] | None = None
         self.training = root.training
         self._modules.update(root._modules)
         for register in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[register] = root.__dict__[register]
         # Whatever goes through the whole host is done here, and not when a seed germinates.
         self.slots  # noqa: B018
-        self._remember_own_parameters()
+        self._remember_own()
 
     # What can be grown
 
@@ -136,15 +138,16 @@ class Host(nn.Module):
             if placement.spec.fossil is not None:
                 yield from self.graft(placement.seed).parameters()
 
-    def owns(self, parameter: nn.Parameter) -> bool:
-        """Whether ``parameter`` is one of the traced model's. Remembers them until others are loaded."""
-        own = self._remember_own_parameters() if self._own_parameters is None else self._own_parameters
-        known = own.get(_memory(parameter))
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` is a parameter or buffer of the traced model's. Remembers until others come."""
+        own = self._remember_own() if self._own is None else self._own
+        known = own.get(_memory(tensor))
         mine = known() if known is not None else None
-        return mine is not None and _memory(mine) == _memory(parameter)
+        return mine is not None and _memory(mine) == _memory(tensor)
 
-    def _remember_own_parameters(self) -> dict[int, weakref.ref[nn.Parameter]]:
-        own = self._own_parameters = {_memory(p): weakref.ref(p) for p in self._root.parameters()}
+    def _remember_own(self) -> dict[int, weakref.ref[torch.Tensor]]:
+        tensors = (*self._root.parameters(), *self._root.buffers())
+        own = self._own = {_memory(tensor): weakref.ref(tensor) for tensor in tensors}
         return own
 
     # Running
@@ -299,14 +302,14 @@ class Host(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Host:
-        self._own_parameters = None
+        self._own = None
         if self.compiled is not None:
             self.compiled.variants.forget_calls()  # what is called from now on may be of another dtype
         with ties_kept(*self.trees()):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
                 self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
-        self._remember_own_parameters()
+        self._remember_own()
         return self
 
     def state_dict(
@@ -318,15 +321,25 @@ class Host(nn.Module):
             seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)  # type: ignore[union-attr]
         return found
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        before = dict(self.named_parameters()) if assign else {}
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign and self.on_replaced is not None:
+            after = dict(self.named_parameters())
+            self.on_replaced({p: after[name] for name, p in before.items() if after[name] is not p})
+        return result
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        self._own_parameters = None
+        self._own = None
         if SEEDS in self._modules:  # a child of the host's, and strange to the root
             seeds = f"{prefix}{SEEDS}."
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(seeds)}
         self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("on_call", "followers", "_slot_table", "_calls", "_own_parameters")
+        derived = ("on_call", "on_replaced", "followers", "_slot_table", "_calls", "_own")
         return {**self.__dict__, **dict.fromkeys(derived)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -339,8 +352,8 @@ class Host(nn.Module):
         self.adopt(self.structure, self.phase, grafts)
 
 
-def _memory(parameter: nn.Parameter) -> int:
-    """Equal for parameters that are one, or that lie in the same memory (``nn.Parameter(other.data)``)."""
-    if parameter.device.type == "meta" or not (where := parameter.untyped_storage().data_ptr()):
-        return id(parameter)
+def _memory(tensor: torch.Tensor) -> int:
+    """Equal for tensors that are one, or that lie in the same memory (``nn.Parameter(other.data)``)."""
+    if tensor.device.type == "meta" or not (where := tensor.untyped_storage().data_ptr()):
+        return id(tensor)
     return where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,6 +57,8 @@ class Lifecycle:
         self.departing: set[str] = set()
         self.cold = False
         self._on_stage = on_stage
+        replaced = weakref.WeakMethod(self._replaced)
+        host.on_replaced = lambda new: (follow := replaced()) and follow(new)
 
     # One change of the structure, or several at once
 
@@ -126,6 +129,15 @@ class Lifecycle:
         for seed in seeds:
             del self.seeds[seed.name]
 
+    def _replaced(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Parameters were replaced by others: optimizers, owners and hooks follow."""
+        self.registry.replace(new)
+        for seed in self.seeds.values():
+            if seed.is_live and seed.module is not None:
+                self.gradients.unwatch(seed.name)
+                self.gradients.watch(seed.name, list(seed.module.parameters()))
+                self.gradients.pause(seed.name, seed.paused)
+
     def _let_go(self, seed: Seed) -> None:
         """Out of optimizers and hooks."""
         self.gradients.unwatch(seed.name)
@@ -157,7 +169,7 @@ class Lifecycle:
                 )
 
     def admit(self, seed: Seed, module: nn.Module) -> None:
-        """Raise `BlueprintError` if ``module`` has parameters of the host or of another seed."""
+        """Raise `BlueprintError` if ``module`` has tensors of others, or cannot be trained."""
         self.registry.admit(seed, module, self.host.owns)
 
     def begin_blend(self, seed: Seed, ramp: Ramp) -> None:

@@ -24,6 +24,7 @@ from fxgraft.errors import SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
 from fxgraft.inbox import Inbox
+from fxgraft.interrupts import disturbable, undisturbed
 from fxgraft.isolation import Violation
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
@@ -137,6 +138,7 @@ class SeedManager:
 
     # The lifecycle
 
+    @undisturbed()
     def germinate(
         self,
         slot_name: str,
@@ -217,7 +219,9 @@ class SeedManager:
         build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
         began = time.monotonic()
         if wait:
-            self._lifecycle.go_live(seed, slot, build())
+            with disturbable():
+                module = build()
+            self._lifecycle.go_live(seed, slot, module)
             self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
         else:
             self._background.germinate(seed, slot, build)
@@ -247,6 +251,7 @@ class SeedManager:
         slot = self.host.site(slot_name, source)
         return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config)
 
+    @undisturbed()
     def blend(
         self,
         seed: Seed | str,
@@ -280,6 +285,7 @@ class SeedManager:
         self._reporter.blend(seed, ramp.target, steps, str(schedule))
         return self._lifecycle.begin_blend(seed, ramp)
 
+    @undisturbed()
     def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
 
@@ -304,6 +310,7 @@ class SeedManager:
         self._refuses_until[seed.slot] = self._reporter.step + self._cooldown
         return None
 
+    @undisturbed()
     def fossilize(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Make a HOLDING seed a plain part of the host, at the alpha that it holds.
 
@@ -322,6 +329,7 @@ class SeedManager:
         self._pass_gate("fossilize", seed)
         return self._lifecycle.fossilize(seed) if wait else self._background.fossilize(seed)
 
+    @undisturbed()
     def cull_all(self, *, wait: bool = True) -> list[str]:
         """Cull every seed that is live or in preparation, in one change; return their names, latest first.
 
@@ -346,14 +354,17 @@ class SeedManager:
         self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
         return [seed.name for seed in there]
 
+    @undisturbed()
     def pause(self, seed: Seed | str) -> None:
         """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
         self._set_paused(self._find(seed), True)
 
+    @undisturbed()
     def resume(self, seed: Seed | str) -> None:
         """Let a paused seed go on. Raises `StageError` if it is not live."""
         self._set_paused(self._find(seed), False)
 
+    @undisturbed()
     def handle(self, command: Command | Mapping[str, Any] | str | bytes) -> Reply:
         """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says.
 
@@ -366,6 +377,7 @@ class SeedManager:
         is_now = self._inbox.is_here and self.peers.size == 1
         return self._dispatcher.handle(command, None if is_now else self._inbox)
 
+    @undisturbed()
     def carry_out(self, command: Command) -> Reply:
         """As `handle`, but at once and on this rank: for what every rank decides alike."""
         self._inbox.require_here("carry out a command")
@@ -386,6 +398,7 @@ class SeedManager:
             return refused
         return self._dispatcher.submit(command, self._inbox)
 
+    @undisturbed()
     def step(self, loss: float | Tensor | None = None) -> None:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
 
@@ -435,6 +448,7 @@ class SeedManager:
         self._inbox.require_here("run a seed at another alpha")
         return probing.at_alpha(self.host, self._find(seed), alpha)
 
+    @undisturbed()
     def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
         """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
 
@@ -474,6 +488,7 @@ class SeedManager:
         return checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state)
 
     @classmethod
+    @undisturbed()
     def load(
         cls,
         path: str | os.PathLike[str],

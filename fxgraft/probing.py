@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
 from fxgraft.errors import StageError
 from fxgraft.host import Host
+from fxgraft.interrupts import disturbable, undisturbed
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
 from fxgraft_passes import Phase
@@ -21,19 +22,23 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     if not seed.is_live:
         raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
     before, phase, stage = seed.alphas, host.phase, seed.stage
-    with host.borrowing("at_alpha() or measure()"):
+    learning = host.graft(seed.name).learning
+    with ExitStack() as stack:
         try:
-            if stage is Stage.TRAINING:
-                learning = host.graft(seed.name).learning
-                learning.fill_(False)  # units of a compiled host that have no other seed go by it
-                host.adopt(host.structure, _blending(host), host.grafts())
-            seed.set_alpha(alpha)
+            with undisturbed():
+                stack.enter_context(host.borrowing("at_alpha() or measure()"))
+                if stage is Stage.TRAINING:
+                    learning.fill_(False)  # units of a compiled host that have no other seed go by it
+                    host.adopt(host.structure, _blending(host), host.grafts())
+                seed.set_alpha(alpha)
             yield
         finally:
-            seed.set_alpha(*before)
-            if stage is Stage.TRAINING:
-                learning.fill_(True)
-                host.adopt(host.structure, phase, host.grafts())
+            with undisturbed():
+                seed.set_alpha(*before)
+                if stage is Stage.TRAINING:
+                    learning.fill_(True)
+                    host.adopt(host.structure, phase, host.grafts())
+                stack.close()
 
 
 def _blending(host: Host) -> Phase:
@@ -55,7 +60,7 @@ def measure(
     """
     losses = []
     for share in (0.0, alpha):
-        with at_alpha(host, seed, share), torch.no_grad():
+        with at_alpha(host, seed, share), disturbable(), torch.no_grad():
             losses.append(float(evaluate()))
     losses = [mean(loss) for loss in losses]
     seed.loss_without, seed.loss_with = losses

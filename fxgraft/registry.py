@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import groups
+from fxgraft import fitness, groups
 from fxgraft.groups import OWNER, OwnGroup
 from fxgraft.seed import Seed
 from fxgraft_passes.errors import BlueprintError
@@ -36,7 +36,7 @@ class SeedParameterRegistry:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             self._dims(group["params"])  # now, and not when a seed germinates
 
-    def claim(self, seed: Seed, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
+    def claim(self, seed: Seed, module: nn.Module, of_host: Callable[[Tensor], bool]) -> None:
         """Make ``seed`` the owner of the parameters of ``module``. ``of_host`` tells the host's.
 
         Raises:
@@ -45,16 +45,35 @@ class SeedParameterRegistry:
         self.admit(seed, module, of_host)
         self._owned[seed.name] = [weakref.ref(p) for p in module.parameters()]
 
-    def admit(self, seed: Seed, module: nn.Module, of_host: Callable[[nn.Parameter], bool]) -> None:
-        """Raise `BlueprintError` if a parameter of ``module`` is the host's or another seed's."""
+    def admit(self, seed: Seed, module: nn.Module, of_host: Callable[[Tensor], bool]) -> None:
+        """Raise `BlueprintError` for a parameter or buffer of the host or of another seed in ``module``.
+
+        Also for a parameter that no optimizer can train.
+        """
         owners = {id(p): f"seed {owner!r}" for owner in self._owned for p in self.parameters(owner)}
-        for name, parameter in module.named_parameters():
-            owner = "the host" if of_host(parameter) else owners.get(id(parameter))
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            owner = "the host" if of_host(tensor) else owners.get(id(tensor))
             if owner:
                 raise BlueprintError(
-                    f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters of its own; {name} "
-                    f"belongs to {owner}, whose training it would change"
+                    f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters and buffers of its own; "
+                    f"{name} belongs to {owner}, whose training it would change"
                 )
+        for name, parameter in _trainable(module) if self._optimizers else ():
+            if (why := fitness.unfit(self._optimizer_for(parameter), parameter)) is not None:
+                raise BlueprintError(
+                    f"seed {seed.name!r} at slot {seed.slot!r}: {name} cannot be trained: {why}"
+                )
+
+    def replace(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Let optimizers and owners have other parameters in the place of some, old -> new."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["params"][:] = [new.get(p, p) for p in group["params"]]
+            for old, parameter in new.items():
+                if old in optimizer.state:
+                    optimizer.state[parameter] = optimizer.state.pop(old)
+        for seed in self._owned:
+            self._owned[seed] = [weakref.ref(new.get(p, p)) for p in self.parameters(seed)]
 
     def disown(self, seed: str) -> None:
         """Forget a seed's ownership (its parameters are the host's now, or gone)."""
@@ -124,6 +143,10 @@ class SeedParameterRegistry:
         if found:
             groups.check(hyper, [own.settings for own, _ in found])
         return found
+
+    def _optimizer_for(self, parameter: nn.Parameter) -> Optimizer:
+        group = self._group_for(parameter)
+        return next(o for o in self._optimizers if any(g is group for g in o.param_groups))
 
     def _group_for(self, parameter: nn.Parameter) -> dict[str, Any]:
         shared = [group for o in self._optimizers for group in o.param_groups if OWNER not in group]

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from fxgraft.host import Host
+from fxgraft.interrupts import undisturbed
 from fxgraft_passes import Phase
 from fxgraft_passes.untouched import untouched
 
@@ -25,13 +26,18 @@ def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
     structure, phase, grafts = host.structure, host.phase, host.grafts()
     learning = {id(p) for p in learners}
     others = [p for p in host.parameters() if p.requires_grad and id(p) not in learning]
-    with ExitStack() as stack:
-        stack.enter_context(host.borrowing("shadow()"))
-        stack.enter_context(untouched(*host.trees()))
-        stack.callback(host.adopt, structure, phase, grafts)
-        host.prepare(structure, (Phase.SHADOW,))
-        host.adopt(structure, Phase.SHADOW, grafts)
-        for parameter in others:
-            parameter.requires_grad_(False)
-            stack.callback(parameter.requires_grad_, True)
+    stack = ExitStack()
+    try:
+        with undisturbed():
+            stack.enter_context(host.borrowing("shadow()"))
+            stack.enter_context(untouched(*host.trees()))
+            stack.callback(host.adopt, structure, phase, grafts)
+            host.prepare(structure, (Phase.SHADOW,))
+            host.adopt(structure, Phase.SHADOW, grafts)
+            for parameter in others:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
         yield
+    finally:
+        with undisturbed():
+            stack.close()

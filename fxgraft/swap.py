@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 from fxgraft.host import Host
+from fxgraft.interrupts import disturbable
 from fxgraft.seed import Seed
 from fxgraft.stage import Stage
 from fxgraft.structure import Structure
@@ -35,10 +36,12 @@ def swap(
     for copy in host.followers:  # back first, with what they had: a culled seed's average is not made anew
         undo.callback(copy.adopt, copy.structure, copy.phase, copy.grafts())
     grafts = {p.seed: (have | dict(new))[p.seed] for p in structure.placements}
-    host.prepare(structure, structure.phases)
+    with disturbable():
+        host.prepare(structure, structure.phases)
     host.adopt(structure, phase, grafts)
     if warm_up:
-        host.warm_up(before)
+        with disturbable():
+            host.warm_up(before)
 
 
 def phase_for(seeds: Iterable[Seed]) -> Phase:

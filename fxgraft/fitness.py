@@ -1,0 +1,22 @@
+"""Which parameters an optimizer can take while it trains: what it would refuse later is refused at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+def unfit(optimizer: Optimizer, parameter: nn.Parameter) -> str | None:
+    """Why ``optimizer`` cannot train a new ``parameter`` now; None if it can."""
+    if isinstance(optimizer, torch.optim.Muon) and parameter.dim() != 2:
+        return (
+            f"Muon takes matrices, and it has {parameter.dim()} dimension(s); give the manager a second "
+            f"optimizer beside it, with a parameter of the host that has as many"
+        )
+    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+        return (
+            "LBFGS keeps its history as one vector over all parameters, and has made a step; germinate "
+            "before the first one, or give the manager another optimizer for the seeds"
+        )
+    return None

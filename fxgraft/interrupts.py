@@ -1,0 +1,75 @@
+"""Ctrl-C at any moment: changes are whole or not at all.
+
+Inside `undisturbed` an interrupt waits until the block is over; inside `disturbable`, where something may
+take long (a user's code, a compiler) and can be undone, it comes at once. That is for SIGINT in the main
+thread, with a handler in Python, as by default; other threads get no interrupts.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class _Waiting:
+    """The block that holds interrupts back, and those that came."""
+
+    def __init__(self, handler: Handler):
+        self.handler = handler
+        self.came: list[tuple[int, FrameType | None]] = []
+
+    def hold(self) -> None:
+        signal.signal(signal.SIGINT, lambda number, frame: self.came.append((number, frame)))
+
+    def let_go(self) -> None:
+        """Give interrupts to the handler that was there, and those that came in the meantime."""
+        signal.signal(signal.SIGINT, self.handler)
+        if self.came:
+            last = self.came[-1]
+            self.came.clear()
+            self.handler(*last)
+
+
+_outermost: _Waiting | None = None
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let interrupts wait until the block, or the one around it, is over. Also a decorator."""
+    global _outermost
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or _outermost is not None or not callable(handler):
+        yield
+        return
+    waiting = _Waiting(handler)
+    try:
+        waiting.hold()
+        _outermost = waiting
+        yield
+    finally:
+        _outermost = None
+        waiting.let_go()
+
+
+@contextmanager
+def disturbable() -> Iterator[None]:
+    """Inside `undisturbed`: let interrupts come again, for what takes long and can be undone."""
+    global _outermost
+    waiting = _outermost
+    if waiting is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        _outermost = None
+        waiting.let_go()
+        yield
+    finally:
+        waiting.hold()
+        _outermost = waiting
