@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check docs bench zoo clean
+.PHONY: demo test check docs soak bench zoo clean
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,12 @@ check: $(VENV)/.check
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
+
+# For the night: every property on many more examples, every line interrupted, hundreds of kills, a long run.
+soak: $(VENV)/.test
+	FXGRAFT_HYPOTHESIS=thorough FXGRAFT_KILLS=300 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal \
+		tests/faults tests/hostile tests/checkpoint tests/distributed tests/test_lifecycle_machine.py tests/test_threads.py
+	$(BIN)/python -m benchmarks.soak
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

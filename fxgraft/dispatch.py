@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from fxgraft import commands
+from fxgraft import commands, nursery
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, Command, Reply
 from fxgraft.errors import CommandError
 from fxgraft.inbox import Inbox
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from fxgraft.manager import SeedManager
 
 Message = Command | Mapping[str, Any] | str | bytes
+
+MAX_PARAMETERS = 10**9
+"""How many parameters a seed may have that a command asks for: commands are untrusted."""
 
 REMEMBERED = 4096
 """How many command ids a dispatcher remembers, the oldest forgotten first."""
@@ -89,6 +92,7 @@ class Dispatcher:
             case SEED():
                 if taken := command.config.keys() & _GERMINATE:
                     raise CommandError(f"config: {', '.join(sorted(taken))} cannot be set by a command")
+                self._check_size(command)
                 seed = manager.germinate(
                     command.slot,
                     command.blueprint,
@@ -114,6 +118,17 @@ class Dispatcher:
             case RESUME():
                 manager.resume(command.seed)
                 return command.seed, "goes on"
+
+    def _check_size(self, command: SEED) -> None:
+        """Refuse a seed that could exhaust the memory, before any is taken for it."""
+        host, mode = self._manager.host, command.mode or "residual"
+        slot = host.site(command.slot, command.source)
+        size = nursery.size_on_meta(command.blueprint, slot, mode, command.config)
+        if size is not None and size > MAX_PARAMETERS:
+            raise CommandError(
+                f"config: the seed would have {size:,} parameters; a command may ask for {MAX_PARAMETERS:,} "
+                f"at most (fxgraft.dispatch.MAX_PARAMETERS), the manager's germinate() for any number"
+            )
 
 
 def _queued(command: Command) -> Reply:

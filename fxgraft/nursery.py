@@ -132,6 +132,16 @@ def grow(
     return fitted
 
 
+def size_on_meta(blueprint: BlueprintLike, slot: Slot, mode: str, config: Mapping[str, Any]) -> int | None:
+    """How many parameters a seed would have, without memory for it; None where that cannot be told."""
+    try:
+        with torch.device("meta"), streams.private_stream(0):
+            module: Any = _build(blueprint, slot, mode, config)
+        return sum(int(parameter.numel()) for parameter in module.parameters())
+    except Exception:
+        return None  # what is wrong with it is said when it is built
+
+
 def _fit(module: nn.Module, slot: Slot, mode: str, around: Surroundings, key: int) -> nn.Module:
     """Give the module what it has to follow."""
     module = streams.privatize(module, key)

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,6 +68,10 @@ def _measurement(line: Mapping[str, Any]) -> tuple[str, float, float]:
     return str(line["seed"]), float(line["at"]), math.nan if found is None else float(found)
 
 
+MAX_LINE = 2 * commands.MAX_BYTES
+"""Characters of a line in a log, at most."""
+
+
 class Recorder:
     """Appends entries to a file. Each line is written at once: a run that is killed leaves whole lines."""
 
@@ -93,8 +98,10 @@ class Recorder:
 
 def read_log(path: str | os.PathLike[str]) -> Iterator[Entry]:
     """The entries of a log. Raises `CommandError` naming the line that is none."""
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with Path(path).open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(iter(partial(lines.readline, MAX_LINE), ""), 1):
+            if len(line) == MAX_LINE:
+                raise CommandError(f"{path}, line {number}: is longer than {MAX_LINE} characters")
             if line.strip():
                 try:
                     yield Entry.from_json(line)
