@@ -13,6 +13,8 @@ from functools import partial, reduce
 import torch
 from torch import Tensor, nn
 
+from fxgraft.parts import local, whole
+
 
 class SeedGradients:
     """Watches the gradients of seeds and drops those of a seed that has a NaN or an inf among them.
@@ -97,8 +99,11 @@ def _drop(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def norm_of(parameters: Iterable[nn.Parameter]) -> float:
-    """The Frobenius norm of all gradients together; 0 where there are none."""
-    grads = _grads(parameters)
+    """The Frobenius norm of all gradients together; 0 where there are none.
+
+    Of parameters that are sharded every rank calls it, and they are gathered.
+    """
+    grads = [whole(p.grad) for p in parameters if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
@@ -117,4 +122,4 @@ def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def _grads(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+    return [local(p.grad) for p in parameters if p.grad is not None]

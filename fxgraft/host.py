@@ -21,6 +21,7 @@ from fxgraft.compiling.compiled import CompiledHost
 from fxgraft.compiling.job import Install, Job, Task
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.explain import Explanation, explain
+from fxgraft.parts import local
 from fxgraft.places import place
 from fxgraft.running import Running
 from fxgraft.selection import Slots
@@ -144,6 +145,10 @@ class Host(nn.Module):
         known = own.get(_memory(tensor))
         mine = known() if known is not None else None
         return mine is not None and _memory(mine) == _memory(tensor)
+
+    def forget_own(self) -> None:
+        """The model has other parameters than before (it was sharded): `owns` looks again."""
+        self._own = None
 
     def _remember_own(self) -> dict[int, weakref.ref[torch.Tensor]]:
         tensors = (*self._root.parameters(), *self._root.buffers())
@@ -315,6 +320,8 @@ class Host(nn.Module):
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:  # type: ignore[override]
+        if (reshard := getattr(type(self), "reshard", None)) is not None:
+            reshard(self)  # fully_shard would, by a hook on the state_dict that this goes around
         found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         if SEEDS in self._modules:
             seeds = self._modules[SEEDS]
@@ -354,6 +361,7 @@ class Host(nn.Module):
 
 def _memory(tensor: torch.Tensor) -> int:
     """Equal for tensors that are one, or that lie in the same memory (``nn.Parameter(other.data)``)."""
+    tensor = local(tensor)
     if tensor.device.type == "meta" or not (where := tensor.untyped_storage().data_ptr()):
         return id(tensor)
     return where

@@ -40,6 +40,7 @@ class Lifecycle:
         seeds: name -> seed, in the order of germination.
         departing: the names of seeds that are culled, and whose grafts are still in the graph.
         cold: whether changes leave compiling for later.
+        distribute: brings a new seed's parameters to where those of the host are; returns what undoes it.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Lifecycle:
         self.seeds: dict[str, Seed] = {}
         self.departing: set[str] = set()
         self.cold = False
+        self.distribute: Callable[[Birth], Callable[[], None]] = lambda birth: lambda: None
         self._on_stage = on_stage
         replaced = weakref.WeakMethod(self._replaced)
         host.on_replaced = lambda new: (follow := replaced()) and follow(new)
@@ -88,6 +90,8 @@ class Lifecycle:
             self._remove(undo, change.deaths)
             for seed, _ in change.fossils:
                 undo.callback(setattr, seed, "stage", seed.stage)
+                undo.callback(setattr, seed, "paused", seed.paused)
+                seed.paused = False  # the host's parameters do not stand still
                 seed.stage = after(seed.stage, "fossilize", seed.name)
             grafts = {birth.seed.name: birth.graft for birth in change.births}
             phase = phase_for(self.seeds.values())
@@ -108,6 +112,7 @@ class Lifecycle:
     def _enter(self, undo: ExitStack, birth: Birth) -> None:
         """GERMINATED -> TRAINING, as far as comes before the swap."""
         seed, module = birth.seed, birth.graft.module
+        undo.callback(self.distribute(birth))
         self.registry.claim(seed, module, self.host.owns)
         undo.callback(self.registry.disown, seed.name)
         undo.callback(seed.leave, seed.stage)

@@ -20,7 +20,7 @@ from fxgraft.background import Background
 from fxgraft.commands import Command, Reply
 from fxgraft.dispatch import Dispatcher
 from fxgraft.distributed import peers_of
-from fxgraft.errors import SlotError, StageError
+from fxgraft.errors import DistributedError, SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
 from fxgraft.inbox import Inbox
@@ -69,6 +69,8 @@ class SeedManager:
         metrics_every: training steps between two ``metrics`` events to the sinks; 0 for none.
         helper: ``"auto"`` compiles in a helper process what training is not to wait for, where such a
             process can be forked (Linux, a host on the CPU); ``"off"`` never does.
+        shard_from: on a host that ``fully_shard`` has sharded, the elements from which a parameter of a seed
+            is sharded as well, and not replicated; None: 65,536.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class SeedManager:
         prefetch_timeout: float | None = 300.0,
         metrics_every: int = 0,
         helper: str = "auto",
+        shard_from: int | None = None,
     ):
         inner = getattr(host, "module", None) if not isinstance(host, Host) else host
         if not isinstance(inner, Host):
@@ -106,10 +109,21 @@ class SeedManager:
             self.schedulers,
         )
         self._seeds = self._lifecycle.seeds
-        self.monitor = IsolationMonitor(inner, check_every, strict, self._on_violations)
         self._dispatcher = Dispatcher(self)
         self._inbox = Inbox()
-        self.peers = peers_of(host, inner, self._inbox, self._state, self._lifecycle.gradients.arrived)
+        self.peers = peers_of(
+            host,
+            inner,
+            self._inbox,
+            self._state,
+            self._lifecycle.gradients.arrived,
+            self._optimizers,
+            strict,
+            shard_from,
+        )
+        checks = check_every if self.peers.folder is None else 0  # the check calls the model part by part
+        self.monitor = IsolationMonitor(inner, checks, strict, self._on_violations)
+        self._lifecycle.distribute = self.peers.distribute
         self._lifecycle.gradients.average = self.peers.average
         self._background = Background(self._lifecycle, self._reporter, self.peers, prefetch_timeout, helper)
         self._metrics_every = metrics_every
@@ -439,6 +453,8 @@ class SeedManager:
         Run forward *and* backward inside. The host's gradients, buffers and random streams stay.
         """
         self._inbox.require_here("run the seeds otherwise")
+        if self.peers.folder is not None:
+            raise DistributedError("shadow() is not supported on a sharded host: use objective 'trust'")
         learning = [s.name for s in self._seeds.values() if s.stage is Stage.TRAINING]
         parameters = [p for name in learning for p in self.registry.parameters(name)]
         return shadow_pass(self.host, parameters)
@@ -474,18 +490,33 @@ class SeedManager:
 
         Atomic: a process killed at any moment leaves the old file or the new one. A seed that is still
         in preparation (``wait=False``) is not saved. On several ranks each calls it: rank 0 writes the file,
-        the others their random streams beside it, without waiting for each other.
+        the others their random streams beside it, without waiting for each other. Of a sharded host it is a
+        folder, in which each rank writes its part; they wait for each other.
 
         Raises:
             CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
         """
         self._inbox.require_here("save")
+        folder = self.peers.folder
+        if folder is not None:
+            return folder.save(path, self._save_shards)
         if self.peers.rank:
             return checkpoint.save_streams(path, self.peers.rank, self._reporter.step)
-        state = checkpoint.RunState(
+        return checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, self._run_state())
+
+    def _save_shards(self, run: os.PathLike[str]) -> None:
+        folder = self.peers.folder
+        assert folder is not None
+        if self.peers.rank:
+            checkpoint.save_streams(run, self.peers.rank, self._reporter.step)
+        checkpoint.save(
+            run, self._lifecycle, self._optimizers, self.schedulers, self._run_state(), folder.write
+        )
+
+    def _run_state(self) -> checkpoint.RunState:
+        return checkpoint.RunState(
             self._run_seed, self._reporter.step, dict(self._names.next_numbers), dict(self._refuses_until)
         )
-        return checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state)
 
     @classmethod
     @undisturbed()
@@ -516,9 +547,12 @@ class SeedManager:
         manager = cls(host, optimizer, **options)
         lifecycle = manager._lifecycle
         lifecycle.cold = True  # the structures on the way are not worth compiling
-        state = checkpoint.restore(
-            path, lifecycle, manager._optimizers, manager.schedulers, blueprints or {}, manager.peers.rank
-        )
+        folder = manager.peers.folder
+        given = lifecycle, manager._optimizers, manager.schedulers, blueprints or {}, manager.peers.rank
+        if folder is None:
+            state = checkpoint.restore(path, *given)
+        else:
+            state = checkpoint.restore(folder.find(path), *given, read=folder.read)
         lifecycle.cold = False
         if not wait and manager.host.compiled is not None:
             manager.host.compiled.expect_help(manager.host.structure)

@@ -39,4 +39,8 @@ def trace(
         )
     if isinstance(model, (nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)):
         raise TraceError(f"trace the plain module, then wrap the host; got a {type(model).__name__}")
+    if any(hasattr(type(module), "set_reshard_after_forward") for module in model.modules()):
+        raise TraceError(
+            "model: it is sharded already. Trace it first; then fully_shard the host's blocks, and the host"
+        )
     return Host(Capture(model, example_args, dict(example_kwargs or {})))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +50,12 @@ def save(
     trainers: Sequence[Optimizer],
     schedulers: Sequence[Any],
     state: RunState,
+    write: Callable[..., None] = file.write,
 ) -> None:
-    """Write everything that the run needs to go on. Raises `CheckpointError`; nothing is half-written."""
+    """Write everything that the run needs to go on. Raises `CheckpointError`; nothing is half-written.
+
+    ``write`` is given the path, the manifest and the tensors.
+    """
     host = lifecycle.host
     tensors: dict[str, Tensor] = {}
     manifest = {
@@ -75,7 +79,7 @@ def save(
         "run": pack(dataclasses.asdict(state), "run", tensors),
         "random": pack(randomness.state(), "random", tensors),
     }
-    file.write(path, manifest, tensors)
+    write(path, manifest, tensors)
 
 
 def restore(
@@ -85,6 +89,7 @@ def restore(
     schedulers: Sequence[Any],
     blueprints: Mapping[str, BlueprintLike],
     rank: int = 0,
+    read: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]] = file.read,
 ) -> RunState:
     """Bring a fresh host, optimizers and schedulers to the saved state.
 
@@ -97,11 +102,12 @@ def restore(
         schedulers: of learning rates.
         blueprints: of seeds that were germinated from code.
         rank: whose random streams to go on with.
+        read: gives the manifest and the tensors of ``path``.
 
     Raises:
         CheckpointError: the file is damaged, of another host, or needs something that is not there.
     """
-    manifest, tensors = file.read(path)
+    manifest, tensors = read(path)
     try:
         streams = unpack(manifest["random"], tensors)
         if rank:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from fxgraft.change import Birth
 from fxgraft.commands import Command, Reply
 from fxgraft.inbox import Inbox
+
+if TYPE_CHECKING:  # it imports much of torch.distributed, which few need
+    from fxgraft.distributed.dcp import Folder
 
 Order = tuple[Command, Future[Reply] | None]
 """A command, and what waits for its reply on this rank."""
@@ -18,6 +22,8 @@ class Peers(Protocol):
 
     rank: int
     size: int
+    folder: Folder | None
+    """What saves a sharded host; None for a host that is whole in each process."""
 
     def all_say(self, topic: str, value: Any = True) -> bool:
         """Say it; return whether all ranks said the same in the last exchange."""
@@ -46,11 +52,15 @@ class Peers(Protocol):
     def mean(self, value: float) -> float:
         """The mean over the ranks."""
 
+    def distribute(self, birth: Birth) -> Callable[[], None]:
+        """Bring the parameters of a seed that goes live onto the ranks; returns what undoes it."""
+
 
 class Alone:
     """One process: agrees with itself."""
 
     rank, size = 0, 1
+    folder: Folder | None = None
 
     def all_say(self, topic: str, value: Any = True) -> bool:
         return True
@@ -78,3 +88,6 @@ class Alone:
 
     def mean(self, value: float) -> float:
         return value
+
+    def distribute(self, birth: Birth) -> Callable[[], None]:
+        return lambda: None

@@ -5,50 +5,62 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from fxgraft import commands
+from fxgraft.change import Birth
 from fxgraft.distributed.averaging import average_gradients, broadcast
 from fxgraft.distributed.conversation import Conversation
 from fxgraft.distributed.peers import Alone, Order, Peers
 from fxgraft.errors import DistributedError
 from fxgraft.host import Host
 from fxgraft.inbox import Inbox
+from fxgraft.parts import local
 from fxgraft_passes import Graft
+
+if TYPE_CHECKING:
+    from fxgraft.distributed.dcp import Folder
 
 _HOOK = "_fxgraft_hook"
 """Where a ``DistributedDataParallel`` keeps the handle of our hook."""
 
 
 class Replicas:
-    """The ranks of a ``DistributedDataParallel``.
+    """The ranks of a ``DistributedDataParallel``, or of what is like it.
 
     Args:
-        ddp: around ``host``.
+        wrapper: around ``host``, or the host itself: what the user calls.
+        group: the ranks.
+        buffers: whether those of seeds follow rank 0.
         host: where the seeds are.
         inbox: of rank 0's commands.
         state: what has to be the same on all ranks, as text for people.
-        backward: called when a backward pass of ``ddp`` begins that averages.
+        backward: called when a backward pass of ``wrapper`` begins that averages.
     """
 
     def __init__(
         self,
-        ddp: DistributedDataParallel,
+        wrapper: nn.Module,
+        group: dist.ProcessGroup,
+        buffers: bool,
         host: Host,
         inbox: Inbox,
         state: Callable[[], str],
         backward: Callable[[], None],
     ):
-        self._group: dist.ProcessGroup = ddp.process_group
+        self._group = group
+        self.folder: Folder | None = None
         ranks = dist.get_process_group_ranks(self._group)
         # Of its own: whatever else runs over the group of the gradients, orders cannot be mixed up.
         talk = dist.new_group(
@@ -57,14 +69,14 @@ class Replicas:
         self._conversation = Conversation(talk)
         self.rank, self.size = self._conversation.rank, self._conversation.size
         self._host, self._inbox, self._state, self._backward = host, inbox, state, backward
-        self._buffers = ddp.broadcast_buffers
+        self._buffers = buffers
         self._accumulates = False
         self._is_fresh = False  # whether there was an exchange since the last step
         self._known: weakref.WeakSet[Graft] = weakref.WeakSet()
         self._taken: list[Order] = []
-        if (before := ddp.__dict__.pop(_HOOK, None)) is not None:
+        if (before := wrapper.__dict__.pop(_HOOK, None)) is not None:
             before.remove()  # of an earlier manager
-        ddp.__dict__[_HOOK] = ddp.register_forward_hook(_after_forward(weakref.ref(self)))
+        wrapper.__dict__[_HOOK] = wrapper.register_forward_hook(_after_forward(weakref.ref(self)))
 
     def all_say(self, topic: str, value: Any = True) -> bool:
         self._conversation.say(topic, value)
@@ -121,6 +133,9 @@ class Replicas:
     def mean(self, value: float) -> float:
         return self._conversation.mean(value)
 
+    def distribute(self, birth: Birth) -> Callable[[], None]:
+        return _nothing
+
     def begin(self, accumulates: bool) -> None:
         """A backward pass of the host begins."""
         self._accumulates = accumulates
@@ -158,25 +173,49 @@ class Replicas:
 
 
 def peers_of(
-    given: nn.Module, host: Host, inbox: Inbox, state: Callable[[], str], backward: Callable[[], None]
+    given: nn.Module,
+    host: Host,
+    inbox: Inbox,
+    state: Callable[[], str],
+    backward: Callable[[], None],
+    optimizers: Sequence[Optimizer] = (),
+    strict: bool = False,
+    shard_from: int | None = None,
 ) -> Peers:
-    """The ranks that train ``given``: those of the ``DistributedDataParallel`` that it is, if it is one."""
+    """The ranks that train ``given``: of the ``DistributedDataParallel`` that it is, or of a sharded host.
+
+    Raises:
+        DistributedError: the host is sharded in a way in which it cannot be grown.
+    """
+    if "torch.distributed.fsdp" in sys.modules:  # else nobody has sharded anything
+        from fxgraft.distributed import fsdp
+
+        if fsdp.is_sharded(host):
+            fsdp.check(host, optimizers, strict)
+            host.forget_own()
+            return fsdp.Shards(host, inbox, state, backward, shard_from)
     if isinstance(given, DistributedDataParallel) and given.process_group.size() > 1:
-        return Replicas(given, host, inbox, state, backward)
+        return Replicas(given, given.process_group, given.broadcast_buffers, host, inbox, state, backward)
     return Alone()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _after_forward(owner: weakref.ref[Replicas]) -> Callable[..., None]:
     """A forward hook that hears of the backward pass: it begins where a gradient arrives at the outputs."""
 
-    def hook(ddp: DistributedDataParallel, args: Any, output: Any) -> None:
+    def hook(wrapper: nn.Module, args: Any, output: Any) -> None:
         if not torch.is_grad_enabled() or owner() is None:
             return
-        if ddp._join_config.enable:
-            raise DistributedError(
-                "join() with uneven inputs is not supported: give every rank as many batches"
-            )
-        accumulates = not ddp.require_backward_grad_sync
+        accumulates = False
+        if isinstance(wrapper, DistributedDataParallel):
+            if wrapper._join_config.enable:
+                raise DistributedError(
+                    "join() with uneven inputs is not supported: give every rank as many batches"
+                )
+            accumulates = not wrapper.require_backward_grad_sync
 
         def begins(_: Tensor) -> None:
             if (peers := owner()) is not None:
@@ -213,6 +252,7 @@ def _fingerprint(module: nn.Module) -> str:
     """Of all weights, in every bit."""
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor = local(tensor)
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -33,3 +34,15 @@ def torchrun(
     if check:
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-8000:]}"
     return done
+
+
+def cases(worker: str) -> set[str]:
+    """What a worker has to pass: its public functions that take nothing."""
+    tree = ast.parse((Path(__file__).parent / worker).read_text(encoding="utf-8"))
+    named = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.args.args}
+    return {name for name in named if name != "main" and not name.startswith("_")}
+
+
+def passed(done: subprocess.CompletedProcess[str]) -> set[str]:
+    """What a worker said it has passed."""
+    return {line.split()[1] for line in done.stdout.splitlines() if line.startswith("ok ")}
