@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import fxgraft
@@ -19,7 +20,7 @@ from fxgraft import Stage
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, DistributedError, SlotError, TraceError
 from tests.distributed.fsdp_run import Run, assert_close, assert_same, gathered, model, shard
-from tests.distributed.ranks import RANK, group, say
+from tests.distributed.ranks import RANK, SIZE, group, say
 
 SLOT = "1.relu"
 FOLDER = Path(sys.argv[1])
@@ -80,6 +81,22 @@ def the_whole_life_is_that_of_one_process() -> None:
         each.manager.fossilize("a")
         each.manager.cull("b")
         each.train(2)
+    assert_close(run.weights(), single.weights())
+
+
+def gradients_accumulate() -> None:
+    run, single = (Run(sharded, torch.float64, optimizer=sgd) for sharded in (True, False))
+    for each in (run, single):
+        each.manager.germinate(SLOT, "mlp", name="a", hidden=8)
+        each.manager.blend("a", steps=1)
+        each.train(2)
+        each.optimizer.zero_grad()
+        for last in (False, True):
+            if each is run:
+                run.host.set_requires_gradient_sync(last)
+            each.backward()
+        each.optimizer.step()
+        each.manager.step()
     assert_close(run.weights(), single.weights())
 
 
@@ -184,6 +201,15 @@ def a_failed_germination_changes_nothing() -> None:
     with pytest.raises(BlueprintError, match="keeps them in a second place"):
         run.manager.germinate(SLOT, First(), name="a")
     assert module.weight_ih_l0 is weight
+    late = nn.Linear(24, 24)
+    parameters, registry = list(late.parameters()), run.manager.registry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "join", _raise)  # after the seed was distributed
+        with pytest.raises(RuntimeError, match="too late"):
+            run.manager.germinate(SLOT, late, name="a")
+    assert [a is b for a, b in zip(late.parameters(), parameters, strict=True)] == [True, True]
+    assert not late._forward_hooks
+    assert not late._forward_pre_hooks
     with pytest.raises(BlueprintError, match="belongs to the host"):
         run.manager.germinate(SLOT, Borrows(), name="a")
     with pytest.raises(DistributedError, match="objective 'trust'"):
@@ -195,6 +221,10 @@ def a_failed_germination_changes_nothing() -> None:
     run.train(2)
     without.train(2)
     assert_same(run.weights(), without.weights())
+
+
+def _raise(*_: object, **__: object) -> None:
+    raise RuntimeError("too late")
 
 
 def other_orders_and_options_are_refused() -> None:
@@ -214,6 +244,13 @@ def other_orders_and_options_are_refused() -> None:
     host = fully_shard(fxgraft.trace(model(), example), mp_policy=MixedPrecisionPolicy(torch.bfloat16))
     with pytest.raises(DistributedError, match="without a param_dtype"):
         fxgraft.SeedManager(host)
+    host = fully_shard(fxgraft.trace(model(), example), offload_policy=CPUOffloadPolicy(pin_memory=False))
+    with pytest.raises(DistributedError, match="without offloading"):
+        fxgraft.SeedManager(host)
+    mesh = init_device_mesh("cpu", (1, SIZE), mesh_dim_names=("replicas", "shards"))
+    host = fully_shard(fxgraft.trace(model(), example), mesh=mesh)
+    with pytest.raises(DistributedError, match="one mesh of one dimension"):
+        fxgraft.SeedManager(host)
     host = fxgraft.trace(model(), example)
     host.compile(backend="eager")
     with pytest.raises(DistributedError, match="compiled and sharded"):
@@ -229,6 +266,7 @@ def main() -> None:
         a_host_without_seeds_is_that_of_fully_shard_alone,
         large_parameters_are_sharded_and_small_ones_replicated_with_equal_values,
         the_whole_life_is_that_of_one_process,
+        gradients_accumulate,
         the_host_does_not_feel_an_isolated_seed,
         a_culled_seed_leaves_nothing,
         a_nan_on_one_rank_drops_the_gradients_of_all,
