@@ -321,7 +321,7 @@ class Host(nn.Module):
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:  # type: ignore[override]
         if (reshard := getattr(type(self), "reshard", None)) is not None:
-            reshard(self)  # fully_shard would, by a hook on the state_dict that this goes around
+            reshard(self)  # fully_shard's hook for that is on the host, which this goes around
         found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         if SEEDS in self._modules:
             seeds = self._modules[SEEDS]

@@ -47,13 +47,10 @@ class Folder:
         mesh: of the host.
         group: the ranks of it.
         talk: for small messages between them.
-        reshard: called before anything is read or written.
     """
 
-    def __init__(
-        self, mesh: DeviceMesh, group: dist.ProcessGroup, talk: Conversation, reshard: Callable[[], None]
-    ):
-        self._mesh, self._group, self._talk, self._reshard = mesh, group, talk, reshard
+    def __init__(self, mesh: DeviceMesh, group: dist.ProcessGroup, talk: Conversation):
+        self._mesh, self._group, self._talk = mesh, group, talk
 
     def save(self, path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
         """Let ``write``, which is given a run file and uses `write`, make the checkpoint at ``path``.
@@ -61,7 +58,6 @@ class Folder:
         Raises:
             CheckpointError: a rank could not write; the checkpoint before is still there.
         """
-        self._reshard()
         run = Path(path) / str(self._talk.share(secrets.token_hex(4))) / RUN
         self._agree(path, run, lambda: run.parent.mkdir(parents=True, exist_ok=True))
         self._agree(path, run, lambda: write(run))
@@ -114,7 +110,6 @@ class Folder:
 
     def read(self, where: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Manifest and tensors; what is sharded comes as DTensors on the mesh, of any number of ranks."""
-        self._reshard()
         run = Path(where)
         manifest, tensors = file.read(run)
         for name in manifest.get("replicated", ()):

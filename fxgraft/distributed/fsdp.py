@@ -13,7 +13,6 @@ Seeds lie on the mesh of the host, see `fsdp_seeds`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -64,7 +63,7 @@ class Shards(Replicas):
         self._shard_from = SHARD_FROM if shard_from is None else shard_from
         group = self._mesh.get_group()
         super().__init__(host, group, True, host, inbox, state, backward)
-        self.folder = Folder(self._mesh, group, self._conversation, partial(reshard, host))
+        self.folder = Folder(self._mesh, group, self._conversation)
         if self.rank == 0:
             logger.warning(
                 "the isolation check does not run on a sharded host: seeds are isolated, unchecked"

@@ -51,6 +51,8 @@ def it_goes_on_on_other_ranks() -> None:
         "a": Stage.BLENDING,
         "old": Stage.FOSSILIZED,
     }
+    for parameter, state in run.optimizer.state.items():
+        assert state["momentum_buffer"].placements == parameter.placements, "sharded again, not whole on each"
     assert_same(run.weights(), load_file(FOLDER / "saved"))
     run.train(3)
     later = load_file(FOLDER / "later")

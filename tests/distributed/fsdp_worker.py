@@ -46,6 +46,25 @@ def a_host_without_seeds_is_that_of_fully_shard_alone() -> None:
     assert_same({n: t for n, t in run.weights().items() if " of " not in n}, theirs)
 
 
+class Scaled(nn.Module):
+    """With a parameter of the root's own, which is then the host's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.linear = nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x * self.scale)
+
+
+def a_state_dict_after_a_forward_pass_is_sharded() -> None:
+    x = torch.zeros(4, 6)
+    host = fully_shard(fxgraft.trace(Scaled(), (x,)))
+    host(x)
+    assert not isinstance(host.scale, DTensor), "gathered until the backward pass"
+    assert all(isinstance(tensor, DTensor) for tensor in host.state_dict().values())
+
+
 def large_parameters_are_sharded_and_small_ones_replicated_with_equal_values() -> None:
     run = Run()
     torch.manual_seed(1000 + RANK)  # another for each rank: what it draws must not matter
@@ -185,7 +204,7 @@ def a_failed_germination_changes_nothing() -> None:
     class Borrows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight = shared
+            self.weight = nn.Parameter(shared.to_local().detach())  # the same memory
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
@@ -264,6 +283,7 @@ def other_orders_and_options_are_refused() -> None:
 def main() -> None:
     for case in (
         a_host_without_seeds_is_that_of_fully_shard_alone,
+        a_state_dict_after_a_forward_pass_is_sharded,
         large_parameters_are_sharded_and_small_ones_replicated_with_equal_values,
         the_whole_life_is_that_of_one_process,
         gradients_accumulate,
