@@ -91,7 +91,9 @@ class Folder:
             failed = f"{type(error).__name__}: {error}".encode()
         said = self._talk.gather(failed)
         if any(said):
-            shutil.rmtree(run.parent, ignore_errors=True)
+            if self._group.rank() == 0:
+                shutil.rmtree(run.parent, ignore_errors=True)
+            self._talk.share(None)  # it is gone when this raises, on every rank
             told = "; ".join(f"rank {rank}: {text.decode()}" for rank, text in enumerate(said) if text)
             raise CheckpointError(f"{path}: could not be written: {told}")
 

@@ -108,6 +108,7 @@ def damaged_and_foreign_folders_are_refused() -> None:
     dist.barrier()
     with pytest.raises(CheckpointError, match="a file"):
         Run(dtype=torch.float64, optimizer=sgd, load=str(broken))
+    dist.barrier()  # all have read it
     if RANK == 0:
         (broken / "current").write_text("../../elsewhere")
     dist.barrier()
