@@ -50,5 +50,15 @@ def fresh_compiler():
     gc.collect()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs a GPU where there is none: the count of deselected tests says so."""
+    if torch.cuda.is_available():
+        return
+    needs = [item for item in items if item.get_closest_marker("gpu")]
+    items[:] = [item for item in items if item not in needs]
+    if needs:
+        config.hook.pytest_deselected(items=needs)
+
+
 def pytest_report_header() -> str:
     return f"hypothesis: {settings().max_examples} examples; torch {torch.__version__}"
