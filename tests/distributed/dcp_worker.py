@@ -5,6 +5,7 @@ dcp_worker.py FOLDER save | load
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -146,3 +147,5 @@ def main() -> None:
 if __name__ == "__main__":
     with group():
         main()
+        gc.collect()  # what holds groups goes before they are destroyed
+        dist.barrier()
