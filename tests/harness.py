@@ -11,54 +11,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.testing.comparing import (
+    Record,
+    assert_same_bits,
+    differences,
+    frozen,
+    gradients,
+    loss_of,
+    observed_call,
+)
+from fxgraft.testing.compiling import counting_backend
 
-Record = dict[str, Any]
-
-
-def differences(a: Record, b: Record) -> list[str]:
-    """The keys under which two records differ in a bit."""
-    keys = [*a, *(key for key in b if key not in a)]
-    return [key for key in keys if key not in a or key not in b or not same_bits(a[key], b[key])]
-
-
-def assert_same_bits(actual: Any, expected: Any, what: str = "values") -> None:
-    """Equal in every bit; the message names what differs."""
-    if isinstance(actual, dict) and isinstance(expected, dict):
-        assert list(actual) == list(expected), f"{what}: other keys"
-        assert not differences(actual, expected), f"{what} differ: {differences(actual, expected)[:10]}"
-        return
-    assert same_bits(actual, expected), f"{what} differ:\n{actual}\n{expected}"
-
-
-def frozen(value: Any) -> Any:
-    """A copy of a structure that later training does not change."""
-    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
-
-
-def loss_of(output: Any) -> Tensor:
-    """A loss that every element of every floating point output feels, each with another weight."""
-    parts = []
-    for leaf in pytree.tree_leaves(output):
-        weights = torch.linspace(0.5, 1.5, leaf.numel(), dtype=leaf.dtype).view_as(leaf)
-        parts.append(((leaf - 0.5).square() * weights).mean())
-    return torch.stack(parts).sum()
+__all__ = [
+    "Run",
+    "are_collected",
+    "assert_same_bits",
+    "counting_backend",
+    "differences",
+    "frozen",
+    "gradients",
+    "host_names",
+    "loss_of",
+    "observed_call",
+    "snapshot",
+    "state",
+    "train",
+]
 
 
 def host_names(module: nn.Module) -> list[str]:
     """The names of the parameters that are not a seed's."""
     return [name for name, _ in module.named_parameters() if not name.startswith("_seeds.")]
-
-
-def gradients(module: nn.Module) -> Record:
-    """Copies of the gradients of the host's parameters; None where there is none."""
-    return {n: frozen(p.grad) for n, p in module.named_parameters() if not n.startswith("_seeds.")}
 
 
 def state(module: nn.Module) -> Record:
@@ -105,35 +92,6 @@ def train(
         after_step(i)
     run.final, run.rng = state(model), torch.get_rng_state()
     return run
-
-
-def observed_call(module: nn.Module, batch: Any, seed: int = 3) -> Record:
-    """Outputs, gradients and new buffers of one forward and backward, all of it undone afterwards."""
-    buffers = [(b, b.clone()) for b in module.buffers()]
-    registers = [(m, dict(m._buffers)) for m in module.modules()]
-    kept = [(p, p.grad) for p in module.parameters()]
-    for parameter, _ in kept:
-        parameter.grad = None
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            output = module(batch)
-            loss_of(output).backward()
-            rng = torch.get_rng_state()
-        return {
-            "output": frozen(output),
-            "gradients": gradients(module),
-            "buffers": {n: b.clone() for n, b in module.named_buffers() if not n.startswith("_seeds.")},
-            "rng": rng,
-        }
-    finally:
-        for parameter, grad in kept:
-            parameter.grad = grad
-        for inner, register in registers:
-            inner._buffers.update(register)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
 
 
 def snapshot(
@@ -205,8 +163,3 @@ class OperationRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
-
-
-def counting_backend(inner: str = "aot_eager") -> Any:
-    """A ``torch.compile`` backend that counts graphs in ``frame_count``; both inner ones keep the bits."""
-    return CompileCounterWithBackend(inner)

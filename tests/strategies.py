@@ -1,228 +1,33 @@
-"""Hypothesis strategies: random hosts as nested modules, and random lives of seeds on them.
-
-A host is drawn as plain data (tuples of the names of operations, nested for children), so that it
-shrinks to the shortest model that still fails, and prints as the code that builds it.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-import torch.nn.functional as F
-from hypothesis import strategies as st
-from torch import Tensor, nn
-
-WIDTH = 4
-BATCH = 3
-TOKENS = 5
-
-Part = Callable[[str], Any]
-"""Finds what an operation owns in its block: ``part("linear")``."""
-
-
-class Pair(nn.Module):
-    """A child that returns a tuple."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.left(x), x * 0.5
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What one operation owns, by name, and how it runs on ``(N, WIDTH)``."""
-
-    run: Callable[[nn.Module, Part, Tensor], Tensor]
-    owns: Callable[[], dict[str, Any]] = dict
-
-
-def _linear() -> dict[str, Any]:
-    return {"linear": nn.Linear(WIDTH, WIDTH)}
-
-
-def _in_place_method(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    y = part("linear")(x)
-    y.relu_()
-    return y
-
-
-def _in_place_add(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    return part("linear")(x).add_(x)
-
-
-def _in_place_view(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    y = part("linear")(x)
-    y.view(-1).mul_(2.0)
-    return y
-
-
-def _multi_output(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([b.relu(), a], dim=-1)
-
-
-def _split(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    first, rest = torch.split(x, [1, WIDTH - 1], dim=-1)
-    return torch.cat([rest.sin(), first], dim=-1)
-
-
-def _pair(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    left, right = part("pair")(x)
-    return left + right
-
-
-def _shared(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    return part("linear")(part("linear")(x).tanh())
-
-
-def _tied(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    return F.linear(part("linear")(x), part("linear").weight)
-
-
-def _many_consumers(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    y = part("linear")(x)
-    return y + y.sigmoid() * y.tanh() - x
-
-
-def _counter(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    part("count").add_(1.0)
-    return x + part("count") * 0.125
-
-
-def _integers(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    best = x.argmax(dim=-1)
-    return x + part("embedding")(best) * F.one_hot(best, WIDTH)
-
-
-def _dead(_: nn.Module, part: Part, x: Tensor) -> Tensor:
-    part("linear")(x).relu()
-    return x.cos()
-
-
-def _dropout(block: nn.Module, part: Part, x: Tensor) -> Tensor:
-    return F.dropout(x, 0.25, training=block.training)
-
-
-OPERATIONS: dict[str, Operation] = {
-    "linear": Operation(lambda _, part, x: part("linear")(x), _linear),
-    "relu": Operation(lambda _, part, x: F.relu(x)),
-    "method": Operation(lambda _, part, x: x.mul(0.5).clamp(min=-1.0)),
-    "parameter": Operation(
-        lambda _, part, x: x * part("scale"), lambda: {"scale": nn.Parameter(torch.rand(WIDTH) + 0.5)}
-    ),
-    "many_consumers": Operation(_many_consumers, _linear),
-    "chunk": Operation(_multi_output),
-    "split": Operation(_split),
-    "pair": Operation(_pair, lambda: {"pair": Pair()}),
-    "shared": Operation(_shared, _linear),
-    "tied": Operation(_tied, _linear),
-    "in_place_method": Operation(_in_place_method, _linear),
-    "in_place_add": Operation(_in_place_add, _linear),
-    "in_place_view": Operation(_in_place_view, _linear),
-    "in_place_module": Operation(
-        lambda _, part, x: part("act")(part("linear")(x)),
-        lambda: {**_linear(), "act": nn.ReLU(inplace=True)},
-    ),
-    "batch_norm": Operation(lambda _, part, x: part("norm")(x), lambda: {"norm": nn.BatchNorm1d(WIDTH)}),
-    "layer_norm": Operation(lambda _, part, x: part("norm")(x), lambda: {"norm": nn.LayerNorm(WIDTH)}),
-    "counter": Operation(_counter, lambda: {"count": torch.zeros(())}),
-    "integers": Operation(_integers, lambda: {"embedding": nn.Embedding(WIDTH, WIDTH)}),
-    "dead": Operation(_dead, _linear),
-    "dropout": Operation(_dropout),
-    "dropout_module": Operation(lambda _, part, x: part("drop")(x), lambda: {"drop": nn.Dropout(0.25)}),
-}
-
-
-@dataclass(frozen=True)
-class Child:
-    """A nested block: its operations, and how often its parent calls it (one module, shared)."""
-
-    steps: tuple[Any, ...]
-    calls: int = 1
-
-
-class Block(nn.Module):
-    """Runs a list of operations and children in order."""
-
-    def __init__(self, steps: tuple[Any, ...]):
-        super().__init__()
-        self.steps = steps
-        self.unused = nn.Parameter(torch.ones(2))
-        for i, step in enumerate(steps):
-            owned = {"child": Block(step.steps)} if isinstance(step, Child) else OPERATIONS[step].owns()
-            for name, value in owned.items():
-                plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-                (self.register_buffer if plain else self.__setattr__)(f"{name}{i}", value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for i, step in enumerate(self.steps):
-            if isinstance(step, Child):
-                for _ in range(step.calls):
-                    x = getattr(self, f"child{i}")(x)
-            else:
-                x = OPERATIONS[step].run(self, lambda name, i=i: getattr(self, f"{name}{i}"), x)
-        return x
-
-
-class Net(nn.Module):
-    """A whole model: floats or token ids in, one tensor or a tuple out."""
-
-    def __init__(self, body: Block, tokens: bool, tuple_out: bool):
-        super().__init__()
-        self.tuple_out = tuple_out
-        self.stem = nn.Embedding(TOKENS, WIDTH) if tokens else nn.Linear(WIDTH, WIDTH)
-        self.body = body
-        self.head = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
-
-    def forward(self, x: Tensor) -> Any:
-        y = self.head(self.body(self.stem(x)))
-        return (y, y.mean(dim=-1)) if self.tuple_out else y
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A model as data. `build` makes the same weights each time."""
-
-    steps: tuple[Any, ...]
-    tokens: bool = False
-    tuple_out: bool = False
-
-    def build(self) -> Net:
-        """A new model; leaves the global random stream where it was."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return Net(Block(self.steps), self.tokens, self.tuple_out)
-
-    def batch(self, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The input number ``seed``, always the same."""
-        generator = torch.Generator().manual_seed(seed)
-        if self.tokens:
-            return torch.randint(0, TOKENS, (BATCH,), generator=generator)
-        return torch.randn(BATCH, WIDTH, generator=generator, dtype=dtype)
-
-
-def _steps(depth: int, names: list[str]) -> st.SearchStrategy[tuple[Any, ...]]:
-    step: st.SearchStrategy[Any] = st.sampled_from(names)
-    if depth:
-        step = step | st.builds(Child, _steps(depth - 1, names), st.integers(1, 2))
-    return st.lists(step, min_size=1, max_size=4).map(tuple)
-
-
-def plans(without: set[str] = frozenset()) -> st.SearchStrategy[Plan]:  # type: ignore[assignment]
-    """Random hosts, one to three regions deep below the root."""
-    names = [name for name in OPERATIONS if name not in without]
-    return st.builds(Plan, _steps(2, names), st.booleans(), st.booleans())
-
-
-CALLS = ("germinate", "blend", "cull", "fossilize", "step", "step", "train", "eval")
-
-
-def lifecycle_calls(max_size: int = 12) -> st.SearchStrategy[list[tuple[str, int]]]:
-    """Random orders of calls; the number picks the slot, the seed or the target, modulo what there is."""
-    return st.lists(st.tuples(st.sampled_from(CALLS), st.integers(0, 50)), min_size=1, max_size=max_size)
+"""The strategies that fxgraft.testing publishes, by the name that the tests know them by."""
+
+from fxgraft.testing.hosts import (
+    BATCH,
+    CALLS,
+    OPERATIONS,
+    TOKENS,
+    WIDTH,
+    Block,
+    Child,
+    Net,
+    Operation,
+    Pair,
+    Plan,
+    lifecycle_calls,
+    plans,
+)
+
+__all__ = [
+    "BATCH",
+    "CALLS",
+    "OPERATIONS",
+    "TOKENS",
+    "WIDTH",
+    "Block",
+    "Child",
+    "Net",
+    "Operation",
+    "Pair",
+    "Plan",
+    "lifecycle_calls",
+    "plans",
+]

@@ -22,6 +22,7 @@ MODULES = [
     "fxgraft.errors",
     "fxgraft.gates",
     "fxgraft.telemetry",
+    "fxgraft.testing",
     "fxgraft.training",
     "fxgraft_passes",
 ]

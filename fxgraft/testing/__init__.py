@@ -1,0 +1,31 @@
+"""For authors of passes, blueprints and controllers: what fxgraft itself is tested with.
+
+* `plans`, `graph_modules`, `lifecycle_calls`: hypothesis strategies of random models (as data that shrinks),
+  of random ``GraphModule``s, and of random orders of calls.
+* `assert_same_bits`, `observed_call`: comparison to the bit of outputs, gradients, buffers, random streams.
+* `counting_backend`, `no_recompiles`: how often something was compiled.
+
+Needs hypothesis: ``pip install 'fxgraft[testing]'``.
+"""
+
+from fxgraft.bits import same_bits
+from fxgraft.testing.comparing import assert_same_bits, differences, frozen, loss_of, observed_call
+from fxgraft.testing.compiling import counting_backend, no_recompiles
+from fxgraft.testing.hosts import OPERATIONS, Child, Plan, graph_modules, lifecycle_calls, plans
+
+__all__ = [
+    "OPERATIONS",
+    "Child",
+    "Plan",
+    "assert_same_bits",
+    "counting_backend",
+    "differences",
+    "frozen",
+    "graph_modules",
+    "lifecycle_calls",
+    "loss_of",
+    "no_recompiles",
+    "observed_call",
+    "plans",
+    "same_bits",
+]

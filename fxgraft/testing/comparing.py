@@ -1,0 +1,79 @@
+"""Comparison to the bit, of whatever a model can show.
+
+``torch.equal`` takes -0.0 for 0.0 and NaN for different from itself: here both are told apart by their bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxgraft.bits import same_bits
+
+Record = dict[str, Any]
+
+
+def differences(a: Record, b: Record) -> list[str]:
+    """The keys under which two records differ in a bit."""
+    keys = [*a, *(key for key in b if key not in a)]
+    return [key for key in keys if key not in a or key not in b or not same_bits(a[key], b[key])]
+
+
+def assert_same_bits(actual: Any, expected: Any, what: str = "values") -> None:
+    """Equal in every bit; the message names what differs."""
+    if isinstance(actual, dict) and isinstance(expected, dict):
+        assert list(actual) == list(expected), f"{what}: other keys"
+        assert not differences(actual, expected), f"{what} differ: {differences(actual, expected)[:10]}"
+        return
+    assert same_bits(actual, expected), f"{what} differ:\n{actual}\n{expected}"
+
+
+def frozen(value: Any) -> Any:
+    """A copy of a structure that later training does not change."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
+
+
+def loss_of(output: Any) -> Tensor:
+    """A loss that every element of every floating point output feels, each with another weight."""
+    parts = []
+    for leaf in pytree.tree_leaves(output):
+        weights = torch.linspace(0.5, 1.5, leaf.numel(), dtype=leaf.dtype).view_as(leaf)
+        parts.append(((leaf - 0.5).square() * weights).mean())
+    return torch.stack(parts).sum()
+
+
+def gradients(module: nn.Module) -> Record:
+    """Copies of the gradients of the host's parameters; None where there is none."""
+    return {n: frozen(p.grad) for n, p in module.named_parameters() if not n.startswith("_seeds.")}
+
+
+def observed_call(module: nn.Module, batch: Any, seed: int = 3) -> Record:
+    """Outputs, gradients and new buffers of one forward and backward, all of it undone afterwards."""
+    buffers = [(b, b.clone()) for b in module.buffers()]
+    registers = [(m, dict(m._buffers)) for m in module.modules()]
+    kept = [(p, p.grad) for p in module.parameters()]
+    for parameter, _ in kept:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            output = module(batch)
+            loss_of(output).backward()  # type: ignore[no-untyped-call]
+            rng = torch.get_rng_state()
+        return {
+            "output": frozen(output),
+            "gradients": gradients(module),
+            "buffers": {n: b.clone() for n, b in module.named_buffers() if not n.startswith("_seeds.")},
+            "rng": rng,
+        }
+    finally:
+        for parameter, grad in kept:
+            parameter.grad = grad
+        for inner, register in registers:
+            inner._buffers.update(register)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -1,0 +1,19 @@
+"""How often something was compiled."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+
+def counting_backend(inner: str = "aot_eager") -> Any:
+    """A ``torch.compile`` backend that counts graphs in ``frame_count``; both inner ones keep the bits."""
+    return CompileCounterWithBackend(inner)
+
+
+def no_recompiles() -> AbstractContextManager[Any]:
+    """Inside, a compilation is an error."""
+    return torch.compiler.set_stance("fail_on_recompile")  # type: ignore[no-any-return]
