@@ -128,6 +128,15 @@ class Host(nn.Module):
         """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
         return explain(self, self._root)
 
+    def show(self) -> Any:
+        """The graph as a picture: shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML.
+
+        Needs the extra ``show`` and graphviz; see `fxgraft.drawing.Picture`.
+        """
+        from fxgraft.drawing import Picture  # on demand: an extra, and it draws hosts
+
+        return Picture(self)
+
     def model_state(self) -> dict[str, torch.Tensor]:
         """The ``state_dict`` of the traced model, without the seeds."""
         return dict(self._root.state_dict())

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 
 import pytest
 import torch
@@ -50,15 +51,19 @@ def fresh_compiler():
     gc.collect()
 
 
+THERE = {"gpu": torch.cuda.is_available(), "graphviz": shutil.which("dot") is not None}
+"""What some tests need, by their marker."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs a GPU where there is none: the count of deselected tests says so."""
-    if torch.cuda.is_available():
-        return
-    needs = [item for item in items if item.get_closest_marker("gpu")]
+    """Deselect what needs what is not there: the header says so, and the count of deselected tests."""
+    lacking = [marker for marker, there in THERE.items() if not there]
+    needs = [item for item in items if any(map(item.get_closest_marker, lacking))]
     items[:] = [item for item in items if item not in needs]
     if needs:
         config.hook.pytest_deselected(items=needs)
 
 
 def pytest_report_header() -> str:
-    return f"hypothesis: {settings().max_examples} examples; torch {torch.__version__}"
+    there = ", ".join(f"{name}: {'there' if found else 'MISSING'}" for name, found in THERE.items())
+    return f"hypothesis: {settings().max_examples} examples; torch {torch.__version__}; {there}"

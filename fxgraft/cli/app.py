@@ -1,7 +1,4 @@
-"""The command line, ``fxgraft`` or ``python -m fxgraft``. Needs typer: ``pip install 'fxgraft[cli]'``.
-
-Exit codes: 0 done; 1 the model cannot be traced; 2 wrong usage, a target that cannot be loaded included.
-"""
+"""What all commands share: the application, its arguments, and how errors are told."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,24 +39,22 @@ def main() -> None:
     """Grow a PyTorch model while it trains."""
 
 
-@app.command()
-def explain(target: TARGET, as_json: JSON = False) -> None:
-    """Tell which modules of a model are traced, which are not and why, and where its slots are."""
-    with _errors_told():
-        told = _host(target).explain()
-    typer.echo(json.dumps(told.to_dict(), indent=2) if as_json else str(told))
-
-
-def _host(target: str) -> Host:
+def host_of(target: str) -> Host:
+    """The traced model that ``target`` gives."""
     loaded = load(target)
     return trace(loaded.model, loaded.example_args, loaded.example_kwargs)
 
 
+def tell(text: str, data: Any, as_json: bool) -> None:
+    """Print one or the other."""
+    typer.echo(json.dumps(data, indent=2) if as_json else text)
+
+
 @contextmanager
-def _errors_told() -> Iterator[None]:
+def errors_told() -> Iterator[None]:
     """Turn the errors that are meant for users into a line on stderr and an exit code."""
     try:
         yield
-    except FxGraftError as error:
+    except (FxGraftError, ValueError) as error:
         print(f"fxgraft: {error}", file=sys.stderr)
-        raise typer.Exit(USAGE if isinstance(error, TargetError) else CANNOT) from error
+        raise typer.Exit(USAGE if isinstance(error, (TargetError, ValueError)) else CANNOT) from error

@@ -1,0 +1,10 @@
+"""The command line, ``fxgraft`` or ``python -m fxgraft``. Needs typer: ``pip install 'fxgraft[cli]'``.
+
+Exit codes: 0 done; 1 it cannot be done, or is not so (a model that cannot be traced, a checkpoint that is
+damaged); 2 wrong usage, a target that cannot be loaded included.
+"""
+
+from fxgraft.cli import checkpoints, models
+from fxgraft.cli.app import app
+
+__all__ = ["app", "checkpoints", "models"]

@@ -1,0 +1,84 @@
+"""Commands about a model: explain, slots, plan, graph, and the demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fxgraft.cli.app import JSON, TARGET, app, errors_told, host_of, tell
+from fxgraft.manager import SeedManager
+
+
+@app.command()
+def explain(target: TARGET, as_json: JSON = False) -> None:
+    """Tell which modules of a model are traced, which are not and why, and where its slots are."""
+    with errors_told():
+        told = host_of(target).explain()
+        tell(str(told), told.to_dict(), as_json)
+
+
+@app.command()
+def slots(
+    target: TARGET,
+    choice: Annotated[str, typer.Argument(help="A name, or a glob such as 'layer1.*.relu'.")] = "*",
+    as_json: JSON = False,
+) -> None:
+    """List where seeds may germinate, with the shape and dtype of the value there."""
+    with errors_told():
+        found = host_of(target).slots.select(choice)
+        rows = [
+            {"name": s.name, "shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")}
+            for s in found.values()
+        ]
+        width = max(len(name) for name in found)
+        lines = [f"{r['name']:{width}}  {r['dtype']} {tuple(r['shape'])}" for r in rows]
+        tell("\n".join(lines), rows, as_json)
+
+
+@app.command()
+def plan(
+    target: TARGET,
+    slot: Annotated[str, typer.Argument(help="Where: one of the slots.")],
+    blueprint: Annotated[str, typer.Argument(help="What: a registered blueprint.")],
+    mode: Annotated[str | None, typer.Option(help="residual, convex, gated or channelwise.")] = None,
+    source: Annotated[str | None, typer.Option(help="An earlier slot, which the seed reads.")] = None,
+    config: Annotated[str, typer.Option(help="Options of the blueprint, as a JSON object.")] = "{}",
+    as_json: JSON = False,
+) -> None:
+    """Tell what a germination would change: parameters, FLOPs, generated code. Changes nothing."""
+    with errors_told():
+        told = SeedManager(host_of(target)).plan(
+            slot, blueprint, mode=mode, source=source, **_options(config)
+        )
+        tell(str(told), told.to_dict(), as_json)
+
+
+@app.command()
+def graph(
+    target: TARGET,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A name ending in .svg, .png or .html.")],
+) -> None:
+    """Draw a model with its slots: one picture, or a page where each module opens."""
+    with errors_told():
+        typer.echo(f"wrote {host_of(target).show().save(output)}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def demo(context: typer.Context) -> None:
+    """Grow a small network on real data, and compare. Options are those of ``python -m fxgraft.demo``."""
+    from fxgraft.demo.__main__ import main  # needs the extra `demo`
+
+    main(context.args)
+
+
+def _options(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--config: expected a JSON object such as '{{\"hidden\": 32}}'; {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--config: expected a JSON object; got {text}")
+    return found

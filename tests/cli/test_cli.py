@@ -1,0 +1,104 @@
+"""The command line: what it says, as text and as JSON, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import fxgraft
+from fxgraft.cli import app
+from tests.cli.target import small
+
+TARGET = str(Path(__file__).parent / "target.py") + ":small"
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model, example = small()
+    host = fxgraft.trace(model, example)
+    manager = fxgraft.SeedManager(host)
+    manager.germinate("1", "mlp", name="a", hidden=4)
+    manager.germinate("0", lambda slot: __import__("torch").nn.Linear(8, 8), name="b")
+    manager.save(tmp_path / "run.fxgraft")
+    return tmp_path / "run.fxgraft"
+
+
+def test_slots_as_text_and_as_json() -> None:
+    text = run("slots", TARGET)
+    assert text.exit_code == 0
+    assert text.stdout.splitlines() == ["0  float32 (3, 8)", "1  float32 (3, 8)", "2  float32 (3, 2)"]
+    data = json.loads(run("slots", TARGET, "[01]", "--json").stdout)
+    assert data == [{"name": n, "shape": [3, 8], "dtype": "float32"} for n in "01"]
+
+
+def test_a_plan_tells_and_changes_nothing() -> None:
+    text = run("plan", TARGET, "1", "mlp", "--config", '{"hidden": 4}')
+    assert text.exit_code == 0
+    assert "parameters  76 in 4 tensors" in text.stdout
+    assert "+    seed" in text.stdout
+    data = json.loads(run("plan", TARGET, "1", "mlp", "--config", '{"hidden": 4}', "--json").stdout)
+    assert data["parameter_count"] == 76
+
+
+@pytest.mark.graphviz
+@pytest.mark.parametrize("suffix", ["svg", "png", "html"])
+def test_a_graph_is_drawn(suffix: str, tmp_path: Path) -> None:
+    done = run("graph", TARGET, "-o", tmp_path / f"host.{suffix}")
+    assert done.exit_code == 0, done.output
+    written = (tmp_path / f"host.{suffix}").read_bytes()
+    assert {"svg": b"<svg", "png": b"PNG", "html": b"<!doctype html>"}[suffix] in written
+
+
+def test_a_checkpoint_is_looked_into_and_verified(saved: Path) -> None:
+    text = run("checkpoint", "inspect", saved).stdout
+    assert "seed a: mlp at 1, TRAINING, alpha 0" in text
+    assert "blueprints=" in text.splitlines()[-1]
+    data = json.loads(run("checkpoint", "inspect", saved, "--json").stdout)
+    assert [seed["name"] for seed in data["seeds"]] == ["a", "b"]
+    assert run("checkpoint", "verify", saved).exit_code == 0
+
+
+def test_a_damaged_checkpoint_ends_with_1(saved: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    content[-3] ^= 1
+    saved.write_bytes(content)
+    for command in ("inspect", "verify"):
+        done = run("checkpoint", command, saved)
+        assert done.exit_code == 1
+        assert "checksum" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("slots", "nowhere.py:f"), 2, "nowhere.py"),
+        (("slots", TARGET, "no_such*"), 1, "no_such"),
+        (("plan", TARGET, "1", "no_such"), 1, "no_such"),
+        (("plan", TARGET, "nowhere", "mlp"), 1, "nowhere"),
+        (("plan", TARGET, "1", "mlp", "--config", "{"), 2, "--config: expected a JSON object"),
+        (("plan", TARGET, "1", "mlp", "--config", "[]"), 2, "--config: expected a JSON object"),
+        (("graph", TARGET, "-o", "host.txt"), 2, ".svg, .png, .html"),
+        (("checkpoint", "verify", "nowhere"), 1, "nowhere"),
+    ],
+)
+def test_errors_are_told_in_a_line(arguments: tuple[str, ...], code: int, says: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == code
+    assert says in done.stderr
+    assert done.stderr.startswith("fxgraft: ")
+    assert "Traceback" not in done.output
+
+
+def test_a_missing_dot_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = run("graph", TARGET, "-o", tmp_path / "host.svg")
+    assert done.exit_code == 1
+    assert "install graphviz" in done.stderr
+    assert not (tmp_path / "host.svg").exists()

@@ -1,0 +1,86 @@
+"""Pictures show every slot once, seeds in the colours of their stages, and a user's text as text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxgraft
+from fxgraft import SeedManager, Stage
+from fxgraft.colours import STAGE_COLOURS
+from fxgraft.drawing.graph import Drawing, in_order
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.narrow(torch.relu(self.wide(x)))
+
+
+class Opaque(nn.Module):
+    """Its code has no graph: what is inside of it is drawn in frames of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x) if float(x.detach().sum()) < 1e9 else x
+
+
+@pytest.fixture
+def grown() -> fxgraft.Host:
+    x = torch.randn(3, 4)
+    host = fxgraft.trace(nn.Sequential(Block(), Opaque(), nn.Linear(4, 2)), (x,))
+    manager = SeedManager(host)
+    for name, slot in {"learns": "0.relu", "blends": "0.wide", "holds": "0", "stays": "2"}.items():
+        manager.germinate(slot, "low_rank", name=name, rank=1)
+    manager.blend("holds", steps=1)
+    manager.blend("stays", steps=1)
+    manager.step()
+    manager.fossilize("stays")
+    manager.blend("blends", steps=5)
+    manager.step()
+    return host
+
+
+def test_every_seed_has_the_colour_of_its_stage(grown: fxgraft.Host) -> None:
+    dot = Drawing(grown, deep=True).of(*in_order(grown)).to_string()
+    stages = {
+        "learns": Stage.TRAINING, "blends": Stage.BLENDING, "holds": Stage.HOLDING, "stays": Stage.FOSSILIZED,
+    }  # fmt: skip
+    for name, stage in stages.items():
+        (line,) = [line for line in re.findall(r"n\d+ \[[^\]]*\]", dot) if f'"{name}\\n' in line]
+        assert STAGE_COLOURS[stage] in line
+        assert stage.name.lower() in line
+
+
+def test_every_operation_is_drawn_once_wherever_it_is(grown: fxgraft.Host) -> None:
+    dot = Drawing(grown, deep=True).of(*in_order(grown)).to_string()
+    assert dot.count('"wide\\nLinear"') == 2  # one in each block, the one inside the opaque module too
+    assert dot.count('"relu"') == 2
+    assert '"3 x 8"' in dot.replace('" ', '"')  # where the shape changes
+
+
+@pytest.mark.graphviz
+def test_the_page_opens_module_by_module(grown: fxgraft.Host, tmp_path: Path) -> None:
+    page = grown.show().save(tmp_path / "host.html").read_text(encoding="utf-8")
+    assert page.count("<details") == len(grown.regions)
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org/", "")  # offline
+    assert "blends" in page
+    assert "<iframe" in grown.show()._repr_html_()
+
+
+@pytest.mark.graphviz
+def test_text_is_text(tmp_path: Path) -> None:
+    evil = type("<script>alert(1)</script>", (nn.Linear,), {})
+    host = fxgraft.trace(nn.Sequential(nn.ReLU(), evil(4, 4)), (torch.randn(2, 4),))
+    assert "<script>alert" not in host.show().html()
