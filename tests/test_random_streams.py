@@ -38,7 +38,11 @@ def weights(manager: fxgraft.SeedManager) -> list:
     return frozen(list(manager.seed_parameters()))
 
 
-@pytest.mark.parametrize("blueprint", [*fxgraft.blueprints.names(), lambda slot: Drawing()], ids=str)
+@pytest.mark.parametrize(
+    "blueprint",
+    [*fxgraft.blueprints.names(), lambda slot: Drawing()],
+    ids=lambda b: b if isinstance(b, str) else "factory",
+)
 def test_a_life_leaves_the_global_streams_alone(blueprint: object) -> None:
     class Images(nn.Module):
         def __init__(self) -> None:

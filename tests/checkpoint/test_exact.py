@@ -81,7 +81,9 @@ def test_nested_data_of_every_kind(tree: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, 1j, b"x", {(1, 2): 3}, {None: 1}, torch.float32], ids=repr
+    "value",
+    [object(), {1, 2}, 1j, b"x", {(1, 2): 3}, {None: 1}, torch.float32],
+    ids=lambda v: type(v).__name__ + str(v)[:8] * isinstance(v, dict),
 )
 def test_what_is_no_data_is_refused_by_place(value: Any) -> None:
     with pytest.raises(CheckpointError, match=r"x\.0"):

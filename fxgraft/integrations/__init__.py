@@ -1,0 +1,1 @@
+"""Thin adapters to training frameworks. Each needs its framework, and nothing else does."""
