@@ -24,8 +24,8 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
     """Makes a manager when training begins, steps it, and saves and loads it with the trainer's checkpoints.
 
     The trainer's own checkpoints know no structure, so what they hold of optimizer and scheduler is left to
-    the manager's file: give ``TrainingArguments(save_only_model=True)``. Columns are not to be chosen by the
-    host's signature: ``remove_unused_columns=False``.
+    the manager's file: give ``TrainingArguments(save_only_model=True)``. The host's signature takes anything:
+    give ``remove_unused_columns=False``, and set ``trainer.model_accepts_loss_kwargs`` as the model's is.
 
     Args:
         host: the traced model that the trainer trains.
@@ -59,7 +59,7 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
         if not state.global_step:
             self.manager = SeedManager(self._host, optimizer, **options)
             return
-        file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
+        file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE
         if not file.exists():
             raise CheckpointError(f"{file}: is not there; the run was not saved with this callback")
         self.manager = SeedManager.load(file, self._host, optimizer, **options)
@@ -77,4 +77,4 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Beside the trainer's own files."""
         assert self.manager is not None
-        self.manager.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE)
+        self.manager.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE)
