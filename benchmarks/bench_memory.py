@@ -15,6 +15,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.bench_seeds import FEW, SEEDS, STAGES, grown, twin
@@ -83,6 +84,7 @@ def alive() -> int:
     """The bytes of all tensors in the process, each memory counted once. A compiler's have none."""
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
     storages = {}
     for tensor in tensors:
