@@ -7,7 +7,8 @@ thread, with a handler in Python, as by default; other threads get no interrupts
 
 from __future__ import annotations
 
-import signal
+# What the module signal wraps: there, making enums takes most of the time, at each step.
+import _signal as signal  # type: ignore[import-not-found]
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -7,6 +7,8 @@ from torch import Tensor
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor; a plain tensor itself. Not differentiable."""
+    if type(tensor) is Tensor:
+        return tensor
     # By its attribute: who does not shard imports nothing of torch.distributed.tensor.
     part: Tensor = getattr(tensor, "_local_tensor", tensor)
     return part
