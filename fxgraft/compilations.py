@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class VariantReport:
             (train and eval mode, gradients, sizes).
         artifacts: how many kinds of call have code of the helper.
         uncompiled_calls: how many calls ran uncompiled, for want of code.
+        seconds: what compiling those graphs took, as far as dynamo remembers.
         recompiles: why dynamo compiled each graph after the first, as far as it remembers (it keeps
             the last ``torch._dynamo.config.metrics_count`` compilations or so).
     """
@@ -33,6 +34,7 @@ class VariantReport:
     graphs: int
     artifacts: int
     uncompiled_calls: int
+    seconds: float
     recompiles: tuple[str, ...]
 
 
@@ -97,22 +99,19 @@ def compile_report(host: nn.Module) -> CompileReport:
     if compiled is None:
         raise FxGraftError("the host is not compiled: call host.compile() first")
     breaks = 0 if compiled.options["fullgraph"] else sum(utils.counters["graph_break"].values())
-    reasons = _reasons()
-    rows = tuple(_row(variant, reasons) for variant in compiled.variants)
+    remembered = utils.get_compilation_metrics()
+    rows = tuple(_row(variant, remembered) for variant in compiled.variants)
     return CompileReport(tuple(unit.name for unit in compiled.units), rows, breaks)
 
 
-def _row(variant: Variant, reasons: Callable[[str], tuple[str, ...]]) -> VariantReport:
+def _row(variant: Variant, remembered: Sequence[Any]) -> VariantReport:
     code = variant.function.__code__
+    own = [compilation for compilation in remembered if compilation.co_name == code.co_name]
     return VariantReport(
         variant.label,
         len(_debug_get_cache_entry_list(code)),
         len(variant.artifacts),
         variant.misses,
-        reasons(code.co_name),
+        sum(compilation.entire_frame_compile_time_s or 0.0 for compilation in own),
+        tuple(str(compilation.recompile_reason) for compilation in own if compilation.recompile_reason),
     )
-
-
-def _reasons() -> Callable[[str], tuple[str, ...]]:
-    metrics = [m for m in utils.get_compilation_metrics() if m.recompile_reason]
-    return lambda name: tuple(str(m.recompile_reason) for m in metrics if m.co_name == name)

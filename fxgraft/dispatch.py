@@ -11,6 +11,7 @@ from fxgraft import commands, nursery
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, Command, Reply
 from fxgraft.errors import CommandError
 from fxgraft.inbox import Inbox
+from fxgraft.reporter import Reporter
 from fxgraft.telemetry import logger
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ _GERMINATE = {"slot_name", "blueprint", "source", "name", "mode", "objective", "
 class Dispatcher:
     """Turns messages into calls of a manager's methods and their outcome into replies."""
 
-    def __init__(self, manager: SeedManager):
-        self._manager = manager
+    def __init__(self, manager: SeedManager, reporter: Reporter):
+        self._manager, self._reporter = manager, reporter
         self._replies: OrderedDict[str, Reply] = OrderedDict()
 
     def handle(self, message: Message, inbox: Inbox | None = None) -> Reply:
@@ -44,7 +45,10 @@ class Dispatcher:
         try:
             command = commands.parse(message)
         except CommandError as error:
-            return Reply(False, str(error))
+            reply = Reply(False, str(error))
+            if inbox is None:  # else this may be another thread, and sinks are for the one that trains
+                self._reporter.command(None, reply)
+            return reply
         if inbox is not None:
             waiting = inbox.put(command)
             # Only what was refused has its reply now; or what the other thread was quick to carry out.
@@ -58,6 +62,7 @@ class Dispatcher:
         except Exception as error:
             logger.info("refused %s: %s", kind, error)
             reply = Reply(False, f"{type(error).__name__}: {error}", kind, _subject(command), command.id)
+        self._reporter.command(commands.to_dict(command), reply)
         if command.id is not None:
             self._replies[command.id] = reply
             if len(self._replies) > REMEMBERED:

@@ -25,7 +25,9 @@ from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
 from fxgraft.inbox import Inbox
 from fxgraft.interrupts import disturbable, undisturbed
+from fxgraft.introduction import introduce
 from fxgraft.isolation import Violation
+from fxgraft.journal import Journal
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
 from fxgraft.names import SeedNames
@@ -66,7 +68,8 @@ class SeedManager:
         cooldown: for how many steps a slot refuses new seeds after a cull there.
         prefetch_timeout: seconds after which a germination with ``wait=False`` is given up: to build its
             module, and then to compile its structure; None: never.
-        metrics_every: training steps between two ``metrics`` events to the sinks; 0 for none.
+        metrics_every: training steps between two entries of the journal (the events ``steps``, ``compiled``
+            and ``metrics``) to the sinks; 0 for none.
         helper: ``"auto"`` compiles in a helper process what training is not to wait for, where such a
             process can be forked (Linux, a host on the CPU); ``"off"`` never does.
         shard_from: on a host that ``fully_shard`` has sharded, the elements from which a parameter of a seed
@@ -99,7 +102,7 @@ class SeedManager:
         self.host = inner
         self.schedulers = tuple(schedulers)
         self.enabled = _enabled_by_environment() if enabled is None else enabled
-        self._reporter = Reporter(sinks)
+        self._reporter = Reporter(sinks, lambda: introduce(inner, self._seeds.values()))
         self._optimizers = _optimizers(optimizer)
         self._lifecycle = Lifecycle(
             inner,
@@ -109,7 +112,7 @@ class SeedManager:
             self.schedulers,
         )
         self._seeds = self._lifecycle.seeds
-        self._dispatcher = Dispatcher(self)
+        self._dispatcher = Dispatcher(self, self._reporter)
         self._inbox = Inbox()
         self.peers = peers_of(
             host,
@@ -126,7 +129,7 @@ class SeedManager:
         self._lifecycle.distribute = self.peers.distribute
         self._lifecycle.gradients.average = self.peers.average
         self._background = Background(self._lifecycle, self._reporter, self.peers, prefetch_timeout, helper)
-        self._metrics_every = metrics_every
+        self._journal = Journal(inner, self._reporter, self.metrics, metrics_every)
         self._names = SeedNames()
         self._gates = gates
         self._cooldown = cooldown
@@ -416,6 +419,9 @@ class SeedManager:
     def step(self, loss: float | Tensor | None = None) -> None:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
 
+        Args:
+            loss: of this step, for the sinks; one number, which a tensor on a device may stay.
+
         Commands of other threads are carried out at its end. The thread that calls it is the training thread.
 
         Raises:
@@ -432,8 +438,7 @@ class SeedManager:
             for seed in list(self._seeds.values()):
                 if not seed.paused:
                     self._lifecycle.advance(seed)
-            if self._metrics_every and self._reporter.step % self._metrics_every == 0:
-                self._reporter.emit("metrics", **self.metrics())
+            self._journal.step(loss)
             self.monitor.step(self._seeds.values())
             self._dispatcher.carry_out(self.peers.orders(self._inbox))
 
@@ -547,13 +552,14 @@ class SeedManager:
         manager = cls(host, optimizer, **options)
         lifecycle = manager._lifecycle
         lifecycle.cold = True  # the structures on the way are not worth compiling
+        manager._reporter.silent = True
         folder = manager.peers.folder
         given = lifecycle, manager._optimizers, manager.schedulers, blueprints or {}, manager.peers.rank
         if folder is None:
             state = checkpoint.restore(path, *given)
         else:
             state = checkpoint.restore(folder.find(path), *given, read=folder.read)
-        lifecycle.cold = False
+        lifecycle.cold = manager._reporter.silent = False
         if not wait and manager.host.compiled is not None:
             manager.host.compiled.expect_help(manager.host.structure)
         else:

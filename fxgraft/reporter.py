@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fxgraft.commands import Reply
 from fxgraft.gates import Verdict
 from fxgraft.isolation import Violation
 from fxgraft.seed import Seed
@@ -21,21 +22,29 @@ class Reporter:
 
     Attributes:
         step: training steps so far.
+        silent: whether sinks are told nothing: what is restored from a file happened earlier.
         counters: what metrics are made of beside the seeds.
     """
 
-    def __init__(self, sinks: Sequence[Sink]):
+    def __init__(self, sinks: Sequence[Sink], introduction: Callable[[], dict[str, Any]]):
         self._sinks = Sinks(sinks)
+        self._introduction: Callable[[], dict[str, Any]] | None = introduction if sinks else None
         self.step = 0
+        self.silent = False
         self.counters = Counters()
 
     def emit(self, kind: str, seed: str | None = None, /, **data: Any) -> None:
-        """Send an event to every sink."""
+        """Send an event to every sink. The first is led by the event ``run_began``."""
+        if self.silent:
+            return
+        if self._introduction is not None:
+            introduction, self._introduction = self._introduction, None
+            self._sinks.emit(Event("run_began", self.step, None, introduction()))
         self._sinks.emit(Event(kind, self.step, seed, data))
 
     def stage(self, seed: Seed) -> None:
         """A seed has entered its stage."""
-        self.emit("seed_stage", seed.name, stage=seed.stage.name, alpha=seed.alpha, slot=seed.slot)
+        self.emit("seed_stage", seed.name, **seed.to_dict())
         if seed.stage in _OPERATIONS:
             self.operation(_OPERATIONS[seed.stage], seed)
 
@@ -55,6 +64,10 @@ class Reporter:
     def gradients_dropped(self, seed: str) -> None:
         """A seed's gradients were not finite in this step."""
         self.emit("gradients_dropped", seed)
+
+    def command(self, command: Mapping[str, Any] | None, reply: Reply) -> None:
+        """A command was carried out or refused; None stands for one that could not be read."""
+        self.emit("command", reply.seed, command=command, accepted=reply.accepted, reason=reply.reason)
 
     def violations(self, found: Sequence[Violation], live: Sequence[Seed]) -> None:
         """The isolation check found something while these seeds were live."""

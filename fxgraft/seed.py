@@ -84,6 +84,21 @@ class Seed:
             return (self.alpha,)
         return tuple(self._graft.alpha.flatten().tolist())
 
+    def to_dict(self) -> dict[str, Any]:
+        """What it is and where it stands, in JSON types; for events."""
+        module = self.module
+        return {
+            "name": self.name,
+            "slot": self.slot,
+            "source": self.source,
+            "blueprint": self.blueprint,
+            "mode": self.spec.mode,
+            "isolated": self.spec.isolated,
+            "stage": self.stage.name,
+            "alpha": self.alpha,
+            "parameters": sum(p.numel() for p in module.parameters()) if module is not None else None,
+        }
+
     def set_alpha(self, *alphas: float) -> None:
         """Set the share (of each channel), in place: nothing recompiles."""
         uniform = len(set(alphas)) == 1  # the mean of equal numbers may be another one

@@ -192,6 +192,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [e.value for e in read.Scalars("kasmina.seeds.active")] == [2, 2, 2, 0, 1, 0, 0]
     kinds = {tag.removesuffix("/text_summary") for tag in read.Tags()["tensors"]}
     assert kinds >= {"seed_stage", "seed_operation", "blend_config", "gate_event", "rollback"}
+    assert kinds.isdisjoint({"steps", "run_began"}), "the loss of every step is no text"
 
 
 def test_logging(caplog: pytest.LogCaptureFixture) -> None:
@@ -225,4 +226,90 @@ def test_without_seeds_nothing_is_reported_but_that() -> None:
     manager.cull("a")
     operations = [(e.data["operation"], e.data["disabled"]) for e in sink.of_kind("seed_operation")]
     assert operations == [("germinate", True), ("blend", True), ("cull", True)]
-    assert {e.kind for e in sink.events} == {"seed_operation", "metrics"}
+    assert {e.kind for e in sink.events} == {"run_began", "seed_operation", "steps", "metrics"}
+
+
+def test_a_run_begins_with_what_it_is() -> None:
+    sink = Memory()
+    host, _, manager = live(sink)
+    assert sink.events == [], "a manager that does nothing says nothing"
+    manager.germinate(SLOT, "mlp", name="a", hidden=3)
+    (began,) = sink.of_kind("run_began")
+    assert sink.events[0] is began
+    assert began.data["parameters"] == sum(p.numel() for p in host.host_parameters())
+    assert [slot["name"] for slot in began.data["slots"]] == list(host.slots)
+    assert began.data["slots"][0]["shape"] == list(next(iter(host.slots.values())).shape)
+    assert began.data["versions"]["torch"] == torch.__version__
+    born = sink.of_kind("seed_stage")[0].data
+    assert (born["slot"], born["blueprint"], born["mode"], born["source"]) == (SLOT, "mlp", "residual", None)
+    assert born["parameters"] == sum(p.numel() for p in manager.seeds["a"].module.parameters())
+
+
+def test_a_run_that_goes_on_begins_with_its_seeds(tmp_path: Path) -> None:
+    host, optimizer, manager = live()
+    manager.germinate(SLOT, "mlp", name="a")
+    train(host, optimizer, [PLAN.batch(0)], lambda _: manager.step())
+    manager.save(tmp_path / "run")
+    sink = Memory()
+    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    loaded = SeedManager.load(tmp_path / "run", host, torch.optim.SGD(host.parameters(), 0.05), sinks=[sink])
+    loaded.blend("a", steps=2)
+    began = sink.events[0]
+    assert (began.kind, began.step) == ("run_began", 1)
+    assert [(s["name"], s["stage"]) for s in began.data["seeds"]] == [("a", "TRAINING")]
+
+
+@pytest.mark.parametrize("given", ["tensor", "number", "nothing"])
+def test_steps_tell_the_loss_and_time_of_each(given: str) -> None:
+    sink = Memory()
+    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    manager = SeedManager(host, sinks=[sink], metrics_every=3)
+    loss = torch.tensor(0.0)
+    for step in range(7):
+        loss.fill_(step)  # as a CUDA graph does: the tensor given last is overwritten
+        manager.step({"tensor": loss, "number": float(step), "nothing": None}[given])
+    told = sink.of_kind("steps")
+    assert [event.step for event in told] == [3, 6], "a step that is not told yet is told with the next"
+    expected = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0] if given != "nothing" else [None] * 6
+    assert [value for event in told for value in event.data["loss"]] == expected
+    times = [value for event in told for value in event.data["ms"]]
+    assert times[0] is None, "there was no step before the first"
+    assert all(value > 0 for value in times[1:])
+
+
+def test_without_an_interval_losses_are_not_kept() -> None:
+    sink = Memory()
+    manager = SeedManager(fxgraft.trace(PLAN.build(), (PLAN.batch(0),)), sinks=[sink])
+    for _ in range(3):
+        manager.step(torch.tensor(1.0))
+    assert manager._journal._pace.take() == {"loss": [], "ms": []}
+    assert sink.events == []
+
+
+def test_commands_are_events_with_their_replies() -> None:
+    sink = Memory()
+    manager = live(sink)[2]
+    manager.handle({"type": "SEED", "slot": SLOT, "blueprint": "mlp", "name": "a", "id": "1"})
+    manager.handle({"type": "SEED", "slot": SLOT, "blueprint": "mlp", "name": "a", "id": "1"})  # told once
+    manager.handle({"type": "CULL", "seed": "nobody"})
+    manager.handle("{")
+    commands = sink.of_kind("command")
+    told = [(e.seed, (e.data["command"] or {}).get("type"), e.data["accepted"]) for e in commands]
+    assert told == [("a", "SEED", True), ("nobody", "CULL", False), (None, None, False)]
+    assert "nobody" in commands[1].data["reason"]
+
+
+def test_compilations_are_events(fresh_compiler: None) -> None:
+    sink = Memory()
+    host, optimizer, manager = live(sink)
+    host.compile(backend="aot_eager")
+    batches = [PLAN.batch(i) for i in range(2)]
+    train(host, optimizer, batches, lambda _: manager.step())
+    first = sink.of_kind("compiled")
+    assert [(e.step, e.data["graphs"]) for e in first] == [(1, 1)], "told once, when it was compiled"
+    assert first[0].data["seconds"] > 0
+    manager.germinate(SLOT, "mlp", name="a")
+    train(host, optimizer, batches, lambda _: manager.step())
+    told = sink.of_kind("compiled")[1:]
+    assert told
+    assert all("a" in e.data["label"] for e in told)

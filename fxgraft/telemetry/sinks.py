@@ -13,6 +13,9 @@ from typing import Any
 
 from fxgraft.telemetry.events import Event
 
+BULKY = frozenset({"run_began", "steps"})
+"""Kinds that are long, and made for a log that is read by a program."""
+
 
 class Memory:
     """Keeps events in a list, ``events``."""
@@ -61,6 +64,8 @@ class Logging:
         "prefetch_failed": logging.WARNING,
         "rollback": logging.WARNING,
         "metrics": logging.DEBUG,
+        "steps": logging.DEBUG,
+        "run_began": logging.DEBUG,
     }
 
     def __init__(self, logger: logging.Logger | None = None):
@@ -84,6 +89,8 @@ class TensorBoard:
         self._writer = writer
 
     def __call__(self, event: Event) -> None:
+        if event.kind in BULKY:
+            return
         if event.kind != "metrics":
             text = json.dumps({"seed": event.seed, **event.data})
             self._writer.add_text(event.kind, text, global_step=event.step)
