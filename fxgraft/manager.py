@@ -564,7 +564,8 @@ class SeedManager:
             manager.host.compiled.expect_help(manager.host.structure)
         else:
             manager.host.warm_up(Structure())
-        manager._run_seed, manager._reporter.step = state.run_seed, state.step
+        manager._run_seed = state.run_seed
+        manager._reporter.go_on(state.step)
         manager._names = SeedNames(state.names)
         manager._refuses_until = dict(state.refuses_until)
         return manager

@@ -29,9 +29,13 @@ class Reporter:
     def __init__(self, sinks: Sequence[Sink], introduction: Callable[[], dict[str, Any]]):
         self._sinks = Sinks(sinks)
         self._introduction: Callable[[], dict[str, Any]] | None = introduction if sinks else None
-        self.step = 0
+        self.step = self._began = 0
         self.silent = False
         self.counters = Counters()
+
+    def go_on(self, step: int) -> None:
+        """The run begins behind that step of an earlier one."""
+        self.step = self._began = step
 
     def emit(self, kind: str, seed: str | None = None, /, **data: Any) -> None:
         """Send an event to every sink. The first is led by the event ``run_began``."""
@@ -39,7 +43,7 @@ class Reporter:
             return
         if self._introduction is not None:
             introduction, self._introduction = self._introduction, None
-            self._sinks.emit(Event("run_began", self.step, None, introduction()))
+            self._sinks.emit(Event("run_began", self._began, None, introduction()))
         self._sinks.emit(Event(kind, self.step, seed, data))
 
     def stage(self, seed: Seed) -> None:

@@ -51,7 +51,11 @@ def fresh_compiler():
     gc.collect()
 
 
-THERE = {"gpu": torch.cuda.is_available(), "graphviz": shutil.which("dot") is not None}
+THERE = {
+    "gpu": torch.cuda.is_available(),
+    "graphviz": shutil.which("dot") is not None,
+    "browser": shutil.which("chromium") is not None and shutil.which("chromedriver") is not None,
+}
 """What some tests need, by their marker."""
 
 

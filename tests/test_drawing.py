@@ -13,6 +13,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.colours import STAGE_COLOURS
 from fxgraft.drawing.graph import Drawing, in_order
+from tests.browser import chromium
 
 
 class Block(nn.Module):
@@ -84,3 +85,26 @@ def test_text_is_text(tmp_path: Path) -> None:
     evil = type("<script>alert(1)</script>", (nn.Linear,), {})
     host = fxgraft.trace(nn.Sequential(nn.ReLU(), evil(4, 4)), (torch.randn(2, 4),))
     assert "<script>alert" not in host.show().html()
+
+
+@pytest.mark.graphviz
+@pytest.mark.browser
+def test_the_page_opens_module_by_module_in_a_browser(grown: fxgraft.Host, tmp_path: Path) -> None:
+    target = grown.show().save(tmp_path / "host.html")
+    with chromium() as browser:
+        browser.get(target.as_uri())
+        assert [entry["message"] for entry in browser.get_log("browser")] == []
+        summaries = browser.find_elements("css selector", "summary")
+        names = [summary.find_element("css selector", "code").text for summary in summaries]
+        assert names[0] == "model"
+        figures = browser.find_elements("css selector", "figure svg")
+        assert len(figures) == len(summaries), "each module has its graph"
+        assert figures[0].is_displayed()
+        shown = browser.find_element("css selector", "figure").text
+        assert "stays" in shown
+        summaries[0].click()
+        assert not figures[0].is_displayed()
+        summaries[0].click()
+        assert figures[0].is_displayed()
+        loaded = browser.execute_script("return performance.getEntriesByType('resource').length")
+        assert loaded == 0, "the page opens offline"

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 import fxgraft
 from fxgraft.cli import app
+from fxgraft.telemetry import JsonLines
 from tests.cli.target import small
 
 TARGET = str(Path(__file__).parent / "target.py") + ":small"
@@ -75,6 +76,24 @@ def test_a_damaged_checkpoint_ends_with_1(saved: Path) -> None:
         assert "checksum" in done.stderr
 
 
+def test_a_run_is_reported_and_watched(tmp_path: Path) -> None:
+    with JsonLines(tmp_path / "events.jsonl") as sink:
+        model, example = small()
+        manager = fxgraft.SeedManager(fxgraft.trace(model, example), sinks=[sink], metrics_every=1)
+        manager.germinate("1", "mlp", name="a")
+        manager.step(0.5)
+    done = run("report", tmp_path)
+    assert (done.exit_code, done.stdout) == (0, f"wrote {tmp_path / 'events.html'}\n")
+    assert "mlp at 1, residual" in (tmp_path / "events.html").read_text()
+    assert run("report", tmp_path / "events.jsonl", "-o", tmp_path / "x.html").exit_code == 0
+    assert (tmp_path / "x.html").exists()
+    told = json.loads(run("report", tmp_path, "--json").stdout)
+    assert (told["steps"], told["live"], told["last_loss"]) == (1, 1, 0.5)
+    shown = run("watch", tmp_path, "--once")
+    assert shown.exit_code == 0
+    assert "1 growing" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -86,6 +105,10 @@ def test_a_damaged_checkpoint_ends_with_1(saved: Path) -> None:
         (("plan", TARGET, "1", "mlp", "--config", "[]"), 2, "--config: expected a JSON object"),
         (("graph", TARGET, "-o", "host.txt"), 2, ".svg, .png, .html"),
         (("checkpoint", "verify", "nowhere"), 1, "nowhere"),
+        (("report", "nowhere"), 1, "expected a log"),
+        (("report", __file__), 1, "expected JSON lines of events"),
+        (("report", "nowhere", "--json"), 1, "expected a log"),
+        (("watch", "nowhere", "--once"), 1, "expected a log"),
     ],
 )
 def test_errors_are_told_in_a_line(arguments: tuple[str, ...], code: int, says: str) -> None:

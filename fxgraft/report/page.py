@@ -1,0 +1,80 @@
+"""The page of a run: one HTML file with everything in it, which opens offline."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from plotly.io import to_html
+from plotly.offline import get_plotlyjs
+
+from fxgraft.colours import DARK, LIGHT, STAGE_COLOURS
+from fxgraft.report.charts import MOST_LANES, chart
+from fxgraft.report.lanes import describe
+from fxgraft.report.reading import find, read
+from fxgraft.report.run import Run
+from fxgraft.report.tree import structure
+from fxgraft.stage import Stage
+
+MOST_ROWS = 2000
+"""How many rows of a table are written: the latest."""
+
+
+def write(path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Read the log of a run and write its page.
+
+    Args:
+        path: the log, or a folder with an ``events.jsonl``.
+        output: the page; by default beside the log, with the suffix ``.html``.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        ReadError: there is no log.
+    """
+    run = read(path)
+    target = Path(output) if output is not None else find(path).with_suffix(".html")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(run, title=target.stem if target.stem != "events" else find(path).parent.name))
+    return target
+
+
+def page(run: Run, title: str = "") -> str:
+    """The page. Everything that comes from the log is escaped; the page may load nothing from anywhere."""
+    # Autoescape is on for everything: what a log holds is never markup.
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fxgraft.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = number
+    drawn = to_html(chart(run), include_plotlyjs=False, full_html=False, div_id="chart", config=CONFIG)
+    return environment.get_template("page.html").render(
+        title=title or run.host or "run",
+        run=run,
+        summary=run.summary(),
+        root=structure(run),
+        stalls=run.stalls(),
+        chart=Markup(drawn),  # plotly escapes what goes into its script
+        plotly=Markup(get_plotlyjs()),
+        colours={stage.name: colour for stage, colour in STAGE_COLOURS.items()},
+        stages=[stage.name for stage in Stage if stage is not Stage.DORMANT],
+        light=LIGHT,
+        dark=DARK,
+        describe=describe,
+        most=MOST_ROWS,
+        most_lanes=MOST_LANES,
+    )
+
+
+CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    """A number for the page; a dash where there is none."""
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,140 @@
+"""A run in the terminal, while it trains: what `fxgraft watch` shows, through rich."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from fxgraft.colours import STAGE_COLOURS
+from fxgraft.report.points import smooth
+from fxgraft.report.reading import find, read
+from fxgraft.report.run import Entry, Lane, Run
+from fxgraft.report.tail import Tail
+from fxgraft.stage import Stage
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+MOST_SEEDS, MOST_ENTRIES = 14, 8
+"""How many seeds and events there is room for: the latest."""
+
+
+def show(path: str | os.PathLike[str], console: Console | None = None) -> None:
+    """Show a run as it is now. Raises `ReadError` where there is no log."""
+    (console or Console()).print(screen(read(path)))
+
+
+def follow(
+    path: str | os.PathLike[str],
+    every: float = 1.0,
+    console: Console | None = None,
+    looks: int | None = None,
+) -> None:
+    """Show a run, and go on with what comes, until Ctrl-C.
+
+    Args:
+        path: the log, or its folder. It need not be there yet.
+        every: seconds between two looks.
+        console: where to; the standard output by default.
+        looks: end after so many; None: never.
+    """
+    tail = Tail(find(path))
+    waiting = Text(f"waiting for {tail.path}", style="dim")
+    with Live(waiting, console=console, auto_refresh=False) as live:
+        try:
+            while looks is None or looks > 0:
+                if tail.look():
+                    live.update(screen(tail.reader.run), refresh=True)
+                looks = None if looks is None else looks - 1
+                time.sleep(every)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            tail.close()
+
+
+def screen(run: Run) -> RenderableType:
+    """Everything that is shown."""
+    return Group(
+        Panel(_head(run), title=Text(run.host or "run", style="bold"), title_align="left"),
+        seed_table(run),
+        *map(_line, run.log[-MOST_ENTRIES:]),
+    )
+
+
+def seed_table(run: Run) -> RenderableType:
+    """The seeds that are there, the latest."""
+    lanes = [lane for lane in run.lanes.values() if lane.stage is not Stage.CULLED]
+    if not lanes:
+        return Text("no seeds", style="dim")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("seed", "slot", "stage"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    for name in ("alpha", "contributes", "gradients"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for lane in lanes[-MOST_SEEDS:]:
+        table.add_row(*_cells(lane))
+    return table
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """The course of some values in a line of blocks, on a logarithmic scale where all are positive."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    scaled = [math.log(value) for value in finite] if min(finite) > 0 else finite
+    stretch = max(len(scaled) / width, 1.0)
+    count = min(width, len(scaled))
+    means = []
+    for i in range(count):
+        part = scaled[round(i * stretch) : max(round((i + 1) * stretch), round(i * stretch) + 1)]
+        means.append(sum(part) / len(part))
+    low, high = min(means), max(means)
+    if low == high:
+        return BLOCKS[len(BLOCKS) // 2] * count
+    return "".join(BLOCKS[round((mean - low) / (high - low) * (len(BLOCKS) - 1))] for mean in means)
+
+
+def _head(run: Run) -> RenderableType:
+    facts = run.summary()
+    loss = [value for _, value in run.losses]
+    level = smooth([point for point in run.losses[-500:] if math.isfinite(point[1])])
+    line = Text(f"step {run.step:,}")
+    if level:
+        line.append(f"   loss {level[-1][1]:.4g}")
+    if facts["median_ms"] is not None:
+        line.append(f"   {facts['median_ms']:.1f} ms per step (longest {facts['longest_ms']:.0f})")
+    line.append(f"   seeds: {facts['live']} growing, {facts['kept']} kept, {facts['culled']} culled")
+    alarm = "bold red" if facts["violations"] else "green"
+    line.append(f"   {facts['violations']} isolation violations", style=alarm)
+    if facts["unreadable"]:
+        line.append(f"   {facts['unreadable']} unreadable lines", style="yellow")
+    return Group(line, Text(sparkline(loss), style="blue")) if loss else line
+
+
+def _cells(lane: Lane) -> tuple[RenderableType, ...]:
+    colour = STAGE_COLOURS[lane.stage]
+    contribution = "" if lane.contribution is None else f"{lane.contribution:+.4g}"
+    ratio = "" if lane.ratio is None else f"{lane.ratio:.3g}"
+    alpha = Text(f"{lane.alpha:.2f} ")
+    alpha.append(_bar(lane.alpha), style=colour)
+    return Text(lane.name), Text(lane.slot), Text(lane.stage.name, style=colour), alpha, contribution, ratio
+
+
+def _bar(share: float, width: int = 6) -> str:
+    full = round(min(max(share, 0.0), 1.0) * width) if math.isfinite(share) else 0
+    return "█" * full + "░" * (width - full)
+
+
+def _line(entry: Entry) -> RenderableType:
+    line = Text(f"{entry.step:>7}  {entry.kind}", style="dim", no_wrap=True, overflow="ellipsis")
+    if entry.seed:
+        line.append(f"  {entry.seed}", style="bold")
+    return line.append(f"  {entry.text}")
