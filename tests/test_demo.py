@@ -29,6 +29,7 @@ from fxgraft.demo.model import SmallNet, initial_weights, wide_conv
 from fxgraft.demo.records import Record, SeedRecord, SeedRow
 from fxgraft.demo.training import Bench
 from fxgraft.demo.view import View, seed_table
+from fxgraft.report import read
 
 POLICY = Policy(window=5, isolate=4, blend=3, hold=2, latest=100, flat=0.1, margin=0.01, attempts=2)
 CANDIDATES = [("a", "x"), ("b.c", "y")]
@@ -317,6 +318,13 @@ def test_a_quick_run_writes_everything(tmp_path, capsys):
     assert {seed["final_stage"] for seed in result["seeds"]} == {"FOSSILIZED"}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "stage1: Stage" in text_of((tmp_path / "host.svg").read_text())
+    run = read(tmp_path / "events.jsonl")
+    assert run.unreadable == 0
+    assert run.step == program.QUICK_STEPS
+    kept = [seed["name"] for seed in result["seeds"] if seed["random_seed"] == program.FIRST_SEED + 1]
+    assert [lane.name for lane in run.lanes.values() if lane.stage is fxgraft.Stage.FOSSILIZED] == kept
+    assert all(lane.contribution is not None for lane in run.lanes.values())
+    assert kept[0] in (tmp_path / "report.html").read_text()
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert all(sentence in printed for sentence in result["verdict"])

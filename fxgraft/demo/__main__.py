@@ -15,6 +15,8 @@ from fxgraft.demo.controller import Policy
 from fxgraft.demo.records import Record
 from fxgraft.demo.training import Bench
 from fxgraft.demo.view import View
+from fxgraft.report import page as report
+from fxgraft.telemetry import JsonLines, Sink
 
 STEPS = 600
 # Width and policy were chosen on the random seeds 0 to 4 and another split of the data: the numbers
@@ -43,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         policy = QUICK_POLICY if options.quick else Policy()
         bench = Bench(data.load(), steps, policy, view, compiled=not options.quick)
         random_seeds = range(options.first_seed, options.first_seed + options.seeds)
-        records, architecture = run_all(bench, random_seeds, view)
+        log = options.out / "events.jsonl"
+        log.unlink(missing_ok=True)  # a sink appends
+        with JsonLines(log) as sink:
+            records, architecture = run_all(bench, random_seeds, view, sink)
     how = "eager" if options.quick else "inductor"
     execution = {**dict.fromkeys(summary.ARMS, how), "no_isolation": "eager", "measurements": "eager"}
     seconds = time.perf_counter() - began
@@ -51,18 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     summary.write(result, options.out)
     curves.draw(records, options.out / "curves.png")
     (options.out / "host.svg").write_text(architecture, encoding="utf-8")
+    written = report.write(log, options.out / "report.html", f"Demo: the grown arm, run {random_seeds[-1]}")
     view.conclude(result)
-    view.console.print(f"\nwrote summary.json, curves.png and host.svg to {options.out}/")
+    view.console.print(f"\nwrote summary.json, curves.png, host.svg and report.html to {options.out}/")
+    view.console.print(f"open {written} in a browser: the last grown run, step by step", soft_wrap=True)
 
 
-def run_all(bench: Bench, random_seeds: Sequence[int], view: View) -> tuple[dict[str, list[Record]], str]:
+def run_all(
+    bench: Bench, random_seeds: Sequence[int], view: View, sink: Sink
+) -> tuple[dict[str, list[Record]], str]:
     """All arms with all random seeds, and the picture of the last grown host.
 
-    The grown arm leads: the others follow its script, or take over what it ended up with.
+    The grown arm leads: the others follow its script, or take over what it ended up with. With the last
+    random seed it tells ``sink`` everything.
     """
     records: dict[str, list[Record]] = {arm: [] for arm in summary.ARMS}
     for random_seed in random_seeds:
-        grown = arms.grown(bench, random_seed)
+        is_last = random_seed == random_seeds[-1]
+        grown = arms.grown(bench, random_seed, [sink] if is_last else [])
         runs: dict[str, Callable[[], Record]] = {
             "baseline": partial(arms.baseline, bench, random_seed),
             "disabled": partial(arms.disabled, bench, random_seed, grown.script),
@@ -71,7 +82,7 @@ def run_all(bench: Bench, random_seeds: Sequence[int], view: View) -> tuple[dict
         }
         records["grown"].append(grown)
         view.finished(grown)
-        if random_seed == random_seeds[-1]:
+        if is_last:
             architecture = drawing.picture(
                 bench.host, grown.seeds, f"The host and what grew on it in run {random_seed}"
             )

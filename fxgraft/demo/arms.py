@@ -18,6 +18,7 @@ from fxgraft.demo.controller import Action, Germinate
 from fxgraft.demo.model import BLUEPRINTS
 from fxgraft.demo.records import Record
 from fxgraft.demo.training import Bench, Run
+from fxgraft.telemetry import Sink
 
 
 def baseline(bench: Bench, random_seed: int) -> Record:
@@ -34,9 +35,9 @@ def disabled(bench: Bench, random_seed: int, script: Sequence[tuple[int, Action]
     return run.finish()
 
 
-def grown(bench: Bench, random_seed: int) -> Record:
+def grown(bench: Bench, random_seed: int, sinks: Sequence[Sink] = ()) -> Record:
     """(c) The controller at work."""
-    run = Run(bench, "grown", random_seed, bench.empty_host())
+    run = Run(bench, "grown", random_seed, bench.empty_host(), sinks=sinks)
     run.grow()
     return run.finish()
 

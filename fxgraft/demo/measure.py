@@ -45,11 +45,7 @@ def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
 
 def contribution(manager: SeedManager, seed: str, part: Part) -> float:
     """The loss without the seed minus the loss with it: positive where it helps."""
-    with manager.at_alpha(seed, 0.0):
-        without, _ = evaluate(manager.host, part)
-    with manager.at_alpha(seed, 1.0):
-        with_seed, _ = evaluate(manager.host, part)
-    return without - with_seed
+    return manager.measure(seed, lambda: evaluate(manager.host, part)[0])
 
 
 @dataclass

@@ -27,6 +27,7 @@ from fxgraft.demo.measure import (
 from fxgraft.demo.model import BLUEPRINTS, CANDIDATES, SmallNet, initial_weights
 from fxgraft.demo.records import Record, SeedRecord, SeedRow, Watcher
 from fxgraft.gradients import norm_of
+from fxgraft.telemetry import Sink
 
 RATE = 1e-2
 EVALUATE_EVERY = 20
@@ -72,7 +73,15 @@ class Bench:
 class Run:
     """One training run."""
 
-    def __init__(self, bench: Bench, arm: str, random_seed: int, model: nn.Module, enabled: bool = True):
+    def __init__(
+        self,
+        bench: Bench,
+        arm: str,
+        random_seed: int,
+        model: nn.Module,
+        enabled: bool = True,
+        sinks: Sequence[Sink] = (),
+    ):
         self.bench, self.model = bench, model
         self.record = Record(arm, random_seed)
         model.load_state_dict(initial_weights(random_seed))
@@ -86,7 +95,9 @@ class Run:
             self.optimizer, lambda step: min(1.0, (bench.steps - step) / last)
         )
         if isinstance(model, Host):
-            self.manager = SeedManager(model, self.optimizer, enabled=enabled)
+            self.manager = SeedManager(
+                model, self.optimizer, enabled=enabled, sinks=sinks, metrics_every=5 if sinks else 0
+            )
         self.ledger = FlopLedger()
         self.seeds: dict[str, fxgraft.Seed] = {}
         self.gains: dict[str, float] = {}

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fxgraft.errors import CheckpointError
 from fxgraft.host import Host
 from fxgraft.manager import SeedManager
+from fxgraft.training.clipping import clip_per_owner
 
 FILE = "fxgraft.safetensors"
 """The name of our file in each checkpoint folder."""
@@ -26,6 +27,9 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
     The trainer's own checkpoints know no structure, so what they hold of optimizer and scheduler is left to
     the manager's file: give ``TrainingArguments(save_only_model=True)``. The host's signature takes anything:
     give ``remove_unused_columns=False``, and set ``trainer.model_accepts_loss_kwargs`` as the model's is.
+
+    Where the trainer clips by norm (``max_grad_norm``, by default 1), the callback does it in its place, each
+    owner for itself: by one norm over all the host would feel its seeds.
 
     Args:
         host: the traced model that the trainer trains.
@@ -41,6 +45,7 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
     ):
         self.manager: SeedManager | None = None
         self._host, self._on_step, self._options = host, on_step, options
+        self._clip_norm = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -53,6 +58,7 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
         """
         if not args.save_only_model:
             raise ValueError("TrainingArguments: expected save_only_model=True; the manager saves optimizers")
+        self._clip_norm, args.max_grad_norm = args.max_grad_norm, 0.0
         optimizer: Optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])
         scheduler = getattr(given["lr_scheduler"], "scheduler", given["lr_scheduler"])
         options = {"schedulers": [scheduler], **self._options}
@@ -63,6 +69,19 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
         if not file.exists():
             raise CheckpointError(f"{file}: is not there; the run was not saved with this callback")
         self.manager = SeedManager.load(file, self._host, optimizer, **options)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Give the clipping back."""
+        args.max_grad_norm = self._clip_norm
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Clip, each owner for itself."""
+        if self._clip_norm and self.manager is not None:
+            clip_per_owner(self.manager, self._clip_norm)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from fxgraft.colours import DARK, LIGHT, STAGE_COLOURS
 from fxgraft.report.charts import MOST_LANES, chart
 from fxgraft.report.lanes import describe
-from fxgraft.report.reading import find, read
+from fxgraft.report.reading import LOG, find, read
 from fxgraft.report.run import Run
 from fxgraft.report.tree import structure
 from fxgraft.stage import Stage
@@ -22,12 +22,17 @@ MOST_ROWS = 2000
 """How many rows of a table are written: the latest."""
 
 
-def write(path: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+def write(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+) -> Path:
     """Read the log of a run and write its page.
 
     Args:
         path: the log, or a folder with an ``events.jsonl``.
         output: the page; by default beside the log, with the suffix ``.html``.
+        title: of the page; by default the name of the folder, or that of a log with another name.
 
     Returns:
         Where the page is.
@@ -35,10 +40,11 @@ def write(path: str | os.PathLike[str], output: str | os.PathLike[str] | None = 
     Raises:
         ReadError: there is no log.
     """
-    run = read(path)
-    target = Path(output) if output is not None else find(path).with_suffix(".html")
+    run, log = read(path), find(path)
+    target = Path(output) if output is not None else log.with_suffix(".html")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(run, title=target.stem if target.stem != "events" else find(path).parent.name))
+    title = title or (log.resolve().parent.name if log.name == LOG else log.stem)
+    target.write_text(page(run, title), encoding="utf-8")
     return target
 
 

@@ -41,8 +41,10 @@ def decide(manager: SeedManager) -> None:
         manager.blend("a", steps=4)
 
 
-def trainer(folder: Path, steps: int, net: fxgraft.Host, **options: Any) -> tuple[Trainer, GrowCallback]:
-    callback = GrowCallback(net, decide)
+def trainer(
+    folder: Path, steps: int, net: fxgraft.Host, on_step: Any = decide, **options: Any
+) -> tuple[Trainer, GrowCallback]:
+    callback = GrowCallback(net, on_step)
     arguments: dict[str, Any] = {
         "max_steps": steps,
         "per_device_train_batch_size": 4,
@@ -84,6 +86,29 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     run.train()
     assert callback.manager is not None
     assert callback.manager._reporter.step == 3
+
+
+def test_an_isolated_seed_is_not_felt_where_gradients_are_clipped(tmp_path: Path) -> None:
+    """The trainer's own clipping (1 by default) takes one norm over host and seeds."""
+
+    def grow(manager: SeedManager) -> None:
+        if not manager.seeds:
+            manager.germinate("transformer.h.0.mlp.act", "mlp", name="a")
+
+    grown, plain, loose = host(), host(), host()
+    run, callback = trainer(tmp_path / "a", 4, grown, grow, max_grad_norm=0.05)
+    run.train()
+    assert callback.manager is not None
+    assert callback.manager.seeds["a"].trained_steps == 3
+    assert run.args.max_grad_norm == 0.05, "given back"
+    trainer(tmp_path / "b", 4, plain, lambda manager: None, max_grad_norm=0.05)[0].train()
+    trainer(tmp_path / "c", 4, loose, lambda manager: None, max_grad_norm=0.0)[0].train()
+    expected = dict(plain.state_dict())
+    assert_same_bits(
+        {name: grown.state_dict()[name] for name in expected}, expected, "with and without a seed"
+    )
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert not torch.equal(loose.state_dict()[name], expected[name])
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:

@@ -99,8 +99,10 @@ def test_everything_is_on_the_page(run_folder: Path) -> None:
 
 
 def test_a_page_goes_where_it_is_told_to(run_folder: Path, tmp_path: Path) -> None:
-    target = write(run_folder, tmp_path / "new" / "my.html")
-    assert target.read_text().count("<title>my: fxgraft</title>") == 1
+    target = write(run_folder, tmp_path / "new" / "my.html", "A & B")
+    assert target == tmp_path / "new" / "my.html"
+    assert "<title>A &amp; B: fxgraft</title>" in target.read_text()
+    assert f"<title>{run_folder.name}: fxgraft</title>" in write(run_folder).read_text()
 
 
 def test_without_anything_there_is_a_page_that_says_so() -> None:
