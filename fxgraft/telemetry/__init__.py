@@ -5,7 +5,7 @@ Names are those of the source document (see the glossary): ``kasmina.seed.alpha`
 
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger
 from fxgraft.telemetry.metrics import METRICS, Metric
-from fxgraft.telemetry.sinks import JsonLines, Logging, Memory, TensorBoard
+from fxgraft.telemetry.sinks import JsonLines, Logging, Memory, TensorBoard, WeightsAndBiases
 
 __all__ = [
     "METRICS",
@@ -17,5 +17,6 @@ __all__ = [
     "Sink",
     "Sinks",
     "TensorBoard",
+    "WeightsAndBiases",
     "logger",
 ]

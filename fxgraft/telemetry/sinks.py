@@ -95,9 +95,45 @@ class TensorBoard:
             text = json.dumps({"seed": event.seed, **event.data})
             self._writer.add_text(event.kind, text, global_step=event.step)
             return
-        for metric, values in event.data.items():
-            for seed, value in values.items():
-                self._writer.add_scalar(f"{metric}/{seed}" if seed else metric, value, global_step=event.step)
+        for name, value in scalars(event).items():
+            self._writer.add_scalar(name, value, global_step=event.step)
+
+
+class WeightsAndBiases:
+    """Logs metrics to a run of Weights & Biases, as ``kasmina.seed.alpha/<seed>``, over ``fxgraft/step``.
+
+    The summary of the run has the stage of each seed (``seed_stage/<seed>``), and its configuration the host.
+
+    Args:
+        run: what ``wandb.init()`` returned.
+        commit: False lets the metrics go into the row of your next ``run.log``: W&B throws rows away whose
+            step is behind, so a sink must not make rows among yours. True makes a row of each event, for a
+            run in which you log nothing yourself.
+    """
+
+    def __init__(self, run: Any, commit: bool = False):
+        self._run, self._commit = run, commit
+        run.define_metric("fxgraft/step", hidden=True)
+        run.define_metric("kasmina.*", step_metric="fxgraft/step")
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "metrics":
+            row = {"fxgraft/step": event.step, **scalars(event)}
+            self._run.log(row, commit=self._commit)
+        elif event.kind == "seed_stage":
+            self._run.summary[f"seed_stage/{event.seed}"] = event.data["stage"]
+        elif event.kind == "run_began":
+            told = {key: event.data[key] for key in ("host", "parameters", "versions")}
+            self._run.config.update({"fxgraft": told}, allow_val_change=True)
+
+
+def scalars(event: Event) -> dict[str, float]:
+    """The values of a ``metrics`` event: ``metric/seed`` of a seed, ``metric`` of the whole."""
+    return {
+        f"{metric}/{seed}" if seed else metric: value
+        for metric, values in event.data.items()
+        for seed, value in values.items()
+    }
 
 
 def _finite(value: Any) -> Any:
