@@ -144,6 +144,11 @@ class SeedManager:
         return MappingProxyType(self._seeds)
 
     @property
+    def steps(self) -> int:
+        """How many training steps there have been, those before a `save` included."""
+        return self._reporter.step
+
+    @property
     def registry(self) -> SeedParameterRegistry:
         """Which seed owns which parameter."""
         return self._lifecycle.registry

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,10 +33,14 @@ class Memory:
 
 
 class JsonLines:
-    """Appends each event as a line of JSON to a file; a line is written at once or not at all."""
+    """Appends each event as a line of JSON to a file; a line is written at once or not at all.
+
+    The file is closed by `close`, at the end of a ``with`` block, or with the sink.
+    """
 
     def __init__(self, path: str | os.PathLike[str]):
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the sink)
+        weakref.finalize(self, self._file.close)
 
     def __call__(self, event: Event) -> None:
         line = json.dumps(_finite(dataclasses.asdict(event)), allow_nan=False)

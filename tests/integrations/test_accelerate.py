@@ -88,7 +88,7 @@ def test_accelerate_grows_saves_and_resumes_bit_for_bit(at: int, tmp_path: Path)
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     job = Job(gradient_accumulation_steps=2)
     job.train(range(8))
-    assert job.growth.manager._reporter.step == 4
+    assert job.growth.manager.steps == 4
 
 
 def test_another_model_beside_it_keeps_its_own_file(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ DATA = [
 
 
 def decide(manager: SeedManager) -> None:
-    step = manager._reporter.step
+    step = manager.steps
     if step == 1:
         manager.germinate("transformer.h.0.mlp.act", "low_rank", name="a", rank=2)
     if step == 3:
@@ -85,7 +85,7 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     run, callback = trainer(tmp_path, 3, net, gradient_accumulation_steps=2)
     run.train()
     assert callback.manager is not None
-    assert callback.manager._reporter.step == 3
+    assert callback.manager.steps == 3
 
 
 def test_an_isolated_seed_is_not_felt_where_gradients_are_clipped(tmp_path: Path) -> None:

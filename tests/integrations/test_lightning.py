@@ -49,7 +49,7 @@ class Module(pl.LightningModule):
 
 
 def decide(manager: SeedManager) -> None:
-    step = manager._reporter.step
+    step = manager.steps
     if step == 3:
         manager.germinate("1", "mlp", name="a", hidden=4)
     if step == 7:
@@ -94,11 +94,11 @@ def optimizer_state(callback: GrowCallback) -> dict[str, torch.Tensor]:
 def test_lightning_grows_saves_and_resumes_bit_for_bit(epoch: int, tmp_path: Path) -> None:
     whole, callback = fit(tmp_path / "whole", 4)
     assert callback.manager is not None
-    assert callback.manager._reporter.step == 40
+    assert callback.manager.steps == 40
     assert callback.manager.seeds["a"].stage is Stage.FOSSILIZED
     resumed, other = fit(tmp_path / "resumed", 4, tmp_path / "whole" / f"epoch={epoch}.ckpt")
     assert other.manager is not None
-    assert other.manager._reporter.step == 40
+    assert other.manager.steps == 40
     assert [(s.name, s.stage) for s in other.manager.seeds.values()] == [
         (s.name, s.stage) for s in callback.manager.seeds.values()
     ]
@@ -117,7 +117,7 @@ def test_a_checkpoint_has_the_host_and_no_pickled_seed(tmp_path: Path) -> None:
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     _, callback = fit(tmp_path, 1, accumulate_grad_batches=5)
     assert callback.manager is not None
-    assert callback.manager._reporter.step == 2
+    assert callback.manager.steps == 2
 
 
 def test_an_isolated_seed_is_not_felt_where_gradients_are_clipped(tmp_path: Path) -> None:

@@ -1,0 +1,258 @@
+"""How a model is to grow, as data: a dictionary, JSON or YAML. Reading one needs the extra ``config``.
+
+manager: {strict: true, metrics_every: 10}
+log: runs/a/events.jsonl
+compile: {dynamic: false}
+script:
+  - {step: 500, type: SEED, slot: layer1.0.relu, blueprint: conv_bottleneck, name: a}
+  - {step: 700, type: BLEND, seed: a, steps: 100}
+  - {step: 900, type: FOSSILIZE, seed: a}
+
+or, in the place of a script, ``plateau: {candidates: [{type: SEED, ...}], growth: {isolate: 50}}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from fxgraft import commands
+from fxgraft.commands import SEED, Command
+from fxgraft.controllers import GrowthConfig, PlateauGrowth
+from fxgraft.errors import FxGraftError
+from fxgraft.host import Host
+from fxgraft.manager import SeedManager
+from fxgraft.monitor import DEFAULT_INTERVAL
+from fxgraft.telemetry import JsonLines, Sink, logger
+
+
+class ConfigError(FxGraftError):
+    """A configuration says something that cannot be."""
+
+
+@dataclass(frozen=True)
+class ManagerOptions:
+    """Options of `SeedManager` that are data; see there."""
+
+    enabled: bool | None = None
+    strict: bool = False
+    check_every: int = DEFAULT_INTERVAL
+    cooldown: int = 0
+    prefetch_timeout: float | None = 300.0
+    metrics_every: int = 0
+    helper: str = "auto"
+    shard_from: int | None = None
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A command that is carried out after training step ``step``, counted from 1."""
+
+    step: int
+    command: Command
+
+    def to_dict(self) -> dict[str, Any]:
+        """The command's form, with the step."""
+        return {"step": self.step, **commands.to_dict(self.command)}
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """What `PlateauGrowth` is made of."""
+
+    candidates: tuple[SEED, ...]
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+
+
+@dataclass(frozen=True)
+class GrowConfig:
+    """How a model is to grow.
+
+    Attributes:
+        manager: options of the manager.
+        log: a file to which each event is appended as a line of JSON, for ``fxgraft report``; None: none.
+        compile: arguments of ``host.compile``; None: the host stays uncompiled.
+        script: what is done after which step.
+        plateau: what the controller that `controller` makes may grow, and when; None: there is none.
+    """
+
+    manager: ManagerOptions = field(default_factory=ManagerOptions)
+    log: str | None = None
+    compile: dict[str, Any] | None = None
+    script: tuple[Scripted, ...] = ()
+    plateau: Plateau | None = None
+
+    def start(
+        self,
+        host: Host,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        resume: str | os.PathLike[str] | None = None,
+        sinks: Sequence[Sink] = (),
+        **options: Any,
+    ) -> SeedManager:
+        """Compile the host, if that is wished, and make its manager.
+
+        What the script and the candidates would germinate is planned: a place or a blueprint that does not
+        fit is told now, and not after a thousand steps.
+
+        Args:
+            host: freshly traced, or one that has its seeds.
+            optimizer: as for `SeedManager`.
+            resume: what `SeedManager.save` wrote, to go on with; None: a new run.
+            sinks: beside the one of ``log``.
+            **options: as for `SeedManager` and `SeedManager.load`, beside those of ``manager``.
+
+        Raises:
+            SlotError, BlueprintError, ValueError: as `SeedManager.plan`.
+            CheckpointError: as `SeedManager.load`.
+        """
+        if self.compile is not None and host.compiled is None:
+            host.compile(**self.compile)
+        if self.log is not None:
+            Path(self.log).parent.mkdir(parents=True, exist_ok=True)
+            sinks = [*sinks, JsonLines(self.log)]
+        options = {**dataclasses.asdict(self.manager), "sinks": sinks, **options}
+        if resume is None:
+            manager = SeedManager(host, optimizer, **options)
+        else:
+            manager = SeedManager.load(resume, host, optimizer, **options)
+        for seed in self._seeds():
+            manager.plan(
+                seed.slot,
+                seed.blueprint,
+                source=seed.source,
+                name=seed.name,
+                mode=seed.mode,
+                isolated=seed.isolated,
+                **seed.config,
+            )
+        return manager
+
+    def act(self, manager: SeedManager) -> None:
+        """Carry out what the script has for the step that was just made; call it after ``manager.step()``.
+
+        A command that is refused is logged as a warning, and the run goes on.
+        """
+        for scripted in self.script:
+            if scripted.step == manager.steps:
+                reply = manager.carry_out(scripted.command)
+                if reply.refused:
+                    logger.warning("step %d: the script's %s: %s", manager.steps, reply.command, reply.reason)
+
+    def controller(self) -> PlateauGrowth | None:
+        """A new controller, for a `Link` or a `Trainer`; None where there is no ``plateau``."""
+        return PlateauGrowth(self.plateau.candidates, self.plateau.growth) if self.plateau else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        plateau = self.plateau
+        return {
+            "manager": dataclasses.asdict(self.manager),
+            "log": self.log,
+            "compile": self.compile,
+            "script": [scripted.to_dict() for scripted in self.script],
+            "plateau": plateau
+            and {
+                "candidates": [commands.to_dict(candidate) for candidate in plateau.candidates],
+                "growth": dataclasses.asdict(plateau.growth),
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GrowConfig:
+        """The inverse of `to_dict`; what is left out has its default.
+
+        Raises:
+            ConfigError: with the place, what was expected, and what was given.
+        """
+        import dacite
+
+        hooks = {Scripted: _scripted, SEED: _candidate, float: _float}
+        rules = dacite.Config(strict=True, cast=[tuple], type_hooks=hooks)
+        try:
+            return dacite.from_dict(cls, dict(data), rules)
+        except (dacite.DaciteError, FxGraftError, TypeError, ValueError) as error:
+            raise ConfigError(f"the configuration: {error}") from error
+
+    def to_json(self) -> str:
+        """As JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> GrowConfig:
+        """From JSON. Raises `ConfigError`."""
+        try:
+            return cls._from(json.loads(text))
+        except ValueError as error:
+            raise ConfigError(f"the configuration: expected JSON; {error}") from error
+
+    def to_yaml(self) -> str:
+        """As YAML."""
+        import yaml
+
+        return str(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> GrowConfig:
+        """From YAML; nothing in it is executed. Raises `ConfigError`."""
+        import yaml
+
+        try:
+            return cls._from(yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the configuration: expected YAML; {error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> GrowConfig:
+        """From a file: JSON if its name ends in ``.json``, else YAML. Raises `ConfigError`."""
+        file = Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+        return cls.from_json(text) if file.suffix == ".json" else cls.from_yaml(text)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """To a file: JSON if its name ends in ``.json``, else YAML."""
+        file = Path(path)
+        file.write_text(self.to_json() if file.suffix == ".json" else self.to_yaml(), encoding="utf-8")
+
+    @classmethod
+    def _from(cls, data: Any) -> GrowConfig:
+        if not isinstance(data, dict):
+            raise ConfigError(f"the configuration: expected an object with fields; got {type(data).__name__}")
+        return cls.from_dict(data)
+
+    def _seeds(self) -> list[SEED]:
+        scripted = [entry.command for entry in self.script if isinstance(entry.command, SEED)]
+        return [*scripted, *(self.plateau.candidates if self.plateau else ())]
+
+
+def _scripted(data: Any) -> Scripted:
+    if not isinstance(data, dict) or type(data.get("step")) is not int or data["step"] < 1:
+        raise ConfigError(f"script: expected a command with a step from 1, like {EXAMPLE}; got {data!r}")
+    command = {key: value for key, value in data.items() if key != "step"}
+    return Scripted(data["step"], commands.parse(command))
+
+
+def _candidate(data: Any) -> SEED:
+    command = commands.parse(data)
+    if not isinstance(command, SEED) or command.name is not None:
+        raise ConfigError(f"plateau.candidates: expected SEED commands without a name; got {data!r}")
+    return command
+
+
+def _float(value: Any) -> Any:
+    """In JSON 300 is a number like any other."""
+    return float(value) if type(value) is int else value
+
+
+EXAMPLE = "{step: 100, type: BLEND, seed: a}"
