@@ -299,7 +299,7 @@ def test_initial_weights_depend_on_the_random_seed_alone():
 
 
 def test_a_quick_run_writes_everything(tmp_path, capsys):
-    program.main(["--quick", "--seeds", "2", "--out", str(tmp_path)])
+    program.main(["--quick", "--seeds", "2", "--out", str(tmp_path), "--json"])
     result = json.loads((tmp_path / "summary.json").read_text())
     for arm in ("baseline", "grown", "scratch", "no_isolation"):
         accuracy = result[f"{arm}_accuracy"]
@@ -325,7 +325,8 @@ def test_a_quick_run_writes_everything(tmp_path, capsys):
     assert [lane.name for lane in run.lanes.values() if lane.stage is fxgraft.Stage.FOSSILIZED] == kept
     assert all(lane.contribution is not None for lane in run.lanes.values())
     assert kept[0] in (tmp_path / "report.html").read_text()
-    printed = capsys.readouterr().out
+    out, printed = capsys.readouterr()
+    assert json.loads(out) == result
     assert "\x1b" not in printed
     assert all(sentence in printed for sentence in result["verdict"])
 

@@ -58,3 +58,14 @@ def errors_told() -> Iterator[None]:
     except (FxGraftError, ValueError) as error:
         print(f"fxgraft: {error}", file=sys.stderr)
         raise typer.Exit(USAGE if isinstance(error, (TargetError, ValueError)) else CANNOT) from error
+
+
+def options_of(text: str) -> dict[str, Any]:
+    """The JSON object that ``--config`` is."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--config: expected a JSON object such as '{{\"hidden\": 32}}'; {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--config: expected a JSON object; got {text}")
+    return found

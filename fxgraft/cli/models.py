@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fxgraft.cli.app import JSON, TARGET, app, errors_told, host_of, tell
+from fxgraft.cli.app import JSON, TARGET, app, errors_told, host_of, options_of, tell
 from fxgraft.manager import SeedManager
 
 
@@ -51,7 +50,7 @@ def plan(
     """Tell what a germination would change: parameters, FLOPs, generated code. Changes nothing."""
     with errors_told():
         told = SeedManager(host_of(target)).plan(
-            slot, blueprint, mode=mode, source=source, **_options(config)
+            slot, blueprint, mode=mode, source=source, **options_of(config)
         )
         tell(str(told), told.to_dict(), as_json)
 
@@ -60,10 +59,12 @@ def plan(
 def graph(
     target: TARGET,
     output: Annotated[Path, typer.Option("--output", "-o", help="A name ending in .svg, .png or .html.")],
+    as_json: JSON = False,
 ) -> None:
     """Draw a model with its slots: one picture, or a page where each module opens."""
     with errors_told():
-        typer.echo(f"wrote {host_of(target).show().save(output)}")
+        written = host_of(target).show().save(output)
+        tell(f"wrote {written}", {"wrote": str(written)}, as_json)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -72,13 +73,3 @@ def demo(context: typer.Context) -> None:
     from fxgraft.demo.__main__ import main  # needs the extra `demo`
 
     main(context.args)
-
-
-def _options(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"--config: expected a JSON object such as '{{\"hidden\": 32}}'; {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"--config: expected a JSON object; got {text}")
-    return found

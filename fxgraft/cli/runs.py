@@ -36,12 +36,15 @@ def watch(
     run: RUN,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Show what there is, and end.")] = False,
+    as_json: JSON = False,
 ) -> None:
     """Follow a run in the terminal while it trains. Ctrl-C ends the watching, not the run."""
     from fxgraft.report import screen
 
     with errors_told():
-        if once:
+        if as_json:
+            tell("", read(run).summary(), as_json)
+        elif once:
             screen.show(run)
         else:
             screen.follow(run, every)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from fxgraft.demo import arms, curves, data, drawing, summary
 from fxgraft.demo.controller import Policy
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many random seeds")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="the first of them")
     parser.add_argument("--quick", action="store_true", help="short runs, not compiled: a smoke test")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON, the rest to stderr")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error("--seeds: expected a positive number")
@@ -41,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     began = time.perf_counter()
     steps = QUICK_STEPS if options.quick else STEPS
-    with View(steps, options.seeds) as view:
+    console = Console(stderr=True, highlight=False) if options.json else None
+    with View(steps, options.seeds, console) as view:
         policy = QUICK_POLICY if options.quick else Policy()
         bench = Bench(data.load(), steps, policy, view, compiled=not options.quick)
         random_seeds = range(options.first_seed, options.first_seed + options.seeds)
@@ -59,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = report.write(log, options.out / "report.html", f"Demo: the grown arm, run {random_seeds[-1]}")
     view.conclude(result)
     view.console.print(f"\nwrote summary.json, curves.png, host.svg and report.html to {options.out}/")
+    if options.json:
+        print(json.dumps(result, indent=2))
     view.console.print(f"open {written} in a browser: the last grown run, step by step", soft_wrap=True)
 
 

@@ -76,6 +76,17 @@ def test_a_damaged_checkpoint_ends_with_1(saved: Path) -> None:
         assert "checksum" in done.stderr
 
 
+def test_the_cost_of_a_model_is_measured() -> None:
+    quick = ("--rounds", "2", "--steps", "1")
+    text = run("bench", TARGET, *quick)
+    assert text.exit_code == 0, text.output
+    assert "host, a seed blending" in text.stdout
+    assert "seed: mlp at 1, 144 parameters" in text.stdout
+    told = json.loads(run("bench", TARGET, "--config", '{"hidden": 4}', *quick, "--json").stdout)
+    assert told["parameters"] == 76
+    assert len(told["steps"]) == 5
+
+
 def test_a_run_is_reported_and_watched(tmp_path: Path) -> None:
     with JsonLines(tmp_path / "events.jsonl") as sink:
         model, example = small()
@@ -106,6 +117,9 @@ def test_a_run_is_reported_and_watched(tmp_path: Path) -> None:
         (("graph", TARGET, "-o", "host.txt"), 2, ".svg, .png, .html"),
         (("checkpoint", "verify", "nowhere"), 1, "nowhere"),
         (("report", "nowhere"), 1, "expected a log"),
+        (("bench", TARGET, "--rounds", "0"), 2, "rounds: expected 1 or more"),
+        (("bench", TARGET, "--slot", "nowhere"), 1, "nowhere"),
+        (("bench", TARGET, "--config", "{"), 2, "--config: expected a JSON object"),
         (("report", __file__), 1, "expected JSON lines of events"),
         (("report", "nowhere", "--json"), 1, "expected a log"),
         (("watch", "nowhere", "--once"), 1, "expected a log"),

@@ -1,0 +1,173 @@
+"""What fxgraft costs on a model: its training step bare and in a host, in turns, and what changes cost.
+
+The bare model takes part twice: the ratio of the two is what the other ratios are uncertain by.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxgraft.compilations import compile_report
+from fxgraft.errors import BlueprintError, SlotError
+from fxgraft.host import Host
+from fxgraft.manager import SeedManager
+from fxgraft.tracing import trace
+from fxgraft.turns import Side, Timed, take_turns
+
+BARE, AGAIN = "bare model", "bare model, again"
+EMPTY, TRAINING, BLENDING = "host without seeds", "host, a seed in training", "host, a seed blending"
+RAMP = 10**9
+"""Steps: so long that alpha never arrives."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was measured.
+
+    Attributes:
+        slot, blueprint, parameters: of the seed that was grown.
+        steps: a training step of each side, the bare model first; see `fxgraft.turns.Timed`.
+        trace_ms, germinate_ms, cull_ms: once each, uncompiled.
+        first_step_s: seconds of the first training step of the bare model and of the host, and of a
+            germination with the step after it: with what they compile. Empty where nothing was compiled.
+        recompiles: graphs that were compiled while alpha moved.
+        environment: versions, threads and cores.
+    """
+
+    slot: str
+    blueprint: str
+    parameters: int
+    steps: tuple[Timed, ...]
+    trace_ms: float
+    germinate_ms: float
+    cull_ms: float
+    first_step_s: dict[str, float]
+    recompiles: int
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is to be measured. Copies of the model are trained; it stays as it is.
+
+    Attributes:
+        model, args, kwargs: the model with one call of it.
+        slot: where a seed grows; None: the slot nearest to the middle of the model that takes one.
+        blueprint, config: of the seed.
+        rounds: how often the sides take turns.
+        steps: of each side in a round.
+        backend: what compiles all sides (``"inductor"``); None: they run in eager.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    slot: str | None = None
+    blueprint: str = "mlp"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = 15
+    steps: int = 4
+    backend: str | None = None
+
+    def run(self) -> Cost:
+        """Measure. A helper process compiles nothing here: a germination waits for what it compiles.
+
+        Raises:
+            TraceError, SlotError, BlueprintError: as `fxgraft.trace` and `SeedManager.germinate`.
+            ValueError: there is nothing to measure, or to train by.
+        """
+        for name in ("rounds", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more; got {getattr(self, name)}")
+        trace_ms = _milliseconds(self._host)
+        slot = self.slot or self._middle()
+        manager = SeedManager(self._host())
+        germinate_ms = _milliseconds(lambda: self._germinate(manager, slot))
+        parameters = sum(parameter.numel() for parameter in manager.seed_parameters())
+        cull_ms = _milliseconds(lambda: manager.cull("seed"))
+        sides = {BARE: self._bare(), AGAIN: self._bare()}
+        hosts = {name: self._host() for name in (EMPTY, TRAINING, BLENDING)}
+        first = {BARE: _milliseconds(sides[BARE].step) / 1e3}
+        for name, host in hosts.items():
+            sides[name] = Side(host, self.args, self.kwargs)
+            grower = SeedManager(host, sides[name].optimizer, check_every=0)
+            if self.backend is not None:
+                host.compile(backend=self.backend)
+            sides[name].after = grower.step
+            first.setdefault("host", _milliseconds(sides[name].step) / 1e3)
+            if name == EMPTY:
+                continue
+            grow = _milliseconds(lambda: self._germinate(grower, slot))  # noqa: B023 (called at once)
+            first["germination, and a step"] = (grow + _milliseconds(sides[name].step)) / 1e3
+            if name == BLENDING:
+                grower.blend("seed", steps=RAMP, schedule="linear")
+                sides[name].step()
+        graphs = self._graphs(hosts)
+        timed = take_turns(sides, self.rounds, self.steps)
+        return Cost(
+            slot,
+            self.blueprint,
+            parameters,
+            timed,
+            trace_ms,
+            germinate_ms,
+            cull_ms,
+            first if self.backend is not None else {},
+            self._graphs(hosts) - graphs,
+            _environment(),
+        )
+
+    def _host(self) -> Host:
+        return trace(copy.deepcopy(self.model), self.args, dict(self.kwargs))
+
+    def _bare(self) -> Side:
+        model = copy.deepcopy(self.model)
+        run = None if self.backend is None else torch.compile(model, backend=self.backend)
+        return Side(model, self.args, self.kwargs, run)
+
+    def _germinate(self, manager: SeedManager, slot: str) -> None:
+        manager.germinate(slot, self.blueprint, name="seed", **self.config)
+
+    def _middle(self) -> str:
+        """The slot nearest to the middle that takes the blueprint."""
+        manager = SeedManager(self._host())
+        names = list(manager.host.slots)
+        for name in sorted(names, key=lambda name: abs(names.index(name) - len(names) // 2)):
+            try:
+                manager.plan(name, self.blueprint, **self.config)
+            except (SlotError, BlueprintError):
+                continue
+            return name
+        raise ValueError(f"blueprint: none of {len(names)} slots takes {self.blueprint!r}; name another one")
+
+    def _graphs(self, hosts: Mapping[str, Host]) -> int:
+        return sum(compile_report(host).graphs for host in hosts.values()) if self.backend is not None else 0
+
+
+def _milliseconds(do: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    do()
+    return (time.perf_counter() - began) * 1e3
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }

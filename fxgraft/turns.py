@@ -1,0 +1,105 @@
+"""Models in training that take turns, so that their times can be compared."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+WARM_UP = 3
+"""Untimed steps of each side before all."""
+
+
+class Side:
+    """A model in training: forward, backward, one step of AdamW.
+
+    Args:
+        module: is trained.
+        args, kwargs: of each call.
+        run: what is called in the place of ``module``, or None.
+
+    Attributes:
+        after: called after each step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        run: Callable[..., Any] | None = None,
+    ):
+        self._call, self._args, self._kwargs = run or module, args, kwargs
+        self.optimizer = torch.optim.AdamW(module.parameters(), 1e-4)
+        self.after: Callable[[], None] = lambda: None
+
+    def step(self) -> float:
+        """One training step; its loss is the sum of the mean squares of all outputs that take a gradient.
+
+        Raises:
+            ValueError: there is no such output.
+        """
+        self.optimizer.zero_grad()
+        leaves = pytree.tree_leaves(self._call(*self._args, **self._kwargs))
+        outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not outputs:
+            raise ValueError("the model: expected an output that takes a gradient; there is none")
+        loss = torch.stack([output.float().square().mean() for output in outputs]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.after()
+        return float(loss.detach())
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A side: milliseconds per step (the median of all rounds), and its ratio to the first side.
+
+    Attributes:
+        ratio, low, high: median, lowest and highest over the rounds.
+    """
+
+    name: str
+    ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def take_turns(sides: Mapping[str, Side], rounds: int, steps: int) -> tuple[Timed, ...]:
+    """Let all sides make ``steps`` steps in each of ``rounds`` rounds, in an order that is shuffled.
+
+    Drift and neighbours on the machine then hit all of them, and a ratio is taken within each round.
+    """
+    for side in sides.values():
+        for _ in range(WARM_UP):
+            side.step()
+    order, shuffle = list(sides), random.Random(0).shuffle
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            samples[name].append(_round(sides[name], steps))
+    return tuple(_timed(name, times, next(iter(samples.values()))) for name, times in samples.items())
+
+
+def _timed(name: str, times: list[float], first: list[float]) -> Timed:
+    ratios = [ours / theirs for ours, theirs in zip(times, first, strict=True)]
+    ms = statistics.median(times) * 1e3
+    return Timed(name, ms, statistics.median(ratios), min(ratios), max(ratios))
+
+
+def _round(side: Side, steps: int) -> float:
+    """Seconds for one step."""
+    side.step()  # untimed: it finds the caches full of another side's tensors
+    began = time.perf_counter()
+    for _ in range(steps):
+        side.step()  # reads its loss, so the device is done with it
+    return (time.perf_counter() - began) / steps
