@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fxgraft.change import Birth, Change, Names
 from fxgraft.compiling import helper
-from fxgraft.compiling.job import Job
 from fxgraft.distributed.peers import Peers
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.nursery import surroundings
@@ -28,6 +28,9 @@ from fxgraft.stage import Stage
 from fxgraft.structure import Structure
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.job import Job
 
 HELPERS = ("auto", "off")
 _READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
-from torch._dynamo import utils
 
-from fxgraft.compiling.variants import Variant
 from fxgraft.errors import FxGraftError
 from fxgraft.host import Host
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def compile_report(host: nn.Module) -> CompileReport:
     compiled = host.compiled
     if compiled is None:
         raise FxGraftError("the host is not compiled: call host.compile() first")
+    from torch._dynamo import utils  # which is there: the host is compiled
+
     breaks = 0 if compiled.options["fullgraph"] else sum(utils.counters["graph_break"].values())
     remembered = utils.get_compilation_metrics()
     rows = tuple(_row(variant, remembered) for variant in compiled.variants)
@@ -105,6 +107,8 @@ def compile_report(host: nn.Module) -> CompileReport:
 
 
 def _row(variant: Variant, remembered: Sequence[Any]) -> VariantReport:
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
     code = variant.function.__code__
     own = [compilation for compilation in remembered if compilation.co_name == code.co_name]
     return VariantReport(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,8 +17,6 @@ from torch import nn
 from fxgraft.branching import Calls
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
-from fxgraft.compiling.compiled import CompiledHost
-from fxgraft.compiling.job import Install, Job, Task
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.explain import Explanation, explain
 from fxgraft.parts import local
@@ -29,6 +27,10 @@ from fxgraft.structure import Structure
 from fxgraft.ties import ties_kept
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.compiled import CompiledHost
+    from fxgraft.compiling.job import Install, Job, Task
 
 
 class Host(nn.Module):
@@ -280,6 +282,8 @@ class Host(nn.Module):
             grafts: the modules of all its seeds, by name.
             tasks: what to make.
         """
+        from fxgraft.compiling.job import Job  # which is there: the host is compiled
+
         assert self.compiled is not None
 
         def prepare() -> tuple[Install, list[nn.Module]]:  # in the helper, on its own copy of everything

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fxgraft.capture.codegen import Generated
 from fxgraft.capture.region import Region
-from fxgraft.compiling.compiled import CompiledHost
-from fxgraft.compiling.units import Unit
 from fxgraft.structure import Structure
 from fxgraft_passes import Graft, Phase
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.compiled import CompiledHost
+    from fxgraft.compiling.units import Unit
 
 Grafts = Mapping[str, Graft]
 
@@ -59,6 +61,8 @@ class Running:
 
     def compile(self, options: Mapping[str, Any], granularity: str, grafts: Grafts) -> None:
         """Run through ``torch.compile(**options)`` from now on."""
+        from fxgraft.compiling.compiled import CompiledHost  # the compiler takes a second to import
+
         compiled = CompiledHost(self._root, options, granularity)
         if self.compiled is not None:
             self.compiled.stop()

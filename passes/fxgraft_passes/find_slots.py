@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import networkx as nx
 import torch
 import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
@@ -132,6 +131,8 @@ def rejections_of(graph: fx.Graph) -> dict[str, str]:
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose values reach the output."""
+    import networkx as nx  # takes as long to import as all the rest of the passes
+
     output = next(node for node in graph.nodes if node.op == "output")
     return nx.ancestors(dataflow_of(graph), output)  # type: ignore[no-any-return]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import networkx as nx
+from typing import TYPE_CHECKING
+
 import torch.fx as fx
 
 from fxgraft_passes import operators
 from fxgraft_passes.errors import FxGraftError, IsolationError, SlotError
 from fxgraft_passes.sites import GraftSite, exits, host_value, nodes_of
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 def verify(graph: fx.Graph) -> None:
@@ -16,6 +20,8 @@ def verify(graph: fx.Graph) -> None:
         graph.lint()
     except Exception as error:
         raise FxGraftError(f"the rewritten graph is malformed: {error}") from error
+    import networkx as nx  # takes as long to import as all the rest of the passes
+
     dataflow = dataflow_of(graph)
     if not nx.is_directed_acyclic_graph(dataflow):
         raise FxGraftError(f"the rewritten graph has a cycle: {nx.find_cycle(dataflow)}")
@@ -27,6 +33,8 @@ def verify(graph: fx.Graph) -> None:
 
 def dataflow_of(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
     """Nodes and the values that flow between them, for graph questions."""
+    import networkx as nx
+
     dataflow: nx.DiGraph[fx.Node] = nx.DiGraph()
     dataflow.add_nodes_from(graph.nodes)
     dataflow.add_edges_from((source, node) for node in graph.nodes for source in node.all_input_nodes)
