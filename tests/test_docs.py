@@ -19,6 +19,8 @@ from fxgraft.telemetry import METRICS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+IN_ITS_OWN_PROCESS = "ddp.md"
+"""This page is a program that is started by itself: tests/distributed/test_guide.py does."""
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -48,8 +50,11 @@ def table_of_blueprints(monkeypatch):
     monkeypatch.setattr(registry, "_blueprints", dict(registry._blueprints))
 
 
+RUN_HERE = [p for p in PAGES if BLOCK.search(p.read_text()) and p.name != IN_ITS_OWN_PROCESS]
+
+
 @pytest.mark.usefixtures("table_of_blueprints")
-@pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", RUN_HERE, ids=lambda p: p.name)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, fresh_compiler):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FXGRAFT_DYNAMIC_SEEDS", "1")  # and set back, where a page that changes it fails

@@ -182,6 +182,8 @@ def _told(kind: str, data: Data) -> str:
         return f"{data['host']}, {len(data['slots'])} slots, {len(data['seeds'])} seeds"
     if kind == "seed_stage":
         return f"{data['stage']} at {data['slot']}, alpha {_number(data['alpha']):g}"
+    if kind == "compiled":
+        return f"{data['label']}: {data['graphs']} graphs, {data['artifacts']} by the helper"
     if kind == "command":
         command = dict(data["command"] or {"type": "a message that could not be read"})
         said = " ".join(

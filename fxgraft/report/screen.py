@@ -22,6 +22,9 @@ from fxgraft.report.tail import Tail
 from fxgraft.stage import Stage
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+TOLD_TWICE = ("seed_operation", "run_began")
+"""Events that others tell as well."""
+
 MOST_SEEDS, MOST_ENTRIES = 14, 8
 """How many seeds and events there is room for: the latest."""
 
@@ -65,7 +68,7 @@ def screen(run: Run) -> RenderableType:
     return Group(
         Panel(_head(run), title=Text(run.host or "run", style="bold"), title_align="left"),
         seed_table(run),
-        *map(_line, run.log[-MOST_ENTRIES:]),
+        *map(_line, [entry for entry in run.log if entry.kind not in TOLD_TWICE][-MOST_ENTRIES:]),
     )
 
 
