@@ -13,6 +13,7 @@ from torch import Tensor
 from fxgraft.compilations import VariantReport, compile_report
 from fxgraft.host import Host
 from fxgraft.reporter import Reporter
+from fxgraft.telemetry import logger
 
 
 class Pace:
@@ -28,8 +29,12 @@ class Pace:
         now = time.perf_counter()
         self._milliseconds.append(None if self._before is None else (now - self._before) * 1e3)
         # A copy: the loss of a CUDA graph is overwritten by the next step.
-        self._losses.append(loss.detach().mean().clone() if isinstance(loss, Tensor) else loss)
         self._before = now
+        self._losses.append(None)  # should what follows fail: losses and times stay in step
+        if isinstance(loss, Tensor):
+            self._losses[-1] = loss.detach().mean().clone()
+        elif loss is not None:
+            self._losses[-1] = float(loss)
 
     def take(self) -> dict[str, Any]:
         """``loss``: of each step, or None where it was not given. ``ms``: since the step before."""
@@ -74,9 +79,15 @@ class Journal:
         self._pace, self._compiles = Pace(), CompileWatch()
 
     def step(self, loss: float | Tensor | None) -> None:
-        """After each training step."""
+        """After each training step. What goes wrong here is logged, and never changes training."""
         if not self._every:
             return
+        try:
+            self._note(loss)
+        except Exception:
+            logger.exception("the journal of step %d failed", self._reporter.step)
+
+    def _note(self, loss: float | Tensor | None) -> None:
         self._pace.step(loss)
         if self._reporter.step % self._every:
             return

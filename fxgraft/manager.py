@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import checkpoint, nursery, probing, schedules, streams
+from fxgraft import nursery, probing, schedules, streams
 from fxgraft.background import Background
 from fxgraft.commands import Command, Reply
 from fxgraft.dispatch import Dispatcher
@@ -30,16 +30,15 @@ from fxgraft.isolation import Violation
 from fxgraft.journal import Journal
 from fxgraft.lifecycle import Lifecycle
 from fxgraft.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
-from fxgraft.names import SeedNames
 from fxgraft.nursery import BlueprintLike
 from fxgraft.plan import Plan, plan
 from fxgraft.registry import SeedParameterRegistry
 from fxgraft.reporter import Reporter
+from fxgraft.saver import Memory, Saver
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seed import Seed
 from fxgraft.shadow import shadow_pass
 from fxgraft.stage import Stage, after
-from fxgraft.structure import Structure
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
 from fxgraft_passes import GraftSpec, Objective, Slot
@@ -130,11 +129,12 @@ class SeedManager:
         self._lifecycle.gradients.average = self.peers.average
         self._background = Background(self._lifecycle, self._reporter, self.peers, prefetch_timeout, helper)
         self._journal = Journal(inner, self._reporter, self.metrics, metrics_every)
-        self._names = SeedNames()
         self._gates = gates
         self._cooldown = cooldown
-        self._refuses_until: dict[str, int] = {}
-        self._run_seed = self.peers.share(torch.initial_seed())
+        self._memory = Memory(self.peers.share(torch.initial_seed()))
+        self._saver = Saver(
+            self._lifecycle, self._optimizers, self.schedulers, self._reporter, self.peers, self._memory
+        )
 
     # What there is
 
@@ -213,7 +213,7 @@ class SeedManager:
         self._allow("germinate")
         slot = self.host.site(slot_name, source)
         slot_name = slot.name
-        wait_for = self._refuses_until.get(slot_name, 0) - self._reporter.step
+        wait_for = self._memory.refuses_until.get(slot_name, 0) - self._reporter.step
         if self.enabled and wait_for > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         spec = _spec(slot, mode, objective, isolated)
@@ -235,7 +235,7 @@ class SeedManager:
                 slot_name,
             )
         seed.stage = after(seed.stage, "germinate", seed.name)
-        key = streams.key_of(self._run_seed, seed.name)
+        key = streams.key_of(self._memory.run_seed, seed.name)
         around = nursery.surroundings(self.host, slot)
         admit = partial(self._lifecycle.admit, seed)
         build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
@@ -329,7 +329,7 @@ class SeedManager:
             self._lifecycle.cull(seed)
         else:
             self._lifecycle.retire(seed)
-        self._refuses_until[seed.slot] = self._reporter.step + self._cooldown
+        self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
         return None
 
     @undisturbed()
@@ -372,7 +372,7 @@ class SeedManager:
             for seed in there:
                 self._lifecycle.retire(seed)
         for seed in there:
-            self._refuses_until[seed.slot] = self._reporter.step + self._cooldown
+            self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
         self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
         return [seed.name for seed in there]
 
@@ -507,26 +507,7 @@ class SeedManager:
             CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
         """
         self._inbox.require_here("save")
-        folder = self.peers.folder
-        if folder is not None:
-            return folder.save(path, self._save_shards)
-        if self.peers.rank:
-            return checkpoint.save_streams(path, self.peers.rank, self._reporter.step)
-        return checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, self._run_state())
-
-    def _save_shards(self, run: os.PathLike[str]) -> None:
-        folder = self.peers.folder
-        assert folder is not None
-        if self.peers.rank:
-            checkpoint.save_streams(run, self.peers.rank, self._reporter.step)
-        checkpoint.save(
-            run, self._lifecycle, self._optimizers, self.schedulers, self._run_state(), folder.write
-        )
-
-    def _run_state(self) -> checkpoint.RunState:
-        return checkpoint.RunState(
-            self._run_seed, self._reporter.step, dict(self._names.next_numbers), dict(self._refuses_until)
-        )
+        self._saver.save(path)
 
     @classmethod
     @undisturbed()
@@ -555,24 +536,7 @@ class SeedManager:
                 there. Host and optimizers are as before.
         """
         manager = cls(host, optimizer, **options)
-        lifecycle = manager._lifecycle
-        lifecycle.cold = True  # the structures on the way are not worth compiling
-        manager._reporter.silent = True
-        folder = manager.peers.folder
-        given = lifecycle, manager._optimizers, manager.schedulers, blueprints or {}, manager.peers.rank
-        if folder is None:
-            state = checkpoint.restore(path, *given)
-        else:
-            state = checkpoint.restore(folder.find(path), *given, read=folder.read)
-        lifecycle.cold = manager._reporter.silent = False
-        if not wait and manager.host.compiled is not None:
-            manager.host.compiled.expect_help(manager.host.structure)
-        else:
-            manager.host.warm_up(Structure())
-        manager._run_seed = state.run_seed
-        manager._reporter.go_on(state.step)
-        manager._names = SeedNames(state.names)
-        manager._refuses_until = dict(state.refuses_until)
+        manager._saver.load(path, blueprints or {}, wait)
         return manager
 
     # Inside
@@ -616,7 +580,7 @@ class SeedManager:
 
     def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
         if name is None:
-            return self._names.make(nursery.label(blueprint), self._seeds)
+            return self._memory.names.make(nursery.label(blueprint), self._seeds)
         check_name(name)
         if name in self._seeds:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")

@@ -277,6 +277,20 @@ def test_steps_tell_the_loss_and_time_of_each(given: str) -> None:
     assert all(value > 0 for value in times[1:])
 
 
+def test_a_loss_that_is_none_never_touches_training(caplog: pytest.LogCaptureFixture) -> None:
+    sink = Memory()
+    manager = SeedManager(fxgraft.trace(PLAN.build(), (PLAN.batch(0),)), sinks=[sink], metrics_every=4)
+    manager.step(3)
+    manager.step("x")  # type: ignore[arg-type]
+    manager.step(torch.tensor([1.0, 2.0]))
+    manager.step()
+    assert manager.steps == 4
+    assert "the journal of step 2 failed" in caplog.text
+    (told,) = sink.of_kind("steps")
+    assert told.data["loss"] == [3.0, None, 1.5, None]
+    assert len(told.data["ms"]) == 4
+
+
 def test_without_an_interval_losses_are_not_kept() -> None:
     sink = Memory()
     manager = SeedManager(fxgraft.trace(PLAN.build(), (PLAN.batch(0),)), sinks=[sink])

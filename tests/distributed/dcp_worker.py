@@ -86,10 +86,10 @@ def a_failed_save_leaves_the_one_before() -> None:
     where = FOLDER / f"kept{SIZE}"
     run.manager.save(where)
     kept = (where / "current").read_text()
-    save_shards, run.manager._save_shards = run.manager._save_shards, _raise
+    save_shards, run.manager._saver._save_shards = run.manager._saver._save_shards, _raise
     with pytest.raises(CheckpointError, match="rank 0: OSError: no space"):
         run.manager.save(where)
-    run.manager._save_shards = save_shards
+    run.manager._saver._save_shards = save_shards
     assert (where / "current").read_text() == kept
     assert [path.name for path in where.iterdir() if path.is_dir()] == [kept]
     dist.barrier()

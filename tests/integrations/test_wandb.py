@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def records(path: Path) -> Iterator[Any]:
             at += left
             continue
         length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        if at + HEADER + length > len(content):  # still being written
+            return
         record += content[at + HEADER : at + HEADER + length]
         at += HEADER + length
         if kind in (1, 4):  # whole, or the last part
@@ -38,12 +41,18 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the history."""
+    """The rows of the history, once the file is whole: another process writes it, and may be behind."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    found: list[Any] = []
+    while not any(record.WhichOneof("record_type") == "exit" for record in found):
+        assert time.monotonic() < deadline, "the file is never whole"
+        time.sleep(0.05)
+        found = list(records(path))
     return [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in found.history.item}
-        for found in records(path)
-        if found.WhichOneof("record_type") == "history"
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in found
+        if record.WhichOneof("record_type") == "history"
     ]
 
 
