@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
+from fxgraft import threads
 from fxgraft.seed import Seed
 from fxgraft_passes import Slot
 
@@ -56,10 +58,8 @@ class Pending:
         return self._done.wait(timeout)
 
     def run(self, build: Callable[[], nn.Module]) -> None:
-        """Build in a daemon thread: one that hangs does not keep the process alive."""
-        threading.Thread(
-            target=self._build, args=(build,), name=f"fxgraft-{self.seed.name}", daemon=True
-        ).start()
+        """Build in another thread. One that hangs does not keep the process alive."""
+        threads.start(partial(self._build, build), f"fxgraft-{self.seed.name}")
 
     def _build(self, build: Callable[[], nn.Module]) -> None:
         try:

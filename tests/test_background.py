@@ -679,3 +679,32 @@ def act(world: World, action: str, name: str) -> None:
     elif action == "fossilize later" and live and live[0].stage is Stage.HOLDING:
         manager.fossilize(live[0], wait=False)
         world.settle(lambda: manager.seeds[live[0].name].stage is Stage.FOSSILIZED)
+
+
+@pytest.mark.parametrize("moment", ["at once", "after a step"])
+def test_a_program_may_end_while_something_is_prepared(moment: str) -> None:
+    """A thread that was torn out of torch aborted the process on its way out, four times in five."""
+    program = """
+        import torch, fxgraft
+        from torch import nn
+        torch.set_num_threads(1)
+        x = torch.randn(4, 6)
+        host = fxgraft.trace(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (x,))
+        host.compile(backend="aot_eager", dynamic=False)
+        manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 1e-2), check_every=0)
+        def step():
+            host(x).square().mean().backward()
+            manager.step()
+        step()
+        manager.germinate("1", "mlp", wait=False)
+        if MOMENT == "after a step":
+            step()
+        print(manager.seeds)
+    """
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", f"MOMENT = {moment!r}\n{textwrap.dedent(program)}"],
+            cwd=ROOT, timeout=120, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "GERMINATED" in done.stdout
+        assert (done.returncode, done.stderr) == (0, "")

@@ -249,7 +249,7 @@ def test_no_conversation_leads_it_astray(data: st.DataObject):
         assert {c.seed for c in said if not isinstance(c, SEED)} <= there
         assert len(said) <= 2
         if there and data.draw(st.integers(0, 9)) == 0:
-            del stub.seeds[min(there)]
+            stub.seeds.pop(min(there), None)  # the controller may have culled it just now
 
 
 def test_what_it_remembers_is_all_that_it_is():

@@ -8,6 +8,7 @@ the trainer does.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import queue
@@ -25,6 +26,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+
+from fxgraft import threads
 
 Send = Callable[[Any], None]
 Work = Callable[[Send], None]
@@ -53,9 +56,9 @@ class Helper:
         self._messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # Read in a thread: a message that arrives slowly, or never whole, must not hold up a step.
         read = partial(copy_context().run, _read, receiver, decode, self._messages)
-        self._reader = threading.Thread(target=read, daemon=True)
-        self._reader.start()
+        self._reader = threads.start(read)
         self._stop = weakref.finalize(self, _kill, self._process)
+        _helpers.add(self)
 
     def receive(self) -> Any:
         """The next message that has arrived; None if there is none."""
@@ -89,6 +92,16 @@ class Helper:
     def stop(self) -> None:
         """Kill it, with everything that it started."""
         self._stop()
+
+
+_helpers: weakref.WeakSet[Helper] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Before the threads that read from them are waited for (what was registered last comes first)."""
+    for helper in list(_helpers):
+        helper.stop()
 
 
 def unavailable(devices: Iterable[torch.device]) -> str | None:

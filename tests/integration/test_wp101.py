@@ -219,11 +219,11 @@ def test_commands_reach_seeds_that_run_in_training_and_telemetry_does_not_regres
     assert any(0 < a < 1 for e in seen.of_kind("metrics") for a in e.data["kasmina.seed.alpha"].values())
     assert grown.manager.metrics()["kasmina.isolation.violations"] == {"": 0.0}
 
-    assert {e.kind for e in silent.events} == {"metrics"}
+    assert {e.kind for e in silent.events} == {"run_began", "steps", "metrics"}
     monkeypatch.setenv(ENABLED_VARIABLE, "0")
     disabled, recorded = run(PlateauGrowth(CANDIDATES, GROWTH))
     assert disabled.losses == bare.losses
-    assert {e.kind for e in recorded.events} == {"metrics", "seed_operation"}
+    assert {e.kind for e in recorded.events} == {"run_began", "steps", "metrics", "seed_operation"}
     active = [e.data["kasmina.seeds.active"] for e in recorded.of_kind("metrics")]
     assert active == [e.data["kasmina.seeds.active"] for e in silent.of_kind("metrics")]
 
