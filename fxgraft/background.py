@@ -88,9 +88,15 @@ class Background:
         """Let ``seed`` become permanent when the code for that is there."""
         self._fossils[seed.name] = seed
 
+    def leave_open(self, seed: Seed) -> None:
+        """Let ``seed`` not become permanent after all."""
+        wanted = self._fossils.pop(seed.name, None)
+        if wanted is not None and any(fossil is seed for fossil, _ in self._lands.fossils):
+            self._drop_job()
+
     def cancel(self, seed: Seed) -> None:
         """Forget what is in preparation for ``seed``; what is still built for it is dropped."""
-        self._fossils.pop(seed.name, None)
+        self.leave_open(seed)
         if self._pending.pop(seed.name, None) is not None:
             self._reporter.prefetch_failed(seed, "cancelled")
             self._drop_job_for(seed)

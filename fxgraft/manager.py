@@ -304,6 +304,7 @@ class SeedManager:
         after(seed.stage, "blend", seed.name)
         ramp = Ramp(seed.alphas, to, steps, schedules.resolve(schedule), warmup)
         self._pass_gate("blend", seed)
+        self._background.leave_open(seed)
         self._reporter.blend(seed, ramp.target, steps, str(schedule))
         return self._lifecycle.begin_blend(seed, ramp)
 
@@ -338,7 +339,8 @@ class SeedManager:
 
         Args:
             seed: a HOLDING one.
-            wait: False leaves it HOLDING until a later `step`, when a compiled host has the code.
+            wait: False leaves it HOLDING until a later `step`, when a compiled host has the code; a `blend`
+                before that takes the wish back.
 
         Raises:
             StageError: the seed is not HOLDING.
@@ -349,7 +351,10 @@ class SeedManager:
             return self._reporter.operation("fossilize", seed, disabled=True)
         after(seed.stage, "fossilize", seed.name)
         self._pass_gate("fossilize", seed)
-        return self._lifecycle.fossilize(seed) if wait else self._background.fossilize(seed)
+        if not wait:
+            return self._background.fossilize(seed)
+        self._background.leave_open(seed)
+        return self._lifecycle.fossilize(seed)
 
     @undisturbed()
     def cull_all(self, *, wait: bool = True) -> list[str]:

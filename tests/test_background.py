@@ -296,6 +296,50 @@ def test_a_cull_ends_the_helper() -> None:
     assert_same_bits(snapshot(world.host, torch.ones(6, 4), [world.optimizer]), before, "the host")
 
 
+def holding() -> World:
+    """A seed that holds, whose way into the host is being compiled."""
+    world = World()
+    world.manager.germinate(SLOT, Drawing(), name="a")
+    world.manager.blend("a", steps=1)
+    world.train(2)
+    world.manager.fossilize("a", wait=False)
+    world.background.step()
+    assert helpers()
+    return world
+
+
+def test_a_blend_takes_a_fossilization_back_that_waits() -> None:
+    world = holding()
+    world.manager.blend("a", to=0.5, steps=2)
+    assert helpers() == []
+    world.train(4)
+    world.settle()
+    seed = world.manager.seeds["a"]
+    assert (seed.stage, seed.alpha) == (Stage.HOLDING, 0.5)
+    world.manager.fossilize("a", wait=False)
+    world.settle(lambda: seed.stage is Stage.FOSSILIZED)
+
+
+@pytest.mark.parametrize("what", ["cull", "cull later", "blend", "fossilize"])
+def test_a_fossilization_that_was_taken_back_is_forgotten(what: str) -> None:
+    world = holding()
+    manager = world.manager
+    {
+        "cull": lambda: manager.cull("a"),
+        "cull later": lambda: manager.cull("a", wait=False),
+        "blend": lambda: manager.blend("a", to=0.5, steps=1),
+        "fossilize": lambda: manager.fossilize("a"),
+    }[what]()
+    assert world.background._fossils == {}
+    for pid in helpers():  # whatever goes on there must not bring it back
+        os.kill(pid, signal.SIGKILL)
+    world.settle()
+    world.train(2)
+    world.settle()
+    stage = {"blend": Stage.HOLDING, "fossilize": Stage.FOSSILIZED}.get(what)
+    assert {seed.stage for seed in manager.seeds.values()} == ({stage} if stage else set())
+
+
 def test_of_two_the_one_that_is_culled_does_not_come() -> None:
     world = World()
     world.manager.germinate(SLOT, lambda slot: Drawing(), name="a", wait=False)

@@ -223,7 +223,7 @@ def test_commands_reach_seeds_that_run_in_training_and_telemetry_does_not_regres
     monkeypatch.setenv(ENABLED_VARIABLE, "0")
     disabled, recorded = run(PlateauGrowth(CANDIDATES, GROWTH))
     assert disabled.losses == bare.losses
-    assert {e.kind for e in recorded.events} == {"run_began", "steps", "metrics", "seed_operation"}
+    assert {e.kind for e in recorded.events} == {"run_began", "steps", "metrics", "seed_operation", "command"}
     active = [e.data["kasmina.seeds.active"] for e in recorded.of_kind("metrics")]
     assert active == [e.data["kasmina.seeds.active"] for e in silent.of_kind("metrics")]
 
