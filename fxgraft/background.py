@@ -132,6 +132,9 @@ class Background:
         return str(pending.error) if pending.is_built and pending.module is None else None
 
     def _begin(self) -> None:
+        if not (self._pending or self._fossils or self._lifecycle.departing):
+            self._tend()
+            return
         change = self._next_change()
         if change == Change():
             self._tend()

@@ -14,7 +14,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 from fxgraft.commands import Command, Reply
 from fxgraft.errors import StageError
@@ -53,9 +52,8 @@ class Inbox:
                 f"which that thread carries out at its next manager.step()"
             )
 
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """The calling thread takes a step, and is the training thread from now on.
+    def begin_step(self) -> None:
+        """The calling thread takes a step, and is the training thread from now on; `end_step` must follow.
 
         Raises:
             StageError: another thread is inside of one.
@@ -64,11 +62,11 @@ class Inbox:
             raise StageError(
                 f"thread {self._trainer.name!r} is inside manager.step(): one thread trains a host"
             )
-        try:
-            self._trainer, self._stepped = threading.current_thread(), True
-            yield
-        finally:
-            self._stepping.release()
+        self._trainer, self._stepped = threading.current_thread(), True
+
+    def end_step(self) -> None:
+        """The step is over."""
+        self._stepping.release()
 
     def put(self, command: Command) -> Future[Reply]:
         """Let ``command`` wait. The future gets its reply, and can be cancelled before that."""

@@ -12,9 +12,12 @@ import _signal as signal  # type: ignore[import-not-found]
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -40,23 +43,50 @@ class _Waiting:
 _outermost: _Waiting | None = None
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Let interrupts wait until the block, or the one around it, is over. Also a decorator."""
+def _hold() -> _Waiting | None:
+    """Let interrupts wait; None where they do already, or where there are none."""
     global _outermost
     handler = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or _outermost is not None or not callable(handler):
-        yield
-        return
+        return None
     waiting = _Waiting(handler)
+    waiting.hold()
+    _outermost = waiting
+    return waiting
+
+
+def _let_go(waiting: _Waiting) -> None:
+    global _outermost
+    _outermost = None
+    waiting.let_go()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let interrupts wait until the block, or the one around it, is over."""
+    waiting = _hold()
     try:
-        waiting.hold()
-        _outermost = waiting
         yield
     finally:
-        _outermost = None
-        waiting.let_go()
+        if waiting is not None:
+            _let_go(waiting)
+
+
+def whole(function: Callable[P, T]) -> Callable[P, T]:
+    """`undisturbed` around each call. (As a function of its own: each training step goes through one.)"""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        waiting = _hold()
+        if waiting is None:
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _let_go(waiting)
+
+    return call
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from fxgraft.errors import DistributedError, SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host import Host
 from fxgraft.inbox import Inbox
-from fxgraft.interrupts import disturbable, undisturbed
+from fxgraft.interrupts import disturbable, whole
 from fxgraft.introduction import introduce
 from fxgraft.isolation import Violation
 from fxgraft.journal import Journal
@@ -160,7 +160,7 @@ class SeedManager:
 
     # The lifecycle
 
-    @undisturbed()
+    @whole
     def germinate(
         self,
         slot_name: str,
@@ -273,7 +273,7 @@ class SeedManager:
         slot = self.host.site(slot_name, source)
         return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config)
 
-    @undisturbed()
+    @whole
     def blend(
         self,
         seed: Seed | str,
@@ -308,7 +308,7 @@ class SeedManager:
         self._reporter.blend(seed, ramp.target, steps, str(schedule))
         return self._lifecycle.begin_blend(seed, ramp)
 
-    @undisturbed()
+    @whole
     def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
 
@@ -333,7 +333,7 @@ class SeedManager:
         self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
         return None
 
-    @undisturbed()
+    @whole
     def fossilize(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Make a HOLDING seed a plain part of the host, at the alpha that it holds.
 
@@ -356,7 +356,7 @@ class SeedManager:
         self._background.leave_open(seed)
         return self._lifecycle.fossilize(seed)
 
-    @undisturbed()
+    @whole
     def cull_all(self, *, wait: bool = True) -> list[str]:
         """Cull every seed that is live or in preparation, in one change; return their names, latest first.
 
@@ -381,17 +381,17 @@ class SeedManager:
         self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
         return [seed.name for seed in there]
 
-    @undisturbed()
+    @whole
     def pause(self, seed: Seed | str) -> None:
         """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
         self._set_paused(self._find(seed), True)
 
-    @undisturbed()
+    @whole
     def resume(self, seed: Seed | str) -> None:
         """Let a paused seed go on. Raises `StageError` if it is not live."""
         self._set_paused(self._find(seed), False)
 
-    @undisturbed()
+    @whole
     def handle(self, command: Command | Mapping[str, Any] | str | bytes) -> Reply:
         """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says.
 
@@ -404,7 +404,7 @@ class SeedManager:
         is_now = self._inbox.is_here and self.peers.size == 1
         return self._dispatcher.handle(command, None if is_now else self._inbox)
 
-    @undisturbed()
+    @whole
     def carry_out(self, command: Command) -> Reply:
         """As `handle`, but at once and on this rank: for what every rank decides alike."""
         self._inbox.require_here("carry out a command")
@@ -425,21 +425,22 @@ class SeedManager:
             return refused
         return self._dispatcher.submit(command, self._inbox)
 
-    @undisturbed()
+    @whole
     def step(self, loss: float | Tensor | None = None) -> None:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
 
-        Args:
-            loss: of this step, for the sinks; one number, which a tensor on a device may stay.
-
         Commands of other threads are carried out at its end. The thread that calls it is the training thread.
+
+        Args:
+            loss: of this step, for the sinks; one number, which may stay on its device.
 
         Raises:
             DistributedError: the ranks have drifted apart, or one is gone.
             IsolationError: isolation is violated, and the manager is ``strict``.
             StageError: inside `shadow` and the like, or while another thread is inside of it.
         """
-        with self._inbox.step():
+        self._inbox.begin_step()
+        try:
             self._allow("step")
             self.peers.settle()
             self._reporter.step += 1
@@ -451,6 +452,8 @@ class SeedManager:
             self._journal.step(loss)
             self.monitor.step(self._seeds.values())
             self._dispatcher.carry_out(self.peers.orders(self._inbox))
+        finally:
+            self._inbox.end_step()
 
     # Looking at what a seed does
 
@@ -479,7 +482,7 @@ class SeedManager:
         self._inbox.require_here("run a seed at another alpha")
         return probing.at_alpha(self.host, self._find(seed), alpha)
 
-    @undisturbed()
+    @whole
     def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
         """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
 
@@ -515,7 +518,7 @@ class SeedManager:
         self._saver.save(path)
 
     @classmethod
-    @undisturbed()
+    @whole
     def load(
         cls,
         path: str | os.PathLike[str],

@@ -112,7 +112,8 @@ class IsolationMonitor:
 
     def _let_go(self) -> None:
         self._call = None
-        self._host.on_call = None
+        if self._host.on_call is not None:  # to set an attribute of a module takes longer than to look
+            self._host.on_call = None
 
     def _judge(self, found: list[Violation]) -> None:
         self.checks += 1
