@@ -114,6 +114,7 @@ def train(grow: bool, epochs: int, steps: int) -> Trainer:
             controller=PlateauGrowth(places(), growth) if grow else None,
             recorder=recorder if grow else None,
             sinks=[JsonLines(FOLDER / "events.jsonl")] if grow else [],
+            metrics_every=10,
         )
         for report in trainer.fit(lambda epoch: windows(training, steps, seed=100 + epoch)):
             bits = (report.validation or math.nan) / math.log(2)
@@ -136,6 +137,7 @@ def main() -> None:
         trainer = train(grow, epochs, steps)
         size = sum(parameter.numel() for parameter in trainer.manager.host.parameters())
         print(f"  {trainer.validate() / math.log(2):.3f} bits per character, {size} parameters")
+    print(f"for a page of the grown run: fxgraft report {FOLDER}")
 
 
 if __name__ == "__main__":
