@@ -15,6 +15,15 @@ from fxgraft.host import Host
 from fxgraft.target import TargetError, load
 from fxgraft.tracing import trace
 
+EXTRAS = {
+    "jinja2": "report",
+    "matplotlib": "demo",
+    "plotly": "report",
+    "pydot": "show",
+    "sklearn": "demo",
+}
+"""What only some commands need, and the extra that has it."""
+
 CANNOT = 1
 USAGE = 2
 
@@ -51,10 +60,24 @@ def tell(text: str, data: Any, as_json: bool) -> None:
 
 
 @contextmanager
+def extras_told() -> Iterator[None]:
+    """Turn a missing package of an extra into a line on stderr that says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        print(f"fxgraft: this needs {package}: pip install 'fxgraft[{EXTRAS[package]}]'", file=sys.stderr)
+        raise typer.Exit(CANNOT) from error
+
+
+@contextmanager
 def errors_told() -> Iterator[None]:
     """Turn the errors that are meant for users into a line on stderr and an exit code."""
     try:
-        yield
+        with extras_told():
+            yield
     except (FxGraftError, ValueError) as error:
         print(f"fxgraft: {error}", file=sys.stderr)
         raise typer.Exit(USAGE if isinstance(error, (TargetError, ValueError)) else CANNOT) from error

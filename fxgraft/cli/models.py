@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxgraft.cli.app import JSON, TARGET, app, errors_told, host_of, options_of, tell
+from fxgraft.cli.app import JSON, TARGET, app, errors_told, extras_told, host_of, options_of, tell
 from fxgraft.manager import SeedManager
 
 
@@ -70,6 +70,7 @@ def graph(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def demo(context: typer.Context) -> None:
     """Grow a small network on real data, and compare. Options are those of ``python -m fxgraft.demo``."""
-    from fxgraft.demo.__main__ import main  # needs the extra `demo`
+    with extras_told():
+        from fxgraft.demo.__main__ import main  # needs the extra `demo`
 
-    main(context.args)
+        main(context.args)

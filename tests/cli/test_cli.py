@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fxgraft.cli import app
 from fxgraft.telemetry import JsonLines
 from tests.cli.target import small
 
+ROOT = Path(__file__).parents[2]
 TARGET = str(Path(__file__).parent / "target.py") + ":small"
 
 
@@ -131,6 +134,27 @@ def test_errors_are_told_in_a_line(arguments: tuple[str, ...], code: int, says: 
     assert says in done.stderr
     assert done.stderr.startswith("fxgraft: ")
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("plotly", ("report", "RUN"), "report"),
+        ("pydot", ("graph", TARGET, "-o", "host.svg"), "show"),
+        ("sklearn", ("demo", "--quick"), "demo"),
+    ],
+)
+def test_a_missing_extra_is_told(
+    missing: str, arguments: tuple[str, ...], extra: str, tmp_path: Path
+) -> None:
+    """In a fresh process: what was imported once is there."""
+    (tmp_path / "events.jsonl").write_text('{"kind": "x", "step": 1, "seed": null, "data": {}}\n')
+    given = [str(tmp_path) if argument == "RUN" else argument for argument in arguments]
+    code = f"import sys; sys.modules[{missing!r}] = None; from fxgraft.cli import app; app({given!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"pip install 'fxgraft[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_dot_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
