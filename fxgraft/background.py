@@ -90,9 +90,8 @@ class Background:
 
     def leave_open(self, seed: Seed) -> None:
         """Let ``seed`` not become permanent after all."""
-        wanted = self._fossils.pop(seed.name, None)
-        if wanted is not None and any(fossil is seed for fossil, _ in self._lands.fossils):
-            self._drop_job()
+        if self._fossils.pop(seed.name, None) is not None:
+            self._drop_job_for(seed)
 
     def cancel(self, seed: Seed) -> None:
         """Forget what is in preparation for ``seed``; what is still built for it is dropped."""
@@ -246,7 +245,8 @@ class Background:
             self._land(rest, compiled=False)
 
     def _drop_job_for(self, seed: Seed) -> None:
-        if any(birth.seed is seed for birth in self._lands.births):
+        lands = [birth.seed for birth in self._lands.births] + [fossil for fossil, _ in self._lands.fossils]
+        if any(one is seed for one in lands):
             self._drop_job()
 
     def _drop_job(self) -> None:

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from fxgraft import commands
 from fxgraft.commands import SEED, Command
 from fxgraft.controllers import GrowthConfig, PlateauGrowth
+from fxgraft.dispatch import arguments
 from fxgraft.errors import FxGraftError
 from fxgraft.host import Host
 from fxgraft.manager import SeedManager
@@ -112,6 +113,7 @@ class GrowConfig:
 
         Raises:
             SlotError, BlueprintError, ValueError: as `SeedManager.plan`.
+            CommandError: a blueprint's configuration has a name that is not its own.
             CheckpointError: as `SeedManager.load`.
         """
         if self.compile is not None and host.compiled is None:
@@ -125,15 +127,7 @@ class GrowConfig:
         else:
             manager = SeedManager.load(resume, host, optimizer, **options)
         for seed in self._seeds():
-            manager.plan(
-                seed.slot,
-                seed.blueprint,
-                source=seed.source,
-                name=seed.name,
-                mode=seed.mode,
-                isolated=seed.isolated,
-                **seed.config,
-            )
+            manager.plan(**arguments(seed))
         return manager
 
     def act(self, manager: SeedManager) -> None:

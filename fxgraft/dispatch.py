@@ -95,18 +95,9 @@ class Dispatcher:
         manager = self._manager
         match command:
             case SEED():
-                if taken := command.config.keys() & _GERMINATE:
-                    raise CommandError(f"config: {', '.join(sorted(taken))} cannot be set by a command")
+                given = arguments(command)
                 self._check_size(command)
-                seed = manager.germinate(
-                    command.slot,
-                    command.blueprint,
-                    source=command.source,
-                    name=command.name,
-                    mode=command.mode,
-                    isolated=command.isolated,
-                    **command.config,
-                )
+                seed = manager.germinate(**given)
                 return seed.name, f"{seed.name} is {seed.stage.name} at {seed.slot}"
             case BLEND():
                 manager.blend(command.seed, to=command.to, steps=command.steps, schedule=command.schedule)
@@ -134,6 +125,25 @@ class Dispatcher:
                 f"config: the seed would have {size:,} parameters; a command may ask for {MAX_PARAMETERS:,} "
                 f"at most (fxgraft.dispatch.MAX_PARAMETERS), the manager's germinate() for any number"
             )
+
+
+def arguments(command: SEED) -> dict[str, Any]:
+    """What `SeedManager.germinate` and `SeedManager.plan` are to be called with.
+
+    Raises:
+        CommandError: the configuration of the blueprint has a name that is an argument of these.
+    """
+    if taken := command.config.keys() & _GERMINATE:
+        raise CommandError(f"config: {', '.join(sorted(taken))} cannot be set by a command")
+    return {
+        "slot_name": command.slot,
+        "blueprint": command.blueprint,
+        "source": command.source,
+        "name": command.name,
+        "mode": command.mode,
+        "isolated": command.isolated,
+        **command.config,
+    }
 
 
 def _queued(command: Command) -> Reply:

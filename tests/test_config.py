@@ -19,7 +19,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED
 from fxgraft.config import ConfigError, GrowConfig, ManagerOptions, Plateau, Scripted
 from fxgraft.controllers import GrowthConfig
-from fxgraft.errors import BlueprintError, SlotError
+from fxgraft.errors import BlueprintError, CommandError, SlotError
 from fxgraft.report import read
 
 YAML = """
@@ -147,6 +147,7 @@ def test_a_plateau_makes_a_controller() -> None:
         ({"script": [{"step": 9, **NOWHERE}]}, SlotError),
         ({"script": [{"step": 9, **NOTHING}]}, BlueprintError),
         ({"plateau": {"candidates": [NOTHING]}}, BlueprintError),
+        ({"plateau": {"candidates": [{**SEEDS[0], "config": {"isolated": False}}]}}, CommandError),
     ],
 )
 def test_what_does_not_fit_is_told_at_the_start(data: dict[str, Any], error: type[Exception]) -> None:

@@ -5,7 +5,6 @@ trainer = Trainer(host, arguments, train_dataset=..., callbacks=[GrowCallback(ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fxgraft.errors import CheckpointError
-from fxgraft.host import Host
-from fxgraft.manager import SeedManager
-from fxgraft.training.clipping import clip_per_owner
+from fxgraft.integrations.carrier import Carrier
 
 FILE = "fxgraft.safetensors"
 """The name of our file in each checkpoint folder."""
 
 
-class GrowCallback(TrainerCallback):  # type: ignore[misc]
+class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     """Makes a manager when training begins, steps it, and saves and loads it with the trainer's checkpoints.
 
     The trainer's own checkpoints know no structure, so what they hold of optimizer and scheduler is left to
@@ -40,13 +37,6 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
         manager: leads the seeds; None before training begins.
     """
 
-    def __init__(
-        self, host: Host, on_step: Callable[[SeedManager], None] = lambda manager: None, **options: Any
-    ):
-        self.manager: SeedManager | None = None
-        self._host, self._on_step, self._options = host, on_step, options
-        self._clip_norm = 0.0
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
@@ -58,42 +48,41 @@ class GrowCallback(TrainerCallback):  # type: ignore[misc]
         """
         if not args.save_only_model:
             raise ValueError("TrainingArguments: expected save_only_model=True; the manager saves optimizers")
-        self._clip_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        file = self._file(args, state) if state.global_step else None
+        if file is not None and not file.exists():
+            raise CheckpointError(f"{file}: is not there; the run was not saved with this callback")
         optimizer: Optimizer = getattr(given["optimizer"], "optimizer", given["optimizer"])
         scheduler = getattr(given["lr_scheduler"], "scheduler", given["lr_scheduler"])
-        options = {"schedulers": [scheduler], **self._options}
-        if not state.global_step:
-            self.manager = SeedManager(self._host, optimizer, **options)
-            return
-        file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE
-        if not file.exists():
-            raise CheckpointError(f"{file}: is not there; the run was not saved with this callback")
-        self.manager = SeedManager.load(file, self._host, optimizer, **options)
+        self._start(optimizer, [scheduler], file)
+        if args.max_grad_norm:  # it is 0 after a run that ended in an error: what it was is known then
+            self._clip_norm, args.max_grad_norm = args.max_grad_norm, 0.0
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Give the clipping back."""
-        args.max_grad_norm = self._clip_norm
+        if self._clip_norm is not None:
+            args.max_grad_norm, self._clip_norm = self._clip_norm, None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Clip, each owner for itself."""
-        if self._clip_norm and self.manager is not None:
-            clip_per_owner(self.manager, self._clip_norm)
+        self._clip()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """After ``optimizer.step()``: once for each, however many batches were accumulated."""
-        assert self.manager is not None
-        self.manager.step()
-        self._on_step(self.manager)
+        self._step()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Beside the trainer's own files."""
         assert self.manager is not None
-        self.manager.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE)
+        self.manager.save(self._file(args, state))
+
+    @staticmethod
+    def _file(args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FILE

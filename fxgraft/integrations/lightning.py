@@ -7,7 +7,6 @@ trainer.fit(module, loader)
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft.errors import CheckpointError
-from fxgraft.host import Host
-from fxgraft.manager import SeedManager
-from fxgraft.training.clipping import clip_per_owner
+from fxgraft.integrations.carrier import Carrier
 from fxgraft_passes.graft import SEEDS
 
 ENTRY = "fxgraft"
 """The entry of Lightning's checkpoints with the manager's file, a tensor of bytes: no seed is pickled."""
 
 
-class GrowCallback(Callback):  # type: ignore[misc]
+class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     """Makes a manager when training begins, steps it, and saves and loads it within Lightning's checkpoints.
 
     A checkpoint has the weights of the host as ever, and in an entry of its own what grew on it, with the
@@ -48,17 +45,11 @@ class GrowCallback(Callback):  # type: ignore[misc]
         manager: leads the seeds; None before training begins.
     """
 
-    def __init__(
-        self, host: Host, on_step: Callable[[SeedManager], None] = lambda manager: None, **options: Any
-    ):
-        self.manager: SeedManager | None = None
-        self._host, self._on_step, self._options = host, on_step, options
-        self._clip_norm: float | None = None
-        self._saved: bytes | None = None
-        self._steps = 0
+    _saved: bytes | None = None
+    _steps = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the clipping; refuse what would not work.
+        """Refuse what would not work.
 
         Raises:
             ValueError: the host is not in the module, or there are several processes.
@@ -73,13 +64,6 @@ class GrowCallback(Callback):  # type: ignore[misc]
                 f"Trainer: expected one device; got {trainer.world_size}. Write the loop yourself, around "
                 f"SeedManager(DistributedDataParallel(host), ...)"
             )
-        if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":
-            self._clip_norm, trainer.gradient_clip_val = trainer.gradient_clip_val, None
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the clipping back."""
-        if self._clip_norm is not None:
-            trainer.gradient_clip_val, self._clip_norm = self._clip_norm, None
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -94,27 +78,32 @@ class GrowCallback(Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the manager; where the run is resumed, go on with the seeds of its checkpoint."""
-        optimizers = trainer.optimizers
-        options = {
-            "schedulers": [config.scheduler for config in trainer.lr_scheduler_configs],
-            **self._options,
-        }
         self._steps = trainer.global_step
-        if self._saved is None:
-            self.manager = SeedManager(self._host, optimizers, **options)
-            return
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "run"
-            file.write_bytes(self._saved)
-            self.manager = SeedManager.load(file, self._host, optimizers, **options)
+            file = None
+            if self._saved is not None:
+                file = Path(folder) / "run"
+                file.write_bytes(self._saved)
+            self._start(trainer.optimizers, schedulers, file)
         self._saved = None
+        if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":
+            self._clip_norm, trainer.gradient_clip_val = trainer.gradient_clip_val, None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the clipping back."""
+        if self._clip_norm is not None:
+            trainer.gradient_clip_val, self._clip_norm = self._clip_norm, None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give it back as well."""
+        self.on_train_end(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Clip, each owner for itself."""
-        if self._clip_norm is not None and self.manager is not None:
-            clip_per_owner(self.manager, self._clip_norm)
+        self._clip()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -123,9 +112,7 @@ class GrowCallback(Callback):  # type: ignore[misc]
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
-        assert self.manager is not None
-        self.manager.step(outputs.get("loss") if isinstance(outputs, dict) else None)
-        self._on_step(self.manager)
+        self._step(outputs.get("loss") if isinstance(outputs, dict) else None)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -16,7 +16,6 @@ from fxgraft.report.lanes import describe
 from fxgraft.report.reading import LOG, find, read
 from fxgraft.report.run import Run
 from fxgraft.report.tree import structure
-from fxgraft.stage import Stage
 
 MOST_ROWS = 2000
 """How many rows of a table are written: the latest."""
@@ -69,7 +68,6 @@ def page(run: Run, title: str = "") -> str:
         chart=Markup(drawn),  # plotly escapes what goes into its script
         plotly=Markup(get_plotlyjs()),
         colours={stage.name: colour for stage, colour in STAGE_COLOURS.items()},
-        stages=[stage.name for stage in Stage if stage is not Stage.DORMANT],
         light=LIGHT,
         dark=DARK,
         describe=describe,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from fxgraft.report.points import Points, upto
@@ -20,6 +21,9 @@ class Entry:
     kind: str
     seed: str | None
     text: str
+
+
+_step = attrgetter("step")
 
 
 @dataclass
@@ -133,13 +137,11 @@ class Run:
         """The longest steps, above three times the median: (step, milliseconds, what happened then)."""
         median = self.median_ms or 0.0
         long = sorted((point for point in self.times if point[1] > 3 * median), key=lambda point: -point[1])
-        steps = [entry.step for entry in self.log]  # in order, but where the run went back
-        around = sorted(range(len(steps)), key=steps.__getitem__)
-        ordered = [steps[i] for i in around]
+        log = sorted(self.log, key=_step)  # in order, but where the run went back
         found = []
         for step, ms in long[:most]:
-            near = around[bisect_right(ordered, step - 2) : bisect_right(ordered, step)]
-            found.append((step, ms, [self.log[i] for i in near]))
+            near = slice(bisect_left(log, step - 1, key=_step), bisect_right(log, step, key=_step))
+            found.append((step, ms, log[near]))
         return found
 
     def summary(self) -> dict[str, Any]:

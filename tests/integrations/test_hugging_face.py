@@ -111,6 +111,22 @@ def test_an_isolated_seed_is_not_felt_where_gradients_are_clipped(tmp_path: Path
     assert not torch.equal(loose.state_dict()[name], expected[name])
 
 
+def test_a_run_that_failed_leaves_the_clipping_as_it_was(tmp_path: Path) -> None:
+    def fail(manager: SeedManager) -> None:
+        raise RuntimeError("out of ideas")
+
+    refused, _ = trainer(tmp_path / "a", 2, host(), save_only_model=False, max_grad_norm=0.5)
+    with pytest.raises(ValueError, match="save_only_model"):
+        refused.train()
+    assert refused.args.max_grad_norm == 0.5
+    run, callback = trainer(tmp_path / "b", 2, host(), fail, max_grad_norm=0.5)
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        run.train()
+    callback._on_step = lambda manager: None
+    run.train()
+    assert run.args.max_grad_norm == 0.5, "taken over a second time, and given back"
+
+
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="save_only_model=True"):
         trainer(tmp_path, 2, host(), save_only_model=False)[0].train()

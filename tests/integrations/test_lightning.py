@@ -135,6 +135,20 @@ def test_an_isolated_seed_is_not_felt_where_gradients_are_clipped(tmp_path: Path
     assert not torch.equal(loose.host.state_dict()["0.weight"], plain.host.state_dict()["0.weight"])
 
 
+def test_a_run_that_failed_leaves_the_clipping_as_it_was() -> None:
+    def fail(manager: SeedManager) -> None:
+        raise RuntimeError("out of ideas")
+
+    module = Module()
+    callback = GrowCallback(module.host, fail)
+    trainer = pl.Trainer(
+        max_epochs=1, callbacks=[callback], accelerator="cpu", logger=False, gradient_clip_val=0.5
+    )
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        trainer.fit(module, DataLoader(TensorDataset(X, Y)))
+    assert trainer.gradient_clip_val == 0.5
+
+
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     callback = GrowCallback(Module().host)
     trainer = pl.Trainer(max_epochs=1, callbacks=[callback], accelerator="cpu", logger=False)
