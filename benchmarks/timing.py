@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.rows import Spread
+from fxgraft.turns import Step, repeat, take_turns
 
-Step = Callable[[], object]
 Samples = list[list[float]]
 """Seconds for one step: of each repeat, of each round."""
 
@@ -56,24 +56,14 @@ class Clock:
 
     def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
         for step in sides.values():
-            _repeat(step, self.warm_up)
+            repeat(step, self.warm_up)
         settle()
-        order, shuffle = list(sides), random.Random(0).shuffle
+        shuffle = random.Random(0).shuffle
         samples: dict[str, Samples] = {name: [] for name in sides}
         for _ in range(self.repeats):
-            for found in samples.values():
-                found.append([])
-            for _ in range(self.rounds):
-                shuffle(order)
-                for name in order:
-                    samples[name][-1].append(self._round(sides[name]))
+            for name, rounds in take_turns(sides, self.rounds, self.steps, shuffle).items():
+                samples[name].append(rounds)
         return samples
-
-    def _round(self, step: Step) -> float:
-        step()  # untimed: it finds the caches full of another side's tensors
-        began = time.perf_counter()
-        _repeat(step, self.steps)
-        return (time.perf_counter() - began) / self.steps
 
     def once(self, name: str, do: Step) -> float:
         began = time.perf_counter()
@@ -98,9 +88,9 @@ class Profiler:
     def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
         found = {}
         for name, step in sides.items():
-            _repeat(step, Clock.warm_up)
+            repeat(step, Clock.warm_up)
             settle()
-            found[name] = [[self.once(name, lambda step=step: _repeat(step, self.steps)) / self.steps]]
+            found[name] = [[self.once(name, lambda step=step: repeat(step, self.steps)) / self.steps]]
         return found
 
     def once(self, name: str, do: Step) -> float:
@@ -129,8 +119,3 @@ def ratio(ours: Samples, theirs: Samples) -> Spread:
 def median_ms(samples: Samples) -> float:
     """Of all rounds, in milliseconds."""
     return statistics.median([seconds for rounds in samples for seconds in rounds]) * 1e3
-
-
-def _repeat(step: Step, times: int) -> None:
-    for _ in range(times):
-        step()

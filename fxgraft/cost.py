@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,12 +23,17 @@ from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host import Host
 from fxgraft.manager import SeedManager
 from fxgraft.tracing import trace
-from fxgraft.turns import Side, Timed, take_turns
+from fxgraft.turns import Side, Timed, compare, repeat, take_turns
+
+T = TypeVar("T")
 
 BARE, AGAIN = "bare model", "bare model, again"
 EMPTY, TRAINING, BLENDING = "host without seeds", "host, a seed in training", "host, a seed blending"
 RAMP = 10**9
 """Steps: so long that alpha never arrives."""
+
+WARM_UP = 3
+"""Untimed steps of each side before all."""
 
 
 @dataclass(frozen=True)
@@ -92,31 +99,22 @@ class Measurement:
         for name in ("rounds", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more; got {getattr(self, name)}")
-        trace_ms = _milliseconds(self._host)
-        slot = self.slot or self._middle()
-        manager = SeedManager(self._host())
-        germinate_ms = _milliseconds(lambda: self._germinate(manager, slot))
+        trace_ms, host = _timed(self._host)
+        manager = SeedManager(host)
+        slot = self.slot or self._middle(manager)
+        germinate_ms, _ = _timed(partial(self._germinate, manager, slot))
         parameters = sum(parameter.numel() for parameter in manager.seed_parameters())
-        cull_ms = _milliseconds(lambda: manager.cull("seed"))
+        cull_ms, _ = _timed(partial(manager.cull, "seed"))
         sides = {BARE: self._bare(), AGAIN: self._bare()}
-        hosts = {name: self._host() for name in (EMPTY, TRAINING, BLENDING)}
-        first = {BARE: _milliseconds(sides[BARE].step) / 1e3}
-        for name, host in hosts.items():
-            sides[name] = Side(host, self.args, self.kwargs)
-            grower = SeedManager(host, sides[name].optimizer, check_every=0)
-            if self.backend is not None:
-                host.compile(backend=self.backend)
-            sides[name].after = grower.step
-            first.setdefault("host", _milliseconds(sides[name].step) / 1e3)
-            if name == EMPTY:
-                continue
-            grow = _milliseconds(lambda: self._germinate(grower, slot))  # noqa: B023 (called at once)
-            first["germination, and a step"] = (grow + _milliseconds(sides[name].step)) / 1e3
-            if name == BLENDING:
-                grower.blend("seed", steps=RAMP, schedule="linear")
-                sides[name].step()
+        first = {BARE: _timed(sides[BARE].step)[0] / 1e3}
+        hosts = [self._host() for _ in (EMPTY, TRAINING, BLENDING)]
+        for name, host in zip((EMPTY, TRAINING, BLENDING), hosts, strict=True):
+            sides[name] = self._in_host(name, host, slot, first)
+        for side in sides.values():
+            repeat(side.step, WARM_UP)
         graphs = self._graphs(hosts)
-        timed = take_turns(sides, self.rounds, self.steps)
+        steps = {name: side.step for name, side in sides.items()}
+        timed = compare(take_turns(steps, self.rounds, self.steps, random.Random(0).shuffle))
         return Cost(
             slot,
             self.blueprint,
@@ -130,6 +128,21 @@ class Measurement:
             _environment(),
         )
 
+    def _in_host(self, name: str, host: Host, slot: str, first: dict[str, float]) -> Side:
+        """The side of that name, after its first steps; the seconds that these took go into ``first``."""
+        side = Side(host, self.args, self.kwargs)
+        manager = SeedManager(host, side.optimizer, check_every=0)
+        if self.backend is not None:
+            host.compile(backend=self.backend)
+        side.after = manager.step
+        first.setdefault("host", _timed(side.step)[0] / 1e3)
+        if name != EMPTY:
+            germinated, _ = _timed(partial(self._germinate, manager, slot))
+            first["germination, and a step"] = (germinated + _timed(side.step)[0]) / 1e3
+        if name == BLENDING:
+            manager.blend("seed", steps=RAMP, schedule="linear")
+        return side
+
     def _host(self) -> Host:
         return trace(copy.deepcopy(self.model), self.args, dict(self.kwargs))
 
@@ -141,9 +154,8 @@ class Measurement:
     def _germinate(self, manager: SeedManager, slot: str) -> None:
         manager.germinate(slot, self.blueprint, name="seed", **self.config)
 
-    def _middle(self) -> str:
+    def _middle(self, manager: SeedManager) -> str:
         """The slot nearest to the middle that takes the blueprint."""
-        manager = SeedManager(self._host())
         names = list(manager.host.slots)
         for name in sorted(names, key=lambda name: abs(names.index(name) - len(names) // 2)):
             try:
@@ -153,14 +165,15 @@ class Measurement:
             return name
         raise ValueError(f"blueprint: none of {len(names)} slots takes {self.blueprint!r}; name another one")
 
-    def _graphs(self, hosts: Mapping[str, Host]) -> int:
-        return sum(compile_report(host).graphs for host in hosts.values()) if self.backend is not None else 0
+    def _graphs(self, hosts: Sequence[Host]) -> int:
+        return sum(compile_report(host).graphs for host in hosts) if self.backend is not None else 0
 
 
-def _milliseconds(do: Callable[[], object]) -> float:
+def _timed(do: Callable[[], T]) -> tuple[float, T]:
+    """Milliseconds, and what it returned."""
     began = time.perf_counter()
-    do()
-    return (time.perf_counter() - began) * 1e3
+    done = do()
+    return (time.perf_counter() - began) * 1e3, done
 
 
 def _environment() -> dict[str, Any]:

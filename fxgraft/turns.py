@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-WARM_UP = 3
-"""Untimed steps of each side before all."""
+Step = Callable[[], object]
 
 
 class Side:
@@ -55,7 +53,7 @@ class Side:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.after()
-        return float(loss.detach())
+        return float(loss.detach())  # waits for the device
 
 
 @dataclass(frozen=True)
@@ -73,33 +71,42 @@ class Timed:
     high: float
 
 
-def take_turns(sides: Mapping[str, Side], rounds: int, steps: int) -> tuple[Timed, ...]:
-    """Let all sides make ``steps`` steps in each of ``rounds`` rounds, in an order that is shuffled.
+def compare(samples: Mapping[str, Sequence[float]]) -> tuple[Timed, ...]:
+    """What `take_turns` found, against the first side; a ratio is taken within each round."""
+    first = next(iter(samples.values()))
+    return tuple(_timed(name, times, first) for name, times in samples.items())
 
-    Drift and neighbours on the machine then hit all of them, and a ratio is taken within each round.
+
+def take_turns(
+    sides: Mapping[str, Step], rounds: int, steps: int, shuffle: Callable[[list[str]], None]
+) -> dict[str, list[float]]:
+    """Let all sides make ``steps`` steps in each of ``rounds`` rounds; seconds per step, of each round.
+
+    The order is shuffled in each round, so that drift and neighbours on the machine hit all of them.
     """
-    for side in sides.values():
-        for _ in range(WARM_UP):
-            side.step()
-    order, shuffle = list(sides), random.Random(0).shuffle
+    order = list(sides)
     samples: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         shuffle(order)
         for name in order:
             samples[name].append(_round(sides[name], steps))
-    return tuple(_timed(name, times, next(iter(samples.values()))) for name, times in samples.items())
+    return samples
 
 
-def _timed(name: str, times: list[float], first: list[float]) -> Timed:
+def repeat(step: Step, times: int) -> None:
+    """Make some steps."""
+    for _ in range(times):
+        step()
+
+
+def _round(step: Step, steps: int) -> float:
+    step()  # untimed: it finds the caches full of another side's tensors
+    began = time.perf_counter()
+    repeat(step, steps)
+    return (time.perf_counter() - began) / steps
+
+
+def _timed(name: str, times: Sequence[float], first: Sequence[float]) -> Timed:
     ratios = [ours / theirs for ours, theirs in zip(times, first, strict=True)]
     ms = statistics.median(times) * 1e3
     return Timed(name, ms, statistics.median(ratios), min(ratios), max(ratios))
-
-
-def _round(side: Side, steps: int) -> float:
-    """Seconds for one step."""
-    side.step()  # untimed: it finds the caches full of another side's tensors
-    began = time.perf_counter()
-    for _ in range(steps):
-        side.step()  # reads its loss, so the device is done with it
-    return (time.perf_counter() - began) / steps

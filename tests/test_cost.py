@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 from torch import nn
 
 import fxgraft
+from fxgraft import SeedManager
 from fxgraft import cost as module
 from fxgraft.cost import AGAIN, BARE, BLENDING, EMPTY, TRAINING, Measurement
 from fxgraft.errors import BlueprintError, SlotError
-from fxgraft.turns import Side, take_turns
+from fxgraft.turns import Side, compare, take_turns
 from tests.harness import assert_same_bits
 
 X = torch.randn(3, 6)
@@ -80,14 +82,18 @@ def test_compiled_sides_and_what_they_compile(fresh_compiler: None) -> None:
     assert cost.recompiles == 0
 
 
+def middle(measurement: Measurement) -> str:
+    return measurement._middle(SeedManager(measurement._host()))
+
+
 @pytest.mark.parametrize(("blueprint", "expected"), [("mlp", "2"), ("low_rank", "2")])
 def test_without_a_slot_it_is_near_the_middle(blueprint: str, expected: str) -> None:
-    assert Measurement(net(), (X,), blueprint=blueprint)._middle() == expected
+    assert middle(Measurement(net(), (X,), blueprint=blueprint)) == expected
 
 
 def test_the_middle_skips_what_does_not_take_the_seed() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
-    assert Measurement(model, (torch.randn(2, 1, 4, 4),), blueprint="conv_bottleneck")._middle() == "0"
+    assert middle(Measurement(model, (torch.randn(2, 1, 4, 4),), blueprint="conv_bottleneck")) == "0"
 
 
 class NoGradient(nn.Module):
@@ -118,27 +124,17 @@ def test_what_cannot_be_measured_is_told(measurement: Measurement, error: type[E
 def test_ratios_are_taken_within_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that slows down slows both sides: the ratio stays."""
     clock = [0.0]
+    factors = iter([1.0, 10.0, 100.0])
     speed = {"a": 1.0, "b": 2.0}
 
-    class Fake:
-        def __init__(self, name: str):
-            self.name = name
-
-        def step(self) -> float:
-            clock[0] += speed[self.name]
-            return 0.0
-
-    rounds = iter([1.0, 10.0, 100.0])
-
     def slower(order: list[str]) -> None:
-        factor = next(rounds)
+        factor = next(factors)
         speed.update(a=factor, b=2 * factor)
 
-    class Shuffle:
-        def __init__(self, seed: int):
-            self.shuffle = slower
+    def step(name: str) -> None:
+        clock[0] += speed[name]
 
-    monkeypatch.setattr("fxgraft.turns.random.Random", Shuffle)
     monkeypatch.setattr("fxgraft.turns.time.perf_counter", lambda: clock[0])
-    first, second = take_turns({name: Fake(name) for name in "ab"}, rounds=3, steps=2)  # type: ignore[misc]
+    sides = {name: partial(step, name) for name in "ab"}
+    first, second = compare(take_turns(sides, 3, 2, slower))
     assert (first.ms, second.ratio, second.low, second.high) == (10_000, 2.0, 2.0, 2.0)
