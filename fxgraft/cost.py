@@ -25,7 +25,7 @@ from fxgraft.manager import SeedManager
 from fxgraft.tracing import trace
 from fxgraft.turns import Side, Timed, compare, repeat, take_turns
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 BARE, AGAIN = "bare model", "bare model, again"
 EMPTY, TRAINING, BLENDING = "host without seeds", "host, a seed in training", "host, a seed blending"
@@ -169,7 +169,7 @@ class Measurement:
         return sum(compile_report(host).graphs for host in hosts) if self.backend is not None else 0
 
 
-def _timed(do: Callable[[], T]) -> tuple[float, T]:
+def _timed(do: Callable[[], _T]) -> tuple[float, _T]:
     """Milliseconds, and what it returned."""
     began = time.perf_counter()
     done = do()

@@ -198,10 +198,10 @@ def test_what_an_interrupted_step_left_waiting_is_carried_out_later(monkeypatch:
     futures = [training.manager.submit(SEED(slot="1", blueprint="mlp", name=name)) for name in "abc"]
     germinate = training.manager.germinate
 
-    def interrupted(slot: str, blueprint: Any, **options: Any) -> Any:
+    def interrupted(**options: Any) -> Any:
         if options["name"] == "b":
             raise KeyboardInterrupt
-        return germinate(slot, blueprint, **options)
+        return germinate(**options)
 
     monkeypatch.setattr(training.manager, "germinate", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -7,6 +7,5 @@
 `artifacts`    compiled code as bytes: made in one process, run in another
 `helper`       the process that makes artifacts while the trainer goes on
 `compiled`     all of it together for one host
-`report`       what was compiled, how often, and why
 =============  =====================================================================================
 """
