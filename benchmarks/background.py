@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import fxgraft
 from benchmarks.workloads import Trainer
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 TOO_LONG = 600.0
 """Seconds after which a germination is not waited for any more."""

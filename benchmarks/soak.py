@@ -27,7 +27,7 @@ import fxgraft
 from benchmarks import bench_cycles, environment
 from benchmarks.footprint import footprint, growth
 from fxgraft.demo.data import BATCH, Digits, load
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 OUT = Path(__file__).parent / "baselines" / "wp101_germination" / "seed_soak_summary.json"
 SLOT, BLUEPRINT = "3", "conv_bottleneck"

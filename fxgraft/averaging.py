@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from fxgraft.errors import FxGraftError
-from fxgraft.host import Host
-from fxgraft.nursery import surroundings
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 STAGE_COLOURS: Mapping[Stage, str] = MappingProxyType(
     {

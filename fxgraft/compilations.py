@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fxgraft.errors import FxGraftError
-from fxgraft.host import Host
+from fxgraft.host.host import Host
 
 if TYPE_CHECKING:
     from fxgraft.compiling.variants import Variant

@@ -26,11 +26,11 @@ from torch.optim import Optimizer
 from fxgraft import commands
 from fxgraft.commands import SEED, Command
 from fxgraft.controllers import GrowthConfig, PlateauGrowth
-from fxgraft.dispatch import arguments
 from fxgraft.errors import FxGraftError
-from fxgraft.host import Host
-from fxgraft.manager import SeedManager
-from fxgraft.monitor import DEFAULT_INTERVAL
+from fxgraft.host.host import Host
+from fxgraft.isolation.monitor import DEFAULT_INTERVAL
+from fxgraft.manager.dispatch import arguments
+from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import JsonLines, Sink, logger
 
 

@@ -20,9 +20,9 @@ from torch import nn
 
 from fxgraft.compilations import compile_report
 from fxgraft.errors import BlueprintError, SlotError
-from fxgraft.host import Host
-from fxgraft.manager import SeedManager
-from fxgraft.tracing import trace
+from fxgraft.host.host import Host
+from fxgraft.host.tracing import trace
+from fxgraft.manager.manager import SeedManager
 from fxgraft.turns import Side, Timed, compare, repeat, take_turns
 
 _T = TypeVar("_T")

@@ -17,8 +17,8 @@ from types import MappingProxyType
 
 import torch
 
-from fxgraft.seed import Seed
-from fxgraft.stage import Stage
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxgraft import streams
 from fxgraft.blueprints.shapes import LAYOUTS
+from fxgraft.seeds import streams
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
 from fxgraft_passes.graft import MODES

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from fxgraft.checkpoint.packing import conform, pack
 from fxgraft.errors import CheckpointError
-from fxgraft.groups import OWNER
+from fxgraft.optimizers.groups import OWNER
 
 _OF_PARAMETERS_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _SEED = "_seeds."

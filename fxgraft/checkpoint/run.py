@@ -22,9 +22,9 @@ from fxgraft.checkpoint.packing import conform, pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import counts, integer
 from fxgraft.errors import CheckpointError
-from fxgraft.host import Host
-from fxgraft.lifecycle import Lifecycle
-from fxgraft.nursery import BlueprintLike
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft_passes.graft import SEEDS
 
 

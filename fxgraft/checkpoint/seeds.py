@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxgraft import nursery, schedules, streams
+from fxgraft import schedules
 from fxgraft.checkpoint.validate import integer, number, optional, share, text, truth
 from fxgraft.errors import CheckpointError
-from fxgraft.lifecycle import Lifecycle
-from fxgraft.nursery import BlueprintLike
+from fxgraft.lifecycle import nursery
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.lifecycle.swap import follow_stages
 from fxgraft.schedules import SCHEDULES, Ramp
-from fxgraft.seed import Seed
-from fxgraft.stage import Stage
-from fxgraft.swap import follow_stages
+from fxgraft.seeds import streams
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
 from fxgraft_passes import GraftSpec
 from fxgraft_passes.graft import check_name
 

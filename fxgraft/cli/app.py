@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from fxgraft.cli.target import TargetError, load
 from fxgraft.errors import FxGraftError
-from fxgraft.host import Host
-from fxgraft.target import TargetError, load
-from fxgraft.tracing import trace
+from fxgraft.host.host import Host
+from fxgraft.host.tracing import trace
 
 EXTRAS = {
     "jinja2": "report",

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fxgraft.cli.app import JSON, TARGET, app, errors_told, options_of, tell
+from fxgraft.cli.target import load
 from fxgraft.cost import Cost, Measurement
-from fxgraft.target import load
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fxgraft.cli.app import JSON, TARGET, app, errors_told, extras_told, host_of, options_of, tell
-from fxgraft.manager import SeedManager
+from fxgraft.manager.manager import SeedManager
 
 
 @app.command()

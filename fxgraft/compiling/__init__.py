@@ -5,6 +5,7 @@
 `units`        which modules are compiled as a whole: the host, or its blocks
 `variants`     the compiled code of one structure of one kind of unit, and the table that keeps them
 `artifacts`    compiled code as bytes: made in one process, run in another
+`job`          what the helper is asked for, and what comes of it
 `helper`       the process that makes artifacts while the trainer goes on
 `compiled`     all of it together for one host
 =============  =====================================================================================

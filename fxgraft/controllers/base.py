@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fxgraft.commands import Command, Reply
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fxgraft import commands
 from fxgraft.controllers.base import Controller, Facts, SeedFacts
 from fxgraft.controllers.recording import Entry, Recorder
-from fxgraft.manager import SeedManager
+from fxgraft.manager.manager import SeedManager
 
 
 class Link:

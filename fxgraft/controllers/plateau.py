@@ -20,7 +20,7 @@ from typing import Any
 
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, Command, Reply
 from fxgraft.controllers.base import Facts
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from fxgraft.demo.measure import (
 )
 from fxgraft.demo.model import BLUEPRINTS, CANDIDATES, SmallNet, initial_weights
 from fxgraft.demo.records import Record, SeedRecord, SeedRow, Watcher
-from fxgraft.gradients import norm_of
+from fxgraft.optimizers.gradients import norm_of
 from fxgraft.telemetry import Sink
 
 RATE = 1e-2

@@ -22,14 +22,14 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from fxgraft.change import Birth
+from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed.averaging import broadcast
 from fxgraft.distributed.dcp import Folder
 from fxgraft.distributed.fsdp_seeds import SHARD_FROM, distribute
 from fxgraft.distributed.replicas import Replicas
 from fxgraft.errors import DistributedError
-from fxgraft.host import Host
-from fxgraft.inbox import Inbox
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.change import Birth
 from fxgraft.parts import local
 from fxgraft.telemetry.events import logger
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fxgraft.change import Birth
 from fxgraft.commands import Command, Reply
-from fxgraft.inbox import Inbox
+from fxgraft.commands.inbox import Inbox
+from fxgraft.lifecycle.change import Birth
 
 if TYPE_CHECKING:  # it imports much of torch.distributed, which few need
     from fxgraft.distributed.dcp import Folder

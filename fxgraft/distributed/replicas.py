@@ -19,13 +19,13 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from fxgraft import commands
-from fxgraft.change import Birth
+from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed.averaging import average_gradients, broadcast
 from fxgraft.distributed.conversation import Conversation
 from fxgraft.distributed.peers import Alone, Order, Peers
 from fxgraft.errors import DistributedError
-from fxgraft.host import Host
-from fxgraft.inbox import Inbox
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.change import Birth
 from fxgraft.parts import local
 from fxgraft_passes import Graft
 

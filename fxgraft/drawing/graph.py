@@ -13,12 +13,12 @@ from torch import nn
 
 from fxgraft.capture.region import Region
 from fxgraft.colours import STAGE_COLOURS
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 from fxgraft.structure import Placement
 from fxgraft_passes import Graft, Slot
 
 if TYPE_CHECKING:
-    from fxgraft.host import Host
+    from fxgraft.host.host import Host
 
 INK, SOFT, FRAME, PAPER = "#30363d", "#7d8590", "#c8ccd1", "#ffffff"
 FONT = "Helvetica"

@@ -14,10 +14,10 @@ from fxgraft.capture.region import Region
 from fxgraft.colours import STAGE_COLOURS
 from fxgraft.drawing.graph import Drawing, below, in_order
 from fxgraft.errors import FxGraftError
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 if TYPE_CHECKING:
-    from fxgraft.host import Host
+    from fxgraft.host.host import Host
 
 SUFFIXES = (".svg", ".png", ".html")
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import CheckpointError
-from fxgraft.manager import SeedManager
+from fxgraft.manager.manager import SeedManager
 
 FILE = "fxgraft.safetensors"
 """The name of our file in each folder that ``accelerator.save_state`` writes."""

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxgraft.host import Host
-from fxgraft.manager import SeedManager
+from fxgraft.host.host import Host
+from fxgraft.manager.manager import SeedManager
 from fxgraft.training.clipping import clip_per_owner
 
 

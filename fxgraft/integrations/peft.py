@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fxgraft.seed import Seed
+from fxgraft.seeds.seed import Seed
 from fxgraft_passes import Slot
 
 WEIGHTS = "adapter_model.safetensors"

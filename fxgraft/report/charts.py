@@ -22,7 +22,7 @@ from fxgraft.report.lanes import SOFT, add_lane
 from fxgraft.report.points import smooth, thin
 from fxgraft.report.run import Lane, Run
 from fxgraft.report.traces import line, marks
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 MOST_POINTS = 4000
 """How many points of a line are drawn; a lowest and a highest one never gets lost."""

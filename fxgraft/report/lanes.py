@@ -17,7 +17,7 @@ from fxgraft.colours import STAGE_COLOURS
 from fxgraft.report.points import Points, thin
 from fxgraft.report.run import Lane
 from fxgraft.report.traces import line
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 MOST_POINTS = 1000
 """How many points of a line are drawn; a lowest and a highest one never gets lost."""

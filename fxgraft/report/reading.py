@@ -11,7 +11,7 @@ from typing import Any
 
 from fxgraft.errors import FxGraftError
 from fxgraft.report.run import Entry, Lane, Run
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 LOG = "events.jsonl"
 """The name of the log in a run's folder."""

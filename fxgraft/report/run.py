@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from fxgraft.report.points import Points, upto
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fxgraft.report.points import smooth
 from fxgraft.report.reading import find, read
 from fxgraft.report.run import Entry, Lane, Run
 from fxgraft.report.tail import Tail
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TOLD_TWICE = ("seed_operation", "run_began")

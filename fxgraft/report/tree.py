@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fxgraft.report.run import Lane, Run
-from fxgraft.stage import Stage
+from fxgraft.seeds.stage import Stage
 
 
 @dataclass

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from fxgraft.gradients import norm_of
-from fxgraft.host import Host
-from fxgraft.registry import SeedParameterRegistry
-from fxgraft.seed import Seed
-from fxgraft.stage import Stage
+from fxgraft.host.host import Host
+from fxgraft.optimizers.gradients import norm_of
+from fxgraft.optimizers.registry import SeedParameterRegistry
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fxgraft.manager import SeedManager
+from fxgraft.manager.manager import SeedManager
 
 _SUFFIX = ".fxgraft"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.nn.utils import clip_grad_norm_
 
-from fxgraft.manager import SeedManager
+from fxgraft.manager.manager import SeedManager
 
 
 def clip_per_owner(manager: SeedManager, max_norm: float) -> None:

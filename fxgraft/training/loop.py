@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from fxgraft.controllers import Controller, Link, Recorder
 from fxgraft.errors import CheckpointError
-from fxgraft.manager import SeedManager
-from fxgraft.nursery import BlueprintLike
+from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import logger
 from fxgraft.training.checkpoints import Checkpoints
 from fxgraft.training.clipping import clip_per_owner

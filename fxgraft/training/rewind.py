@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from fxgraft.manager import SeedManager
+from fxgraft.manager.manager import SeedManager
 
 
 def rewind(

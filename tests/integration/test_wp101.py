@@ -20,7 +20,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
 from fxgraft.controllers import PlateauGrowth
 from fxgraft.errors import IsolationError
-from fxgraft.manager import ENABLED_VARIABLE
+from fxgraft.manager.manager import ENABLED_VARIABLE
 from fxgraft.telemetry import METRICS, Memory
 from fxgraft.training import Trainer, TrainingConfig
 from tests.harness import assert_same_bits, frozen, snapshot
@@ -34,7 +34,7 @@ from tests.integration.digits import (
     fresh_model,
     plain_losses,
 )
-from tests.seeds import Scale
+from tests.seed_modules import Scale
 
 DOCS = Path(__file__).parents[2] / "docs"
 PACKAGE = Path(fxgraft.__file__).parent

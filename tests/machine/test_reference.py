@@ -27,7 +27,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.errors import BlueprintError
 from tests.harness import loss_of
 from tests.machine.reference import Reference
-from tests.seeds import Scale
+from tests.seed_modules import Scale
 from tests.strategies import WIDTH, Plan, plans
 
 WITHOUT = {

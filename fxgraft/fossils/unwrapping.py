@@ -1,0 +1,211 @@
+"""From a host with fossils to a plain module, that runs without fxgraft.
+
+Every region with fossils becomes an instance of a new subclass of its own class, whose ``forward`` is
+the generated one (`plain_code`), and in which the seeds' modules are children as any others::
+
+    host                                       unwrap(host)
+      _seeds.a.module       (the seed)           block                 (a subclass of Block)
+      block                 (a Block)              fc
+        fc                                         seed_a              (the seed)
+
+All else keeps its class, its name and its tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import nn
+
+from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.clone import clone_tree
+from fxgraft.capture.codegen import Generated, generate
+from fxgraft.capture.fallback import COUNTER
+from fxgraft.capture.intercept import AutogradCall
+from fxgraft.capture.merge import merged_form
+from fxgraft.capture.region import Region
+from fxgraft.errors import FxGraftError, StageError
+from fxgraft.fossils import plain_code
+from fxgraft.fossils.plain_code import GrownCode
+from fxgraft.host.host import Host
+from fxgraft.seeds.streams import SeedDropout
+from fxgraft_passes import Graft, operators
+from fxgraft_passes.base import copy_graph
+from fxgraft_passes.naming import OWN_FORWARD
+
+_TEXT = inspect.getsource(plain_code)
+_OWN = ("fxgraft.", "fxgraft_passes.")
+
+
+def unwrap(host: Host) -> nn.Module:
+    """The host as a plain module, with its fossils, that nothing of fxgraft is needed to run or load.
+
+    It shares parameters and buffers with the host, as the host does with the model, and leaves the host
+    alone: ``copy.deepcopy`` it for one of its own. It can be pickled, saved, exported and compiled (it
+    is not, where the host is). Its ``state_dict`` has the model's keys, and the seeds' under
+    ``<region>.seed_<name>.``.
+
+    What it is not: dropout in seeds draws from the global stream, as ``nn.Dropout`` does; calls of
+    another form than the example's run without the fossils, with a warning; hooks on the host itself
+    (rather than on modules in it) are gone. A seed whose class is your own keeps it.
+
+    Raises:
+        StageError: it has seeds that are no fossils.
+    """
+    return _Unwrapping(host).root
+
+
+class _Unwrapping:
+    """One run of `unwrap`; ``root`` is the plain module."""
+
+    def __init__(self, host: Host):
+        _check(host)
+        self.root = clone_tree(host.trees()[0])
+        self._host = host
+        self._names = {id(graft): name for name, graft in host.grafts().items()}
+        self._dims = {p.seed: len(p.slot.shape) for p in host.structure.placements}
+        self._codes: dict[Any, GrownCode] = {}
+        for module in self.root.modules():
+            _take_out(module)
+        for name in host.structure.by_region:
+            self._grow(host.regions[name])
+
+    def _grow(self, region: Region) -> None:
+        """Give the clone of a region's module its seeds as children, and the code that runs them."""
+        module = self.root.get_submodule(region.name)
+        graph = copy_graph(region.graph)
+        children: dict[str, str] = {}
+        for node in graph.nodes:
+            node.meta.pop("graft", None)
+            node.meta.pop("graft_of", None)
+            attribute, _, _ = str(node.target).partition(".")
+            graft = region.module.__dict__.get(attribute)
+            if node.op == "call_module" and isinstance(graft, Graft):
+                if attribute not in children:  # a seed may stand behind several calls
+                    children[attribute] = self._add_child(module, graft)
+                node.target = children[attribute]
+        for node in graph.find_nodes(op="call_function", target=operators.folded):
+            _write_out(graph, node)
+        parts = [self._host.regions[name] for name in self._host.structure.merged.get(region.name, ())]
+        form = merged_form(region, parts) if parts else region.form
+        generated = generate(graph, form, type(module).forward)
+        self._become(module, type(module), generated, tuple(children.values()))
+
+    def _add_child(self, module: nn.Module, graft: Graft) -> str:
+        seed = self._names[id(graft)]
+        child = f"seed_{seed}".replace("-", "_")
+        while hasattr(module, child):
+            child += "_"
+        module.add_module(child, self._plain_seed(clone_tree(graft.module), self._dims[seed], {}))
+        return child
+
+    def _plain_seed(self, module: nn.Module, dims: int, done: dict[nn.Module, nn.Module]) -> nn.Module:
+        """``module`` with plain modules in the place of fxgraft's own."""
+        if module in done:
+            return done[module]
+        done[module] = module
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = self._plain_seed(child, dims, done)
+        if isinstance(module, SeedDropout):
+            done[module] = _dropout(module, dims)
+        elif type(module).__module__.startswith(_OWN):
+            graph = _LayerByLayer().trace(module)
+            for node in graph.nodes:
+                node.type = None
+            form = CallForm(module.forward, (torch.empty(0),), {})  # one tensor in, nothing to guard
+            self._become(module, nn.Module, generate(graph, form, type(module).forward))
+        return done[module]
+
+    def _become(
+        self, module: nn.Module, base: type[nn.Module], generated: Generated, grown: tuple[str, ...] = ()
+    ) -> None:
+        """Make ``module`` an instance of a class with that ``forward``; equal ones share it."""
+        name, scope = type(module).__name__, _scope_of(generated)
+        ids = tuple(sorted((n, id(value)) for n, value in scope.items()))
+        key = (base, name, generated.source, grown, ids)
+        if key not in self._codes:
+            scope = {n: v.function.apply if isinstance(v, AutogradCall) else v for n, v in scope.items()}
+            modules = {n: value.__name__ for n, value in scope.items() if isinstance(value, ModuleType)}
+            functions = {n: _plain_name(value) for n, value in scope.items() if _is_own(value)}
+            values = {n: value for n, value in scope.items() if n not in modules and n not in functions}
+            used = (modules, functions, values, grown)
+            self._codes[key] = GrownCode(_TEXT, base, name, generated.source, *used)
+        module.__class__ = self._codes[key].made
+
+
+def _check(host: Host) -> None:
+    if not isinstance(host, Host):
+        raise TypeError(f"host: expected a fxgraft.Host, from fxgraft.trace; got {type(host).__name__}")
+    live = [p.seed for p in host.structure.placements if p.spec.fossil is None]
+    if live:
+        raise StageError(
+            f"cannot unwrap a host with live seeds: expected fossils only; fossilize or cull "
+            f"{', '.join(live)}"
+        )
+
+
+class _LayerByLayer(fx.Tracer):
+    """Traces a module's own code; each child is a node."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _take_out(module: nn.Module) -> None:
+    """Take out of a clone by what the host runs the module: generated and compiled code."""
+    attributes = module.__dict__
+    attributes.pop("_compiled_call_impl", None)
+    if OWN_FORWARD not in attributes:
+        return
+    for name in ("forward", OWN_FORWARD, COUNTER):
+        attributes.pop(name, None)
+    for name in [name for name, value in attributes.items() if isinstance(value, Graft)]:
+        del attributes[name]
+
+
+def _write_out(graph: fx.Graph, node: fx.Node) -> None:
+    """The fossil of a seed that was held below 1, in operations of torch."""
+    h, s, mode, alpha = node.args
+    with graph.inserting_before(node):
+        value = graph.call_method("type_as", (s, h))
+        if mode == "convex":
+            value = graph.call_function(operator.sub, (value, h))
+        scaled = graph.call_function(operator.mul, (alpha, value))
+        blend = graph.call_function(operator.add, (h, scaled))
+    node.replace_all_uses_with(blend)
+    graph.erase_node(node)
+
+
+def _scope_of(generated: Generated) -> dict[str, Any]:
+    """The names that generated code uses, and what they stand for."""
+    scope, found = generated.function.__globals__, {}
+    functions = [value for value in scope.values() if isinstance(value, FunctionType)]
+    for function in functions:
+        if function.__globals__ is scope:  # `forward`, and the graph behind its guards
+            found.update({n: scope[n] for n in function.__code__.co_names if n in scope})
+            found.update({n: v for n, v in scope.items() if n.startswith("_default_")})
+    return {n: v for n, v in found.items() if n not in ("_fallback", "_graph", "forward")}
+
+
+def _is_own(value: Any) -> bool:
+    return str(getattr(value, "__module__", None)).startswith(_OWN)
+
+
+def _plain_name(value: Any) -> str:
+    """The name in `plain_code` of what stands for a function of fxgraft."""
+    name: str = value.__name__
+    if name not in plain_code.PLAIN:
+        raise FxGraftError(f"a grown module calls {value.__module__}.{name}, which has no plain form")
+    return name
+
+
+def _dropout(module: SeedDropout, dims: int) -> nn.Module:
+    """The dropout of torch like a seed's, for a value of that many dimensions."""
+    kinds = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d} if module.channels else {}
+    return kinds.get(dims, nn.Dropout)(module.p).train(module.training)

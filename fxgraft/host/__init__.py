@@ -1,0 +1,12 @@
+"""The host: a model that was traced, and whose structure can change.
+
+==============  ================================================================================
+`tracing`       from a model to a host
+`host`          the host itself, an ``nn.Module``
+`running`       the forwards of a structure, installed in the model's modules, plain or compiled
+`ownership`     which tensors are the host's own: what a seed must not have
+`ties`          tied weights stay tied where a host is converted
+`explain`       what became of each module, and why; `explained` writes it as text
+`introduction`  a host in a few lines, for the log of a run
+==============  ================================================================================
+"""

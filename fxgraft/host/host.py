@@ -1,0 +1,364 @@
+"""The host: a module that behaves as the model it was traced from, and whose structure can change."""
+
+from __future__ import annotations
+
+import difflib
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from fxgraft.capture.capture import Capture
+from fxgraft.capture.region import Region, slot_table
+from fxgraft.errors import FxGraftError, SlotError
+from fxgraft.host.explain import Explanation, explain
+from fxgraft.host.ownership import Ownership
+from fxgraft.host.running import Running
+from fxgraft.host.ties import ties_kept
+from fxgraft.slots.branching import Calls
+from fxgraft.slots.places import place
+from fxgraft.slots.selection import Slots
+from fxgraft.structure import Structure
+from fxgraft_passes import Graft, Phase, Slot
+from fxgraft_passes.graft import SEEDS
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.compiled import CompiledHost
+    from fxgraft.compiling.job import Install, Job, Task
+
+
+class Host(nn.Module):
+    """A traced model. Make one with `trace`; grow it with a `SeedManager`.
+
+    Attributes:
+        on_call: called with the arguments of every forward pass, or None.
+        on_replaced: called with what ``load_state_dict(assign=True)`` has replaced, old -> new; or None.
+        followers: copies of the host (weakly) -> what is called with host and copy after each swap.
+
+    It has the model's children, parameters and buffers under the model's names; seeds are under
+    ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
+    """
+
+    def __init__(self, capture: Capture):
+        super().__init__()
+        root = capture.root
+        # Beside nn.Module's registers: the root's children are the host's own, not one level below.
+        self.__dict__["_root"] = root
+        self._regions = capture.regions
+        self._opaque = capture.opaque
+        self._running = Running(root, capture.regions)
+        self.borrowed: str | None = None  # by what the host runs otherwise for a moment
+        self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
+        self.on_replaced: Callable[[Mapping[nn.Parameter, nn.Parameter]], None] | None = None
+        self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
+        self._slot_table: Slots | None = None
+        self._calls: Calls | None = None
+        self.training = root.training
+        self._modules.update(root._modules)
+        for register in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+            self.__dict__[register] = root.__dict__[register]
+        # Whatever goes through the whole host is done here, and not when a seed germinates.
+        self.slots  # noqa: B018
+        self._own = Ownership(root)
+
+    # What can be grown
+
+    @property
+    def slots(self) -> Slots:
+        """Name -> slot, in execution order. ``host.slots.select(...)`` chooses among them."""
+        if self._slot_table is None:
+            self._slot_table = Slots(slot_table(self._regions.values()), self._regions, self.rejected)
+        return self._slot_table
+
+    def slot(self, name: str) -> Slot:
+        """The slot of that name, or a place as `fxgraft.slots.places` names them.
+
+        Raises:
+            SlotError: there is none; with the reason, or with the nearest names.
+        """
+        if not isinstance(name, str):
+            raise SlotError(f"slot: expected a name, one of host.slots; got {name!r}")
+        if name in self.slots:
+            return self.slots[name]
+        if (found := place(name, self.slots, self._regions)) is not None:
+            return found
+        if (reason := self.rejected.get(name)) is not None:
+            raise SlotError(f"{name!r} is no slot: it {reason}")
+        near = difflib.get_close_matches(name, self.slots, n=3, cutoff=0.3) or list(self.slots)[:3]
+        raise SlotError(
+            f"the host has no slot {name!r}; did you mean {', '.join(map(repr, near))}? "
+            f"host.slots has all {len(self.slots)}"
+        )
+
+    def site(self, name: str, source: str | None = None) -> Slot:
+        """The slot of that name, for a seed that reads the earlier slot ``source`` if one is given.
+
+        Raises:
+            SlotError: there is no such slot, or no such branch; with the reason.
+        """
+        slot = self.slot(name)
+        if source is None or source == name:
+            return slot
+        if self._calls is None:
+            self._calls = Calls(self._regions)
+        return self._calls.branch(self.slot(source), slot)
+
+    @property
+    def regions(self) -> Mapping[str, Region]:
+        """Qualified module name -> region; ``""`` is the root (if it could be traced)."""
+        return MappingProxyType(self._regions)
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Places that are no slots -> why; modules that could not be traced -> why."""
+        nodes = {name: why for r in self._regions.values() for name, why in r.rejected.items()}
+        return MappingProxyType({**nodes, **self._opaque})
+
+    @property
+    def opaque(self) -> Mapping[str, str]:
+        """Modules whose code has no graph -> why."""
+        return MappingProxyType(self._opaque)
+
+    def explain(self) -> Explanation:
+        """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
+        return explain(self, self._root)
+
+    def show(self) -> Any:
+        """The graph as a picture: shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML.
+
+        Needs the extra ``show`` and graphviz; see `fxgraft.drawing.Picture`.
+        """
+        from fxgraft.drawing import Picture  # on demand: an extra, and it draws hosts
+
+        return Picture(self)
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """The ``state_dict`` of the traced model, without the seeds."""
+        return dict(self._root.state_dict())
+
+    def host_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that are not a seed's; those of fossilized seeds are the host's."""
+        yield from self._root.parameters()
+        for placement in self.structure.placements:
+            if placement.spec.fossil is not None:
+                yield from self.graft(placement.seed).parameters()
+
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` is a parameter or buffer of the traced model's."""
+        return tensor in self._own
+
+    def forget_own(self) -> None:
+        """The model has other parameters than before (it was sharded): `owns` looks again."""
+        self._own.forget()
+
+    # Running
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward, with the seeds in it."""
+        if self.on_call is not None:
+            self.on_call(args, kwargs)
+        return self._running.call(*args, **kwargs)
+
+    def compile(self, *, granularity: str = "host", **options: Any) -> None:  # type: ignore[override]
+        """Run through ``torch.compile(**options)`` from now on; compiles at the first call.
+
+        Every structure gets two compiled forwards, isolated and blended, so that alpha and stage
+        changes recompile nothing. ``fullgraph`` is True unless it is given.
+
+        Args:
+            granularity: what is compiled as a whole. ``"host"``: the host, the fastest step.
+                ``"region"``: each of its blocks, so that a change compiles one block, and equal blocks
+                share their code; what is between blocks runs eager. ``"auto"``: by region where the
+                model repeats a block often.
+            **options: of ``torch.compile``.
+        """
+        self._running.compile(options, granularity, self.grafts())
+
+    # Structure: for the manager
+
+    @property
+    def structure(self) -> Structure:
+        """The grafts that the host has now."""
+        return self._running.structure
+
+    @property
+    def phase(self) -> Phase:
+        """Which forward of the structure runs now."""
+        return self._running.phase
+
+    @property
+    def compiled(self) -> CompiledHost | None:
+        """The compiled form; None before `compile` was called."""
+        return self._running.compiled
+
+    def graft(self, seed: str) -> Graft:
+        """The graft of a live or fossilized seed."""
+        graft = getattr(self._modules[SEEDS], seed)
+        assert isinstance(graft, Graft)
+        return graft
+
+    def grafts(self) -> dict[str, Graft]:
+        """All grafts by the names of their seeds."""
+        return {p.seed: self.graft(p.seed) for p in self.structure.placements}
+
+    def trees(self) -> list[nn.Module]:
+        """The module trees that run: the model's, and that of the seeds if there are any."""
+        seeds = self._modules.get(SEEDS)
+        return [self._root, seeds] if seeds is not None else [self._root]
+
+    def prepare(self, structure: Structure, phases: tuple[Phase, ...]) -> None:
+        """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
+        self._running.prepare(structure, phases)
+
+    def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
+        """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
+        self._running.enter(structure, phase, grafts)
+        self._modules.pop(SEEDS, None)
+        if grafts:
+            seeds = self._modules[SEEDS] = nn.Module()
+            seeds.training = self.training
+            for placement in structure.placements:
+                seeds.add_module(placement.seed, grafts[placement.seed])
+        for copy, follow in list(self.followers.items()):
+            follow(self, copy)
+
+    def clear(self) -> None:
+        """Take out every graft, fossils included: the host is as traced. Its manager is void then.
+
+        What was compiled stays compiled, for another manager and another run.
+        """
+        self.adopt(Structure(), Phase.ISOLATED, {})
+
+    @contextmanager
+    def probing(
+        self, structure: Structure, phase: Phase, guests: Mapping[str, Graft] | None = None
+    ) -> Iterator[nn.Module]:
+        """The model, in eager mode, with part of the host's grafts in another phase, and put back.
+
+        ``guests`` are grafts of ``structure`` that the host does not have.
+        """
+        with self._running.probing(structure, phase, self.grafts(), guests or {}):
+            yield self._root
+
+    @contextmanager
+    def borrowing(self, what: str) -> Iterator[None]:
+        """The host runs for a moment as it is not: seeds cannot change inside."""
+        before, self.borrowed = self.borrowed, what
+        try:
+            yield
+        finally:
+            self.borrowed = before
+
+    def warm_up(self, before: Structure) -> None:
+        """Compile every forward of the structure for the calls seen so far, where that is missing.
+
+        Args:
+            before: the structure that this one replaced: only units that differ are looked at.
+        """
+        self._running.warm_up(before, self.grafts(), *self.trees()[1:])
+
+    def compile_in_helper(
+        self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[Task]
+    ) -> Job:
+        """Let the helper compile for ``structure``. Nothing here is touched.
+
+        Args:
+            structure: for which the tasks are.
+            grafts: the modules of all its seeds, by name.
+            tasks: what to make.
+        """
+        from fxgraft.compiling.job import Job  # which is there: the host is compiled
+
+        assert self.compiled is not None
+
+        def prepare() -> tuple[Install, list[nn.Module]]:  # in the helper, on its own copy of everything
+            self._running.stop_compiling()
+            self.on_call = None
+            self.followers.clear()
+            for parameter in (*self.parameters(), *(p for g in grafts.values() for p in g.parameters())):
+                parameter.grad = None
+            self.adopt(structure, Phase.ISOLATED, grafts)
+            return partial(self.probing, structure), self.trees()[1:]
+
+        return Job(tasks, self.compiled.options, prepare)
+
+    # nn.Module's protocol: the root's state is the host's
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            root = self.__dict__.get("_root")
+            if root is None or name.startswith("__"):
+                raise
+            return getattr(root, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        root = self.__dict__.get("_root")
+        if root is not None and isinstance(value, nn.Module) and name in root._modules:
+            raise FxGraftError(f"{name!r} is part of a traced host: replace modules before tracing")
+        super().__setattr__(name, value)
+
+    def train(self, mode: bool = True) -> Host:
+        self._root.train(mode)
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Host:
+        self._own.forget()
+        if self.compiled is not None:
+            self.compiled.variants.forget_calls()  # what is called from now on may be of another dtype
+        with ties_kept(*self.trees()):
+            self._root._apply(fn, recurse)
+            if recurse and SEEDS in self._modules:
+                self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
+        self._own.look()
+        return self
+
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:  # type: ignore[override]
+        if (reshard := getattr(type(self), "reshard", None)) is not None:
+            reshard(self)  # fully_shard's hook for that is on the host, which this goes around
+        found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if SEEDS in self._modules:
+            seeds = self._modules[SEEDS]
+            seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)  # type: ignore[union-attr]
+        return found
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        before = dict(self.named_parameters()) if assign else {}
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign and self.on_replaced is not None:
+            after = dict(self.named_parameters())
+            self.on_replaced({p: after[name] for name, p in before.items() if after[name] is not p})
+        return result
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._own.forget()
+        if SEEDS in self._modules:  # a child of the host's, and strange to the root
+            seeds = f"{prefix}{SEEDS}."
+            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(seeds)}
+        self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("on_call", "on_replaced", "followers", "_slot_table", "_calls", "_own")
+        return {**self.__dict__, **dict.fromkeys(derived)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.followers = weakref.WeakKeyDictionary()
+        self._own = Ownership(self._root)
+        # Copies of slots belong to the copied graphs: take each structure's from there.
+        placements = [replace(p, slot=self.site(*p.slot.names)) for p in self.structure.placements]
+        grafts = self.grafts()
+        self._running.structure = Structure(tuple(placements))
+        self.adopt(self.structure, self.phase, grafts)

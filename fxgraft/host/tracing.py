@@ -1,0 +1,46 @@
+"""From a model to a host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxgraft.capture.capture import Capture
+from fxgraft.errors import TraceError
+from fxgraft.host.host import Host
+
+
+def trace(
+    model: nn.Module,
+    example_args: tuple[Any, ...],
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Host:
+    """Capture ``model`` as a `Host`, by running the example call three times without a trace.
+
+    Args:
+        model: any module. Its parameters and buffers are shared with the host; the model itself,
+            its classes and its attributes, stays as it is.
+        example_args: the positional arguments of one call. A batch of at least 2 is best: the call
+            is made in train and in eval mode.
+        example_kwargs: the keyword arguments of that call. Of a model on the ``meta`` device nothing is
+            computed; the tensors of the call may have data or not.
+
+    Raises:
+        TraceError: if ``model`` is not a module that can be captured, or the example call fails.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, Host):
+        raise TraceError(f"model: expected an nn.Module that is no Host; got {type(model).__name__}")
+    if not isinstance(example_args, tuple):
+        raise TraceError(
+            f"example_args: expected a tuple, as in trace(model, (x,)); got {type(example_args).__name__}"
+        )
+    if isinstance(model, (nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)):
+        raise TraceError(f"trace the plain module, then wrap the host; got a {type(model).__name__}")
+    if any(hasattr(type(module), "set_reshard_after_forward") for module in model.modules()):
+        raise TraceError(
+            "model: it is sharded already. Trace it first; then fully_shard the host's blocks, and the host"
+        )
+    return Host(Capture(model, example_args, dict(example_kwargs or {})))

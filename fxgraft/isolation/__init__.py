@@ -1,0 +1,9 @@
+"""Is the host's training what it would be without the seeds? And how it runs for a moment as if.
+
+=========  ===================================================================
+`check`    compares the host's gradients with and without the seeds' paths
+`monitor`  when it is checked, and what becomes of what is found
+`shadow`   the shadow pass: isolated seeds run at alpha 1, and only they learn
+`probing`  a host for a moment as if a seed had another alpha
+=========  ===================================================================
+"""

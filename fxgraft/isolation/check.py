@@ -1,0 +1,148 @@
+"""The isolation check: are the host's gradients what they would be without the seeds' paths?
+
+Not a heuristic on norms: two passes over the same inputs, from the same random state, one as the host
+runs and one from which a seed cannot be felt, compared bit for bit. In the second
+
+* seeds in TRAINING are not there at all (so that what they write into buffers or values shows), and
+* the outputs of blended, isolated seeds are cut off from gradients (so that only the direct path is left).
+
+The loss does not matter to where gradients flow, so the check brings its own: a random linear
+function of the outputs, drawn from a stream of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxgraft.bits import same_tensor
+from fxgraft.host.host import Host
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft.structure import Structure
+from fxgraft_passes import Phase
+from fxgraft_passes.untouched import untouched
+
+_COTANGENT_SEED = 0x5EED
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One tensor of the host that a seed was felt in.
+
+    Attributes:
+        kind: ``"gradient"``, ``"buffer"`` or ``"output"``.
+        name: of the parameter or buffer; the place of an output.
+        magnitude: the largest difference.
+    """
+
+    kind: str
+    name: str
+    magnitude: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name or '(root)'} differs by up to {self.magnitude:.3g}"
+
+
+Observed = Mapping[tuple[str, str], Tensor | None]
+
+
+def check(
+    host: Host, seeds: Iterable[Seed], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Violation]:
+    """Compare one call of ``host`` with and without the seeds' paths, in eager mode.
+
+    Costs two forward and backward passes. Parameters, gradients, buffers and random streams are
+    left as they are.
+    """
+    live = {seed.name: seed for seed in seeds if seed.is_live}
+    reference = _reference(host.structure, live)
+    with _originals_kept(host) as written:
+        without = _observe(host, reference, Phase.DETACHED, args, kwargs)
+        within = _observe(host, host.structure, host.phase, args, kwargs)
+    if host.phase is not Phase.ISOLATED:  # the outputs are meant to differ
+        without, within = ({k: v for k, v in seen.items() if k[0] != "output"} for seen in (without, within))
+    return written + [
+        Violation(kind, name, _difference(value, without.get((kind, name))))
+        for (kind, name), value in within.items()
+        if not _same(value, without.get((kind, name)))
+    ]
+
+
+@contextmanager
+def _originals_kept(host: Host) -> Iterator[list[Violation]]:
+    """The host's own buffers: passes inside work on copies, so who changes these went behind its back.
+
+    Yields a list that is filled afterwards; the buffers are put back.
+    """
+    before = {name: (buffer, buffer.clone()) for name, buffer in host.trees()[0].named_buffers()}
+    written: list[Violation] = []
+    yield written
+    for name, (buffer, kept) in before.items():
+        if not same_tensor(buffer, kept):
+            written.append(Violation("buffer", name, _difference(buffer, kept)))
+            with torch.no_grad():
+                buffer.copy_(kept)
+
+
+def _reference(structure: Structure, live: Mapping[str, Seed]) -> Structure:
+    placements = []
+    for placement in structure.placements:
+        seed = live.get(placement.seed)
+        if seed and seed.stage is Stage.TRAINING and seed.spec.isolated:
+            continue
+        if seed and seed.stage is Stage.HOLDING and seed.spec.mode == "convex":
+            # Its isolation has ended, and what passes through it is meant to.
+            spec = dataclasses.replace(placement.spec, isolated=False)
+            placement = dataclasses.replace(placement, spec=spec)
+        placements.append(placement)
+    return Structure(tuple(placements))
+
+
+def _observe(
+    host: Host, structure: Structure, phase: Phase, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Observed:
+    """Gradients, buffers and outputs of the traced model in one pass."""
+    with untouched(*host.trees()), torch.enable_grad(), host.probing(structure, phase) as root:
+        parameters = {n: p for n, p in root.named_parameters() if p.requires_grad}
+        outputs = [o for o in pytree.tree_leaves(root(*args, **kwargs)) if isinstance(o, Tensor)]
+        learnable = [o for o in outputs if o.requires_grad]
+        grads: tuple[Tensor | None, ...] = (None,) * len(parameters)
+        if learnable and parameters:
+            grads = torch.autograd.grad(
+                learnable, list(parameters.values()), _cotangents(learnable), allow_unused=True
+            )
+        seen: dict[tuple[str, str], Tensor | None] = {}
+        seen |= {("gradient", name): g for name, g in zip(parameters, grads, strict=True)}
+        seen |= {("buffer", name): b.clone() for name, b in root.named_buffers()}
+        seen |= {("output", str(i)): o.detach() for i, o in enumerate(outputs)}
+        return seen
+
+
+def _cotangents(outputs: list[Tensor]) -> list[Tensor]:
+    made = []
+    for output in outputs:
+        generator = torch.Generator(output.device).manual_seed(_COTANGENT_SEED)
+        made.append(torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device))
+    return made
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return same_tensor(a, b)
+
+
+def _difference(a: Tensor | None, b: Tensor | None) -> float:
+    if a is None and b is None:
+        return 0.0
+    if a is None or b is None or a.shape != b.shape:
+        return float("inf")
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

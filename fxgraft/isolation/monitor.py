@@ -1,0 +1,129 @@
+"""When the isolation check runs, and what becomes of what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxgraft.errors import IsolationError
+from fxgraft.host.host import Host
+from fxgraft.isolation.check import Violation, check
+from fxgraft.seeds.seed import Seed
+from fxgraft.telemetry.events import logger
+
+DEFAULT_INTERVAL = 500
+LATER = 3
+"""How many calls of `IsolationMonitor.step` from a landing in the background to its check: the one in
+which it lands, the first step with the new structure, and the one that is checked."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A forward pass to repeat: its arguments, and what the host was converted to then."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    form: object
+
+
+class IsolationMonitor:
+    """Checks the first training step after every change of structure or stage, and every ``interval``.
+
+    A check borrows the inputs of the step's last forward pass; it costs two passes of the model.
+
+    Args:
+        host: what is watched.
+        interval: steps between checks; 0 turns the monitor off.
+        strict: raise `IsolationError` out of the training step at a violation.
+        report: called with each list of violations.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        interval: int,
+        strict: bool,
+        report: Callable[[list[Violation]], None],
+    ):
+        self._host = host
+        self._interval = interval
+        self._strict = strict
+        self._report = report
+        self._call: _Call | None = None
+        self._until_next = interval
+        self.checks = 0
+        self.violations = 0
+
+    def look_soon(self, after: int = 0) -> None:
+        """Check the next training step, or the one that is ``after`` calls of `step` from now."""
+        if self._interval:
+            self._until_next = after
+            self._host.on_call = self._take if after <= 1 else None
+
+    def step(self, seeds: Collection[Seed]) -> None:
+        """One training step has passed. Raises `IsolationError` if strict and there was a violation."""
+        if not self._interval or not any(seed.is_live for seed in seeds):
+            self._let_go()
+            return
+        self._until_next -= 1
+        call, self._call = self._call, None
+        if call is not None and call.form != self._form():
+            call = None  # the host was converted since, and does not take these inputs any more
+        if call is not None:
+            self._until_next = self._interval
+        self._host.on_call = self._take if self._until_next <= 1 else None
+        if call is not None:
+            self._check(seeds, call)
+
+    def _check(self, seeds: Collection[Seed], call: _Call) -> None:
+        try:
+            found = check(self._host, seeds, call.args, call.kwargs)
+        except Exception:
+            if self._strict:
+                raise
+            # The inputs may have changed since: no reason to end a training run.
+            logger.exception("the isolation check could not repeat the step's forward pass")
+            return
+        self._judge(found)
+
+    def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return  # inside vmap, grad and the like, whose tensors do not outlive them
+        leaves, form = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not self._host.training or not torch.is_grad_enabled() or any(t.is_inference() for t in tensors):
+            return
+        # Off their graph, which is freed by the time of the check, and may reach into the host itself.
+        leaves = [
+            leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, form)
+        self._call = _Call(args, kwargs, self._form())
+
+    def _form(self) -> object:
+        parameter = next(self._host.parameters(), None)
+        return None if parameter is None else (parameter.dtype, parameter.device)
+
+    def _let_go(self) -> None:
+        self._call = None
+        if self._host.on_call is not None:  # to set an attribute of a module takes longer than to look
+            self._host.on_call = None
+
+    def _judge(self, found: list[Violation]) -> None:
+        self.checks += 1
+        if not found:
+            return
+        self.violations += len(found)
+        self._report(found)
+        if self._strict:
+            listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
+            raise IsolationError(
+                f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "
+                f"Cull the seeds germinated last, or see what they share with the host"
+            )

@@ -1,0 +1,67 @@
+"""Run a host for a moment as if a seed had another alpha."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from fxgraft.errors import StageError
+from fxgraft.host.host import Host
+from fxgraft.interrupts import disturbable, undisturbed
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft_passes import Phase
+
+
+@contextmanager
+def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
+    """Let ``seed`` run at ``alpha`` inside. Nothing recompiles: the forward that blends exists."""
+    if not seed.is_live:
+        raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
+    before, phase, stage = seed.alphas, host.phase, seed.stage
+    learning = host.graft(seed.name).learning
+    with ExitStack() as stack:
+        try:
+            with undisturbed():
+                stack.enter_context(host.borrowing("at_alpha() or measure()"))
+                if stage is Stage.TRAINING:
+                    learning.fill_(False)  # units of a compiled host that have no other seed go by it
+                    host.adopt(host.structure, _blending(host), host.grafts())
+                seed.set_alpha(alpha)
+            yield
+        finally:
+            with undisturbed():
+                seed.set_alpha(*before)
+                if stage is Stage.TRAINING:
+                    learning.fill_(True)
+                    host.adopt(host.structure, phase, host.grafts())
+                stack.close()
+
+
+def _blending(host: Host) -> Phase:
+    if host.phase is not Phase.ISOLATED:
+        return host.phase
+    return host.structure.phases[-1]
+
+
+def measure(
+    host: Host,
+    seed: Seed,
+    evaluate: Callable[[], float | Tensor],
+    alpha: float,
+    mean: Callable[[float], float],
+) -> float:
+    """The loss at alpha 0 minus the loss at ``alpha``, remembered by the seed for its gates.
+
+    ``mean`` makes one loss of those of several ranks.
+    """
+    losses = []
+    for share in (0.0, alpha):
+        with at_alpha(host, seed, share), disturbable(), torch.no_grad():
+            losses.append(float(evaluate()))
+    losses = [mean(loss) for loss in losses]
+    seed.loss_without, seed.loss_with = losses
+    return losses[0] - losses[1]

@@ -1,0 +1,43 @@
+"""The shadow pass: a second forward and backward in which isolated seeds run at alpha 1.
+
+    with manager.shadow():
+        criterion(host(x), y).backward()
+
+Only seeds in TRAINING get gradients. The host's parameters, buffers, gradients and random streams
+are afterwards what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from fxgraft.host.host import Host
+from fxgraft.interrupts import undisturbed
+from fxgraft_passes import Phase
+from fxgraft_passes.untouched import untouched
+
+
+@contextmanager
+def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let ``host`` run its shadow phase inside; gradients go to ``learners`` only."""
+    structure, phase, grafts = host.structure, host.phase, host.grafts()
+    learning = {id(p) for p in learners}
+    others = [p for p in host.parameters() if p.requires_grad and id(p) not in learning]
+    stack = ExitStack()
+    try:
+        with undisturbed():
+            stack.enter_context(host.borrowing("shadow()"))
+            stack.enter_context(untouched(*host.trees()))
+            stack.callback(host.adopt, structure, phase, grafts)
+            host.prepare(structure, (Phase.SHADOW,))
+            host.adopt(structure, Phase.SHADOW, grafts)
+            for parameter in others:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+        yield
+    finally:
+        with undisturbed():
+            stack.close()

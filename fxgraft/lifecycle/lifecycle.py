@@ -1,0 +1,240 @@
+"""The transitions of seeds, each a transaction on host, optimizers and hooks: whole or not at all."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fxgraft.errors import StageError
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.change import Birth, Change
+from fxgraft.lifecycle.nursery import surroundings
+from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
+from fxgraft.optimizers.gradients import SeedGradients
+from fxgraft.optimizers.registry import SeedParameterRegistry
+from fxgraft.schedules import Ramp
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage, after
+from fxgraft.structure import Placement, kind_of
+from fxgraft_passes import Graft, Slot
+from fxgraft_passes.graft import alpha_shape
+
+
+class Lifecycle:
+    """Moves seeds from stage to stage.
+
+    Args:
+        host: where the seeds are.
+        optimizers: what trains them.
+        on_stage: called with a seed that has entered another stage.
+        on_dropped: called with the name of a seed whose gradients were not finite.
+        schedulers: to keep in step with groups that seeds add to the optimizers.
+
+    Attributes:
+        seeds: name -> seed, in the order of germination.
+        departing: the names of seeds that are culled, and whose grafts are still in the graph.
+        cold: whether changes leave compiling for later.
+        distribute: brings a new seed's parameters to where those of the host are; returns what undoes it.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        optimizers: Sequence[Optimizer],
+        on_stage: Callable[[Seed], None],
+        on_dropped: Callable[[str], None],
+        schedulers: Sequence[Any] = (),
+    ):
+        self.host = host
+        self.registry = SeedParameterRegistry(optimizers, schedulers)
+        self.gradients = SeedGradients(on_dropped)
+        self.seeds: dict[str, Seed] = {}
+        self.departing: set[str] = set()
+        self.cold = False
+        self.distribute: Callable[[Birth], Callable[[], None]] = lambda birth: lambda: None
+        self._on_stage = on_stage
+        replaced = weakref.WeakMethod(self._replaced)
+        host.on_replaced = lambda new: (follow := replaced()) and follow(new)
+
+    # One change of the structure, or several at once
+
+    def conceive(self, seed: Seed, slot: Slot, module: nn.Module) -> Birth:
+        """The graft and the placement of a seed as they fit the host now. Changes nothing."""
+        self._refuse_strangers(seed)
+        self.registry.check(seed.hyper, seed.name, module)
+        around = surroundings(self.host, slot)
+        shape = alpha_shape(seed.spec.mode, slot.shape)
+        graft = Graft(module, dtype=around.dtype, device=around.device, alpha_shape=shape)
+        graft.train(around.training)
+        return Birth(seed, Placement(seed.name, slot, seed.spec, kind_of(module)), graft)
+
+    def commit(self, change: Change, warm_up: bool = True) -> None:
+        """Swap in the structure that ``change`` leads to: host, optimizers and hooks, or nothing.
+
+        Args:
+            change: what is born, culled and fossilized.
+            warm_up: whether to compile what is missing before the structure is live.
+        """
+        warm_up = warm_up and not self.cold
+        if change == Change():
+            return
+        with ExitStack() as undo:
+            for birth in change.births:
+                self._enter(undo, birth)
+            self._remove(undo, change.deaths)
+            for seed, _ in change.fossils:
+                undo.callback(setattr, seed, "stage", seed.stage)
+                undo.callback(setattr, seed, "paused", seed.paused)
+                seed.paused = False  # the host's parameters do not stand still
+                seed.stage = after(seed.stage, "fossilize", seed.name)
+            grafts = {birth.seed.name: birth.graft for birth in change.births}
+            phase = phase_for(self.seeds.values())
+            swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
+            for birth in change.births:
+                self._join(undo, birth)
+            undo.pop_all()
+        for seed in change.deaths:
+            self._let_go(seed)
+        for name in change.departed:
+            self.departing.discard(name)
+        for seed, _ in change.fossils:
+            self.gradients.unwatch(seed.name)
+            self.registry.disown(seed.name)
+        for seed in (*(birth.seed for birth in change.births), *(seed for seed, _ in change.fossils)):
+            self._on_stage(seed)
+
+    def _enter(self, undo: ExitStack, birth: Birth) -> None:
+        """GERMINATED -> TRAINING, as far as comes before the swap."""
+        seed, module = birth.seed, birth.graft.module
+        undo.callback(self.distribute(birth))
+        self.registry.claim(seed, module, self.host.owns)
+        undo.callback(self.registry.disown, seed.name)
+        undo.callback(seed.leave, seed.stage)
+        seed.take(birth.graft)
+        seed.enter(after(seed.stage, "go live", seed.name))
+        undo.callback(self._reorder, {n: other for n, other in self.seeds.items() if other is not seed})
+        self.seeds[seed.name] = seed
+
+    def _join(self, undo: ExitStack, birth: Birth) -> None:
+        """Into the optimizers and under watch, which comes after the swap."""
+        seed, module = birth.seed, birth.graft.module
+        undo.callback(self.registry.leave, list(module.parameters()))
+        self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, seed.hyper)
+        undo.callback(self.gradients.unwatch, seed.name)
+        self.gradients.watch(seed.name, list(module.parameters()))
+
+    def _remove(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
+        undo.callback(self._reorder, dict(self.seeds))
+        for seed in seeds:
+            del self.seeds[seed.name]
+
+    def _replaced(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Parameters were replaced by others: optimizers, owners and hooks follow."""
+        self.registry.replace(new)
+        for seed in self.seeds.values():
+            if seed.is_live and seed.module is not None:
+                self.gradients.unwatch(seed.name)
+                self.gradients.watch(seed.name, list(seed.module.parameters()))
+                self.gradients.pause(seed.name, seed.paused)
+
+    def _let_go(self, seed: Seed) -> None:
+        """Out of optimizers and hooks."""
+        self.gradients.unwatch(seed.name)
+        if seed.module is not None:
+            # Its own of now, and those that joined: load_state_dict(assign=True) makes others of them.
+            self.registry.leave([*seed.module.parameters(), *self.registry.parameters(seed.name)])
+        self.registry.disown(seed.name)
+
+    def _reorder(self, seeds: Mapping[str, Seed]) -> None:
+        self.seeds.clear()  # in place: others look at this very dictionary
+        self.seeds.update(seeds)
+
+    def go_live(self, seed: Seed, slot: Slot, module: nn.Module) -> None:
+        """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers."""
+        self.commit(Change(births=(self.conceive(seed, slot, module),)))
+
+    def _refuse_strangers(self, seed: Seed) -> None:
+        """Raise `StageError` if the host has live grafts of another manager, or one of that name."""
+        for placement in self.host.structure.placements:
+            if placement.seed in self.departing and placement.seed != seed.name:
+                continue
+            if placement.seed == seed.name or (
+                placement.spec.fossil is None and placement.seed not in self.seeds
+            ):
+                raise StageError(
+                    f"cannot germinate {seed.name!r}: the host has a seed {placement.seed!r} of another "
+                    f"manager (or it is a copy of a host that had). One manager to a host; host.clear() "
+                    f"takes all out"
+                )
+
+    def admit(self, seed: Seed, module: nn.Module) -> None:
+        """Raise `BlueprintError` if ``module`` has tensors of others, or cannot be trained."""
+        self.registry.admit(seed, module, self.host.owns)
+
+    def begin_blend(self, seed: Seed, ramp: Ramp) -> None:
+        """TRAINING, BLENDING or HOLDING -> BLENDING."""
+        stage = after(seed.stage, "blend", seed.name)
+        seed.begin(ramp)
+        seed.enter(stage)
+        follow_stages(self.host, self.seeds.values())
+        self._on_stage(seed)
+
+    def advance(self, seed: Seed) -> None:
+        """One training step; BLENDING -> HOLDING at the end of the ramp."""
+        if seed.stage is Stage.TRAINING:
+            seed.trained_steps += 1
+        elif seed.stage is Stage.BLENDING and seed.advance():
+            seed.enter(after(seed.stage, "reach", seed.name))
+            self._on_stage(seed)
+
+    def cull(self, *seeds: Seed) -> None:
+        """Any stage before FOSSILIZED -> CULLED: out of graph, modules, optimizers and hooks."""
+        stages = [after(seed.stage, "cull", seed.name) for seed in seeds]
+        self.forget(*seeds)
+        for seed, stage in zip(seeds, stages, strict=True):
+            seed.leave(stage)
+            self._on_stage(seed)
+
+    def forget(self, *seeds: Seed) -> None:
+        """Take seeds out of everything, whatever their stages."""
+        self.commit(Change(deaths=tuple(seed for seed in seeds if seed.module is not None)))
+        for seed in seeds:
+            self.seeds.pop(seed.name, None)
+
+    def retire(self, seed: Seed) -> None:
+        """Any live stage -> CULLED at once, with no other structure: at alpha 0, which nothing feels.
+
+        The graft departs from the graph with a later `commit`; its name is not free until then.
+        """
+        stage = after(seed.stage, "cull", seed.name)
+        if seed.module is None:
+            self.cull(seed)
+            return
+        graft = self.host.graft(seed.name)
+        del self.seeds[seed.name]
+        self.departing.add(seed.name)
+        seed.set_alpha(*(0.0 for _ in seed.alphas))
+        graft.learning.fill_(False)
+        graft.released.fill_(False)
+        follow_stages(self.host, self.seeds.values())
+        self._let_go(seed)
+        seed.leave(stage)
+        self._on_stage(seed)
+
+    def fossilize(self, seed: Seed) -> None:
+        """HOLDING -> FOSSILIZED: a plain part of the host, its parameters the host's."""
+        self.commit(Change(fossils=((seed, self.fossil(seed)),)))
+
+    def fossil(self, seed: Seed) -> Placement:
+        """The placement of a seed as a plain part of the host, at the alpha that it holds."""
+        after(seed.stage, "fossilize", seed.name)
+        assert seed.module is not None
+        slot = self.host.site(seed.slot, seed.source)
+        spec = replace(seed.spec, isolated=False, fossil=seed.alpha)
+        return Placement(seed.name, slot, spec, kind_of(seed.module))

@@ -1,0 +1,237 @@
+"""From a blueprint to a module that is known to fit its slot. Touches neither host nor optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxgraft import blueprints
+from fxgraft.host.host import Host
+from fxgraft.seeds import streams
+from fxgraft_passes import Slot
+from fxgraft_passes.errors import BlueprintError, SlotError
+from fxgraft_passes.untouched import restored_on_failure, state_untouched
+
+BlueprintLike = str | nn.Module | Callable[..., nn.Module]
+"""A registered name, a module, or a factory ``Slot -> nn.Module``."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a seed has to follow: the dtype, device and train/eval mode at its slot."""
+
+    dtype: torch.dtype
+    device: torch.device
+    training: bool
+
+
+def surroundings(host: Host, slot: Slot, *, without_data: bool = False) -> Surroundings:
+    """What surrounds a slot now: the parameters of its region, or else of the host, tell.
+
+    Raises:
+        SlotError: the host is on the ``meta`` device, and not ``without_data``.
+    """
+    module = host.regions[slot.region].module
+    near = next(module.parameters(), None)
+    like = near if near is not None else next(host.parameters(), torch.empty(0, dtype=slot.dtype))
+    if like.device.type == "meta" and not without_data:
+        raise SlotError(
+            f"slot {slot.name!r}: expected a host with data to grow on; it is on the meta device. Plan there "
+            f"(manager.plan), and germinate after host.to_empty(device=...) and host.load_state_dict(...)"
+        )
+    return Surroundings(like.dtype, like.device, module.training)
+
+
+class AddedBranch(nn.Module):
+    """``x + branch(x)``: a branch as a replacement of the host's value, the identity at birth."""
+
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``x``."""
+        return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+class Difference(nn.Module):
+    """``module(x) - x``: a replacement as a branch, zero at birth where it begins as the identity."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``x``."""
+        return self.module(x) - x  # type: ignore[no-any-return]
+
+
+class Gated(nn.Module):
+    """``sigmoid(gate) * branch(x)``: a branch that learns how much of itself to give.
+
+    Attributes:
+        gate: the logit, 0-d and 0 at birth (half open).
+    """
+
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``branch(x)``."""
+        return torch.sigmoid(self.gate) * self.branch(x)  # type: ignore[no-any-return]
+
+
+def grow(
+    blueprint: BlueprintLike,
+    slot: Slot,
+    mode: str,
+    around: Surroundings,
+    key: int,
+    config: Mapping[str, Any],
+    admit: Callable[[nn.Module], None] = lambda module: None,
+) -> nn.Module:
+    """Build a seed for ``slot`` and check that it fits. Draws from the stream ``key`` only.
+
+    May run in any thread. A module that is refused comes back as it was.
+
+    Args:
+        blueprint: a registered name, a module, or a factory.
+        slot: where the seed goes.
+        mode: how it will be blended: some modes wrap it.
+        around: what it has to follow.
+        key: of its random streams.
+        config: for the factory.
+        admit: raises for a module that must not be touched, before it is.
+
+    Raises:
+        BlueprintError: naming the slot, what was expected and what was given.
+    """
+    given = label(blueprint)
+    try:
+        with streams.private_stream(key):
+            module = _build(blueprint, slot, mode, config)
+    except BlueprintError:
+        raise
+    except Exception as error:
+        raise BlueprintError(
+            f"blueprint {given} at slot {slot.name!r} could not be built: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise BlueprintError(
+            f"blueprint {given} at slot {slot.name!r}: expected an nn.Module; got {type(module).__name__}"
+        )
+    admit(module)
+    with restored_on_failure(module):
+        fitted = _fit(module, slot, mode, around, key)
+        _check(fitted, slot, given, around, key)
+    return fitted
+
+
+def size_on_meta(blueprint: BlueprintLike, slot: Slot, mode: str, config: Mapping[str, Any]) -> int | None:
+    """How many parameters a seed would have, without memory for it; None where that cannot be told."""
+    try:
+        with torch.device("meta"), streams.private_stream(0):
+            module: Any = _build(blueprint, slot, mode, config)
+        return sum(int(parameter.numel()) for parameter in module.parameters())
+    except Exception:
+        return None  # what is wrong with it is said when it is built
+
+
+def _fit(module: nn.Module, slot: Slot, mode: str, around: Surroundings, key: int) -> nn.Module:
+    """Give the module what it has to follow."""
+    module = streams.privatize(module, key)
+    if mode == "gated":
+        module = Gated(module)
+    module.to(device=around.device, dtype=around.dtype)
+    if slot.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module.train(around.training)
+
+
+def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> nn.Module:
+    if isinstance(blueprint, nn.Module):
+        if config:
+            raise BlueprintError(
+                f"slot {slot.name!r}: a module takes no configuration; got {', '.join(config)}"
+            )
+        return blueprint
+    if isinstance(blueprint, str):
+        known = blueprints.get(blueprint)
+        known.check_mode(mode, slot)
+        module = known.build(slot, **config)
+        if known.branch and mode == "convex" and slot.input.shape == slot.shape:
+            return AddedBranch(module)
+        return Difference(module) if known.replaces and mode != "convex" else module
+    if callable(blueprint):
+        return blueprint(slot, **config)  # type: ignore[no-any-return]
+    raise BlueprintError(
+        f"slot {slot.name!r}: expected a blueprint's name, an nn.Module or a factory; "
+        f"got {type(blueprint).__name__}"
+    )
+
+
+def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key: int) -> None:
+    """Run the seed on random input of the shape that it reads, in both modes; leaves it as it was."""
+    where = f"blueprint {given} at slot {slot.name!r}"
+    if slot.source is not None:
+        where += f", source {slot.source.name!r}"
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        has_data = tensor.device.type != "meta"
+        if has_data and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BlueprintError(f"{where}: expected finite weights; {name} has NaN or inf")
+    # The host may have been converted since; what it computes in two dtypes it computes so now too.
+    dtype = around.dtype if slot.input.dtype == slot.dtype else slot.input.dtype
+    device = around.device
+    if device.type == "meta":
+        sample = torch.empty(slot.input.shape, dtype=dtype, device=device)
+    else:
+        generator = torch.Generator(device).manual_seed(key)
+        sample = torch.randn(slot.input.shape, dtype=dtype, device=device, generator=generator)
+    if slot.input.channels_last:
+        sample = sample.contiguous(memory_format=torch.channels_last)
+    try:
+        with state_untouched(module), streams.no_global_draws(), torch.no_grad():
+            module.train(not around.training)
+            module(sample)
+            module.train(around.training)
+            out = module(sample)
+    except streams.GlobalDrawError as draw:
+        raise BlueprintError(
+            f"{where}: it draws from the global random stream ({draw}), which would move the host's "
+            f"training; use nn.Dropout modules in a seed, which are given a stream of their own"
+        ) from draw
+    except Exception as error:
+        makes = "" if slot.source is None else f" and makes one of shape {tuple(slot.shape)} of it"
+        raise BlueprintError(
+            f"{where}: expected a module that takes {_form(sample)}{makes}; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    expected = sample.new_empty(slot.shape, dtype=around.dtype)
+    if not isinstance(out, Tensor):
+        raise BlueprintError(f"{where}: expected {_form(expected)}; it returned a {type(out).__name__}")
+    if out.shape != expected.shape or not out.is_floating_point() or out.device != expected.device:
+        raise BlueprintError(f"{where}: expected {_form(expected)}; it returned {_form(out)}")
+    if sample._version:
+        raise BlueprintError(
+            f"{where}: it writes into its input, which is the host's value; expected a module "
+            f"without in-place operations on its input (inplace=True in its first layer?)"
+        )
+
+
+def _form(tensor: Tensor) -> str:
+    return f"a {str(tensor.dtype).removeprefix('torch.')} tensor {tuple(tensor.shape)}"
+
+
+def label(blueprint: Any) -> str:
+    """What to call a blueprint in messages and names."""
+    if isinstance(blueprint, str):
+        return blueprint
+    if isinstance(blueprint, nn.Module):
+        return type(blueprint).__name__
+    return getattr(blueprint, "__qualname__", None) or type(blueprint).__name__

@@ -1,0 +1,181 @@
+"""What a germination would change, worked out without changing anything.
+
+The seed is built on the ``meta`` device: it takes no memory, and the host may be there too.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxgraft.errors import BlueprintError
+from fxgraft.host.host import Host
+from fxgraft.lifecycle import nursery
+from fxgraft.lifecycle.nursery import BlueprintLike, Surroundings
+from fxgraft.structure import Placement, Structure, kind_of
+from fxgraft_passes import GraftSpec, Phase, Slot
+from fxgraft_passes.graft import SEEDS, check_name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a germination would change; ``str`` gives a page.
+
+    Attributes:
+        name: the seed's; also its place among several at one slot.
+        slot: where it goes.
+        source: the earlier slot that it reads, or None.
+        blueprint: what it is made from.
+        mode, objective, isolated: how it is wired.
+        reads: the shape of what it reads, in the example call.
+        shape, dtype: of the value at the slot, in the example call; the dtype as the host is now.
+        parameters: name of each new parameter, below ``_seeds.<name>.module`` -> its shape.
+        parameter_bytes: of all of them.
+        forward_flops, backward_flops: of the seed in a call of the example's size, two for each multiply-add;
+            matrix products, convolutions and attention only, as torch's ``FlopCounterMode`` counts.
+        diffs: region -> unified diff of its generated code, from now to with the seed in isolation.
+    """
+
+    name: str
+    slot: str
+    source: str | None
+    blueprint: str
+    mode: str
+    objective: str
+    isolated: bool
+    reads: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parameters: Mapping[str, tuple[int, ...]]
+    parameter_bytes: int
+    forward_flops: int
+    backward_flops: int
+    diffs: Mapping[str, str]
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers the seed learns."""
+        return sum(map(math.prod, self.parameters.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dictionaries, lists, strings and numbers (for JSON)."""
+        return {
+            **asdict(self),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameter_count": self.parameter_count,
+        }
+
+    def __str__(self) -> str:
+        wiring = f"{self.mode}, {self.objective}, {'isolated' if self.isolated else 'not isolated'}"
+        source = f", reading {self.source!r} {self.reads}" if self.source else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        lines = [
+            f"plan: {self.blueprint} as seed {self.name!r} at slot {self.slot!r} ({wiring}){source}",
+            f"  value       {dtype} {self.shape}",
+            f"  parameters  {self.parameter_count:,} in {len(self.parameters)} tensors, "
+            f"{self.parameter_bytes / 2**20:.2f} MiB",
+            *(f"    {SEEDS}.{self.name}.module.{name} {shape}" for name, shape in self.parameters.items()),
+            f"  FLOPs       {self.forward_flops:,} forward, {self.backward_flops:,} backward, in a call of "
+            f"the example's size",
+        ]
+        for region, diff in self.diffs.items():
+            lines += [f"  code of region {region!r}", *(f"    {line}" for line in diff.splitlines())]
+        return "\n".join(lines)
+
+
+def plan(
+    host: Host,
+    slot: Slot,
+    spec: GraftSpec,
+    blueprint: BlueprintLike,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`."""
+    name = name or nursery.label(blueprint).replace(".", "_").replace("<", "").replace(">", "")
+    check_name(name)
+    around = nursery.surroundings(host, slot, without_data=True)
+    module = _built(blueprint, slot, spec.mode, around, config or {})
+    forward, backward = _flops(module, slot, around, spec.isolated)
+    structure = host.structure.with_placement(Placement(name, slot, spec, kind_of(module)))
+    return Plan(
+        name=name,
+        slot=slot.name,
+        source=slot.source.name if slot.source is not None else None,
+        blueprint=nursery.label(blueprint),
+        mode=spec.mode,
+        objective=spec.objective,
+        isolated=spec.isolated,
+        reads=tuple(slot.input.shape),
+        shape=tuple(slot.shape),
+        dtype=around.dtype,
+        parameters={n: tuple(p.shape) for n, p in module.named_parameters() if p.requires_grad},
+        parameter_bytes=sum(p.nbytes for p in module.parameters() if p.requires_grad),
+        forward_flops=forward,
+        backward_flops=backward,
+        diffs=_diffs(host, structure),
+    )
+
+
+def _built(
+    blueprint: BlueprintLike, slot: Slot, mode: str, around: Surroundings, config: Mapping[str, Any]
+) -> nn.Module:
+    """The seed without data. What a factory computes from data is built for real, and dropped."""
+    empty = replace(around, device=torch.device("meta"))
+    if isinstance(blueprint, nn.Module):
+        return nursery.grow(_without_data(blueprint), slot, mode, empty, 0, config)
+    try:
+        with torch.device("meta"):
+            return nursery.grow(blueprint, slot, mode, empty, 0, config)
+    except BlueprintError:
+        if around.device.type == "meta":
+            raise
+        return nursery.grow(blueprint, slot, mode, empty, 0, config)
+
+
+def _without_data(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` on the meta device; its weights are not copied on the way."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(module, memo)
+
+
+def _flops(module: nn.Module, slot: Slot, around: Surroundings, isolated: bool) -> tuple[int, int]:
+    """Of one forward and its backward pass; the input has a gradient where the host is to feel the seed."""
+    read = torch.empty(slot.input.shape, dtype=around.dtype, device="meta", requires_grad=not isolated)
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        out = module(read)
+        forward = counter.get_total_flops()
+        if out.requires_grad:
+            out.sum().backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def _diffs(host: Host, structure: Structure) -> dict[str, str]:
+    """Region -> how its code would change."""
+    before = host.structure
+    changed = before.by_region.keys() | structure.by_region.keys()
+    codes = {name: (_code(host, before, name), _code(host, structure, name)) for name in sorted(changed)}
+    return {
+        name: "\n".join(
+            difflib.unified_diff(ours.splitlines(), theirs.splitlines(), "now", "with the seed", lineterm="")
+        )
+        for name, (ours, theirs) in codes.items()
+        if ours != theirs
+    }
+
+
+def _code(host: Host, structure: Structure, region: str) -> str:
+    parts = [host.regions[name] for name in structure.merged.get(region, ())]
+    return host.regions[region].forward_for(structure.wirings(region), Phase.ISOLATED, parts).source

@@ -1,0 +1,316 @@
+"""Changes of the structure that training does not wait for.
+
+A change goes through: its modules are built (in a thread), the code that its structure lacks is
+compiled (in a helper process, where the host is compiled), and it lands: on the training thread, at a
+step boundary, whole or not at all. Until then the host runs what it ran. Everything that is built when
+the helper is free goes into one structure.
+
+Where no helper can be had, the change compiles when it lands, as it does with ``wait=True``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fxgraft.compiling import helper
+from fxgraft.distributed.peers import Peers
+from fxgraft.lifecycle.change import Birth, Change, Names
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import surroundings
+from fxgraft.manager.prefetch import Pending
+from fxgraft.manager.reporter import Reporter
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft.structure import Structure
+from fxgraft.telemetry.events import logger
+from fxgraft_passes import Graft, Slot
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.job import Job
+
+HELPERS = ("auto", "off")
+_READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other
+
+
+class Background:
+    """The changes in preparation.
+
+    Args:
+        lifecycle: carries changes out.
+        reporter: hears of it.
+        peers: the other ranks: all land the same change in the same step.
+        timeout: in seconds, after which a germination whose module is not built, or is not compiled as
+            long after that, is given up; None: never.
+        helper: ``"auto"``: compile in a helper process where that can be; ``"off"``: never.
+
+    Attributes:
+        is_landing: whether a change lands now.
+    """
+
+    def __init__(
+        self, lifecycle: Lifecycle, reporter: Reporter, peers: Peers, timeout: float | None, helper: str
+    ):
+        if helper not in HELPERS:
+            raise ValueError(f"helper: expected one of {', '.join(HELPERS)}; got {helper!r}")
+        self._lifecycle = lifecycle
+        self._host = lifecycle.host
+        self._reporter = reporter
+        self._peers = peers
+        self._timeout = timeout
+        self._helper = helper
+        self._pending: dict[str, Pending] = {}
+        self._fossils: dict[str, Seed] = {}
+        self._job: Job | None = None
+        self._lands = Change()  # what the job is for; nothing, where it is for what runs already
+        self._choice: Names | None = None  # what all ranks land together next
+        self._target = self._base = Structure()
+        self._said_why_not = False
+        self._old_news = 0
+        self.is_landing = False
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    # What is asked for
+
+    def germinate(self, seed: Seed, slot: Slot, build: Callable[[], nn.Module]) -> None:
+        """Begin to build the module of ``seed``, which is in GERMINATED until it is live."""
+        pending = Pending(seed, slot, self._deadline())
+        self._pending[seed.name] = pending
+        self._lifecycle.seeds[seed.name] = seed
+        pending.run(build)
+
+    def fossilize(self, seed: Seed) -> None:
+        """Let ``seed`` become permanent when the code for that is there."""
+        self._fossils[seed.name] = seed
+
+    def leave_open(self, seed: Seed) -> None:
+        """Let ``seed`` not become permanent after all."""
+        if self._fossils.pop(seed.name, None) is not None:
+            self._drop_job_for(seed)
+
+    def cancel(self, seed: Seed) -> None:
+        """Forget what is in preparation for ``seed``; what is still built for it is dropped."""
+        self.leave_open(seed)
+        if self._pending.pop(seed.name, None) is not None:
+            self._reporter.prefetch_failed(seed, "cancelled")
+            self._drop_job_for(seed)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until what is in preparation is built, and compiled as far as that was begun.
+
+        Returns whether it was in time. Only `step` lets it land, or begins to compile.
+        """
+        built = all(pending.wait(timeout) for pending in self._pending.values())
+        if self._job is not None:
+            self._job.wait(timeout)
+        return built
+
+    # At a step boundary
+
+    def step(self) -> None:
+        """Take in what has come, let a change land that is ready, and begin with the next."""
+        for pending in list(self._pending.values()):
+            if failed := self._peers.anyone_says(f"{pending.seed.name} failed", self._trouble(pending)):
+                self._fail(pending.seed, failed)
+            elif pending.module is not None and self._peers.all_say(f"{pending.seed.name} is built"):
+                pending.is_agreed = True
+        if self._job is not None:
+            self._follow(self._job)
+        if self._job is None:
+            self._begin()
+
+    def _trouble(self, pending: Pending) -> str | None:
+        """Why it comes to nothing on this rank, if it does."""
+        if pending.is_late:
+            return f"not ready after {self._timeout} s"
+        return str(pending.error) if pending.is_built and pending.module is None else None
+
+    def _begin(self) -> None:
+        waiting = self._pending or self._fossils or self._lifecycle.departing
+        change = self._next_change() if waiting else Change()
+        if change == Change():
+            self._tend()
+            return
+        agreed = self._agreed(change)
+        if agreed is None:
+            return
+        if agreed == Change():  # what was chosen was taken back
+            self._settle()
+            return
+        structure = self._host.structure
+        target = agreed.target(structure)
+        compiled = self._host.compiled
+        tasks = compiled.tasks_for(target, structure) if compiled is not None else []
+        if reason := self._peers.anyone_says(_FAILED, None):
+            self._give_up(agreed, reason)
+        elif tasks and self._can_help():
+            self._lands = agreed
+            for birth in agreed.births:  # the time that is up is that of building, or of compiling
+                self._pending[birth.seed.name].deadline = self._deadline()
+            self._start(self._host.compile_in_helper(target, self._grafts(agreed), tasks), target)
+        elif self._peers.all_say(_READY, agreed.names):
+            self._land(agreed, compiled=not tasks)
+
+    def _agreed(self, change: Change) -> Change | None:
+        """What of ``change`` all ranks land: what is ready on rank 0. None before they have heard of that."""
+        said = self._peers.leader_says("next change", self._choice or change.names)
+        self._choice = self._choice or said
+        return None if self._choice is None else change.only(self._choice)
+
+    def _next_change(self) -> Change:
+        births = [self._conceive(p) for p in list(self._pending.values()) if p.is_agreed]
+        fossils = [seed for seed in self._fossils.values() if seed.stage is Stage.HOLDING]
+        return Change(
+            births=tuple(birth for birth in births if birth is not None),
+            departed=tuple(sorted(self._lifecycle.departing)),
+            fossils=tuple((seed, self._lifecycle.fossil(seed)) for seed in fossils),
+        )
+
+    def _conceive(self, pending: Pending) -> Birth | None:
+        """The birth as the host is now: it may have been converted since the module was built."""
+        assert pending.module is not None
+        around = surroundings(self._host, pending.slot)
+        try:
+            pending.module.to(device=around.device, dtype=around.dtype)
+            return self._lifecycle.conceive(pending.seed, pending.slot, pending.module)
+        except Exception as error:
+            self._fail(pending.seed, f"{type(error).__name__}: {error}")
+            return None
+
+    def _tend(self) -> None:
+        """With nothing else to do, compile what the running structure would be better off with."""
+        compiled = self._host.compiled
+        if compiled is None or compiled.news == self._old_news:
+            return
+        self._old_news = compiled.news
+        structure, grafts = self._host.structure, self._host.grafts()
+        tasks = compiled.tasks_wanted() or compiled.tasks_settled(structure, grafts)
+        if tasks and self._can_help():
+            self._start(self._host.compile_in_helper(structure, grafts, tasks), structure)
+        for task in tasks if self._job is None else ():
+            task.leave()
+
+    def _start(self, job: Job, target: Structure) -> None:
+        self._job, self._base, self._target = job, self._host.structure, target
+
+    def _follow(self, job: Job) -> None:
+        if self._host.structure is not self._base:  # which another change has replaced
+            self._drop_job()
+            return
+        job.take()
+        if self._lands == Change():
+            if job.failure is not None:
+                self._give_up(self._lands, job.failure)
+        else:
+            self._agreed(self._lands)
+            if reason := self._peers.anyone_says(_FAILED, job.failure):
+                self._give_up(self._lands, reason)
+            elif job.is_ready and self._peers.all_say(_READY, self._lands.names):
+                self._land_prepared(job)
+        if self._job is job and job.is_over:
+            for reason in job.failed.values():
+                logger.warning("the helper could not compile for the host as it is: %s", reason)
+            job.leave_rest()
+            self._drop_job()
+            self._host.adopt(self._host.structure, self._host.phase, self._host.grafts())
+
+    def _land_prepared(self, job: Job) -> None:
+        change = self._next_change().only(self._lands.names)
+        if change.target(self._host.structure).key != self._target.key:
+            self._drop_job()  # the host was converted, or a seed was taken back
+            return
+        for reason in job.failed.values():
+            logger.warning("compiling at the swap what the helper could not: %s", reason)
+        self._lands = Change()
+        self._land(change, compiled=job.is_whole)
+        self._base = self._host.structure
+
+    def _give_up(self, change: Change, reason: str) -> None:
+        """The helper broke down. Seeds to be born are given up; what must go or stay does so without it."""
+        logger.warning("%s", reason)
+        if self._job is not None:
+            self._job.leave_rest()
+        self._drop_job()
+        for birth in change.births:
+            self._fail(birth.seed, reason)
+        rest = Change(departed=change.departed, fossils=change.fossils)
+        if rest != Change():
+            self._land(rest, compiled=False)
+
+    def _drop_job_for(self, seed: Seed) -> None:
+        lands = [birth.seed for birth in self._lands.births] + [fossil for fossil, _ in self._lands.fossils]
+        if any(one is seed for one in lands):
+            self._drop_job()
+
+    def _drop_job(self) -> None:
+        if self._job is not None:
+            self._job.stop()
+        self._job, self._lands = None, Change()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Nothing is agreed on any more: the next change is chosen anew."""
+        self._choice = None
+        self._peers.hush()
+
+    # Landing
+
+    def _land(self, change: Change, compiled: bool) -> None:
+        self._settle()
+        self.is_landing = True
+        try:
+            self._lifecycle.commit(change, warm_up=not compiled)
+        except Exception as error:  # of a compiler, of memory: no reason to end the training
+            if len(change.parts) > 1:  # one of several is at fault: the others land without it
+                for part in change.parts:
+                    self._land(part, compiled=False)
+                return
+            self._fail_change(change, f"{type(error).__name__}: {error}")
+            return
+        finally:
+            self.is_landing = False
+        for birth in change.births:
+            pending = self._pending.pop(birth.seed.name)
+            self._reporter.live_after(pending.elapsed_ms, birth.seed, prefetched=True)
+        for seed, _ in change.fossils:
+            del self._fossils[seed.name]
+
+    def _fail_change(self, change: Change, reason: str) -> None:
+        for birth in change.births:
+            self._fail(birth.seed, reason)
+        for seed, _ in change.fossils:
+            logger.warning("seed %r was not fossilized: %s", seed.name, reason)
+            del self._fossils[seed.name]
+        for name in change.departed:
+            logger.warning("the graft of culled seed %r stays in the graph for now: %s", name, reason)
+
+    def _fail(self, seed: Seed, reason: str) -> None:
+        logger.warning("seed %r did not go live: %s", seed.name, reason)
+        self._pending.pop(seed.name, None)
+        self._lifecycle.seeds.pop(seed.name, None)
+        seed.leave(Stage.CULLED)
+        self._reporter.prefetch_failed(seed, reason)
+        self._drop_job_for(seed)
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+    def _grafts(self, change: Change) -> Mapping[str, Graft]:
+        return self._host.grafts() | {birth.seed.name: birth.graft for birth in change.births}
+
+    def _can_help(self) -> bool:
+        if self._helper == "off":
+            return False
+        devices = {parameter.device for parameter in self._host.parameters()}
+        reason = helper.unavailable(devices)
+        if reason is not None and not self._said_why_not:
+            self._said_why_not = True
+            logger.warning(
+                "no helper process compiles in the background (%s): changes compile as they land", reason
+            )
+        return reason is None

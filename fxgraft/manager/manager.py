@@ -1,0 +1,635 @@
+"""The manager: the façade through which seeds live on a host."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fxgraft import schedules
+from fxgraft.commands import Command, Reply
+from fxgraft.commands.inbox import Inbox
+from fxgraft.distributed import peers_of
+from fxgraft.errors import DistributedError, SlotError, StageError
+from fxgraft.gates import DEFAULT_GATES, Gate
+from fxgraft.host.host import Host
+from fxgraft.host.introduction import introduce
+from fxgraft.interrupts import disturbable, whole
+from fxgraft.isolation import probing
+from fxgraft.isolation.check import Violation
+from fxgraft.isolation.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
+from fxgraft.isolation.shadow import shadow_pass
+from fxgraft.lifecycle import nursery
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.lifecycle.plan import Plan, plan
+from fxgraft.manager.background import Background
+from fxgraft.manager.dispatch import Dispatcher
+from fxgraft.manager.journal import Journal
+from fxgraft.manager.reporter import Reporter
+from fxgraft.manager.saver import Memory, Saver
+from fxgraft.optimizers.registry import SeedParameterRegistry
+from fxgraft.schedules import Ramp, Schedule
+from fxgraft.seeds import streams
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage, after
+from fxgraft.telemetry import Sink, logger
+from fxgraft.telemetry.metrics import collect
+from fxgraft_passes import GraftSpec, Objective, Slot
+from fxgraft_passes.graft import check_name
+
+ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
+_FOR_RANK_0 = "commands are given to rank 0, which tells the others"
+
+
+class SeedManager:
+    """Germinates, blends, culls and fossilizes seeds on a host.
+
+    Every method that changes the host does so as a whole or not at all.
+
+    Args:
+        host: a `Host`, or the ``DistributedDataParallel`` around one.
+        optimizer: what trains the seeds: None, one optimizer, or several.
+        schedulers: learning-rate schedulers to keep in step with groups that seeds add.
+        enabled: False makes every germination a recorded no-op. By default the environment
+            variable ``FXGRAFT_DYNAMIC_SEEDS`` decides (``0`` disables), and otherwise True.
+        strict: raise `IsolationError` out of the training step where isolation is violated.
+        sinks: callables that are given every `fxgraft.telemetry.Event`.
+        check_every: training steps between two isolation checks, beside the one after each change;
+            0 for none. A check costs two passes of the model.
+        gates: action (``"blend"``, ``"fossilize"``) -> what a seed must pass for it.
+        cooldown: for how many steps a slot refuses new seeds after a cull there.
+        prefetch_timeout: seconds after which a germination with ``wait=False`` is given up: to build its
+            module, and then to compile its structure; None: never.
+        metrics_every: training steps between two entries of the journal (the events ``steps``, ``compiled``
+            and ``metrics``) to the sinks; 0 for none.
+        helper: ``"auto"`` compiles in a helper process what training is not to wait for, where such a
+            process can be forked (Linux, a host on the CPU); ``"off"`` never does.
+        shard_from: on a host that ``fully_shard`` has sharded, the elements from which a parameter of a seed
+            is sharded as well, and not replicated; None: 65,536.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        schedulers: Sequence[Any] = (),
+        enabled: bool | None = None,
+        strict: bool = False,
+        sinks: Sequence[Sink] = (),
+        check_every: int = DEFAULT_INTERVAL,
+        gates: Mapping[str, Gate] = DEFAULT_GATES,
+        cooldown: int = 0,
+        prefetch_timeout: float | None = 300.0,
+        metrics_every: int = 0,
+        helper: str = "auto",
+        shard_from: int | None = None,
+    ):
+        inner = getattr(host, "module", None) if not isinstance(host, Host) else host
+        if not isinstance(inner, Host):
+            raise TypeError(
+                f"host: expected a fxgraft.Host (from fxgraft.trace) or DistributedDataParallel "
+                f"around one; got {type(host).__name__}"
+            )
+        self.host = inner
+        self.schedulers = tuple(schedulers)
+        self.enabled = _enabled_by_environment() if enabled is None else enabled
+        self._reporter = Reporter(sinks, lambda: introduce(inner, self._seeds.values()))
+        self._optimizers = _optimizers(optimizer)
+        self._lifecycle = Lifecycle(
+            inner,
+            self._optimizers,
+            self._on_stage,
+            self._reporter.gradients_dropped,
+            self.schedulers,
+        )
+        self._seeds = self._lifecycle.seeds
+        self._dispatcher = Dispatcher(self, self._reporter)
+        self._inbox = Inbox()
+        self.peers = peers_of(
+            host,
+            inner,
+            self._inbox,
+            self._state,
+            self._lifecycle.gradients.arrived,
+            self._optimizers,
+            strict,
+            shard_from,
+        )
+        checks = check_every if self.peers.folder is None else 0  # the check calls the model part by part
+        self.monitor = IsolationMonitor(inner, checks, strict, self._on_violations)
+        self._lifecycle.distribute = self.peers.distribute
+        self._lifecycle.gradients.average = self.peers.average
+        self._background = Background(self._lifecycle, self._reporter, self.peers, prefetch_timeout, helper)
+        self._journal = Journal(inner, self._reporter, self.metrics, metrics_every)
+        self._gates = gates
+        self._cooldown = cooldown
+        self._memory = Memory(self.peers.share(torch.initial_seed()))
+        self._saver = Saver(
+            self._lifecycle, self._optimizers, self.schedulers, self._reporter, self.peers, self._memory
+        )
+
+    # What there is
+
+    @property
+    def seeds(self) -> Mapping[str, Seed]:
+        """Name -> seed: those that live, and those that became part of the host."""
+        return MappingProxyType(self._seeds)
+
+    @property
+    def steps(self) -> int:
+        """How many training steps there have been, those before a `save` included."""
+        return self._reporter.step
+
+    @property
+    def registry(self) -> SeedParameterRegistry:
+        """Which seed owns which parameter."""
+        return self._lifecycle.registry
+
+    def seed_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of live seeds."""
+        for seed in self._seeds.values():
+            yield from self.registry.parameters(seed.name)
+
+    # The lifecycle
+
+    @whole
+    def germinate(
+        self,
+        slot_name: str,
+        blueprint: BlueprintLike,
+        *,
+        source: str | None = None,
+        name: str | None = None,
+        mode: str | None = None,
+        objective: str | Objective = "trust",
+        isolated: bool = True,
+        wait: bool = True,
+        hyper: Mapping[str, Any] | None = None,
+        **config: Any,
+    ) -> Seed:
+        """Splice a new seed in behind a slot.
+
+        It is in TRAINING when the call returns, or, with ``wait=False``, in GERMINATED: its module is
+        built in another thread, and a later `step` lets it go live.
+
+        Args:
+            slot_name: one of ``host.slots``; or an edge ``"relu->fc2"``, a module's input ``"->fc2"``, an
+                element ``"lstm[0]"``, all calls of a module ``"fc@*"`` (see `fxgraft.slots.places`).
+            blueprint: a registered name, an ``nn.Module``, or a factory ``Slot -> nn.Module``.
+            source: an earlier slot, whose value the seed reads in the place of its own slot's: a branch
+                around what lies between. The seed's output has the shape of the slot, and its input that
+                of the source. Slots of two regions may be joined so, where the regions up to the one
+                around both can run as one graph; it does while the branch lives.
+            name: the seed's; a new one is made by default.
+            mode: ``"residual"`` (the default) adds the seed's output, ``"convex"`` replaces the
+                host's value by it, ``"gated"`` adds it scaled by a gate that the seed learns,
+                ``"channelwise"`` adds it with an alpha for each channel.
+            objective: what the seed learns from in isolation: ``"trust"``, ``"shadow"``,
+                ``"straight_through"``, or an `fxgraft.Objective` with a radius of its own.
+            isolated: whether nothing may reach a host gradient through the seed.
+            wait: whether to wait until the seed is live.
+            hyper: settings of the seed's own (``{"lr": 1e-3, "weight_decay": 0.0}``), in a group of its
+                own in each optimizer that trains it, otherwise like the group that its first parameter
+                there would join. Its lr is scaled along the schedule of that group as the initial lr
+                there is, or as the peak of a schedule that has one (OneCycleLR, CyclicLR). By default
+                the seed joins existing groups.
+            **config: passed to the blueprint's factory.
+
+        Raises:
+            SlotError: there is no such slot, or no branch from that source to it.
+            BlueprintError: the blueprint is unknown, fails, or does not fit the slot.
+            ValueError: for an unknown mode, objective or hyper-parameter, a name that cannot be one, or
+                a ``hyper`` where an optimizer has a scheduler that is not in ``schedulers``.
+            StageError: the name is taken.
+        """
+        self._allow("germinate")
+        slot = self.host.site(slot_name, source)
+        slot_name = slot.name
+        wait_for = self._memory.refuses_until.get(slot_name, 0) - self._reporter.step
+        if self.enabled and wait_for > 0:
+            raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
+        spec = _spec(slot, mode, objective, isolated)
+        label = nursery.label(blueprint)
+        registered = isinstance(blueprint, str)
+        seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
+        if not self.enabled:
+            self._seeds[seed.name] = seed
+            self._reporter.operation("germinate", seed, disabled=True)
+            return seed
+        self.registry.check(hyper)
+        seed.hyper = hyper if hyper is None else dict(hyper)
+        seed.source = slot.names[1]
+        if spec.mode == "convex" and isolated:
+            logger.warning(
+                "seed %r: an isolated convex seed starves the host before slot %r of gradients as "
+                "alpha grows; mode='residual' does not",
+                seed.name,
+                slot_name,
+            )
+        seed.stage = after(seed.stage, "germinate", seed.name)
+        key = streams.key_of(self._memory.run_seed, seed.name)
+        around = nursery.surroundings(self.host, slot)
+        admit = partial(self._lifecycle.admit, seed)
+        build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
+        began = time.monotonic()
+        if wait:
+            with disturbable():
+                module = build()
+            self._lifecycle.go_live(seed, slot, module)
+            self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
+        else:
+            self._background.germinate(seed, slot, build)
+            self._on_stage(seed)
+        return seed
+
+    def plan(
+        self,
+        slot_name: str,
+        blueprint: BlueprintLike,
+        *,
+        source: str | None = None,
+        name: str | None = None,
+        mode: str | None = None,
+        objective: str | Objective = "trust",
+        isolated: bool = True,
+        **config: Any,
+    ) -> Plan:
+        """What `germinate` with these arguments would change. Changes nothing, and needs no data.
+
+        The seed is built on the ``meta`` device, so the host may be there too. What can only be known from
+        weights is not looked at: whether they are finite, and whether they are the host's.
+
+        Raises:
+            SlotError, BlueprintError, ValueError: as `germinate` would.
+        """
+        slot = self.host.site(slot_name, source)
+        return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config)
+
+    @whole
+    def blend(
+        self,
+        seed: Seed | str,
+        *,
+        to: float = 1.0,
+        steps: int = 100,
+        schedule: str | Schedule = "cosine",
+        warmup: int = 0,
+    ) -> None:
+        """Move a seed's alpha to ``to`` within ``steps`` calls of `step`, from where it is now.
+
+        Args:
+            seed: from TRAINING, or again from BLENDING or HOLDING, also downwards.
+            to: the target, in [0, 1].
+            steps: how many training steps it takes, at least 1.
+            schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone callable that takes
+                the share of the steps done to the share of the way, both in [0, 1].
+            warmup: how many steps alpha stays where it is, before those.
+
+        Raises:
+            StageError: the seed cannot be blended now.
+            ValueError: for a target, number of steps or schedule that cannot be.
+        """
+        self._allow("blend")
+        seed = self._find(seed)
+        if seed.stage is Stage.DORMANT:
+            return self._reporter.operation("blend", seed, disabled=True)
+        after(seed.stage, "blend", seed.name)
+        ramp = Ramp(seed.alphas, to, steps, schedules.resolve(schedule), warmup)
+        self._pass_gate("blend", seed)
+        self._background.leave_open(seed)
+        self._reporter.blend(seed, ramp.target, steps, str(schedule))
+        return self._lifecycle.begin_blend(seed, ramp)
+
+    @whole
+    def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
+        """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
+
+        Args:
+            seed: a live one, or one in preparation.
+            wait: False takes effect at once as well, through alpha 0 and out of the optimizers; its
+                graft leaves the graph at a later `step`, when a compiled host has the code for that.
+
+        Raises:
+            StageError: the seed is a fossil, or gone.
+        """
+        self._allow("cull")
+        seed = self._find(seed)
+        if seed.stage is Stage.DORMANT:
+            del self._seeds[seed.name]
+            return self._reporter.operation("cull", seed, disabled=True)
+        self._background.cancel(seed)
+        if wait:
+            self._lifecycle.cull(seed)
+        else:
+            self._lifecycle.retire(seed)
+        self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
+        return None
+
+    @whole
+    def fossilize(self, seed: Seed | str, *, wait: bool = True) -> None:
+        """Make a HOLDING seed a plain part of the host, at the alpha that it holds.
+
+        Args:
+            seed: a HOLDING one.
+            wait: False leaves it HOLDING until a later `step`, when a compiled host has the code; a `blend`
+                before that takes the wish back.
+
+        Raises:
+            StageError: the seed is not HOLDING.
+        """
+        self._allow("fossilize")
+        seed = self._find(seed)
+        if seed.stage is Stage.DORMANT:
+            return self._reporter.operation("fossilize", seed, disabled=True)
+        after(seed.stage, "fossilize", seed.name)
+        self._pass_gate("fossilize", seed)
+        if not wait:
+            return self._background.fossilize(seed)
+        self._background.leave_open(seed)
+        return self._lifecycle.fossilize(seed)
+
+    @whole
+    def cull_all(self, *, wait: bool = True) -> list[str]:
+        """Cull every seed that is live or in preparation, in one change; return their names, latest first.
+
+        The rollback: afterwards the host is what it was, but for its fossils.
+
+        Args:
+            wait: False takes effect at once as well, but leaves the grafts in the graph for a later
+                `step`, as in `cull`.
+        """
+        self._allow("cull")
+        began = time.monotonic()
+        there = [s for s in reversed(self._seeds.values()) if s.is_live or s.stage is Stage.GERMINATED]
+        for seed in there:
+            self._background.cancel(seed)
+        if wait:
+            self._lifecycle.cull(*there)
+        else:
+            for seed in there:
+                self._lifecycle.retire(seed)
+        for seed in there:
+            self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
+        self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
+        return [seed.name for seed in there]
+
+    @whole
+    def pause(self, seed: Seed | str) -> None:
+        """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
+        self._set_paused(self._find(seed), True)
+
+    @whole
+    def resume(self, seed: Seed | str) -> None:
+        """Let a paused seed go on. Raises `StageError` if it is not live."""
+        self._set_paused(self._find(seed), False)
+
+    @whole
+    def handle(self, command: Command | Mapping[str, Any] | str | bytes) -> Reply:
+        """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says.
+
+        From another thread than the one that trains it is only taken in: it is carried out at the end of the
+        next `step`, and the reply is ``queued``. `submit` gives the final one. On several ranks that is so
+        for each command on rank 0, and it is carried out on all; other ranks refuse.
+        """
+        if self.peers.rank:
+            return Reply(False, _FOR_RANK_0)
+        is_now = self._inbox.is_here and self.peers.size == 1
+        return self._dispatcher.handle(command, None if is_now else self._inbox)
+
+    @whole
+    def carry_out(self, command: Command) -> Reply:
+        """As `handle`, but at once and on this rank: for what every rank decides alike."""
+        self._inbox.require_here("carry out a command")
+        return self._dispatcher.handle(command)
+
+    def submit(self, command: Command | Mapping[str, Any] | str | bytes) -> Future[Reply]:
+        """Let a command wait for the end of the next `step`; from any thread.
+
+        Commands are carried out in the order in which they came, each once.
+
+        Returns:
+            The reply to come. ``future.cancel()`` takes the command back while it waits. Give
+            ``future.result(timeout)`` a timeout: a training that has ended carries nothing out.
+        """
+        if self.peers.rank:
+            refused: Future[Reply] = Future()
+            refused.set_result(Reply(False, _FOR_RANK_0))
+            return refused
+        return self._dispatcher.submit(command, self._inbox)
+
+    @whole
+    def step(self, loss: float | Tensor | None = None) -> None:
+        """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
+
+        Commands of other threads are carried out at its end. The thread that calls it is the training thread.
+
+        Args:
+            loss: of this step, for the sinks; one number, which may stay on its device.
+
+        Raises:
+            DistributedError: the ranks have drifted apart, or one is gone.
+            IsolationError: isolation is violated, and the manager is ``strict``.
+            StageError: inside `shadow` and the like, or while another thread is inside of it.
+        """
+        self._inbox.begin_step()
+        try:
+            self._allow("step")
+            self.peers.settle()
+            self._reporter.step += 1
+            self._background.step()
+            self._lifecycle.gradients.step_done()
+            for seed in list(self._seeds.values()):
+                if not seed.paused:
+                    self._lifecycle.advance(seed)
+            self._journal.step(loss)
+            self.monitor.step(self._seeds.values())
+            self._dispatcher.carry_out(self.peers.orders(self._inbox))
+        finally:
+            self._inbox.end_step()
+
+    # Looking at what a seed does
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metric -> seed -> value, as they stand; see ``fxgraft.telemetry.METRICS`` for units.
+
+        The seed is ``""`` for a metric of the whole. Norms are of the gradients that are there now.
+        """
+        pending = len(self._background)
+        return collect(self.host, self._seeds.values(), self.registry, self._reporter.counters, pending)
+
+    def shadow(self) -> AbstractContextManager[None]:
+        """A pass in which TRAINING seeds run at alpha 1 and only they get gradients.
+
+        Run forward *and* backward inside. The host's gradients, buffers and random streams stay.
+        """
+        self._inbox.require_here("run the seeds otherwise")
+        if self.peers.folder is not None:
+            raise DistributedError("shadow() is not supported on a sharded host: use objective 'trust'")
+        learning = [s.name for s in self._seeds.values() if s.stage is Stage.TRAINING]
+        parameters = [p for name in learning for p in self.registry.parameters(name)]
+        return shadow_pass(self.host, parameters)
+
+    def at_alpha(self, seed: Seed | str, alpha: float) -> AbstractContextManager[None]:
+        """Let one seed run at another alpha inside: to see what it does. Recompiles nothing."""
+        self._inbox.require_here("run a seed at another alpha")
+        return probing.at_alpha(self.host, self._find(seed), alpha)
+
+    @whole
+    def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
+        """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
+
+        On several ranks it is the mean of theirs, for which all of them call it.
+
+        Args:
+            seed: a live one.
+            evaluate: computes a loss of the host, best on held-out data and in eval mode. Gradients
+                are off inside; lower is better.
+            at: the alpha to measure at; a seed that is blended is best measured at its own.
+
+        Returns:
+            The contribution, positive where the seed helps. Gates read it from the seed.
+        """
+        self._inbox.require_here("measure a seed")
+        seed = self._find(seed)
+        contribution = probing.measure(self.host, seed, evaluate, at, self.peers.mean)
+        self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
+        return contribution
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write structure, weights, lifecycle, optimizers, schedulers and random streams to one file.
+
+        Atomic: a process killed at any moment leaves the old file or the new one. A seed that is still
+        in preparation (``wait=False``) is not saved. On several ranks each calls it: rank 0 writes the file,
+        the others their random streams beside it, without waiting for each other. Of a sharded host it is a
+        folder, in which each rank writes its part; they wait for each other.
+
+        Raises:
+            CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
+        """
+        self._inbox.require_here("save")
+        self._saver.save(path)
+
+    @classmethod
+    @whole
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        host: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        blueprints: Mapping[str, BlueprintLike] | None = None,
+        wait: bool = True,
+        **options: Any,
+    ) -> SeedManager:
+        """Go on with a saved run, bit for bit.
+
+        Args:
+            path: what `save` wrote.
+            host: freshly traced from the same model, without seeds.
+            optimizer: new ones of the same kinds and groups as those saved.
+            blueprints: for seeds that were germinated from code: seed name -> module or factory.
+            wait: False lets a compiled host run uncompiled until a helper process has compiled it.
+            **options: as for `SeedManager`; ``schedulers`` new ones of the same kinds.
+
+        Raises:
+            CheckpointError: the file is damaged, of another host, or asks for a blueprint that is not
+                there. Host and optimizers are as before.
+        """
+        manager = cls(host, optimizer, **options)
+        manager._saver.load(path, blueprints or {}, wait)
+        return manager
+
+    # Inside
+
+    def _state(self) -> str:
+        """What has to be the same on all ranks, as text."""
+        lines = [f"  step {self._reporter.step}"]
+        for seed in self._seeds.values():
+            paused = ", paused" if seed.paused else ""
+            source = f" from {seed.source}" if seed.source else ""
+            lines.append(
+                f"  {seed.name}: {seed.blueprint} at {seed.slot}{source}, {seed.spec.mode}, "
+                f"{seed.stage.name} at alpha {seed.alpha!r}{paused}"
+            )
+        return "\n".join(lines if self._seeds else [*lines, "  no seeds"])
+
+    def _allow(self, action: str) -> None:
+        """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed."""
+        self._inbox.require_here(action)
+        if self.host.borrowed:
+            raise StageError(f"cannot {action} inside {self.host.borrowed}: do it afterwards")
+
+    def _pass_gate(self, action: str, seed: Seed) -> None:
+        gate = self._gates.get(action)
+        if gate is None:
+            return
+        verdict = gate(seed)
+        self._reporter.gate(seed, action, verdict)
+        if not verdict:
+            raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
+
+    def _set_paused(self, seed: Seed, paused: bool) -> None:
+        self._inbox.require_here("pause" if paused else "resume")
+        if seed.stage is Stage.DORMANT:
+            return self._reporter.operation("pause" if paused else "resume", seed, disabled=True)
+        if not seed.is_live:
+            raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {seed.stage.name}")
+        seed.paused = paused
+        self._lifecycle.gradients.pause(seed.name, paused)
+        return self._reporter.operation("pause" if paused else "resume", seed)
+
+    def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
+        if name is None:
+            return self._memory.names.make(nursery.label(blueprint), self._seeds)
+        check_name(name)
+        if name in self._seeds:
+            raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
+        if name in self._lifecycle.departing:
+            raise StageError(
+                f"the graft of culled seed {name!r} is still in the graph; it leaves at a later step()"
+            )
+        return name
+
+    def _find(self, seed: Seed | str) -> Seed:
+        known = self._seeds.get(seed.name if isinstance(seed, Seed) else seed)
+        if isinstance(seed, Seed) and known is not seed:
+            known = seed if seed.stage is Stage.CULLED else None  # whose stage refuses everything
+        if known is None:
+            raise StageError(f"no seed {seed!r} here; there are: {', '.join(self._seeds) or 'none'}")
+        return known
+
+    def _on_violations(self, found: list[Violation]) -> None:
+        self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
+
+    def _on_stage(self, seed: Seed) -> None:
+        if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
+            # What lands in the background comes at a step of its own choice: that one stays ordinary.
+            self.monitor.look_soon(LATER if self._background.is_landing else 0)
+        self._reporter.stage(seed)
+
+
+def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:
+    law = objective if isinstance(objective, Objective) else Objective(objective)
+    copies = {"copy": slot.copy, "copy_source": slot.input.copy and slot.source is not None}
+    return GraftSpec(mode or "residual", law.name, law.radius, isolated, **copies)
+
+
+def _enabled_by_environment() -> bool:
+    return os.environ.get(ENABLED_VARIABLE, "1").strip().lower() not in ("0", "false", "no", "off")
+
+
+def _optimizers(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, Optimizer) else tuple(given)

@@ -1,0 +1,70 @@
+"""Build a seed's module off the training thread: blueprints may take long to build or to load."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import nn
+
+from fxgraft import threads
+from fxgraft.seeds.seed import Seed
+from fxgraft_passes import Slot
+
+
+@dataclass(eq=False)
+class Pending:
+    """A germination in preparation.
+
+    Attributes:
+        seed: in GERMINATED.
+        slot: where it goes.
+        deadline: on the monotonic clock, or None.
+        started: likewise.
+        module: the result, once it is there.
+        error: why there is none.
+        is_agreed: whether it is built on all ranks.
+    """
+
+    seed: Seed
+    slot: Slot
+    deadline: float | None
+    started: float = field(default_factory=time.monotonic)
+    module: nn.Module | None = None
+    error: BaseException | None = None
+    is_agreed: bool = False
+    _done: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the module is there, or has failed."""
+        return self._done.is_set()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time-out has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Since the start."""
+        return (time.monotonic() - self.started) * 1e3
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the module is built or has failed; return whether it did in time."""
+        return self._done.wait(timeout)
+
+    def run(self, build: Callable[[], nn.Module]) -> None:
+        """Build in another thread. One that hangs does not keep the process alive."""
+        threads.start(partial(self._build, build), f"fxgraft-{self.seed.name}")
+
+    def _build(self, build: Callable[[], nn.Module]) -> None:
+        try:
+            self.module = build()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._done.set()

@@ -1,0 +1,104 @@
+"""Turns what happens into events and counts, for the sinks and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fxgraft.commands import Reply
+from fxgraft.gates import Verdict
+from fxgraft.isolation.check import Violation
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft.telemetry.events import Event, Sink, Sinks
+from fxgraft.telemetry.metrics import Counters
+
+_OPERATIONS = {Stage.GERMINATED: "germinate", Stage.FOSSILIZED: "fossilize", Stage.CULLED: "cull"}
+"""Stages that only an operation leads to. (TRAINING is reached by a prefetch as well.)"""
+
+
+class Reporter:
+    """Sends events and keeps the counters.
+
+    Attributes:
+        step: training steps so far.
+        silent: whether sinks are told nothing: what is restored from a file happened earlier.
+        counters: what metrics are made of beside the seeds.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], introduction: Callable[[], dict[str, Any]]):
+        self._sinks = Sinks(sinks)
+        self._introduction: Callable[[], dict[str, Any]] | None = introduction if sinks else None
+        self.step = self._began = 0
+        self.silent = False
+        self.counters = Counters()
+
+    def go_on(self, step: int) -> None:
+        """The run begins behind that step of an earlier one."""
+        self.step = self._began = step
+
+    def emit(self, kind: str, seed: str | None = None, /, **data: Any) -> None:
+        """Send an event to every sink. The first is led by the event ``run_began``."""
+        if self.silent:
+            return
+        if self._introduction is not None:
+            introduction, self._introduction = self._introduction, None
+            self._sinks.emit(Event("run_began", self._began, None, introduction()))
+        self._sinks.emit(Event(kind, self.step, seed, data))
+
+    def stage(self, seed: Seed) -> None:
+        """A seed has entered its stage."""
+        self.emit("seed_stage", seed.name, **seed.to_dict())
+        if seed.stage in _OPERATIONS:
+            self.operation(_OPERATIONS[seed.stage], seed)
+
+    def operation(self, operation: str, seed: Seed, **data: Any) -> None:
+        """Something was done to a seed (or would have been, were seeds not disabled)."""
+        self.emit("seed_operation", seed.name, operation=operation, **data)
+
+    def blend(self, seed: Seed, target: float, steps: int, schedule: str) -> None:
+        """A ramp begins."""
+        self.operation("blend", seed)
+        self.emit("blend_config", seed.name, target=target, steps=steps, schedule=schedule)
+
+    def gate(self, seed: Seed, action: str, verdict: Verdict) -> None:
+        """A gate has judged."""
+        self.emit("gate_event", seed.name, action=action, passed=verdict.passed, reason=verdict.reason)
+
+    def gradients_dropped(self, seed: str) -> None:
+        """A seed's gradients were not finite in this step."""
+        self.emit("gradients_dropped", seed)
+
+    def command(self, command: Mapping[str, Any] | None, reply: Reply) -> None:
+        """A command was carried out or refused; None stands for one that could not be read."""
+        self.emit("command", reply.seed, command=command, accepted=reply.accepted, reason=reply.reason)
+
+    def violations(self, found: Sequence[Violation], live: Sequence[Seed]) -> None:
+        """The isolation check found something while these seeds were live."""
+        counters = self.counters
+        counters.violations += len(found)
+        for seed in live:
+            counters.violations_of[seed.name] = counters.violations_of.get(seed.name, 0) + len(found)
+        for violation in found:
+            self.emit(
+                "violation_recorded", what=violation.kind, name=violation.name, magnitude=violation.magnitude
+            )
+
+    def live_after(self, milliseconds: float, seed: Seed, prefetched: bool) -> None:
+        """A seed went live that long after it was asked for."""
+        seed.latency_ms = milliseconds
+        if not prefetched:
+            self.operation("germinate", seed)
+        else:
+            self.counters.prefetch_ms = milliseconds
+            self.counters.prefetch_completed += 1
+
+    def prefetch_failed(self, seed: Seed, reason: str) -> None:
+        """A preparation came to nothing."""
+        self.counters.prefetch_failed += 1
+        self.emit("prefetch_failed", seed.name, reason=reason)
+
+    def rollback(self, seeds: Sequence[Seed], milliseconds: float) -> None:
+        """All seeds were culled at once."""
+        self.counters.rollback_ms = milliseconds
+        self.emit("rollback", seeds=[seed.name for seed in seeds], latency_ms=milliseconds)

@@ -1,0 +1,101 @@
+"""Saves and loads a manager's run: on one rank, on several, and on a sharded host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.optim import Optimizer
+
+from fxgraft import checkpoint
+from fxgraft.distributed.peers import Peers
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.manager.reporter import Reporter
+from fxgraft.seeds.names import SeedNames
+from fxgraft.structure import Structure
+
+
+@dataclass
+class Memory:
+    """What a manager remembers beside its seeds.
+
+    Attributes:
+        run_seed: what the seeds' random streams are keyed by.
+        names: hands out names.
+        refuses_until: slot -> the step until which it refuses seeds.
+    """
+
+    run_seed: int
+    names: SeedNames = field(default_factory=SeedNames)
+    refuses_until: dict[str, int] = field(default_factory=dict)
+
+
+class Saver:
+    """Saves and loads what these hold together.
+
+    Args:
+        lifecycle: has the host and the seeds.
+        optimizers, schedulers: of the run.
+        reporter: counts the steps.
+        peers: the other ranks.
+        memory: what else there is.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        optimizers: Sequence[Optimizer],
+        schedulers: Sequence[Any],
+        reporter: Reporter,
+        peers: Peers,
+        memory: Memory,
+    ):
+        self._lifecycle, self._optimizers, self._schedulers = lifecycle, optimizers, schedulers
+        self._reporter, self._peers, self._memory = reporter, peers, memory
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As `SeedManager.save`."""
+        if self._peers.folder is not None:
+            self._peers.folder.save(path, self._save_shards)
+        elif self._peers.rank:
+            checkpoint.save_streams(path, self._peers.rank, self._reporter.step)
+        else:
+            self._write(path)
+
+    def load(self, path: str | os.PathLike[str], blueprints: Mapping[str, BlueprintLike], wait: bool) -> None:
+        """As `SeedManager.load`, into a host without seeds."""
+        lifecycle, folder = self._lifecycle, self._peers.folder
+        host = lifecycle.host
+        lifecycle.cold = True  # the structures on the way are not worth compiling
+        self._reporter.silent = True
+        given = lifecycle, self._optimizers, self._schedulers, blueprints, self._peers.rank
+        if folder is None:
+            state = checkpoint.restore(path, *given)
+        else:
+            state = checkpoint.restore(folder.find(path), *given, read=folder.read)
+        lifecycle.cold = self._reporter.silent = False
+        if not wait and host.compiled is not None:
+            host.compiled.expect_help(host.structure)
+        else:
+            host.warm_up(Structure())
+        self._reporter.go_on(state.step)
+        memory = self._memory
+        memory.run_seed, memory.names = state.run_seed, SeedNames(state.names)
+        memory.refuses_until = dict(state.refuses_until)
+
+    def _save_shards(self, run: os.PathLike[str]) -> None:
+        folder = self._peers.folder
+        assert folder is not None
+        if self._peers.rank:
+            checkpoint.save_streams(run, self._peers.rank, self._reporter.step)
+        self._write(run, folder.write)
+
+    def _write(self, path: str | os.PathLike[str], *write: Any) -> None:
+        memory = self._memory
+        state = checkpoint.RunState(
+            memory.run_seed, self._reporter.step, dict(memory.names.next_numbers), dict(memory.refuses_until)
+        )
+        checkpoint.save(path, self._lifecycle, self._optimizers, self._schedulers, state, *write)

@@ -1,0 +1,9 @@
+"""A seed: what is known of one grafted module, for as long as it lives.
+
+=========  ============================================
+`seed`     the record of its life
+`stage`    the stages, and the transitions between them
+`streams`  random streams of its own
+`names`    a name, where none is given
+=========  ============================================
+"""

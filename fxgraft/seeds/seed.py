@@ -1,0 +1,143 @@
+"""A seed: the record of one grafted module's life. Only the manager changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxgraft.schedules import Ramp
+from fxgraft.seeds.stage import Stage
+from fxgraft_passes import Graft, GraftSpec
+
+
+@dataclass(eq=False)
+class Seed:
+    """One grafted module.
+
+    Attributes:
+        name: unique for the life of the manager.
+        slot: the slot's name.
+        blueprint: what it was germinated from.
+        spec: mode, objective, isolation.
+        stage: where it is in its life.
+        alpha: its share in the slot's output (the mean over the channels, where each has its own).
+        config: what the blueprint was configured with.
+        source: the name of the earlier slot that it reads; None where it reads its own.
+        hyper: hyper-parameters of its own, for optimizer groups of its own.
+        registered: whether the blueprint is a registered name, rather than code.
+        ramp, ramp_step: the last blend, and how far it is.
+        paused: whether its ramp and its updates stand still.
+        trained_steps: how many training steps it has been in TRAINING.
+        latency_ms: from `germinate` to live.
+        loss_with, loss_without: as last measured, with its alpha above 0 and at 0.
+    """
+
+    name: str
+    slot: str
+    blueprint: str
+    spec: GraftSpec
+    stage: Stage = Stage.DORMANT
+    alpha: float = 0.0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    registered: bool = False
+    hyper: Mapping[str, Any] | None = None
+    source: str | None = None
+    paused: bool = False
+    trained_steps: int = 0
+    latency_ms: float | None = None
+    loss_with: float | None = None
+    loss_without: float | None = None
+    _graft: Graft | None = None
+    ramp: Ramp | None = None
+    ramp_step: int = 0
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module itself; None before it is live and after it was culled."""
+        return self._graft.module if self._graft else None
+
+    @property
+    def target(self) -> float | None:
+        """Where alpha goes; None before the first blend."""
+        return self.ramp.target if self.ramp else None
+
+    @property
+    def contribution(self) -> float | None:
+        """The measured loss without the seed minus that with it; None before it was measured."""
+        if self.loss_with is None or self.loss_without is None:
+            return None
+        return self.loss_without - self.loss_with
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it is grafted and not yet a plain part of the host."""
+        return self.stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Its share in each channel where it has one for each, else the one share."""
+        if self._graft is None or self._graft.alpha.dim() == 0:
+            return (self.alpha,)
+        return tuple(self._graft.alpha.flatten().tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it is and where it stands, in JSON types; for events."""
+        module = self.module
+        return {
+            "name": self.name,
+            "slot": self.slot,
+            "source": self.source,
+            "blueprint": self.blueprint,
+            "mode": self.spec.mode,
+            "isolated": self.spec.isolated,
+            "stage": self.stage.name,
+            "alpha": self.alpha,
+            "parameters": sum(p.numel() for p in module.parameters()) if module is not None else None,
+        }
+
+    def set_alpha(self, *alphas: float) -> None:
+        """Set the share (of each channel), in place: nothing recompiles."""
+        uniform = len(set(alphas)) == 1  # the mean of equal numbers may be another one
+        self.alpha = alphas[0] if uniform else sum(alphas) / len(alphas)
+        if self._graft is not None and len(alphas) == 1:
+            self._graft.alpha.fill_(alphas[0])
+        elif self._graft is not None:
+            values = torch.tensor(alphas, dtype=self._graft.alpha.dtype)
+            self._graft.alpha.copy_(values.view_as(self._graft.alpha))
+
+    def enter(self, stage: Stage) -> None:
+        """Set the stage, and the flags by which the blend operators know it."""
+        self.stage = stage
+        if self._graft:
+            self._graft.learning.fill_(stage is Stage.TRAINING)
+            self._graft.released.fill_(stage is Stage.HOLDING)
+
+    def take(self, graft: Graft) -> None:
+        """Be the seed of ``graft``."""
+        self._graft = graft
+
+    def leave(self, stage: Stage) -> None:
+        """Let go of the graft, and of what is about it."""
+        self._graft = None
+        self.ramp = None
+        self.alpha = 0.0
+        self.stage = stage
+
+    def begin(self, ramp: Ramp, step: int = 0) -> None:
+        """Follow ``ramp`` from there."""
+        self.ramp, self.ramp_step = ramp, step
+
+    def advance(self) -> bool:
+        """One step along the ramp; return whether the target is reached."""
+        if self.ramp is None:
+            return False
+        self.set_alpha(*self.ramp.alphas(self.ramp_step + 1))  # first: a schedule may raise
+        self.ramp_step += 1
+        return self.ramp_step >= self.ramp.length
+
+    def __repr__(self) -> str:
+        return f"Seed({self.name!r} at {self.slot!r}, {self.stage.name}, alpha={self.alpha:g})"

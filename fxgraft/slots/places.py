@@ -1,0 +1,141 @@
+"""Places for seeds that are not in the table of slots, as they are found by what they are to another.
+
+    "relu->fc2"     the value of ``relu`` as ``fc2`` reads it; its other readers do not feel a seed there
+    "->fc2"         the input of ``fc2``: the one value that it reads
+    "lstm[0]"       element 0 of what ``lstm`` returns (another name for the slot behind that element)
+    "fc@*"          all calls of the module that is called at ``fc``, with one seed for all
+
+The names between these signs are names of slots, or of places that are none (`Host.rejected`).
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import torch.fx as fx
+
+from fxgraft.capture.region import Region
+from fxgraft.slots.terms import regrouped
+from fxgraft_passes import Slot
+from fxgraft_passes.errors import SlotError
+from fxgraft_passes.find_slots import slot_behind
+from fxgraft_passes.observe import observation_of
+
+_ELEMENT = re.compile(r"(.+)\[(\d+)\]")
+ALL_CALLS = "@*"
+
+
+def place(name: str, slots: Mapping[str, Slot], regions: Mapping[str, Region]) -> Slot | None:
+    """The place of that name; None for a name without one of the signs.
+
+    Raises:
+        SlotError: there is no such place, or no seed may go there; with the reason.
+    """
+    places = _Places(slots, regions)
+    if "->" in name:
+        return places.edge(name)
+    if element := _ELEMENT.fullmatch(name):
+        return places.element(element[1], int(element[2]))
+    return places.all_calls(name) if name.endswith(ALL_CALLS) else None
+
+
+class _Places:
+    def __init__(self, slots: Mapping[str, Slot], regions: Mapping[str, Region]):
+        self._slots = slots
+        self._regions = regions
+
+    @cached_property
+    def _names(self) -> dict[fx.Node, str]:
+        return {slot.node: slot.name for slot in self._slots.values()}
+
+    def edge(self, name: str) -> Slot:
+        """One reader of a value."""
+        left, _, right = (part.strip() for part in name.partition("->"))
+        region, reader = self._find(right)
+        read = [node for node in reader.all_input_nodes if node.op != "get_attr"]
+        if left:
+            _, value = self._find(left)
+            if value not in read:
+                readers = ", ".join(repr(self._name(node)) for node in value.users) or "none"
+                raise SlotError(f"{name!r}: {right!r} does not read {left!r}; it is read by {readers}")
+        else:
+            value = self._only(name, [node for node in read if _is_tensor(node)])
+        found = slot_behind(value, name, region, reader)
+        if isinstance(found, str):
+            raise SlotError(f"{name!r} is no slot: the value {found}")
+        if found.copy:
+            raise SlotError(f"{name!r} is no slot: the value is changed in place later, for all its readers")
+        if (other := regrouped(value, reader, self._regions[region], self._regions)) is not None:
+            raise SlotError(
+                f"{name!r} is no slot: {right!r} may use the value several times, and {other} reads it "
+                f"later: with a graft in between its gradients would be summed up in another order"
+            )
+        return found
+
+    def element(self, name: str, index: int) -> Slot:
+        """One element of a value that is a tuple or a list."""
+        _, node = self._find(name)
+        taken = [
+            user
+            for user in node.users
+            if user.target is operator.getitem and user.args[0] is node and user.args[1] == index
+        ]
+        slots = [self._slots[self._names[user]] for user in taken if user in self._names]
+        if len(slots) == 1:
+            return slots[0]
+        if not slots:
+            why = taken[0].meta["no_slot"] if taken else "is not read"
+            raise SlotError(f"'{name}[{index}]' is no slot: the element {why}")
+        raise SlotError(f"'{name}[{index}]' is read at several places: {', '.join(s.name for s in slots)}")
+
+    def all_calls(self, name: str) -> Slot:
+        """All calls of one module."""
+        region, node = self._find(name.removesuffix(ALL_CALLS))
+        if node.op != "call_module":
+            raise SlotError(f"{name!r}: expected a call of a module; got {node.target}")
+        module = self._regions[region].module.get_submodule(str(node.target))
+        calls = [
+            (where, call)
+            for where, known in self._regions.items()
+            for call in known.base.find_nodes(op="call_module")
+            if known.module.get_submodule(str(call.target)) is module
+        ]
+        if any(where != region for where, _ in calls):
+            raise SlotError(f"{name!r}: its calls are in several regions, {sorted({w for w, _ in calls})}")
+        none = next((call for _, call in calls if call not in self._names), None)
+        if none is not None:
+            raise SlotError(f"{name!r}: the call {self._name(none)!r} is no slot: it {none.meta['no_slot']}")
+        first, *others = (self._slots[self._names[call]] for _, call in calls)
+        if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
+            shapes = ", ".join(str(tuple(slot.shape)) for slot in (first, *others))
+            raise SlotError(f"{name!r}: expected calls with one shape and dtype; got {shapes}")
+        copies = any(slot.copy for slot in (first, *others))
+        return replace(first, name=name, copy=copies, others=tuple(slot.node for slot in others))
+
+    def _find(self, name: str) -> tuple[str, fx.Node]:
+        """The region and the node of a slot, or of a place that is none."""
+        if name in self._slots:
+            return self._slots[name].region, self._slots[name].node
+        for region in self._regions.values():
+            for node in region.base.nodes:
+                if node.meta.get("qualified_name") == name:
+                    return region.name, node
+        raise SlotError(f"there is no {name!r} in the host; host.slots and host.rejected name what there is")
+
+    def _name(self, node: fx.Node) -> str:
+        return self._names.get(node) or node.meta.get("qualified_name") or node.name
+
+    def _only(self, name: str, values: list[fx.Node]) -> fx.Node:
+        if len(values) == 1:
+            return values[0]
+        edges = ", ".join(repr(f"{self._name(node)}{name}") for node in values) or "none"
+        raise SlotError(f"{name!r}: expected a place that reads one tensor; it reads {edges}")
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    seen = observation_of(node)
+    return seen is not None and seen.kind == "Tensor" and seen.dtype.is_floating_point
