@@ -63,12 +63,13 @@ class IsolationMonitor:
         """Check the next training step, or the one that is ``after`` calls of `step` from now."""
         if self._interval:
             self._until_next = after
-            self._host.on_call = self._take if after <= 1 else None
+            self._listen(after <= 1)
 
     def step(self, seeds: Collection[Seed]) -> None:
         """One training step has passed. Raises `IsolationError` if strict and there was a violation."""
         if not self._interval or not any(seed.is_live for seed in seeds):
-            self._let_go()
+            self._call = None
+            self._listen(False)
             return
         self._until_next -= 1
         call, self._call = self._call, None
@@ -76,7 +77,7 @@ class IsolationMonitor:
             call = None  # the host was converted since, and does not take these inputs any more
         if call is not None:
             self._until_next = self._interval
-        self._host.on_call = self._take if self._until_next <= 1 else None
+        self._listen(self._until_next <= 1)
         if call is not None:
             self._check(seeds, call)
 
@@ -110,10 +111,11 @@ class IsolationMonitor:
         parameter = next(self._host.parameters(), None)
         return None if parameter is None else (parameter.dtype, parameter.device)
 
-    def _let_go(self) -> None:
-        self._call = None
-        if self._host.on_call is not None:  # to set an attribute of a module takes longer than to look
-            self._host.on_call = None
+    def _listen(self, listen: bool) -> None:
+        """Take in what the host is called with, or no longer."""
+        wanted = self._take if listen else None
+        if self._host.on_call != wanted:  # to set an attribute of a module takes longer than to look
+            self._host.on_call = wanted
 
     def _judge(self, found: list[Violation]) -> None:
         self.checks += 1

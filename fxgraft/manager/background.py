@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fxgraft.compiling.job import Job
 
 HELPERS = ("auto", "off")
+_NOTHING = Change()
 _READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other
 
 
@@ -65,7 +66,7 @@ class Background:
         self._pending: dict[str, Pending] = {}
         self._fossils: dict[str, Seed] = {}
         self._job: Job | None = None
-        self._lands = Change()  # what the job is for; nothing, where it is for what runs already
+        self._lands = _NOTHING  # what the job is for; nothing, where it is for what runs already
         self._choice: Names | None = None  # what all ranks land together next
         self._target = self._base = Structure()
         self._said_why_not = False
@@ -132,14 +133,14 @@ class Background:
 
     def _begin(self) -> None:
         waiting = self._pending or self._fossils or self._lifecycle.departing
-        change = self._next_change() if waiting else Change()
-        if change == Change():
+        change = self._next_change() if waiting else _NOTHING
+        if not waiting or change == _NOTHING:
             self._tend()
             return
         agreed = self._agreed(change)
         if agreed is None:
             return
-        if agreed == Change():  # what was chosen was taken back
+        if agreed == _NOTHING:  # what was chosen was taken back
             self._settle()
             return
         structure = self._host.structure
@@ -203,7 +204,7 @@ class Background:
             self._drop_job()
             return
         job.take()
-        if self._lands == Change():
+        if self._lands == _NOTHING:
             if job.failure is not None:
                 self._give_up(self._lands, job.failure)
         else:
@@ -226,7 +227,7 @@ class Background:
             return
         for reason in job.failed.values():
             logger.warning("compiling at the swap what the helper could not: %s", reason)
-        self._lands = Change()
+        self._lands = _NOTHING
         self._land(change, compiled=job.is_whole)
         self._base = self._host.structure
 
@@ -239,7 +240,7 @@ class Background:
         for birth in change.births:
             self._fail(birth.seed, reason)
         rest = Change(departed=change.departed, fossils=change.fossils)
-        if rest != Change():
+        if rest != _NOTHING:
             self._land(rest, compiled=False)
 
     def _drop_job_for(self, seed: Seed) -> None:
@@ -250,7 +251,7 @@ class Background:
     def _drop_job(self) -> None:
         if self._job is not None:
             self._job.stop()
-        self._job, self._lands = None, Change()
+        self._job, self._lands = None, _NOTHING
         self._settle()
 
     def _settle(self) -> None:

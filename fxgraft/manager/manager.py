@@ -444,7 +444,7 @@ class SeedManager:
         """
         self._inbox.begin_step()
         try:
-            self._allow("step")
+            self._refuse_while_borrowed("step")
             self.peers.settle()
             self._reporter.step += 1
             self._background.step()
@@ -567,6 +567,9 @@ class SeedManager:
     def _allow(self, action: str) -> None:
         """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed."""
         self._inbox.require_here(action)
+        self._refuse_while_borrowed(action)
+
+    def _refuse_while_borrowed(self, action: str) -> None:
         if self.host.borrowed:
             raise StageError(f"cannot {action} inside {self.host.borrowed}: do it afterwards")
 

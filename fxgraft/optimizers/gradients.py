@@ -6,9 +6,10 @@ shrink the host's through a common norm.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -37,18 +38,14 @@ class SeedGradients:
         self._watched: dict[str, list[nn.Parameter]] = {}
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._paused: set[str] = set()
-        self._queued = False
+        self._queued: list[bool] = []  # something, while a look at the end of this backward pass is asked for
 
     def watch(self, seed: str, parameters: Sequence[nn.Parameter]) -> None:
         """Begin to watch the parameters of ``seed``."""
         trainable = [p for p in parameters if p.requires_grad]
         self._watched[seed] = trainable
-        # Hooks hold us weakly: the garbage collector sees no cycle that goes through a parameter's hooks.
-        arrived = partial(_arrived, weakref.ref(self))
-        self._hooks[seed] = [
-            p.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
-            for p in trainable
-        ]
+        hook = self._hook()
+        self._hooks[seed] = [p.register_post_accumulate_grad_hook(hook) for p in trainable]  # type: ignore[no-untyped-call]
 
     def unwatch(self, seed: str) -> None:
         """Stop watching ``seed`` and remove its hooks."""
@@ -65,16 +62,27 @@ class SeedGradients:
 
     def step_done(self) -> None:
         """A backward pass that raised never called back: be ready for the next one."""
-        self._queued = False
+        self._queued.clear()
 
     def arrived(self) -> None:
         """A gradient has arrived: look at all at the end of this backward pass."""
         if not self._queued:
-            self._queued = True
+            self._queued.append(True)
             torch.autograd.Variable._execution_engine.queue_callback(self._check)  # type: ignore[attr-defined]
 
+    def _hook(self) -> Callable[[Tensor], None]:
+        """What is called as a gradient of a seed's arrives: for each parameter, in each backward pass."""
+        # It holds us weakly: the garbage collector sees no cycle that goes through a parameter's hooks.
+        queued, owner = self._queued, weakref.ref(self)
+
+        def hook(_: Tensor) -> None:
+            if not queued and (gradients := owner()) is not None:
+                gradients.arrived()
+
+        return hook
+
     def _check(self) -> None:
-        self._queued = False
+        self._queued.clear()
         if not self.average():
             return
         for seed in self._paused:
@@ -86,11 +94,6 @@ class SeedGradients:
             if not _all_finite(parameters):
                 _drop(parameters)
                 self._on_dropped(seed)
-
-
-def _arrived(owner: weakref.ref[SeedGradients], _: Tensor) -> None:
-    if (gradients := owner()) is not None:
-        gradients.arrived()
 
 
 def _drop(parameters: Iterable[nn.Parameter]) -> None:
@@ -116,7 +119,8 @@ def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     wide = reduce(torch.promote_types, {g.dtype for g in grads}, torch.float32)
     norms = torch._foreach_norm(grads, 2, wide)
     home = norms[0].device
-    if bool(torch.isfinite(torch.stack([x.to(home) for x in norms])).all()):
+    # Norms are not negative: their sum is finite only where each of them is.
+    if math.isfinite(torch.stack([x.to(home) for x in norms]).sum().item()):
         return True
     return all(bool(torch.isfinite(g).all()) for g in grads)
 

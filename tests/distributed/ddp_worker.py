@@ -257,7 +257,7 @@ def changes_in_the_background_land_in_the_same_step() -> None:
     while any(seed.stage is Stage.GERMINATED for seed in seeds):
         assert time.monotonic() < deadline
         run.train(1)
-        time.sleep(0.05)  # the helpers have the lowest priority, and want a core
+        time.sleep(0.05)  # the helpers have a lower priority, and want a core
         if len(landed) < 1 and seeds[0].stage is Stage.TRAINING:
             landed.append(run.steps)
     found: list[Any] = [None] * SIZE
@@ -270,7 +270,7 @@ def changes_in_the_background_land_in_the_same_step() -> None:
     while run.manager.seeds["a"].stage is not Stage.FOSSILIZED or run.manager._lifecycle.departing:
         assert time.monotonic() < deadline
         run.train(1)
-        time.sleep(0.05)  # the helpers have the lowest priority, and want a core
+        time.sleep(0.05)  # the helpers have a lower priority, and want a core
     run.train(1)
 
 
@@ -286,7 +286,7 @@ def what_fails_on_one_rank_fails_on_all() -> None:
     while seed.stage is Stage.GERMINATED:
         assert time.monotonic() < deadline
         run.train(1)
-        time.sleep(0.05)  # the helpers have the lowest priority, and want a core
+        time.sleep(0.05)  # the helpers have a lower priority, and want a core
     assert seed.stage is Stage.CULLED
     assert not run.manager.seeds
     run.manager.germinate(SLOT, "mlp", name="a")
