@@ -112,7 +112,7 @@ def _grown(workload: Workload, mode: Mode, found: Found, settings: Settings) -> 
     def rescale() -> None:
         for seed in manager.seeds:
             manager.blend(seed, to=0.5, steps=1)
-        trainer.step()  # runs with alpha as it was, and changes it at its end
+        manager.step()  # where a training loop is, between two steps: alpha is 0.5 now
         trainer.step()
 
     with settings.empty_cache():

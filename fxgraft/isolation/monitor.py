@@ -34,7 +34,8 @@ class _Call:
 class IsolationMonitor:
     """Checks the first training step after every change of structure or stage, and every ``interval``.
 
-    A check borrows the inputs of the step's last forward pass; it costs two passes of the model.
+    A check borrows the inputs of the step's last forward pass; it costs two passes of the model. Where no
+    seed is isolated there is nothing to check.
 
     Args:
         host: what is watched.
@@ -67,7 +68,7 @@ class IsolationMonitor:
 
     def step(self, seeds: Collection[Seed]) -> None:
         """One training step has passed. Raises `IsolationError` if strict and there was a violation."""
-        if not self._interval or not any(seed.is_live for seed in seeds):
+        if not self._interval or not any(seed.is_isolated for seed in seeds):
             self._call = None
             self._listen(False)
             return

@@ -179,10 +179,11 @@ class Lifecycle:
 
     def begin_blend(self, seed: Seed, ramp: Ramp) -> None:
         """TRAINING, BLENDING or HOLDING -> BLENDING."""
-        stage = after(seed.stage, "blend", seed.name)
+        before, stage = seed.stage, after(seed.stage, "blend", seed.name)
         seed.begin(ramp)
         seed.enter(stage)
-        follow_stages(self.host, self.seeds.values())
+        if before is Stage.TRAINING:  # a new target is for the forward that runs already
+            follow_stages(self.host, self.seeds.values())
         self._on_stage(seed)
 
     def advance(self, seed: Seed) -> None:

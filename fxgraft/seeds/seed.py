@@ -78,6 +78,13 @@ class Seed:
         return self.stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
 
     @property
+    def is_isolated(self) -> bool:
+        """Whether it is live, and nothing may reach a gradient of the host's through it."""
+        # What replaces the host's value has to let gradients through once it has taken its place.
+        has_ended = self.spec.mode == "convex" and self.stage is Stage.HOLDING
+        return self.is_live and self.spec.isolated and not has_ended
+
+    @property
     def alphas(self) -> tuple[float, ...]:
         """Its share in each channel where it has one for each, else the one share."""
         if self._graft is None or self._graft.alpha.dim() == 0:

@@ -252,6 +252,26 @@ def test_checks_come_after_changes_and_then_at_intervals() -> None:
     assert host.on_call is None
 
 
+@pytest.mark.parametrize("mode", ["residual", "convex"])
+def test_what_is_not_isolated_is_not_checked(mode: str) -> None:
+    host, optimizer, manager, _ = grown(check_every=1)
+
+    def checks_in(n: int) -> int:
+        before = manager.monitor.checks
+        train(host, optimizer, [PLAN.batch(i) for i in range(n)], lambda _: manager.step())
+        return manager.monitor.checks - before
+
+    manager.germinate(SLOT, Scale(), name="felt", mode=mode, isolated=False)
+    assert checks_in(3) == 0
+    manager.germinate(SLOT, Scale(), name="isolated", mode=mode)
+    assert checks_in(3) == 3
+    manager.blend("isolated", steps=2)
+    assert checks_in(1) == 1
+    assert manager.seeds["isolated"].stage is Stage.BLENDING
+    # At its end a replacement has taken the place of the host's value; a branch stays beside it.
+    assert checks_in(3) == (0 if mode == "convex" else 3)
+
+
 def test_an_interval_of_zero_turns_it_off() -> None:
     host, optimizer, manager, _ = grown(check_every=0)
     leak("parameter shared", host, manager)
