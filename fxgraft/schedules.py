@@ -79,9 +79,11 @@ class Ramp:
         if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
             raise ValueError(f"warmup: expected a whole number, 0 or more; got {self.warmup!r}")
         shares = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
-        rising = all(a <= b for a, b in pairwise(shares))
-        if not (all(math.isfinite(share) for share in shares) and rising):
-            raise ValueError("schedule: expected a monotone function from [0, 1] to [0, 1]")
+        odd = [share for share in shares if not isinstance(share, (int, float)) or not math.isfinite(share)]
+        if odd or not all(a <= b for a, b in pairwise(shares)) or shares[0] > 1 or shares[-1] < 0:
+            some = [shares[0], shares[_PROBES // 2], shares[-1]]
+            got = repr(odd[0]) if odd else ", …, ".join(f"{share:.3g}" for share in some)
+            raise ValueError(f"schedule: expected a monotone function from [0, 1] to [0, 1]; got {got}")
 
     @property
     def length(self) -> int:

@@ -60,9 +60,12 @@ def test_a_callable_is_clamped():
     assert [ramp.alphas(step) for step in range(5)] == [(0.0,), (0.0,), (0.25,), (0.5,), (0.5,)]
 
 
-@pytest.mark.parametrize("schedule", [lambda p: 1 - p, lambda p: float("nan"), lambda p: math.sin(9 * p)])
+@pytest.mark.parametrize(
+    "schedule",
+    [lambda p: 1 - p, lambda p: float("nan"), lambda p: math.sin(9 * p), lambda p: 7, lambda p: "x"],
+)
 def test_a_callable_that_is_no_schedule(schedule):
-    with pytest.raises(ValueError, match=r"schedule: expected a monotone function"):
+    with pytest.raises(ValueError, match=r"schedule: expected a monotone function.*got"):
         Ramp((0.0,), 1.0, 10, schedule)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from fxgraft.checkpoint.packing import conform, pack
 from fxgraft.errors import CheckpointError
@@ -90,6 +92,9 @@ def check(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
 
 def load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """`Optimizer.load_state_dict`, but without the cast of every tensor to its parameter's dtype."""
+    # Clones, which lie where torch puts tensors. Those of a file lie anywhere, and some kernels sum up in
+    # another order then.
+    saved = {**saved, "state": pytree.tree_map_only(Tensor, torch.clone, saved["state"])}
     optimizer.load_state_dict(saved)
     for place, parameter in enumerate(_parameters(optimizer)):
         exact = saved["state"].get(place, {})

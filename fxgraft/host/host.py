@@ -303,6 +303,9 @@ class Host(nn.Module):
         root = self.__dict__.get("_root")
         if root is not None and isinstance(value, nn.Module) and name in root._modules:
             raise FxGraftError(f"{name!r} is part of a traced host: replace modules before tracing")
+        if root is not None and name in root.__dict__ and name not in self.__dict__:
+            setattr(root, name, value)  # an attribute that is the model's, as one sees it through the host
+            return
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> Host:

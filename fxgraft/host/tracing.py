@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from fxgraft.capture.capture import Capture
 from fxgraft.errors import TraceError
 from fxgraft.host.host import Host
+
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule, AveragedModel)
 
 
 def trace(
@@ -37,7 +40,7 @@ def trace(
         raise TraceError(
             f"example_args: expected a tuple, as in trace(model, (x,)); got {type(example_args).__name__}"
         )
-    if isinstance(model, (nn.parallel.DistributedDataParallel, torch.jit.ScriptModule)):
+    if isinstance(model, _WRAPPERS) or hasattr(model, "_torchdynamo_orig_callable"):
         raise TraceError(f"trace the plain module, then wrap the host; got a {type(model).__name__}")
     if any(hasattr(type(module), "set_reshard_after_forward") for module in model.modules()):
         raise TraceError(

@@ -159,6 +159,11 @@ class Lifecycle:
         """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers."""
         self.commit(Change(births=(self.conceive(seed, slot, module),)))
 
+    def strangers(self) -> list[str]:
+        """The seeds in the host that are of another manager, fossils included."""
+        placed = [placement.seed for placement in self.host.structure.placements]
+        return [name for name in placed if name not in self.seeds and name not in self.departing]
+
     def _refuse_strangers(self, seed: Seed) -> None:
         """Raise `StageError` if the host has live grafts of another manager, or one of that name."""
         for placement in self.host.structure.placements:

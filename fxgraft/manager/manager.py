@@ -19,7 +19,7 @@ from fxgraft import schedules
 from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed import peers_of
-from fxgraft.errors import DistributedError, SlotError, StageError
+from fxgraft.errors import CheckpointError, DistributedError, SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host.host import Host
 from fxgraft.host.introduction import introduce
@@ -100,6 +100,13 @@ class SeedManager:
             raise TypeError(
                 f"host: expected a fxgraft.Host (from fxgraft.trace) or DistributedDataParallel "
                 f"around one; got {type(host).__name__}"
+            )
+        _require_numbers(check_every=check_every, cooldown=cooldown, metrics_every=metrics_every)
+        _require_flags(strict=strict, enabled=enabled)
+        if inner.structure.placements:
+            logger.warning(
+                "the host has seeds of another manager (%s): this one does not lead, save or cull them",
+                ", ".join(placement.seed for placement in inner.structure.placements),
             )
         self.host = inner
         self.schedulers = tuple(schedulers)
@@ -515,9 +522,16 @@ class SeedManager:
         folder, in which each rank writes its part; they wait for each other.
 
         Raises:
-            CheckpointError: the file cannot be written, or a seed blends by a schedule without a name.
+            CheckpointError: the file cannot be written, the host has seeds of another manager, or a seed
+                blends by a schedule without a name.
         """
         self._inbox.require_here("save")
+        if strange := self._lifecycle.strangers():
+            raise CheckpointError(
+                f"{os.fspath(path)}: expected a host with seeds of this manager only; it has {strange} of "
+                f"another one, whose save() knows them. fxgraft.trace(fxgraft.unwrap(host), ...) makes "
+                f"fossils a part of a new host"
+            )
         self._saver.save(path)
 
     @classmethod
@@ -626,6 +640,18 @@ def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bo
     law = objective if isinstance(objective, Objective) else Objective(objective)
     copies = {"copy": slot.copy, "copy_source": slot.input.copy and slot.source is not None}
     return GraftSpec(mode or "residual", law.name, law.radius, isolated, **copies)
+
+
+def _require_numbers(**given: Any) -> None:
+    for name, number in given.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ValueError(f"{name}: expected a whole number, 0 or more; got {number!r}")
+
+
+def _require_flags(**given: Any) -> None:
+    for name, flag in given.items():
+        if not isinstance(flag, bool | None):
+            raise ValueError(f"{name}: expected True or False; got {flag!r}")
 
 
 def _enabled_by_environment() -> bool:

@@ -14,9 +14,9 @@ def unfit(optimizer: Optimizer, parameter: nn.Parameter) -> str | None:
             f"Muon takes matrices, and it has {parameter.dim()} dimension(s); give the manager a second "
             f"optimizer beside it, with a parameter of the host that has as many"
         )
-    if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state:
+    if isinstance(optimizer, torch.optim.LBFGS):
         return (
-            "LBFGS keeps its history as one vector over all parameters, and has made a step; germinate "
-            "before the first one, or give the manager another optimizer for the seeds"
+            "LBFGS takes one step along one direction for all its parameters together: the host would feel "
+            "an isolated seed. Train with an optimizer that takes each parameter for itself (SGD, AdamW, …)"
         )
     return None

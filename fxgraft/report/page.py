@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from fxgraft.colours import DARK, LIGHT, STAGE_COLOURS
 from fxgraft.report.charts import MOST_LANES, chart
 from fxgraft.report.lanes import describe
-from fxgraft.report.reading import LOG, find, read
+from fxgraft.report.reading import LOG, ReadError, find, read
 from fxgraft.report.run import Run
 from fxgraft.report.tree import structure
 
@@ -37,10 +37,14 @@ def write(
         Where the page is.
 
     Raises:
-        ReadError: there is no log.
+        ReadError: there is no log, or the page would take its place.
     """
     run, log = read(path), find(path)
     target = Path(output) if output is not None else log.with_suffix(".html")
+    if target.exists() and target.samefile(log):
+        raise ReadError(f"{target}: expected a place for the page that is not the log's own; name another")
+    if target.is_dir():
+        raise ReadError(f"{target}: expected a name for the page; this is a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     title = title or (log.resolve().parent.name if log.name == LOG else log.stem)
     target.write_text(page(run, title), encoding="utf-8")

@@ -100,6 +100,9 @@ class Reader:
             for slot in data["slots"]
         ]
         born = [(str(born["name"]), dict(born)) for born in data["seeds"]]
+        if step == 0 and self.run.host:  # not the same run, resumed: another one, in the same log
+            before = self.run
+            self.run = Run(lines=before.lines, unreadable=before.unreadable, earlier=before.earlier + 1)
         run = self.run
         if run.step > step or run.host:
             run.resumed.append((step, run.step))

@@ -100,6 +100,7 @@ class Run:
         violations, compiles, commands: the data of those events, with ``step`` and ``seed``.
         log: what happened, but for steps and metrics.
         resumed: (step that the run went on from, step that had been reached).
+        earlier: how many other runs the log has before this one.
         lines: how many were read. ``unreadable``: how many of those were no events.
     """
 
@@ -117,6 +118,7 @@ class Run:
     commands: list[dict[str, Any]] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
     resumed: list[tuple[int, int]] = field(default_factory=list)
+    earlier: int = 0
     lines: int = 0
     unreadable: int = 0
 
@@ -170,6 +172,7 @@ class Run:
             "median_ms": self.median_ms,
             "longest_ms": longest,
             "resumed": len(self.resumed),
+            "earlier_runs": self.earlier,
             "lines": self.lines,
             "unreadable": self.unreadable,
         }

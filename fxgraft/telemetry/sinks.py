@@ -35,11 +35,16 @@ class Memory:
 class JsonLines:
     """Appends each event as a line of JSON to a file; a line is written at once or not at all.
 
-    The file is closed by `close`, at the end of a ``with`` block, or with the sink.
+    The file goes on where it ends: a run that is resumed goes on in its log, and of several runs in one log
+    the last is shown. Folders are made where they are missing. The file is closed by `close`, at the end of
+    a ``with`` block, or with the sink.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the sink)
+        if _is_torn(Path(path)):  # by a process that was killed: what comes is a line of its own
+            self._file.write("\n")
         weakref.finalize(self, self._file.close)
 
     def __call__(self, event: Event) -> None:
@@ -58,6 +63,15 @@ class JsonLines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 class Logging:

@@ -60,6 +60,8 @@ class GraftSpec:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {self.mode!r}")
+        if not isinstance(self.isolated, bool):
+            raise ValueError(f"isolated: expected True or False; got {self.isolated!r}")
         Objective(self.objective, self.radius)  # raises for what it cannot be
 
 

@@ -139,3 +139,34 @@ def test_optimizer_state_of_another_dtype_than_its_parameter_keeps_it(tmp_path: 
     manager = fxgraft.SeedManager.load(tmp_path / "x", host, optimizer)
     assert_same_bits([state["master"] for state in optimizer.state.values()], masters, "master weights")
     assert train(host, optimizer, manager) == expected
+
+
+def test_optimizer_state_lies_where_torch_puts_tensors(tmp_path: Path) -> None:
+    """Some kernels sum up in another order where it does not: LBFGS is one that shows it."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 7), torch.randn(16, 5)
+
+    def parts() -> tuple[fxgraft.Host, torch.optim.Optimizer]:
+        torch.manual_seed(1)
+        host = fxgraft.trace(nn.Sequential(nn.Linear(7, 11), nn.Tanh(), nn.Linear(11, 5)), (x,))
+        return host, torch.optim.LBFGS(host.parameters(), 0.5, max_iter=4)
+
+    def train(host: fxgraft.Host, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = (host(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(steps):
+            optimizer.step(closure)
+
+    host, optimizer = parts()
+    manager = fxgraft.SeedManager(host, optimizer)
+    train(host, optimizer, 2)
+    manager.save(tmp_path / "x")
+    train(host, optimizer, 4)
+    resumed, its_optimizer = parts()
+    fxgraft.SeedManager.load(tmp_path / "x", resumed, its_optimizer)
+    train(resumed, its_optimizer, 4)
+    assert_same_bits(list(resumed.parameters()), list(host.parameters()), "the weights")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager
-from fxgraft.errors import BlueprintError, StageError
+from fxgraft.errors import BlueprintError, CheckpointError, StageError, TraceError
 
 
 def grown() -> tuple[fxgraft.Host, SeedManager, torch.Tensor]:
@@ -136,3 +137,70 @@ def test_a_manager_that_is_let_go_with_live_seeds_is_freed_with_all_of_them() ->
     del host, manager, seed
     gc.collect()
     assert [ref for ref in alive if ref() is not None] == []
+
+
+def test_a_manager_does_not_save_what_it_does_not_know(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, manager, x = grown()
+    manager.fossilize("a")
+    second = SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
+    assert "seeds of another manager (a)" in caplog.text
+    with pytest.raises(CheckpointError, match=r"\['a'\] of another one.*fxgraft\.unwrap"):
+        second.save(tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+    manager.save(tmp_path / "x")
+    new = fxgraft.trace(fxgraft.unwrap(host), (x,))  # the way out that the error names
+    SeedManager(new, torch.optim.SGD(new.parameters(), 0.1)).save(tmp_path / "y")
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "no"])
+def test_isolation_is_on_or_off(value: object) -> None:
+    _, manager, _ = grown()
+    with pytest.raises(ValueError, match="isolated: expected True or False"):
+        manager.germinate("0", "mlp", isolated=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("check_every", -1),
+        ("check_every", 1.5),
+        ("cooldown", -3),
+        ("metrics_every", "x"),
+        ("strict", "no"),
+        ("enabled", 1),
+    ],
+)
+def test_options_of_a_manager_are_what_they_say(option: str, value: object) -> None:
+    host, _, _ = grown()
+    host.clear()
+    with pytest.raises(ValueError, match=f"{option}: expected"):
+        SeedManager(host, **{option: value})  # type: ignore[arg-type]
+
+
+def test_an_attribute_that_the_host_shows_is_set_where_its_code_reads_it() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.scale = nn.Linear(4, 4), 1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) * self.scale
+
+    model, x = Scaled(), torch.randn(3, 4)
+    host = fxgraft.trace(model, (x,))
+    before = host(x)
+    host.scale = 2.0
+    assert (model.scale, host.scale) == (1.0, 2.0)
+    assert torch.equal(host(x), before * 2)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, torch.optim.swa_utils.AveragedModel, lambda m: torch.compile(m, backend="eager")],
+)
+def test_what_wraps_a_model_is_not_traced(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with pytest.raises(TraceError, match="trace the plain module, then wrap"):
+        fxgraft.trace(wrap(model), (torch.randn(2, 4),))

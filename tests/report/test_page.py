@@ -12,6 +12,7 @@ import pytest
 from fxgraft.report import Reader, read
 from fxgraft.report.charts import MOST_LANES, chart
 from fxgraft.report.page import page, write
+from fxgraft.report.reading import ReadError
 from fxgraft.report.run import Run
 from tests.report.test_reading import BEGAN, line, stage
 
@@ -103,6 +104,22 @@ def test_a_page_goes_where_it_is_told_to(run_folder: Path, tmp_path: Path) -> No
     assert target == tmp_path / "new" / "my.html"
     assert "<title>A &amp; B: fxgraft</title>" in target.read_text()
     assert f"<title>{run_folder.name}: fxgraft</title>" in write(run_folder).read_text()
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "link", "folder"])
+def test_a_page_takes_no_logs_place(run_folder: Path, tmp_path: Path, name: str) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_bytes((run_folder / "events.jsonl").read_bytes())
+    (tmp_path / "link").symlink_to(log)
+    (tmp_path / "folder").mkdir()
+    before = log.read_bytes()
+    with pytest.raises(ReadError, match="name"):
+        write(log, tmp_path / name)
+    assert log.read_bytes() == before
+    only = (tmp_path / "log.html").absolute()  # where the page of a log of that name would go
+    only.write_bytes(before)
+    with pytest.raises(ReadError, match="log's own"):
+        write(only)
 
 
 def test_without_anything_there_is_a_page_that_says_so() -> None:

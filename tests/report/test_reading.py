@@ -144,6 +144,18 @@ def test_a_run_that_went_back_goes_on_from_there() -> None:
     assert run.step == 6
 
 
+def test_of_several_runs_in_one_log_the_last_is_shown() -> None:
+    first = [
+        line("run_began", 0, **BEGAN),
+        stage(2, "TRAINING"),
+        line("steps", 9, loss=[1.0] * 9, ms=[1.0] * 9),
+    ]
+    run = fed(*first, line("run_began", 0, **BEGAN), line("steps", 2, loss=[5.0, 4.0], ms=[None, 1.0]))
+    assert run.losses == [(1, 5.0), (2, 4.0)]
+    assert (run.step, run.lanes, run.resumed, run.earlier, run.lines) == (2, {}, [], 1, 5)
+    assert "The log has 1 earlier run, which this page leaves out." in page(run)
+
+
 def test_a_log_that_begins_with_seeds_has_their_lanes() -> None:
     seeds = [{**BORN, "stage": "HOLDING", "alpha": 0.5}]
     run = fed(line("run_began", 7, **{**BEGAN, "seeds": seeds}))

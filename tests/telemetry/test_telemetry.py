@@ -147,6 +147,21 @@ def test_json_lines(tmp_path: Path) -> None:
     assert [x["data"] for x in lines[:-1]] == [json.loads(json.dumps(dict(e.data))) for e in memory.events]
 
 
+def test_json_lines_go_on_after_a_torn_line_and_make_their_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.jsonl"
+    with JsonLines(path) as sink:
+        sink(Event("first", 1))
+        sink(Event("torn", 2))
+    path.write_bytes(path.read_bytes()[:-9])
+    with JsonLines(path) as sink:
+        sink(Event("next", 3))
+    first, torn, following = path.read_text().splitlines()
+    assert json.loads(first)["kind"] == "first"
+    assert json.loads(following)["kind"] == "next"
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(torn)
+
+
 def test_json_lines_survive_a_kill(tmp_path: Path) -> None:
     program = f"""
         import os, signal
