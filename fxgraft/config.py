@@ -29,6 +29,7 @@ from fxgraft.controllers import GrowthConfig, PlateauGrowth
 from fxgraft.errors import FxGraftError
 from fxgraft.host.host import Host
 from fxgraft.isolation.monitor import DEFAULT_INTERVAL
+from fxgraft.manager import settings
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import JsonLines, Sink, logger
@@ -50,6 +51,11 @@ class ManagerOptions:
     metrics_every: int = 0
     helper: str = "auto"
     shard_from: int | None = None
+
+    def __post_init__(self) -> None:
+        settings.check_numbers(
+            self.check_every, self.cooldown, self.metrics_every, self.prefetch_timeout, self.shard_from
+        )
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,10 @@ class GrowConfig:
             text = file.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-        return cls.from_json(text) if file.suffix == ".json" else cls.from_yaml(text)
+        try:
+            return cls.from_json(text) if file.suffix == ".json" else cls.from_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """To a file: JSON if its name ends in ``.json``, else YAML."""

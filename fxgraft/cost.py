@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fxgraft import expect
 from fxgraft.compilations import compile_report
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host.host import Host
@@ -97,8 +98,12 @@ class Measurement:
             ValueError: there is nothing to measure, or to train by.
         """
         for name in ("rounds", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 1 or more; got {getattr(self, name)}")
+            expect.whole(name, getattr(self, name), 1)
+        if self.backend is not None and self.backend not in torch.compiler.list_backends(()):
+            known = ", ".join(torch.compiler.list_backends())
+            raise ValueError(
+                f"backend: expected one that torch.compile knows ({known}); got {self.backend!r}"
+            )
         trace_ms, host = _timed(self._host)
         manager = SeedManager(host)
         slot = self.slot or self._middle(manager)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 
+from fxgraft import expect
+
 _PROBES = 64
 
 Schedule = Callable[[float], float]
@@ -70,17 +72,12 @@ class Ramp:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.target, (int, float)) and not isinstance(self.target, bool)
-        if not number or not 0 <= self.target <= 1:
-            raise ValueError(f"to: expected a share between 0 and 1; got {self.target!r}")
-        object.__setattr__(self, "target", float(self.target))
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps: expected a positive whole number; got {self.steps!r}")
-        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
-            raise ValueError(f"warmup: expected a whole number, 0 or more; got {self.warmup!r}")
+        object.__setattr__(self, "target", expect.number("to", self.target, 0, 1))
+        object.__setattr__(self, "steps", expect.whole("steps", self.steps, 1))
+        object.__setattr__(self, "warmup", expect.whole("warmup", self.warmup))
         shares = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
         odd = [share for share in shares if not isinstance(share, (int, float)) or not math.isfinite(share)]
-        if odd or not all(a <= b for a, b in pairwise(shares)) or shares[0] > 1 or shares[-1] < 0:
+        if odd or not all(a <= b for a, b in pairwise(shares)):
             some = [shares[0], shares[_PROBES // 2], shares[-1]]
             got = repr(odd[0]) if odd else ", …, ".join(f"{share:.3g}" for share in some)
             raise ValueError(f"schedule: expected a monotone function from [0, 1] to [0, 1]; got {got}")

@@ -169,6 +169,8 @@ def test_what_does_not_fit_is_told_at_the_start(data: dict[str, Any], error: typ
         ("script: [{step: 1, type: BLEND, seed: a, to: 7}]", "BLEND.to: expected 0 to 1"),
         ("plateau: {candidates: [{type: CULL, seed: a}]}", "expected SEED commands without a name"),
         ("plateau: {growth: {}}", "candidates"),
+        ("plateau: {candidates: [], growth: {window: 0}}", "window: expected a positive whole number; got 0"),
+        ("manager: {cooldown: -1}", "cooldown: expected a whole number, 0 or more; got -1"),
         ("[1, 2]", "expected an object"),
         ("{", "expected YAML"),
         ("log: !!python/object/apply:os.system ['true']", "expected YAML"),
@@ -184,3 +186,6 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
         GrowConfig.load(tmp_path / "nothing.yaml")
     with pytest.raises(ConfigError, match="expected JSON"):
         GrowConfig.from_json("{")
+    (tmp_path / "torn.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"torn\.json: the configuration: expected JSON"):
+        GrowConfig.load(tmp_path / "torn.json")

@@ -107,8 +107,8 @@ DEAF = nn.Sequential(nn.Linear(6, 4), NoGradient())
 @pytest.mark.parametrize(
     ("measurement", "error", "says"),
     [
-        (Measurement(net(), (X,), rounds=0), ValueError, "rounds: expected 1 or more"),
-        (Measurement(net(), (X,), steps=0), ValueError, "steps: expected 1 or more"),
+        (Measurement(net(), (X,), rounds=0), ValueError, "rounds: expected a positive whole number"),
+        (Measurement(net(), (X,), steps=0), ValueError, "steps: expected a positive whole number"),
         (Measurement(net(), (X,), slot="nowhere"), SlotError, "nowhere"),
         (Measurement(net(), (X,), slot="1", blueprint="none"), BlueprintError, "none"),
         (Measurement(net(), (X,), blueprint="conv_bottleneck"), ValueError, "none of 5 slots takes"),

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import torch
 import typer
 
+import fxgraft
 from fxgraft.cli.target import TargetError, load
-from fxgraft.errors import FxGraftError
+from fxgraft.errors import CommandError, FxGraftError
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
 
@@ -43,8 +45,18 @@ TARGET = Annotated[
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def _told_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fxgraft {fxgraft.__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions.", callback=_told_version, is_eager=True)
+    ] = False,
+) -> None:
     """Grow a PyTorch model while it trains."""
 
 
@@ -80,7 +92,11 @@ def errors_told() -> Iterator[None]:
             yield
     except (FxGraftError, ValueError) as error:
         print(f"fxgraft: {error}", file=sys.stderr)
-        raise typer.Exit(USAGE if isinstance(error, (TargetError, ValueError)) else CANNOT) from error
+        is_usage = isinstance(error, (TargetError, CommandError, ValueError))
+        raise typer.Exit(USAGE if is_usage else CANNOT) from error
+    except OSError as error:
+        print(f"fxgraft: {error}", file=sys.stderr)
+        raise typer.Exit(CANNOT) from error
 
 
 def options_of(text: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from fxgraft.cli.app import JSON, TARGET, app, errors_told, extras_told, host_of, options_of, tell
+from fxgraft.commands import SEED
+from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
 
 
@@ -49,9 +51,8 @@ def plan(
 ) -> None:
     """Tell what a germination would change: parameters, FLOPs, generated code. Changes nothing."""
     with errors_told():
-        told = SeedManager(host_of(target)).plan(
-            slot, blueprint, mode=mode, source=source, **options_of(config)
-        )
+        seed = SEED(slot=slot, blueprint=blueprint, mode=mode, source=source, config=options_of(config))
+        told = SeedManager(host_of(target)).plan(**arguments(seed))
         tell(str(told), told.to_dict(), as_json)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fxgraft import expect
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, Command, Reply
 from fxgraft.controllers.base import Facts
 from fxgraft.seeds.stage import Stage
@@ -36,6 +37,9 @@ class GrowthConfig:
         attempts: how many seeds are germinated in all.
         tolerance: how much worse a seed may make the loss and still be blended.
         keep: what a blended seed has to contribute, more than this, to stay.
+
+    Raises:
+        ValueError: for a number that cannot be.
     """
 
     window: int = 30
@@ -49,6 +53,14 @@ class GrowthConfig:
     attempts: int = 8
     tolerance: float = 0.0
     keep: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("window", "isolate", "blend", "fade", "trials"):
+            expect.whole(name, getattr(self, name), 1)
+        for name in ("hold", "rest", "attempts"):
+            expect.whole(name, getattr(self, name))
+        for name in ("flat", "tolerance", "keep"):
+            expect.number(name, getattr(self, name))
 
 
 @dataclass

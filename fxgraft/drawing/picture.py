@@ -55,6 +55,8 @@ class Picture:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write ``.svg`` or ``.png`` (modules as frames), or ``.html`` (one page, which opens offline).
 
+        Folders are made where they are missing.
+
         Raises:
             ValueError: for another suffix.
             FxGraftError: the program ``dot`` is missing.
@@ -62,6 +64,7 @@ class Picture:
         target = Path(path)
         if target.suffix not in SUFFIXES:
             raise ValueError(f"path: expected a name ending in {', '.join(SUFFIXES)}; got {target.name!r}")
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.suffix == ".html":
             target.write_text(self.html(), encoding="utf-8")
         else:

@@ -17,6 +17,7 @@ from fxgraft.lifecycle.change import Birth, Change
 from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
 from fxgraft.optimizers.gradients import SeedGradients
+from fxgraft.optimizers.progress import Progress
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed
@@ -34,6 +35,7 @@ class Lifecycle:
         optimizers: what trains them.
         on_stage: called with a seed that has entered another stage.
         on_dropped: called with the name of a seed whose gradients were not finite.
+        on_stalled: called with a seed that nothing trains.
         schedulers: to keep in step with groups that seeds add to the optimizers.
 
     Attributes:
@@ -49,6 +51,7 @@ class Lifecycle:
         optimizers: Sequence[Optimizer],
         on_stage: Callable[[Seed], None],
         on_dropped: Callable[[str], None],
+        on_stalled: Callable[[Seed], None],
         schedulers: Sequence[Any] = (),
     ):
         self.host = host
@@ -59,6 +62,8 @@ class Lifecycle:
         self.cold = False
         self.distribute: Callable[[Birth], Callable[[], None]] = lambda birth: lambda: None
         self._on_stage = on_stage
+        self._on_stalled = on_stalled
+        self._progress = Progress()
         replaced = weakref.WeakMethod(self._replaced)
         host.on_replaced = lambda new: (follow := replaced()) and follow(new)
 
@@ -128,6 +133,7 @@ class Lifecycle:
         self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, seed.hyper)
         undo.callback(self.gradients.unwatch, seed.name)
         self.gradients.watch(seed.name, list(module.parameters()))
+        self._progress.begin(seed, list(module.parameters()))
 
     def _remove(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
         undo.callback(self._reorder, dict(self.seeds))
@@ -195,6 +201,8 @@ class Lifecycle:
         """One training step; BLENDING -> HOLDING at the end of the ramp."""
         if seed.stage is Stage.TRAINING:
             seed.trained_steps += 1
+            if self._progress.has_stalled(seed, self.registry.parameters(seed.name)):
+                self._on_stalled(seed)
         elif seed.stage is Stage.BLENDING and seed.advance():
             seed.enter(after(seed.stage, "reach", seed.name))
             self._on_stage(seed)

@@ -6,6 +6,7 @@
 `dispatch`    carries commands out, and never raises
 `reporter`    turns what happens into events and counts
 `journal`     what sinks are told every few steps
+`settings`    what a manager is made with, checked
 `saver`       saves and loads a run: on one rank, on several, sharded
 ============  ========================================================================
 """

@@ -28,7 +28,9 @@ REMEMBERED = 4096
 
 
 # What a blueprint's configuration must not reach.
-_GERMINATE = {"slot_name", "blueprint", "source", "name", "mode", "objective", "isolated", "wait", "hyper"}
+_GERMINATE = {
+    "slot_name", "slot", "blueprint", "source", "name", "mode", "objective", "isolated", "wait", "hyper"
+}  # fmt: skip
 
 
 class Dispatcher:

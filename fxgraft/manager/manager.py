@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import schedules
+from fxgraft import expect, schedules
 from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed import peers_of
 from fxgraft.errors import CheckpointError, DistributedError, SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Gate
-from fxgraft.host.host import Host
 from fxgraft.host.introduction import introduce
 from fxgraft.interrupts import disturbable, whole
 from fxgraft.isolation import probing
@@ -32,6 +31,7 @@ from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.lifecycle.plan import Plan, plan
+from fxgraft.manager import settings
 from fxgraft.manager.background import Background
 from fxgraft.manager.dispatch import Dispatcher
 from fxgraft.manager.journal import Journal
@@ -47,7 +47,6 @@ from fxgraft.telemetry.metrics import collect
 from fxgraft_passes import GraftSpec, Objective, Slot
 from fxgraft_passes.graft import check_name
 
-ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
 _FOR_RANK_0 = "commands are given to rank 0, which tells the others"
 
 
@@ -95,29 +94,25 @@ class SeedManager:
         helper: str = "auto",
         shard_from: int | None = None,
     ):
-        inner = getattr(host, "module", None) if not isinstance(host, Host) else host
-        if not isinstance(inner, Host):
-            raise TypeError(
-                f"host: expected a fxgraft.Host (from fxgraft.trace) or DistributedDataParallel "
-                f"around one; got {type(host).__name__}"
-            )
-        _require_numbers(check_every=check_every, cooldown=cooldown, metrics_every=metrics_every)
-        _require_flags(strict=strict, enabled=enabled)
+        inner = settings.host_of(host)
+        settings.check_numbers(check_every, cooldown, metrics_every, prefetch_timeout, shard_from)
+        expect.flag("strict", strict)
         if inner.structure.placements:
             logger.warning(
                 "the host has seeds of another manager (%s): this one does not lead, save or cull them",
                 ", ".join(placement.seed for placement in inner.structure.placements),
             )
         self.host = inner
-        self.schedulers = tuple(schedulers)
-        self.enabled = _enabled_by_environment() if enabled is None else enabled
-        self._reporter = Reporter(sinks, lambda: introduce(inner, self._seeds.values()))
-        self._optimizers = _optimizers(optimizer)
+        self.schedulers = settings.schedulers_of(schedulers)
+        self.enabled = settings.is_enabled(enabled)
+        self._reporter = Reporter(settings.sinks_of(sinks), lambda: introduce(inner, self._seeds.values()))
+        self._optimizers = settings.optimizers_of(optimizer)
         self._lifecycle = Lifecycle(
             inner,
             self._optimizers,
             self._on_stage,
             self._reporter.gradients_dropped,
+            self._on_stalled,
             self.schedulers,
         )
         self._seeds = self._lifecycle.seeds
@@ -139,7 +134,7 @@ class SeedManager:
         self._lifecycle.gradients.average = self.peers.average
         self._background = Background(self._lifecycle, self._reporter, self.peers, prefetch_timeout, helper)
         self._journal = Journal(inner, self._reporter, self.metrics, metrics_every)
-        self._gates = gates
+        self._gates = settings.gates_of(gates)
         self._cooldown = cooldown
         self._memory = Memory(self.peers.share(torch.initial_seed()))
         self._saver = Saver(
@@ -629,6 +624,11 @@ class SeedManager:
     def _on_violations(self, found: list[Violation]) -> None:
         self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
 
+    def _on_stalled(self, seed: Seed) -> None:
+        known = "the optimizer that the manager was made with"
+        unknown = "an optimizer with manager.seed_parameters(), as the manager was made without one"
+        self._reporter.stalled(seed, known if self._optimizers else unknown)
+
     def _on_stage(self, seed: Seed) -> None:
         if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
             # What lands in the background comes at a step of its own choice: that one stays ordinary.
@@ -640,25 +640,3 @@ def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bo
     law = objective if isinstance(objective, Objective) else Objective(objective)
     copies = {"copy": slot.copy, "copy_source": slot.input.copy and slot.source is not None}
     return GraftSpec(mode or "residual", law.name, law.radius, isolated, **copies)
-
-
-def _require_numbers(**given: Any) -> None:
-    for name, number in given.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ValueError(f"{name}: expected a whole number, 0 or more; got {number!r}")
-
-
-def _require_flags(**given: Any) -> None:
-    for name, flag in given.items():
-        if not isinstance(flag, bool | None):
-            raise ValueError(f"{name}: expected True or False; got {flag!r}")
-
-
-def _enabled_by_environment() -> bool:
-    return os.environ.get(ENABLED_VARIABLE, "1").strip().lower() not in ("0", "false", "no", "off")
-
-
-def _optimizers(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:
-    if given is None:
-        return ()
-    return (given,) if isinstance(given, Optimizer) else tuple(given)

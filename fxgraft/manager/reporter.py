@@ -10,7 +10,7 @@ from fxgraft.gates import Verdict
 from fxgraft.isolation.check import Violation
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
-from fxgraft.telemetry.events import Event, Sink, Sinks
+from fxgraft.telemetry.events import Event, Sink, Sinks, logger
 from fxgraft.telemetry.metrics import Counters
 
 _OPERATIONS = {Stage.GERMINATED: "germinate", Stage.FOSSILIZED: "fossilize", Stage.CULLED: "cull"}
@@ -68,6 +68,15 @@ class Reporter:
     def gradients_dropped(self, seed: str) -> None:
         """A seed's gradients were not finite in this step."""
         self.emit("gradients_dropped", seed)
+
+    def stalled(self, seed: Seed, optimizer: str) -> None:
+        """A seed's weights have not moved since it went live."""
+        reason = (
+            f"its weights have not moved in {seed.trained_steps} steps. Expected a training step to call the "
+            f"host (not the model it was traced from), then backward(), then step() of {optimizer}"
+        )
+        logger.warning("seed %r at slot %r: %s", seed.name, seed.slot, reason)
+        self.emit("seed_stalled", seed.name, reason=reason)
 
     def command(self, command: Mapping[str, Any] | None, reply: Reply) -> None:
         """A command was carried out or refused; None stands for one that could not be read."""

@@ -5,5 +5,6 @@
 `groups`     groups of a seed's own, kept in step with the schedulers
 `gradients`  gradients that belong to one owner: dropped or clipped apart
 `fitness`    what an optimizer cannot take, refused at once
+`progress`   whether a seed is trained at all
 ===========  =============================================================
 """

@@ -80,6 +80,7 @@ class Logging:
     _LEVELS = {
         "violation_recorded": logging.WARNING,
         "gradients_dropped": logging.WARNING,
+        "seed_stalled": logging.WARNING,
         "prefetch_failed": logging.WARNING,
         "rollback": logging.WARNING,
         "metrics": logging.DEBUG,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft import expect
 from fxgraft.controllers import Controller, Link, Recorder
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle.nursery import BlueprintLike
@@ -42,6 +43,9 @@ class TrainingConfig:
         checkpoint_every: training steps between two of them.
         keep: how many stay.
         watchdog: when to roll back, or None for never.
+
+    Raises:
+        ValueError: for a value that cannot be.
     """
 
     epochs: int = 1
@@ -51,6 +55,17 @@ class TrainingConfig:
     checkpoint_every: int = 100
     keep: int = 3
     watchdog: WatchdogConfig | None = None
+
+    def __post_init__(self) -> None:
+        expect.whole("epochs", self.epochs)
+        expect.whole("checkpoint_every", self.checkpoint_every, 1)
+        expect.whole("keep", self.keep, 1)
+        if self.clip_norm is not None:
+            expect.number("clip_norm", self.clip_norm, least=0)
+        if self.autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"autocast: expected torch.bfloat16, torch.float16 or None; got {self.autocast!r}"
+            )
 
 
 class Trainer:

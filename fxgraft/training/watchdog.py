@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
+from fxgraft import expect
 from fxgraft.errors import FxGraftError
 
 
@@ -25,6 +26,9 @@ class WatchdogConfig:
         patience: this many far losses in a row are a divergence; one NaN or inf is.
         confirm: a checkpoint is good once so many healthy steps have followed it.
         attempts: how many rollbacks in a row, before `DivergedError`. All but the first also cull.
+
+    Raises:
+        ValueError: for a number that cannot be.
     """
 
     window: int = 50
@@ -33,6 +37,13 @@ class WatchdogConfig:
     patience: int = 3
     confirm: int = 5
     attempts: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("window", "least", "patience"):
+            expect.whole(name, getattr(self, name), 1)
+        for name in ("confirm", "attempts"):
+            expect.whole(name, getattr(self, name))
+        expect.number("factor", self.factor, least=0)
 
 
 class Watchdog:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import fxgraft
@@ -108,6 +109,11 @@ def test_a_run_is_reported_and_watched(tmp_path: Path) -> None:
     assert "1 growing" in shown.stdout
 
 
+def test_the_version() -> None:
+    done = run("--version")
+    assert (done.exit_code, done.stdout) == (0, f"fxgraft {fxgraft.__version__}, torch {torch.__version__}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -117,10 +123,14 @@ def test_a_run_is_reported_and_watched(tmp_path: Path) -> None:
         (("plan", TARGET, "nowhere", "mlp"), 1, "nowhere"),
         (("plan", TARGET, "1", "mlp", "--config", "{"), 2, "--config: expected a JSON object"),
         (("plan", TARGET, "1", "mlp", "--config", "[]"), 2, "--config: expected a JSON object"),
+        (("plan", TARGET, "1", "mlp", "--config", '{"mode": "convex"}'), 2, "config: mode cannot be set"),
+        (("plan", TARGET, "1", "mlp", "--config", '{"slot": "x"}'), 2, "config: slot cannot be set"),
+        (("bench", TARGET, "--backend", "nope"), 2, "backend: expected one that torch.compile knows"),
+        (("graph", TARGET, "-o", "/dev/null/x.html"), 1, "/dev/null"),
         (("graph", TARGET, "-o", "host.txt"), 2, ".svg, .png, .html"),
         (("checkpoint", "verify", "nowhere"), 1, "nowhere"),
         (("report", "nowhere"), 1, "expected a log"),
-        (("bench", TARGET, "--rounds", "0"), 2, "rounds: expected 1 or more"),
+        (("bench", TARGET, "--rounds", "0"), 2, "rounds: expected a positive whole number; got 0"),
         (("bench", TARGET, "--slot", "nowhere"), 1, "nowhere"),
         (("bench", TARGET, "--config", "{"), 2, "--config: expected a JSON object"),
         (("report", __file__), 1, "expected JSON lines of events"),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED
 from fxgraft.controllers import Controller, PlateauGrowth, Recorder, Replay, read_log
-from fxgraft.manager.manager import ENABLED_VARIABLE
+from fxgraft.manager.settings import ENABLED_VARIABLE
 from fxgraft.telemetry import Event, JsonLines, Memory
 from fxgraft.training import EpochReport, Trainer, TrainingConfig
 from tests.harness import assert_same_bits

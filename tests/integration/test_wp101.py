@@ -20,7 +20,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
 from fxgraft.controllers import PlateauGrowth
 from fxgraft.errors import IsolationError
-from fxgraft.manager.manager import ENABLED_VARIABLE
+from fxgraft.manager.settings import ENABLED_VARIABLE
 from fxgraft.telemetry import METRICS, Memory
 from fxgraft.training import Trainer, TrainingConfig
 from tests.harness import assert_same_bits, frozen, snapshot

@@ -161,24 +161,6 @@ def test_isolation_is_on_or_off(value: object) -> None:
         manager.germinate("0", "mlp", isolated=value)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("check_every", -1),
-        ("check_every", 1.5),
-        ("cooldown", -3),
-        ("metrics_every", "x"),
-        ("strict", "no"),
-        ("enabled", 1),
-    ],
-)
-def test_options_of_a_manager_are_what_they_say(option: str, value: object) -> None:
-    host, _, _ = grown()
-    host.clear()
-    with pytest.raises(ValueError, match=f"{option}: expected"):
-        SeedManager(host, **{option: value})  # type: ignore[arg-type]
-
-
 def test_an_attribute_that_the_host_shows_is_set_where_its_code_reads_it() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

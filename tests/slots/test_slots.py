@@ -61,6 +61,6 @@ def test_a_target_that_is_no_share_changes_nothing(to: object) -> None:
     host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4)), (torch.randn(2, 4),))
     manager = fxgraft.SeedManager(host)
     seed = manager.germinate("0", "mlp")
-    with pytest.raises(ValueError, match="to: expected a share between 0 and 1"):
+    with pytest.raises(ValueError, match="to: expected a number between 0 and 1"):
         manager.blend(seed, to=to)  # type: ignore[arg-type]
     assert seed.stage is fxgraft.Stage.TRAINING

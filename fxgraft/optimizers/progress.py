@@ -1,0 +1,64 @@
+"""Whether a seed is trained at all: whether its weights have moved.
+
+A seed whose weights stand still does no harm, so nothing would tell of it: the training loop calls the model
+and not the host, its optimizer is another one than the manager's, or there is none.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from fxgraft.parts import local
+from fxgraft.seeds.seed import Seed
+
+PATIENCE = 20
+"""After how many steps in TRAINING a seed is looked at, once. A `GradScaler` may skip the first few."""
+
+
+class Progress:
+    """Remembers where the weights of each seed were when it went live."""
+
+    def __init__(self) -> None:
+        self._marks: weakref.WeakKeyDictionary[Seed, _Mark] = weakref.WeakKeyDictionary()
+
+    def begin(self, seed: Seed, parameters: Sequence[nn.Parameter]) -> None:
+        """The weights of ``seed`` are where they start."""
+        self._marks[seed] = _mark(parameters)
+
+    def has_stalled(self, seed: Seed, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether ``seed`` has been in TRAINING for `PATIENCE` steps by now, and never moved."""
+        mark = self._marks.get(seed)
+        if seed.trained_steps != PATIENCE or mark is None or mark.norms is None:
+            return False
+        now = _mark(parameters)
+        return now.version == mark.version and now.norms is not None and torch.equal(now.norms, mark.norms)
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where weights are. Both, as an optimizer that writes through ``.data`` changes no version.
+
+    Attributes:
+        version: how often torch has seen them written to.
+        norms: one for each parameter, on their device; None where nothing is trainable.
+    """
+
+    version: int
+    norms: Tensor | None
+
+
+def _mark(parameters: Sequence[nn.Parameter]) -> _Mark:
+    trainable = [p for p in parameters if p.requires_grad and not p.is_meta]
+    if not trainable:
+        return _Mark(0, None)
+    with torch.no_grad():
+        weights = [local(p) for p in trainable]
+        wide = reduce(torch.promote_types, {w.dtype for w in weights}, torch.float32)
+        norms = [x.to(weights[0].device) for x in torch._foreach_norm(weights, 2, wide)]
+        return _Mark(sum(p._version for p in trainable), torch.stack(norms))

@@ -1,0 +1,47 @@
+"""Settings say what they expected, and what they got."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from fxgraft import expect
+from fxgraft.controllers import GrowthConfig
+from fxgraft.training import TrainingConfig, WatchdogConfig
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: expect.whole("n", -1), "n: expected a whole number, 0 or more; got -1"),
+        (lambda: expect.whole("n", True), "n: expected a whole number, 0 or more; got True"),
+        (lambda: expect.whole("n", 0, 1), "n: expected a positive whole number; got 0"),
+        (lambda: expect.number("x", math.nan), "x: expected a number; got nan"),
+        (lambda: expect.number("x", "1"), "x: expected a number; got '1'"),
+        (lambda: expect.number("x", -1, 0), "x: expected a number, 0 or more; got -1"),
+        (lambda: expect.number("x", 2, 0, 1), "x: expected a number between 0 and 1; got 2"),
+        (lambda: expect.flag("f", 1), "f: expected True or False; got 1"),
+        (lambda: GrowthConfig(window=0), "window: expected a positive whole number; got 0"),
+        (lambda: GrowthConfig(keep=math.inf), "keep: expected a number; got inf"),
+        (lambda: WatchdogConfig(patience=0), "patience: expected a positive whole number; got 0"),
+        (lambda: WatchdogConfig(factor=-1.0), "factor: expected a number, 0 or more; got -1.0"),
+        (lambda: TrainingConfig(epochs=-1), "epochs: expected a whole number, 0 or more; got -1"),
+        (lambda: TrainingConfig(keep=0), "keep: expected a positive whole number; got 0"),
+        (lambda: TrainingConfig(clip_norm=-1.0), "clip_norm: expected a number, 0 or more; got -1.0"),
+        (
+            lambda: TrainingConfig(autocast=torch.int8),
+            "autocast: expected torch.bfloat16, torch.float16 or None; got torch.int8",
+        ),
+    ],
+)
+def test_what_cannot_be(call: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        call()
+
+
+def test_what_can_be() -> None:
+    assert (expect.whole("n", 3), expect.number("x", 1), expect.flag("f", False)) == (3, 1.0, False)
