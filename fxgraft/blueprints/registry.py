@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,7 +60,16 @@ class Blueprint:
     modes: tuple[str, ...] = MODES
 
     def build(self, slot: Slot, **config: object) -> nn.Module:
-        """A new module for ``slot``."""
+        """A new module for ``slot``. Raises `BlueprintError` for an option that it has not, or needs."""
+        signature = inspect.signature(self.factory)
+        try:
+            signature.bind(slot, **config)
+        except TypeError as error:
+            options = [str(parameter) for parameter in signature.parameters.values()][1:]
+            raise BlueprintError(
+                f"blueprint {self.name} at slot {slot.name!r}: {error}; its options: "
+                f"{', '.join(options) or 'none'}"
+            ) from error
         return self.factory(slot, **config)
 
     def check_mode(self, mode: str, slot: Slot) -> None:

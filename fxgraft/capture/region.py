@@ -15,6 +15,7 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import Generated, generate
+from fxgraft.capture.constants import Constants
 from fxgraft.capture.fallback import COUNTER, new_counter
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.capture.merge import merge, merged_form
@@ -75,6 +76,7 @@ class Region:
         self._live: Generated | None = None
         self._fallbacks = 0  # under earlier forwards
         self._known: dict[object, Generated] = {}
+        self._constants = Constants(module)
         FindSlots(region=name).rewrite(base)
 
     @property
@@ -105,6 +107,13 @@ class Region:
         """
         live = self.module.__dict__.get(COUNTER)
         return self._fallbacks + (0 if live is None else int(live))
+
+    @property
+    def outdated(self) -> list[str]:
+        """Numbers and texts in the module's attributes that are others now than in the graph."""
+        changed = self._constants.changed(self.module)
+        # A boundary has no graph of the module's code, only a call of it.
+        return [] if any(node.target == OWN_FORWARD for node in self.base.nodes) else changed
 
     def forward_for(
         self, wirings: tuple[Wiring, ...], phase: Phase, parts: Sequence[Region] = ()

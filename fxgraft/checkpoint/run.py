@@ -197,7 +197,8 @@ def _check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
 def _check_types(what: str, saved: Sequence[Mapping[str, Any]], given: Sequence[Any]) -> None:
     ours, theirs = [type(x).__name__ for x in given], [x["type"] for x in saved]
     if ours != theirs:
-        raise CheckpointError(f"{what}: the checkpoint holds {theirs or 'none'}; got {ours or 'none'}")
+        wanted, got = (", ".join(names) or "none" for names in (theirs, ours))
+        raise CheckpointError(f"{what}: expected {wanted}, as in the checkpoint; got {got}")
 
 
 def _check_weights(what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@
 `ownership`     which tensors are the host's own: what a seed must not have
 `ties`          tied weights stay tied where a host is converted
 `explain`       what became of each module, and why; `explained` writes it as text
+`outdated`      attributes that were set after tracing, where code has what they were
 `introduction`  a host in a few lines, for the log of a run
 ==============  ================================================================================
 """

@@ -23,7 +23,7 @@ from fxgraft.host.running import Running
 from fxgraft.host.ties import ties_kept
 from fxgraft.slots.branching import Calls
 from fxgraft.slots.places import place
-from fxgraft.slots.selection import Slots
+from fxgraft.slots.selection import NO_SLOTS, Slots
 from fxgraft.structure import Structure
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
@@ -83,7 +83,9 @@ class Host(nn.Module):
             SlotError: there is none; with the reason, or with the nearest names.
         """
         if not isinstance(name, str):
-            raise SlotError(f"slot: expected a name, one of host.slots; got {name!r}")
+            raise SlotError(f"slot: expected a name, one of host.slots; got {_told(name)}")
+        if not self.slots:
+            raise SlotError(NO_SLOTS)
         if name in self.slots:
             return self.slots[name]
         if (found := place(name, self.slots, self._regions)) is not None:
@@ -365,3 +367,9 @@ class Host(nn.Module):
         grafts = self.grafts()
         self._running.structure = Structure(tuple(placements))
         self.adopt(self.structure, self.phase, grafts)
+
+
+def _told(given: object) -> str:
+    """What somebody gave for a name; of a `Slot` its own."""
+    own = getattr(given, "name", None)
+    return f"a {type(given).__name__}" + (f", whose name is {own!r}" if own else f" ({given!r})")

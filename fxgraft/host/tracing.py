@@ -40,6 +40,8 @@ def trace(
         raise TraceError(
             f"example_args: expected a tuple, as in trace(model, (x,)); got {type(example_args).__name__}"
         )
+    if not isinstance(example_kwargs, Mapping | None):
+        raise TraceError(f"example_kwargs: expected names with values; got {type(example_kwargs).__name__}")
     if isinstance(model, _WRAPPERS) or hasattr(model, "_torchdynamo_orig_callable"):
         raise TraceError(f"trace the plain module, then wrap the host; got a {type(model).__name__}")
     if any(hasattr(type(module), "set_reshard_after_forward") for module in model.modules()):

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.errors import IsolationError
 from fxgraft.host.host import Host
+from fxgraft.host.outdated import outdated
 from fxgraft.isolation.check import Violation, check
 from fxgraft.seeds.seed import Seed
 from fxgraft.telemetry.events import logger
@@ -126,7 +127,9 @@ class IsolationMonitor:
         self._report(found)
         if self._strict:
             listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
+            stale = outdated(self._host, [p.slot for p in self._host.structure.placements])
+            set_later = f". Set after tracing, so trace again: {'; '.join(stale)}" if stale else ""
             raise IsolationError(
                 f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "
-                f"Cull the seeds germinated last, or see what they share with the host"
+                f"Cull the seeds germinated last, or see what they share with the host{set_later}"
             )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 
 import torch
 from torch import Tensor
 
+from fxgraft import expect
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.interrupts import disturbable, undisturbed
@@ -19,6 +21,7 @@ from fxgraft_passes import Phase
 @contextmanager
 def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     """Let ``seed`` run at ``alpha`` inside. Nothing recompiles: the forward that blends exists."""
+    alpha = expect.number("alpha", alpha, 0, 1)
     if not seed.is_live:
         raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
     before, phase, stage = seed.alphas, host.phase, seed.stage
@@ -60,8 +63,28 @@ def measure(
     """
     losses = []
     for share in (0.0, alpha):
-        with at_alpha(host, seed, share), disturbable(), torch.no_grad():
-            losses.append(float(evaluate()))
+        with at_alpha(host, seed, share), disturbable(), torch.no_grad(), _mode_kept(host):
+            losses.append(_number(evaluate()))
     losses = [mean(loss) for loss in losses]
     seed.loss_without, seed.loss_with = losses
     return losses[0] - losses[1]
+
+
+def _number(loss: object) -> float:
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return float(loss)
+    if isinstance(loss, Real):
+        return float(loss)
+    got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    raise TypeError(f"evaluate: expected it to return a loss, one number; got {got}")
+
+
+@contextmanager
+def _mode_kept(host: Host) -> Iterator[None]:
+    """Put the train or eval mode of each module back: an evaluation sets its own."""
+    modes = [(module, module.training) for module in host.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

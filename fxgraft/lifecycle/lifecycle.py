@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
+from fxgraft.host.outdated import outdated
 from fxgraft.lifecycle.change import Birth, Change
 from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
@@ -23,6 +24,7 @@ from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage, after
 from fxgraft.structure import Placement, kind_of
+from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
 from fxgraft_passes.graft import alpha_shape
 
@@ -104,6 +106,12 @@ class Lifecycle:
             for birth in change.births:
                 self._join(undo, birth)
             undo.pop_all()
+        if found := outdated(self.host, [birth.placement.slot for birth in change.births]):
+            logger.warning(
+                "attributes were set after tracing, and code with seeds has what they were: %s. "
+                "Trace again, or keep what changes in a buffer, or in a module",
+                "; ".join(found),
+            )
         for seed in change.deaths:
             self._let_go(seed)
         for name in change.departed:

@@ -216,6 +216,10 @@ class SeedManager:
             StageError: the name is taken.
         """
         self._allow("germinate")
+        if torch.is_inference_mode_enabled():
+            raise StageError(
+                "cannot germinate in torch.inference_mode(): what is made there cannot be trained"
+            )
         slot = self.host.site(slot_name, source)
         slot_name = slot.name
         wait_for = self._memory.refuses_until.get(slot_name, 0) - self._reporter.step
@@ -495,12 +499,16 @@ class SeedManager:
 
         Args:
             seed: a live one.
-            evaluate: computes a loss of the host, best on held-out data and in eval mode. Gradients
-                are off inside; lower is better.
+            evaluate: computes a loss of the host, best on held-out data and in eval mode, which is put
+                back. Gradients are off inside; lower is better.
             at: the alpha to measure at; a seed that is blended is best measured at its own.
 
         Returns:
             The contribution, positive where the seed helps. Gates read it from the seed.
+
+        Raises:
+            TypeError: ``evaluate`` does not return one number.
+            StageError: the seed is not live.
         """
         self._inbox.require_here("measure a seed")
         seed = self._find(seed)
@@ -558,6 +566,12 @@ class SeedManager:
         manager = cls(host, optimizer, **options)
         manager._saver.load(path, blueprints or {}, wait)
         return manager
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a SeedManager leads one run, and is neither copied nor pickled: save() and load() take the run "
+            "elsewhere; copy.deepcopy(manager.host) copies the host with its seeds"
+        )
 
     # Inside
 

@@ -46,8 +46,8 @@ def schedulers_of(given: Sequence[Any]) -> tuple[Any, ...]:
     """All schedulers. Raises `TypeError`."""
     wanted = "a sequence of learning-rate schedulers"
     several = _sequence("schedulers", wanted, given)
-    for one in several:
-        _require("schedulers", wanted, callable(getattr(one, "step", None)), one)
+    for one in several:  # only what a checkpoint wants of it: a training loop's own state goes along so
+        _require("schedulers", wanted, callable(getattr(one, "load_state_dict", None)), one)
     return several
 
 

@@ -101,6 +101,8 @@ def remove(optimizer: Optimizer, place: int, given: Sequence[Any]) -> None:
 
 def check(hyper: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
     """Raise `ValueError` for a name that none of ``groups`` has a setting of, or a value that none can be."""
+    if not isinstance(hyper, Mapping):
+        raise ValueError(f"hyper: expected settings by name, like {{'lr': 1e-3}}; got {hyper!r}")
     known = sorted({name for group in groups for name in group} - _NOT_HYPER)
     if unknown := [name for name in hyper if name not in known]:
         raise ValueError(

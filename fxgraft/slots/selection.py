@@ -34,6 +34,12 @@ Choice = str | re.Pattern[str] | type | Collection[Any] | Callable[[Slot], bool]
 """What `Slots.select` takes."""
 
 
+NO_SLOTS = (
+    "the host has no slots: none of the values inside of the model can be grown at. Trace a model of one "
+    "layer as nn.Sequential(layer); host.explain() tells what became of each module"
+)
+
+
 class Slots(Mapping[str, Slot]):
     """Name -> slot, in execution order.
 
@@ -79,6 +85,8 @@ class Slots(Mapping[str, Slot]):
             SlotError: nothing is selected; with the nearest names, or what there is.
             TypeError: ``choice`` is none of these, or a predicate that gives no truth value.
         """
+        if not self:
+            raise SlotError(NO_SLOTS)
         matches, near = self._reading_of(choice)
         found = {name: slot for name, slot in self.items() if matches(slot)}
         if not found:

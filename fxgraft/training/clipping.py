@@ -12,7 +12,12 @@ def clip_per_owner(manager: SeedManager, max_norm: float) -> None:
 
     The host's are then, to the bit, what ``clip_grad_norm_(model.parameters(), max_norm)`` makes of them
     in a run without seeds.
+
+    Raises:
+        TypeError: for what is no manager.
     """
+    if not isinstance(manager, SeedManager):
+        raise TypeError(f"manager: expected a SeedManager; got {type(manager).__name__}")
     clip_grad_norm_(list(manager.host.host_parameters()), max_norm)
     for name in manager.seeds:
         if owned := manager.registry.parameters(name):

@@ -1,0 +1,109 @@
+"""What a user may take for right is refused in words that help, and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxgraft
+from fxgraft import SeedManager
+from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageError, TraceError
+from fxgraft.training import clip_per_owner
+from tests.harness import assert_same_bits, snapshot
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+LAYER = nn.Linear(3, 3)
+
+
+def grown() -> SeedManager:
+    torch.manual_seed(0)
+    host = fxgraft.trace(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)), (X,))
+    manager = SeedManager(host, torch.optim.AdamW(host.parameters(), 1e-2))
+    manager.germinate("1", "mlp", name="a")
+    return manager
+
+
+def layer() -> fxgraft.Host:
+    return fxgraft.trace(LAYER, (X,))
+
+
+CASES: dict[str, tuple[Callable[[SeedManager], Any], type[Exception], str]] = {
+    "a slot for its name": (
+        lambda m: m.germinate(m.host.slots["0"], "mlp"),  # type: ignore[arg-type]
+        SlotError,
+        "slot: expected a name, one of host.slots; got a Slot, whose name is '0'",
+    ),
+    "a number for a name": (lambda m: m.germinate(0, "mlp"), SlotError, r"got a int \(0\)"),  # type: ignore[arg-type]
+    "an option misspelled": (
+        lambda m: m.germinate("0", "mlp", hiden=3),
+        BlueprintError,
+        "blueprint mlp at slot '0': got an unexpected keyword argument 'hiden'; its options: hidden",
+    ),
+    "hyper": (
+        lambda m: m.germinate("0", "mlp", hyper=3),  # type: ignore[arg-type]
+        ValueError,
+        "hyper: expected settings by name, like {'lr': 1e-3}; got 3",
+    ),
+    "no loss": (lambda m: m.measure("a", lambda: None), TypeError, "evaluate: expected .*; got None"),  # type: ignore[arg-type,return-value]
+    "text for a loss": (lambda m: m.measure("a", lambda: "x"), TypeError, "evaluate: .*; got 'x'"),  # type: ignore[arg-type,return-value]
+    "many losses": (lambda m: m.measure("a", lambda: X), TypeError, r"evaluate: .*; got a tensor \(4, 3\)"),
+    "alpha": (lambda m: m.measure("a", lambda: 1.0, at=3), ValueError, "alpha: .*between 0 and 1; got 3"),
+    "a copy": (copy.deepcopy, TypeError, r"neither copied nor pickled: save\(\) and load\(\)"),
+    "a pickle": (pickle.dumps, TypeError, r"neither copied nor pickled: save\(\) and load\(\)"),
+    "a host to clip": (lambda m: clip_per_owner(m.host, 1.0), TypeError, "expected a SeedManager; got Host"),  # type: ignore[arg-type]
+    "keywords": (
+        lambda m: fxgraft.trace(LAYER, (X,), 3),  # type: ignore[arg-type]
+        TraceError,
+        "example_kwargs: expected names with values; got int",
+    ),
+    "one layer": (lambda m: layer().slot("0"), SlotError, r"no slots: .*nn.Sequential\(layer\)"),
+    "some of one layer": (lambda m: layer().slots.select("*"), SlotError, "the host has no slots"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_told_and_changes_nothing(case: str) -> None:
+    call, error, says = CASES[case]
+    manager = grown()
+    before = snapshot(manager.host, X, manager._optimizers)
+    with pytest.raises(error, match=says):
+        call(manager)
+    assert_same_bits(snapshot(manager.host, X, manager._optimizers), before, case)
+    assert list(manager.seeds) == ["a"]
+
+
+def test_nothing_is_germinated_in_inference_mode() -> None:
+    manager = grown()
+    with torch.inference_mode(), pytest.raises(StageError, match=r"torch\.inference_mode"):
+        manager.germinate("0", "mlp")
+    assert list(manager.seeds) == ["a"]
+
+
+def test_a_run_is_not_loaded_without_its_optimizer(tmp_path: Path) -> None:
+    manager = grown()
+    manager.save(tmp_path / "run")
+    manager.host.clear()
+    says = re.escape("optimizers: expected AdamW, as in the checkpoint; got none")
+    with pytest.raises(CheckpointError, match=says):
+        SeedManager.load(tmp_path / "run", manager.host)
+
+
+def test_a_measurement_puts_the_mode_of_each_module_back() -> None:
+    manager = grown()
+    manager.host.get_submodule("1").eval()
+    before = [module.training for module in manager.host.modules()]
+
+    def loss() -> Tensor:
+        manager.host.eval()
+        return manager.host(X).square().mean()
+
+    manager.measure("a", loss)
+    assert [module.training for module in manager.host.modules()] == before
