@@ -7,6 +7,7 @@
 `artifacts`    compiled code as bytes: made in one process, run in another
 `job`          what the helper is asked for, and what comes of it
 `helper`       the process that makes artifacts while the trainer goes on
+`linking`      no fork while a thread is inside of the dynamic linker
 `compiled`     all of it together for one host
 =============  =====================================================================================
 """

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from fxgraft import threads
+from fxgraft.compiling import linking
 
 Send = Callable[[Any], None]
 Work = Callable[[Send], None]
@@ -157,7 +158,8 @@ def _read(receiver: Connection, decode: Callable[[Any], Any], messages: queue.Si
                 message = receiver.recv()
             except (EOFError, OSError):
                 return
-            messages.put(decode(message))
+            with linking.quiet:
+                messages.put(decode(message))
 
 
 def _kill(process: Any) -> None:

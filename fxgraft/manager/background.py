@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fxgraft.compiling import helper
+from fxgraft.compiling import helper, linking
 from fxgraft.distributed.peers import Peers
 from fxgraft.lifecycle.change import Birth, Change, Names
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -150,6 +150,8 @@ class Background:
         if reason := self._peers.anyone_says(_FAILED, None):
             self._give_up(agreed, reason)
         elif tasks and self._can_help():
+            if linking.is_busy():
+                return  # a later step forks: this one would wait
             self._lands = agreed
             for birth in agreed.births:  # the time that is up is that of building, or of compiling
                 self._pending[birth.seed.name].deadline = self._deadline()
@@ -186,7 +188,7 @@ class Background:
     def _tend(self) -> None:
         """With nothing else to do, compile what the running structure would be better off with."""
         compiled = self._host.compiled
-        if compiled is None or compiled.news == self._old_news:
+        if compiled is None or compiled.news == self._old_news or linking.is_busy():
             return
         self._old_news = compiled.news
         structure, grafts = self._host.structure, self._host.grafts()
