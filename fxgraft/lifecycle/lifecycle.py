@@ -18,7 +18,7 @@ from fxgraft.lifecycle.change import Birth, Change
 from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
 from fxgraft.optimizers.gradients import SeedGradients
-from fxgraft.optimizers.progress import Progress
+from fxgraft.optimizers.progress import PATIENCE, Progress
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed
@@ -65,7 +65,7 @@ class Lifecycle:
         self.distribute: Callable[[Birth], Callable[[], None]] = lambda birth: lambda: None
         self._on_stage = on_stage
         self._on_stalled = on_stalled
-        self._progress = Progress()
+        self._progress = Progress(self.registry.parameters)
         replaced = weakref.WeakMethod(self._replaced)
         host.on_replaced = lambda new: (follow := replaced()) and follow(new)
 
@@ -141,7 +141,7 @@ class Lifecycle:
         self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, seed.hyper)
         undo.callback(self.gradients.unwatch, seed.name)
         self.gradients.watch(seed.name, list(module.parameters()))
-        self._progress.begin(seed, list(module.parameters()))
+        self._progress.begin(seed)
 
     def _remove(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
         undo.callback(self._reorder, dict(self.seeds))
@@ -209,7 +209,7 @@ class Lifecycle:
         """One training step; BLENDING -> HOLDING at the end of the ramp."""
         if seed.stage is Stage.TRAINING:
             seed.trained_steps += 1
-            if self._progress.has_stalled(seed, self.registry.parameters(seed.name)):
+            if seed.trained_steps == PATIENCE and self._progress.has_stalled(seed):
                 self._on_stalled(seed)
         elif seed.stage is Stage.BLENDING and seed.advance():
             seed.enter(after(seed.stage, "reach", seed.name))

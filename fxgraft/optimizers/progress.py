@@ -7,7 +7,7 @@ and not the host, its optimizer is another one than the manager's, or there is n
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -18,26 +18,30 @@ from fxgraft.parts import local
 from fxgraft.seeds.seed import Seed
 
 PATIENCE = 20
-"""After how many steps in TRAINING a seed is looked at, once. A `GradScaler` may skip the first few."""
+"""After how many steps in TRAINING to look at a seed, once. A `GradScaler` may skip the first few."""
 
 
 class Progress:
-    """Remembers where the weights of each seed were when it went live."""
+    """Remembers where the weights of each seed were when it went live.
 
-    def __init__(self) -> None:
+    Args:
+        parameters_of: the parameters of the seed of that name.
+    """
+
+    def __init__(self, parameters_of: Callable[[str], Sequence[nn.Parameter]]):
+        self._parameters_of = parameters_of
         self._marks: weakref.WeakKeyDictionary[Seed, _Mark] = weakref.WeakKeyDictionary()
 
-    def begin(self, seed: Seed, parameters: Sequence[nn.Parameter]) -> None:
+    def begin(self, seed: Seed) -> None:
         """The weights of ``seed`` are where they start."""
-        self._marks[seed] = _mark(parameters)
+        self._marks[seed] = _mark(self._parameters_of(seed.name))
 
-    def has_stalled(self, seed: Seed, parameters: Sequence[nn.Parameter]) -> bool:
-        """Whether ``seed`` has been in TRAINING for `PATIENCE` steps by now, and never moved."""
-        mark = self._marks.get(seed)
-        if seed.trained_steps != PATIENCE or mark is None or mark.norms is None:
+    def has_stalled(self, seed: Seed) -> bool:
+        """Whether the weights of ``seed`` are still where they started."""
+        before, now = self._marks.get(seed), _mark(self._parameters_of(seed.name))
+        if before is None or before.norms is None or now.norms is None:
             return False
-        now = _mark(parameters)
-        return now.version == mark.version and now.norms is not None and torch.equal(now.norms, mark.norms)
+        return before.version == now.version and before.norms.tolist() == now.norms.tolist()
 
 
 @dataclass(frozen=True)
