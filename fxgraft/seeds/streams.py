@@ -9,6 +9,7 @@ words, written in tensor operations. Both are keyed by the run's seed and the se
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -17,6 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_NO_BACKWARD = -1
+_OTHER_MASK = (
+    "the dropout of a seed runs inside of a backward pass, for activation checkpointing as it seems: it "
+    "draws another mask than in the forward, and the gradients belong to neither. Leave layers with such "
+    "seeds out of checkpointing, or give the seed no dropout"
+)
 _WORD = 0xFFFFFFFF
 _MULTIPLIER = 0x45D9F3B  # odd and below 2**31, so that products of 32 bit words fit an int64
 
@@ -120,6 +127,8 @@ class SeedDropout(nn.Module):
         shape = input.shape
         if self.channels:
             shape = torch.Size([*shape[:2], *(1 for _ in shape[2:])])
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != _NO_BACKWARD:
+            warnings.warn(_OTHER_MASK, stacklevel=2)
         kept = uniform(shape, self.key, self.draws, input.device) >= self.p
         # Not in place: the partitioner of torch.compile recomputes the mask in the backward pass from
         # what `draws` is then, and would get another one.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fxgraft.bits import same_bits
 from fxgraft.seeds.streams import (
@@ -267,3 +269,15 @@ def test_a_dropout_used_in_two_places_stays_one_module():
     module = privatize(nn.ModuleDict({"a": shared, "b": shared}), KEY)
     assert isinstance(module["a"], SeedDropout)
     assert module["b"] is module["a"]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_mask_that_is_drawn_again_in_backward_is_warned_of(use_reentrant: bool) -> None:
+    dropout, x = SeedDropout(0.5, False, KEY), torch.ones(64, requires_grad=True)
+    out = checkpoint(lambda x: dropout(x) * x, x, use_reentrant=use_reentrant)
+    with pytest.warns(UserWarning, match="inside of a backward pass, for activation checkpointing"):
+        out.sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (dropout(x) * x).sum().backward()
+        checkpoint(lambda x: dropout.eval()(x) * x, x, use_reentrant=use_reentrant).sum().backward()
