@@ -70,6 +70,18 @@ def test_every_operation_is_drawn_once_wherever_it_is(grown: fxgraft.Host) -> No
     assert '"3 x 8"' in dot.replace('" ', '"')  # where the shape changes
 
 
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(torch.relu(x) - 1)
+
+
+def test_a_box_has_the_name_by_which_a_seed_germinates_there() -> None:
+    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 8), Twice()), (torch.randn(2, 4),))
+    assert {"1.relu", "1.sub", "1.relu_1"} <= host.slots.keys()
+    dot = Drawing(host, deep=True).of(*in_order(host)).to_string()
+    assert [dot.count(text) for text in ('"relu"', '"sub"', '"relu_1\\nrelu"')] == [1, 1, 1]
+
+
 @pytest.mark.graphviz
 def test_the_page_opens_module_by_module(grown: fxgraft.Host, tmp_path: Path) -> None:
     page = grown.show().save(tmp_path / "host.html").read_text(encoding="utf-8")

@@ -39,6 +39,8 @@ class Boundaries:
         def watched(*args: Any, **kwargs: Any) -> Any:
             if module not in self._found:
                 form = CallForm(forward, args, kwargs)
+                if isinstance(module, nn.TransformerEncoderLayer):
+                    form.guard_layout()  # in eval mode an encoder packs masked sequences into nested tensors
                 self._found[module] = (form, _graph(form))
             form, graph = self._found[module]
             inputs = form.values(args, kwargs)
@@ -49,6 +51,11 @@ class Boundaries:
             return result
 
         return watched
+
+    def takes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call of ``module`` is of the form of its first one."""
+        known = self._found.get(module)
+        return known is not None and known[0].values(args, kwargs) is not None
 
     def _see(self, graph: fx.Graph, inputs: Mapping[str, Any], result: Any) -> None:
         for node in graph.nodes:

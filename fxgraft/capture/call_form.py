@@ -132,6 +132,10 @@ class CallForm:
                 if found == size and guard not in self.guards:
                     self.guards.append(guard)
 
+    def guard_layout(self) -> None:
+        """Send calls with nested tensors elsewhere."""
+        self.guards += [f"not getattr({known.expression}, 'is_nested', False)" for known in self.inputs]
+
     def _taken(self) -> set[str]:
         return {known.name for known in self.inputs}
 
@@ -229,7 +233,7 @@ def _collect(template: Any, value: Any, found: dict[str, Any]) -> bool:
     """Fill ``found`` with what stands in ``value`` where ``template`` has inputs; False on a mismatch."""
     if isinstance(template, Input):
         found[template.name] = value
-        return value is not None
+        return value is not None and not getattr(value, "is_nested", False)
     if type(template) is not type(value):
         return False
     if type(template) is dict:

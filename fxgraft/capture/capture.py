@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxgraft.capture.boundary import Boundaries, uncovered
+from fxgraft.capture.called import Called, keep_slow, why_left_out
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.effects import numpy_untouched
 from fxgraft.capture.fallback import name_region
@@ -42,6 +43,7 @@ class Capture:
         root: the clone of the model that the host runs.
         regions: qualified name -> region, parents before children.
         opaque: qualified name -> why the module has no graph.
+        left_out: qualified name -> why the boundary of the module is no slot.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -49,6 +51,7 @@ class Capture:
         if _is_without_data(model):
             args, kwargs = pytree.tree_map_only(torch.Tensor, _without_data, (args, kwargs))
         self.opaque: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         modules = {name: m for name, m in self.root.named_modules() if not is_leaf(m)}
         returned = Returned()
         self._run(modules, returned.watch, args, kwargs, flip=False)
@@ -73,12 +76,24 @@ class Capture:
         self._add_boundaries(args, kwargs)
 
     def _add_boundaries(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """One more run, where code without a graph calls modules: their boundaries are slots."""
+        """Two more runs, where code without a graph calls modules: their boundaries are slots.
+
+        The second is an evaluation: a seed has no place in a module that it leaves out.
+        """
         modules = uncovered(self.root, self.regions)
-        if modules:
-            boundaries = Boundaries()
-            self._run(modules, boundaries.watch, args, kwargs, flip=False)
-            self.regions |= boundaries.regions(modules)
+        if not modules:
+            return
+        keep_slow(self.root)
+        boundaries = Boundaries()
+        called = Called(boundaries.takes)
+        self._run(modules, boundaries.watch, args, kwargs, flip=False)
+        found = boundaries.regions(modules)
+        try:
+            self._run(modules, called.watch, args, kwargs, flip=self.root.training, gradients=False)
+        except TraceError:  # the model is not made for that
+            called.modules.update(modules.values())
+        self.left_out = {name: why_left_out(self.root, name) for name in found if modules[name] not in called}
+        self.regions |= {name: region for name, region in found.items() if name not in self.left_out}
 
     def _region(
         self, name: str, module: nn.Module, traces: Traces, flipped: Traces, other_mode: str
@@ -95,8 +110,9 @@ class Capture:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         flip: bool,
+        gradients: bool = True,
     ) -> None:
-        with untouched(self.root), numpy_untouched(), torch.enable_grad():
+        with untouched(self.root), numpy_untouched(), torch.set_grad_enabled(gradients):
             if flip:
                 for module in self.root.modules():
                     module.training = not module.training

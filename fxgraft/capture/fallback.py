@@ -77,6 +77,7 @@ _say_at_compile_time._dynamo_marked_constant = True  # type: ignore[attr-defined
 def _say(who: str) -> None:
     logger.warning(
         "%s was called with other kinds of arguments than in the example call of fxgraft.trace: it runs "
-        "as the model has it, and its seeds do not run in such calls; host.explain() counts them",
+        "as the model has it, and its seeds do not run in such calls; host.explain() counts them, and "
+        "has the guards that a call has to pass",
         who,
     )

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except CheckpointError:
         raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; there is no such file") from error
     except Exception as error:  # a damaged header fails in many ways
-        raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; {error}") from error
+        is_of_torch = zipfile.is_zipfile(path)
+        what = (
+            "this is a file of torch.save" if is_of_torch else f"it is cut off, damaged or no such: {error}"
+        )
+        raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; {what}") from error
     sums = manifest.get("checksums")
     if not isinstance(sums, dict) or sums.keys() != tensors.keys():
         raise CheckpointError(f"{path}: is damaged: its tensors are not those of its manifest")

@@ -190,7 +190,7 @@ def _check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
         name = different[0]
         raise CheckpointError(
             f"the checkpoint is of another host: {len(different)} tensors differ; the first is {name}: "
-            f"expected {ours.get(name, 'nothing')}, got {theirs.get(name, 'nothing')}"
+            f"expected {ours.get(name, 'nothing')}, as in the host; got {theirs.get(name, 'nothing')}"
         )
 
 

@@ -146,10 +146,14 @@ def stage_of(placement: Placement, graft: Graft) -> Stage:
 
 
 def _label(region: Region, node: fx.Node) -> str:
+    """The name by which a seed germinates there, in its frame; and what is computed."""
     if node.op == "call_module":
         module: nn.Module = region.module.get_submodule(str(node.target))
         return f"{node.target}\\n{type(module).__name__}"
-    return getattr(node.target, "__name__", str(node.target))
+    operation = getattr(node.target, "__name__", str(node.target))
+    slot: Slot | None = node.meta.get("slot")
+    name = slot.name.removeprefix(f"{region.name}.") if slot else operation
+    return operation if name == operation else f"{name}\\n{operation}"
 
 
 def _shape(node: fx.Node) -> str:

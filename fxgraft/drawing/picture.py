@@ -74,8 +74,9 @@ class Picture:
 
     def html(self) -> str:
         """The page."""
-        seeds = len(self._host.structure.placements)
-        title = escape(f"{type(self._host._root).__name__}: {len(self._host.slots)} slots, {seeds} seeds")
+        slots, seeds = len(self._host.slots), len(self._host.structure.placements)
+        counts = f"{_count(slots, 'slot')}, {_count(seeds, 'seed')}"
+        title = escape(f"{type(self._host._root).__name__}: {counts}")
         stages = [Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
         key = "".join(
             f'<span><i style="background:{STAGE_COLOURS[stage]}"></i>{stage.name.lower()}</span>'
@@ -97,7 +98,7 @@ class Picture:
         drawn = _render(Drawing(self._host, deep=False).of(region), "svg").decode()
         inside = f"{region.name}." if region.name else ""
         seeds = sum(p.slot.name.startswith(inside) for p in self._host.structure.placements)
-        said = f"{len(region.slots)} slots" + (f", {seeds} seeds" if seeds else "")
+        said = _count(len(region.slots), "slot") + (f", {_count(seeds, 'seed')}" if seeds else "")
         return (
             f"<details{' open' if seeds or not region.name else ''}>"
             f"<summary><code>{escape(region.name or 'model')}</code> {escape(type(region.module).__name__)} "
@@ -105,6 +106,10 @@ class Picture:
             + "".join(map(self._section, below(self._host, region.name)))
             + "</details>\n"
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _render(dot: pydot.Dot, kind: str) -> bytes:

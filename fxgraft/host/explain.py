@@ -39,7 +39,8 @@ class ModuleReport:
         name: qualified; ``""`` is the root.
         kind: its class.
         status: ``"traced"``: its code is a graph. ``"boundary"``: its result is a slot, and its code has
-            no graph or is torch's own. ``"not traced"``. ``"node"``: torch's own, in the graph around it.
+            no graph or is torch's own. ``"left out"``: its result would be one, but for ``rejected``.
+            ``"not traced"``. ``"node"``: torch's own, in the graph around it.
             ``"uncalled"``: no graph calls it. ``"container"``: it has no code. ``"shared"``: it is at an
             earlier name too, and is told of there.
         reason: why its code has no graph, as in "it <reason>"; the earlier name of one that is shared.
@@ -146,7 +147,9 @@ def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_no
     if region is None:
         has_code = type(module).forward is not nn.Module.forward
         other = "node" if is_node else "uncalled" if has_code else "container"
-        return ModuleReport(name, kind, "not traced" if reason and has_code else other, reason, is_node)
+        status = "not traced" if reason and has_code else "left out" if name in host.left_out else other
+        why = {name: host.left_out[name]} if name in host.left_out else {}
+        return ModuleReport(name, kind, status, reason, is_node, rejected=why)
     placements = host.structure.by_region.get(name, ())
     return ModuleReport(
         name,

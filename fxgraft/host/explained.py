@@ -63,6 +63,8 @@ def _facts(report: ModuleReport) -> Iterator[str]:
         case "not traced":
             node = "; a node of the graph around it" if report.is_node else ""
             yield f"not traced: it {report.reason}{node}"
+        case "left out":
+            yield f"no slot: it {report.rejected[report.name]}"
         case "node":
             yield "a node of the graph around it"
         case "uncalled":

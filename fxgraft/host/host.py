@@ -52,6 +52,7 @@ class Host(nn.Module):
         self.__dict__["_root"] = root
         self._regions = capture.regions
         self._opaque = capture.opaque
+        self._left_out = capture.left_out
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
@@ -84,14 +85,14 @@ class Host(nn.Module):
         """
         if not isinstance(name, str):
             raise SlotError(f"slot: expected a name, one of host.slots; got {_told(name)}")
-        if not self.slots:
-            raise SlotError(NO_SLOTS)
         if name in self.slots:
             return self.slots[name]
         if (found := place(name, self.slots, self._regions)) is not None:
             return found
         if (reason := self.rejected.get(name)) is not None:
             raise SlotError(f"{name!r} is no slot: it {reason}")
+        if not self.slots:
+            raise SlotError(NO_SLOTS)
         near = difflib.get_close_matches(name, self.slots, n=3, cutoff=0.3) or list(self.slots)[:3]
         raise SlotError(
             f"the host has no slot {name!r}; did you mean {', '.join(map(repr, near))}? "
@@ -120,12 +121,17 @@ class Host(nn.Module):
     def rejected(self) -> Mapping[str, str]:
         """Places that are no slots -> why; modules that could not be traced -> why."""
         nodes = {name: why for r in self._regions.values() for name, why in r.rejected.items()}
-        return MappingProxyType({**nodes, **self._opaque})
+        return MappingProxyType({**nodes, **self._left_out, **self._opaque})
 
     @property
     def opaque(self) -> Mapping[str, str]:
         """Modules whose code has no graph -> why."""
         return MappingProxyType(self._opaque)
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Modules that are called from code without a graph, and whose results are no slots -> why."""
+        return MappingProxyType(self._left_out)
 
     def explain(self) -> Explanation:
         """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
@@ -372,4 +378,4 @@ class Host(nn.Module):
 def _told(given: object) -> str:
     """What somebody gave for a name; of a `Slot` its own."""
     own = getattr(given, "name", None)
-    return f"a {type(given).__name__}" + (f", whose name is {own!r}" if own else f" ({given!r})")
+    return f"a {type(given).__name__}, whose name is {own!r}" if own else repr(given)

@@ -34,8 +34,12 @@ def trace(
     Raises:
         TraceError: if ``model`` is not a module that can be captured, or the example call fails.
     """
-    if not isinstance(model, nn.Module) or isinstance(model, Host):
-        raise TraceError(f"model: expected an nn.Module that is no Host; got {type(model).__name__}")
+    if isinstance(model, Host):
+        raise TraceError(
+            "model: it is a host already. To trace anew: fxgraft.trace(fxgraft.unwrap(host), ...)"
+        )
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"model: expected an nn.Module; got {type(model).__name__}")
     if not isinstance(example_args, tuple):
         raise TraceError(
             f"example_args: expected a tuple, as in trace(model, (x,)); got {type(example_args).__name__}"

@@ -65,7 +65,9 @@ class Growth:
                 f"accelerator: expected one of {', '.join(kind.value for kind in WORKS_UNDER)}; "
                 f"got {accelerator.distributed_type.value}"
             )
-        if all(model is not host for model in accelerator._models):
+        # On several processes it returns DDP, and keeps what is inside.
+        self._known = (host, getattr(host, "module", host))
+        if all(model is not known for model in accelerator._models for known in self._known):
             raise ValueError(
                 "host: expected what accelerator.prepare(host) returned; it has not prepared this one"
             )
@@ -97,4 +99,4 @@ class Growth:
         self.manager = SeedManager.load(file, self._host, self._optimizers, **self._options)
 
     def _index(self, models: Sequence[nn.Module]) -> int:
-        return next(i for i, model in enumerate(models) if model is self._host)
+        return next(i for i, model in enumerate(models) for known in self._known if model is known)

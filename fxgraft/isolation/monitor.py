@@ -126,10 +126,14 @@ class IsolationMonitor:
         self.violations += len(found)
         self._report(found)
         if self._strict:
-            listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
-            stale = outdated(self._host, [p.slot for p in self._host.structure.placements])
-            set_later = f". Set after tracing, so trace again: {'; '.join(stale)}" if stale else ""
-            raise IsolationError(
-                f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "
-                f"Cull the seeds germinated last, or see what they share with the host{set_later}"
-            )
+            raise IsolationError(self._told(found))
+        logger.warning(self._told(found))
+
+    def _told(self, found: list[Violation]) -> str:
+        listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
+        stale = outdated(self._host, [placement.slot for placement in self._host.structure.placements])
+        set_later = f". Set after tracing, so trace again: {'; '.join(stale)}" if stale else ""
+        return (
+            f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "
+            f"Cull the seeds germinated last, or see what they share with the host{set_later}"
+        )

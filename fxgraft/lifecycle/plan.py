@@ -96,14 +96,13 @@ def plan(
     slot: Slot,
     spec: GraftSpec,
     blueprint: BlueprintLike,
-    name: str | None = None,
-    config: Mapping[str, Any] | None = None,
+    name: str,
+    config: Mapping[str, Any],
 ) -> Plan:
     """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`."""
-    name = name or nursery.label(blueprint).replace(".", "_").replace("<", "").replace(">", "")
     check_name(name)
     around = nursery.surroundings(host, slot, without_data=True)
-    module = _built(blueprint, slot, spec.mode, around, config or {})
+    module = _built(blueprint, slot, spec.mode, around, config)
     forward, backward = _flops(module, slot, around, spec.isolated)
     structure = host.structure.with_placement(Placement(name, slot, spec, kind_of(module)))
     return Plan(

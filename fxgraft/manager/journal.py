@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from fxgraft.compilations import VariantReport, compile_report
 from fxgraft.host.host import Host
 from fxgraft.manager.reporter import Reporter
 from fxgraft.telemetry import logger
+
+
+def check_loss(loss: object) -> None:
+    """Raise `TypeError` for what is no number, no tensor and not None."""
+    if loss is not None and not isinstance(loss, (Real, Tensor)):
+        raise TypeError(f"loss: expected a number, as in manager.step(loss); got {type(loss).__name__}")
 
 
 class Pace:

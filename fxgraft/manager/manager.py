@@ -34,7 +34,7 @@ from fxgraft.lifecycle.plan import Plan, plan
 from fxgraft.manager import settings
 from fxgraft.manager.background import Background
 from fxgraft.manager.dispatch import Dispatcher
-from fxgraft.manager.journal import Journal
+from fxgraft.manager.journal import Journal, check_loss
 from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import Memory, Saver
 from fxgraft.optimizers.registry import SeedParameterRegistry
@@ -107,6 +107,8 @@ class SeedManager:
         self.enabled = settings.is_enabled(enabled)
         self._reporter = Reporter(settings.sinks_of(sinks), lambda: introduce(inner, self._seeds.values()))
         self._optimizers = settings.optimizers_of(optimizer)
+        if self._optimizers and not any(map(inner.owns, settings.parameters_of(self._optimizers))):
+            logger.warning("the optimizer has no parameter of the host's: is it the one of another model?")
         self._lifecycle = Lifecycle(
             inner,
             self._optimizers,
@@ -162,6 +164,11 @@ class SeedManager:
         """The parameters of live seeds."""
         for seed in self._seeds.values():
             yield from self.registry.parameters(seed.name)
+
+    def __repr__(self) -> str:
+        number = len(self._seeds)
+        lines = [f"SeedManager at step {self.steps}, {number or 'no'} seed{'s' * (number != 1)}"]
+        return "\n".join([*lines, *(f"  {seed!r}" for seed in self._seeds.values())])
 
     # The lifecycle
 
@@ -280,6 +287,7 @@ class SeedManager:
             SlotError, BlueprintError, ValueError: as `germinate` would.
         """
         slot = self.host.site(slot_name, source)
+        name = name or self._memory.names.foresee(nursery.label(blueprint), self._seeds)
         return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config)
 
     @whole
@@ -358,7 +366,7 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("fossilize", seed, disabled=True)
-        after(seed.stage, "fossilize", seed.name)
+        after(seed.stage, "fossilize", seed.name, seed.progress)
         self._pass_gate("fossilize", seed)
         if not wait:
             return self._background.fossilize(seed)
@@ -441,13 +449,15 @@ class SeedManager:
         Commands of other threads are carried out at its end. The thread that calls it is the training thread.
 
         Args:
-            loss: of this step, for the sinks; one number, which may stay on its device.
+            loss: of this step, for the sinks; a number or a tensor (its mean), which may stay on its device.
 
         Raises:
             DistributedError: the ranks have drifted apart, or one is gone.
             IsolationError: isolation is violated, and the manager is ``strict``.
+            TypeError: ``loss`` is neither; nothing was done.
             StageError: inside `shadow` and the like, or while another thread is inside of it.
         """
+        check_loss(loss)
         self._inbox.begin_step()
         try:
             self._refuse_while_borrowed("step")
@@ -513,6 +523,12 @@ class SeedManager:
         self._inbox.require_here("measure a seed")
         seed = self._find(seed)
         contribution = probing.measure(self.host, seed, evaluate, at, self.peers.mean)
+        if contribution == 0.0 and at > 0:
+            logger.warning(
+                "seed %r: the loss is the same with it and without, to the bit. It has not learned yet, or "
+                "evaluate does not run it: expected a call of the host, in the form of the traced example",
+                seed.name,
+            )
         self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
         return contribution
 

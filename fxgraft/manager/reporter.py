@@ -71,9 +71,10 @@ class Reporter:
 
     def stalled(self, seed: Seed, optimizer: str) -> None:
         """A seed's weights have not moved since it went live."""
+        inside = " (of objective 'shadow': inside manager.shadow())" * (seed.spec.objective == "shadow")
         reason = (
             f"its weights have not moved in {seed.trained_steps} steps. Expected a training step to call the "
-            f"host (not the model it was traced from), then backward(), then step() of {optimizer}"
+            f"host (not the model it was traced from), then backward(){inside}, then step() of {optimizer}"
         )
         logger.warning("seed %r at slot %r: %s", seed.name, seed.slot, reason)
         self.emit("seed_stalled", seed.name, reason=reason)

@@ -14,8 +14,10 @@ from fxgraft.distributed.peers import Peers
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.reporter import Reporter
+from fxgraft.optimizers.groups import unknown_schedules
 from fxgraft.seeds.names import SeedNames
 from fxgraft.structure import Structure
+from fxgraft.telemetry import logger
 
 
 @dataclass
@@ -55,9 +57,18 @@ class Saver:
     ):
         self._lifecycle, self._optimizers, self._schedulers = lifecycle, optimizers, schedulers
         self._reporter, self._peers, self._memory = reporter, peers, memory
+        self._warned = False
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As `SeedManager.save`."""
+        if not self._warned and (unknown := unknown_schedules(self._optimizers, self._schedulers)):
+            self._warned = True
+            logger.warning(
+                "%s: the learning-rate scheduler of %s is not saved: expected it in "
+                "SeedManager(..., schedulers=[...])",
+                path,
+                ", ".join(unknown),
+            )
         if self._peers.folder is not None:
             self._peers.folder.save(path, self._save_shards)
         elif self._peers.rank:

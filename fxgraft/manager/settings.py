@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -40,6 +40,12 @@ def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimi
     for one in several:
         _require("optimizer", wanted, isinstance(one, Optimizer), one)
     return several
+
+
+def parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
+    """What ``optimizers`` train."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        yield from group["params"]
 
 
 def schedulers_of(given: Sequence[Any]) -> tuple[Any, ...]:

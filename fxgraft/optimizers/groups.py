@@ -61,7 +61,7 @@ def plan(
         ValueError: for a value that cannot be one, or a schedule that is not among those ``given``.
     """
     schedulers = list(_schedulers(given, optimizer))
-    if "initial_lr" in like and not any(hasattr(s, "base_lrs") for s in schedulers):
+    if _is_unknown(like, schedulers):
         raise ValueError(
             f"hyper: the {type(optimizer).__name__} of seed {owner!r} has a learning-rate scheduler, which a "
             f"group of its own would break; pass it as SeedManager(..., schedulers=[...])"
@@ -97,6 +97,19 @@ def remove(optimizer: Optimizer, place: int, given: Sequence[Any]) -> None:
         values = getattr(scheduler, name)
         setattr(scheduler, name, [*values[:place], *values[place + 1 :]])
     del optimizer.param_groups[place]
+
+
+def unknown_schedules(optimizers: Sequence[Optimizer], given: Sequence[Any]) -> list[str]:
+    """The kinds of optimizers that have a learning-rate scheduler which is not among those ``given``."""
+    return [
+        type(optimizer).__name__
+        for optimizer in optimizers
+        if any(_is_unknown(group, list(_schedulers(given, optimizer))) for group in optimizer.param_groups)
+    ]
+
+
+def _is_unknown(group: Mapping[str, Any], schedulers: Sequence[Any]) -> bool:
+    return "initial_lr" in group and not any(hasattr(s, "base_lrs") for s in schedulers)
 
 
 def check(hyper: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:

@@ -20,7 +20,15 @@ class SeedNames:
 
     def make(self, blueprint: str, taken: Container[str]) -> str:
         """A name for a seed of ``blueprint`` that was never made before and is not ``taken``."""
-        base = re.sub(r"\W+", "_", blueprint).strip("_") or "seed"
-        number = next(n for n in count(self._next.get(base, 0)) if f"{base}_{n}" not in taken)
+        base, number = self._following(blueprint, taken)
         self._next[base] = number + 1
         return f"{base}_{number}"
+
+    def foresee(self, blueprint: str, taken: Container[str]) -> str:
+        """The name that `make` would make."""
+        base, number = self._following(blueprint, taken)
+        return f"{base}_{number}"
+
+    def _following(self, blueprint: str, taken: Container[str]) -> tuple[str, int]:
+        base = re.sub(r"\W+", "_", blueprint).strip("_") or "seed"
+        return base, next(n for n in count(self._next.get(base, 0)) if f"{base}_{n}" not in taken)

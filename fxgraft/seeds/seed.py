@@ -66,6 +66,14 @@ class Seed:
         return self.ramp.target if self.ramp else None
 
     @property
+    def progress(self) -> str:
+        """How far its ramp is, in words; empty where it is in none."""
+        if self.ramp is None or self.stage is not Stage.BLENDING:
+            return ""
+        done = f"{self.ramp_step} of {self.ramp.length} steps"
+        return f"alpha {self.alpha:.3g} after {done}; manager.step() goes on"
+
+    @property
     def contribution(self) -> float | None:
         """The measured loss without the seed minus that with it; None before it was measured."""
         if self.loss_with is None or self.loss_without is None:

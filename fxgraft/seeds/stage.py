@@ -41,12 +41,21 @@ _BY_ITSELF = {"go live", "reach"}
 """What happens in `SeedManager.step`, and cannot be asked for."""
 
 
-def after(stage: Stage, action: str, seed: str) -> Stage:
-    """The stage that ``action`` leads to. Raises `StageError` naming what is possible instead."""
+def after(stage: Stage, action: str, seed: str, where: str = "") -> Stage:
+    """The stage that ``action`` leads to. Raises `StageError` naming what is possible instead.
+
+    Args:
+        stage: where the seed is.
+        action: what is to be done.
+        seed: its name.
+        where: how far it is in that stage, for the error.
+    """
     legal = TRANSITIONS[stage]
     if action not in legal:
         possible = ", ".join(a for a in legal if a not in _BY_ITSELF) or "none"
+        hint = "; a fossil is permanent (an earlier checkpoint has none of it)" * (stage is Stage.FOSSILIZED)
         raise StageError(
-            f"cannot {action} seed {seed!r}: it is {stage.name}, from which the legal actions are: {possible}"
+            f"cannot {action} seed {seed!r}: it is {stage.name}{where and f' ({where})'}, from which the "
+            f"legal actions are: {possible}{hint}"
         )
     return legal[action]

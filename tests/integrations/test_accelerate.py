@@ -38,10 +38,11 @@ class Job:
         self.host, self.optimizer, self.scheduler = self.accelerator.prepare(host, optimizer, scheduler)
         self.growth = Growth(self.accelerator, self.host, self.optimizer, [self.scheduler])
 
-    def train(self, batches: range) -> None:
+    def train(self, batches: range, rank: int = 0) -> None:
         for i in batches:
             with self.accelerator.accumulate(self.host):
-                loss = nn.functional.cross_entropy(self.host(X[i]), Y[i])
+                own = (i + rank) % len(X)  # each rank its own
+                loss = nn.functional.cross_entropy(self.host(X[own]), Y[own])
                 self.accelerator.backward(loss)
                 self.optimizer.step()
                 self.scheduler.step()
