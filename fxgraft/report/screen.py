@@ -111,7 +111,7 @@ def _head(run: Run) -> RenderableType:
     level = smooth([point for point in run.losses[-500:] if math.isfinite(point[1])])
     line = Text(f"step {run.step:,}")
     if level:
-        line.append(f"   mean loss {level[-1][1]:.4g}")
+        line.append(f"   loss ≈ {level[-1][1]:.4g}")
     if facts["median_ms"] is not None:
         line.append(f"   {facts['median_ms']:.1f} ms/step (longest {facts['longest_ms']:.0f})")
     line.append(f"   seeds: {facts['live']} growing, {facts['kept']} kept, {facts['culled']} culled")
