@@ -54,12 +54,12 @@ class Capture:
         self.left_out: dict[str, str] = {}
         modules = {name: m for name, m in self.root.named_modules() if not is_leaf(m)}
         returned = Returned()
-        self._run(modules, returned.watch, args, kwargs, flip=False)
+        self._run(modules, returned.watch, args, kwargs)
         traces = Traces(returned)
-        self._run(modules, traces.watch, args, kwargs, flip=False)
+        self._run(modules, traces.watch, args, kwargs)
         flipped = Traces(None, skip=traces)
         try:
-            self._run(modules, flipped.watch, args, kwargs, flip=True)
+            self._run(modules, flipped.watch, args, kwargs, _other_mode)
             other_mode = "was not reached in the other train/eval mode"
         except TraceError as error:
             other_mode = f"is known in one train/eval mode only: {error}"
@@ -86,10 +86,10 @@ class Capture:
         keep_slow(self.root)
         boundaries = Boundaries()
         called = Called(boundaries.takes)
-        self._run(modules, boundaries.watch, args, kwargs, flip=False)
+        self._run(modules, boundaries.watch, args, kwargs)
         found = boundaries.regions(modules)
         try:
-            self._run(modules, called.watch, args, kwargs, flip=self.root.training, gradients=False)
+            self._run(modules, called.watch, args, kwargs, nn.Module.eval, gradients=False)
         except TraceError:  # the model is not made for that
             called.modules.update(modules.values())
         self.left_out = {name: why_left_out(self.root, name) for name in found if modules[name] not in called}
@@ -109,13 +109,11 @@ class Capture:
         watch: Callable[[nn.Module], Callable[..., Any]],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        flip: bool,
+        prepare: Callable[[nn.Module], object] = lambda root: None,
         gradients: bool = True,
     ) -> None:
         with untouched(self.root), numpy_untouched(), torch.set_grad_enabled(gradients):
-            if flip:
-                for module in self.root.modules():
-                    module.training = not module.training
+            prepare(self.root)
             for module in modules.values():
                 module.__dict__["forward"] = watch(module)
             try:
@@ -134,6 +132,12 @@ class Capture:
                     f"the example call of {type(self.root).__name__} failed in {mode} mode: "
                     f"{type(error).__name__}: {error}{hint}"
                 ) from error
+
+
+def _other_mode(root: nn.Module) -> None:
+    """Each module into train mode that is in eval mode, and the other way round."""
+    for module in root.modules():
+        module.training = not module.training
 
 
 def _is_without_data(model: nn.Module) -> bool:

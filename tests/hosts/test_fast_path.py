@@ -49,6 +49,15 @@ def test_what_an_evaluation_goes_around_is_no_slot() -> None:
         fxgraft.SeedManager(host).germinate("encoder.layers.0.linear1", "mlp")
 
 
+def test_nor_where_the_encoder_is_in_eval_mode_while_the_rest_trains() -> None:
+    frozen = model()
+    frozen.encoder.eval()
+    host = fxgraft.trace(frozen, (X,))
+    assert "encoder.layers.0.linear1" not in host.slots
+    assert [frozen.training, frozen.encoder.training] == [True, False]
+    assert [host.training, host.encoder.training] == [True, False]
+
+
 def test_of_an_encoder_with_a_mask_the_layers_are_none() -> None:
     """In an evaluation they are given nested tensors."""
     host = fxgraft.trace(model(), (X, PAD))
