@@ -5,7 +5,7 @@ of Python in front of it that say so, and send any other call to the module's ow
 
     def forward(self, hidden_states, attention_mask=None, use_cache=False):
         if not (attention_mask is None and use_cache is False):
-            _fell_back(self)
+            _fell_back(self, {'hidden_states': hidden_states, ...})
             return _fallback(self, hidden_states, attention_mask=attention_mask, ...)
         return _graph(self, hidden_states)
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from fxgraft.capture.defaults import printed_default
 from fxgraft.capture.fallback import fell_back
 
+_CONSTANT = re.compile(r"\(type\((?P<what>.+)\) is type\((?P<name>_constant_\d+)\) and .+\)")
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
 CONSTANTS_OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
 
@@ -182,6 +184,26 @@ class CallForm:
             return False
         return [known.name for known in self.inputs] == list(self.signature.parameters)
 
+    @property
+    def told(self) -> list[str]:
+        """The guards for people: with the values of constants in the place of their names."""
+        return [self._told(guard) for guard in self.guards]
+
+    def _told(self, guard: str) -> str:
+        found = _CONSTANT.fullmatch(guard)
+        return f"{found['what']} == {self.constants[found['name']]!r}" if found else guard
+
+    def unmet(self, given: Mapping[str, Any]) -> str | None:
+        """The first guard that a call with these arguments does not pass, in words; or None."""
+        for guard in self.guards:
+            try:
+                passes = eval(guard, dict(self.constants), dict(given))  # of our own making: see entry_source
+            except Exception:  # of an argument that is something else altogether
+                passes = False
+            if not passes:
+                return self._told(guard)
+        return None
+
     def entry_source(self) -> str:
         """The source of the guarded ``forward``. Refers to ``_graph`` and ``_fallback``, and to `scope`."""
         parameters = [
@@ -190,6 +212,7 @@ class CallForm:
         ]
         head = str(self.signature.replace(parameters=parameters, return_annotation=Parameter.empty))
         again = ", ".join(map(self._pass_on, self.signature.parameters.values()))
+        given = ", ".join(f"{name!r}: {name}" for name in self.signature.parameters)
         inputs = ", ".join(known.expression for known in self.inputs)
         run = f"    return _graph(self, {inputs})"
         if self.switches_gradients:
@@ -199,7 +222,7 @@ class CallForm:
         return (
             f"def forward(self, {head[1:-1]}):\n"
             f"    if not (\n            {condition}\n    ):\n"
-            f"        _fell_back(self)\n"
+            f"        _fell_back(self, {{{given}}})\n"
             f"        return _fallback(self, {again})\n"
             f"{run}\n"
         )
@@ -211,8 +234,10 @@ class CallForm:
                 return f"*{name}"
             case Parameter.VAR_KEYWORD:
                 return f"**{name}"
+        kinds = [known.kind for known in self.signature.parameters.values()]
         position = list(self.signature.parameters).index(name)
-        return name if position < self._positional else f"{name}={name}"
+        must = parameter.kind is Parameter.POSITIONAL_ONLY or Parameter.VAR_POSITIONAL in kinds[position:]
+        return name if must or position < self._positional else f"{name}={name}"
 
     def scope(self) -> dict[str, Any]:
         """The names that `entry_source` uses."""

@@ -26,7 +26,6 @@ from fxgraft.capture.boundary import Boundaries, uncovered
 from fxgraft.capture.called import Called, keep_slow, why_left_out
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.effects import numpy_untouched
-from fxgraft.capture.fallback import name_region
 from fxgraft.capture.intercept import whole_calls
 from fxgraft.capture.modes import merge_modes
 from fxgraft.capture.proxy import UntraceableError
@@ -71,8 +70,6 @@ class Capture:
                 self.regions[name] = self._region(name, module, traces, flipped, other_mode)
             except UntraceableError as reason:
                 self.opaque[name] = str(reason)
-            else:
-                name_region(module, name)
         self._add_boundaries(args, kwargs)
 
     def _add_boundaries(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

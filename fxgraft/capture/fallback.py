@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,22 @@ logger = logging.getLogger("fxgraft")
 COUNTER = "_fallbacks"
 """The attribute of a module with grafts that counts: no buffer, as the model's state has none of it."""
 
-_names: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+class Form(Protocol):
+    """What a call has to be; see ``CallForm``."""
+
+    def unmet(self, given: Mapping[str, Any]) -> str | None:
+        """The first condition that a call with these arguments does not meet."""
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, tuple[str, Form]] = weakref.WeakKeyDictionary()
 _said: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
 
-def name_region(module: nn.Module, name: str) -> None:
-    """Let the log call ``module`` by its qualified name."""
-    _names[module] = name
+def introduce(module: nn.Module, name: str, form: Form) -> None:
+    """Let the log call ``module`` by its qualified name, and say what a call has to be."""
+    _known[module] = name, form
 
 
 def new_counter() -> Tensor:
@@ -40,15 +50,15 @@ def new_counter() -> Tensor:
         return torch.zeros((), dtype=torch.int64, device="cpu")
 
 
-def fell_back(module: nn.Module) -> None:
-    """Count a call of ``module`` in which its seeds do not run, and say so the first time.
+def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
+    """Count a call of ``module`` with these arguments, in which its seeds do not run; say so the first time.
 
     Raises:
         FxGraftError: in ``torch.export``: the program would be another model than the host.
     """
     if torch.compiler.is_exporting():
         raise FxGraftError(
-            f"{_names.get(module, type(module).__name__)!r} is exported in another form of call than in the "
+            f"{_name(module) or type(module).__name__!r} is exported in another form of call than in the "
             f"example call of fxgraft.trace: without its seeds the program would be another model"
         )
     counter = getattr(module, COUNTER, None)
@@ -58,8 +68,14 @@ def fell_back(module: nn.Module) -> None:
         _say_at_compile_time(type(module))
     elif module not in _said:
         _said.add(module)
-        name = _names.get(module)
-        _say(f"{name!r} ({type(module).__name__})" if name else f"the {type(module).__name__}")
+        name, kind = _name(module), type(module).__name__
+        unmet = _known[module][1].unmet(given) if module in _known else None
+        _say(f"{name} ({kind})" if name else f"the {kind}", f" (expected there: {unmet})" if unmet else "")
+
+
+def _name(module: nn.Module) -> str:
+    name, _ = _known.get(module, ("", None))
+    return repr(name) if name else ""
 
 
 def _say_at_compile_time(kind: type) -> None:
@@ -74,10 +90,11 @@ def _say_at_compile_time(kind: type) -> None:
 _say_at_compile_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _say(who: str) -> None:
+def _say(who: str, expected: str = "") -> None:
     logger.warning(
-        "%s was called with other kinds of arguments than in the example call of fxgraft.trace: it runs "
-        "as the model has it, and its seeds do not run in such calls; host.explain() counts them, and "
-        "has the guards that a call has to pass",
+        "%s was called with other kinds of arguments than in the example call of fxgraft.trace%s: it runs as "
+        "the model has it, and its seeds do not run in such calls; host.explain() counts them, and has all "
+        "guards",
         who,
+        expected,
     )

@@ -16,7 +16,7 @@ from torch import nn
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import Generated, generate
 from fxgraft.capture.constants import Constants
-from fxgraft.capture.fallback import COUNTER, new_counter
+from fxgraft.capture.fallback import COUNTER, introduce, new_counter
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.capture.merge import merge, merged_form
 from fxgraft_passes import (
@@ -78,6 +78,7 @@ class Region:
         self._known: dict[object, Generated] = {}
         self._constants = Constants(module)
         FindSlots(region=name).rewrite(base)
+        introduce(module, name, form)
 
     @property
     def graph(self) -> fx.Graph:

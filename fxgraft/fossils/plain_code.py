@@ -147,7 +147,7 @@ def not_watched(root: nn.Module, *paths: str) -> bool:
     return True
 
 
-def fell_back(module: nn.Module) -> None:
+def fell_back(module: nn.Module, given: Any) -> None:
     """Warn that a call is not of the form that the grown code is right for; no export is made of it."""
     message = (
         f"a {type(module).__name__} was called with other kinds of arguments than in the example call that "

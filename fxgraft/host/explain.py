@@ -13,22 +13,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fxgraft.capture.call_form import CallForm
 from fxgraft.host.explained import tree
 from fxgraft_passes import operators
 
 if TYPE_CHECKING:
     from fxgraft.capture.region import Region
     from fxgraft.host.host import Host
-
-_CONSTANT = re.compile(r"\(type\((?P<what>.+)\) is type\((?P<name>_constant_\d+)\) and .+\)")
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,7 @@ def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_no
         tuple(slots),
         dict(region.rejected),
         tuple(known.expression for known in region.form.inputs),
-        tuple(_readable(region.form)),
+        tuple(region.form.told),
         region.fallbacks,
         tuple(placement.seed for placement in placements),
     )
@@ -168,9 +164,3 @@ def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_no
 
 def _is_boundary(region: Region) -> bool:
     return any(node.target is operators.run for node in region.base.nodes)
-
-
-def _readable(form: CallForm) -> Iterator[str]:
-    for guard in form.guards:
-        found = _CONSTANT.fullmatch(guard)
-        yield f"{found['what']} == {form.constants[found['name']]!r}" if found else guard

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import fxgraft
 from fxgraft.bits import same_bits
 from fxgraft.capture.call_form import CallForm, is_constant
 
@@ -27,7 +28,7 @@ def entry(form):
         "_graph": lambda self, *inputs: ("graph", inputs),
         "_fallback": lambda self, *a, **k: ("fallback", a, k),
     }
-    scope.update(form.scope(), _fell_back=lambda self: None)
+    scope.update(form.scope(), _fell_back=lambda self, given: None)
     exec(form.entry_source(), scope)
     return lambda *args, **kwargs: scope["forward"](nn.Module(), *args, **kwargs)
 
@@ -254,3 +255,51 @@ def test_annotations_do_not_get_into_the_code():
         return x
 
     assert takes(form_of(forward, X), Y)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x, mask=None, *more, scale=2.0, **kwargs):
+        return self.layer(x) * scale if mask is None else self.layer(x) * mask
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        ((X, Y), {}, "mask is None"),
+        ((X,), {"scale": 3.0}, "scale == 2.0"),
+        ((X, None, Y), {}, "len(more) == 0"),
+        ((X, None, Y), {"scale": 3.0}, "len(more) == 0"),
+        ((X,), {"other": 1}, "kwargs.keys() == set()"),
+    ],
+)
+def test_a_call_of_another_form_is_told_with_what_was_expected(args, kwargs, expected, caplog):
+    host = fxgraft.trace(Masked(), (X,))
+    fxgraft.SeedManager(host).germinate("layer", "mlp")
+    model = fxgraft.unwrap(fxgraft.trace(Masked(), (X,)))
+    model.load_state_dict(host.model_state())
+    for _ in range(2):
+        assert same_bits(host(*args, **kwargs), model(*args, **kwargs))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"than in the example call of fxgraft.trace (expected there: {expected}): it runs" in said
+    assert host.explain().fallbacks == 2
+
+
+class Positional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x, mask=None, /, scale=2.0):
+        return self.layer(x) * (scale if mask is None else mask)
+
+
+def test_what_can_only_be_passed_by_position_is() -> None:
+    model = Positional()
+    host = fxgraft.trace(model, (X,))
+    fxgraft.SeedManager(host).germinate("layer", "mlp")
+    assert same_bits(host(X, Y), model(X, Y))
+    assert same_bits(host(X, None, 3.0), model(X, None, scale=3.0))
