@@ -25,10 +25,15 @@ from fxgraft_passes.observe import Observer
 
 
 class Boundaries:
-    """Watches modules in one run and makes a region of each call's inputs and result."""
+    """Watches modules in one run and makes a region of each call's inputs and result.
+
+    Attributes:
+        evaluated: those that an evaluation calls in the same form.
+    """
 
     def __init__(self) -> None:
         self.observer = Observer()
+        self.evaluated: set[nn.Module] = set()
         self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
         self._mixed: set[nn.Module] = set()
 
@@ -52,10 +57,16 @@ class Boundaries:
 
         return watched
 
-    def takes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call of ``module`` is of the form of its first one."""
-        known = self._found.get(module)
-        return known is not None and known[0].values(args, kwargs) is not None
+    def watch_evaluation(self, module: nn.Module) -> Callable[..., Any]:
+        """The same in an evaluation, which shows what code goes around there."""
+        forward = MethodType(type(module).forward, module)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if module in self._found and self._found[module][0].values(args, kwargs) is not None:
+                self.evaluated.add(module)
+            return forward(*args, **kwargs)
+
+        return watched
 
     def _see(self, graph: fx.Graph, inputs: Mapping[str, Any], result: Any) -> None:
         for node in graph.nodes:

@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxgraft.capture.boundary import Boundaries, uncovered
-from fxgraft.capture.called import Called, keep_slow, why_left_out
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.effects import numpy_untouched
+from fxgraft.capture.fast_path import keep_slow, why_left_out
 from fxgraft.capture.intercept import whole_calls
 from fxgraft.capture.modes import merge_modes
 from fxgraft.capture.proxy import UntraceableError
@@ -82,14 +82,14 @@ class Capture:
             return
         keep_slow(self.root)
         boundaries = Boundaries()
-        called = Called(boundaries.takes)
         self._run(modules, boundaries.watch, args, kwargs)
         found = boundaries.regions(modules)
         try:
-            self._run(modules, called.watch, args, kwargs, nn.Module.eval, gradients=False)
+            self._run(modules, boundaries.watch_evaluation, args, kwargs, nn.Module.eval, gradients=False)
         except TraceError:  # the model is not made for that
-            called.modules.update(modules.values())
-        self.left_out = {name: why_left_out(self.root, name) for name in found if modules[name] not in called}
+            boundaries.evaluated.update(modules.values())
+        around = [name for name in found if modules[name] not in boundaries.evaluated]
+        self.left_out = {name: why_left_out(self.root, name) for name in around}
         self.regions |= {name: region for name, region in found.items() if name not in self.left_out}
 
     def _region(

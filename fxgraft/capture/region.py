@@ -27,6 +27,7 @@ from fxgraft_passes import (
     Phase,
     Slot,
     SplitEdge,
+    operators,
     rejections_of,
     slots_of,
 )
@@ -112,9 +113,12 @@ class Region:
     @property
     def outdated(self) -> list[str]:
         """Numbers and texts in the module's attributes that are others now than in the graph."""
-        changed = self._constants.changed(self.module)
-        # A boundary has no graph of the module's code, only a call of it.
-        return [] if any(node.target == OWN_FORWARD for node in self.base.nodes) else changed
+        return [] if self.is_boundary else self._constants.changed(self.module)
+
+    @property
+    def is_boundary(self) -> bool:
+        """Whether the graph is no more than a call of the module's own code, which has none."""
+        return any(node.target is operators.run for node in self.base.nodes)
 
     def forward_for(
         self, wirings: tuple[Wiring, ...], phase: Phase, parts: Sequence[Region] = ()

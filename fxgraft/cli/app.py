@@ -90,13 +90,10 @@ def errors_told() -> Iterator[None]:
     try:
         with extras_told():
             yield
-    except (FxGraftError, ValueError) as error:
+    except (FxGraftError, ValueError, OSError) as error:
         print(f"fxgraft: {error}", file=sys.stderr)
         is_usage = isinstance(error, (TargetError, CommandError, ValueError))
         raise typer.Exit(USAGE if is_usage else CANNOT) from error
-    except OSError as error:
-        print(f"fxgraft: {error}", file=sys.stderr)
-        raise typer.Exit(CANNOT) from error
 
 
 def options_of(text: str) -> dict[str, Any]:

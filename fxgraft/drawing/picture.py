@@ -15,6 +15,7 @@ from fxgraft.colours import STAGE_COLOURS
 from fxgraft.drawing.graph import Drawing, below, in_order
 from fxgraft.errors import FxGraftError
 from fxgraft.seeds.stage import Stage
+from fxgraft.words import count
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
@@ -75,7 +76,7 @@ class Picture:
     def html(self) -> str:
         """The page."""
         slots, seeds = len(self._host.slots), len(self._host.structure.placements)
-        counts = f"{_count(slots, 'slot')}, {_count(seeds, 'seed')}"
+        counts = f"{count(slots, 'slot')}, {count(seeds, 'seed')}"
         title = escape(f"{type(self._host._root).__name__}: {counts}")
         stages = [Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
         key = "".join(
@@ -98,7 +99,7 @@ class Picture:
         drawn = _render(Drawing(self._host, deep=False).of(region), "svg").decode()
         inside = f"{region.name}." if region.name else ""
         seeds = sum(p.slot.name.startswith(inside) for p in self._host.structure.placements)
-        said = _count(len(region.slots), "slot") + (f", {_count(seeds, 'seed')}" if seeds else "")
+        said = count(len(region.slots), "slot") + (f", {count(seeds, 'seed')}" if seeds else "")
         return (
             f"<details{' open' if seeds or not region.name else ''}>"
             f"<summary><code>{escape(region.name or 'model')}</code> {escape(type(region.module).__name__)} "
@@ -106,10 +107,6 @@ class Picture:
             + "".join(map(self._section, below(self._host, region.name)))
             + "</details>\n"
         )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _render(dot: pydot.Dot, kind: str) -> bytes:

@@ -20,10 +20,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fxgraft.host.explained import tree
-from fxgraft_passes import operators
 
 if TYPE_CHECKING:
-    from fxgraft.capture.region import Region
     from fxgraft.host.host import Host
 
 
@@ -143,14 +141,14 @@ def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_no
     if region is None:
         has_code = type(module).forward is not nn.Module.forward
         other = "node" if is_node else "uncalled" if has_code else "container"
-        status = "not traced" if reason and has_code else "left out" if name in host.left_out else other
         why = {name: host.left_out[name]} if name in host.left_out else {}
+        status = "not traced" if reason and has_code else "left out" if why else other
         return ModuleReport(name, kind, status, reason, is_node, rejected=why)
     placements = host.structure.by_region.get(name, ())
     return ModuleReport(
         name,
         kind,
-        "boundary" if _is_boundary(region) else "traced",
+        "boundary" if region.is_boundary else "traced",
         reason,
         is_node,
         tuple(slots),
@@ -160,7 +158,3 @@ def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_no
         region.fallbacks,
         tuple(placement.seed for placement in placements),
     )
-
-
-def _is_boundary(region: Region) -> bool:
-    return any(node.target is operators.run for node in region.base.nodes)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from fxgraft.words import count
+
 if TYPE_CHECKING:
     from fxgraft.host.explain import Explanation, ModuleReport
 
@@ -23,8 +25,8 @@ def _summary(explanation: Explanation) -> str:
     traced = sum(report.status == "traced" for report in reports)
     own = traced + sum(bool(report.reason) and report.status != "shared" for report in reports)
     return (
-        f"{explanation.root.kind}: {_count(explanation.slots, 'slot')}; {traced} of {_count(own, 'module')} "
-        f"with code of their own {_are(traced)} traced; {_count(explanation.fallbacks, 'call')} fell back"
+        f"{explanation.root.kind}: {count(explanation.slots, 'slot')}; {traced} of {count(own, 'module')} "
+        f"with code of their own {_are(traced)} traced; {count(explanation.fallbacks, 'call')} fell back"
     )
 
 
@@ -74,14 +76,14 @@ def _facts(report: ModuleReport) -> Iterator[str]:
         case "shared":
             yield f"the same as {report.reason or 'the root'}"
     if report.status == "traced":
-        yield _count(len(report.slots), "slot")
+        yield count(len(report.slots), "slot")
         if report.rejected:
             number = len(report.rejected)
-            yield f"{_count(number, 'value')} {_are(number)} none"
+            yield f"{count(number, 'value')} {_are(number)} none"
     if report.seeds:
         yield f"seeds: {', '.join(report.seeds)}"
     if report.fallbacks:
-        yield f"{_count(report.fallbacks, 'call')} fell back"
+        yield f"{count(report.fallbacks, 'call')} fell back"
 
 
 def _shape(report: ModuleReport) -> tuple[Any, ...]:
@@ -98,10 +100,6 @@ def _shape(report: ModuleReport) -> tuple[Any, ...]:
         report.seeds,
         tuple((child.name.rpartition(".")[2], _shape(child)) for child in report.children),
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _are(number: int) -> str:

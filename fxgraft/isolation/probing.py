@@ -71,9 +71,7 @@ def measure(
 
 
 def _number(loss: object) -> float:
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return float(loss)
-    if isinstance(loss, Real):
+    if isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1):
         return float(loss)
     got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
     raise TypeError(f"evaluate: expected it to return a loss, one number; got {got}")

@@ -106,12 +106,6 @@ class Lifecycle:
             for birth in change.births:
                 self._join(undo, birth)
             undo.pop_all()
-        if found := outdated(self.host, [birth.placement.slot for birth in change.births]):
-            logger.warning(
-                "attributes were set after tracing, and code with seeds has what they were: %s. "
-                "Trace again, or keep what changes in a buffer, or in a module",
-                "; ".join(found),
-            )
         for seed in change.deaths:
             self._let_go(seed)
         for name in change.departed:
@@ -121,6 +115,12 @@ class Lifecycle:
             self.registry.disown(seed.name)
         for seed in (*(birth.seed for birth in change.births), *(seed for seed, _ in change.fossils)):
             self._on_stage(seed)
+        if found := outdated(self.host, [birth.placement.slot for birth in change.births]):
+            logger.warning(
+                "attributes were set after tracing, and code with seeds has what they were: %s. "
+                "Trace again, or keep what changes in a buffer, or in a module",
+                "; ".join(found),
+            )
 
     def _enter(self, undo: ExitStack, birth: Birth) -> None:
         """GERMINATED -> TRAINING, as far as comes before the swap."""

@@ -44,6 +44,7 @@ from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage, after
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
+from fxgraft.words import count
 from fxgraft_passes import GraftSpec, Objective, Slot
 from fxgraft_passes.graft import check_name
 
@@ -166,8 +167,8 @@ class SeedManager:
             yield from self.registry.parameters(seed.name)
 
     def __repr__(self) -> str:
-        number = len(self._seeds)
-        lines = [f"SeedManager at step {self.steps}, {number or 'no'} seed{'s' * (number != 1)}"]
+        seeds = count(len(self._seeds), "seed") if self._seeds else "no seeds"
+        lines = [f"SeedManager at step {self.steps}, {seeds}"]
         return "\n".join([*lines, *(f"  {seed!r}" for seed in self._seeds.values())])
 
     # The lifecycle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,8 +15,7 @@ from fxgraft.host.host import Host
 from fxgraft.telemetry import Sink
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
-_ENABLED = {"1": True, "true": True, "yes": True, "on": True}
-_DISABLED = {"0": False, "false": False, "no": False, "off": False}
+_SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 _GATED = ("blend", "fossilize")
 
 
@@ -35,11 +34,9 @@ def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimi
     """All optimizers. Raises `TypeError`."""
     if given is None:
         return ()
+    several = (given,) if isinstance(given, Optimizer) else given
     wanted = "a torch.optim.Optimizer, a sequence of them, or None"
-    several = (given,) if isinstance(given, Optimizer) else _sequence("optimizer", wanted, given)
-    for one in several:
-        _require("optimizer", wanted, isinstance(one, Optimizer), one)
-    return several
+    return _several("optimizer", wanted, several, lambda one: isinstance(one, Optimizer))
 
 
 def parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
@@ -50,20 +47,18 @@ def parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
 
 def schedulers_of(given: Sequence[Any]) -> tuple[Any, ...]:
     """All schedulers. Raises `TypeError`."""
-    wanted = "a sequence of learning-rate schedulers"
-    several = _sequence("schedulers", wanted, given)
-    for one in several:  # only what a checkpoint wants of it: a training loop's own state goes along so
-        _require("schedulers", wanted, callable(getattr(one, "load_state_dict", None)), one)
-    return several
+    # Only what a checkpoint wants of one: a training loop's own state goes along so.
+    return _several(
+        "schedulers",
+        "a sequence of learning-rate schedulers",
+        given,
+        lambda one: callable(getattr(one, "load_state_dict", None)),
+    )
 
 
 def sinks_of(given: Sequence[Sink]) -> tuple[Sink, ...]:
     """All sinks. Raises `TypeError`."""
-    wanted = "a sequence of callables that take an event"
-    several = _sequence("sinks", wanted, given)
-    for one in several:
-        _require("sinks", wanted, callable(one), one)
-    return several
+    return _several("sinks", "a sequence of callables that take an event", given, callable)
 
 
 def gates_of(given: Mapping[str, Gate]) -> Mapping[str, Gate]:
@@ -98,15 +93,15 @@ def is_enabled(given: bool | None) -> bool:
     if given is not None:
         return expect.flag("enabled", given)
     said = os.environ.get(ENABLED_VARIABLE, "1").strip().lower()
-    known = _ENABLED | _DISABLED
-    if said not in known:
-        raise ValueError(f"{ENABLED_VARIABLE}: expected one of {', '.join(known)}; got {said!r}")
-    return known[said]
+    if said not in _SWITCH:
+        raise ValueError(f"{ENABLED_VARIABLE}: expected one of {', '.join(_SWITCH)}; got {said!r}")
+    return _SWITCH[said]
 
 
-def _sequence(name: str, wanted: str, given: Any) -> tuple[Any, ...]:
-    is_sequence = isinstance(given, Sequence) and not isinstance(given, str)
-    _require(name, wanted, is_sequence, given)
+def _several(name: str, wanted: str, given: Any, is_one: Callable[[Any], bool]) -> tuple[Any, ...]:
+    _require(name, wanted, isinstance(given, Sequence) and not isinstance(given, str), given)
+    for one in given:
+        _require(name, wanted, is_one(one), one)
     return tuple(given)
 
 

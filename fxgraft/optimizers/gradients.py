@@ -110,17 +110,21 @@ def norm_of(parameters: Iterable[nn.Parameter]) -> float:
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
+def norms(tensors: list[Tensor]) -> Tensor:
+    """The Frobenius norm of each, in float32 or wider, on the device of the first; at least one."""
+    wide = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
+    found = torch._foreach_norm(tensors, 2, wide)
+    return torch.stack([norm.to(found[0].device) for norm in found])
+
+
 def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     grads = _grads(parameters)
     if not grads:
         return True
     # 2-norms are not finite where a gradient is not, and on a CPU take a ninth of the time of the largest
     # magnitudes. They may overflow where nothing is wrong: then a second look decides.
-    wide = reduce(torch.promote_types, {g.dtype for g in grads}, torch.float32)
-    norms = torch._foreach_norm(grads, 2, wide)
-    home = norms[0].device
     # Norms are not negative: their sum is finite only where each of them is.
-    if math.isfinite(torch.stack([x.to(home) for x in norms]).sum().item()):
+    if math.isfinite(norms(grads).sum().item()):
         return True
     return all(bool(torch.isfinite(g).all()) for g in grads)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
+from fxgraft.optimizers.gradients import norms
 from fxgraft.parts import local
 from fxgraft.seeds.seed import Seed
 
@@ -62,7 +62,4 @@ def _mark(parameters: Sequence[nn.Parameter]) -> _Mark:
     if not trainable:
         return _Mark(0, None)
     with torch.no_grad():
-        weights = [local(p) for p in trainable]
-        wide = reduce(torch.promote_types, {w.dtype for w in weights}, torch.float32)
-        norms = [x.to(weights[0].device) for x in torch._foreach_norm(weights, 2, wide)]
-        return _Mark(sum(p._version for p in trainable), torch.stack(norms))
+        return _Mark(sum(p._version for p in trainable), norms([local(p) for p in trainable]))

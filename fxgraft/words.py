@@ -1,0 +1,8 @@
+"""Words for people."""
+
+from __future__ import annotations
+
+
+def count(number: int, what: str) -> str:
+    """``1 slot``, ``2 slots``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
