@@ -37,7 +37,11 @@ class Facts:
 
 
 class Controller(Protocol):
-    """Decides what to grow. What it decides is a function of what it has observed and heard."""
+    """Decides what to grow. What it decides is a function of what it has observed and heard.
+
+    One that knows beforehand what it may germinate has it in an attribute ``candidates``, a sequence of
+    ``SEED`` commands: a `Link` refuses those that can never be carried out before the first step.
+    """
 
     def observe(self, facts: Facts) -> Sequence[Command]:
         """Take in one more step; say what is to be done now."""

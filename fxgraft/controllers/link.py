@@ -7,9 +7,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fxgraft import commands
+from fxgraft.commands import SEED, Command, Reply
 from fxgraft.controllers.base import Controller, Facts, SeedFacts
 from fxgraft.controllers.recording import Entry, Recorder
+from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
+from fxgraft.telemetry import logger
 
 
 class Link:
@@ -21,6 +24,10 @@ class Link:
         evaluate: computes the loss that seeds are measured by: on held-out data, in eval mode, and
             without a draw from the global random stream.
         recorder: writes down what is said, or None.
+
+    Raises:
+        SlotError, BlueprintError, ValueError: as `SeedManager.plan`, of a candidate of the controller's that
+            could never be germinated.
     """
 
     def __init__(
@@ -34,6 +41,9 @@ class Link:
         self.controller = controller
         self._evaluate = evaluate
         self._recorder = recorder
+        self._told: list[SEED] = []
+        for candidate in getattr(controller, "candidates", ()):
+            manager.plan(**arguments(candidate))
 
     def step(self, step: int, loss: float) -> None:
         """Tell the controller of one step and carry out what it says; call it after ``manager.step()``.
@@ -52,7 +62,20 @@ class Link:
         for command in map(commands.parse, peers.share([commands.to_dict(command) for command in said])):
             reply = self.manager.carry_out(command)
             self._note(Entry(step, command, reply))
+            self._tell(command, reply)
             self.controller.hear(command, reply)
+
+    def _tell(self, command: Command, reply: Reply) -> None:
+        """Say once of each seed that was refused: a controller goes another way, and may never grow."""
+        if isinstance(command, SEED) and reply.refused and command not in self._told:
+            self._told.append(command)
+            logger.warning(
+                "step %d: the controller's SEED of %s at %r was refused: %s",
+                self.manager.steps,
+                command.blueprint,
+                command.slot,
+                reply.reason,
+            )
 
     def _note(self, entry: Entry) -> None:
         if self._recorder is not None:

@@ -85,12 +85,25 @@ class PlateauGrowth:
     Args:
         candidates: what may be grown, as the commands that it would give. Without a ``name``.
         config: when, how long, and what to keep.
+
+    Raises:
+        ValueError: there is no candidate, or one has a name, which only one seed could have.
     """
 
     def __init__(self, candidates: Sequence[SEED], config: GrowthConfig | None = None):
         self._candidates = tuple(c for i, c in enumerate(candidates) if c not in candidates[:i])
+        if not self._candidates:
+            raise ValueError("candidates: expected one SEED command at least; got none: nothing could grow")
+        for candidate in self._candidates:
+            if candidate.name is not None:
+                raise ValueError(f"candidates: expected SEED commands without a name; got {candidate.name!r}")
         self._config = config or GrowthConfig()
         self._memory = _Memory()
+
+    @property
+    def candidates(self) -> tuple[SEED, ...]:
+        """What may be grown, each once."""
+        return self._candidates
 
     def observe(self, facts: Facts) -> Sequence[Command]:
         """Take in one more step; say what is to be done now."""

@@ -29,7 +29,7 @@ from fxgraft.controllers import (
     SeedFacts,
     read_log,
 )
-from fxgraft.errors import CommandError
+from fxgraft.errors import BlueprintError, CommandError, SlotError
 from fxgraft.gates import Trained, Worthy
 from tests.harness import assert_same_bits, frozen
 
@@ -354,7 +354,7 @@ def test_a_recorder_goes_on_with_its_file(tmp_path: Path):
 CANDIDATES = (
     SEED(slot="1", blueprint="mlp", config={"hidden": 8}),
     SEED(slot="2", blueprint="low_rank"),
-    SEED(slot="?", blueprint="mlp"),
+    SEED(slot="2", blueprint="mlp", config={"hidden": 10**9}),  # can be planned; is refused as too large
 )
 
 
@@ -420,7 +420,7 @@ def test_a_run_is_made_again_from_its_log_bit_for_bit(tmp_path: Path):
     log = list(read_log(tmp_path / "log"))
     said = {type(entry.command) for entry in log if entry.command}
     assert said >= {SEED, BLEND, CULL, FOSSILIZE}
-    assert any(entry.reply is not None and entry.reply.refused for entry in log)  # the slot that is not there
+    assert any(entry.reply is not None and entry.reply.refused for entry in log)  # the one that is too large
     with Recorder(tmp_path / "again") as recorder:
         again = train(lambda: Replay.from_file(tmp_path / "log"), recorder)
     assert_same_outcome(again, first)
@@ -451,3 +451,50 @@ def test_a_replay_notices_another_reply():
     entry = Entry(2, PAUSE(seed="nobody"), Reply(True, "paused", "PAUSE", "nobody"))
     with pytest.raises(CommandError, match="PAUSE"):
         train(lambda: Replay([entry]))
+
+
+# What can never be grown
+
+
+LOST: dict[str, tuple[SEED, type[Exception], str]] = {
+    "slot": (SEED(slot="2.relu", blueprint="mlp"), SlotError, "no slot '2.relu'; did you mean '0', '1', '2'"),
+    "source": (SEED(slot="1", source="l", blueprint="mlp"), SlotError, "no slot 'l'"),
+    "order": (SEED(slot="0", source="2", blueprint="low_rank"), SlotError, "'2'"),
+    "blueprint": (SEED(slot="1", blueprint="mpl"), BlueprintError, "mpl.*mlp"),
+    "setting": (SEED(slot="1", blueprint="mlp", config={"width": 3}), BlueprintError, "width"),
+    "mode": (SEED(slot="1", blueprint="mlp", mode="wide"), ValueError, "wide"),
+    "argument": (SEED(slot="1", blueprint="mlp", config={"wait": False}), CommandError, "wait"),
+}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("kind", LOST)
+def test_a_candidate_that_can_never_grow_is_refused_before_the_first_step(kind: str, place: int):
+    candidate, error, said = LOST[kind]
+    candidates = [SEED(slot="1", blueprint="mlp")]
+    candidates.insert(place, candidate)
+    with pytest.raises(error, match=said):
+        train(lambda: PlateauGrowth(candidates))
+
+
+def test_candidates_that_are_none_or_have_names_are_refused():
+    with pytest.raises(ValueError, match="one SEED command at least"):
+        PlateauGrowth([])
+    with pytest.raises(ValueError, match="without a name; got 'a'"):
+        PlateauGrowth([SEED(slot="1", blueprint="mlp", name="a")])
+
+
+def test_a_seed_that_is_refused_in_the_run_is_told_once(caplog: pytest.LogCaptureFixture):
+    class Stubborn:
+        def observe(self, facts: Facts) -> list[Command]:
+            return [SEED(slot="3", blueprint="mlp")]
+
+        def hear(self, command: Command, reply: Reply) -> None:
+            pass
+
+    train(Stubborn)
+    told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert (
+        "step 1: the controller's SEED of mlp at '3' was refused: SlotError: the host has no slot" in told[0]
+    )
