@@ -1,5 +1,7 @@
 """fxgraft grows a PyTorch model while it trains."""
 
+from typing import TYPE_CHECKING
+
 from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
 from fxgraft.compilations import CompileReport, compile_report
@@ -8,9 +10,38 @@ from fxgraft.fossils.unwrapping import unwrap
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
 from fxgraft.manager.manager import SeedManager
+from fxgraft.rooms import on_demand
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft_passes import Objective, Slot
+
+_ROOMS = (
+    "config",
+    "controllers",
+    "cost",
+    "gates",
+    "integrations",
+    "report",
+    "schedules",
+    "telemetry",
+    "testing",
+    "training",
+)
+"""Imported when they are first named: ``import fxgraft`` is enough for ``fxgraft.training.Trainer``."""
+
+if TYPE_CHECKING:
+    from fxgraft import (  # noqa: F401
+        config,
+        controllers,
+        cost,
+        gates,
+        integrations,
+        report,
+        schedules,
+        telemetry,
+        testing,
+        training,
+    )
 
 __version__ = "0.1.0"
 
@@ -32,3 +63,5 @@ __all__ = [
     "trace",
     "unwrap",
 ]
+
+__getattr__, __dir__ = on_demand(__name__, *_ROOMS)

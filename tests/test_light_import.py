@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import fxgraft
+from tests.test_public_api import MODULES
+
 ROOT = Path(__file__).parents[1]
 OPTIONAL = [
     "accelerate", "dacite", "hypothesis", "jinja2", "lightning", "matplotlib", "mkdocs", "peft", "plotly",
     "pydot", "rich", "selenium", "sklearn", "tensorboard", "transformers", "typer", "wandb", "yaml",
 ]  # fmt: skip
+NO_MODULES = {"md", "rank"}
+"""What follows ``fxgraft.`` in the documents, and is a file's ending, or a name in another table."""
 HEAVY = ["networkx", "sympy", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp"]
 
 
@@ -51,3 +57,35 @@ def test_import_is_light() -> None:
 def test_a_room_needs_its_extra_only(room: str, needs: set[str]) -> None:
     tops = {name.split(".")[0] for name in imported(f"import fxgraft.{room}")}
     assert tops & set(OPTIONAL) <= needs
+
+
+def test_what_the_documents_name_is_there_after_a_plain_import() -> None:
+    """``import fxgraft`` is enough for ``fxgraft.training.Trainer``; the room is imported as it is named."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        name for page in pages for name in re.findall(r"\bfxgraft((?:\.[a-z_]+)+)", page.read_text("utf-8"))
+    }
+    paths = {name.removeprefix(".") for name in named} - NO_MODULES
+    rooms = {name.removeprefix("fxgraft.") for name in MODULES if name.startswith("fxgraft.")}
+    code = "import fxgraft, operator, sys\nfor name in sys.argv[1:]: operator.attrgetter(name)(fxgraft)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *sorted(paths | rooms)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"training", "controllers", "report", "cost", "gates"} <= paths | rooms
+
+
+def test_the_rooms_are_listed_and_a_strange_name_is_refused() -> None:
+    assert {"training", "controllers", "report", "cost", "config", "testing", "SeedManager"} <= set(
+        dir(fxgraft)
+    )
+    assert {"lightning", "peft", "accelerate", "hugging_face"} <= set(dir(fxgraft.integrations))
+    with pytest.raises(
+        AttributeError, match=r"'fxgraft' has no attribute 'trainign'\. Did you mean 'training'"
+    ):
+        fxgraft.trainign
+    assert not hasattr(fxgraft, "no_such_name")

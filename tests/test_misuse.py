@@ -107,3 +107,56 @@ def test_a_measurement_puts_the_mode_of_each_module_back() -> None:
 
     manager.measure("a", loss)
     assert [module.training for module in manager.host.modules()] == before
+
+
+ASSIGNED: dict[str, tuple[Any, str]] = {
+    "alpha": (1.0, r"manager\.blend\(seed, to=..., steps=...\) moves it, manager\.at_alpha\(seed, ...\)"),
+    "stage": (fxgraft.Stage.HOLDING, r"blend, cull and fossilize of the manager change it"),
+    "paused": (True, r"manager\.pause\(seed\) and manager\.resume\(seed\)"),
+    "spec": (None, "decided when it is germinated: cull it and germinate another"),
+    "slot": ("0", "decided when it is germinated"),
+    "name": ("b", "decided when it is germinated"),
+    "hyper": ({"lr": 1.0}, "decided when it is germinated"),
+    "module": (LAYER, "decided when it is germinated"),
+    "trained_steps": (100, "the manager keeps it"),
+    "loss_with": (0.0, r"manager\.measure\(seed, evaluate\)"),
+    "contribution": (1.0, r"manager\.measure\(seed, evaluate\)"),
+    "aplha": (1.0, "a Seed has no attribute 'aplha'"),
+}
+
+
+@pytest.mark.parametrize("name", ASSIGNED)
+def test_the_record_of_a_seed_is_only_read(name: str) -> None:
+    manager = grown()
+    seed, (value, says) = manager.seeds["a"], ASSIGNED[name]
+    before = snapshot(manager.host, X, manager._optimizers), repr(seed), dict(seed.to_dict())
+    with pytest.raises(AttributeError, match=says):
+        setattr(seed, name, value)
+    assert (repr(seed), dict(seed.to_dict())) == before[1:]
+    assert_same_bits(snapshot(manager.host, X, manager._optimizers), before[0], name)
+
+
+def test_every_attribute_of_a_seed_is_only_read() -> None:
+    seed = grown().seeds["a"]
+    for name in [name for name in dir(seed) if not name.startswith("__")]:
+        with pytest.raises(AttributeError, match=f"Seed.*'{name}'|{name} of seed 'a'"):
+            setattr(seed, name, None)
+        if name in seed.__dict__:
+            with pytest.raises(AttributeError, match=name):
+                delattr(seed, name)
+
+
+def test_a_record_is_copied_and_pickled() -> None:
+    seed = grown().seeds["a"]
+    for made in (copy.deepcopy(seed), pickle.loads(pickle.dumps(seed))):
+        assert made.to_dict() == seed.to_dict()
+
+
+SETTINGS = ["optimizer", "schedulers", "strict", "sinks", "check_every", "gates", "cooldown", "metrics_every"]
+
+
+@pytest.mark.parametrize("name", ["host", *SETTINGS])
+def test_what_a_manager_is_made_with_is_only_read(name: str) -> None:
+    manager = grown()
+    with pytest.raises(AttributeError, match=rf"SeedManager\(\.\.\., {name}=\.\.\.\)"):
+        setattr(manager, name, None)

@@ -19,7 +19,7 @@ from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.lifecycle.swap import follow_stages
 from fxgraft.schedules import SCHEDULES, Ramp
 from fxgraft.seeds import streams
-from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft_passes import GraftSpec
 from fxgraft_passes.graft import check_name
@@ -137,7 +137,7 @@ class SeedRecord:
         lifecycle.go_live(seed, slot, grown)
         stage = Stage[self.stage]
         seed.set_alpha(*self.alphas)
-        seed.alpha = self.alpha
+        amend(seed, alpha=self.alpha)
         if stage is Stage.FOSSILIZED:
             seed.enter(Stage.HOLDING)
             lifecycle.fossilize(seed)
@@ -146,8 +146,7 @@ class SeedRecord:
             follow_stages(lifecycle.host, lifecycle.seeds.values())
         if (ramp := self._ramp()) is not None:
             seed.begin(*ramp)
-        for name in _PLAIN:
-            setattr(seed, name, self.plain[name])
+        amend(seed, **{name: self.plain[name] for name in _PLAIN})
         if seed.is_live:
             lifecycle.gradients.pause(seed.name, seed.paused)
         return seed

@@ -1,1 +1,10 @@
 """Thin adapters to training frameworks. Each needs its framework, and nothing else does."""
+
+from typing import TYPE_CHECKING
+
+from fxgraft.rooms import on_demand
+
+if TYPE_CHECKING:
+    from fxgraft.integrations import accelerate, hugging_face, lightning, peft  # noqa: F401
+
+__getattr__, __dir__ = on_demand(__name__, "accelerate", "hugging_face", "lightning", "peft")

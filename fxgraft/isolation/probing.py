@@ -13,7 +13,7 @@ from fxgraft import expect
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.interrupts import disturbable, undisturbed
-from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft_passes import Phase
 
@@ -66,7 +66,7 @@ def measure(
         with at_alpha(host, seed, share), disturbable(), torch.no_grad(), _mode_kept(host):
             losses.append(_number(evaluate()))
     losses = [mean(loss) for loss in losses]
-    seed.loss_without, seed.loss_with = losses
+    amend(seed, loss_without=losses[0], loss_with=losses[1])
     return losses[0] - losses[1]
 
 

@@ -21,7 +21,7 @@ from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.progress import PATIENCE, Progress
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
-from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
 from fxgraft.structure import Placement, kind_of
 from fxgraft.telemetry.events import logger
@@ -96,10 +96,9 @@ class Lifecycle:
                 self._enter(undo, birth)
             self._remove(undo, change.deaths)
             for seed, _ in change.fossils:
-                undo.callback(setattr, seed, "stage", seed.stage)
-                undo.callback(setattr, seed, "paused", seed.paused)
-                seed.paused = False  # the host's parameters do not stand still
-                seed.stage = after(seed.stage, "fossilize", seed.name)
+                undo.callback(amend, seed, stage=seed.stage, paused=seed.paused)
+                # Not paused: the host's parameters do not stand still.
+                amend(seed, stage=after(seed.stage, "fossilize", seed.name), paused=False)
             grafts = {birth.seed.name: birth.graft for birth in change.births}
             phase = phase_for(self.seeds.values())
             swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
@@ -208,7 +207,7 @@ class Lifecycle:
     def advance(self, seed: Seed) -> None:
         """One training step; BLENDING -> HOLDING at the end of the ramp."""
         if seed.stage is Stage.TRAINING:
-            seed.trained_steps += 1
+            amend(seed, trained_steps=seed.trained_steps + 1)
             if seed.trained_steps == PATIENCE and self._progress.has_stalled(seed):
                 self._on_stalled(seed)
         elif seed.stage is Stage.BLENDING and seed.advance():

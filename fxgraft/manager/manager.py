@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ from fxgraft.manager.saver import Memory, Saver
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seeds import streams
-from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
@@ -242,8 +243,7 @@ class SeedManager:
             self._reporter.operation("germinate", seed, disabled=True)
             return seed
         self.registry.check(hyper)
-        seed.hyper = hyper if hyper is None else dict(hyper)
-        seed.source = slot.names[1]
+        amend(seed, hyper=hyper if hyper is None else dict(hyper), source=slot.names[1])
         if spec.mode == "convex" and isolated:
             logger.warning(
                 "seed %r: an isolated convex seed starves the host before slot %r of gradients as "
@@ -251,7 +251,7 @@ class SeedManager:
                 seed.name,
                 slot_name,
             )
-        seed.stage = after(seed.stage, "germinate", seed.name)
+        amend(seed, stage=after(seed.stage, "germinate", seed.name))
         key = streams.key_of(self._memory.run_seed, seed.name)
         around = nursery.surroundings(self.host, slot)
         admit = partial(self._lifecycle.admit, seed)
@@ -584,6 +584,14 @@ class SeedManager:
         manager._saver.load(path, blueprints or {}, wait)
         return manager
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _GIVEN_ONCE and "_saver" in self.__dict__:  # the last thing that is made
+            raise AttributeError(
+                f"{name} of a manager is given when it is made, and only read then: "
+                f"SeedManager(..., {name}=...), and load() to go on with a saved run"
+            )
+        super().__setattr__(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
             "a SeedManager leads one run, and is neither copied nor pickled: save() and load() take the run "
@@ -628,7 +636,7 @@ class SeedManager:
             return self._reporter.operation("pause" if paused else "resume", seed, disabled=True)
         if not seed.is_live:
             raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {seed.stage.name}")
-        seed.paused = paused
+        amend(seed, paused=paused)
         self._lifecycle.gradients.pause(seed.name, paused)
         return self._reporter.operation("pause" if paused else "resume", seed)
 
@@ -665,6 +673,9 @@ class SeedManager:
             # What lands in the background comes at a step of its own choice: that one stays ordinary.
             self.monitor.look_soon(LATER if self._background.is_landing else 0)
         self._reporter.stage(seed)
+
+
+_GIVEN_ONCE = frozenset(inspect.signature(SeedManager).parameters) - {"enabled"}
 
 
 def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:

@@ -8,7 +8,7 @@ from typing import Any
 from fxgraft.commands import Reply
 from fxgraft.gates import Verdict
 from fxgraft.isolation.check import Violation
-from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger
 from fxgraft.telemetry.metrics import Counters
@@ -96,7 +96,7 @@ class Reporter:
 
     def live_after(self, milliseconds: float, seed: Seed, prefetched: bool) -> None:
         """A seed went live that long after it was asked for."""
-        seed.latency_ms = milliseconds
+        amend(seed, latency_ms=milliseconds)
         if not prefetched:
             self.operation("germinate", seed)
         else:

@@ -5,7 +5,15 @@
 The page needs the extra ``report`` (plotly, jinja2), the screen the extra ``cli`` (rich).
 """
 
+from typing import TYPE_CHECKING
+
 from fxgraft.report.reading import Reader, read
 from fxgraft.report.run import Lane, Run
+from fxgraft.rooms import on_demand
+
+if TYPE_CHECKING:
+    from fxgraft.report import page, screen  # noqa: F401
 
 __all__ = ["Lane", "Reader", "Run", "read"]
+
+__getattr__, __dir__ = on_demand(__name__, "page", "screen")

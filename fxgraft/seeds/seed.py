@@ -1,10 +1,10 @@
-"""A seed: the record of one grafted module's life. Only the manager changes it."""
+"""A seed: the record of one grafted module's life. Only the manager changes it, by `amend`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -13,10 +13,25 @@ from fxgraft.schedules import Ramp
 from fxgraft.seeds.stage import Stage
 from fxgraft_passes import Graft, GraftSpec
 
+_AT_GERMINATION = "it is decided when it is germinated: cull it and germinate another"
+_BY_MEASURING = "manager.measure(seed, evaluate) measures it"
+_INSTEAD = {
+    "alpha": "manager.blend(seed, to=..., steps=...) moves it, manager.at_alpha(seed, ...) for a moment only",
+    "stage": "germinate, blend, cull and fossilize of the manager change it",
+    "paused": "manager.pause(seed) and manager.resume(seed) change it",
+    **dict.fromkeys(
+        ("ramp", "ramp_step", "target", "progress"), "manager.blend(seed, ...) begins another ramp"
+    ),
+    **dict.fromkeys(("loss_with", "loss_without", "contribution"), _BY_MEASURING),
+    **dict.fromkeys(("name", "slot", "source", "blueprint", "spec", "config"), _AT_GERMINATION),
+    **dict.fromkeys(("hyper", "registered", "module"), _AT_GERMINATION),
+}
+"""What to do where somebody assigns to an attribute of a seed; of all others the manager keeps count."""
+
 
 @dataclass(eq=False)
 class Seed:
-    """One grafted module.
+    """One grafted module. Its attributes are read only: to assign to one raises ``AttributeError``.
 
     Attributes:
         name: unique for the life of the manager.
@@ -117,7 +132,7 @@ class Seed:
     def set_alpha(self, *alphas: float) -> None:
         """Set the share (of each channel), in place: nothing recompiles."""
         uniform = len(set(alphas)) == 1  # the mean of equal numbers may be another one
-        self.alpha = alphas[0] if uniform else sum(alphas) / len(alphas)
+        amend(self, alpha=alphas[0] if uniform else sum(alphas) / len(alphas))
         if self._graft is not None and len(alphas) == 1:
             self._graft.alpha.fill_(alphas[0])
         elif self._graft is not None:
@@ -126,33 +141,59 @@ class Seed:
 
     def enter(self, stage: Stage) -> None:
         """Set the stage, and the flags by which the blend operators know it."""
-        self.stage = stage
+        amend(self, stage=stage)
         if self._graft:
             self._graft.learning.fill_(stage is Stage.TRAINING)
             self._graft.released.fill_(stage is Stage.HOLDING)
 
     def take(self, graft: Graft) -> None:
         """Be the seed of ``graft``."""
-        self._graft = graft
+        amend(self, _graft=graft)
 
     def leave(self, stage: Stage) -> None:
         """Let go of the graft, and of what is about it."""
-        self._graft = None
-        self.ramp = None
-        self.alpha = 0.0
-        self.stage = stage
+        amend(self, _graft=None, ramp=None, alpha=0.0, stage=stage)
 
     def begin(self, ramp: Ramp, step: int = 0) -> None:
         """Follow ``ramp`` from there."""
-        self.ramp, self.ramp_step = ramp, step
+        amend(self, ramp=ramp, ramp_step=step)
 
     def advance(self) -> bool:
         """One step along the ramp; return whether the target is reached."""
         if self.ramp is None:
             return False
         self.set_alpha(*self.ramp.alphas(self.ramp_step + 1))  # first: a schedule may raise
-        self.ramp_step += 1
+        amend(self, ramp_step=self.ramp_step + 1)
         return self.ramp_step >= self.ramp.length
 
     def __repr__(self) -> str:
         return f"Seed({self.name!r} at {self.slot!r}, {self.stage.name}, alpha={self.alpha:g})"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIELDS and name not in self.__dict__:  # while it is made
+            object.__setattr__(self, name, value)
+            return
+        self._refuse(name)
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        if not hasattr(self, name):
+            raise AttributeError(f"a Seed has no attribute {name!r}, and takes no others than its own")
+        instead = _INSTEAD.get(name, "the manager keeps it")
+        raise AttributeError(f"{name} of seed {self.name!r} is only read: {instead}")
+
+
+_FIELDS = frozenset(field.name for field in fields(Seed))
+
+
+def amend(seed: Seed, **facts: Any) -> None:
+    """Change what the record says. For the manager: nothing that runs follows.
+
+    Raises:
+        AttributeError: for a name that is no field of the record.
+    """
+    if unknown := facts.keys() - _FIELDS:
+        raise AttributeError(f"a Seed has no attribute {min(unknown)!r}")
+    seed.__dict__.update(facts)

@@ -12,6 +12,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.errors import SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Blended, Gate, Sane, Trained, Verdict, Worthy
+from fxgraft.seeds.seed import amend
 from fxgraft.telemetry import Memory
 from tests.harness import assert_same_bits, frozen, loss_of, snapshot, train
 from tests.seed_modules import Scale
@@ -40,7 +41,7 @@ def hold(manager: SeedManager, seed: fxgraft.Seed, to: float = 1.0) -> None:
 
 
 def measured(seed: fxgraft.Seed, without: float, within: float) -> None:
-    seed.loss_without, seed.loss_with = without, within
+    amend(seed, loss_without=without, loss_with=within)
 
 
 def test_sane() -> None:
