@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from fxgraft import expect
 from fxgraft.gates import Gate
 from fxgraft.host.host import Host
+from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import Sink
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
@@ -31,12 +32,12 @@ def host_of(given: nn.Module) -> Host:
 
 
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:
-    """All optimizers. Raises `TypeError`."""
+    """All optimizers, without Accelerate's wrappers. Raises `TypeError`."""
     if given is None:
         return ()
     several = (given,) if isinstance(given, Optimizer) else given
     wanted = "a torch.optim.Optimizer, a sequence of them, or None"
-    return _several("optimizer", wanted, several, lambda one: isinstance(one, Optimizer))
+    return tuple(map(inner, _several("optimizer", wanted, several, lambda one: isinstance(one, Optimizer))))
 
 
 def parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
@@ -46,14 +47,15 @@ def parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
 
 
 def schedulers_of(given: Sequence[Any]) -> tuple[Any, ...]:
-    """All schedulers. Raises `TypeError`."""
+    """All schedulers, without Accelerate's wrappers. Raises `TypeError`."""
     # Only what a checkpoint wants of one: a training loop's own state goes along so.
-    return _several(
+    found = _several(
         "schedulers",
         "a sequence of learning-rate schedulers",
         given,
         lambda one: callable(getattr(one, "load_state_dict", None)),
     )
+    return tuple(map(inner, found))
 
 
 def sinks_of(given: Sequence[Sink]) -> tuple[Sink, ...]:

@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft.optimizers.wrapped import inner, schedules
+
 OWNER = "fxgraft_seed"
 """The key by which a group says whose it is. A key, because ``load_state_dict`` makes groups anew."""
 
@@ -155,12 +157,12 @@ def _schedulers(given: Sequence[Any], optimizer: Optimizer) -> Iterator[Any]:
     seen: set[int] = set()
     waiting = list(given)
     while waiting:
-        scheduler = waiting.pop(0)
+        scheduler = inner(waiting.pop(0))
         if id(scheduler) in seen:
             continue
         seen.add(id(scheduler))
         waiting += getattr(scheduler, "_schedulers", ())
-        if getattr(scheduler, "optimizer", None) is optimizer:
+        if schedules(scheduler, optimizer):
             yield scheduler
 
 
