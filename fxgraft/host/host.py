@@ -21,6 +21,7 @@ from fxgraft.host.explain import Explanation, explain
 from fxgraft.host.ownership import Ownership
 from fxgraft.host.running import Running
 from fxgraft.host.ties import ties_kept
+from fxgraft.host.values import Form, Values, complex_kept
 from fxgraft.slots.branching import Calls
 from fxgraft.slots.places import place
 from fxgraft.slots.selection import NO_SLOTS, Slots
@@ -67,6 +68,7 @@ class Host(nn.Module):
         # Whatever goes through the whole host is done here, and not when a seed germinates.
         self.slots  # noqa: B018
         self._own = Ownership(root)
+        self._values = Values(root)
 
     # What can be grown
 
@@ -111,6 +113,10 @@ class Host(nn.Module):
         if self._calls is None:
             self._calls = Calls(self._regions)
         return self._calls.branch(self.slot(source), slot)
+
+    def value_at(self, slot: Slot) -> Form:
+        """Dtype, device and layout of the value at ``slot`` (not of its source) as the host is now."""
+        return self._values.at(slot, self._regions)
 
     @property
     def regions(self) -> Mapping[str, Region]:
@@ -328,7 +334,7 @@ class Host(nn.Module):
         with ties_kept(*self.trees()):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
-                self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
+                self._modules[SEEDS]._apply(complex_kept(fn))  # type: ignore[union-attr]
         self._own.look()
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxgraft import blueprints
 from fxgraft.host.host import Host
+from fxgraft.host.values import Form, complex_kept
 from fxgraft.seeds import streams
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError, SlotError
@@ -22,28 +23,65 @@ BlueprintLike = str | nn.Module | Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a seed has to follow: the dtype, device and train/eval mode at its slot."""
+    """What a seed has to follow: the values at its slot as they are now, and the slot's train/eval mode.
 
-    dtype: torch.dtype
-    device: torch.device
+    Attributes:
+        reads: dtype, device and layout of the value that the seed reads (its source's, if it has one): its
+            own weights have them too.
+        value: those of the value that it is blended into.
+        training: whether the slot's module is in train mode.
+    """
+
+    reads: Form
+    value: Form
     training: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the value at the slot."""
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the value at the slot."""
+        return self.value.device
+
+    def without_data(self) -> Surroundings:
+        """The same on the ``meta`` device."""
+        meta = torch.device("meta")
+        return Surroundings(replace(self.reads, device=meta), replace(self.value, device=meta), self.training)
 
 
 def surroundings(host: Host, slot: Slot, *, without_data: bool = False) -> Surroundings:
-    """What surrounds a slot now: the parameters of its region, or else of the host, tell.
+    """What surrounds a slot now.
 
     Raises:
         SlotError: the host is on the ``meta`` device, and not ``without_data``.
     """
-    module = host.regions[slot.region].module
-    near = next(module.parameters(), None)
-    like = near if near is not None else next(host.parameters(), torch.empty(0, dtype=slot.dtype))
-    if like.device.type == "meta" and not without_data:
+    value = host.value_at(slot)
+    if value.device.type == "meta" and not without_data:
         raise SlotError(
             f"slot {slot.name!r}: expected a host with data to grow on; it is on the meta device. Plan there "
             f"(manager.plan), and germinate after host.to_empty(device=...) and host.load_state_dict(...)"
         )
-    return Surroundings(like.dtype, like.device, module.training)
+    reads = value if slot.source is None else host.value_at(slot.source)
+    return Surroundings(reads, value, host.regions[slot.region].module.training)
+
+
+def follow(module: nn.Module, around: Surroundings) -> nn.Module:
+    """Bring a seed's module, in place, to the dtype, device and layout of the value that it reads.
+
+    Complex tensors stay complex: in complex128 where that value is of float64, else in complex64.
+    """
+    reads = around.reads
+
+    def converted(tensor: Tensor) -> Tensor:
+        return tensor.to(device=reads.device, dtype=reads.dtype if tensor.is_floating_point() else None)
+
+    module._apply(complex_kept(converted))  # type: ignore[no-untyped-call]
+    if around.reads.channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
 
 
 class AddedBranch(nn.Module):
@@ -128,7 +166,7 @@ def grow(
         )
     admit(module)
     with restored_on_failure(module):
-        fitted = _fit(module, slot, mode, around, key)
+        fitted = _fit(module, mode, around, key)
         _check(fitted, slot, given, around, key)
     return fitted
 
@@ -143,15 +181,12 @@ def size_on_meta(blueprint: BlueprintLike, slot: Slot, mode: str, config: Mappin
         return None  # what is wrong with it is said when it is built
 
 
-def _fit(module: nn.Module, slot: Slot, mode: str, around: Surroundings, key: int) -> nn.Module:
+def _fit(module: nn.Module, mode: str, around: Surroundings, key: int) -> nn.Module:
     """Give the module what it has to follow."""
     module = streams.privatize(module, key)
     if mode == "gated":
         module = Gated(module)
-    module.to(device=around.device, dtype=around.dtype)
-    if slot.channels_last:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return module.train(around.training)
+    return follow(module, around).train(around.training)
 
 
 def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> nn.Module:
@@ -183,17 +218,19 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
         where += f", source {slot.source.name!r}"
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         has_data = tensor.device.type != "meta"
-        if has_data and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if (
+            has_data
+            and (tensor.is_floating_point() or tensor.is_complex())
+            and not bool(torch.isfinite(tensor).all())
+        ):
             raise BlueprintError(f"{where}: expected finite weights; {name} has NaN or inf")
-    # The host may have been converted since; what it computes in two dtypes it computes so now too.
-    dtype = around.dtype if slot.input.dtype == slot.dtype else slot.input.dtype
-    device = around.device
+    dtype, device = around.reads.dtype, around.reads.device
     if device.type == "meta":
         sample = torch.empty(slot.input.shape, dtype=dtype, device=device)
     else:
         generator = torch.Generator(device).manual_seed(key)
         sample = torch.randn(slot.input.shape, dtype=dtype, device=device, generator=generator)
-    if slot.input.channels_last:
+    if around.reads.channels_last:
         sample = sample.contiguous(memory_format=torch.channels_last)
     try:
         with state_untouched(module), streams.no_global_draws(), torch.no_grad():
@@ -212,7 +249,7 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
             f"{where}: expected a module that takes {_form(sample)}{makes}; it raised "
             f"{type(error).__name__}: {error}"
         ) from error
-    expected = sample.new_empty(slot.shape, dtype=around.dtype)
+    expected = sample.new_empty(slot.shape)
     if not isinstance(out, Tensor):
         raise BlueprintError(f"{where}: expected {_form(expected)}; it returned a {type(out).__name__}")
     if out.shape != expected.shape or not out.is_floating_point() or out.device != expected.device:

@@ -9,7 +9,7 @@ import copy
 import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ def _built(
     blueprint: BlueprintLike, slot: Slot, mode: str, around: Surroundings, config: Mapping[str, Any]
 ) -> nn.Module:
     """The seed without data. What a factory computes from data is built for real, and dropped."""
-    empty = replace(around, device=torch.device("meta"))
+    empty = around.without_data()
     if isinstance(blueprint, nn.Module):
         return nursery.grow(_without_data(blueprint), slot, mode, empty, 0, config)
     try:
@@ -152,7 +152,7 @@ def _without_data(module: nn.Module) -> nn.Module:
 
 def _flops(module: nn.Module, slot: Slot, around: Surroundings, isolated: bool) -> tuple[int, int]:
     """Of one forward and its backward pass; the input has a gradient where the host is to feel the seed."""
-    read = torch.empty(slot.input.shape, dtype=around.dtype, device="meta", requires_grad=not isolated)
+    read = torch.empty(slot.input.shape, dtype=around.reads.dtype, device="meta", requires_grad=not isolated)
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
         out = module(read)
         forward = counter.get_total_flops()

@@ -20,7 +20,7 @@ from fxgraft.compiling import helper, linking
 from fxgraft.distributed.peers import Peers
 from fxgraft.lifecycle.change import Birth, Change, Names
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import surroundings
+from fxgraft.lifecycle.nursery import follow, surroundings
 from fxgraft.manager.prefetch import Pending
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.seed import Seed
@@ -179,7 +179,7 @@ class Background:
         assert pending.module is not None
         around = surroundings(self._host, pending.slot)
         try:
-            pending.module.to(device=around.device, dtype=around.dtype)
+            follow(pending.module, around)
             return self._lifecycle.conceive(pending.seed, pending.slot, pending.module)
         except Exception as error:
             self._fail(pending.seed, f"{type(error).__name__}: {error}")

@@ -112,6 +112,7 @@ def norm_of(parameters: Iterable[nn.Parameter]) -> float:
 
 def norms(tensors: list[Tensor]) -> Tensor:
     """The Frobenius norm of each, in float32 or wider, on the device of the first; at least one."""
+    tensors = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
     wide = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
     found = torch._foreach_norm(tensors, 2, wide)
     return torch.stack([norm.to(found[0].device) for norm in found])

@@ -153,6 +153,8 @@ def _objection(node: fx.Node, seen: Observation | None, live: set[fx.Node]) -> s
         return "was not reached in the example run"
     if seen.kind != "Tensor":
         return f"is a {seen.kind}, not a dense tensor"
+    if seen.dtype.is_complex:
+        return f"is complex ({seen.dtype}), and a seed needs real floating point values: take one behind it"
     if not seen.dtype.is_floating_point:
         return f"is {seen.dtype}, and a seed needs a floating point value"
     if not seen.uniform:

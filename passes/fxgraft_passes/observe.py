@@ -19,6 +19,9 @@ from fxgraft_passes.untouched import untouched
 
 KEY = "observation"
 
+_Sight = tuple[int, Any, int, bool, bool]
+"""When, the value, its version then, whether gradients were on, whether autocast was."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -36,6 +39,7 @@ class Observation:
         written_later: whether something changed the value in place after it was computed.
         differentiable: whether it was computed with gradients enabled.
         read_elsewhere: who reads its very tensor past this node, where that matters (see ``aliases``).
+        autocast: whether it was computed under autocast, which chooses dtypes of its own.
     """
 
     kind: str
@@ -51,19 +55,20 @@ class Observation:
     written_later: bool = False
     differentiable: bool = True
     read_elsewhere: str = ""
+    autocast: bool = False
 
 
 @dataclass
 class Observer:
     """Collects the values of a run and sums them up. Holds every value until `finish`."""
 
-    _seen: dict[fx.Node, list[tuple[int, Any, int, bool]]] = field(default_factory=dict)
+    _seen: dict[fx.Node, list[_Sight]] = field(default_factory=dict)
     _count: int = 0
 
     def saw(self, node: fx.Node, value: Any) -> None:
         """Record that ``node`` computed ``value`` just now."""
         version = value._version if isinstance(value, Tensor) else 0
-        entry = (self._count, value, version, torch.is_grad_enabled())
+        entry = (self._count, value, version, torch.is_grad_enabled(), _is_autocast())
         self._seen.setdefault(node, []).append(entry)
         self._count += 1
 
@@ -73,7 +78,7 @@ class Observer:
 
     def finish(self) -> None:
         """Write an `Observation` into the ``meta`` of every node seen, and let the values go."""
-        when = {node: [(order, v) for order, v, _, _ in entries] for node, entries in self._seen.items()}
+        when = {node: [(order, v) for order, v, *_ in entries] for node, entries in self._seen.items()}
         readers = read_elsewhere(when)
         for node, entries in self._seen.items():
             node.meta[KEY] = replace(_sum_up(entries), read_elsewhere=readers.get(node, ""))
@@ -110,11 +115,11 @@ def observe(graph_module: fx.GraphModule, *args: Any) -> None:
     observer.finish()
 
 
-def _sum_up(entries: list[tuple[int, Any, int, bool]]) -> Observation:
-    order, value, _, differentiable = entries[0]
+def _sum_up(entries: list[_Sight]) -> Observation:
+    order, value, _, differentiable, autocast = entries[0]
     if not isinstance(value, Tensor):
         return Observation(type(value).__name__, order, len(entries))
-    forms = {(v.shape, v.dtype) if isinstance(v, Tensor) else None for _, v, _, _ in entries}
+    forms = {(v.shape, v.dtype) if isinstance(v, Tensor) else None for _, v, *_ in entries}
     strided = value.layout is torch.strided
     return Observation(
         kind="Tensor" if strided else f"{value.layout} tensor",
@@ -129,9 +134,14 @@ def _sum_up(entries: list[tuple[int, Any, int, bool]]) -> Observation:
         channels_last=value.dim() == 4
         and value.is_contiguous(memory_format=torch.channels_last)
         and not value.is_contiguous(),
-        written_later=any(isinstance(v, Tensor) and v._version > then for _, v, then, _ in entries),
+        written_later=any(isinstance(v, Tensor) and v._version > then for _, v, then, *_ in entries),
         differentiable=differentiable,
+        autocast=autocast,
     )
+
+
+def _is_autocast() -> bool:
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def _is_dense(value: Tensor) -> bool:
