@@ -18,9 +18,8 @@ from fxgraft.capture.region import Wiring
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.observe import KEY
 
-
 Value = tuple[fx.Node, fx.Node | None]
-"""A value that seeds may stand behind: its node, and the one reader that it is meant for, if it is for one."""
+"""A value that seeds may stand behind: its node, and the one reader that it is meant for, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Structure:
 
     @cached_property
     def by_region(self) -> Mapping[str, tuple[Placement, ...]]:
-        """Region -> the placements in its graph: in the order of that, at one value in that of `placements`."""
+        """Region -> the placements in its graph, in its order; at one value in that of `placements`."""
         regions: dict[str, list[Placement]] = {}
         for placement in self.placements:
             regions.setdefault(self.runs_in(placement), []).append(placement)

@@ -103,7 +103,7 @@ def _manifest(path: str | os.PathLike[str], header: dict[str, str]) -> dict[str,
         raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; it has no manifest")
     if header.get("version") not in READABLE:
         raise CheckpointError(
-            f"{path}: expected version {VERSION} of the format, or an earlier one; got {header.get('version')}"
+            f"{path}: expected version {VERSION} of the format or an earlier one; got {header.get('version')}"
         )
     text = header["manifest"]
     if _digest(text.encode()) != header.get("sha256"):

@@ -1,7 +1,7 @@
 """The order of the seeds at one slot: that of germination, or where ``before`` and ``after`` say.
 
-One order of all seeds of a manager holds all of it: the seeds at a slot stand as they follow each other there.
-Names say nothing of it, nor does when a seed that was prepared in the background went live.
+One order of all seeds of a manager holds all of it: the seeds at a slot stand as they follow each other
+there. Names say nothing of it, nor does when a seed that was prepared in the background went live.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def place(
 
 
 def behind(seeds: Mapping[str, Seed], seed: str, before: str | None) -> tuple[str, ...]:
-    """The names of the seeds that stand behind ``seed``; of one that is not there yet, put before ``before``."""
+    """The names of the seeds behind ``seed``; of one that is not there yet, as if put before ``before``."""
     names = list(seeds)
     if seed in seeds:
         return tuple(names[names.index(seed) + 1 :])
-    return tuple(names[names.index(before) :]) if before in seeds else ()
+    return tuple(names[names.index(before) :]) if before is not None else ()
 
 
 def inserted(seeds: Mapping[str, Seed], seed: Seed, before: Sequence[str]) -> dict[str, Seed]:
@@ -72,8 +72,8 @@ def _check(argument: str, name: str, host: Host, seeds: Mapping[str, Seed], slot
         known = seeds.get(name) if isinstance(name, str) else None
         given = f"it is at slot {known.slot!r}" if known is not None else "there is no such seed"
         raise StageError(
-            f"{argument}: expected the name of a seed at slot {slot.name!r} ({', '.join(at) or 'none there'}); "
-            f"got {name!r}: {given}"
+            f"{argument}: expected the name of a seed at slot {slot.name!r} ({', '.join(at) or 'none there'})"
+            f"; got {name!r}: {given}"
         )
 
 

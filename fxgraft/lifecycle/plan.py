@@ -104,7 +104,10 @@ def plan(
     config: Mapping[str, Any],
     behind: Container[str] = (),
 ) -> Plan:
-    """Plan the germination of ``blueprint`` at ``slot``, before the seeds ``behind``; see `SeedManager.plan`."""
+    """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`.
+
+    ``behind`` are the names of the seeds that it would stand before.
+    """
     check_name(name)
     around = nursery.surroundings(host, slot, without_data=True)
     module = _built(blueprint, slot, spec.mode, around, config)

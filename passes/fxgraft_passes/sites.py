@@ -107,7 +107,7 @@ def end_of_chain(slot: fx.Node) -> fx.Node:
 
 
 def graft_behind(exit_node: fx.Node, slot: str) -> tuple[GraftSite, fx.Node] | None:
-    """The graft at the node of that name that reads the value which leaves another one; None behind the last."""
+    """The graft of the slot (a node's name) that reads what leaves another one; None behind the last."""
     for site, other in exits(exit_node.graph):
         if site.node == slot and host_value(other) is exit_node:
             return site, other
