@@ -2,5 +2,6 @@
 
 from fxgraft.checkpoint.ranks import save_streams
 from fxgraft.checkpoint.run import RunState, restore, save
+from fxgraft.checkpoint.structure import describe, revive
 
-__all__ = ["RunState", "restore", "save", "save_streams"]
+__all__ = ["RunState", "describe", "restore", "revive", "save", "save_streams"]

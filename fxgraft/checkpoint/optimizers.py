@@ -6,6 +6,7 @@ seed went live first, which were culled meanwhile), so names are saved beside th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def record(
     return [
         {
             "type": type(optimizer).__name__,
-            "names": _names(optimizer, model),
+            "names": parameter_names(optimizer, model),
             "state": pack(optimizer.state_dict(), f"optimizer.{i}", tensors),
         }
         for i, optimizer in enumerate(optimizers)
@@ -41,9 +42,9 @@ def record(
 
 def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.Module) -> None:
     """Put the parameters of seeds where they were. Raises `CheckpointError` if the host's are elsewhere."""
-    orders = [_order(_names(o, model), o, names) for o, names in zip(optimizers, saved, strict=True)]
+    orders = [_order(parameter_names(o, model), o, names) for o, names in zip(optimizers, saved, strict=True)]
     for number, (optimizer, names) in enumerate(zip(optimizers, saved, strict=True)):
-        found = _names(optimizer, model)
+        found = parameter_names(optimizer, model)
         ours, theirs = _without_seeds(found[i] for i in orders[number]), _without_seeds(names)
         if ours != theirs:
             raise CheckpointError(
@@ -57,7 +58,8 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
     for optimizer, names, order in zip(optimizers, saved, orders, strict=True):
         optimizer.param_groups[:] = [optimizer.param_groups[i] for i in order]
         of_host = [
-            [n is None or not n.startswith(_SEED) for n in group] for group in _names(optimizer, model)
+            [n is None or not n.startswith(_SEED) for n in group]
+            for group in parameter_names(optimizer, model)
         ]
         for group, kept, wanted in zip(optimizer.param_groups, of_host, names, strict=True):
             for key in ("params", "param_names"):
@@ -70,8 +72,34 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
                 ]
 
 
-def check(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
-    """The saved state in the types of this optimizer. Raises `CheckpointError` for what cannot be one."""
+def put(optimizer: Optimizer, saved: Names, state: dict[str, Any], model: nn.Module) -> None:
+    """Bring the parameters of each group into the order of ``saved`` names, and load the state for it.
+
+    Raises:
+        CheckpointError: the groups have other parameters than those of the checkpoint.
+    """
+    found = parameter_names(optimizer, model)
+    if [Counter(group) for group in found] != [Counter(group) for group in saved]:
+        raise CheckpointError(
+            f"the groups of {type(optimizer).__name__} hold other parameters than those of the checkpoint: "
+            f"expected {_short(saved)}; got {_short(found)}"
+        )
+    for group, ours, theirs in zip(optimizer.param_groups, found, saved, strict=True):
+        places: dict[str | None, list[int]] = {}
+        for place, name in enumerate(ours):
+            places.setdefault(name, []).append(place)
+        order = [places[name].pop(0) for name in theirs]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key][:] = [group[key][place] for place in order]
+    load(optimizer, state)
+
+
+def check(optimizer: Optimizer, saved: Any, names: Names) -> dict[str, Any]:
+    """The saved state in the types of this optimizer. Raises `CheckpointError` for what cannot be one.
+
+    What is not the host's may be in another order (seeds of another manager's): it loads its own afterwards.
+    """
     state = dict(saved["state"])
     ours = optimizer.state_dict()["param_groups"]
     if len(ours) != len(saved["param_groups"]):
@@ -85,8 +113,10 @@ def check(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
         if theirs["params"] != group["params"]:
             raise CheckpointError("param_groups: other places than those of the parameters")
         groups.append(conform(theirs, group, "param_groups"))
+    foreign = {place for place, name in enumerate(n for group in names for n in group) if name is None}
     for place, values in state.items():
-        _check_values(_parameters(optimizer), place, values)
+        if place not in foreign:
+            _check_values(_parameters(optimizer), place, values)
     return {**saved, "state": state, "param_groups": groups}
 
 
@@ -124,7 +154,8 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _names(optimizer: Optimizer, model: nn.Module) -> Names:
+def parameter_names(optimizer: Optimizer, model: nn.Module) -> Names:
+    """What ``model`` calls the parameters of each group; None for one that is not its own."""
     known = {id(p): name for name, p in model.named_parameters()}
     return [[known.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
 

@@ -23,10 +23,10 @@ from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import counts, integer
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
+from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft_passes.graft import SEEDS
-from fxgraft_passes.observe import KEY
 
 
 @dataclass
@@ -72,7 +72,6 @@ def save(
             for seed in lifecycle.seeds.values()
             if seed.module is not None
         ],
-        "seeds_in_order": True,
         "optimizers": optimizers.record(trainers, host, tensors),
         "schedulers": [
             {"type": type(s).__name__, "state": pack(s.state_dict(), f"scheduler.{i}", tensors)}
@@ -140,8 +139,6 @@ class _Restoration:
         _check_types("schedulers", manifest["schedulers"], schedulers)
         self._state = RunState(**unpack(manifest["run"], tensors))
         self._records = [SeedRecord(**unpack(packed, tensors)) for packed in manifest["seeds"]]
-        if not manifest.get("seeds_in_order"):
-            self._records.sort(key=self._order_by_names)
         self._weights: dict[str, Any] = unpack(manifest["host"], tensors)
         self._buffers: dict[str, Tensor] = unpack(manifest["buffers"], tensors)
         self._names = [saved["names"] for saved in manifest["optimizers"]]
@@ -176,15 +173,10 @@ class _Restoration:
             undo.pop_all()
         return self._state
 
-    def _order_by_names(self, record: SeedRecord) -> tuple[int, str]:
-        """How the seeds at one slot stood in files of version 1."""
-        slot = self._host.site(record.slot, record.source)
-        return slot.node.meta[KEY].order, record.name
-
     def _load_optimizers(self, undo: ExitStack) -> None:
         optimizers.arrange(self._trainers, self._names, self._host)
-        for trainer, saved in zip(self._trainers, self._of_trainers, strict=True):
-            checked = optimizers.check(trainer, saved)
+        for trainer, saved, names in zip(self._trainers, self._of_trainers, self._names, strict=True):
+            checked = optimizers.check(trainer, saved, names)
             undo.callback(optimizers.load, trainer, trainer.state_dict())
             optimizers.load(trainer, checked)
 
@@ -228,9 +220,12 @@ def _scheduler_state(scheduler: Any, saved: Mapping[str, Any]) -> Any:
 
 
 def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, Any]:
-    """``state`` without the seeds that are culled, and whose grafts are still in the graph."""
+    """``state`` without the seeds that are culled, and whose grafts are still in the graph.
+
+    And without the entry that says how seeds are wired where there is no manager's file.
+    """
     prefixes = tuple(f"{SEEDS}.{name}." for name in departing)
-    return {name: value for name, value in state.items() if not name.startswith(prefixes)}
+    return {name: value for name, value in state.items() if name != ENTRY and not name.startswith(prefixes)}
 
 
 def _unsaved_buffers(host: Host) -> dict[str, Tensor]:

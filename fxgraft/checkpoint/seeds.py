@@ -159,7 +159,8 @@ class SeedRecord:
             return self.blueprint
         raise CheckpointError(
             f"seed {self.name!r} was germinated from code ({self.blueprint}), which a checkpoint does "
-            f"not hold; pass load(..., blueprints={{{self.name!r}: <module or factory>}})"
+            f"not hold; pass load(..., blueprints={{{self.name!r}: <module or factory>}}), or let "
+            f"host.seed_blueprints have it"
         )
 
     def _ramp(self) -> tuple[Ramp, int] | None:

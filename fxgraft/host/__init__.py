@@ -5,6 +5,7 @@
 `host`          the host itself, an ``nn.Module``
 `running`       the forwards of a structure, installed in the model's modules, plain or compiled
 `ownership`     which tensors are the host's own: what a seed must not have
+`receiving`     a ``state_dict`` that says of other seeds: the host grows them, or refuses
 `ties`          tied weights stay tied where a host is converted
 `explain`       what became of each module, and why; `explained` writes it as text
 `outdated`      attributes that were set after tracing, where code has what they were

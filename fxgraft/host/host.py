@@ -19,6 +19,7 @@ from fxgraft.capture.region import Region, slot_table
 from fxgraft.errors import FxGraftError, SlotError
 from fxgraft.host.explain import Explanation, explain
 from fxgraft.host.ownership import Ownership
+from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
 from fxgraft.host.ties import ties_kept
 from fxgraft.host.values import Form, Values, complex_kept
@@ -41,6 +42,12 @@ class Host(nn.Module):
         on_call: called with the arguments of every forward pass, or None.
         on_replaced: called with what ``load_state_dict(assign=True)`` has replaced, old -> new; or None.
         followers: copies of the host (weakly) -> what is called with host and copy after each swap.
+        seed_blueprints: seed -> module or factory, of seeds that were germinated from code: for a state that
+            carries them.
+        structure_entry: gives what says in a ``state_dict`` how the seeds are wired; None: nothing says it.
+        on_structure: called in the place of growing with that entry of a state to be loaded, or with None
+            where the state has all of the model and no seeds; or None.
+        led_by: the lifecycle of the host's manager (weakly), or None.
 
     It has the model's children, parameters and buffers under the model's names; seeds are under
     ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
@@ -59,6 +66,10 @@ class Host(nn.Module):
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self.on_replaced: Callable[[Mapping[nn.Parameter, nn.Parameter]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
+        self.seed_blueprints: dict[str, Any] = {}
+        self.structure_entry: Say | None = None
+        self.on_structure: Callable[[torch.Tensor | None], None] | None = None
+        self.led_by: weakref.ref[Any] | None = None
         self._slot_table: Slots | None = None
         self._calls: Calls | None = None
         self.training = root.training
@@ -248,6 +259,7 @@ class Host(nn.Module):
         What was compiled stays compiled, for another manager and another run.
         """
         self.adopt(Structure(), Phase.ISOLATED, {})
+        self.structure_entry = self.led_by = None
 
     @contextmanager
     def probing(
@@ -347,6 +359,7 @@ class Host(nn.Module):
         if SEEDS in self._modules:
             seeds = self._modules[SEEDS]
             seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)  # type: ignore[union-attr]
+            say(self, found, prefix)
         return found
 
     def load_state_dict(
@@ -356,19 +369,31 @@ class Host(nn.Module):
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if assign and self.on_replaced is not None:
             after = dict(self.named_parameters())
-            self.on_replaced({p: after[name] for name, p in before.items() if after[name] is not p})
+            kept = {name: p for name, p in before.items() if name in after}
+            self.on_replaced({p: after[name] for name, p in kept.items() if after[name] is not p})
         return result
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._own.forget()
+        receive(self, state_dict, prefix)
         if SEEDS in self._modules:  # a child of the host's, and strange to the root
             seeds = f"{prefix}{SEEDS}."
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(seeds)}
         self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("on_call", "on_replaced", "followers", "_slot_table", "_calls", "_own")
-        return {**self.__dict__, **dict.fromkeys(derived)}
+        derived = (
+            "on_call",
+            "on_replaced",
+            "on_structure",
+            "led_by",
+            "followers",
+            "_slot_table",
+            "_calls",
+            "_own",
+        )
+        entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
+        return {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fxgraft.errors import StageError
 from fxgraft.host.host import Host
+from fxgraft.host.receiving import ENTRY
 from fxgraft.manager.manager import SeedManager
+from fxgraft.optimizers.wrapped import inner
+from fxgraft.telemetry import logger
 from fxgraft.training.clipping import clip_per_owner
 
 
@@ -42,12 +48,62 @@ class Carrier:
         schedulers: Sequence[Any],
         file: str | os.PathLike[str] | None,
     ) -> None:
-        """Make the manager; where there is a ``file`` of an earlier run, go on with that."""
-        options = {"schedulers": schedulers, **self._options}
-        if file is None:
-            self.manager = SeedManager(self._host, optimizers, **options)
+        """Make the manager; where there is a ``file`` of an earlier run, go on with that.
+
+        Where there is none, and the host has grown in an earlier training or with a state that it loaded, the
+        new manager leads these seeds from now on, with what the new optimizers have for them.
+
+        Raises:
+            StageError: the host has seeds of which nothing says how they are wired.
+        """
+        host, options = self._host, {"schedulers": schedulers, **self._options}
+        if file is not None:
+            with _bare(host, optimizers):
+                self.manager = SeedManager.load(file, host, optimizers, **options)
+        elif not host.structure.placements:
+            self.manager = SeedManager(host, optimizers, **options)
+        elif (said := host.structure_entry and host.structure_entry(host)) is not None:
+            state = host.state_dict()
+            with _bare(host, optimizers):
+                self.manager = SeedManager(host, optimizers, **options)
+                self.manager.lead(said[0])
+            weights = {name: value for name, value in state.items() if name != ENTRY}
+            host.load_state_dict(weights)
         else:
-            self.manager = SeedManager.load(file, self._host, optimizers, **options)
+            raise StageError(
+                "the host has seeds of another SeedManager, which this callback does not lead. Let the "
+                "callback grow it; or trace it anew: fxgraft.trace(fxgraft.unwrap(host), ...)"
+            )
+        self._carry()
+
+    def _carry(self) -> None:
+        """Let each ``state_dict`` of the host say how its seeds are wired; follow one that says otherwise."""
+        manager = self.manager
+        assert manager is not None
+        self._host.structure_entry = lambda host: manager.describe()
+        self._host.on_structure = self._follow
+
+    def _follow(self, entry: Tensor | None) -> None:
+        """A state is loaded into the host: a new manager leads its seeds, with the same optimizers.
+
+        Args:
+            entry: how they are wired; None: the state has the host's weights and no seeds.
+        """
+        before, host = self.manager, self._host
+        assert before is not None
+        if entry is not None and torch.equal(before.describe()[0], entry.cpu()):
+            return
+        seeds = [parameter for graft in host.grafts().values() for parameter in graft.parameters()]
+        with _bare(host, before.optimizers):
+            options = {"schedulers": before.schedulers, **self._options}
+            manager = SeedManager(host, before.optimizers, **options)
+            if entry is not None:
+                manager.lead(entry)
+        before.registry.leave(seeds)  # their state, and groups of their own
+        told = [", ".join(manager.seeds) or "none" for manager in (before, manager)]
+        logger.warning("a state with other seeds was loaded: there were %s; now there are %s", *told)
+        self.manager = manager
+        self._carry()
 
     def _clip(self) -> None:
         if self._clip_norm is not None and self.manager is not None:
@@ -57,3 +113,30 @@ class Carrier:
         assert self.manager is not None
         self.manager.step(loss)
         self._on_step(self.manager)
+
+
+@contextmanager
+def _bare(host: Host, given: Optimizer | Sequence[Optimizer]) -> Iterator[None]:
+    """The host and the optimizers without its seeds inside, for others to come; put back where that fails."""
+    optimizers = [inner(one) for one in ([given] if isinstance(given, Optimizer) else given)]
+    seeds = [parameter for graft in host.grafts().values() for parameter in graft.parameters()]
+    with ExitStack() as undo:
+        for name in ("led_by", "on_replaced", "structure_entry"):
+            undo.callback(setattr, host, name, getattr(host, name))
+        undo.callback(host.adopt, host.structure, host.phase, host.grafts())
+        host.clear()
+        for optimizer in optimizers:
+            state = {p: optimizer.state.pop(p) for p in seeds if p in optimizer.state}
+            undo.callback(optimizer.state.update, state)
+            for group in optimizer.param_groups:
+                _take_out(undo, group, set(map(id, seeds)))
+        yield
+        undo.pop_all()
+
+
+def _take_out(undo: ExitStack, group: dict[str, Any], leaving: set[int]) -> None:
+    kept = [id(parameter) not in leaving for parameter in group["params"]]
+    for key in ("params", "param_names"):
+        if key in group:
+            undo.callback(group[key].__setitem__, slice(None), list(group[key]))
+            group[key][:] = [entry for entry, keep in zip(group[key], kept, strict=True) if keep]

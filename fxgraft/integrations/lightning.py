@@ -7,27 +7,47 @@ trainer.fit(module, loader)
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
+from fxgraft.checkpoint import optimizers as optimizers_of_run
 from fxgraft.errors import CheckpointError
 from fxgraft.integrations.carrier import Carrier
-from fxgraft_passes.graft import SEEDS
+from fxgraft.optimizers.wrapped import inner
 
 ENTRY = "fxgraft"
-"""The entry of Lightning's checkpoints with the manager's file, a tensor of bytes: no seed is pickled."""
+"""The entry of Lightning's checkpoints with the managers' files, by the names of their hosts in the module.
+
+Each is a tensor of bytes: no seed is pickled.
+"""
+
+SHARED = "fxgraft.optimizers"
+"""The entry with the states of optimizers that train several hosts: each manager knows a part of them."""
+
+_ELSEWHERE: dict[str, Any] = {"state": {}, "param_groups": [], ENTRY: "this state is in the entry 'fxgraft'"}
+"""Stands for the state of an optimizer or scheduler. Without the callback no optimizer takes it."""
+
+_AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
 
 
 class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     """Makes a manager when training begins, steps it, and saves and loads it within Lightning's checkpoints.
 
-    A checkpoint has the weights of the host as ever, and in an entry of its own what grew on it, with the
-    optimizers and schedulers, which Lightning could not load into a host without seeds.
+    The state of the module in a checkpoint has the weights of the host and of what grew on it, and says how
+    that is wired: ``load_from_checkpoint``, and ``validate``, ``test``, ``predict`` with a ``ckpt_path`` have
+    it, with a callback or without. An entry of the callback's own has optimizers and schedulers, which
+    Lightning could not load into a host without seeds: ``fit(ckpt_path=...)`` goes on with them.
+
+    Several hosts in one module (a GAN) have a callback each.
 
     One process, one device. To go on bit for bit, give the ``DataLoader`` a ``generator`` of its own:
     Lightning draws from the global stream for a loader without one, at other moments than in a run that was
@@ -42,56 +62,117 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         **options: of `SeedManager`.
 
     Attributes:
-        manager: leads the seeds; None before training begins.
+        manager: leads the seeds; None before training begins. Another one after a state with other seeds was
+            loaded (``test(ckpt_path=...)``), and in each ``fit``.
     """
 
+    _path = ""
     _saved: bytes | None = None
-    _steps = 0
+    _loaded: dict[str, Any] | None = None
+    _shared: dict[int, dict[str, Any]] | None = None
+    _stepped = False
+    _hooks: Sequence[RemovableHandle] = ()
+
+    @property
+    def state_key(self) -> str:
+        """Names the callback where Lightning says that one of an earlier run is missing."""
+        return f"{type(self).__qualname__}(host at {self._path!r})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what would not work.
 
         Raises:
-            ValueError: the host is not in the module, or there are several processes.
+            ValueError: the host is not in the module, or has another callback; there are several processes;
+                or a callback averages weights without regard of what grows.
         """
-        if all(module is not self._host for module in pl_module.modules()):
+        self._saved = self._loaded = self._shared = None
+        paths = [name for name, module in pl_module.named_modules() if module is self._host]
+        if not paths:
             raise ValueError(
                 f"GrowCallback(host): expected a host that {type(pl_module).__name__} holds "
                 f"(self.host = fxgraft.trace(...)); got one that is not among its modules"
             )
+        self._path = paths[0]
+        if sum(callback._host is self._host for callback in _callbacks(trainer)) > 1:
+            raise ValueError(f"GrowCallback(host): expected one for each host; {self._path!r} has several")
         if trainer.world_size > 1:
             raise ValueError(
                 f"Trainer: expected one device; got {trainer.world_size}. Write the loop yourself, around "
                 f"SeedManager(DistributedDataParallel(host), ...)"
             )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if {kind.__name__ for kind in type(callback).__mro__} & set(_AVERAGING):
+                raise ValueError(
+                    f"Trainer: {type(callback).__name__} pairs weights with those of a copy, and what grows "
+                    f"would be missing there. Use torch.optim.swa_utils.AveragedModel with "
+                    f"fxgraft.averaging.follow, and update it in on_step"
+                )
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep the manager's file until there are optimizers to load it into."""
-        entry = checkpoint.get(ENTRY)
-        if not isinstance(entry, Tensor):
+        """Keep the manager's file until there are optimizers to load it into.
+
+        Raises:
+            CheckpointError: training is to go on, and the checkpoint has no file of this host's manager, or
+                has one of a host without a callback.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return  # the module's state has what grew
+        entry = checkpoint.get(ENTRY, {})
+        if not isinstance(entry.get(self._path), Tensor):
             raise CheckpointError(
-                f"the checkpoint has no entry {ENTRY!r}: it was not saved with GrowCallback"
+                f"the checkpoint has no entry {ENTRY!r} for the host {self._path!r}: it was not saved with "
+                f"GrowCallback. load_from_checkpoint has its weights; then fit without ckpt_path"
             )
-        self._saved = entry.numpy().tobytes()
+        if missing := entry.keys() - {callback._path for callback in _callbacks(trainer)}:
+            name = min(missing)
+            raise CheckpointError(
+                f"the checkpoint was saved with a GrowCallback for the host {name!r}, too: expected "
+                f"Trainer(callbacks=[GrowCallback(module.{name}), ...])"
+            )
+        self._saved, self._loaded = entry[self._path].numpy().tobytes(), checkpoint
+        self._shared = checkpoint.get(SHARED, {})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the managers' files have is not Lightning's to load."""
+        if self._loaded is None:
+            return
+        there: dict[str, list[Any]] = {
+            "optimizer_states": trainer.optimizers,
+            "lr_schedulers": [config.scheduler for config in trainer.lr_scheduler_configs],
+        }
+        for key, several in there.items():
+            states = zip(self._loaded[key], several, strict=False)
+            self._loaded[key] = [one.state_dict() if ENTRY in state else state for state, one in states]
+        self._loaded = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the manager; where the run is resumed, go on with the seeds of its checkpoint."""
-        self._steps = trainer.global_step
+        optimizers = list(map(inner, trainer.optimizers))
+        own = list(filter(self._trains, optimizers)) or optimizers  # of a frozen host: the manager says so
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         with tempfile.TemporaryDirectory() as folder:
             file = None
             if self._saved is not None:
                 file = Path(folder) / "run"
                 file.write_bytes(self._saved)
-            self._start(trainer.optimizers, schedulers, file)
-        self._saved = None
+            of_own = [s for s in schedulers if any(inner(getattr(s, "optimizer", None)) is o for o in own)]
+            self._start(own, of_own, file)
+        self._saved, self._stepped = None, False
+        if self._shared and all(callback._saved is None for callback in _callbacks(trainer)):
+            for place, saved in self._shared.items():  # every host has its seeds by now
+                optimizers_of_run.put(optimizers[place], saved["names"], saved["state"], pl_module)
+        self._shared = None
+        self._hooks = [optimizer.register_step_post_hook(self._on_optimizer_step) for optimizer in own]
         if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":
             self._clip_norm, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the clipping back."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         if self._clip_norm is not None:
             trainer.gradient_clip_val, self._clip_norm = self._clip_norm, None
 
@@ -102,30 +183,57 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Clip, each owner for itself."""
-        self._clip()
+        """Clip what the optimizer has beside seeds by one norm, as the trainer does; each seed for itself."""
+        if self._clip_norm is None:
+            return
+        managers = [c.manager for c in _callbacks(trainer) if c.manager is not None]
+        seeds = [manager.registry.parameters(name) for manager in managers for name in manager.seeds]
+        of_seeds = {id(parameter) for parameters in seeds for parameter in parameters}
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        clip_grad_norm_([p for p in trained if id(p) not in of_seeds], self._clip_norm)
+        for parameters in filter(None, seeds):
+            clip_grad_norm_(parameters, self._clip_norm)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After a batch with an optimizer step in it: once for all the batches that were accumulated."""
-        if trainer.global_step == self._steps:
-            return
-        self._steps = trainer.global_step
-        self._step(outputs.get("loss") if isinstance(outputs, dict) else None)
+        """After a batch in which the host's optimizer made a step: once for all that were accumulated."""
+        if self._stepped:
+            self._stepped = False
+            self._step(outputs.get("loss") if isinstance(outputs, dict) else None)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the manager's file in, and take out what it stands for."""
+        """Put the manager's file in, in the place of the optimizers and schedulers that it has."""
         if self.manager is None:
             return
         with tempfile.TemporaryDirectory() as folder:
             self.manager.save(Path(folder) / "run")
             content = (Path(folder) / "run").read_bytes()
-        checkpoint[ENTRY] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        checkpoint["optimizer_states"], checkpoint["lr_schedulers"] = [], []
-        weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {
-            name: value for name, value in weights.items() if SEEDS not in name.split(".")
-        }
+        checkpoint.setdefault(ENTRY, {})[self._path] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        checkpoint["callbacks"][self.state_key] = {"steps": self.manager.steps}
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        others = [c.manager for c in _callbacks(trainer) if c is not self and c.manager is not None]
+        states = checkpoint["optimizer_states"]
+        for place, optimizer in enumerate(map(inner, trainer.optimizers)):
+            if optimizer in self.manager.optimizers and ENTRY not in states[place]:
+                if any(optimizer in other.optimizers for other in others):
+                    names = optimizers_of_run.parameter_names(optimizer, pl_module)
+                    checkpoint.setdefault(SHARED, {})[place] = {"names": names, "state": states[place]}
+                states[place] = dict(_ELSEWHERE)
+        for place, scheduler in enumerate(schedulers):
+            if scheduler in self.manager.schedulers:
+                checkpoint["lr_schedulers"][place] = dict(_ELSEWHERE)
+
+    def _trains(self, optimizer: Optimizer) -> bool:
+        parameters = {id(p) for p in self._host.parameters()}
+        return any(id(p) in parameters for group in optimizer.param_groups for p in group["params"])
+
+    def _on_optimizer_step(self, *_: Any) -> None:
+        self._stepped = True
+
+
+def _callbacks(trainer: Trainer) -> list[GrowCallback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, GrowCallback)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft import checkpoint
@@ -96,6 +97,18 @@ class Saver:
         memory = self._memory
         memory.run_seed, memory.names = state.run_seed, SeedNames(state.names)
         memory.refuses_until = dict(state.refuses_until)
+
+    def describe(self) -> tuple[Tensor, list[str]]:
+        """As `SeedManager.describe`."""
+        return checkpoint.describe(self._lifecycle.seeds.values(), self._memory.run_seed)
+
+    def lead(self, entry: Tensor) -> None:
+        """As `SeedManager.lead`."""
+        self._reporter.silent = True
+        try:
+            self._memory.run_seed = checkpoint.revive(entry, self._lifecycle)
+        finally:
+            self._reporter.silent = False
 
     def _save_shards(self, run: os.PathLike[str]) -> None:
         folder = self._peers.folder

@@ -106,12 +106,19 @@ def test_lightning_grows_saves_and_resumes_bit_for_bit(epoch: int, tmp_path: Pat
     assert_same_bits(optimizer_state(other), optimizer_state(callback), "optimizer state")
 
 
-def test_a_checkpoint_has_the_host_and_no_pickled_seed(tmp_path: Path) -> None:
+def test_a_checkpoint_has_what_grew_and_no_pickled_seed(tmp_path: Path) -> None:
     fit(tmp_path, 1)
-    found = torch.load(tmp_path / "epoch=0.ckpt", weights_only=False)
-    assert set(found["state_dict"]) == {f"host.{i}.{name}" for i in (0, 3) for name in ("weight", "bias")}
-    assert found[ENTRY].dtype == torch.uint8
-    assert found["optimizer_states"] == []
+    found = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
+    names = {name.split(".")[1] for name in found["state_dict"]}
+    assert names == {"0", "3", "_seeds"}
+    assert found["state_dict"]["host._seeds._structure"].dtype == torch.uint8
+    assert found[ENTRY]["host"].dtype == torch.uint8
+
+
+def test_a_checkpoint_of_a_host_that_has_not_grown_is_a_plain_ones(tmp_path: Path) -> None:
+    fit(tmp_path, 1, on_step=lambda manager: None)
+    found = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)["state_dict"]
+    assert set(found) == {f"host.{i}.{name}" for i in (0, 3) for name in ("weight", "bias")}
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:

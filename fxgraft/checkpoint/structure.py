@@ -1,0 +1,118 @@
+"""How the seeds of a host are wired, as one tensor of bytes beside their weights in a ``state_dict``.
+
+A framework that writes a ``state_dict`` and knows nothing of structures carries them so: see
+``fxgraft.host.receiving`` for what reads it. Data only, as in a checkpoint: no code, no pickle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from fxgraft.checkpoint.packing import pack, unpack
+from fxgraft.checkpoint.seeds import SeedRecord
+from fxgraft.checkpoint.validate import integer
+from fxgraft.errors import CheckpointError, FxGraftError
+from fxgraft.host.host import Host
+from fxgraft.host.receiving import Kept, grow_with
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.seeds.seed import Seed
+from fxgraft.structure import Structure
+
+VERSION = 1
+_TEXT = "structure"
+"""The tensor with the JSON text; no other name is without a dot."""
+
+
+def describe(seeds: Iterable[Seed], run_seed: int) -> tuple[Tensor, list[str]]:
+    """The entry of a ``state_dict`` for these seeds, 1-D of uint8, and the names of those that it says.
+
+    A seed in preparation has no module yet, and is left out.
+    """
+    there = [seed for seed in seeds if seed.module is not None]
+    tensors: dict[str, Tensor] = {}
+    records = [pack(dataclasses.asdict(SeedRecord.of(seed)), f"seed.{seed.name}", tensors) for seed in there]
+    text = json.dumps({"version": VERSION, "run_seed": run_seed, "seeds": records})
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return _bytes(to_bytes({**plain, _TEXT: _bytes(text.encode())})), [seed.name for seed in there]
+
+
+def revive(entry: Tensor, lifecycle: Lifecycle) -> int:
+    """Let a lifecycle, which has no seeds, have those of a state's entry, without weights yet.
+
+    Returns:
+        The seed of the run's random streams.
+
+    Raises:
+        CheckpointError: the entry is damaged, or does not fit the host; or a seed was germinated from code,
+            and is not in ``host.seed_blueprints``. The host is as before.
+    """
+    host = lifecycle.host
+    with ExitStack() as undo:
+        undo.callback(setattr, lifecycle, "cold", lifecycle.cold)
+        lifecycle.cold = True  # the structures on the way are not worth compiling
+        try:
+            records, run_seed = _read(entry)
+            for record in records:
+                seed = record.revive(lifecycle, run_seed, host.seed_blueprints)
+                undo.callback(lifecycle.forget, seed)
+        except FxGraftError as error:
+            raise CheckpointError(f"the seeds of the state cannot be grown: {error}") from error
+        except Exception as error:  # what is in a state is anyone's: it may fail in any way
+            raise CheckpointError(
+                f"the seeds of the state cannot be grown: {type(error).__name__}: {error}"
+            ) from error
+        undo.pop_all()
+    lifecycle.cold = False
+    host.warm_up(Structure())
+    return run_seed
+
+
+def regrow(host: Host, entry: Tensor) -> None:
+    """Let ``host`` have the seeds of a state's entry, without weights yet, and without a manager.
+
+    Seeds that it had are taken out. Whole or not at all.
+
+    Raises:
+        CheckpointError: as `revive`.
+    """
+    now = host.structure_entry(host) if isinstance(host.structure_entry, Kept) else None
+    if now is not None and torch.equal(now[0], entry.cpu()):
+        return
+    with ExitStack() as undo:
+        for name in ("led_by", "on_replaced", "structure_entry"):
+            undo.callback(setattr, host, name, getattr(host, name))
+        undo.callback(host.adopt, host.structure, host.phase, host.grafts())
+        host.clear()
+        lifecycle = Lifecycle(host, (), lambda seed: None, lambda name: None, lambda seed: None)
+        revive(entry, lifecycle)
+        undo.pop_all()
+    for seed in lifecycle.seeds:
+        lifecycle.gradients.unwatch(seed)
+    host.structure_entry, host.led_by, host.on_replaced = Kept.of(entry, host), None, None
+
+
+def _read(entry: Any) -> tuple[list[SeedRecord], int]:
+    if not isinstance(entry, Tensor) or entry.dtype is not torch.uint8 or entry.dim() != 1:
+        raise CheckpointError("expected their structure as a tensor of bytes")
+    tensors = from_bytes(entry.cpu().numpy().tobytes())
+    said = json.loads(tensors.pop(_TEXT).numpy().tobytes())
+    if said["version"] != VERSION:
+        raise CheckpointError(f"expected version {VERSION} of the structure; got {said['version']!r}")
+    records = [SeedRecord(**unpack(packed, tensors)) for packed in said["seeds"]]
+    return records, integer("run_seed", said["run_seed"])
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+grow_with(regrow)

@@ -1,0 +1,127 @@
+"""What a host does with a ``state_dict`` that says of other seeds than it has: it grows, or refuses.
+
+A state that has the entry ``_seeds._structure`` carries how its seeds are wired, and a host without seeds of
+its own grows them. A state without that entry cannot: it is refused, also under ``strict=False``, which would
+drop what grew, or leave it on weights that it did not grow on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fxgraft.errors import CheckpointError
+from fxgraft.words import count
+from fxgraft_passes import GraftSpec
+from fxgraft_passes.graft import SEEDS
+
+if TYPE_CHECKING:
+    from fxgraft.host.host import Host
+
+ENTRY = f"{SEEDS}._structure"
+"""The key, below the host's prefix, of a tensor of bytes that says how the seeds in a state are wired."""
+
+Say = Callable[["Host"], "tuple[Tensor, list[str]] | None"]
+"""What gives the entry of a host's ``state_dict``, and the seeds that it says; None where it cannot."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The entry that a host was grown from. It holds as long as the host has these seeds, and no other.
+
+    Attributes:
+        entry: the tensor of bytes.
+        seeds: name and wiring of each.
+    """
+
+    entry: Tensor
+    seeds: list[tuple[str, GraftSpec]]
+
+    @classmethod
+    def of(cls, entry: Tensor, host: Host) -> Kept:
+        """The entry that ``host`` was grown from just now."""
+        return cls(entry.detach().cpu().clone(), _wiring(host))
+
+    def __call__(self, host: Host) -> tuple[Tensor, list[str]] | None:
+        return (self.entry, [name for name, _ in self.seeds]) if self.seeds == _wiring(host) else None
+
+
+def say(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
+    """Add the host's entry to a ``state`` of it, and take out seeds that the entry does not say."""
+    if host.structure_entry is None or (said := host.structure_entry(host)) is None:
+        return
+    state[f"{prefix}{ENTRY}"], names = said
+    for name in set(_seeds_in(state, f"{prefix}{SEEDS}.")) - {*names, ENTRY.split(".")[1]}:
+        for key in [key for key in state if key.startswith(f"{prefix}{SEEDS}.{name}.")]:
+            del state[key]
+
+
+_growers: list[Callable[[Host, Tensor], None]] = []
+
+
+def grow_with(function: Callable[[Host, Tensor], None]) -> None:
+    """Let ``function`` grow what an entry says on a host. What can do so builds on this package."""
+    _growers[:] = [function]
+
+
+def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
+    """Let the host have the seeds of ``state``, or raise; before any weight is loaded. Takes the entry out.
+
+    Raises:
+        CheckpointError: the state says of other seeds than the host has, and the host cannot have those.
+    """
+    entry = state.pop(f"{prefix}{ENTRY}", None)
+    ours = [placement.seed for placement in host.structure.placements]
+    if entry is None:
+        theirs = _seeds_in(state, f"{prefix}{SEEDS}.")
+        if lost := [name for name in theirs if name not in ours]:
+            raise CheckpointError(
+                f"the state has {_named(lost)}, which the host has not, and does not say how they are wired. "
+                f"SeedManager.load(path, host, ...) loads what manager.save(path) wrote, with what grew"
+            )
+        left = [name for name in ours if name not in theirs]
+        if not left or any(f"{prefix}{name}" not in state for name in host.model_state()):
+            return
+        if host.on_structure is None:
+            raise CheckpointError(
+                f"the state has the host's weights without {_named(left)}, which would stay and run on "
+                f"weights that they did not grow on. host.clear() takes all out; SeedManager.load(path, "
+                f"host, ...) loads a run with its seeds; {{**host.state_dict(), **state}} keeps them as they are"
+            )
+        host.on_structure(None)
+        return
+    if host.on_structure is not None:
+        host.on_structure(entry)
+    elif host.led_by is not None and host.led_by() is not None:
+        raise CheckpointError(
+            "the state says how its seeds are wired, and the host has a SeedManager, which would not know "
+            "them. Load the state before the manager is made, or the run: SeedManager.load(path, host, ...)"
+        )
+    else:
+        _growers[0](host, entry)
+        said = _seeds_in(state, f"{prefix}{SEEDS}.")
+        if without := [
+            placement.seed for placement in host.structure.placements if placement.seed not in said
+        ]:
+            host.clear()
+            raise CheckpointError(
+                f"the state says how {_named(without)} are wired, and has no weights of them"
+            )
+    if not host.structure.placements:  # whoever answers for the host brings them later
+        for key in [key for key in state if key.startswith(f"{prefix}{SEEDS}.")]:
+            del state[key]
+
+
+def _seeds_in(keys: Iterable[str], prefix: str) -> list[str]:
+    return list(dict.fromkeys(key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)))
+
+
+def _wiring(host: Host) -> list[tuple[str, GraftSpec]]:
+    return [(placement.seed, placement.spec) for placement in host.structure.placements]
+
+
+def _named(seeds: list[str]) -> str:
+    return f"{count(len(seeds), 'seed')} ({', '.join(seeds[:5])}{', …' if len(seeds) > 5 else ''})"
