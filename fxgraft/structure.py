@@ -6,16 +6,20 @@ a ``forward`` for each region that has grafts, is generated before the swap and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.merge import local_name
 from fxgraft.capture.region import Wiring
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.observe import KEY
+
+Value = tuple[fx.Node, fx.Node | None]
+"""A value that seeds may stand behind: its node, and the one reader that it is meant for, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class Placement:
     slot: Slot = field(hash=False)
     spec: GraftSpec
     kind: str = ""
+
+    @property
+    def values(self) -> frozenset[Value]:
+        """The values that the seed stands behind."""
+        return values_at(self.slot)
 
     @property
     def wiring(self) -> Wiring:
@@ -57,13 +66,25 @@ class Placement:
 
 @dataclass(frozen=True)
 class Structure:
-    """A set of placements. Make changed ones with `with_placement` and `without`."""
+    """Placements; those at one value compose in this order. Make changed ones by the methods below."""
 
     placements: tuple[Placement, ...] = ()
 
-    def with_placement(self, placement: Placement) -> Structure:
-        """This structure with one seed more, or with that seed placed anew."""
-        return Structure((*self.without(placement.seed).placements, placement))
+    def with_placement(self, placement: Placement, before: Container[str] = ()) -> Structure:
+        """This structure with one seed more, or with that seed wired anew, where it is.
+
+        Args:
+            placement: of the seed.
+            before: a new one stands before the first of these seeds; behind all, where there is none.
+        """
+        found = list(self.placements)
+        for i, other in enumerate(found):
+            if other.seed == placement.seed:
+                found[i] = placement
+                return Structure(tuple(found))
+        first = next((i for i, other in enumerate(found) if other.seed in before), len(found))
+        found.insert(first, placement)
+        return Structure(tuple(found))
 
     def without(self, seed: str) -> Structure:
         """This structure with one seed less."""
@@ -89,7 +110,7 @@ class Structure:
 
     @cached_property
     def by_region(self) -> Mapping[str, tuple[Placement, ...]]:
-        """Region -> the placements in its graph: in the order of that, at one node in that of names."""
+        """Region -> the placements in its graph, in its order; at one value in that of `placements`."""
         regions: dict[str, list[Placement]] = {}
         for placement in self.placements:
             regions.setdefault(self.runs_in(placement), []).append(placement)
@@ -147,5 +168,32 @@ def relative(region: str, prefix: str) -> str:
     return region[len(prefix) :].lstrip(".")
 
 
-def _ordered(placements: Iterable[Placement]) -> list[Placement]:
-    return sorted(placements, key=lambda p: (p.slot.node.meta[KEY].order, p.seed))
+def values_at(slot: Slot) -> frozenset[Value]:
+    """The values that a seed at ``slot`` stands behind; several for all calls of a module."""
+    return frozenset((node, slot.reader) for node in (slot.node, *slot.others))
+
+
+def _ordered(placements: Sequence[Placement]) -> list[Placement]:
+    """In the order of the graph. Not of the placements: else equal structures would have several forms."""
+    waiting = sorted(placements, key=_in_the_graph)
+    if not any(p.slot.others for p in waiting):
+        return waiting
+    # A seed behind all calls of a module shares some of its values with seeds behind one of the calls.
+    position = {p.seed: i for i, p in enumerate(placements)}
+    found: list[Placement] = []
+    while waiting:
+        following = next(
+            p
+            for p in waiting
+            if not any(q.values & p.values and position[q.seed] < position[p.seed] for q in waiting)
+        )
+        waiting.remove(following)
+        found.append(following)
+    return found
+
+
+def _in_the_graph(placement: Placement) -> tuple[int, int]:
+    """When a value is passed in a run. An edge comes behind the slot that it leads away from."""
+    slot = placement.slot
+    reader = slot.reader.meta.get(KEY) if slot.reader is not None else None
+    return slot.node.meta[KEY].order, -1 if reader is None else reader.order

@@ -27,7 +27,9 @@ from fxgraft.bits import bits
 from fxgraft.errors import CheckpointError
 
 FORMAT = "fxgraft"
-VERSION = 1
+VERSION = 2
+READABLE = ("1", "2")
+"""The versions that can be read. In version 1 seeds at one slot stood in the order of their names."""
 
 _numbers = itertools.count()
 
@@ -99,9 +101,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
 def _manifest(path: str | os.PathLike[str], header: dict[str, str]) -> dict[str, Any]:
     if header.get("format") != FORMAT or "manifest" not in header:
         raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; it has no manifest")
-    if header.get("version") != str(VERSION):
+    if header.get("version") not in READABLE:
         raise CheckpointError(
-            f"{path}: expected version {VERSION} of the format; got {header.get('version')}"
+            f"{path}: expected version {VERSION} of the format or an earlier one; got {header.get('version')}"
         )
     text = header["manifest"]
     if _digest(text.encode()) != header.get("sha256"):

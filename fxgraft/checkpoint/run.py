@@ -27,6 +27,7 @@ from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.observe import KEY
 
 
 @dataclass
@@ -72,6 +73,7 @@ def save(
             for seed in lifecycle.seeds.values()
             if seed.module is not None
         ],
+        "seeds_in_order": True,
         "optimizers": optimizers.record(trainers, host, tensors),
         "schedulers": [
             {"type": type(s).__name__, "state": pack(s.state_dict(), f"scheduler.{i}", tensors)}
@@ -139,6 +141,8 @@ class _Restoration:
         _check_types("schedulers", manifest["schedulers"], schedulers)
         self._state = RunState(**unpack(manifest["run"], tensors))
         self._records = [SeedRecord(**unpack(packed, tensors)) for packed in manifest["seeds"]]
+        if not manifest.get("seeds_in_order"):
+            self._records.sort(key=self._order_by_names)
         self._weights: dict[str, Any] = unpack(manifest["host"], tensors)
         self._buffers: dict[str, Tensor] = unpack(manifest["buffers"], tensors)
         self._names = [saved["names"] for saved in manifest["optimizers"]]
@@ -172,6 +176,11 @@ class _Restoration:
             self._set_streams()
             undo.pop_all()
         return self._state
+
+    def _order_by_names(self, record: SeedRecord) -> tuple[int, str]:
+        """How the seeds at one slot stood in files of version 1."""
+        slot = self._host.site(record.slot, record.source)
+        return slot.node.meta[KEY].order, record.name
 
     def _load_optimizers(self, undo: ExitStack) -> None:
         optimizers.arrange(self._trainers, self._names, self._host)

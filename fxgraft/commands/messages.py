@@ -20,6 +20,8 @@ class SEED:
     name: str | None = None
     mode: str | None = field(default=None, metadata={"enum": [*MODES, None]})
     isolated: bool = True
+    before: str | None = None
+    after: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     id: str | None = None
 

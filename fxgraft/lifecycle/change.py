@@ -15,11 +15,19 @@ Names = list[list[str]]
 
 @dataclass(frozen=True)
 class Birth:
-    """A seed that is to go live, with what it needs for that."""
+    """A seed that is to go live, with what it needs for that.
+
+    Attributes:
+        seed: the seed.
+        placement: where it goes.
+        graft: its module.
+        before: the names of the seeds that stand behind it.
+    """
 
     seed: Seed
     placement: Placement
     graft: Graft
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ class Change:
         """The structure that it makes of ``structure``."""
         for name in (*(seed.name for seed in self.deaths), *self.departed):
             structure = structure.without(name)
-        for placement in (*(b.placement for b in self.births), *(p for _, p in self.fossils)):
+        for birth in self.births:
+            structure = structure.with_placement(birth.placement, birth.before)
+        for _, placement in self.fossils:
             structure = structure.with_placement(placement)
         return structure
 

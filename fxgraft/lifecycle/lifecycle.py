@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.host.outdated import outdated
+from fxgraft.lifecycle import order
 from fxgraft.lifecycle.change import Birth, Change
 from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
@@ -41,7 +42,8 @@ class Lifecycle:
         schedulers: to keep in step with groups that seeds add to the optimizers.
 
     Attributes:
-        seeds: name -> seed, in the order of germination.
+        seeds: name -> seed, in the order in which those at one slot stand: that of germination, or another
+            one that was asked for.
         departing: the names of seeds that are culled, and whose grafts are still in the graph.
         cold: whether changes leave compiling for later.
         distribute: brings a new seed's parameters to where those of the host are; returns what undoes it.
@@ -72,15 +74,24 @@ class Lifecycle:
 
     # One change of the structure, or several at once
 
-    def conceive(self, seed: Seed, slot: Slot, module: nn.Module) -> Birth:
-        """The graft and the placement of a seed as they fit the host now. Changes nothing."""
+    def conceive(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> Birth:
+        """The graft and the placement of a seed as they fit the host now. Changes nothing.
+
+        Args:
+            seed: among the seeds it stands where it is among `seeds`; one that is not there yet, before
+                that of the name ``before``, or behind all.
+            slot: where it goes.
+            module: what it runs.
+            before: the name of a seed.
+        """
         self._refuse_strangers(seed)
         self.registry.check(seed.hyper, seed.name, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
         graft = Graft(module, dtype=around.dtype, device=around.device, alpha_shape=shape)
         graft.train(around.training)
-        return Birth(seed, Placement(seed.name, slot, seed.spec, kind_of(module)), graft)
+        placement = Placement(seed.name, slot, seed.spec, kind_of(module))
+        return Birth(seed, placement, graft, order.behind(self.seeds, seed.name, before))
 
     def commit(self, change: Change, warm_up: bool = True) -> None:
         """Swap in the structure that ``change`` leads to: host, optimizers and hooks, or nothing.
@@ -131,8 +142,8 @@ class Lifecycle:
         undo.callback(seed.leave, seed.stage)
         seed.take(birth.graft)
         seed.enter(after(seed.stage, "go live", seed.name))
-        undo.callback(self._reorder, {n: other for n, other in self.seeds.items() if other is not seed})
-        self.seeds[seed.name] = seed
+        undo.callback(self.reorder, {n: other for n, other in self.seeds.items() if other is not seed})
+        self.enlist(seed, birth.before)
 
     def _join(self, undo: ExitStack, birth: Birth) -> None:
         """Into the optimizers and under watch, which comes after the swap."""
@@ -144,7 +155,7 @@ class Lifecycle:
         self._progress.begin(seed)
 
     def _remove(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
-        undo.callback(self._reorder, dict(self.seeds))
+        undo.callback(self.reorder, dict(self.seeds))
         for seed in seeds:
             del self.seeds[seed.name]
 
@@ -165,13 +176,23 @@ class Lifecycle:
             self.registry.leave([*seed.module.parameters(), *self.registry.parameters(seed.name)])
         self.registry.disown(seed.name)
 
-    def _reorder(self, seeds: Mapping[str, Seed]) -> None:
+    def reorder(self, seeds: Mapping[str, Seed]) -> None:
+        """Let `seeds` be these."""
+        seeds = dict(seeds)
         self.seeds.clear()  # in place: others look at this very dictionary
         self.seeds.update(seeds)
 
-    def go_live(self, seed: Seed, slot: Slot, module: nn.Module) -> None:
-        """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers."""
-        self.commit(Change(births=(self.conceive(seed, slot, module),)))
+    def enlist(self, seed: Seed, before: Sequence[str] = ()) -> None:
+        """Have ``seed`` among `seeds`, before the first of those names, if it is not there already."""
+        if seed.name not in self.seeds:
+            self.reorder(order.inserted(self.seeds, seed, before))
+
+    def go_live(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> None:
+        """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers.
+
+        ``before`` is as for `conceive`.
+        """
+        self.commit(Change(births=(self.conceive(seed, slot, module, before),)))
 
     def strangers(self) -> list[str]:
         """The seeds in the host that are of another manager, fossils included."""

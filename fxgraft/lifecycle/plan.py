@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Plan:
     """What a germination would change; ``str`` gives a page.
 
     Attributes:
-        name: the seed's; also its place among several at one slot.
+        name: the seed's.
         slot: where it goes.
         source: the earlier slot that it reads, or None.
         blueprint: what it is made from.
@@ -41,6 +41,7 @@ class Plan:
         parameter_bytes: of all of them.
         forward_flops, backward_flops: of the seed in a call of the example's size, two for each multiply-add;
             matrix products, convolutions and attention only, as torch's ``FlopCounterMode`` counts.
+        order: the names of the seeds at the slot, the planned one among them, as they would compose.
         diffs: region -> unified diff of its generated code, from now to with the seed in isolation.
     """
 
@@ -58,6 +59,7 @@ class Plan:
     parameter_bytes: int
     forward_flops: int
     backward_flops: int
+    order: tuple[str, ...]
     diffs: Mapping[str, str]
 
     @property
@@ -86,6 +88,8 @@ class Plan:
             f"  FLOPs       {self.forward_flops:,} forward, {self.backward_flops:,} backward, in a call of "
             f"the example's size",
         ]
+        if len(self.order) > 1:
+            lines.append(f"  order       {', '.join(self.order)}")
         for region, diff in self.diffs.items():
             lines += [f"  code of region {region!r}", *(f"    {line}" for line in diff.splitlines())]
         return "\n".join(lines)
@@ -98,13 +102,18 @@ def plan(
     blueprint: BlueprintLike,
     name: str,
     config: Mapping[str, Any],
+    behind: Container[str] = (),
 ) -> Plan:
-    """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`."""
+    """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`.
+
+    ``behind`` are the names of the seeds that it would stand before.
+    """
     check_name(name)
     around = nursery.surroundings(host, slot, without_data=True)
     module = _built(blueprint, slot, spec.mode, around, config)
     forward, backward = _flops(module, slot, around, spec.isolated)
-    structure = host.structure.with_placement(Placement(name, slot, spec, kind_of(module)))
+    placement = Placement(name, slot, spec, kind_of(module))
+    structure = host.structure.with_placement(placement, behind)
     return Plan(
         name=name,
         slot=slot.name,
@@ -120,6 +129,7 @@ def plan(
         parameter_bytes=sum(p.nbytes for p in module.parameters() if p.requires_grad),
         forward_flops=forward,
         backward_flops=backward,
+        order=tuple(p.seed for p in structure.placements if p.values & placement.values),
         diffs=_diffs(host, structure),
     )
 

@@ -82,7 +82,6 @@ class Background:
         """Begin to build the module of ``seed``, which is in GERMINATED until it is live."""
         pending = Pending(seed, slot, self._deadline())
         self._pending[seed.name] = pending
-        self._lifecycle.seeds[seed.name] = seed
         pending.run(build)
 
     def fossilize(self, seed: Seed) -> None:

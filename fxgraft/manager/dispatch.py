@@ -29,7 +29,8 @@ REMEMBERED = 4096
 
 # What a blueprint's configuration must not reach.
 _GERMINATE = {
-    "slot_name", "slot", "blueprint", "source", "name", "mode", "objective", "isolated", "wait", "hyper"
+    "slot_name", "slot", "blueprint", "source", "name", "mode", "objective", "isolated", "wait", "hyper",
+    "before", "after",
 }  # fmt: skip
 
 
@@ -145,6 +146,8 @@ def arguments(command: SEED) -> dict[str, Any]:
         "name": command.name,
         "mode": command.mode,
         "isolated": command.isolated,
+        "before": command.before,
+        "after": command.after,
         **command.config,
     }
 

@@ -28,7 +28,7 @@ from fxgraft.isolation import probing
 from fxgraft.isolation.check import Violation
 from fxgraft.isolation.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
 from fxgraft.isolation.shadow import shadow_pass
-from fxgraft.lifecycle import nursery
+from fxgraft.lifecycle import nursery, order
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.lifecycle.plan import Plan, plan
@@ -42,7 +42,8 @@ from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
-from fxgraft.seeds.stage import Stage, after
+from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import after as stage_after
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
 from fxgraft.words import count
@@ -192,6 +193,8 @@ class SeedManager:
         isolated: bool = True,
         wait: bool = True,
         hyper: Mapping[str, Any] | None = None,
+        before: str | None = None,
+        after: str | None = None,
         **config: Any,
     ) -> Seed:
         """Splice a new seed in behind a slot.
@@ -220,6 +223,10 @@ class SeedManager:
                 there would join. Its lr is scaled along the schedule of that group as the initial lr
                 there is, or as the peak of a schedule that has one (OneCycleLR, CyclicLR). By default
                 the seed joins existing groups.
+            before: the name of a seed at this slot that the new one is to stand directly before. Seeds at one
+                slot compose in the order in which they were germinated, unless this or ``after`` is given.
+            after: the name of a seed at this slot that it is to stand directly behind; with ``before``:
+                anywhere behind.
             **config: passed to the blueprint's factory.
 
         Raises:
@@ -227,7 +234,7 @@ class SeedManager:
             BlueprintError: the blueprint is unknown, fails, or does not fit the slot.
             ValueError: for an unknown mode, objective or hyper-parameter, a name that cannot be one, or
                 a ``hyper`` where an optimizer has a scheduler that is not in ``schedulers``.
-            StageError: the name is taken.
+            StageError: the name is taken, or there are no such seeds as ``before`` and ``after`` name there.
         """
         self._allow("germinate")
         if torch.is_inference_mode_enabled():
@@ -240,11 +247,12 @@ class SeedManager:
         if self.enabled and wait_for > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         spec = _spec(slot, mode, objective, isolated)
+        follower = order.place(self.host, self._seeds, slot, before, after)
         label = nursery.label(blueprint)
         registered = isinstance(blueprint, str)
         seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
         if not self.enabled:
-            self._seeds[seed.name] = seed
+            self._lifecycle.enlist(seed, order.behind(self._seeds, seed.name, follower))
             self._reporter.operation("germinate", seed, disabled=True)
             return seed
         self.registry.check(hyper)
@@ -256,7 +264,7 @@ class SeedManager:
                 seed.name,
                 slot_name,
             )
-        amend(seed, stage=after(seed.stage, "germinate", seed.name))
+        amend(seed, stage=stage_after(seed.stage, "germinate", seed.name))
         key = streams.key_of(self._memory.run_seed, seed.name)
         around = nursery.surroundings(self.host, slot)
         admit = partial(self._lifecycle.admit, seed)
@@ -265,9 +273,10 @@ class SeedManager:
         if wait:
             with disturbable():
                 module = build()
-            self._lifecycle.go_live(seed, slot, module)
+            self._lifecycle.go_live(seed, slot, module, follower)
             self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
         else:
+            self._lifecycle.enlist(seed, order.behind(self._seeds, seed.name, follower))
             self._background.germinate(seed, slot, build)
             self._on_stage(seed)
         return seed
@@ -282,6 +291,8 @@ class SeedManager:
         mode: str | None = None,
         objective: str | Objective = "trust",
         isolated: bool = True,
+        before: str | None = None,
+        after: str | None = None,
         **config: Any,
     ) -> Plan:
         """What `germinate` with these arguments would change. Changes nothing, and needs no data.
@@ -293,8 +304,10 @@ class SeedManager:
             SlotError, BlueprintError, ValueError: as `germinate` would.
         """
         slot = self.host.site(slot_name, source)
-        name = name or self._memory.names.foresee(nursery.label(blueprint), self._seeds)
-        return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config)
+        name = name or self._memory.names.foresee(nursery.label(blueprint), self._taken())
+        follower = order.place(self.host, self._seeds, slot, before, after)
+        behind = order.behind(self._seeds, name, follower)
+        return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config, behind)
 
     @whole
     def blend(
@@ -324,7 +337,7 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("blend", seed, disabled=True)
-        after(seed.stage, "blend", seed.name)
+        stage_after(seed.stage, "blend", seed.name)
         ramp = Ramp(seed.alphas, to, steps, schedules.resolve(schedule), warmup)
         self._pass_gate("blend", seed)
         self._background.leave_open(seed)
@@ -372,7 +385,7 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("fossilize", seed, disabled=True)
-        after(seed.stage, "fossilize", seed.name, seed.progress)
+        stage_after(seed.stage, "fossilize", seed.name, seed.progress)
         self._pass_gate("fossilize", seed)
         if not wait:
             return self._background.fossilize(seed)
@@ -678,7 +691,7 @@ class SeedManager:
 
     def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
         if name is None:
-            return self._memory.names.make(nursery.label(blueprint), self._seeds)
+            return self._memory.names.make(nursery.label(blueprint), self._taken())
         check_name(name)
         if name in self._seeds:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
@@ -686,7 +699,12 @@ class SeedManager:
             raise StageError(
                 f"the graft of culled seed {name!r} is still in the graph; it leaves at a later step()"
             )
+        self._memory.names.note(name)
         return name
+
+    def _taken(self) -> set[str]:
+        """The names that no new seed can have; those of another manager's seeds in the host among them."""
+        return {*self._seeds, *(placement.seed for placement in self.host.structure.placements)}
 
     def _find(self, seed: Seed | str) -> Seed:
         known = self._seeds.get(seed.name if isinstance(seed, Seed) else seed)

@@ -24,6 +24,13 @@ class SeedNames:
         self._next[base] = number + 1
         return f"{base}_{number}"
 
+    def note(self, name: str) -> None:
+        """A seed is called so by its user: `make` will never make that name."""
+        base, _, digits = name.rpartition("_")
+        # What is no number that `make` could come to stands in nobody's way.
+        if base and re.fullmatch(r"0|[1-9][0-9]{0,8}", digits):
+            self._next[base] = max(self._next.get(base, 0), int(digits) + 1)
+
     def foresee(self, blueprint: str, taken: Container[str]) -> str:
         """The name that `make` would make."""
         base, number = self._following(blueprint, taken)

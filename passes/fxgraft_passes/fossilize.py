@@ -32,7 +32,7 @@ import torch.fx as fx
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.cull import Cull
 from fxgraft_passes.germinate import Germinate
-from fxgraft_passes.sites import exit_of
+from fxgraft_passes.sites import exit_of, graft_behind
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,16 @@ class Fossilize(GraphPass):
         found = exit_of(graph, self.name)
         if found is None or found[0].spec.fossil is not None:
             return False
-        site, _ = found
+        site, exit_node = found
+        behind = graft_behind(exit_node, site.node)
         Cull(self.name).rewrite(graph)
         spec = dataclasses.replace(site.spec, fossil=self.alpha)
-        again = Germinate(site.node, site.name, spec=spec, path=site.path, source=site.source)
+        again = Germinate(
+            site.node,
+            site.name,
+            spec=spec,
+            path=site.path,
+            source=site.source,
+            before=None if behind is None else behind[0].name,
+        )
         return again.rewrite(graph)

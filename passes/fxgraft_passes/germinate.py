@@ -23,8 +23,8 @@ after, ``phase=Phase.BLENDED``::
     graft = residual(relu, seed, alpha, learning, 'trust', 0.03)
     fc = self.fc(graft)
 
-Several seeds at one node stand one after the other in the order of their names, whatever the order
-in which they came.
+Several seeds at one node stand one after the other in the order in which they came, or where ``before``
+and ``after`` say. Their names say nothing of it.
 
 A branch around what lies between, ``source="fc1"`` (its input is read where the source is computed,
 behind all seeds there; ``spec.copy_source`` copies it, where something writes into it later)::
@@ -59,12 +59,13 @@ class Germinate(GraphPass):
 
     Attributes:
         node: the name of the graph node whose value is the slot.
-        name: the seed's name; orders the seeds of a node.
+        name: the seed's name.
         seed: the module; None where the graph alone is rewritten and ``path`` exists already.
         spec: mode, objective, isolation.
         phase: which of the forwards of the structure to write.
         path: the attribute that holds the `Graft`; by default ``_seeds.<name>``.
         source: the name of an earlier node, whose value the seed reads; by default it reads that of ``node``.
+        before, after: the names of seeds at this node; by default it comes behind all of them.
     """
 
     node: str
@@ -74,6 +75,8 @@ class Germinate(GraphPass):
     phase: Phase = Phase.ISOLATED
     path: str | None = None
     source: str | None = None
+    before: str | None = None
+    after: str | None = None
 
     def rewrite(self, graph: fx.Graph) -> bool:
         slot = node_named(graph, self.node)
@@ -85,12 +88,28 @@ class Germinate(GraphPass):
         if known := exit_of(graph, self.name):
             raise SlotError(f"there is a seed {self.name!r} in this graph already, at node {known[0].node!r}")
         source = self._source(graph, slot)
-        host = slot
-        for site, exit_node in chain_at(slot):
-            if site.name < self.name:
-                host = exit_node
-        self._splice(graph, slot, host, source)
+        self._splice(graph, slot, self._host(slot), source)
         return True
+
+    def _host(self, slot: fx.Node) -> fx.Node:
+        """The node that the graft stands behind: the slot, or a graft that is there already."""
+        exits = {site.name: exit_node for site, exit_node in chain_at(slot)}
+        names = list(exits)
+        for name in (self.before, self.after):
+            if name is not None and name not in exits:
+                raise SlotError(
+                    f"seed {self.name!r}: expected the name of a seed at node {self.node!r} to stand beside; "
+                    f"got {name!r}, and there are: {', '.join(names) or 'none'}"
+                )
+        place = len(names) if self.before is None else names.index(self.before)
+        if self.after is not None and (first := names.index(self.after) + 1) != place:
+            if self.before is not None and first > place:
+                raise SlotError(
+                    f"seed {self.name!r}: expected a place behind {self.after!r} and before {self.before!r} "
+                    f"at node {self.node!r}; they stand the other way: {', '.join(names)}"
+                )
+            place = first if self.before is None else place
+        return exits[names[place - 1]] if place else slot
 
     def _source(self, graph: fx.Graph, slot: fx.Node) -> fx.Node | None:
         """The node that a branch reads; None where the seed reads the slot's value."""
@@ -145,7 +164,7 @@ def _read_early(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) 
     following = value.next
     while following.op == "placeholder":
         following = following.next
-    while following.meta.get("graft_of", site.name) < site.name:  # other branches from here, by name
+    while "graft_of" in following.meta:  # other branches from here
         following = following.next
     before = following.prev
     with graph.inserting_before(following):

@@ -86,11 +86,17 @@ def host_value(exit_node: fx.Node) -> fx.Node:
 
 def chain_at(slot: fx.Node) -> list[tuple[GraftSite, fx.Node]]:
     """The grafts at one slot in the order in which they run."""
+    # Not the users of a value alone: a fossil's value may leave by a copy, which reads the seed's.
+    behind = {
+        host_value(exit_node): (site, exit_node)
+        for site, exit_node in exits(slot.graph)
+        if site.node == slot.name
+    }
     chain: list[tuple[GraftSite, fx.Node]] = []
     value = slot
-    while following := _graft_behind(value, slot.name):
-        chain.append(following)
-        value = following[1]
+    while value in behind:
+        chain.append(behind[value])
+        value = chain[-1][1]
     return chain
 
 
@@ -100,11 +106,11 @@ def end_of_chain(slot: fx.Node) -> fx.Node:
     return chain[-1][1] if chain else slot
 
 
-def _graft_behind(value: fx.Node, slot: str) -> tuple[GraftSite, fx.Node] | None:
-    # Not among the users of `value` alone: a fossil's value may leave by a copy, which reads the seed's.
-    for site, exit_node in exits(value.graph):
-        if site.node == slot and host_value(exit_node) is value:
-            return site, exit_node
+def graft_behind(exit_node: fx.Node, slot: str) -> tuple[GraftSite, fx.Node] | None:
+    """The graft of the slot (a node's name) that reads what leaves another one; None behind the last."""
+    for site, other in exits(exit_node.graph):
+        if site.node == slot and host_value(other) is exit_node:
+            return site, other
     return None
 
 

@@ -111,7 +111,7 @@ def test_among_others_at_its_slot(name, mode, alpha):
     Fossilize(name, alpha)(host)
     assert same_bits(host(x), value)
     assert chain(host) == ["a", "b", "c"]
-    Germinate("relu", "bb", nn.Linear(4, 4))(host)
+    Germinate("relu", "bb", nn.Linear(4, 4), before="c")(host)
     assert chain(host) == ["a", "b", "bb", "c"]
     assert same_bits(host(x), value)
 

@@ -113,25 +113,59 @@ def test_one_call_of_a_shared_module(node, expected):
     assert same_bits(host(x), call(call(x, expected == "first"), expected == "second"))
 
 
-def test_seeds_of_a_slot_run_in_the_order_of_their_names():
-    def grown(names):
-        torch.manual_seed(0)
-        host = traced(Net())
-        for name in names:
-            torch.manual_seed(ord(name))
-            Germinate("relu", name, nn.Linear(4, 4), GraftSpec("convex"), Phase.BLENDED)(host)
-            getattr(host._seeds, name).alpha.fill_(0.5)
-        return host
+@pytest.mark.parametrize("names", ["abc", "cba", "bca"])
+def test_seeds_of_a_slot_run_in_the_order_in_which_they_came(names):
+    host, x = traced(Net()), input_for(Net())
+    for name in names:
+        Germinate("relu", name, nn.Linear(4, 4), GraftSpec("convex"), Phase.BLENDED)(host)
+        getattr(host._seeds, name).alpha.fill_(1)
+    assert chain(host) == list(names)
+    value = host.relu(host.fc1(x))
+    for name in names:
+        value = getattr(host._seeds, name).module(value)
+    assert same_bits(host(x), host.fc2(value))
 
-    x = torch.randn(3, 4)
-    first = grown("abc")
-    assert chain(first) == ["a", "b", "c"]
-    for names in ("acb", "bac", "bca", "cab", "cba"):
-        other = grown(names)
-        assert chain(other) == ["a", "b", "c"]
-        assert same_bits(other(x), first(x))
-        theirs = gradients_after(other, x)
-        assert same_bits(sorted(gradients_after(first, x).items()), sorted(theirs.items()))
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "abcn"),
+        ({"before": "a"}, "nabc"),
+        ({"before": "c"}, "abnc"),
+        ({"after": "a"}, "anbc"),
+        ({"after": "c"}, "abcn"),
+        ({"after": "a", "before": "c"}, "abnc"),
+        ({"after": "a", "before": "b"}, "anbc"),
+    ],
+)
+def test_before_and_after(options, expected):
+    host = traced(Net())
+    for name in "abc":
+        Germinate("relu", name, nn.Linear(4, 4))(host)
+    Germinate("relu", "n", nn.Linear(4, 4), **options)(host)
+    assert "".join(chain(host)) == expected
+    Cull("n")(host)
+    assert chain(host) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"before": "z"}, "got 'z', and there are: a, b"),
+        ({"after": "elsewhere"}, "got 'elsewhere', and there are: a, b"),
+        ({"after": "b", "before": "a"}, "they stand the other way: a, b"),
+        ({"after": "a", "before": "a"}, "they stand the other way: a, b"),
+    ],
+)
+def test_a_place_that_there_is_not_is_refused_and_changes_nothing(options, message):
+    host = traced(Net())
+    for name in "ab":
+        Germinate("relu", name, nn.Linear(4, 4))(host)
+    Germinate("fc1", "elsewhere", nn.Linear(4, 4))(host)
+    before, identity = state_of(host), identity_of(host)
+    with pytest.raises(SlotError, match=message):
+        Germinate("relu", "n", nn.Linear(4, 4), **options)(host)
+    assert (state_of(host), identity_of(host)) == (before, identity)
 
 
 def test_culling_the_first_leaves_the_others_running():
