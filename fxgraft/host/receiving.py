@@ -89,7 +89,7 @@ def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
             raise CheckpointError(
                 f"the state has the host's weights without {_named(left)}, which would stay and run on "
                 f"weights that they did not grow on. host.clear() takes all out; SeedManager.load(path, "
-                f"host, ...) loads a run with its seeds; {{**host.state_dict(), **state}} keeps them as they are"
+                f"host, ...) loads a run with its seeds; {{**host.state_dict(), **state}} keeps them"
             )
         host.on_structure(None)
         return
