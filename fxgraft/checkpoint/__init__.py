@@ -2,6 +2,6 @@
 
 from fxgraft.checkpoint.ranks import save_streams
 from fxgraft.checkpoint.run import RunState, restore, save
-from fxgraft.checkpoint.structure import describe, revive
+from fxgraft.checkpoint.structure import describe, elsewhere, revive
 
-__all__ = ["RunState", "describe", "restore", "revive", "save", "save_streams"]
+__all__ = ["RunState", "describe", "elsewhere", "restore", "revive", "save", "save_streams"]

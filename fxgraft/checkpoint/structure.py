@@ -45,6 +45,12 @@ def describe(seeds: Iterable[Seed], run_seed: int) -> tuple[Tensor, list[str]]:
     return _bytes(to_bytes({**plain, _TEXT: _bytes(text.encode())})), [seed.name for seed in there]
 
 
+def elsewhere(text: str) -> Tensor:
+    """The entry of a state whose seeds are in another file: a host that loads it raises ``text``."""
+    said = json.dumps({"version": VERSION, "elsewhere": text})
+    return _bytes(to_bytes({_TEXT: _bytes(said.encode())}))
+
+
 def revive(entry: Tensor, lifecycle: Lifecycle) -> int:
     """Let a lifecycle, which has no seeds, have those of a state's entry, without weights yet.
 
@@ -107,6 +113,8 @@ def _read(entry: Any) -> tuple[list[SeedRecord], int]:
     said = json.loads(tensors.pop(_TEXT).numpy().tobytes())
     if said["version"] != VERSION:
         raise CheckpointError(f"expected version {VERSION} of the structure; got {said['version']!r}")
+    if "elsewhere" in said:
+        raise CheckpointError(str(said["elsewhere"]))
     records = [SeedRecord(**unpack(packed, tensors)) for packed in said["seeds"]]
     return records, integer("run_seed", said["run_seed"])
 

@@ -14,29 +14,42 @@ for x, y in loader:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft.checkpoint import elsewhere
 from fxgraft.errors import CheckpointError
+from fxgraft.host.receiving import ENTRY
+from fxgraft.integrations.carrier import bare
 from fxgraft.manager.manager import SeedManager
+from fxgraft.optimizers.wrapped import inner
 
 FILE = "fxgraft.safetensors"
-"""The name of our file in each folder that ``accelerator.save_state`` writes."""
+"""The name of our file in each folder that ``accelerator.save_state`` writes, for the first of its models."""
 
 WORKS_UNDER = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+_GROWTHS = "_fxgraft_growths"
+"""Where an accelerator keeps what was made for it."""
 
 
 class Growth:
     """A manager whose checkpoints are those of an accelerator.
 
-    ``accelerator.save_state(folder)`` writes the manager's file into the folder in the place of the host's
-    weights, and ``accelerator.load_state(folder)`` loads it before Accelerate loads the optimizers, so that
-    they have the seeds' parameters by then.
+    ``accelerator.save_state(folder)`` writes the manager's file into the folder, and in the place of the
+    host's weights a note that says so: ``load_state`` without a `Growth` raises.
+    ``accelerator.load_state(folder)`` loads it before Accelerate loads the optimizers, so that they have the
+    seeds' parameters by then; seeds that are there leave first.
+
+    Several hosts have one each, with optimizers of their own. As Accelerate's own files those of several
+    models are told apart by the order in which the models were prepared.
 
     Args:
         accelerator: has prepared the others.
@@ -49,7 +62,8 @@ class Growth:
         manager: leads the seeds. Another one after ``accelerator.load_state``.
 
     Raises:
-        ValueError: the accelerator shards models, or has not prepared this one.
+        ValueError: the accelerator shards models, or has not prepared this one; another `Growth` has this
+            host, or this optimizer.
     """
 
     def __init__(
@@ -73,30 +87,75 @@ class Growth:
             )
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self._accelerator, self._host = accelerator, host
-        self._optimizers = [getattr(wrapped, "optimizer", wrapped) for wrapped in optimizers]
-        options["schedulers"] = [getattr(wrapped, "scheduler", wrapped) for wrapped in schedulers]
+        self._optimizers = list(map(inner, optimizers))
+        others: list[Growth] = accelerator.__dict__.setdefault(_GROWTHS, [])
+        for other in others:
+            if any(model is known for model in self._known for known in other._known):
+                raise ValueError("host: expected one Growth for each; this host has one already")
+            if any(optimizer is known for optimizer in self._optimizers for known in other._optimizers):
+                raise ValueError(
+                    "optimizer: expected one of this host's own; another Growth has it, and neither could "
+                    "save the part of the other's seeds. Give each host an optimizer"
+                )
+        options["schedulers"] = list(map(inner, schedulers))
         self._options = options
         self.manager = SeedManager(host, self._optimizers, **options)
-        accelerator.register_save_state_pre_hook(self._save)
-        accelerator.register_load_state_pre_hook(self._load)
+        others.append(self)
+        if len(others) == 1:
+            accelerator.register_save_state_pre_hook(partial(_save, others))
+            accelerator.register_load_state_pre_hook(partial(_load, others))
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """After ``optimizer.step()``; where gradients are accumulated, it counts the last batch only."""
         if self._accelerator.sync_gradients:
             self.manager.step(loss)
 
-    def _save(self, models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
-        del weights[self._index(models)]  # they are in our file, with the structure that they need
-        self.manager.save(Path(folder) / FILE)
+    def _place(self, models: Sequence[nn.Module]) -> int:
+        for place, model in enumerate(models):
+            if any(model is known for known in self._known):
+                return place
+        raise CheckpointError(
+            "the accelerator does not have the host of a Growth any more (free_memory?): prepare the host "
+            "again, and make a Growth of it"
+        )
 
-    def _load(self, models: list[nn.Module], folder: str) -> None:
-        file = Path(folder) / FILE
+    def _load(self, file: Path) -> None:
+        with bare(self.manager.host, self._optimizers, self._options["schedulers"]):
+            self.manager = SeedManager.load(file, self._host, self._optimizers, **self._options)
+
+
+class _Loaded(nn.Module):
+    """Stands in the list of models to load for a host that is loaded already: others keep their places."""
+
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        return [], []  # missing keys, unexpected keys
+
+
+def _save(
+    growths: list[Growth], models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str
+) -> None:
+    for growth in growths:
+        place = growth._place(models)
+        file = _file(folder, place)
+        growth.manager.save(file)
+        prefix = "" if models[place] is growth.manager.host else "module."
+        note = (
+            f"the weights and what grew on them are in {file.name}, which is loaded where the host has its "
+            f"fxgraft.integrations.accelerate.Growth(accelerator, host, ...) before load_state"
+        )
+        weights[place] = {f"{prefix}{ENTRY}": elsewhere(note), note: torch.zeros(1)}
+
+
+def _load(growths: list[Growth], models: list[nn.Module], folder: str) -> None:
+    files = {growth: _file(folder, growth._place(models)) for growth in growths}
+    for file in files.values():
         if not file.exists():
-            raise CheckpointError(f"{file}: is not there; the state was not saved with a Growth")
-        if there := ", ".join(self.manager.seeds):
-            raise CheckpointError(f"{file}: expected a host without seeds to load into; there are {there}")
-        del models[self._index(models)]
-        self.manager = SeedManager.load(file, self._host, self._optimizers, **self._options)
+            raise CheckpointError(f"{file}: is not there; the state was not saved with a Growth of this host")
+    for growth, file in files.items():
+        growth._load(file)
+        models[growth._place(models)] = _Loaded()
 
-    def _index(self, models: Sequence[nn.Module]) -> int:
-        return next(i for i, model in enumerate(models) for known in self._known if model is known)
+
+def _file(folder: str, place: int) -> Path:
+    """As Accelerate numbers the files of models."""
+    return Path(folder) / (FILE if place == 0 else FILE.replace(".", f"_{place}."))

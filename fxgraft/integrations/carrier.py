@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.manager.manager import SeedManager
+from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import logger
 from fxgraft.training.clipping import clip_per_owner
@@ -58,13 +60,13 @@ class Carrier:
         """
         host, options = self._host, {"schedulers": schedulers, **self._options}
         if file is not None:
-            with _bare(host, optimizers):
+            with bare(host, optimizers, schedulers):
                 self.manager = SeedManager.load(file, host, optimizers, **options)
         elif not host.structure.placements:
             self.manager = SeedManager(host, optimizers, **options)
         elif (said := host.structure_entry and host.structure_entry(host)) is not None:
             state = host.state_dict()
-            with _bare(host, optimizers):
+            with bare(host, optimizers, schedulers):
                 self.manager = SeedManager(host, optimizers, **options)
                 self.manager.lead(said[0])
             weights = {name: value for name, value in state.items() if name != ENTRY}
@@ -93,13 +95,11 @@ class Carrier:
         assert before is not None
         if entry is not None and torch.equal(before.describe()[0], entry.cpu()):
             return
-        seeds = [parameter for graft in host.grafts().values() for parameter in graft.parameters()]
-        with _bare(host, before.optimizers):
+        with bare(host, before.optimizers, before.schedulers):
             options = {"schedulers": before.schedulers, **self._options}
             manager = SeedManager(host, before.optimizers, **options)
             if entry is not None:
                 manager.lead(entry)
-        before.registry.leave(seeds)  # their state, and groups of their own
         told = [", ".join(manager.seeds) or "none" for manager in (before, manager)]
         logger.warning("a state with other seeds was loaded: there were %s; now there are %s", *told)
         self.manager = manager
@@ -116,7 +116,9 @@ class Carrier:
 
 
 @contextmanager
-def _bare(host: Host, given: Optimizer | Sequence[Optimizer]) -> Iterator[None]:
+def bare(
+    host: Host, given: Optimizer | Sequence[Optimizer], schedulers: Sequence[Any] = ()
+) -> Iterator[None]:
     """The host and the optimizers without its seeds inside, for others to come; put back where that fails."""
     optimizers = [inner(one) for one in ([given] if isinstance(given, Optimizer) else given)]
     seeds = [parameter for graft in host.grafts().values() for parameter in graft.parameters()]
@@ -125,18 +127,16 @@ def _bare(host: Host, given: Optimizer | Sequence[Optimizer]) -> Iterator[None]:
             undo.callback(setattr, host, name, getattr(host, name))
         undo.callback(host.adopt, host.structure, host.phase, host.grafts())
         host.clear()
+        for scheduler in map(inner, schedulers):
+            undo.callback(scheduler.load_state_dict, copy.deepcopy(scheduler.state_dict()))
         for optimizer in optimizers:
-            state = {p: optimizer.state.pop(p) for p in seeds if p in optimizer.state}
-            undo.callback(optimizer.state.update, state)
+            undo.callback(
+                optimizer.state.update, {p: optimizer.state[p] for p in seeds if p in optimizer.state}
+            )
+            undo.callback(optimizer.param_groups.__setitem__, slice(None), list(optimizer.param_groups))
             for group in optimizer.param_groups:
-                _take_out(undo, group, set(map(id, seeds)))
+                for key in {"params", "param_names"} & group.keys():
+                    undo.callback(group[key].__setitem__, slice(None), list(group[key]))
+        SeedParameterRegistry(optimizers, list(map(inner, schedulers))).leave(seeds)
         yield
         undo.pop_all()
-
-
-def _take_out(undo: ExitStack, group: dict[str, Any], leaving: set[int]) -> None:
-    kept = [id(parameter) not in leaving for parameter in group["params"]]
-    for key in ("params", "param_names"):
-        if key in group:
-            undo.callback(group[key].__setitem__, slice(None), list(group[key]))
-            group[key][:] = [entry for entry, keep in zip(group[key], kept, strict=True) if keep]
