@@ -18,7 +18,7 @@ import torch
 import torch.fx as fx
 from torch import Tensor, nn
 
-from fxgraft.capture.region import Region
+from fxgraft.slots.walk import Place, Regions, before, called, joined, levels
 from fxgraft_passes import Slot
 from fxgraft_passes.observe import Observation, observation_of
 
@@ -26,8 +26,8 @@ _DTYPE_CASTS = {"float", "double", "half", "bfloat16"}
 _DEVICE_CASTS = {"cpu", "cuda"}
 _KEEP_THE_DTYPE_OF_THEIR_INPUT = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
-_LOOKED_AT = 512
-"""How many tensors of a large module are looked at: an edit must not cost more in a larger host."""
+_LOOKED_AT, _WALKED = 512, 1024
+"""How many tensors, and nodes, are looked at: an edit must not cost more in a larger host."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Values:
         self._dtypes = {form.dtype for form in self._then.values()}
         self._devices = {form.device for form in self._then.values()}
 
-    def at(self, slot: Slot, regions: Mapping[str, Region]) -> Form:
+    def at(self, slot: Slot, regions: Regions) -> Form:
         """The form of the value at ``slot`` (not of its source) as the host is now."""
         search = _Search(self._then, regions)
         seen = observation_of(slot.node)
@@ -87,18 +87,9 @@ class Values:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A node in the graph of a region, and the call of that region on the way to it."""
-
-    region: Region
-    node: fx.Node
-    call: _Place | None = None
-
-
-@dataclass(frozen=True)
 class _Search:
     then: Mapping[str, Form]
-    regions: Mapping[str, Region]
+    regions: Regions
 
     def nearest(
         self, slot: Slot, fits: _Fits, makes_its_own: Callable[[fx.Node], bool]
@@ -107,60 +98,34 @@ class _Search:
 
         None where the value does not come from a tensor: its code makes it so, or there is none.
         """
-        front = [_Place(self.regions[slot.region], slot.node)]
-        seen = set(front)
-        while front:
-            for place in front:
+        start = Place(self.regions[slot.region], slot.node)
+        for level in levels([start], lambda place: self._before(place, fits), _WALKED):
+            for place in level:
                 if makes_its_own(place.node):
                     return None
                 if (found := self._own(place, fits)) is not None:
                     return found
-            front = [p for place in front for p in self._before(place, fits) if p not in seen]
-            front = list(dict.fromkeys(front))
-            seen.update(front)
         return self._around(slot.region, fits)
 
-    def _own(self, place: _Place, fits: _Fits) -> tuple[Form, Form] | None:
-        """Of the tensors that a node brings in: its module's, unless that has a graph; its own."""
-        region, node = place.region, place.node
-        if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            tensor = getattr(region.module.get_submodule(owner), name, None)
-            return self._pair(_joined(region.name, str(node.target)), tensor, fits)
-        if node.op == "call_module" and self._inside(place) is None:
-            module = region.module.get_submodule(str(node.target))
-            if not isinstance(module, _KEEP_THE_DTYPE_OF_THEIR_INPUT):
-                return self._first(module, _joined(region.name, str(node.target)), fits)
-        return None
+    def _own(self, place: Place, fits: _Fits) -> tuple[Form, Form] | None:
+        """Of the tensors that a node brings in: its own, those of its module (unless that has a graph)."""
+        if not place.path or called(place, self.regions) is not None:
+            return None
+        owner, _, name = str(place.node.target).rpartition(".")
+        found = getattr(place.region.module.get_submodule(owner), name, None)
+        if isinstance(found, nn.Module) and not isinstance(found, _KEEP_THE_DTYPE_OF_THEIR_INPUT):
+            return self._first(found, place.path, fits)
+        return self._pair(place.path, found, fits)
 
-    def _before(self, place: _Place, fits: _Fits) -> Iterator[_Place]:
+    def _before(self, place: Place, fits: _Fits) -> Iterator[Place]:
         """The places whose values a place is computed from, as far as they fitted at tracing."""
-        node = place.node
-        if (inside := self._inside(place)) is not None:
-            yield inside
-        elif node.op == "placeholder" and place.call is not None:
-            yield from self._inputs(place.call, fits)
-        else:
-            yield from self._inputs(place, fits)
-
-    def _inputs(self, place: _Place, fits: _Fits) -> Iterator[_Place]:
-        nodes = place.node.all_input_nodes
-        if place.node.target in ("to", "type_as") and len(nodes) == 2:
-            nodes = nodes[1:]  # the tensor that it is to be like
-        for node in nodes:
-            seen = observation_of(node)
+        found = list(before(place, self.regions))
+        if place.node.target in ("to", "type_as") and len(found) == 2:
+            found = found[1:]  # the tensor that it is to be like
+        for other in found:
+            seen = observation_of(other.node)
             if seen is None or seen.kind != "Tensor" or _may_bring(seen, fits):
-                yield _Place(place.region, node, place.call)
-
-    def _inside(self, place: _Place) -> _Place | None:
-        """What a called module returns, where it has a graph."""
-        if place.node.op != "call_module":
-            return None
-        region = self.regions.get(_joined(place.region.name, str(place.node.target)))
-        if region is None or region.is_boundary:
-            return None
-        output = next(node for node in reversed(region.base.nodes) if node.op == "output")
-        return _Place(region, output, place)
+                yield other
 
     def _around(self, region: str, fits: _Fits) -> tuple[Form, Form] | None:
         """The first that fits of the region's module, of the modules around it, of the whole host."""
@@ -175,7 +140,7 @@ class _Search:
 
     def _first(self, module: nn.Module, path: str, fits: _Fits) -> tuple[Form, Form] | None:
         tensors = islice(_telling_tensors(module), _LOOKED_AT)
-        pairs = (self._pair(_joined(path, name), tensor, fits) for name, tensor in tensors)
+        pairs = (self._pair(joined(path, name), tensor, fits) for name, tensor in tensors)
         return next((pair for pair in pairs if pair is not None), None)
 
     def _pair(self, name: str, tensor: Any, fits: _Fits) -> tuple[Form, Form] | None:
@@ -232,11 +197,7 @@ def _telling_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if isinstance(part, _KEEP_THE_DTYPE_OF_THEIR_INPUT) is norms:
                 for name, tensor in (*part._parameters.items(), *part._buffers.items()):
                     if tensor is not None:
-                        yield _joined(path, name), tensor
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path and name else path or name
+                        yield joined(path, name), tensor
 
 
 def _is_channels_last(tensor: Tensor) -> bool | None:

@@ -24,6 +24,7 @@ from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
+from fxgraft.slots.neighbours import rings
 from fxgraft.structure import Placement, kind_of
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
@@ -59,7 +60,10 @@ class Lifecycle:
         schedulers: Sequence[Any] = (),
     ):
         self.host = host
-        self.registry = SeedParameterRegistry(optimizers, schedulers)
+        model, *_ = host.trees()
+        self.registry = SeedParameterRegistry(
+            optimizers, schedulers, model, lambda slot, counts: rings(host.slot(slot), host.regions, counts)
+        )
         self.gradients = SeedGradients(on_dropped)
         self.seeds: dict[str, Seed] = {}
         self.departing: set[str] = set()
@@ -85,7 +89,7 @@ class Lifecycle:
             before: the name of a seed.
         """
         self._refuse_strangers(seed)
-        self.registry.check(seed.hyper, seed.name, module)
+        self.registry.check_places(seed, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
         graft = Graft(module, dtype=around.dtype, device=around.device, alpha_shape=shape)
@@ -149,7 +153,7 @@ class Lifecycle:
         """Into the optimizers and under watch, which comes after the swap."""
         seed, module = birth.seed, birth.graft.module
         undo.callback(self.registry.leave, list(module.parameters()))
-        self.registry.join(module, f"_seeds.{seed.name}.module", seed.name, seed.hyper)
+        self.registry.join(seed, module, f"_seeds.{seed.name}.module")
         undo.callback(self.gradients.unwatch, seed.name)
         self.gradients.watch(seed.name, list(module.parameters()))
         self._progress.begin(seed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 
-def unfit(optimizer: Optimizer, parameter: nn.Parameter) -> str | None:
-    """Why ``optimizer`` cannot train a new ``parameter`` now; None if it can."""
+def unfit(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> str | None:
+    """Why ``optimizer`` cannot train a new ``parameter`` in its ``group`` now; None if it can."""
     if isinstance(optimizer, torch.optim.Muon) and parameter.dim() != 2:
         return (
             f"Muon takes matrices, and it has {parameter.dim()} dimension(s); give the manager a second "

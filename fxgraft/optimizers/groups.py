@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -88,6 +89,25 @@ def plan(
             value = momentum
         extensions.append((scheduler, name, value))
     return OwnGroup(optimizer, {**settings, OWNER: owner}, extensions)
+
+
+def are_counterparts(one: Mapping[str, Any], other: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether two groups of an optimizer differ by their weight decay alone (or by what they are called)."""
+
+    def told(group: Mapping[str, Any]) -> dict[str, Any]:
+        said = {k: v for k, v in group.items() if k not in ("params", "param_names", "weight_decay")}
+        return {k: v for k, v in said.items() if k in defaults or not isinstance(v, str)}
+
+    ours, theirs = told(one), told(other)
+    return ours.keys() == theirs.keys() and all(_is_same(ours[key], theirs[key]) for key in ours)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other or (
+            isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+        )
+    return bool(one == other)
 
 
 def remove(optimizer: Optimizer, place: int, given: Sequence[Any]) -> None:

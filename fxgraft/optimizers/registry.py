@@ -1,23 +1,29 @@
 """Who owns a parameter, and which optimizer group it is in.
 
-A parameter of a seed has one owner, and joins one existing optimizer group; or, where the seed has
-hyper-parameters of its own, is in a group of the seed's own (see ``fxgraft.optimizers.groups``).
+A parameter of a seed has one owner, and joins the optimizer group of the layers around its slot (see
+``fxgraft.optimizers.placement``); or, where the seed has hyper-parameters of its own, is in a group of the
+seed's own that is otherwise like that one (see ``fxgraft.optimizers.groups``).
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers import fitness, groups
+from fxgraft.optimizers import fitness, groups, placement
+from fxgraft.optimizers.census import Census, Group, shared_groups
 from fxgraft.optimizers.groups import OWNER, OwnGroup
+from fxgraft.optimizers.kinds import kinds_in
 from fxgraft.seeds.seed import Seed
 from fxgraft_passes.errors import BlueprintError
+
+Rings = Callable[[str, Callable[[str], bool]], Iterator[tuple[str, ...]]]
+"""Slot, and what counts as a layer -> names of the modules and parameters around it, nearest first."""
 
 
 class SeedParameterRegistry:
@@ -26,15 +32,19 @@ class SeedParameterRegistry:
     Args:
         optimizers: those that seeds are trained by; may be empty.
         schedulers: of learning rates, to keep in step with groups that seeds add.
+        model: the host's, without seeds.
+        rings: knows what is around a slot.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer] = (), schedulers: Sequence[Any] = ()):
+    def __init__(
+        self, optimizers: Sequence[Optimizer], schedulers: Sequence[Any], model: nn.Module, rings: Rings
+    ):
         self._optimizers = tuple(optimizers)
         self._schedulers = tuple(schedulers)
+        self._model, self._rings = model, rings
         self._owned: dict[str, list[weakref.ref[nn.Parameter]]] = {}
-        self._counted: dict[int, tuple[int, Counter[int]]] = {}
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            self._dims(group["params"])  # now, and not when a seed germinates
+        self._lock = threading.Lock()  # a seed that is built in the background looks for its place there
+        self._counted = Census(model, self._optimizers, ())  # now, and not when a seed germinates
 
     def claim(self, seed: Seed, module: nn.Module, of_host: Callable[[Tensor], bool]) -> None:
         """Make ``seed`` the owner of the parameters of ``module``. ``of_host`` tells the host's.
@@ -58,11 +68,7 @@ class SeedParameterRegistry:
                     f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters and buffers of its own; "
                     f"{name} belongs to {owner}, whose training it would change"
                 )
-        for name, parameter in _trainable(module) if self._optimizers else ():
-            if (why := fitness.unfit(self._optimizer_for(parameter), parameter)) is not None:
-                raise BlueprintError(
-                    f"seed {seed.name!r} at slot {seed.slot!r}: {name} cannot be trained: {why}"
-                )
+        self._places(module, seed.slot, seed.name)
 
     def replace(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """Let optimizers and owners have other parameters in the place of some, old -> new."""
@@ -83,44 +89,50 @@ class SeedParameterRegistry:
         """The parameters that ``seed`` owns."""
         return [p for ref in self._owned.get(seed, ()) if (p := ref()) is not None]
 
-    def check(self, hyper: Mapping[str, Any] | None, seed: str = "", module: nn.Module | None = None) -> None:
-        """Raise `ValueError` for hyper-parameters that a seed (or this ``module``) cannot have."""
+    def check(self, hyper: Mapping[str, Any] | None) -> None:
+        """Raise `ValueError` for hyper-parameters that no seed can have."""
         if hyper is None:
             return
         if not self._optimizers:
             raise ValueError("hyper: expected an optimizer to train the seed by; the manager has none")
         groups.check(hyper, [group for o in self._optimizers for group in o.param_groups])
-        if module is not None:
-            self._own_groups(seed, dict(_trainable(module)), hyper)
 
-    def join(
-        self, module: nn.Module, prefix: str, seed: str = "", hyper: Mapping[str, Any] | None = None
-    ) -> None:
+    def check_places(self, seed: Seed, module: nn.Module) -> None:
+        """Raise `ValueError` or `BlueprintError` where `join` would."""
+        self._destinations(seed, module, "")
+
+    def join(self, seed: Seed, module: nn.Module, prefix: str) -> None:
         """Add the trainable parameters of ``module`` to the optimizers.
 
-        Each joins the group that holds the most parameters of its own number of dimensions: biases
-        go where biases are, matrices to the optimizer for matrices. With ``hyper`` the seed gets a
-        group of its own in each of these optimizers.
+        Each joins the group of the layers around the slot, as ``placement`` has it. Where ``seed`` has
+        hyper-parameters of its own, each of these groups has its like in one of the seed's own.
+
+        Args:
+            seed: whose they are.
+            module: the seed's.
+            prefix: of the names of its parameters.
         """
-        named = {f"{prefix}.{name}": parameter for name, parameter in _trainable(module)}
-        if not self._optimizers:
-            return
-        if hyper is not None:
-            for own, members in self._own_groups(seed, named, hyper):
-                own.add(members)
-            return
-        for name, parameter in named.items():
-            group = self._group_for(parameter)
-            group["params"].append(parameter)
-            if "param_names" in group:
-                group["param_names"].append(name)
+        for destination, members in self._destinations(seed, module, prefix):
+            if isinstance(destination, OwnGroup):
+                destination.add(members)
+                continue
+            number, place = destination
+            group = shared_groups(self._optimizers[number])[place]
+            for name, parameter in members.items():
+                self._counted.changed(destination, 1)
+                group["params"].append(parameter)
+                if "param_names" in group:
+                    group["param_names"].append(name)
 
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take parameters out of every group and every optimizer's state; a seed's own group goes too."""
         leaving = {id(p): p for p in parameters}
-        for optimizer in self._optimizers:
+        for number, optimizer in enumerate(self._optimizers):
+            shared = {id(group): place for place, group in enumerate(shared_groups(optimizer))}
             for group in optimizer.param_groups:
-                self._take_out(group, leaving.keys() & set(map(id, group["params"])))
+                gone = _take_out(group, leaving.keys() & set(map(id, group["params"])))
+                if gone and id(group) in shared:
+                    self._counted.changed((number, shared[id(group)]), -gone)
             for parameter in leaving.values():
                 optimizer.state.pop(parameter, None)
             for place in reversed(range(len(optimizer.param_groups))):
@@ -128,64 +140,74 @@ class SeedParameterRegistry:
                 if OWNER in group and not group["params"]:
                     groups.remove(optimizer, place, self._schedulers)
 
-    def _own_groups(
-        self, seed: str, named: Mapping[str, nn.Parameter], hyper: Mapping[str, Any]
-    ) -> list[tuple[OwnGroup, dict[str, nn.Parameter]]]:
-        """One for each optimizer that has a parameter to train, like the group that the first would join."""
-        chosen = {name: self._group_for(parameter) for name, parameter in named.items()}
-        found = []
-        for optimizer in self._optimizers:
-            ours = {id(group) for group in optimizer.param_groups}
-            members = {name: p for name, p in named.items() if id(chosen[name]) in ours}
-            if members:
-                like = chosen[next(iter(members))]
-                found.append((groups.plan(optimizer, like, seed, hyper, self._schedulers), members))
+    def _destinations(
+        self, seed: Seed, module: nn.Module, prefix: str
+    ) -> list[tuple[Group | OwnGroup, dict[str, nn.Parameter]]]:
+        """Where the parameters go, by their whole names: one group of the seed's own for each it is like."""
+        together: dict[Group, dict[str, nn.Parameter]] = {}
+        for name, (parameter, group) in self._places(module, seed.slot, seed.name).items():
+            together.setdefault(group, {})[f"{prefix}.{name}"] = parameter
+        if seed.hyper is None:
+            return list(together.items())
+        found: list[tuple[Group | OwnGroup, dict[str, nn.Parameter]]] = []
+        for (number, place), members in sorted(together.items(), key=lambda item: item[0][0]):
+            optimizer = self._optimizers[number]
+            like = shared_groups(optimizer)[place]
+            found.append((groups.plan(optimizer, like, seed.name, seed.hyper, self._schedulers), members))
         if found:
-            groups.check(hyper, [own.settings for own, _ in found])
+            groups.check(seed.hyper, [own.settings for own, _ in found if isinstance(own, OwnGroup)])
         return found
 
-    def _optimizer_for(self, parameter: nn.Parameter) -> Optimizer:
-        group = self._group_for(parameter)
-        return next(o for o in self._optimizers if any(g is group for g in o.param_groups))
+    def _places(self, module: nn.Module, slot: str, seed: str) -> dict[str, tuple[nn.Parameter, Group]]:
+        """Name -> parameter, and the group that it joins or that its own group is like."""
+        if not self._optimizers:
+            return {}
+        with self._lock:
+            census = self._census()
+            rings = list(self._rings(slot, lambda path: bool(census.of(path))))
+            found = {}
+            for name, (parameter, kind) in kinds_in(module).items():
+                reasons: list[str] = []
+                can_train = self._fitness(parameter, reasons)
+                group = placement.choose(kind, rings, census, self._optimizers, can_train)
+                if group is None:
+                    raise BlueprintError(
+                        f"seed {seed!r} at slot {slot!r}: {name} cannot be trained: {reasons[0]}"
+                    )
+                found[name] = parameter, group
+            return found
 
-    def _group_for(self, parameter: nn.Parameter) -> dict[str, Any]:
-        shared = [group for o in self._optimizers for group in o.param_groups if OWNER not in group]
+    def _fitness(self, parameter: nn.Parameter, reasons: list[str]) -> Callable[[Group], bool]:
+        """Whether a group can train ``parameter``; why not is added to ``reasons``."""
+        known: dict[Group, bool] = {}
 
-        def closeness(group: dict[str, Any]) -> tuple[int, int]:
-            dims = self._dims(group["params"])
-            return dims[parameter.dim()], sum(n for d, n in dims.items() if d < 2)
+        def can_train(group: Group) -> bool:
+            if group not in known:
+                number, place = group
+                optimizer = self._optimizers[number]
+                why = fitness.unfit(optimizer, shared_groups(optimizer)[place], parameter)
+                known[group] = why is None
+                reasons.extend([why] if why is not None else [])
+            return known[group]
 
-        return max(shared, key=closeness)
+        return can_train
 
-    def _dims(self, parameters: list[nn.Parameter]) -> Counter[int]:
-        """Number of dimensions -> how many parameters of a group have it.
-
-        Only those at its end that are new are counted: the group may have all of a large host's.
-        """
-        seen, dims = self._counted.get(id(parameters), (0, Counter()))
-        if seen > len(parameters):  # someone else took some out: from the start
-            seen, dims = 0, Counter()
-        dims.update(p.dim() for p in parameters[seen:])
-        self._counted[id(parameters)] = len(parameters), dims
-        return dims
-
-    def _take_out(self, group: dict[str, Any], leaving: set[int]) -> None:
-        """Delete parameters from a group, by their ids: from its end, where those of seeds are."""
-        parameters = group["params"]
-        seen, dims = self._counted.get(id(parameters), (0, Counter()))
-        place = len(parameters)
-        while leaving:
-            place -= 1
-            if id(parameters[place]) in leaving:
-                leaving.discard(id(parameters[place]))
-                if place < seen:
-                    seen -= 1
-                    dims[parameters[place].dim()] -= 1
-                for key in ("params", "param_names"):
-                    if key in group:
-                        del group[key][place]
-        self._counted[id(parameters)] = seen, dims
+    def _census(self) -> Census:
+        if not self._counted.is_current:
+            of_seeds = {id(p) for seed in self._owned for p in self.parameters(seed)}
+            self._counted = Census(self._model, self._optimizers, of_seeds)
+        return self._counted
 
 
-def _trainable(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+def _take_out(group: dict[str, Any], leaving: set[int]) -> int:
+    """Delete parameters from a group, by their ids: from its end, where those of seeds are. How many."""
+    parameters, number = group["params"], len(leaving)
+    place = len(parameters)
+    while leaving:
+        place -= 1
+        if id(parameters[place]) in leaving:
+            leaving.discard(id(parameters[place]))
+            for key in ("params", "param_names"):
+                if key in group:
+                    del group[key][place]
+    return number

@@ -164,7 +164,8 @@ def test_two_seeds_culled_in_either_order(name: str, order: str) -> None:
         assert {g[OWNER]: (g["lr"], g["weight_decay"]) for g in w.own()} == {order[1]: before[order[1]]}
 
     def look(w: World) -> None:
-        (group,) = w.own()
+        group, of_vectors = w.own()
+        assert of_vectors[OWNER] == group[OWNER]
         ratios.append((group[OWNER], group["lr"] / w.optimizers[0].param_groups[0]["lr"]))
 
     hypers = {"a": {"lr": 1e-3}, "b": {"lr": 1e-4, "weight_decay": 0.0}}
@@ -188,10 +189,10 @@ def test_the_lr_of_a_seed_follows_the_schedule(name: str) -> None:
     nominal = {"CyclicLR, each its own": 1e-2}.get(name, float(world.optimizers[0].defaults["lr"]))
 
     def look(w: World) -> None:
-        (group,) = w.own()
+        group, of_vectors = w.own()
         like = w.optimizers[0].param_groups[0]
         assert group["lr"] == pytest.approx(like["lr"] / 10, abs=1e-12)
-        assert group["weight_decay"] == 0.5
+        assert group["weight_decay"] == of_vectors["weight_decay"] == 0.5
 
     world.train(4)
     # Of what there was before it reduced the rates, this one keeps no note: it goes on from here.
@@ -205,8 +206,8 @@ def test_a_setting_that_is_not_given_is_that_of_the_group_the_seed_would_join() 
     world = World("StepLR")
     world.train(4)
     world.germinate(hyper={})
-    like = world.optimizers[0].param_groups[0]
-    assert [dict(g, params=0) for g in world.own()] == [{**like, "params": 0, OWNER: "a"}]
+    joined = world.optimizers[0].param_groups[:2]
+    assert [dict(g, params=0) for g in world.own()] == [{**g, "params": 0, OWNER: "a"} for g in joined]
 
 
 def test_a_momentum_of_its_own_does_not_cycle() -> None:
@@ -214,7 +215,7 @@ def test_a_momentum_of_its_own_does_not_cycle() -> None:
     world.train(2)
     world.germinate(hyper={"momentum": 0.5})
     world.train(6, first=2)
-    assert [g["momentum"] for g in world.own()] == [pytest.approx(0.5)]
+    assert [g["momentum"] for g in world.own()] == [pytest.approx(0.5)] * 2
     assert world.optimizers[0].param_groups[0]["momentum"] != pytest.approx(0.5)
 
 
@@ -268,10 +269,9 @@ def test_a_fossil_keeps_its_group() -> None:
     world.manager.fossilize("a")
     world.germinate("b")
     world.train(3, {1: lambda w: w.manager.cull("b")}, first=2)
-    (group,) = world.own()
-    assert list(map(id, group["params"])) == parameters
-    share = group["lr"] / world.optimizers[0].param_groups[0]["lr"]
-    assert share == pytest.approx(0.1)
+    assert [id(p) for group in world.own() for p in group["params"]] == parameters
+    shares = [group["lr"] / world.optimizers[0].param_groups[0]["lr"] for group in world.own()]
+    assert shares == [pytest.approx(0.1)] * 2
 
 
 def test_a_seed_without_parameters_adds_no_group() -> None:
