@@ -16,7 +16,7 @@ from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.manager.manager import SeedManager
-from fxgraft.optimizers.registry import SeedParameterRegistry
+from fxgraft.optimizers.leaving import take_out
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import logger
 from fxgraft.training.clipping import clip_per_owner
@@ -137,6 +137,6 @@ def bare(
             for group in optimizer.param_groups:
                 for key in {"params", "param_names"} & group.keys():
                     undo.callback(group[key].__setitem__, slice(None), list(group[key]))
-        SeedParameterRegistry(optimizers, list(map(inner, schedulers))).leave(seeds)
+        take_out(optimizers, list(map(inner, schedulers)), seeds)
         yield
         undo.pop_all()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.optimizers.groups import OWNER
-from fxgraft.optimizers.kinds import kind_of
+from fxgraft.optimizers.kinds import MATRIX, VECTOR, kind_of
 
 Group = tuple[int, int]
 """The number of an optimizer among the manager's, and of a group among those of it that are no seed's own."""
@@ -34,28 +34,34 @@ class Census:
     Args:
         model: without seeds.
         optimizers: in the order of their numbers.
-        of_seeds: the ids of the seeds' parameters, which are not counted.
+        of_seeds: the ids of the live seeds' parameters, which are not counted.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], of_seeds: Collection[int]):
         self._optimizers = optimizers
         self._parts: dict[str, dict[Group, Counter[str]]] = {}
-        self._sizes = [[len(group["params"]) for group in shared_groups(o)] for o in optimizers]
-        where: dict[int, Group] = {}
-        strangers: Counter[Group] = Counter()
-        for group, parameters in _members(optimizers):
-            where.update((id(parameter), group) for parameter in parameters)
-            strangers[group] = sum(id(parameter) not in of_seeds for parameter in parameters)
-        self._occupied = {group for group, number in strangers.items() if number}
+        self._sizes = _sizes(optimizers)
+        where = {
+            id(parameter): (parameter, group)
+            for group, parameters in _members(optimizers)
+            for parameter in parameters
+            if id(parameter) not in of_seeds
+        }
+        self._occupied = {group for _, group in where.values()}
+        counted: set[int] = set()
         for path, module in model.named_modules(remove_duplicate=False):
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) in where:
-                    self._count(path, name, where[id(parameter)], kind_of(module, parameter))
+                    counted.add(id(parameter))
+                    whole = f"{path}.{name}" if path else name
+                    self._count((whole, *_upwards(path)), where[id(parameter)][1], kind_of(module, parameter))
+        for key in where.keys() - counted:  # of fossils, of other models: they tell what a group is for
+            parameter, group = where[key]
+            self._count([""], group, MATRIX if parameter.dim() >= 2 else VECTOR)
 
-    def _count(self, path: str, name: str, group: Group, kind: str) -> None:
-        for part in (f"{path}.{name}" if path else name, *_upwards(path)):
-            counts = self._parts.setdefault(part, {})
-            counts.setdefault(group, Counter())[kind] += 1
+    def _count(self, parts: Iterable[str], group: Group, kind: str) -> None:
+        for part in parts:
+            self._parts.setdefault(part, {}).setdefault(group, Counter())[kind] += 1
 
     def of(self, path: str) -> Counts:
         """What the groups hold of the module or parameter of that name, and of all in it."""
@@ -75,20 +81,21 @@ class Census:
 
     def groups(self) -> Iterator[Group]:
         """All of them."""
-        for number, sizes in enumerate(self._sizes):
-            yield from ((number, place) for place in range(len(sizes)))
+        for number, optimizer in enumerate(self._optimizers):
+            yield from ((number, place) for place in range(len(shared_groups(optimizer))))
 
     @property
     def is_current(self) -> bool:
-        """Whether the groups are as large as those that were counted."""
-        return self._sizes == [
-            [len(group["params"]) for group in shared_groups(optimizer)] for optimizer in self._optimizers
-        ]
+        """Whether the groups are as large as those that were counted, or `accept` saw them."""
+        return self._sizes == _sizes(self._optimizers)
 
-    def changed(self, group: Group, by: int) -> None:
-        """So many parameters of seeds came into a group, or left it."""
-        number, place = group
-        self._sizes[number][place] += by
+    def accept(self) -> None:
+        """Parameters of seeds came or went, which changes nothing of what is counted."""
+        self._sizes = _sizes(self._optimizers)
+
+
+def _sizes(optimizers: Sequence[Optimizer]) -> list[list[int]]:
+    return [[len(group["params"]) for group in shared_groups(optimizer)] for optimizer in optimizers]
 
 
 def _members(optimizers: Sequence[Optimizer]) -> Iterator[tuple[Group, list[nn.Parameter]]]:

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from fxgraft.optimizers import fitness, groups, placement
 from fxgraft.optimizers.census import Census, Group, shared_groups
-from fxgraft.optimizers.groups import OWNER, OwnGroup
+from fxgraft.optimizers.groups import OwnGroup
 from fxgraft.optimizers.kinds import kinds_in
+from fxgraft.optimizers.leaving import take_out
 from fxgraft.seeds.seed import Seed
 from fxgraft_passes.errors import BlueprintError
 
@@ -119,26 +120,15 @@ class SeedParameterRegistry:
             number, place = destination
             group = shared_groups(self._optimizers[number])[place]
             for name, parameter in members.items():
-                self._counted.changed(destination, 1)
-                group["params"].append(parameter)
-                if "param_names" in group:
-                    group["param_names"].append(name)
+                _add(group, name, parameter)
+        self._counted.accept()
 
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take parameters out of every group and every optimizer's state; a seed's own group goes too."""
-        leaving = {id(p): p for p in parameters}
-        for number, optimizer in enumerate(self._optimizers):
-            shared = {id(group): place for place, group in enumerate(shared_groups(optimizer))}
-            for group in optimizer.param_groups:
-                gone = _take_out(group, leaving.keys() & set(map(id, group["params"])))
-                if gone and id(group) in shared:
-                    self._counted.changed((number, shared[id(group)]), -gone)
-            for parameter in leaving.values():
-                optimizer.state.pop(parameter, None)
-            for place in reversed(range(len(optimizer.param_groups))):
-                group = optimizer.param_groups[place]
-                if OWNER in group and not group["params"]:
-                    groups.remove(optimizer, place, self._schedulers)
+        was_current = self._counted.is_current
+        take_out(self._optimizers, self._schedulers, parameters)
+        if was_current:
+            self._counted.accept()
 
     def _destinations(
         self, seed: Seed, module: nn.Module, prefix: str
@@ -199,15 +189,7 @@ class SeedParameterRegistry:
         return self._counted
 
 
-def _take_out(group: dict[str, Any], leaving: set[int]) -> int:
-    """Delete parameters from a group, by their ids: from its end, where those of seeds are. How many."""
-    parameters, number = group["params"], len(leaving)
-    place = len(parameters)
-    while leaving:
-        place -= 1
-        if id(parameters[place]) in leaving:
-            leaving.discard(id(parameters[place]))
-            for key in ("params", "param_names"):
-                if key in group:
-                    del group[key][place]
-    return number
+def _add(group: dict[str, Any], name: str, parameter: nn.Parameter) -> None:
+    group["params"].append(parameter)
+    if "param_names" in group:
+        group["param_names"].append(name)

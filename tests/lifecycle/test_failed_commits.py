@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import nn
 
 import fxgraft
 from fxgraft.host.host import Host
@@ -66,17 +67,19 @@ def test_a_germination_that_fails_in_a_step_is_undone(
 def test_an_optimizer_that_fails_half_way_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second parameter of a seed cannot join: the first leaves again."""
     world = trained(PLAN)
-    groups = iter([False, True])
-    original = SeedParameterRegistry._group_for
+    second = iter([False, True])
+    original = registry._add
 
-    def failing(self: SeedParameterRegistry, parameter: Any) -> Any:
-        if next(groups, False):
+    def failing(*given: Any) -> None:
+        if next(second, False):
             raise RuntimeError("injected")
-        return original(self, parameter)
+        original(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(registry.SeedParameterRegistry, "_group_for", failing)
-        assert_unchanged_by(lambda: world[3].germinate(SLOT, Scale()), world, RuntimeError)
+        patched.setattr(registry, "_add", failing)
+        seed = nn.Linear(4, 4)
+        assert_unchanged_by(lambda: world[3].germinate(SLOT, seed), world, RuntimeError)
+    assert next(second, None) is None
     assert_usable(world)
 
 
