@@ -11,6 +11,7 @@ to the manager, and keeps the loop.
   structure, so that ranks that have drifted apart hear of it instead of waiting for each other; what each is
   ready for, so that they act in the same step; and the commands of rank 0.
 * `averaging`: the gradients of seeds, which ``DistributedDataParallel`` does not know of.
+* `unwrapped`: one of several processes whose manager was given the host alone; refuses where ranks train it.
 * `peers`: what the manager asks. `Alone` answers for one process and costs nothing, `replicas` for several.
 """
 

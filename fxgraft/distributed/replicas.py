@@ -23,6 +23,7 @@ from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed.averaging import average_gradients, broadcast
 from fxgraft.distributed.conversation import Conversation
 from fxgraft.distributed.peers import Alone, Order, Peers
+from fxgraft.distributed.unwrapped import Unwrapped, is_one_of_several
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Birth
@@ -32,8 +33,8 @@ from fxgraft_passes import Graft
 if TYPE_CHECKING:
     from fxgraft.distributed.dcp import Folder
 
-_HOOK = "_fxgraft_hook"
-"""Where a ``DistributedDataParallel`` keeps the handle of our hook."""
+_HOOKS = "_fxgraft_hooks"
+"""Where a ``DistributedDataParallel`` keeps the handles of our hooks, one for each host in it."""
 
 
 class Replicas:
@@ -74,9 +75,10 @@ class Replicas:
         self._is_fresh = False  # whether there was an exchange since the last step
         self._known: weakref.WeakSet[Graft] = weakref.WeakSet()
         self._taken: list[Order] = []
-        if (before := wrapper.__dict__.pop(_HOOK, None)) is not None:
+        hooks = wrapper.__dict__.setdefault(_HOOKS, {})
+        if (before := hooks.pop(id(host), None)) is not None:
             before.remove()  # of an earlier manager
-        wrapper.__dict__[_HOOK] = wrapper.register_forward_hook(_after_forward(weakref.ref(self)))
+        hooks[id(host)] = wrapper.register_forward_hook(_after_forward(weakref.ref(self)))
 
     def all_say(self, topic: str, value: Any = True) -> bool:
         self._conversation.say(topic, value)
@@ -185,7 +187,8 @@ def peers_of(
     """The ranks that train ``given``: of the ``DistributedDataParallel`` that it is, or of a sharded host.
 
     Raises:
-        DistributedError: the host is sharded in a way in which it cannot be grown.
+        DistributedError: the host is sharded in a way in which it cannot be grown; or several ranks train it,
+            and it was given without what is around it.
     """
     if "torch.distributed.fsdp" in sys.modules:  # else nobody has sharded anything
         from fxgraft.distributed import fsdp
@@ -196,6 +199,8 @@ def peers_of(
             return fsdp.Shards(host, inbox, state, backward, shard_from)
     if isinstance(given, DistributedDataParallel) and given.process_group.size() > 1:
         return Replicas(given, given.process_group, given.broadcast_buffers, host, inbox, state, backward)
+    if not isinstance(given, DistributedDataParallel) and is_one_of_several():
+        return Unwrapped(host)
     return Alone()
 
 

@@ -59,7 +59,7 @@ class SeedManager:
     Every method that changes the host does so as a whole or not at all.
 
     Args:
-        host: a `Host`, or the ``DistributedDataParallel`` around one.
+        host: a `Host`, or the ``DistributedDataParallel`` around one, or around a module with one in it.
         optimizer: what trains the seeds: None, one optimizer, or several.
         schedulers: learning-rate schedulers to keep in step with groups that seeds add.
         enabled: False makes every germination a recorded no-op. By default the environment
@@ -78,6 +78,10 @@ class SeedManager:
             process can be forked (Linux, a host on the CPU); ``"off"`` never does.
         shard_from: on a host that ``fully_shard`` has sharded, the elements from which a parameter of a seed
             is sharded as well, and not replicated; None: 65,536.
+        ddp: the ``DistributedDataParallel`` around a module that contains the host, where several do.
+
+    Raises:
+        DistributedError: several ranks train the host, and the manager was given it alone.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class SeedManager:
         metrics_every: int = 0,
         helper: str = "auto",
         shard_from: int | None = None,
+        ddp: nn.Module | None = None,
     ):
         inner = settings.host_of(host)
         settings.check_numbers(check_every, cooldown, metrics_every, prefetch_timeout, shard_from)
@@ -124,7 +129,7 @@ class SeedManager:
         self._dispatcher = Dispatcher(self, self._reporter)
         self._inbox = Inbox()
         self.peers = peers_of(
-            host,
+            settings.wrapper_of(host, inner, ddp),
             inner,
             self._inbox,
             self._state,

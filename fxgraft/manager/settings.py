@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from fxgraft import expect
 from fxgraft.gates import Gate
@@ -23,12 +25,37 @@ _GATED = ("blend", "fossilize")
 def host_of(given: nn.Module) -> Host:
     """The host, which may be inside what is around it on several ranks. Raises `TypeError`."""
     inner = given if isinstance(given, Host) else getattr(given, "module", None)
-    if not isinstance(inner, Host):
+    if isinstance(given, AveragedModel):
         raise TypeError(
-            f"host: expected a fxgraft.Host (from fxgraft.trace) or DistributedDataParallel "
-            f"around one; got {type(given).__name__}"
+            "host: expected what is trained; got its average, which fxgraft.averaging.follow leads"
         )
-    return inner
+    if isinstance(inner, Host):
+        return inner
+    if isinstance(given, DistributedDataParallel):
+        hosts = [module for module in given.modules() if isinstance(module, Host)]
+        if len(hosts) == 1:
+            return hosts[0]
+        if hosts:
+            raise TypeError(
+                f"host: expected one in the DistributedDataParallel; there are {len(hosts)}. Make a manager "
+                f"for each: SeedManager(module.host, ..., ddp=ddp)"
+            )
+    raise TypeError(
+        f"host: expected a fxgraft.Host (from fxgraft.trace) or DistributedDataParallel "
+        f"around one; got {type(given).__name__}"
+    )
+
+
+def wrapper_of(given: nn.Module, host: Host, ddp: nn.Module | None) -> nn.Module:
+    """What is called in training: ``ddp``, if it is given, or ``given``. Raises `TypeError`."""
+    if ddp is None:
+        return getattr(given, "_orig_mod", given)  # torch.compile(DistributedDataParallel(host))
+    if not isinstance(ddp, DistributedDataParallel) or all(module is not host for module in ddp.modules()):
+        raise TypeError(
+            f"ddp: expected the DistributedDataParallel around a module that contains the host; "
+            f"got {type(ddp).__name__}"
+        )
+    return ddp
 
 
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:

@@ -1,0 +1,106 @@
+"""A host that was given to its manager without its ``DistributedDataParallel``, in one of several processes.
+
+The manager would lead seeds of this process alone, and the ranks would drift apart without a word. Whether
+several ranks train the host cannot be seen on the host: what is around it is looked for when the manager is
+made, when a seed is born, and in the step after that (a wrapper may be made later than the manager).
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterable
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fxgraft.distributed.peers import Alone
+from fxgraft.errors import DistributedError
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.change import Birth
+from fxgraft.telemetry import logger
+
+
+class Unwrapped(Alone):
+    """One process of several, alone with its host.
+
+    Args:
+        host: the host.
+
+    Raises:
+        DistributedError: several ranks train the host.
+    """
+
+    def __init__(self, host: Host):
+        self._host = weakref.ref(host)
+        self._look_again = True
+        self._told = False
+        self._look()
+
+    def settle(self) -> None:
+        if self._look_again:
+            self._look_again = False
+            self._look()
+
+    def distribute(self, birth: Birth) -> Callable[[], None]:
+        self._look()
+        self._look_again = True
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "this is one of %d processes, and the manager was given the host without a "
+                "DistributedDataParallel around it: its seeds are this process's own; others neither hear of "
+                "them nor average their gradients. Where the processes train one host, wrap it, and give "
+                "the wrapper: SeedManager(DistributedDataParallel(host), ...)",
+                dist.get_world_size(),
+            )
+        return lambda: None
+
+    def _look(self) -> None:
+        host = self._host()
+        if host is None or not _around(host):
+            return
+        gc.collect()  # one that is dead, and not yet collected, is none
+        for wrapper in _around(host):
+            raise DistributedError(_what_is_wrong(wrapper, host))
+
+
+def is_one_of_several() -> bool:
+    """Whether this process trains beside others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _around(host: Host) -> list[DistributedDataParallel]:
+    """What averages gradients of the host's own parameters over several ranks."""
+    own = {id(parameter) for parameter in host.host_parameters()}
+    living = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
+    return [one for one in living if _size(one) > 1 and _has(one.parameters(), own)]
+
+
+def _size(wrapper: DistributedDataParallel) -> int:
+    group = wrapper.__dict__.get("process_group")  # which one that is being made does not have yet
+    return group.size() if group is not None else 0
+
+
+def _has(parameters: Iterable[nn.Parameter], own: set[int]) -> bool:
+    return any(id(parameter) in own for parameter in parameters)
+
+
+def _what_is_wrong(wrapper: DistributedDataParallel, host: Host) -> str:
+    found = f"{_size(wrapper)} ranks train the host through a DistributedDataParallel"
+    if wrapper.module is host:
+        return (
+            f"host: expected that wrapper, SeedManager(ddp, ...), as {found}; got the host alone: each "
+            f"rank's seeds would be its own, and the ranks would drift apart"
+        )
+    if any(module is host for module in wrapper.modules()):
+        return (
+            f"host: {found} around a {type(wrapper.module).__name__} that contains it. Say so: "
+            f"SeedManager(host, ..., ddp=ddp); else each rank's seeds would be its own, and drift apart"
+        )
+    return (
+        f"host: {found} around a {type(wrapper.module).__name__} that has its parameters and does not call "
+        f"it: that is, as a rule, the model that was traced, whose forward runs without the seeds. Wrap the "
+        f"host, DistributedDataParallel(host), train that, and give it: SeedManager(ddp, ...)"
+    )
