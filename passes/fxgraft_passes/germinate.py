@@ -187,7 +187,7 @@ def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite
     seed = _named(module, "seed")
     if spec.fossil is not None:
         return _fossil(graph, host, seed, spec)
-    law = (spec.objective, spec.radius)
+    law: tuple[object, ...] = (spec.objective, spec.radius)
     if phase is Phase.ISOLATED:
         passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *law, spec.copy))
         return _named(passed, "graft")
@@ -195,6 +195,8 @@ def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite
     blend = operators.BLENDS[spec.mode]
     if phase is Phase.DETACHED and spec.isolated:
         seed = _named(graph.call_method("detach", (seed,)), "seed_output")
+    if not spec.isolated:
+        law = (*law, False)
     if phase in (Phase.SETTLED, Phase.DETACHED):
         return _named(graph.call_function(blend, (host, seed, alpha, None, *law)), "graft")
     learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")

@@ -9,8 +9,8 @@ operator         value                                 gradient of ``h``       g
 ``isolated``     ``h``, the bits and (but for ``copy``)  ``g``, the same object  by the objective
                  the memory
 ``residual``     ``h + alpha f``                       ``g``                   ``alpha g`` (objective*)
-``convex``       ``h + alpha (s - h)``                 ``(1 - alpha) g``       ``alpha g`` (objective*)
-``release``      ``h`` (a seed's input)                0 until ``released``    --
+``convex``       ``h + alpha (s - h)``, as ``lerp``    ``(1 - alpha) g``       ``alpha g`` (objective*)
+``release``      ``h`` (a seed's input)                none until ``released``  --
 ===============  ====================================  ======================  ==========================
 
 (*) while the 0-d flag ``learning`` is set, so that one compiled graph serves seeds in any stage;
@@ -20,53 +20,105 @@ Both blends give the bits of ``h`` at alpha 0 whatever ``s`` holds, and exactly 
 alpha 1. ``alpha``, ``learning`` and ``released`` are 0-d tensors that are filled in place: a compiled
 graph never specialises on them.
 
+**Derivatives of any order.** The gradient of ``h`` is differentiable again (``create_graph=True``), as
+that of the host's value is. The gradient of an *isolated* seed is a constant to further derivatives:
+it depends on ``g``, so a sum over all gradients (a gradient penalty, a Hessian product) would otherwise
+come back to the host through the seed. What an objective gives is a constant for any seed: it is no
+derivative of the value. A blended seed that is not isolated has the derivatives of the value, all of them.
+
 The operators are plain functions (they are the targets of graph nodes) around autograd functions,
-because the gradients wanted here are not those of the values.
+because the gradients wanted here are not those of the values. Where plain operations have the right ones
+they cost less: in eager mode on a CPU, where alpha and the flags can be looked at for nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
+import torch.fx as fx
 from torch import Tensor
 
 from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.objectives import seed_gradient
 
+P = ParamSpec("P")
 
+
+def _one_node(operator: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Let ``operator`` stay one node where a graph is traced that has it: a pickled one is, as it is loaded."""
+
+    @wraps(operator)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if isinstance(args[0], fx.Proxy):
+            return args[0].tracer.create_proxy("call_function", call, args, kwargs)  # type: ignore[return-value]
+        return operator(*args, **kwargs)
+
+    return call
+
+
+@_one_node
 def isolated(h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool = False) -> Tensor:
     """``h`` untouched, while the seed learns by its objective. ``copy`` where a consumer writes into it."""
     passed = _Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-untyped-call]
     return _as_view(passed, h) if copy else passed  # type: ignore[no-any-return]
 
 
+@_one_node
 def residual(
-    h: Tensor, f: Tensor, alpha: Tensor, learning: Tensor | None, objective: str, radius: float
+    h: Tensor,
+    f: Tensor,
+    alpha: Tensor,
+    learning: Tensor | None,
+    objective: str,
+    radius: float,
+    isolated: bool = True,
 ) -> Tensor:
-    """``h + alpha f``; the host's gradient is ``g`` at every alpha."""
-    if learning is None and _is_away_from_zero(alpha):
-        # Plain operations have the right gradients then, and cost less than a function in Python.
-        return h + alpha.clone() * f.to(h.dtype)
-    return _blended(h, f, alpha, learning, "residual", objective, radius)
+    """``h + alpha f``; the direct gradient of ``h`` is ``g`` at every alpha."""
+    share = _known_share(h, alpha, learning)
+    if not share:
+        return _blended(h, f, alpha, learning, "residual", objective, radius, isolated)
+    added = share * f.to(h.dtype)
+    if isolated and (node := added.grad_fn) is not None:
+        node.register_prehook(_constant)
+    return h + added
 
 
+@_one_node
 def convex(
-    h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor | None, objective: str, radius: float
+    h: Tensor,
+    s: Tensor,
+    alpha: Tensor,
+    learning: Tensor | None,
+    objective: str,
+    radius: float,
+    isolated: bool = True,
 ) -> Tensor:
     """``h + alpha (s - h)``: the seed takes the host's place as alpha goes to 1."""
-    return _blended(h, s, alpha, learning, "convex", objective, radius)
+    share = _known_share(h, alpha, learning)
+    if not share or share == 1:
+        return _blended(h, s, alpha, learning, "convex", objective, radius, isolated)
+    blend = torch.lerp(h, s.to(h.dtype), share)
+    if isolated and s.requires_grad and (node := blend.grad_fn) is not None:
+        node.register_hook(_constant_of_seed)
+    return blend
 
 
 BLENDS = {"residual": residual, "convex": convex, "gated": residual, "channelwise": residual}
 
 
+@_one_node
 def release(h: Tensor, released: Tensor) -> Tensor:
     """``h`` for a seed to read; its gradient reaches the host only once ``released`` is set."""
+    if _is_free_to_look_at(released):
+        # No gradient is computed then only to be dropped.
+        return h.view_as(h) if released.item() else h.detach()
     return _Release.apply(h, released)  # type: ignore[no-any-return, no-untyped-call]
 
 
+@_one_node
 def shadowed(h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor, mode: str) -> Tensor:
     """The end value for a seed that is still learning, the blend at ``alpha`` for one that is not."""
     share = torch.where(learning, torch.ones_like(alpha), alpha)
@@ -74,10 +126,11 @@ def shadowed(h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor, mode: str) -
     return _mix(h, s, share) if mode == "convex" else _add(h, s, share)
 
 
+@_one_node
 def folded(h: Tensor, s: Tensor, mode: str, alpha: float) -> Tensor:
     """The blend at a constant ``alpha``, with the plain gradients: a fossil that was held below 1."""
     s = s.to(h.dtype)
-    return h + alpha * (s - h) if mode == "convex" else h + alpha * s
+    return _between(h, s, alpha) if mode == "convex" else h + alpha * s
 
 
 def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
@@ -104,16 +157,49 @@ def assume(condition: bool, expected: bool) -> None:
         )
 
 
-def _is_away_from_zero(alpha: Tensor) -> bool:
-    """Whether alpha is known not to be 0. Looked at only where that is free: in eager, on a CPU."""
-    is_free = alpha.device.type == "cpu" and alpha.dim() == 0 and not torch.compiler.is_compiling()
-    return is_free and alpha.item() != 0
+def _is_free_to_look_at(flag: Tensor) -> bool:
+    """Whether the value of a 0-d tensor can be had without waiting or specialising: in eager, on a CPU."""
+    return flag.device.type == "cpu" and flag.dim() == 0 and not torch.compiler.is_compiling()
+
+
+def _known_share(h: Tensor, alpha: Tensor, learning: Tensor | None) -> float:
+    """Alpha, where plain operations have the value and the gradients of a blend; else 0."""
+    # In half precision torch rounds a number otherwise than a tensor, which a compiled graph has.
+    if h.dtype not in _FULL or not _is_free_to_look_at(alpha) or (learning is not None and learning.item()):
+        return 0.0
+    return alpha.item()
+
+
+_FULL = (torch.float32, torch.float64)
+
+
+def _constant(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+    """A hook in front of a node of autograd: what it is given is a constant to further derivatives."""
+    return tuple(g if g is None else g.detach() for g in grads) if torch.is_grad_enabled() else None
+
+
+def _constant_of_seed(
+    inward: tuple[Tensor | None, ...], outward: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...] | None:
+    """A hook behind the node of a ``lerp``: what it gives to the seed is a constant likewise."""
+    if not torch.is_grad_enabled():
+        return None
+    to_host, to_seed, *rest = inward
+    return (to_host, to_seed if to_seed is None else to_seed.detach(), *rest)
 
 
 def _blended(
-    h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor | None, mode: str, objective: str, radius: float
+    h: Tensor,
+    s: Tensor,
+    alpha: Tensor,
+    learning: Tensor | None,
+    mode: str,
+    objective: str,
+    radius: float,
+    isolated: bool,
 ) -> Tensor:
-    blend = _Blend.apply(h, s, alpha, learning, mode, objective, radius)  # type: ignore[no-untyped-call]
+    law = (mode, objective, radius, isolated)
+    blend = _Blend.apply(h, s, alpha, learning, law)  # type: ignore[no-untyped-call]
     return blend if learning is None else _as_view(blend, h)
 
 
@@ -127,14 +213,19 @@ def _as_view(value: Tensor, h: Tensor) -> Tensor:
 
 
 def _add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
-    if _is_away_from_zero(alpha):
-        return h + alpha * f
     # An alpha for each channel is no scalar to type promotion: half precision values would widen.
     return torch.where(alpha == 0, h, (h + alpha * f).to(h.dtype))
 
 
 def _mix(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
-    return torch.where(alpha == 0, h, torch.where(alpha == 1, s, (h + alpha * (s - h)).to(h.dtype)))
+    return torch.where(alpha == 0, h, torch.where(alpha == 1, s, _between(h, s, alpha)))
+
+
+def _between(h: Tensor, s: Tensor, alpha: Tensor | float) -> Tensor:
+    """``h + alpha (s - h)``: one operation, of the same bits for a number as for a tensor, in full precision."""
+    if h.dtype in _FULL:
+        return torch.lerp(h, s, alpha.to(h.dtype) if isinstance(alpha, Tensor) else alpha)
+    return (h + alpha * (s - h)).to(h.dtype)
 
 
 class _Isolated(torch.autograd.Function):
@@ -149,7 +240,7 @@ class _Isolated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, s = ctx.saved_tensors
-        to_seed = None if ctx.law[1] == "shadow" else _learn(ctx.law, g, h, s)
+        to_seed = None if ctx.law[1] == "shadow" else _learn(*ctx.law, g, h, s)
         return g, to_seed, None, None, None, None
 
 
@@ -163,11 +254,9 @@ class _Blend(torch.autograd.Function):
         s: Tensor,
         alpha: Tensor,
         learning: Tensor | None,
-        mode: str,
-        objective: str,
-        radius: float,
+        law: tuple[str, str, float, bool],
     ) -> Tensor:
-        ctx.law = (mode, objective, radius)
+        ctx.law = law
         # alpha may be filled with its next value before backward runs: keep this step's.
         alpha = alpha.clone()
         if learning is None:
@@ -176,17 +265,19 @@ class _Blend(torch.autograd.Function):
             ctx.save_for_backward(alpha, learning.clone(), h, s)
         ctx.seed_dtype = s.dtype
         s = s.to(h.dtype)
-        return _mix(h, s, alpha) if mode == "convex" else _add(h, s, alpha)
+        return _mix(h, s, alpha) if law[0] == "convex" else _add(h, s, alpha)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         alpha, *learner = ctx.saved_tensors
-        to_host = ((1 - alpha) * g).to(g.dtype) if ctx.law[0] == "convex" else g
-        to_seed = (alpha * g).to(ctx.seed_dtype)
+        mode, objective, radius, isolated = ctx.law
+        to_host = ((1 - alpha) * g).to(g.dtype) if mode == "convex" else g
+        (to_seed,) = _constants(g) if isolated else (g,)
+        to_seed = (alpha * to_seed).to(ctx.seed_dtype)
         if learner:
             learning, h, s = learner
-            to_seed = torch.where(learning, _learn(ctx.law, g, h, s), to_seed)
-        return to_host, to_seed, None, None, None, None, None
+            to_seed = torch.where(learning, _learn(mode, objective, radius, g, h, s), to_seed)
+        return to_host, to_seed, None, None, None
 
 
 class _Release(torch.autograd.Function):
@@ -202,9 +293,16 @@ class _Release(torch.autograd.Function):
         return torch.where(released, g, torch.full_like(g, -0.0)), None
 
 
-def _learn(law: tuple[str, str, float], g: Tensor, h: Tensor, s: Tensor) -> Tensor:
-    mode, objective, radius = law
+def _learn(mode: str, objective: str, radius: float, g: Tensor, h: Tensor, s: Tensor) -> Tensor:
+    g, h, s = _constants(g, h, s)
     branch = s.to(h.dtype)
     if mode == "convex":
         branch = branch - h
     return seed_gradient(objective, radius, g, h, branch).to(s.dtype)
+
+
+def _constants(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors without their history, where somebody may look for one: in ``create_graph=True``."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return tuple(tensor.detach() for tensor in tensors)
+    return tensors

@@ -45,7 +45,7 @@ def by_hand(mode, h, s, g, alpha):
     elif alpha == 1:
         value = h + s if mode == "residual" else s
     else:
-        value = h + alpha * (s if mode == "residual" else s - h)
+        value = h + alpha * s if mode == "residual" else torch.lerp(h, s, alpha)
     return value, g if mode == "residual" else g - alpha * g, alpha * g
 
 
@@ -149,22 +149,32 @@ def test_isolated_shadow_gives_the_seed_nothing(values):
     assert to_seed is None
 
 
+@pytest.fixture(params=["looked at", "never looked at"])
+def flags(request, monkeypatch):
+    """Flags whose values are free to look at (eager, on a CPU), and as they are everywhere else."""
+    if request.param == "never looked at":
+        monkeypatch.setattr(operators, "_is_free_to_look_at", lambda flag: False)
+    return request.param
+
+
 @pytest.mark.parametrize("released", [False, True])
-def test_release(released):
+def test_release(released, flags):
     g = torch.tensor(SPECIAL, dtype=torch.float64)
     h = torch.tensor(SPECIAL, dtype=torch.float64).requires_grad_()
     out = operators.release(h, torch.tensor(released))
     assert same_bits(out, h)
     assert out.data_ptr() == h.data_ptr()
-    out.backward(g)
-    assert same_bits(h.grad, g if released else torch.full_like(g, -0.0))
+    assert out.requires_grad is (released or flags == "never looked at")
+    if out.requires_grad:
+        out.backward(g)
+        assert same_bits(h.grad, g if released else torch.full_like(g, -0.0))
 
 
 @pytest.mark.parametrize("first", [-0.0, 0.0, 2.5, float("inf"), float("nan")])
-def test_release_adds_exactly_nothing(first):
+def test_release_adds_exactly_nothing(first, flags):
     h = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     direct = torch.full((2,), first, dtype=torch.float64)
-    held = operators.release(h, torch.tensor(False))
+    held = operators.release(h, torch.tensor(False)) + torch.zeros(2, requires_grad=True)
     torch.autograd.backward([h.view_as(h), held], [direct, torch.ones_like(direct)])
     assert same_bits(h.grad, direct)
 
@@ -310,7 +320,8 @@ def operations() -> dict[str, object]:
         compiled[f"{mode}-shadowed"] = lambda h, s, a, f, m=mode: operators.shadowed(h, s, a, f, m)
         compiled[f"{mode}-folded"] = lambda h, s, a, f, m=mode: operators.folded(h, s, m, 0.3)
     compiled["isolated-copy"] = lambda h, s, a, f: operators.isolated(h, s, "residual", *TRUST, True).add_(1)
-    compiled["release"] = lambda h, s, a, f: s * operators.release(h, f)
+    # beside the direct path, where the gradient of nothing is exactly nothing
+    compiled["release"] = lambda h, s, a, f: h + s * operators.release(h, f)
     return compiled
 
 
