@@ -187,7 +187,7 @@ def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite
     seed = _named(module, "seed")
     if spec.fossil is not None:
         return _fossil(graph, host, seed, spec)
-    law: tuple[object, ...] = (spec.objective, spec.radius)
+    law = (spec.objective, spec.radius)
     if phase is Phase.ISOLATED:
         passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *law, spec.copy))
         return _named(passed, "graft")
@@ -195,15 +195,14 @@ def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite
     blend = operators.BLENDS[spec.mode]
     if phase is Phase.DETACHED and spec.isolated:
         seed = _named(graph.call_method("detach", (seed,)), "seed_output")
-    if not spec.isolated:
-        law = (*law, False)
+    attached = () if spec.isolated else (False,)
     if phase in (Phase.SETTLED, Phase.DETACHED):
-        return _named(graph.call_function(blend, (host, seed, alpha, None, *law)), "graft")
+        return _named(graph.call_function(blend, (host, seed, alpha, None, *law, *attached)), "graft")
     learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")
     if phase is Phase.SHADOW:
         shadowed = graph.call_function(operators.shadowed, (host, seed, alpha, learning, spec.mode))
         return _named(shadowed, "graft")
-    return _named(graph.call_function(blend, (host, seed, alpha, learning, *law)), "graft")
+    return _named(graph.call_function(blend, (host, seed, alpha, learning, *law, *attached)), "graft")
 
 
 def _seed_input(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:

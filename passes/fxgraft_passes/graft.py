@@ -106,7 +106,7 @@ class Graft(nn.Module):
 
 def alpha_shape(mode: str, shape: torch.Size) -> tuple[int, ...]:
     """The shape of alpha for a value of ``shape``: channels are axis 1 of 4-D values, else the last."""
-    if mode != "channelwise":
+    if mode != "channelwise" or not shape:
         return ()
     return (shape[1], 1, 1) if len(shape) == 4 else (shape[-1],)
 

@@ -41,14 +41,14 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
+from fxgraft_passes.blends import FULL_PRECISION, Blend, Isolated, Release, add, between, mix
 from fxgraft_passes.errors import FxGraftError
-from fxgraft_passes.objectives import seed_gradient
 
 P = ParamSpec("P")
 
 
 def _one_node(operator: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Let ``operator`` stay one node where a graph is traced that has it: a pickled one is, as it is loaded."""
+    """Let ``operator`` stay one node when a graph with it is traced: ``pickle`` does so as it loads one."""
 
     @wraps(operator)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -62,7 +62,7 @@ def _one_node(operator: Callable[P, Tensor]) -> Callable[P, Tensor]:
 @_one_node
 def isolated(h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool = False) -> Tensor:
     """``h`` untouched, while the seed learns by its objective. ``copy`` where a consumer writes into it."""
-    passed = _Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-untyped-call]
+    passed = Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-untyped-call]
     return _as_view(passed, h) if copy else passed  # type: ignore[no-any-return]
 
 
@@ -115,7 +115,7 @@ def release(h: Tensor, released: Tensor) -> Tensor:
     if _is_free_to_look_at(released):
         # No gradient is computed then only to be dropped.
         return h.view_as(h) if released.item() else h.detach()
-    return _Release.apply(h, released)  # type: ignore[no-any-return, no-untyped-call]
+    return Release.apply(h, released)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @_one_node
@@ -123,14 +123,14 @@ def shadowed(h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor, mode: str) -
     """The end value for a seed that is still learning, the blend at ``alpha`` for one that is not."""
     share = torch.where(learning, torch.ones_like(alpha), alpha)
     s = s.to(h.dtype)
-    return _mix(h, s, share) if mode == "convex" else _add(h, s, share)
+    return mix(h, s, share) if mode == "convex" else add(h, s, share)
 
 
 @_one_node
 def folded(h: Tensor, s: Tensor, mode: str, alpha: float) -> Tensor:
     """The blend at a constant ``alpha``, with the plain gradients: a fossil that was held below 1."""
     s = s.to(h.dtype)
-    return _between(h, s, alpha) if mode == "convex" else h + alpha * s
+    return between(h, s, alpha) if mode == "convex" else h + alpha * s
 
 
 def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
@@ -165,12 +165,13 @@ def _is_free_to_look_at(flag: Tensor) -> bool:
 def _known_share(h: Tensor, alpha: Tensor, learning: Tensor | None) -> float:
     """Alpha, where plain operations have the value and the gradients of a blend; else 0."""
     # In half precision torch rounds a number otherwise than a tensor, which a compiled graph has.
-    if h.dtype not in _FULL or not _is_free_to_look_at(alpha) or (learning is not None and learning.item()):
+    if (
+        h.dtype not in FULL_PRECISION
+        or not _is_free_to_look_at(alpha)
+        or (learning is not None and learning.item())
+    ):
         return 0.0
     return alpha.item()
-
-
-_FULL = (torch.float32, torch.float64)
 
 
 def _constant(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
@@ -199,7 +200,7 @@ def _blended(
     isolated: bool,
 ) -> Tensor:
     law = (mode, objective, radius, isolated)
-    blend = _Blend.apply(h, s, alpha, learning, law)  # type: ignore[no-untyped-call]
+    blend = Blend.apply(h, s, alpha, learning, law)  # type: ignore[no-untyped-call]
     return blend if learning is None else _as_view(blend, h)
 
 
@@ -210,99 +211,3 @@ def _as_view(value: Tensor, h: Tensor) -> Tensor:
     of its base. Of a copy that is no view it would add up all of them one by one, which rounds differently.
     """
     return value if h._base is None else value.view_as(value)
-
-
-def _add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
-    # An alpha for each channel is no scalar to type promotion: half precision values would widen.
-    return torch.where(alpha == 0, h, (h + alpha * f).to(h.dtype))
-
-
-def _mix(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
-    return torch.where(alpha == 0, h, torch.where(alpha == 1, s, _between(h, s, alpha)))
-
-
-def _between(h: Tensor, s: Tensor, alpha: Tensor | float) -> Tensor:
-    """``h + alpha (s - h)``: one operation, of the same bits for a number as for a tensor, in full precision."""
-    if h.dtype in _FULL:
-        return torch.lerp(h, s, alpha.to(h.dtype) if isinstance(alpha, Tensor) else alpha)
-    return (h + alpha * (s - h)).to(h.dtype)
-
-
-class _Isolated(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool
-    ) -> Tensor:
-        ctx.law = (mode, objective, radius)
-        ctx.save_for_backward(h, s)
-        return h.clone(memory_format=torch.preserve_format) if copy else h.view_as(h)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        h, s = ctx.saved_tensors
-        to_seed = None if ctx.law[1] == "shadow" else _learn(*ctx.law, g, h, s)
-        return g, to_seed, None, None, None, None
-
-
-class _Blend(torch.autograd.Function):
-    """Both blends: they differ in their value and in what the host's gradient is scaled by."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        h: Tensor,
-        s: Tensor,
-        alpha: Tensor,
-        learning: Tensor | None,
-        law: tuple[str, str, float, bool],
-    ) -> Tensor:
-        ctx.law = law
-        # alpha may be filled with its next value before backward runs: keep this step's.
-        alpha = alpha.clone()
-        if learning is None:
-            ctx.save_for_backward(alpha)
-        else:
-            ctx.save_for_backward(alpha, learning.clone(), h, s)
-        ctx.seed_dtype = s.dtype
-        s = s.to(h.dtype)
-        return _mix(h, s, alpha) if law[0] == "convex" else _add(h, s, alpha)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        alpha, *learner = ctx.saved_tensors
-        mode, objective, radius, isolated = ctx.law
-        to_host = ((1 - alpha) * g).to(g.dtype) if mode == "convex" else g
-        (to_seed,) = _constants(g) if isolated else (g,)
-        to_seed = (alpha * to_seed).to(ctx.seed_dtype)
-        if learner:
-            learning, h, s = learner
-            to_seed = torch.where(learning, _learn(mode, objective, radius, g, h, s), to_seed)
-        return to_host, to_seed, None, None, None
-
-
-class _Release(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, released: Tensor) -> Tensor:
-        ctx.save_for_backward(released.clone())
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (released,) = ctx.saved_tensors
-        # x + -0.0 is x for every x, signed zeros included; x + 0.0 is not.
-        return torch.where(released, g, torch.full_like(g, -0.0)), None
-
-
-def _learn(mode: str, objective: str, radius: float, g: Tensor, h: Tensor, s: Tensor) -> Tensor:
-    g, h, s = _constants(g, h, s)
-    branch = s.to(h.dtype)
-    if mode == "convex":
-        branch = branch - h
-    return seed_gradient(objective, radius, g, h, branch).to(s.dtype)
-
-
-def _constants(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors without their history, where somebody may look for one: in ``create_graph=True``."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return tuple(tensor.detach() for tensor in tensors)
-    return tensors

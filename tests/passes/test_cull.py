@@ -117,6 +117,19 @@ def test_a_deep_copy_is_culled_apart():
     assert Cull("a")(host).modified
 
 
+@pytest.mark.parametrize("phase", [Phase.ISOLATED, Phase.BLENDED, Phase.SETTLED])
+def test_pickling_keeps_values_and_gradients(phase):
+    host, x = traced(Net()), input_for(Net())
+    Germinate("relu", "a", nn.Linear(4, 4), phase=phase)(host)
+    copied = pickle.loads(pickle.dumps(host))
+    for module in (host, copied):
+        module._seeds.a.alpha.fill_(0.5)  # the copy's own, not a constant of when it was loaded
+        module(x).square().sum().backward()
+    grads = [[p.grad for p in module.parameters()] for module in (host, copied)]
+    assert same_bits(*grads)
+    assert host._seeds.a.module.weight.grad.any()
+
+
 def test_pickling_drops_the_marks_but_not_the_code():
     host, x = traced(Net()), input_for(Net())
     Germinate("relu", "a", nn.Linear(4, 4), phase=Phase.BLENDED)(host)

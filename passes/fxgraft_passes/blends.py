@@ -1,0 +1,118 @@
+"""The values of blends, and the autograd functions behind the operators where no plain operation would do.
+
+Which gradient goes where is in the table of `fxgraft_passes.operators`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxgraft_passes.objectives import seed_gradient
+
+FULL_PRECISION = (torch.float32, torch.float64)
+
+
+def add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
+    """``h + alpha f``; the bits of ``h`` at alpha 0, whatever ``f`` holds."""
+    # An alpha for each channel is no scalar to type promotion: half precision values would widen.
+    return torch.where(alpha == 0, h, (h + alpha * f).to(h.dtype))
+
+
+def mix(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
+    """``h + alpha (s - h)``; the bits of ``h`` at alpha 0 and those of ``s`` at 1, whatever the other holds."""
+    return torch.where(alpha == 0, h, torch.where(alpha == 1, s, between(h, s, alpha)))
+
+
+def between(h: Tensor, s: Tensor, alpha: Tensor | float) -> Tensor:
+    """``h + alpha (s - h)``; in full precision one operation, whose bits are those of alpha as a number."""
+    if h.dtype in FULL_PRECISION:
+        return torch.lerp(h, s, alpha.to(h.dtype) if isinstance(alpha, Tensor) else alpha)
+    return (h + alpha * (s - h)).to(h.dtype)
+
+
+class Isolated(torch.autograd.Function):
+    """The host's value; what the seed gets is what its objective makes of the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool
+    ) -> Tensor:
+        ctx.law = (mode, objective, radius)
+        ctx.save_for_backward(h, s)
+        return h.clone(memory_format=torch.preserve_format) if copy else h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        h, s = ctx.saved_tensors
+        to_seed = None if ctx.law[1] == "shadow" else _learn(ctx.law, g, h, s)
+        return g, to_seed, None, None, None, None
+
+
+class Blend(torch.autograd.Function):
+    """Both blends: they differ in their value and in what the host's gradient is scaled by."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        s: Tensor,
+        alpha: Tensor,
+        learning: Tensor | None,
+        law: tuple[str, str, float, bool],
+    ) -> Tensor:
+        ctx.law = law
+        # alpha may be filled with its next value before backward runs: keep this step's.
+        alpha = alpha.clone()
+        if learning is None:
+            ctx.save_for_backward(alpha)
+        else:
+            ctx.save_for_backward(alpha, learning.clone(), h, s)
+        ctx.seed_dtype = s.dtype
+        s = s.to(h.dtype)
+        return mix(h, s, alpha) if law[0] == "convex" else add(h, s, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        alpha, *learner = ctx.saved_tensors
+        mode, objective, radius, isolated = ctx.law
+        to_host = ((1 - alpha) * g).to(g.dtype) if mode == "convex" else g
+        (to_seed,) = _constants(g) if isolated else (g,)
+        to_seed = (alpha * to_seed).to(ctx.seed_dtype)
+        if learner:
+            learning, h, s = learner
+            to_seed = torch.where(learning, _learn((mode, objective, radius), g, h, s), to_seed)
+        return to_host, to_seed, None, None, None
+
+
+class Release(torch.autograd.Function):
+    """The host's value; its gradient comes back only where ``released`` was set."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, released: Tensor) -> Tensor:
+        ctx.save_for_backward(released.clone())
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (released,) = ctx.saved_tensors
+        # x + -0.0 is x for every x, signed zeros included; x + 0.0 is not.
+        return torch.where(released, g, torch.full_like(g, -0.0)), None
+
+
+def _learn(law: tuple[str, str, float], g: Tensor, h: Tensor, s: Tensor) -> Tensor:
+    mode, objective, radius = law
+    g, h, s = _constants(g, h, s)
+    branch = s.to(h.dtype)
+    if mode == "convex":
+        branch = branch - h
+    return seed_gradient(objective, radius, g, h, branch).to(s.dtype)
+
+
+def _constants(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors without their history, where somebody may look for one: in ``create_graph=True``."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return tuple(tensor.detach() for tensor in tensors)
+    return tensors
