@@ -22,7 +22,7 @@ def add(h: Tensor, f: Tensor, alpha: Tensor) -> Tensor:
 
 
 def mix(h: Tensor, s: Tensor, alpha: Tensor) -> Tensor:
-    """``h + alpha (s - h)``; the bits of ``h`` at alpha 0 and those of ``s`` at 1, whatever the other holds."""
+    """``h + alpha (s - h)``; the bits of ``h`` at 0 and of ``s`` at 1, whatever the other holds."""
     return torch.where(alpha == 0, h, torch.where(alpha == 1, s, between(h, s, alpha)))
 
 
