@@ -64,7 +64,7 @@ class Lifecycle:
         self.registry = SeedParameterRegistry(
             optimizers, schedulers, model, lambda slot, counts: rings(host.slot(slot), host.regions, counts)
         )
-        self.gradients = SeedGradients(on_dropped)
+        self.gradients = SeedGradients(on_dropped, optimizers)
         self.seeds: dict[str, Seed] = {}
         self.departing: set[str] = set()
         self.cold = False

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from fxgraft.optimizers.wrapped import inner
 from fxgraft.parts import local, whole
 
 
@@ -22,37 +24,60 @@ class SeedGradients:
 
     The check runs once at the end of each backward pass, before anything reads the gradients: one
     norm over all parameters of a seed. A seed whose gradients were dropped keeps its weights and
-    its optimizer state as they are in that step, as ``GradScaler`` would have it.
+    its optimizer state as they are in that training step, as ``GradScaler`` would have it: what further
+    backward passes give it in the same step (accumulation, two losses) is a part of what it should be,
+    and is dropped as well.
+
+    Compiled autograd runs nothing at the end of a backward pass. There a gradient that is not finite becomes
+    zero as it arrives, inside the compiled graph, so that ``GradScaler`` sees no inf of a seed's; and the
+    check runs when an optimizer begins its step. It does so too for gradients that no backward pass of ours
+    has brought (``p.grad = ...``).
 
     Args:
-        on_dropped: called with the seed's name.
+        on_dropped: called with the seed's name, once in a training step.
+        optimizers: what reads the gradients.
 
     Attributes:
         average: called first, at the end of each backward pass; returns whether the gradients are whole.
             (Those of several ranks are, when they are averaged.)
     """
 
-    def __init__(self, on_dropped: Callable[[str], None]):
+    def __init__(self, on_dropped: Callable[[str], None], optimizers: Sequence[Optimizer] = ()):
         self._on_dropped = on_dropped
+        self._optimizers = optimizers
+        self._before_steps: list[torch.utils.hooks.RemovableHandle] = []
         self.average: Callable[[], bool] = lambda: True
         self._watched: dict[str, list[nn.Parameter]] = {}
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._paused: set[str] = set()
+        self._dropped: set[str] = set()  # in this training step
+        self._overflowed: dict[str, dict[torch.device, Tensor]] = {}  # set inside of compiled backward passes
+        self._has_looked = False  # at the end of a backward pass of this training step
         self._queued: list[bool] = []  # something, while a look at the end of this backward pass is asked for
 
     def watch(self, seed: str, parameters: Sequence[nn.Parameter]) -> None:
         """Begin to watch the parameters of ``seed``."""
         trainable = [p for p in parameters if p.requires_grad]
         self._watched[seed] = trainable
-        hook = self._hook()
+        flags = {p.device: torch.zeros((), dtype=torch.bool, device=p.device) for p in trainable}
+        self._overflowed[seed] = flags
+        hook = self._hook(flags)
         self._hooks[seed] = [p.register_post_accumulate_grad_hook(hook) for p in trainable]  # type: ignore[no-untyped-call]
+
+        if not self._before_steps:
+            self._watch_steps()
 
     def unwatch(self, seed: str) -> None:
         """Stop watching ``seed`` and remove its hooks."""
         self._watched.pop(seed, None)
         self._paused.discard(seed)
+        self._dropped.discard(seed)
+        self._overflowed.pop(seed, None)
         for hook in self._hooks.pop(seed, ()):
             hook.remove()
+        if not self._watched:
+            while self._before_steps:
+                self._before_steps.pop().remove()
 
     def pause(self, seed: str, paused: bool) -> None:
         """Drop every gradient of ``seed`` from now on, so that no optimizer moves it; or no longer."""
@@ -61,8 +86,10 @@ class SeedGradients:
             _drop(self._watched.get(seed, ()))
 
     def step_done(self) -> None:
-        """A backward pass that raised never called back: be ready for the next one."""
+        """A training step is over. (A backward pass that raised never called back.)"""
         self._queued.clear()
+        self._dropped.clear()
+        self._has_looked = False
 
     def arrived(self) -> None:
         """A gradient has arrived: look at all at the end of this backward pass."""
@@ -70,30 +97,67 @@ class SeedGradients:
             self._queued.append(True)
             torch.autograd.Variable._execution_engine.queue_callback(self._check)  # type: ignore[attr-defined]
 
-    def _hook(self) -> Callable[[Tensor], None]:
+    def _hook(self, overflowed: Mapping[torch.device, Tensor]) -> Callable[[Tensor], None]:
         """What is called as a gradient of a seed's arrives: for each parameter, in each backward pass."""
         # It holds us weakly: the garbage collector sees no cycle that goes through a parameter's hooks.
         queued, owner = self._queued, weakref.ref(self)
 
-        def hook(_: Tensor) -> None:
-            if not queued and (gradients := owner()) is not None:
+        def hook(parameter: Tensor) -> None:
+            if torch.compiler.is_compiling():
+                _make_finite(parameter, overflowed)
+            elif not queued and (gradients := owner()) is not None:
                 gradients.arrived()
 
         return hook
 
+    def _watch_steps(self) -> None:
+        """Look before an optimizer reads gradients, where the end of a backward pass did not."""
+        owner = weakref.ref(self)
+
+        def hook(*_: object) -> None:
+            gradients = owner()
+            if gradients is not None and not gradients._has_looked:
+                gradients._look()
+
+        self._before_steps = [inner(optimizer).register_step_pre_hook(hook) for optimizer in self._optimizers]
+
     def _check(self) -> None:
         self._queued.clear()
+        self._has_looked = True
+        self._look()
+
+    def _look(self) -> None:
         if not self.average():
             return
-        for seed in self._paused:
+        for seed in (*self._paused, *self._dropped):
             _drop(self._watched[seed])
+        overflowed = () if self._has_looked else self._compiled_overflows()
         # All at once first: in nearly every step that is all there is to do.
-        if _all_finite(p for parameters in self._watched.values() for p in parameters):
+        if not overflowed and _all_finite(p for parameters in self._watched.values() for p in parameters):
             return
         for seed, parameters in self._watched.items():
-            if not _all_finite(parameters):
+            if seed in overflowed or not _all_finite(parameters):
                 _drop(parameters)
+                self._dropped.add(seed)
                 self._on_dropped(seed)
+
+    def _compiled_overflows(self) -> list[str]:
+        found = []
+        for seed, flags in self._overflowed.items():
+            if any(flag.item() for flag in flags.values()):
+                found.append(seed)
+                for flag in flags.values():
+                    flag.fill_(False)
+        return found
+
+
+def _make_finite(parameter: Tensor, overflowed: Mapping[torch.device, Tensor]) -> None:
+    """Zero a gradient that has a NaN or an inf, and say so: in tensors only, for a compiled graph."""
+    grad = parameter.grad
+    if grad is not None:
+        is_finite = torch.isfinite(grad).all()
+        overflowed[parameter.device].logical_or_(~is_finite)
+        grad.copy_(torch.where(is_finite, grad, torch.zeros_like(grad)))
 
 
 def _drop(parameters: Iterable[nn.Parameter]) -> None:
