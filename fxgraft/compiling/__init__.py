@@ -5,9 +5,13 @@
 `units`        which modules are compiled as a whole: the host, or its blocks
 `variants`     the compiled code of one structure of one kind of unit, and the table that keeps them
 `artifacts`    compiled code as bytes: made in one process, run in another
-`job`          what the helper is asked for, and what comes of it
-`helper`       the process that makes artifacts while the trainer goes on
-`linking`      no fork while a thread is inside of the dynamic linker
+`job`          what the compiler process is asked for, and what comes of it
+`helper`       that process as the trainer sees it: started, given jobs, ended
+`worker`       that process as it sees itself
+`parcel`       what it is given: modules without weights
+`by_value`     classes and functions that it cannot import
+`ambient`      torch's settings, which code depends on too
+`forwards`     what a structure puts into modules
 `compiled`     all of it together for one host
 =============  =====================================================================================
 """

@@ -1,22 +1,24 @@
-"""A job for the helper: the code that a structure lacks, made there and taken in here."""
+"""A job for the compiler process: the code that a structure lacks, made there and taken in here."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from fxgraft.compiling import artifacts
+from fxgraft.compiling.ambient import Ambient
 from fxgraft.compiling.artifacts import Loading
 from fxgraft.compiling.calls import CallKind
-from fxgraft.compiling.helper import Helper, Send
+from fxgraft.compiling.forwards import Forwards
+from fxgraft.compiling.helper import Run
+from fxgraft.compiling.parcel import pack
 from fxgraft.compiling.units import Unit
-from fxgraft.compiling.variants import Variant, own_code
+from fxgraft.compiling.variants import Variant
+from fxgraft.compiling.worker import Order, told
 from fxgraft_passes import Phase
 
 
@@ -41,15 +43,11 @@ class Task:
     is_extra: bool = False
 
     def leave(self) -> None:
-        """The helper cannot: dynamo compiles such calls when they come, or the variant is not used."""
+        """It cannot be made there: dynamo compiles such calls as they come, or the variant is not used."""
         if self.is_extra:
             self.variant.given_up = True
         else:
             self.variant.leave_to_dynamo(self.kind)
-
-
-Install = Callable[[Phase], AbstractContextManager[Any]]
-"""Puts the structure in a phase into the modules of the host."""
 
 
 class Job:
@@ -58,43 +56,59 @@ class Job:
     Args:
         tasks: in the order of their urgency.
         options: of ``torch.compile``.
-        prepare: run first in the helper: brings the structure into the host there; returns what
-            installs it in a phase, and the modules beside the units that follow train and eval mode.
+        forwards: what the structure puts into the modules of regions, in each phase of the tasks.
+        others: modules beside the units' that follow train and eval mode.
+
+    Raises:
+        CannotTravelError: something cannot be given to another process.
     """
 
     def __init__(
         self,
         tasks: Sequence[Task],
         options: Mapping[str, Any],
-        prepare: Callable[[], tuple[Install, Iterable[nn.Module]]],
+        forwards: Mapping[Phase, Forwards],
+        others: Sequence[nn.Module],
     ):
         self._tasks = tasks
         self._unanswered = set(range(len(tasks)))
         self.failed: dict[int, str] = {}
         self._loading: tuple[int, Loading] | None = None
-        self._helper = Helper(lambda send: _make(tasks, options, prepare, send), self._decode)
+        self._arrived = 0
+        units = list(dict.fromkeys(task.unit for task in tasks))
+        modules = [unit.module for unit in units]
+        order = Order(
+            Ambient.here(),
+            options,
+            modules,
+            [(units.index(task.unit), task.phase, task.kind) for task in tasks],
+            forwards,
+            others,
+        )
+        self._run = Run(pack(order, (*modules, *others)), self._decode)
 
     def _decode(
-        self, message: tuple[int, bytes | None, str | None]
-    ) -> tuple[int, Loading | None, str | None]:
+        self, message: tuple[int | None, bytes | None, str | None]
+    ) -> tuple[int | None, Loading | None, str | None]:
+        self._arrived += 1
         index, data, error = message
-        if data is None:
+        if data is None or index is None:
             return index, None, error
         try:
             with _short_turns():
                 return index, Loading(data, self._tasks[index].kind), None
         except Exception as reason:
-            return index, None, _told(reason)
+            return index, None, told(reason)
 
     def take(self) -> None:
         """Go on with what has arrived, by one part: a step must not wait for more."""
         if self._loading is None:
-            message = self._helper.receive()
+            message = self._run.receive()
             if message is None:
                 return
             index, loading, error = message
             if loading is None:
-                self._answer(index, error)
+                self._answer([index] if index is not None else list(self._unanswered), error)
                 return
             self._loading = index, loading
             return
@@ -103,18 +117,19 @@ class Job:
             artifact = loading.advance()
         except Exception as error:  # what torch cannot load, it can still compile
             self._loading = None
-            self._answer(index, _told(error))
+            self._answer([index], told(error))
             return
         if artifact is not None:
             self._loading = None
             task = self._tasks[index]
             task.variant.add(task.kind, artifact)
-            self._answer(index)
+            self._answer([index])
 
-    def _answer(self, index: int, error: str | None = None) -> None:
-        self._unanswered.discard(index)
-        if error is not None:
-            self.failed[index] = error
+    def _answer(self, indices: Iterable[int], error: str | None = None) -> None:
+        for index in indices:
+            self._unanswered.discard(index)
+            if error is not None:
+                self.failed[index] = error
 
     @property
     def is_ready(self) -> bool:
@@ -129,14 +144,19 @@ class Job:
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come."""
-        return not self._unanswered or (self._loading is None and self._helper.is_over)
+        return not self._unanswered or (self._loading is None and self._run.is_over)
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why there is no compiler process, where that is so."""
+        return self._run.unavailable if self._unanswered and self._run.is_over else None
 
     @property
     def failure(self) -> str | None:
-        """Why tasks stay unanswered; None if there are none, or the helper goes on."""
-        if not self._unanswered or self._loading is not None or not self._helper.is_over:
+        """Why tasks stay unanswered; None if there are none, or the compiler process goes on."""
+        if not self._unanswered or self._loading is not None or not self._run.is_over:
             return None
-        return self._helper.failure or "the helper process ended early"
+        return self._run.failure or "the compiler process ended early"
 
     def leave_rest(self) -> None:
         """Do without what was not made."""
@@ -144,31 +164,13 @@ class Job:
             self._tasks[index].leave()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until the helper has sent all."""
-        self._helper.join(timeout)
+        """Wait until the compiler process has sent all."""
+        self._run.join(timeout)
 
     def stop(self) -> None:
-        """End the helper."""
-        self._helper.stop()
-
-
-def _make(
-    tasks: Sequence[Task],
-    options: Mapping[str, Any],
-    prepare: Callable[[], tuple[Install, Iterable[nn.Module]]],
-    send: Send,
-) -> None:
-    """In the helper: compile, and send ``(index, bytes, None)`` or ``(index, None, reason)``."""
-    torch._inductor.config.compile_threads = 1  # the trainer's pool of compile workers was not forked
-    install, others = prepare()
-    for index, task in enumerate(tasks):
-        try:
-            with install(task.phase):
-                data = artifacts.build(own_code(), task.unit.module, task.kind, options, *others)
-        except Exception as error:
-            send((index, None, _told(error)))
-        else:
-            send((index, data, None))
+        """End it, and the process with it where that is still at it."""
+        if self._arrived < len(self._tasks):
+            self._run.stop()
 
 
 @contextmanager
@@ -183,7 +185,3 @@ def _short_turns() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(usual)
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from fxgraft_passes.graft import SEEDS
 
 if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
-    from fxgraft.compiling.job import Install, Job, Task
+    from fxgraft.compiling.job import Job, Task
 
 
 class Host(nn.Module):
@@ -292,27 +291,29 @@ class Host(nn.Module):
     def compile_in_helper(
         self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[Task]
     ) -> Job:
-        """Let the helper compile for ``structure``. Nothing here is touched.
+        """Let the compiler process compile for ``structure``. What runs here is as before afterwards.
 
         Args:
             structure: for which the tasks are.
             grafts: the modules of all its seeds, by name.
             tasks: what to make.
+
+        Raises:
+            CannotTravelError: something cannot be given to another process.
         """
-        from fxgraft.compiling.job import Job  # which is there: the host is compiled
+        from fxgraft.compiling.forwards import forward_of  # which is there: the host is compiled
+        from fxgraft.compiling.job import Job
 
         assert self.compiled is not None
-
-        def prepare() -> tuple[Install, list[nn.Module]]:  # in the helper, on its own copy of everything
-            self._running.stop_compiling()
-            self.on_call = None
-            self.followers.clear()
-            for parameter in (*self.parameters(), *(p for g in grafts.values() for p in g.parameters())):
-                parameter.grad = None
-            self.adopt(structure, Phase.ISOLATED, grafts)
-            return partial(self.probing, structure), self.trees()[1:]
-
-        return Job(tasks, self.compiled.options, prepare)
+        units = {task.unit for task in tasks}
+        names = self.structure.by_region.keys() | structure.by_region.keys()
+        modules = [self._regions[name].module for name in names if any(unit.holds(name) for unit in units)]
+        forwards = {}
+        for phase in {task.phase for task in tasks}:
+            with self.probing(structure, phase, grafts):
+                forwards[phase] = [(module, forward_of(module)) for module in modules]
+        seeds = [p for p in structure.placements if any(unit.holds(structure.runs_in(p)) for unit in units)]
+        return Job(tasks, self.compiled.options, forwards, [grafts[p.seed] for p in seeds])
 
     # nn.Module's protocol: the root's state is the host's
 

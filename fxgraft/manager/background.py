@@ -1,11 +1,13 @@
 """Changes of the structure that training does not wait for.
 
 A change goes through: its modules are built (in a thread), the code that its structure lacks is
-compiled (in a helper process, where the host is compiled), and it lands: on the training thread, at a
+compiled (in the compiler process, where the host is compiled), and it lands: on the training thread, at a
 step boundary, whole or not at all. Until then the host runs what it ran. Everything that is built when
-the helper is free goes into one structure.
+the compiler process is free goes into one structure.
 
-Where no helper can be had, the change compiles when it lands, as it does with ``wait=True``.
+Where that cannot help, the change compiles when it lands, as it does with ``wait=True``. Whatever preparing
+raises is caught in one place, `Background.step`: the change lands without help, or is given up, and the log
+says why.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fxgraft.compiling import helper, linking
+from fxgraft.compiling import helper
 from fxgraft.distributed.peers import Peers
+from fxgraft.errors import DistributedError
 from fxgraft.lifecycle.change import Birth, Change, Names
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import follow, surroundings
@@ -46,7 +49,7 @@ class Background:
         peers: the other ranks: all land the same change in the same step.
         timeout: in seconds, after which a germination whose module is not built, or is not compiled as
             long after that, is given up; None: never.
-        helper: ``"auto"``: compile in a helper process where that can be; ``"off"``: never.
+        helper: ``"auto"``: compile in another process where that can be; ``"off"``: never.
 
     Attributes:
         is_landing: whether a change lands now.
@@ -69,8 +72,15 @@ class Background:
         self._lands = _NOTHING  # what the job is for; nothing, where it is for what runs already
         self._choice: Names | None = None  # what all ranks land together next
         self._target = self._base = Structure()
-        self._said_why_not = False
         self._old_news = 0
+        self._job_deadline: float | None = None
+        self._trying = _NOTHING  # what is being begun with
+        self._unaided: Names | None = None  # the change that the compiler process cannot help with
+        self._broken: str | None = None  # why that cannot land either
+        self._failures = 0  # to prepare the change that is next
+        self._left: frozenset[str] = frozenset()  # culled seeds whose grafts could not be taken out
+        self._said: set[str] = set()
+        self._is_warm = False
         self.is_landing = False
 
     def __len__(self) -> int:
@@ -113,7 +123,22 @@ class Background:
     # At a step boundary
 
     def step(self) -> None:
-        """Take in what has come, let a change land that is ready, and begin with the next."""
+        """Take in what has come, let a change land that is ready, and begin with the next.
+
+        Raises:
+            DistributedError: a rank is gone.
+        """
+        try:
+            self._advance()
+        except DistributedError:
+            raise
+        except Exception as error:  # of whatever prepares a change: no reason to end the training
+            self._recover(f"{type(error).__name__}: {error}")
+
+    def _advance(self) -> None:
+        if not self._is_warm and self._host.compiled is not None and self._helper != "off":
+            self._is_warm = True
+            helper.warm()  # with the first step of a compiled host: it is ready when it is needed
         for pending in list(self._pending.values()):
             if failed := self._peers.anyone_says(f"{pending.seed.name} failed", self._trouble(pending)):
                 self._fail(pending.seed, failed)
@@ -124,6 +149,26 @@ class Background:
         if self._job is None:
             self._begin()
 
+    def _recover(self, reason: str) -> None:
+        """Preparing has raised: the change lands without help; where that raises too, it is given up."""
+        change, job = self._lands if self._lands != _NOTHING else self._trying, self._job
+        self._job, self._lands, self._trying = None, _NOTHING, _NOTHING
+        if job is not None:
+            job.stop()
+            job.leave_rest()
+        if change == _NOTHING:
+            self._say_once(f"compiling in the background has failed: {reason}")
+            return
+        self._failures += 1
+        if self._failures == 1:
+            self._unaided = change.names
+            self._say_once(f"a change compiles as it lands, as preparing it has failed: {reason}")
+        elif self._failures == 2:
+            self._broken = reason  # the other ranks are told, and give it up in the same step
+        else:
+            self._fail_change(change, reason)
+            self._settle()
+
     def _trouble(self, pending: Pending) -> str | None:
         """Why it comes to nothing on this rank, if it does."""
         if pending.is_late:
@@ -131,7 +176,7 @@ class Background:
         return str(pending.error) if pending.is_built and pending.module is None else None
 
     def _begin(self) -> None:
-        waiting = self._pending or self._fossils or self._lifecycle.departing
+        waiting = self._pending or self._fossils or self._lifecycle.departing - self._left
         change = self._next_change() if waiting else _NOTHING
         if not waiting or change == _NOTHING:
             self._tend()
@@ -142,19 +187,19 @@ class Background:
         if agreed == _NOTHING:  # what was chosen was taken back
             self._settle()
             return
+        self._trying = agreed
+        if reason := self._peers.anyone_says(_FAILED, self._broken):
+            self._give_up(agreed, reason)
+            return
         structure = self._host.structure
         target = agreed.target(structure)
         compiled = self._host.compiled
         tasks = compiled.tasks_for(target, structure) if compiled is not None else []
-        if reason := self._peers.anyone_says(_FAILED, None):
-            self._give_up(agreed, reason)
-        elif tasks and self._can_help():
-            if linking.is_busy():
-                return  # a later step forks: this one would wait
-            self._lands = agreed
+        if tasks and self._unaided != agreed.names and self._can_help():
             for birth in agreed.births:  # the time that is up is that of building, or of compiling
                 self._pending[birth.seed.name].deadline = self._deadline()
             self._start(self._host.compile_in_helper(target, self._grafts(agreed), tasks), target)
+            self._lands = agreed
         elif self._peers.all_say(_READY, agreed.names):
             self._land(agreed, compiled=not tasks)
 
@@ -169,7 +214,7 @@ class Background:
         fossils = [seed for seed in self._fossils.values() if seed.stage is Stage.HOLDING]
         return Change(
             births=tuple(birth for birth in births if birth is not None),
-            departed=tuple(sorted(self._lifecycle.departing)),
+            departed=tuple(sorted(self._lifecycle.departing - self._left)),
             fossils=tuple((seed, self._lifecycle.fossil(seed)) for seed in fossils),
         )
 
@@ -187,7 +232,7 @@ class Background:
     def _tend(self) -> None:
         """With nothing else to do, compile what the running structure would be better off with."""
         compiled = self._host.compiled
-        if compiled is None or compiled.news == self._old_news or linking.is_busy():
+        if compiled is None or compiled.news == self._old_news:
             return
         self._old_news = compiled.news
         structure, grafts = self._host.structure, self._host.grafts()
@@ -199,27 +244,48 @@ class Background:
 
     def _start(self, job: Job, target: Structure) -> None:
         self._job, self._base, self._target = job, self._host.structure, target
+        self._job_deadline = self._deadline()
 
     def _follow(self, job: Job) -> None:
         if self._host.structure is not self._base:  # which another change has replaced
             self._drop_job()
             return
         job.take()
+        if job.unavailable is not None:
+            self._go_on_without(job, job.unavailable)
+            return
+        failure = job.failure
+        if failure is None and self._job_deadline is not None and time.monotonic() > self._job_deadline:
+            failure = f"not compiled after {self._timeout} s"
         if self._lands == _NOTHING:
-            if job.failure is not None:
-                self._give_up(self._lands, job.failure)
+            if failure is not None:
+                self._give_up(self._lands, failure)
         else:
             self._agreed(self._lands)
-            if reason := self._peers.anyone_says(_FAILED, job.failure):
+            if reason := self._peers.anyone_says(_FAILED, failure):
                 self._give_up(self._lands, reason)
             elif job.is_ready and self._peers.all_say(_READY, self._lands.names):
                 self._land_prepared(job)
         if self._job is job and job.is_over:
             for reason in job.failed.values():
-                logger.warning("the helper could not compile for the host as it is: %s", reason)
+                logger.warning("the compiler process could not compile for the host as it is: %s", reason)
             job.leave_rest()
             self._drop_job()
-            self._host.adopt(self._host.structure, self._host.phase, self._host.grafts())
+            self._look_again()
+
+    def _go_on_without(self, job: Job, reason: str) -> None:
+        """No compiler process can be had after all: the change compiles as it lands, and other ranks wait."""
+        self._say_why_not(reason)
+        self._unaided = self._lands.names
+        is_for_now = self._lands == _NOTHING
+        self._job, self._lands = None, _NOTHING
+        if is_for_now:
+            job.leave_rest()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Let each unit run what there is code for now."""
+        self._host.adopt(self._host.structure, self._host.phase, self._host.grafts())
 
     def _land_prepared(self, job: Job) -> None:
         change = self._next_change().only(self._lands.names)
@@ -227,13 +293,13 @@ class Background:
             self._drop_job()  # the host was converted, or a seed was taken back
             return
         for reason in job.failed.values():
-            logger.warning("compiling at the swap what the helper could not: %s", reason)
+            logger.warning("compiling at the swap what the compiler process could not: %s", reason)
         self._lands = _NOTHING
         self._land(change, compiled=job.is_whole)
         self._base = self._host.structure
 
     def _give_up(self, change: Change, reason: str) -> None:
-        """The helper broke down. Seeds to be born are given up; what must go or stay does so without it."""
+        """Preparing broke down. Seeds to be born are given up; what must go or stay does so without help."""
         logger.warning("%s", reason)
         if self._job is not None:
             self._job.leave_rest()
@@ -257,7 +323,8 @@ class Background:
 
     def _settle(self) -> None:
         """Nothing is agreed on any more: the next change is chosen anew."""
-        self._choice = None
+        self._choice = self._unaided = self._broken = None
+        self._failures = 0
         self._peers.hush()
 
     # Landing
@@ -276,6 +343,7 @@ class Background:
             return
         finally:
             self.is_landing = False
+        self._left = frozenset()
         for birth in change.births:
             pending = self._pending.pop(birth.seed.name)
             self._reporter.live_after(pending.elapsed_ms, birth.seed, prefetched=True)
@@ -287,9 +355,14 @@ class Background:
             self._fail(birth.seed, reason)
         for seed, _ in change.fossils:
             logger.warning("seed %r was not fossilized: %s", seed.name, reason)
-            del self._fossils[seed.name]
+            self._fossils.pop(seed.name, None)
         for name in change.departed:
-            logger.warning("the graft of culled seed %r stays in the graph for now: %s", name, reason)
+            logger.warning(
+                "the graft of culled seed %r stays in the graph, at alpha 0, until the next change: %s",
+                name,
+                reason,
+            )
+        self._left |= set(change.departed)
 
     def _fail(self, seed: Seed, reason: str) -> None:
         logger.warning("seed %r did not go live: %s", seed.name, reason)
@@ -308,11 +381,17 @@ class Background:
     def _can_help(self) -> bool:
         if self._helper == "off":
             return False
-        devices = {parameter.device for parameter in self._host.parameters()}
-        reason = helper.unavailable(devices)
-        if reason is not None and not self._said_why_not:
-            self._said_why_not = True
-            logger.warning(
-                "no helper process compiles in the background (%s): changes compile as they land", reason
-            )
+        reason = helper.unavailable()
+        if reason is not None:
+            self._say_why_not(reason)
         return reason is None
+
+    def _say_why_not(self, reason: str) -> None:
+        self._say_once(
+            f"no compiler process compiles in the background ({reason}): changes compile as they land"
+        )
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)

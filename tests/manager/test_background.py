@@ -1,4 +1,4 @@
-"""Changes that training does not wait for: compiled in a helper process, landed at a step boundary."""
+"""Changes that training does not wait for: compiled in the compiler process, landed at a step boundary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import sys
 import textwrap
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,15 @@ class World:
 
 
 @pytest.fixture(autouse=True)
-def _no_process_stays_and_no_limit_is_hit() -> Iterator[None]:
+def _one_process_at_most_and_no_limit_is_hit() -> Iterator[None]:
     # Not by monkeypatch: what that puts back is gone from torch's configuration afterwards.
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         yield
-    assert helpers() == []
+    assert len(compilers()) <= 1  # one for all hosts, however many have ended
 
 
-def helpers() -> list[int]:
-    """The processes that are children of this one, forked by us."""
+def compilers() -> list[int]:
+    """The compiler processes that are children of this one."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -121,10 +122,35 @@ def helpers() -> list[int]:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        ours = command == Path("/proc/self/cmdline").read_bytes()
-        if int(fields[1]) == os.getpid() and ours and fields[0] != "Z":
+        if int(fields[1]) == os.getpid() and b"fxgraft.compiling.worker" in command and fields[0] != "Z":
             found.append(int(entry.name))
     return found
+
+
+def the_compiler() -> int:
+    """The compiler process, when it is ready."""
+    helper.warm()
+    until(lambda: helper._get().is_ready and compilers())
+    return compilers()[0]
+
+
+@contextmanager
+def halted() -> Iterator[int]:
+    """The compiler process is there, and does nothing inside: what it is given stays undone."""
+    pid = the_compiler()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def until(is_so: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def no_recompiles() -> Any:
@@ -255,12 +281,13 @@ def test_one_that_is_asked_for_meanwhile_comes_with_the_next_structure() -> None
     assert second.stage is Stage.TRAINING
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-def test_a_helper_that_dies_leaves_the_host_as_it_was(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_compiler_process_that_dies_leaves_the_host_as_it_was(number: signal.Signals) -> None:
     world = World()
     before = snapshot(world.host, torch.ones(6, 4), [world.optimizer])
-    seed = world.start()
-    os.kill(helpers()[0], number)
+    with halted() as pid:
+        seed = world.start()
+        os.kill(pid, number)
     world.settle()
     assert seed.stage is Stage.CULLED
     assert "a" not in world.manager.seeds
@@ -273,26 +300,56 @@ def test_a_helper_that_dies_leaves_the_host_as_it_was(number: signal.Signals) ->
     assert world.manager.seeds["a"].stage is Stage.TRAINING
 
 
-def test_a_helper_that_takes_too_long_is_ended() -> None:
+def test_a_compiler_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helper, "PATIENCE", 0.1)
     world = World(prefetch_timeout=0.2)
-    world.manager.germinate(SLOT, lambda slot: Drawing(), name="a", wait=False)
-    while not helpers():
+    with halted() as pid:
+        world.start()
+        time.sleep(0.25)
         world.background.step()
-    time.sleep(0.25)
-    world.background.step()
+        until(lambda: not is_alive(pid))
     assert "0.2 s" in world.reasons()[0]
-    assert helpers() == []
     assert not world.manager.seeds
 
 
-def test_a_cull_ends_the_helper() -> None:
+@pytest.mark.parametrize("what", ["cull", "fossilize"])
+def test_what_has_to_come_lands_without_a_compiler_process_that_takes_too_long(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper, "PATIENCE", 0.1)
+    world = World()
+    world.manager.germinate(SLOT, Drawing(), name="a")
+    world.manager.germinate(TWIN, Drawing(), name="b")
+    world.manager.blend("a", steps=1)
+    world.train(2)
+    world.settle()
+    world.background._timeout = 0.2
+    with halted() as pid:
+        getattr(world.manager, what)("a", wait=False)
+        world.background.step()
+        assert world.background._job is not None
+        time.sleep(0.25)
+        world.background.step()
+        until(lambda: not is_alive(pid))
+    left = {placement.seed: placement.spec.fossil for placement in world.host.structure.placements}
+    assert left == {"b": None} | ({} if what == "cull" else {"a": 1.0})
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_cull_ends_what_is_compiled_for_it(hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on to the next job; where it does not, another process does."""
+    monkeypatch.setattr(helper, "PATIENCE", 0.1 if hangs else 60.0)
     world = World()
     before = snapshot(world.host, torch.ones(6, 4), [world.optimizer])
-    world.start()
-    assert helpers()
-    world.manager.cull("a")
-    assert helpers() == []
+    with halted() as pid:
+        world.start()
+        until(lambda: helper._get().now is not None)
+        world.manager.cull("a")
+        if hangs:
+            until(lambda: not is_alive(pid))
     assert world.reasons() == ["cancelled"]
+    until(lambda: helper._get().now is None)
+    assert (the_compiler() == pid) is not hangs
     assert_same_bits(snapshot(world.host, torch.ones(6, 4), [world.optimizer]), before, "the host")
 
 
@@ -304,14 +361,14 @@ def holding() -> World:
     world.train(2)
     world.manager.fossilize("a", wait=False)
     world.background.step()
-    assert helpers()
+    assert world.background._job is not None
     return world
 
 
 def test_a_blend_takes_a_fossilization_back_that_waits() -> None:
     world = holding()
     world.manager.blend("a", to=0.5, steps=2)
-    assert helpers() == []
+    assert world.background._job is None
     world.train(4)
     world.settle()
     seed = world.manager.seeds["a"]
@@ -331,8 +388,6 @@ def test_a_fossilization_that_was_taken_back_is_forgotten(what: str) -> None:
         "fossilize": lambda: manager.fossilize("a"),
     }[what]()
     assert world.background._fossils == {}
-    for pid in helpers():  # whatever goes on there must not bring it back
-        os.kill(pid, signal.SIGKILL)
     world.settle()
     world.train(2)
     world.settle()
@@ -371,14 +426,9 @@ def test_a_host_that_is_converted_in_between_is_followed() -> None:
     assert out.dtype is torch.float64
 
 
-def test_compiler_errors_are_those_of_a_germination_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the helper cannot make is made at the swap, or the seed does not come and it is said why."""
+def test_what_the_compiler_process_cannot_make_is_made_at_the_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-
-    def refuse(*args: Any) -> bytes:
-        raise RuntimeError("no artifact of this")
-
-    monkeypatch.setattr(artifacts, "build", refuse)
+    monkeypatch.setattr(artifacts.Loading, "__init__", refuse)
     seed = world.start()
     world.settle()
     assert seed.stage is Stage.TRAINING
@@ -411,28 +461,43 @@ def test_a_compiler_that_fails_at_the_swap_too_is_no_crash(monkeypatch: pytest.M
     assert_same_bits(snapshot(world.host, torch.ones(6, 4), [world.optimizer]), before, "the host")
 
 
-@pytest.mark.parametrize("how", ["off", "no fork", "another device"])
-def test_without_a_helper_it_compiles_as_it_lands(
+@pytest.fixture
+def _no_process_yet() -> Iterator[None]:
+    """Nothing that a start depends on is known from before, nor afterwards."""
+    helper._get().end()
+    helper._process = None
+    yield
+    helper._get().end()
+    helper._process = None
+
+
+@pytest.mark.usefixtures("_no_process_yet")
+@pytest.mark.parametrize("how", ["off", "no pipes", "no process", "no interpreter"])
+def test_without_a_compiler_process_it_compiles_as_it_lands(
     how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if how == "no pipes":
+        monkeypatch.setattr(helper, "unavailable", lambda: "it needs POSIX pipes")
+    if how == "no process":
+        monkeypatch.setattr(helper, "_popen", refuse)
+    if how == "no interpreter":
+        monkeypatch.setattr(helper.spawn, "get_executable", lambda: "/bin/false")
     world = World(helper="off" if how == "off" else "auto")
-    if how == "no fork":
-        monkeypatch.setattr(sys, "platform", "darwin")
-    if how == "another device":
-        monkeypatch.setattr(helper, "unavailable", lambda devices: "a forked process cannot use cuda")
     for name, slot in [("a", SLOT), ("b", TWIN)]:
         seed = world.manager.germinate(slot, lambda slot: Drawing(), name=name, wait=False)
-        world.background.wait(30)
+        world.settle()
         world.train()
         assert seed.stage is Stage.TRAINING
     with no_recompiles():
         world.train()
-    assert caplog.text.count("no helper process") == (0 if how == "off" else 1)
+    assert world.reasons() == []
+    assert caplog.text.count("no compiler process") == (0 if how == "off" else 1)
+    assert ("no more processes" in caplog.text) is (how == "no process")
+    assert ("exit status 1" in caplog.text) is (how == "no interpreter")
 
 
-def test_devices_that_a_fork_cannot_use_are_named() -> None:
-    assert helper.unavailable([torch.device("cpu")]) is None
-    assert "cuda" in str(helper.unavailable([torch.device("cpu"), torch.device("cuda", 0)]))
+def refuse(*args: Any) -> Any:
+    raise BlockingIOError("no more processes")
 
 
 def test_an_unknown_kind_of_helper_is_refused() -> None:
@@ -646,32 +711,40 @@ def test_a_rollback_need_not_wait() -> None:
         world.train()
 
 
-def test_a_trainer_that_is_killed_takes_its_helper_along() -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_trainer_that_is_killed_takes_its_compiler_process_along(busy: bool) -> None:
     program = """
         import os, sys, time, torch, fxgraft
         from torch import nn
-        from fxgraft.compiling import artifacts
+        from fxgraft.compiling import helper
+        def slow(graph_module, inputs):
+            if "fxgraft.compiling.worker" in open("/proc/self/cmdline").read():
+                print("compiles", flush=True)
+                time.sleep(600)
+            return graph_module
         host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4)), (torch.ones(2, 4),))
-        host.compile(backend="aot_eager")
+        host.compile(backend=slow)
         manager = fxgraft.SeedManager(host)
         host(torch.ones(2, 4)).sum().backward()
-        artifacts.build = lambda *args: time.sleep(600)
-        manager.germinate("0", "low_rank", wait=False)
-        manager._background.wait()
         manager.step()
-        print(manager._background._job._helper._process.pid, flush=True)
-        os.kill(os.getpid(), {signal})
+        while not helper._get().is_ready:
+            time.sleep(0.01)
+        if BUSY:
+            manager.germinate("0", "low_rank", wait=False)
+            manager._background._pending["low_rank_0"].wait()
+            manager.step()
+            child = helper._get()._child
+            while b"compiles" not in os.pread(child._printed.fileno(), 100, 0):
+                time.sleep(0.01)
+        print(helper._get().pid, flush=True)
+        os.kill(os.getpid(), 9)
     """
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program).replace("{signal}", str(int(number)))],
-            cwd=ROOT, timeout=120, capture_output=True, text=True,
-        )  # fmt: skip
-        pid = int(done.stdout.split()[0])
-        deadline = time.monotonic() + 20
-        while is_alive(pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    done = subprocess.run(
+        [sys.executable, "-c", f"BUSY = {busy}\n{textwrap.dedent(program)}"],
+        cwd=ROOT, timeout=120, capture_output=True, text=True,
+    )  # fmt: skip
+    pid = int(done.stdout.split()[0])
+    until(lambda: not is_alive(pid), 20)
 
 
 def is_alive(pid: int) -> bool:

@@ -1,0 +1,183 @@
+"""The private parts of torch that are used, all of them here.
+
+Each has been seen to work with torch 2.13.0 (the CPU wheel) and 2.14.1 (the CUDA build of PyPI), and says
+what happens where it is missing; ``tests/test_torch.py`` calls each. What only compiled hosts need is
+imported when it is called: the compiler takes a second to import.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SEEN_WITH = ("2.13.0", "2.14.1")
+"""The versions that all of this was seen to work with."""
+
+
+# Dynamo, AOTAutograd and Inductor
+
+
+def import_compiler() -> None:
+    """Import what compiling needs, so that the first compilation does not. Missing: it is imported later."""
+    import torch._dynamo
+    import torch._functorch.aot_autograd
+    import torch._inductor.compile_fx  # noqa: F401
+
+
+def compiler_configs() -> tuple[Any, ...]:
+    """The modules of settings of dynamo, AOTAutograd and Inductor. Missing: no code comes from the helper."""
+    import torch._dynamo.config
+    import torch._functorch.config
+    import torch._inductor.config
+
+    return torch._dynamo.config, torch._functorch.config, torch._inductor.config
+
+
+def overrides(config: Any) -> dict[str, Any]:
+    """What differs from its default in a module of settings, in this thread. Missing: as above."""
+    found: dict[str, Any] = config._get_dict(skip_default=True)
+    return found
+
+
+def mark_maybe_dynamic(tensor: Tensor, dimension: int) -> None:
+    """Let a compilation take a size as dynamic where it can. Missing: each size is compiled for itself."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def mode_options(mode: str) -> dict[str, Any]:
+    """The options that a mode of Inductor stands for. Missing: modes compile at the swap."""
+    import torch._inductor
+
+    return torch._inductor.list_mode_options(mode)
+
+
+def unserializable_guards() -> frozenset[str]:
+    """The kinds of guards that no artifact can hold. Missing: no code comes from the helper."""
+    from torch._dynamo.guards import CheckFunctionManager
+
+    return frozenset(CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES)
+
+
+def artifact_bytes(made: Any, scope: Mapping[str, Any]) -> bytes:
+    """What ``torch.compile(...).aot_compile(...)`` made, as bytes. Missing: no code comes from the helper.
+
+    Args:
+        made: the compiled function.
+        scope: the globals of what was compiled: modules that the code finds there under made-up names are
+            imported by their own names where it runs.
+    """
+    parts = made._artifacts
+    env = parts.runtime_env
+    found = {name: scope.get(name) for name in env.external_refs}
+    modules = {name: value.__name__ for name, value in found.items() if isinstance(value, ModuleType)}
+    parts.runtime_env = replace(env, import_sources={**env.import_sources, **modules})
+    data: bytes = type(made).serialize(made).serialized_data
+    return data
+
+
+class ArtifactParts:
+    """What ``torch.compiler.load_compiled_function`` does at once, in three parts.
+
+    Missing: code of the helper cannot be loaded, and compiles at the swap.
+
+    Args:
+        data: of `artifact_bytes`. This part is safe off the training thread.
+    """
+
+    def __init__(self, data: bytes):
+        from torch._dynamo.aot_compile import AOTCompileUnpickler, CompileArtifacts
+        from torch._dynamo.package import SerializedCode
+
+        state: dict[str, Any] = AOTCompileUnpickler({}, io.BytesIO(data)).load()  # type: ignore[no-untyped-call]
+        deserialize, code = state["compiled_fn"]
+        bytecode = SerializedCode.to_code_object(state["runtime_env"].bytecode)
+        state["runtime_env"] = replace(state["runtime_env"], bytecode=bytecode)
+        state["original_code"] = SerializedCode.to_code_object(state["original_code"])
+        with torch._inductor.config.patch(enable_autograd_for_aot=True):
+            state["compiled_fn"] = deserialize(code)
+        self._parts = CompileArtifacts(**state)
+        self._parts.check_compatibility()
+
+    def guards_state(self) -> Any:
+        """The guards, as data."""
+        from torch._dynamo.package import load_guards_state
+
+        return load_guards_state(self._parts.guards_state)
+
+    def code(self, guards_state: Any) -> tuple[Callable[..., Any], Callable[[dict[str, Any]], bool]]:
+        """What runs, and what checks the local variables of the compiled function."""
+        from torch._dynamo.package import load_guard_manager
+
+        parts = self._parts
+        run = parts.runtime_env.forward_callable(parts.backend_id, parts.compiled_fn)
+        guards: Any = load_guard_manager(guards_state, parts.original_code, run.__globals__)
+        return run, guards.check
+
+
+def graph_breaks() -> int:
+    """Those of this process since dynamo's counters were reset. Missing: `compile_report` raises."""
+    from torch._dynamo import utils
+
+    return sum(utils.counters["graph_break"].values())
+
+
+def compilations() -> Sequence[Any]:
+    """The latest compilations that dynamo remembers. Missing: `compile_report` raises."""
+    from torch._dynamo import utils
+
+    return utils.get_compilation_metrics()
+
+
+def graphs_of(code: CodeType) -> int:
+    """How many graphs dynamo keeps for a code object. Missing: `compile_report` raises."""
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    return len(_debug_get_cache_entry_list(code))
+
+
+def counting_backend(inner: str) -> Any:
+    """A backend that counts graphs in ``frame_count``. Missing: `fxgraft.testing` has none."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    return CompileCounterWithBackend(inner)
+
+
+def compile_with_inductor(graph_module: Any, inputs: list[Any], **options: Any) -> Callable[..., Any]:
+    """What the backend ``"inductor"`` does. Missing: the demo cannot count its graphs."""
+    from torch._inductor.compile_fx import compile_fx
+
+    made: Any = compile_fx(graph_module, inputs, **options)
+    return made  # type: ignore[no-any-return]
+
+
+def constant_when_compiled(function: Callable[..., Any]) -> None:
+    """What ``torch.compiler.assume_constant_result`` does, without the import. Missing: a graph break."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# Autograd and functorch
+
+
+def is_inside_transform() -> bool:
+    """Whether a ``torch.func`` transform runs. Missing: isolation checks fail inside of one, and say so."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_in_backward() -> bool:
+    """Whether autograd's backward pass runs in this thread. Missing: a seed's dropout raises."""
+    return torch._C._current_graph_task_id() != -1
+
+
+set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
+"""What a graph calls to switch gradients, as torch.fx writes it too. Missing: ``import fxgraft`` fails."""
+
+
+def norms(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The 2-norm of each, computed in ``dtype``, in one operation. Missing: the manager's step raises."""
+    return list(torch._foreach_norm(tensors, 2, dtype))
