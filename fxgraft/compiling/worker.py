@@ -13,6 +13,7 @@ import os
 import queue
 import signal
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def main(read: int, write: int, trainer: int) -> None:
         trainer: the number of the process that started this one.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the trainer, who stops us
+    warnings.simplefilter("ignore")  # the trainer has been told, or is when it compiles
     os.nice(_NICENESS)
     _use_every_core()
     _torch.import_compiler()
