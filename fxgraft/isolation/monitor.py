@@ -14,6 +14,7 @@ from fxgraft.errors import IsolationError
 from fxgraft.host.host import Host
 from fxgraft.host.outdated import outdated
 from fxgraft.isolation.check import Violation, check
+from fxgraft.isolation.inputs import InputWatch
 from fxgraft.seeds.seed import Seed
 from fxgraft.telemetry.events import logger
 
@@ -58,8 +59,15 @@ class IsolationMonitor:
         self._report = report
         self._call: _Call | None = None
         self._until_next = interval
+        self._inputs = InputWatch()
+        self._listens = False
         self.checks = 0
         self.violations = 0
+
+    def follow(self, seeds: Collection[Seed]) -> None:
+        """The stages of ``seeds`` have changed."""
+        self._inputs.follow(seeds)
+        self._listen(self._listens)
 
     def look_soon(self, after: int = 0) -> None:
         """Check the next training step, or the one that is ``after`` calls of `step` from now."""
@@ -69,6 +77,7 @@ class IsolationMonitor:
 
     def step(self, seeds: Collection[Seed]) -> None:
         """One training step has passed. Raises `IsolationError` if strict and there was a violation."""
+        self._inputs.follow(seeds)
         if not self._interval or not any(seed.is_isolated for seed in seeds):
             self._call = None
             self._listen(False)
@@ -109,13 +118,22 @@ class IsolationMonitor:
         args, kwargs = pytree.tree_unflatten(leaves, form)
         self._call = _Call(args, kwargs, self._form())
 
+    def _take_and_look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._take(args, kwargs)
+        self._inputs.look(args, kwargs)
+
     def _form(self) -> object:
         parameter = next(self._host.parameters(), None)
         return None if parameter is None else (parameter.dtype, parameter.device)
 
     def _listen(self, listen: bool) -> None:
         """Take in what the host is called with, or no longer."""
-        wanted = self._take if listen else None
+        self._listens = listen
+        wanted: Callable[[tuple[Any, ...], dict[str, Any]], None] | None
+        if self._inputs.is_on:
+            wanted = self._take_and_look if listen else self._inputs.look
+        else:
+            wanted = self._take if listen else None
         if self._host.on_call != wanted:  # to set an attribute of a module takes longer than to look
             self._host.on_call = wanted
 

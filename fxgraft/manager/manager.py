@@ -221,7 +221,9 @@ class SeedManager:
                 ``"channelwise"`` adds it with an alpha for each channel.
             objective: what the seed learns from in isolation: ``"trust"``, ``"shadow"``,
                 ``"straight_through"``, or an `fxgraft.Objective` with a radius of its own.
-            isolated: whether nothing may reach a host gradient through the seed.
+            isolated: whether nothing may reach a host gradient, or a derivative of any order, through the
+                seed. With False the host gets through a seed in TRAINING what the seed learns from, which is
+                no derivative of the output: blend at once.
             wait: whether to wait until the seed is live.
             hyper: settings of the seed's own (``{"lr": 1e-3, "weight_decay": 0.0}``), in a group of its
                 own in each optimizer that trains it, otherwise like the group that its first parameter
@@ -325,6 +327,12 @@ class SeedManager:
         warmup: int = 0,
     ) -> None:
         """Move a seed's alpha to ``to`` within ``steps`` calls of `step`, from where it is now.
+
+        While an isolated seed blends, and after it, the host's gradients take the direct path only: they are
+        those of the output with what the seed adds taken for a constant. What is taken with respect to an
+        *input* (physics-informed losses, forces, gradient penalties on inputs) is then not the derivative of
+        the output; a warning says so, once. For such losses germinate with ``isolated=False``, and blend at
+        once: a blend that is not isolated has all derivatives of its value.
 
         Args:
             seed: from TRAINING, or again from BLENDING or HOLDING, also downwards.
@@ -728,6 +736,7 @@ class SeedManager:
         self._reporter.stalled(seed, known if self._optimizers else unknown)
 
     def _on_stage(self, seed: Seed) -> None:
+        self.monitor.follow(self._seeds.values())
         if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
             # What lands in the background comes at a step of its own choice: that one stays ordinary.
             self.monitor.look_soon(LATER if self._background.is_landing else 0)

@@ -278,4 +278,6 @@ def test_an_interval_of_zero_turns_it_off() -> None:
     manager.blend("leak", steps=3)
     train(host, optimizer, [PLAN.batch(i) for i in range(5)], lambda _: manager.step())
     assert manager.monitor.checks == 0
+    assert host.on_call == manager.monitor._inputs.look, "a seed blends"
+    manager.cull("leak")
     assert host.on_call is None
