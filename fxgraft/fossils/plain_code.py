@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +33,12 @@ class GrownCode:
         text: the source of this file.
         base: the class whose ``forward`` is replaced.
         name: what the new class is called.
-        source: defines ``forward(self, ...)``.
+        source: defines ``forward(self, ...)``; or nothing, where the base class's is right.
         modules: names that ``source`` uses for modules -> what to import.
         functions: names that it uses for functions of this file -> their names here.
         values: other names that it uses -> what they stand for.
         grown: the children that the base class does not know of.
+        inside: what grew in such a module, where it can write itself to a folder that has no place for that.
         made: the class.
     """
 
@@ -50,10 +52,11 @@ class GrownCode:
         functions: Mapping[str, str],
         values: Mapping[str, Any],
         grown: Sequence[str] = (),
+        inside: Sequence[str] = (),
     ):
         self.text, self.base, self.name, self.source = text, base, name, source
         self.modules, self.functions, self.values = dict(modules), dict(functions), dict(values)
-        self.grown = tuple(grown)
+        self.grown, self.inside = tuple(grown), tuple(inside)
         self.made = self._make()
 
     def _make(self) -> type[nn.Module]:
@@ -65,13 +68,13 @@ class GrownCode:
         lines = self.source.splitlines(keepends=True)
         linecache.cache[filename] = (len(self.source), None, lines, filename)  # for tracebacks
         weakref.finalize(self, linecache.cache.pop, filename, None)
-        return _class_of(self, scope["forward"])
+        return _class_of(self, scope.get("forward", self.base.forward))
 
     def __call__(self) -> nn.Module:
         return object.__new__(self.made)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        used = (self.modules, self.functions, self.values, self.grown)
+        used = (self.modules, self.functions, self.values, self.grown, self.inside)
         parts = (self.text, self.base, self.name, self.source, *used)
         return eval, (_REBUILD, {"text": self.text, "scope": {"__name__": "grown"}, "parts": parts})
 
@@ -88,6 +91,8 @@ def _class_of(code: GrownCode, generated: Callable[..., Any]) -> type[nn.Module]
         def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
             return code, (), self.__getstate__()
 
+    if code.inside:
+        Grown.save_pretrained = _refuse_to_write(code.name, code.inside)
     Grown.__name__ = Grown.__qualname__ = code.name
     if issubclass(base, nn.Sequential):
         _hide(Grown, code.grown)
@@ -95,6 +100,21 @@ def _class_of(code: GrownCode, generated: Callable[..., Any]) -> type[nn.Module]
     Grown.__module__ = "grown" if base.__module__.startswith("torch.") else base.__module__
     Grown.__doc__ = base.__doc__
     return Grown
+
+
+def _refuse_to_write(name: str, grown: Sequence[str]) -> Callable[..., None]:
+    """A ``save_pretrained`` for a model that ``from_pretrained`` would build without what grew."""
+
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
+        # An error of fxgraft's where that is there at all.
+        kind: type[Exception] = getattr(sys.modules.get("fxgraft.errors"), "CheckpointError", RuntimeError)
+        raise kind(
+            f"{name}.save_pretrained: expected a model in which nothing grew; it has {', '.join(grown)}, and "
+            f"from_pretrained would build it without them. torch.save(model, path) writes all of it, for "
+            f"torch.load(path, weights_only=False)"
+        )
+
+    return save_pretrained
 
 
 def _hide(container: Any, names: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import plain_code
 from fxgraft.fossils.plain_code import GrownCode
 from fxgraft.host.host import Host
+from fxgraft.host.writing import WRITE, writers
 from fxgraft.seeds.streams import SeedDropout
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
@@ -52,7 +53,8 @@ def unwrap(host: Host) -> nn.Module:
 
     What it is not: dropout in seeds draws from the global stream, as ``nn.Dropout`` does; calls of
     another form than the example's run without the fossils, with a warning; hooks on the host itself
-    (rather than on modules in it) are gone. A seed whose class is your own keeps it.
+    (rather than on modules in it) are gone. A seed whose class is your own keeps it. ``save_pretrained`` of a
+    model that has one refuses, because ``from_pretrained`` would build it without the fossils.
 
     Raises:
         StageError: it has seeds that are no fossils.
@@ -72,8 +74,12 @@ class _Unwrapping:
         self._codes: dict[Any, GrownCode] = {}
         for module in self.root.modules():
             _take_out(module)
+        self._writers = writers(self.root)
         for name in host.structure.by_region:
             self._grow(host.regions[name])
+        for name, module in self._writers.items():
+            if name not in host.structure.by_region and (inside := tuple(host.grown_in(name))):
+                self._become(module, type(module), None, (), inside)
 
     def _grow(self, region: Region) -> None:
         """Give the clone of a region's module its seeds as children, and the code that runs them."""
@@ -94,7 +100,8 @@ class _Unwrapping:
         parts = [self._host.regions[name] for name in self._host.structure.merged.get(region.name, ())]
         form = merged_form(region, parts) if parts else region.form
         generated = generate(graph, form, type(module).forward)
-        self._become(module, type(module), generated, tuple(children.values()))
+        inside = self._host.grown_in(region.name) if region.name in self._writers else ()
+        self._become(module, type(module), generated, tuple(children.values()), tuple(inside))
 
     def _add_child(self, module: nn.Module, graft: Graft) -> str:
         seed = self._names[id(graft)]
@@ -123,19 +130,25 @@ class _Unwrapping:
         return done[module]
 
     def _become(
-        self, module: nn.Module, base: type[nn.Module], generated: Generated, grown: tuple[str, ...] = ()
+        self,
+        module: nn.Module,
+        base: type[nn.Module],
+        generated: Generated | None,
+        grown: tuple[str, ...] = (),
+        inside: tuple[str, ...] = (),
     ) -> None:
         """Make ``module`` an instance of a class with that ``forward``; equal ones share it."""
-        name, scope = type(module).__name__, _scope_of(generated)
+        name, scope = type(module).__name__, _scope_of(generated) if generated else {}
+        source = generated.source if generated else ""
         ids = tuple(sorted((n, id(value)) for n, value in scope.items()))
-        key = (base, name, generated.source, grown, ids)
+        key = (base, name, source, grown, inside, ids)
         if key not in self._codes:
             scope = {n: v.function.apply if isinstance(v, AutogradCall) else v for n, v in scope.items()}
             modules = {n: value.__name__ for n, value in scope.items() if isinstance(value, ModuleType)}
             functions = {n: _plain_name(value) for n, value in scope.items() if _is_own(value)}
             values = {n: value for n, value in scope.items() if n not in modules and n not in functions}
-            used = (modules, functions, values, grown)
-            self._codes[key] = GrownCode(_TEXT, base, name, generated.source, *used)
+            used = (modules, functions, values, grown, inside)
+            self._codes[key] = GrownCode(_TEXT, base, name, source, *used)
         module.__class__ = self._codes[key].made
 
 
@@ -161,6 +174,7 @@ def _take_out(module: nn.Module) -> None:
     """Take out of a clone by what the host runs the module: generated and compiled code."""
     attributes = module.__dict__
     attributes.pop("_compiled_call_impl", None)
+    attributes.pop(WRITE, None)
     if OWN_FORWARD not in attributes:
         return
     for name in ("forward", OWN_FORWARD, COUNTER):

@@ -3,10 +3,12 @@
 ==============  ================================================================================
 `tracing`       from a model to a host
 `host`          the host itself, an ``nn.Module``
+`appearance`    what a host looks like to code that reads the class of a model
 `running`       the forwards of a structure, installed in the model's modules, plain or compiled
 `ownership`     which tensors are the host's own: what a seed must not have
 `receiving`     a ``state_dict`` that says of other seeds: the host grows them, or refuses
 `ties`          tied weights stay tied where a host is converted
+`writing`       models that write themselves to a folder, which has no place for what grew
 `explain`       what became of each module, and why; `explained` writes it as text
 `outdated`      attributes that were set after tracing, where code has what they were
 `introduction`  a host in a few lines, for the log of a run

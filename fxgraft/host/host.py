@@ -22,6 +22,7 @@ from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
 from fxgraft.host.ties import ties_kept
 from fxgraft.host.values import Form, Values, complex_kept
+from fxgraft.host.writing import watch, writers
 from fxgraft.slots.branching import Calls
 from fxgraft.slots.places import place
 from fxgraft.slots.selection import NO_SLOTS, Slots
@@ -47,6 +48,8 @@ class Host(nn.Module):
         on_structure: called in the place of growing with that entry of a state to be loaded, or with None
             where the state has all of the model and no seeds; or None.
         led_by: the lifecycle of the host's manager (weakly), or None.
+        on_write: called in the place of the model's own ``save_pretrained`` while something has grown, with that
+            and its arguments; None refuses.
 
     It has the model's children, parameters and buffers under the model's names; seeds are under
     ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
@@ -69,6 +72,8 @@ class Host(nn.Module):
         self.structure_entry: Say | None = None
         self.on_structure: Callable[[torch.Tensor | None], None] | None = None
         self.led_by: weakref.ref[Any] | None = None
+        self.on_write: Callable[..., None] | None = None
+        self._writers = writers(root)
         self._slot_table: Slots | None = None
         self._calls: Calls | None = None
         self.training = root.training
@@ -249,8 +254,18 @@ class Host(nn.Module):
             seeds.training = self.training
             for placement in structure.placements:
                 seeds.add_module(placement.seed, grafts[placement.seed])
+        self.watch_writing()
         for copy, follow in list(self.followers.items()):
             follow(self, copy)
+
+    def watch_writing(self) -> None:
+        """Let parts of the model that can write themselves to a folder do so only where nothing grew."""
+        watch(self._writers, self.grown_in, self.on_write, type(self._root).__name__)
+
+    def grown_in(self, module: str) -> list[str]:
+        """The seeds within the module of that name."""
+        within = (r for r in self.structure.by_region if not module or f"{r}.".startswith(f"{module}."))
+        return [placement.seed for region in within for placement in self.structure.by_region[region]]
 
     def clear(self) -> None:
         """Take out every graft, fossils included: the host is as traced. Its manager is void then.
@@ -387,11 +402,13 @@ class Host(nn.Module):
             "on_call",
             "on_replaced",
             "on_structure",
+            "on_write",
             "led_by",
             "followers",
             "_slot_table",
             "_calls",
             "_own",
+            "_writers",
         )
         entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
         return {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
@@ -400,6 +417,7 @@ class Host(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.followers = weakref.WeakKeyDictionary()
         self._own = Ownership(self._root)
+        self._writers = writers(self._root)
         # Copies of slots belong to the copied graphs: take each structure's from there.
         placements = [replace(p, slot=self.site(*p.slot.names)) for p in self.structure.placements]
         grafts = self.grafts()

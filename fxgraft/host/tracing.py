@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxgraft.capture.capture import Capture
 from fxgraft.errors import TraceError
+from fxgraft.host.appearance import host_class
 from fxgraft.host.host import Host
 
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule, AveragedModel)
@@ -52,4 +53,4 @@ def trace(
         raise TraceError(
             "model: it is sharded already. Trace it first; then fully_shard the host's blocks, and the host"
         )
-    return Host(Capture(model, example_args, dict(example_kwargs or {})))
+    return host_class(type(model))(Capture(model, example_args, dict(example_kwargs or {})))

@@ -91,8 +91,6 @@ def test_with_a_dynamic_batch(plain: bool) -> None:
     host, given = grown("cnn")
     module = fxgraft.unwrap(host) if plain else host
     shapes: Any = ({0: torch.export.Dim("batch", min=2)},)
-    if not plain:
-        shapes = (shapes,)  # a host takes *args
     program = torch.export.export(module, given.args, dynamic_shapes=shapes)
     x = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(program.module()(x), host(x))
