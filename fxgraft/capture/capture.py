@@ -38,6 +38,11 @@ from fxgraft_passes.untouched import untouched
 class Capture:
     """What was found out about a model.
 
+    Args:
+        model: the model, or with ``clone=False`` the root of a host without seeds, for another trace of it.
+        args, kwargs: of the example call.
+        clone: whether to leave the model's own modules alone.
+
     Attributes:
         root: the clone of the model that the host runs.
         regions: qualified name -> region, parents before children.
@@ -45,8 +50,8 @@ class Capture:
         left_out: qualified name -> why the boundary of the module is no slot.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        self.root = clone_tree(model)
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], clone: bool = True):
+        self.root = clone_tree(model) if clone else model
         if _is_without_data(model):
             args, kwargs = pytree.tree_map_only(torch.Tensor, _without_data, (args, kwargs))
         self.opaque: dict[str, str] = {}

@@ -9,6 +9,7 @@
 `receiving`     a ``state_dict`` that says of other seeds: the host grows them, or refuses
 `ties`          tied weights stay tied where a host is converted
 `writing`       models that write themselves to a folder, which has no place for what grew
+`unmet`         whether a call is of the form that the host was traced in
 `explain`       what became of each module, and why; `explained` writes it as text
 `outdated`      attributes that were set after tracing, where code has what they were
 `introduction`  a host in a few lines, for the log of a run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from torch import nn
 
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
-from fxgraft.errors import FxGraftError, SlotError
+from fxgraft.errors import FxGraftError, SlotError, StageError
 from fxgraft.host.explain import Explanation, explain
 from fxgraft.host.ownership import Ownership
 from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
 from fxgraft.host.ties import ties_kept
+from fxgraft.host.unmet import unmet
 from fxgraft.host.values import Form, Values, complex_kept
 from fxgraft.host.writing import watch, writers
 from fxgraft.slots.branching import Calls
@@ -157,6 +158,30 @@ class Host(nn.Module):
     def explain(self) -> Explanation:
         """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
         return explain(self, self._root)
+
+    def unmet(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        """What of the traced call such a call is not, in words; None where it is of its form everywhere.
+
+        Runs the model once, and leaves it as it is.
+        """
+        return unmet(self._root, self._regions, args, kwargs)
+
+    def retrace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Trace the model anew, in place, as it is called now: slots and guards are those of that call then.
+
+        Raises:
+            StageError: something has grown, in regions that would be others then.
+            TraceError: the call fails. The host is as it was.
+        """
+        if self.structure.placements:
+            grown = ", ".join(placement.seed for placement in self.structure.placements)
+            raise StageError(f"cannot trace the host anew: expected one without seeds; it has {grown}")
+        with self.compiled.stopped() if self.compiled else nullcontext():
+            capture = Capture(self._root, args, dict(kwargs), clone=False)
+        self._regions, self._running.regions = capture.regions, capture.regions
+        self._opaque, self._left_out = capture.opaque, capture.left_out
+        self._slot_table = self._calls = None
+        self.slots  # noqa: B018
 
     def show(self) -> Any:
         """The graph as a picture: shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML.

@@ -35,6 +35,7 @@ class Running:
         phase: which forward of the structure.
         compiled: the compiled form of the host, if there is one.
         call: what runs the model.
+        regions: those that were given; others only while there is no graft in any.
     """
 
     def __init__(self, root: nn.Module, regions: Mapping[str, Region]):
@@ -43,7 +44,7 @@ class Running:
         self.compiled: CompiledHost | None = None
         self.call: Callable[..., Any] = root
         self._root = root
-        self._regions = regions
+        self.regions = regions
         self._phases: dict[str, Phase] = {}  # region -> the phase that is installed there
 
     def prepare(self, structure: Structure, phases: Iterable[Phase]) -> None:
@@ -130,11 +131,11 @@ class Running:
         for name, phase in phases.items():
             placements = structure.by_region.get(name, ())
             generated = self._generated(structure, name, phase) if placements else None
-            self._regions[name].install(generated, [grafts[p.seed] for p in placements])
+            self.regions[name].install(generated, [grafts[p.seed] for p in placements])
 
     def _generated(self, structure: Structure, name: str, phase: Phase) -> Generated:
-        parts = [self._regions[part] for part in structure.merged.get(name, ())]
-        return self._regions[name].forward_for(structure.wirings(name), phase, parts)
+        parts = [self.regions[part] for part in structure.merged.get(name, ())]
+        return self.regions[name].forward_for(structure.wirings(name), phase, parts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "compiled": None, "call": self._root}

@@ -564,6 +564,16 @@ class SeedManager:
         self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
         return contribution
 
+    def reschedule(self, schedulers: Sequence[Any]) -> None:
+        """Keep these learning-rate schedulers in step from now on, in the place of those given before.
+
+        For a training that begins anew with the same optimizers, whose schedulers were made for all their groups,
+        those of seeds included.
+        """
+        self.__dict__["schedulers"] = found = settings.schedulers_of(schedulers)
+        self.registry.reschedule(found)
+        self._saver.schedulers = found
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write structure, weights, lifecycle, optimizers, schedulers and random streams to one file.
 

@@ -56,13 +56,13 @@ class Saver:
         peers: Peers,
         memory: Memory,
     ):
-        self._lifecycle, self._optimizers, self._schedulers = lifecycle, optimizers, schedulers
+        self._lifecycle, self._optimizers, self.schedulers = lifecycle, optimizers, schedulers
         self._reporter, self._peers, self._memory = reporter, peers, memory
         self._warned = False
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As `SeedManager.save`."""
-        if not self._warned and (unknown := unknown_schedules(self._optimizers, self._schedulers)):
+        if not self._warned and (unknown := unknown_schedules(self._optimizers, self.schedulers)):
             self._warned = True
             logger.warning(
                 "%s: the learning-rate scheduler of %s is not saved: expected it in "
@@ -83,7 +83,7 @@ class Saver:
         host = lifecycle.host
         lifecycle.cold = True  # the structures on the way are not worth compiling
         self._reporter.silent = True
-        given = lifecycle, self._optimizers, self._schedulers, blueprints, self._peers.rank
+        given = lifecycle, self._optimizers, self.schedulers, blueprints, self._peers.rank
         if folder is None:
             state = checkpoint.restore(path, *given)
         else:
@@ -122,4 +122,4 @@ class Saver:
         state = checkpoint.RunState(
             memory.run_seed, self._reporter.step, dict(memory.names.next_numbers), dict(memory.refuses_until)
         )
-        checkpoint.save(path, self._lifecycle, self._optimizers, self._schedulers, state, *write)
+        checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state, *write)

@@ -47,6 +47,10 @@ class SeedParameterRegistry:
         self._lock = threading.Lock()  # a seed that is built in the background looks for its place there
         self._counted = Census(model, self._optimizers, ())  # now, and not when a seed germinates
 
+    def reschedule(self, schedulers: Sequence[Any]) -> None:
+        """Keep these schedulers in step from now on."""
+        self._schedulers = tuple(schedulers)
+
     def claim(self, seed: Seed, module: nn.Module, of_host: Callable[[Tensor], bool]) -> None:
         """Make ``seed`` the owner of the parameters of ``module``. ``of_host`` tells the host's.
 

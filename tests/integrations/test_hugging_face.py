@@ -1,138 +1,249 @@
-"""The real Trainer germinates, blends, saves and resumes."""
+"""The real Trainer with default arguments germinates, blends, evaluates, saves, resumes, and takes its best model."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from torch import nn
+from transformers import AutoModel, TrainerCallback
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.errors import CheckpointError
+from fxgraft.errors import CheckpointError, StageError
 from fxgraft.integrations.hugging_face import FILE, GrowCallback
 from tests.harness import assert_same_bits
+from tests.integrations.trainers import MODELS, data, host, plain, trainer
 
 
-def host() -> fxgraft.Host:
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=40, n_positions=8, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager",
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    ids = torch.randint(0, 40, (2, 8))
-    return fxgraft.trace(GPT2LMHeadModel(config), (), {"input_ids": ids, "labels": ids})
+def growing(slot: str, **options: Any) -> Callable[[SeedManager], None]:
+    """A seed at step 1, blended from step 3 on."""
+
+    def decide(manager: SeedManager) -> None:
+        if manager.steps == 1:
+            manager.germinate(slot, "mlp", name="a", hidden=3, **options)
+        if manager.steps == 3:
+            manager.blend("a", steps=2)
+
+    return decide
 
 
-DATA = [
-    {"input_ids": row, "labels": row}
-    for row in torch.randint(0, 40, (64, 8), generator=torch.Generator().manual_seed(1))
-]
+def only_germinating(slot: str) -> Callable[[SeedManager], None]:
+    def decide(manager: SeedManager) -> None:
+        if manager.steps == 1:
+            manager.germinate(slot, "mlp", name="a", hidden=3)
+
+    return decide
 
 
-def decide(manager: SeedManager) -> None:
-    step = manager.steps
-    if step == 1:
-        manager.germinate("transformer.h.0.mlp.act", "low_rank", name="a", rank=2)
-    if step == 3:
-        manager.blend("a", steps=4)
+def batch(name: str) -> dict[str, torch.Tensor]:
+    rows = data(name)[16:20]
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def trainer(
-    folder: Path, steps: int, net: fxgraft.Host, on_step: Any = decide, **options: Any
-) -> tuple[Trainer, GrowCallback]:
-    callback = GrowCallback(net, on_step)
-    arguments: dict[str, Any] = {
-        "max_steps": steps,
-        "per_device_train_batch_size": 4,
-        "save_steps": 5,
-        "save_only_model": True,
-        "remove_unused_columns": False,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        **options,
-    }
-    found = Trainer(
-        net, TrainingArguments(str(folder), **arguments), train_dataset=DATA, callbacks=[callback]
-    )
-    found.model_accepts_loss_kwargs = False  # as docs/integrations.md says
-    return found, callback
+@pytest.mark.parametrize("name", MODELS)
+def test_a_seed_in_a_block_runs_and_the_host_is_trained_as_the_model_is(name: str, tmp_path: Path) -> None:
+    """The Trainer turns the cache off and adds ``num_items_in_batch``: other calls than the traced one."""
+    model, net, slot = plain(name), host(name), MODELS[name][1]
+    alone, _ = trainer(name, tmp_path / "plain", model)
+    expected = alone.train()
+    run, callback = trainer(name, tmp_path / "host", net, only_germinating(slot))
+    found = run.train()
+    manager = callback.manager
+    assert manager is not None
+    assert manager.seeds["a"].trained_steps == 5
+    assert {region.fallbacks for region in net.regions.values()} == {0}
+    assert any(p.grad is not None or p.abs().sum() for p in manager.seed_parameters())
+    assert found.training_loss == expected.training_loss
+    weights = dict(model.state_dict())
+    assert_same_bits({n: net.state_dict()[n] for n in weights}, weights, "trained as the plain model")
+    assert run.evaluate()["eval_loss"] == alone.evaluate()["eval_loss"]
+    ours, theirs = run.predict(data(name)[16:]), alone.predict(data(name)[16:])
+    assert ours.metrics["test_loss"] == theirs.metrics["test_loss"]
+    assert (ours.predictions == theirs.predictions).all()
+    assert (ours.label_ids == theirs.label_ids).all()
 
 
-def test_a_trainer_grows_saves_and_resumes(tmp_path: Path) -> None:
-    net = host()
-    whole, callback = trainer(tmp_path / "whole", 8, net)
+def resumed_and_whole(name: str, tmp_path: Path, decide: Any, **options: Any) -> GrowCallback:
+    net, again = host(name), host(name)
+    whole, callback = trainer(name, tmp_path / "a", net, decide, save_steps=3, **options)
     whole.train()
     assert callback.manager is not None
-    assert callback.manager.seeds["a"].stage is Stage.HOLDING
-    assert (tmp_path / "whole" / "checkpoint-5" / FILE).exists()
-    again = host()
-    resumed, other = trainer(tmp_path / "whole", 8, again)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    resumed, other = trainer(name, tmp_path / "a", again, decide, save_steps=3, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert other.manager is not None
+    assert other.manager.steps == 6
+    assert_same_bits(dict(again.state_dict()), dict(net.state_dict()), "resumed and whole")
+    assert [repr(seed) for seed in other.manager.seeds.values()] == [
+        repr(seed) for seed in callback.manager.seeds.values()
+    ]
+    return other
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_resumed_run_is_the_whole_run(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With dropout, tied weights, the optimizer's state and everything else that the defaults have."""
+    with caplog.at_level(logging.WARNING):
+        other = resumed_and_whole(name, tmp_path, growing(MODELS[name][1]))
     assert other.manager is not None
     assert other.manager.seeds["a"].stage is Stage.HOLDING
-    assert_same_bits(dict(again.state_dict()), dict(net.state_dict()), "resumed and whole")
+    assert "_seeds" not in caplog.text, "no key is called unexpected"
+    assert [r.message for r in caplog.records if r.name == "fxgraft"] == []
+    folder = tmp_path / "a" / "checkpoint-3"
+    assert (folder / FILE).exists()
+    assert not (folder / "optimizer.pt").exists(), "an optimizer with a seed's parameters is in our file"
 
 
-def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
-    net = host()
-    run, callback = trainer(tmp_path, 3, net, gradient_accumulation_steps=2)
-    run.train()
-    assert callback.manager is not None
-    assert callback.manager.steps == 3
+def test_own_hyper_parameters_under_the_trainer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    slot = MODELS["llama"][1]
+    with caplog.at_level(logging.WARNING, logger="fxgraft"):
+        other = resumed_and_whole("llama", tmp_path, growing(slot, hyper={"lr": 5e-2}), save_only_model=True)
+    assert not caplog.records
+    assert other._optimizer is not None
+    rates = [group["lr"] for group in other._optimizer.param_groups]
+    assert rates[-1] == pytest.approx(5 * rates[0])
 
 
-def test_an_isolated_seed_is_not_felt_where_gradients_are_clipped(tmp_path: Path) -> None:
-    """The trainer's own clipping (1 by default) takes one norm over host and seeds."""
+def until(step: int, act: Callable[[SeedManager], Any]) -> Callable[[SeedManager], None]:
+    def decide(manager: SeedManager) -> None:
+        if manager.steps == step:
+            act(manager)
 
-    def grow(manager: SeedManager) -> None:
-        if not manager.seeds:
-            manager.germinate("transformer.h.0.mlp.act", "mlp", name="a")
-
-    grown, plain, loose = host(), host(), host()
-    run, callback = trainer(tmp_path / "a", 4, grown, grow, max_grad_norm=0.05)
-    run.train()
-    assert callback.manager is not None
-    assert callback.manager.seeds["a"].trained_steps == 3
-    assert run.args.max_grad_norm == 0.05, "given back"
-    trainer(tmp_path / "b", 4, plain, lambda manager: None, max_grad_norm=0.05)[0].train()
-    trainer(tmp_path / "c", 4, loose, lambda manager: None, max_grad_norm=0.0)[0].train()
-    expected = dict(plain.state_dict())
-    assert_same_bits(
-        {name: grown.state_dict()[name] for name in expected}, expected, "with and without a seed"
-    )
-    name = "transformer.h.0.mlp.c_fc.weight"
-    assert not torch.equal(loose.state_dict()[name], expected[name])
+    return decide
 
 
-def test_a_run_that_failed_leaves_the_clipping_as_it_was(tmp_path: Path) -> None:
-    def fail(manager: SeedManager) -> None:
-        raise RuntimeError("out of ideas")
+class Scores:
+    """A metric that is what a test wants, evaluation by evaluation."""
 
-    refused, _ = trainer(tmp_path / "a", 2, host(), save_only_model=False, max_grad_norm=0.5)
-    with pytest.raises(ValueError, match="save_only_model"):
-        refused.train()
-    assert refused.args.max_grad_norm == 0.5
-    run, callback = trainer(tmp_path / "b", 2, host(), fail, max_grad_norm=0.5)
-    with pytest.raises(RuntimeError, match="out of ideas"):
+    def __init__(self, *values: float):
+        self._values = iter(values)
+
+    def __call__(self, predictions: Any) -> dict[str, float]:
+        return {"score": next(self._values)}
+
+
+class Snapshots(TrainerCallback):
+    """What the host was at each checkpoint."""
+
+    def __init__(self, net: fxgraft.Host):
+        self._net = net
+        self.states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.states[state.global_step] = {n: t.clone() for n, t in self._net.state_dict().items()}
+
+
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "score",
+    "greater_is_better": True,
+}
+
+
+def fossil(manager: SeedManager, slot: str, name: str) -> None:
+    seed = manager.germinate(slot, "mlp", name=name, hidden=3)
+    for parameter in seed.module.parameters():
+        nn.init.constant_(parameter, 0.1)
+    manager.blend(name, steps=1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("best", [2, 4, 6])
+def test_the_best_model_has_what_had_grown_by_then(
+    name: str, best: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing has grown at step 2, one fossil at step 4, two at step 6."""
+    net, slot = host(name), MODELS[name][1]
+
+    def decide(manager: SeedManager) -> None:
+        if manager.steps in (2, 4):
+            fossil(manager, slot, f"f{manager.steps}")
+        if manager.steps in (3, 5):
+            manager.fossilize(f"f{manager.steps - 1}")
+
+    # The decision of step 2 comes before its checkpoint: germinated, and nothing felt of it.
+    scores = Scores(*(1.0 if step == best else 0.0 for step in (2, 4, 6)), 0.0)
+    run, callback = trainer(name, tmp_path, net, decide, also={"compute_metrics": scores}, **BEST)
+    snapshots = Snapshots(net)
+    run.add_callback(snapshots)
+    with caplog.at_level(logging.WARNING):
         run.train()
-    callback._on_step = lambda manager: None
-    run.train()
-    assert run.args.max_grad_norm == 0.5, "taken over a second time, and given back"
+    manager = callback.manager
+    assert manager is not None
+    assert manager.steps == best
+    expected = {2: ["f2"], 4: ["f2", "f4"], 6: ["f2", "f4"]}[best]
+    assert list(manager.seeds) == expected
+    assert_same_bits(dict(net.state_dict()), snapshots.states[best], "the best checkpoint")
+    assert "_seeds" not in caplog.text
+    again = host(name)
+    again.config.use_cache = False
+    call = {**batch(name), **({} if name == "bert" else {"num_items_in_batch": torch.tensor(32.0)})}
+    again.retrace((), call)
+    SeedManager.load(tmp_path / f"checkpoint-{best}" / FILE, again)
+    assert_same_bits(net.eval()(**call).logits, again.eval()(**call).logits, "what it computes")
 
 
-def test_what_cannot_be_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="save_only_model=True"):
-        trainer(tmp_path, 2, host(), save_only_model=False)[0].train()
-    net = host()
-    run, _ = trainer(tmp_path / "b", 5, net)
+def test_training_goes_on_after_the_best_model_was_loaded(tmp_path: Path) -> None:
+    net, slot = host("gpt2"), MODELS["gpt2"][1]
+    scores = Scores(0.0, 1.0, 0.0, 0.0, 0.0, 2.0)
+    run, callback = trainer(
+        "gpt2", tmp_path, net, growing(slot, hyper={"lr": 3e-2}), also={"compute_metrics": scores}, **BEST
+    )
     run.train()
-    (tmp_path / "b" / "checkpoint-5" / FILE).unlink()
-    with pytest.raises(CheckpointError, match="was not saved with this callback"):
-        trainer(tmp_path / "b", 8, host())[0].train(resume_from_checkpoint=True)
+    assert callback.manager is not None
+    assert callback.manager.steps == 4
+    run.train()
+    assert callback.manager.steps == 10
+    assert callback.manager.seeds["a"].stage is Stage.HOLDING
+    assert callback.manager.seeds["a"].trained_steps == 9
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    assert rates[-1] == pytest.approx(3 * rates[0]), "the new schedule has the group of the seed"
+
+
+def test_resuming_in_the_process_that_was_trained(tmp_path: Path) -> None:
+    """The host has the seeds of step 6, and is brought back to those of step 3."""
+    net = host("llama")
+    run, callback = trainer("llama", tmp_path, net, growing(MODELS["llama"][1]), save_steps=3)
+    run.train()
+    expected = {n: t.clone() for n, t in net.state_dict().items()}
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert callback.manager is not None
+    assert callback.manager.steps == 6
+    assert_same_bits(dict(net.state_dict()), expected, "once more")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_trainer_saves_is_carried_or_refused(name: str, tmp_path: Path) -> None:
+    net, slot = host(name), MODELS[name][1]
+    run, callback = trainer(name, tmp_path / "run", net, growing(slot))
+    run.save_model(str(tmp_path / "before"))
+    kind = type(plain(name))
+    before = kind.from_pretrained(tmp_path / "before")
+    assert_same_bits(dict(before.state_dict()), dict(plain(name).state_dict()), "written and read")
+    run.train()
+    run.save_model(str(tmp_path / "grown"))
+    for folder in (tmp_path / "grown", tmp_path / "run" / "checkpoint-6"):
+        assert (folder / FILE).exists()
+        for read in (kind.from_pretrained, AutoModel.from_pretrained):
+            with pytest.raises(ValueError, match=r"this model has grown.*SeedManager\.load"):
+                read(folder)
+    again = host(name)
+    again.config.use_cache = False
+    again.retrace((), batch(name))
+    manager = SeedManager.load(tmp_path / "grown" / FILE, again, _like(run.optimizer.optimizer, again))
+    assert manager.seeds["a"].stage is Stage.HOLDING
+    assert_same_bits(dict(again.state_dict()), dict(net.state_dict()), "carried")
+
+
+def _like(optimizer: torch.optim.Optimizer, net: fxgraft.Host) -> torch.optim.Optimizer:
+    sizes = [len([p for p in g["params"]]) for g in optimizer.param_groups]
+    raise NotImplementedError(sizes)
