@@ -24,7 +24,7 @@ from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import Kept, grow_with
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.seed import Seed, amend
 from fxgraft.structure import Structure
 
 VERSION = 1
@@ -68,7 +68,12 @@ def revive(entry: Tensor, lifecycle: Lifecycle) -> int:
         try:
             records, run_seed = _read(entry)
             for record in records:
-                seed = record.revive(lifecycle, run_seed, host.seed_blueprints)
+                # Without optimizers there is nothing to set; the record keeps what is asked for.
+                own = record.hyper if lifecycle.registry.trains else None
+                seed = dataclasses.replace(record, hyper=own).revive(
+                    lifecycle, run_seed, host.seed_blueprints
+                )
+                amend(seed, hyper=record.hyper)
                 undo.callback(lifecycle.forget, seed)
         except FxGraftError as error:
             raise CheckpointError(f"the seeds of the state cannot be grown: {error}") from error

@@ -43,7 +43,7 @@ def _make(model: type[nn.Module]) -> type[Host]:
     with suppress(ValueError, TypeError):  # code that has none
         forward.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
 
-    def __reduce_ex__(self: Host, protocol: Any) -> Any:
+    def reduce(self: Host, protocol: Any) -> Any:
         if type(self) is not made:  # fully_shard has made a class of this one
             return super(Host, self).__reduce_ex__(protocol)
         return _new, (model,), self.__getstate__()
@@ -51,7 +51,7 @@ def _make(model: type[nn.Module]) -> type[Host]:
     namespace = {
         "forward": forward,
         "traced_class": model,
-        "__reduce_ex__": __reduce_ex__,
+        "__reduce_ex__": reduce,
         "__doc__": Host.__doc__,
         "__module__": Host.__module__,
     }
@@ -80,7 +80,7 @@ class _Delegated:
 
 
 def _delegating(base: type[nn.Module]) -> type:
-    """A class to stand before ``base``, through which nothing of ``base`` is run with the host as its self."""
+    """A class to stand before ``base``, so that nothing of ``base`` is run with the host as its self."""
     namespace: dict[str, Any] = {"__init_subclass__": classmethod(lambda cls, **options: None)}
     plain = set(nn.Module.__mro__)
     for name in {name for b in base.__mro__ if b not in plain for name in vars(b)}:

@@ -49,8 +49,8 @@ class Host(nn.Module):
         on_structure: called in the place of growing with that entry of a state to be loaded, or with None
             where the state has all of the model and no seeds; or None.
         led_by: the lifecycle of the host's manager (weakly), or None.
-        on_write: called in the place of the model's own ``save_pretrained`` while something has grown, with that
-            and its arguments; None refuses.
+        on_write: called in the place of the model's own ``save_pretrained`` while something has grown, with
+            that and its arguments; None refuses.
 
     It has the model's children, parameters and buffers under the model's names; seeds are under
     ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).

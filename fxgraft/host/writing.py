@@ -1,8 +1,8 @@
-"""Models that write themselves to a folder by ``save_pretrained``, from which ``from_pretrained`` builds them anew.
+"""Models that write themselves to a folder by ``save_pretrained``, for ``from_pretrained`` to build them.
 
-Such a folder has weights and a configuration and no structure: what grew would be lost. So while something has
-grown in a module that can do so, its ``save_pretrained`` refuses, or is done by who can write the rest as well.
-``push_to_hub`` and the like go through it.
+Such a folder has weights and a configuration and no structure: what grew would be lost. So while something
+has grown in a module that can do so, its ``save_pretrained`` refuses, or is done by who can write the rest as
+well. ``push_to_hub`` and the like go through it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Refusal:
         raise CheckpointError(
             f"{self._name}.{WRITE}: expected a model in which nothing grew; it has {', '.join(self._grown)}, "
             f"and from_pretrained would build it without them. manager.save(path) writes everything, for "
-            f"fxgraft.SeedManager.load(path, fxgraft.trace(model, ...)); torch.save(fxgraft.unwrap(host), path) "
-            f"a module with its fossils, for torch.load(path, weights_only=False)"
+            f"fxgraft.SeedManager.load(path, fxgraft.trace(model, ...)); torch.save(fxgraft.unwrap(host), "
+            f"path) a module with its fossils, for torch.load(path, weights_only=False)"
         )
 
     def __reduce__(self) -> Any:
-        # The host sets it anew when it is copied or loaded; a part of it that is taken elsewhere keeps refusing.
+        # The host sets it anew when it is copied; a part of it that is taken elsewhere keeps refusing.
         return Refusal, (self._name, self._grown, None)
 
 

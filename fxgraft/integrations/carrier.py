@@ -101,7 +101,8 @@ class Carrier:
             if entry is not None:
                 manager.lead(entry)
         told = [", ".join(manager.seeds) or "none" for manager in (before, manager)]
-        logger.warning("a state with other seeds was loaded: there were %s; now there are %s", *told)
+        if told[0] != told[1]:
+            logger.warning("a state with other seeds was loaded: there were %s; now there are %s", *told)
         self.manager = manager
         self._carry()
 

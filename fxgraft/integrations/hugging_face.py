@@ -6,7 +6,8 @@ trainer = Trainer(host, arguments, train_dataset=..., callbacks=[GrowCallback(ho
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,47 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fxgraft.bits import bits
 from fxgraft.checkpoint import randomness
-from fxgraft.errors import CheckpointError, StageError
+from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
-from fxgraft.integrations.carrier import Carrier
-from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.integrations.carrier import Carrier, bare
 from fxgraft.manager.manager import SeedManager
-from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import logger
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
 FILE = "fxgraft.safetensors"
-"""The name of our file in each folder that the trainer writes."""
+"""The name of our file in each checkpoint folder."""
 
 _STATES = ("optimizer.pt", "scheduler.pt")
 """What the trainer would load into an optimizer without seeds; our file has it."""
 
 _REFUSED = (
-    f"none, because this model has grown: {FILE} in this folder has all of it, for "
-    f"fxgraft.SeedManager.load(path, fxgraft.trace(model, ...))"
+    "none, because this model has grown: fxgraft.trace(model, ...).load_state_dict("
+    "safetensors.torch.load_file('model.safetensors'), strict=False) grows it"
 )
-"""In the place of an implementation of attention: ``from_pretrained`` reads it, and refuses with these words."""
+"""In the place of an implementation of attention: ``from_pretrained`` reads it and refuses with that."""
 
 
 class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     """Makes a manager when training begins, steps it, and saves and loads it with the trainer's checkpoints.
 
-    Each folder that the trainer writes of a grown host (checkpoints, ``trainer.save_model``) has a file of the
-    manager's beside the weights. ``resume_from_checkpoint`` and ``load_best_model_at_end`` bring back what had
-    grown by then, no more and no less. ``from_pretrained`` refuses such a folder, and says what to call.
+    ``resume_from_checkpoint`` and ``load_best_model_at_end`` bring back what had grown by then, no more and
+    no less. Each folder that the trainer writes (checkpoints, ``trainer.save_model``) has the weights of what
+    grew, and how it is wired: a host that loads ``model.safetensors`` grows it, ``from_pretrained`` refuses
+    it and says so. Optimizers are in a file of ours in each checkpoint.
 
     The first call that the trainer makes of the host may be of another form than the example call of
-    ``fxgraft.trace`` (without a cache, with ``num_items_in_batch``). The host is then traced anew as it is called.
+    ``fxgraft.trace`` (without a cache, with ``num_items_in_batch``): the host is then traced anew as it is
+    called.
 
     Where the trainer clips by norm (``max_grad_norm``, by default 1), the callback does it in its place, each
     owner for itself: by one norm over all the host would feel its seeds.
 
     Args:
-        host: the traced model that the trainer trains. One process, one device.
+        host: the traced model that the trainer trains. One process, one device. Of seeds that are germinated
+            from code, ``host.seed_blueprints`` has the module or factory with which a checkpoint is loaded.
         on_step: called with the manager after each optimizer step, to germinate, blend and cull.
-        blueprints: for seeds that are germinated from code: seed name -> module or factory, with which a
-            checkpoint is loaded.
         **options: of `SeedManager`.
 
     Attributes:
@@ -65,20 +67,13 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        host: Host,
-        on_step: Callable[[SeedManager], None] = lambda manager: None,
-        *,
-        blueprints: Mapping[str, BlueprintLike] | None = None,
-        **options: Any,
+        self, host: Host, on_step: Callable[[SeedManager], None] = lambda manager: None, **options: Any
     ):
         super().__init__(host, on_step, **options)
-        self._blueprints = dict(blueprints or {})
         self._optimizer: Optimizer | None = None
         self._schedulers: list[Any] = []
         self._first: _FirstCall | None = None
-        self._written: Path | None = None
-        host.on_write, host.brought = self._write, True
+        host.on_write = self._write
         host.watch_writing()
 
     # Training
@@ -90,15 +85,15 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
 
         Raises:
             ValueError: the trainer trains another model, or on several devices.
-            StageError: the host has seeds that this training does not know.
+            StageError: the host has seeds of which nothing says how they are wired.
             CheckpointError: the checkpoint that is resumed from has no file of ours.
         """
         _check(args, given["model"], self._host)
         file = _resumed(args, state) if state.global_step else None
         if file is not None and not file.exists():
             raise CheckpointError(
-                f"{file}: is not there; the run was not saved with this callback. Where the trainer resumes from "
-                f"another folder than its output_dir, say so in TrainingArguments(resume_from_checkpoint=...)"
+                f"{file}: is not there; the run was not saved with this callback. Where the trainer resumes "
+                f"from another folder than its output_dir, give TrainingArguments(resume_from_checkpoint=...)"
             )
         optimizer = inner(given["optimizer"])
         self._schedulers = [inner(given["lr_scheduler"])]
@@ -108,24 +103,20 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
             assert self.manager is not None
             self.manager.reschedule(self._schedulers)
         elif file is None:
-            self._refuse_grown()
             self._start(optimizer, self._schedulers, None)
-        pending = None if file is None else (lambda: self._go_on(args, file))
         if self._first is not None:  # of a run that failed before it
             self._first.cancel()
-            self._first = None
-        if args.torch_compile:  # no place for anything but the model
-            if pending is not None:
-                pending()
+        if args.torch_compile:  # whose calls have no place for anything but the model
+            self._begin(args, file, None)
         else:
-            self._first = _FirstCall(self._host, pending)
+            self._first = _FirstCall(self._host, partial(self._begin, args, file))
         if args.max_grad_norm:  # it is 0 after a run that ended in an error: what it was is known then
             self._clip_norm, args.max_grad_norm = args.max_grad_norm, 0.0
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Give the clipping back; where the trainer has loaded its best weights, bring what had grown by then.
+        """Give the clipping back; where the trainer has loaded its best weights, bring what had grown then.
 
         Raises:
             CheckpointError: the best checkpoint was not saved with this callback, or cannot be loaded.
@@ -133,10 +124,10 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         if self._clip_norm is not None:
             args.max_grad_norm, self._clip_norm = self._clip_norm, None
         if self._first is not None:
-            self._first.be_done()  # it may not have come: of a run that was complete
+            self._first.come(None)  # it may not have come by itself: in a run that was complete
             self._first = None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._load(Path(state.best_model_checkpoint) / FILE, keep_streams=True)
+            self._bring(Path(state.best_model_checkpoint) / FILE, keep_streams=True)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -164,26 +155,17 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if args.load_best_model_at_end:
             self._require_blueprints()
-        if self._written != folder / FILE:
-            self.manager.save(folder / FILE)
-        self._written = None
+        self.manager.save(folder / FILE)
         if self._host.structure.placements:
             for name in _STATES:
                 (folder / name).unlink(missing_ok=True)
 
-    def on_push_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
-        """Beside the files that the trainer copies into the folder that it uploads."""
-        if self.manager is not None and self._host.structure.placements:
-            self.manager.save(Path(str(args.output_dir)) / FILE)
-
     def _write(self, own: Callable[..., Any], folder: Any, *args: Any, **kwargs: Any) -> None:
         """In the place of the model's ``save_pretrained`` while something has grown."""
-        if self.manager is None or kwargs.get("push_to_hub"):
-            does = "uploads before all is written" if self.manager else "has no manager yet"
+        if self._host.structure_entry is None or kwargs.get("push_to_hub"):
+            why = "uploads before all is written" if self._host.structure_entry else "has no manager for it"
             raise CheckpointError(
-                f"{folder}: save_pretrained of a grown model {does}: expected trainer.save_model(folder) or "
+                f"{folder}: save_pretrained of a grown model {why}: expected trainer.save_model(folder), or "
                 f"manager.save(path)"
             )
         if kwargs.get("state_dict") is None:
@@ -191,94 +173,84 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         own(folder, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             _refuse_from_pretrained(Path(folder))
-            self._written = Path(folder) / FILE
-            self.manager.save(self._written)
 
-    def _go_on(self, args: TrainingArguments, file: Path) -> None:
-        """Load the file of the checkpoint from which the trainer has loaded the weights."""
+    def _begin(self, args: TrainingArguments, file: Path | None, call: Call | None) -> None:
+        """Before anything grows: trace the host anew if it is called so; go on with a file if there is one.
+
+        Args:
+            args: of the trainer.
+            file: of the checkpoint from which the trainer has loaded the weights.
+            call: the first one that it makes of the host, where that is known.
+        """
+        if file is None:
+            if call is not None and not self._host.structure.placements:
+                _trace_for(self._host, call)
+            return
         loaded = _sums(self._host)
-        self._load(file, keep_streams=not args.save_only_model)
+        assert self._optimizer is not None
+        # What came with the weights comes again, with all else.
+        with bare(self._host, self._optimizer, self._schedulers):
+            if call is not None:
+                _trace_for(self._host, call)
+            self._bring(file, keep_streams=not args.save_only_model)
         if loaded != _sums(self._host):
             raise CheckpointError(
                 f"{file}: is of another run than the checkpoint that the trainer resumes from: their weights "
                 f"differ. Say in TrainingArguments(resume_from_checkpoint=...) where that is"
             )
 
-    def _load(self, file: Path, keep_streams: bool) -> None:
+    def _bring(self, file: Path, keep_streams: bool) -> None:
         """Bring host, seeds and optimizer to a checkpoint, whatever has grown meanwhile."""
         if not file.exists():
             raise CheckpointError(f"{file}: is not there; the checkpoint was not saved with this callback")
-        streams = randomness.state()
-        self._take_out()
-        options = {**self._options, "blueprints": self._blueprints}
         assert self._optimizer is not None
-        self.manager = SeedManager.load(
-            file, self._host, self._optimizer, schedulers=self._schedulers, **options
-        )
+        streams = randomness.state()
+        self._start(self._optimizer, self._schedulers, file)
         if keep_streams:
             randomness.setter(streams)()
-
-    def _take_out(self) -> None:
-        """Everything that has grown, fossils included."""
-        grafts = self._host.grafts().values()
-        if self.manager is not None:
-            self.manager.cull_all()
-        if self._optimizer is not None:
-            registry = SeedParameterRegistry([self._optimizer], self._schedulers)
-            registry.leave(p for graft in grafts for p in graft.parameters())
-        self._host.clear()
 
     def _require_blueprints(self) -> None:
         assert self.manager is not None
         for seed in self.manager.seeds.values():
-            if not (seed.registered or {seed.name, seed.blueprint} & self._blueprints.keys()):
+            if not (seed.registered or {seed.name, seed.blueprint} & self._host.seed_blueprints.keys()):
                 raise CheckpointError(
-                    f"seed {seed.name!r} was germinated from code ({seed.blueprint}), which a checkpoint does not "
-                    f"hold: load_best_model_at_end needs GrowCallback(..., blueprints={{{seed.name!r}: "
-                    f"<module or factory>}})"
+                    f"seed {seed.name!r} was germinated from code ({seed.blueprint}), which a checkpoint "
+                    f"does not hold: load_best_model_at_end needs host.seed_blueprints[{seed.name!r}] = "
+                    f"<module or factory>"
                 )
-
-    def _refuse_grown(self) -> None:
-        if grown := ", ".join(self._host.grafts()):
-            raise StageError(
-                f"the host has seeds of another training ({grown}): expected to go on with the trainer and callback "
-                f"of that, to resume from a checkpoint of it, or a host in which they are a part of the model "
-                f"(fxgraft.trace(fxgraft.unwrap(host), ...))"
-            )
 
 
 class _FirstCall:
-    """Waits for the first call that a training makes of the host.
+    """Waits for the first call that a training makes of the host, and lets ``then`` have it; once.
 
-    Where that is of another form than the traced one the host is traced anew, before anything grows: seeds
-    would not run in such calls. What a run is resumed with is loaded then, into the slots that there are.
-
-    Args:
-        host: the host.
-        then: what is to be done after that.
+    That may be of another form than the traced one: seeds would not run in such calls. What a run is resumed
+    with has to wait for the slots that there are then.
     """
 
-    def __init__(self, host: Host, then: Callable[[], None] | None):
-        self._host, self._then = host, then
-        self._handle = host.register_forward_pre_hook(self._on_call, with_kwargs=True)
+    def __init__(self, host: Host, then: Callable[[Call | None], None]):
+        self._then: Callable[[Call | None], None] | None = then
+        self._handle = host.register_forward_pre_hook(
+            lambda _, args, kwargs: self.come((args, kwargs)), with_kwargs=True
+        )
 
     def cancel(self) -> None:
-        """Wait no more, and do nothing."""
+        """Wait no more."""
         self._handle.remove()
+        self._then = None
 
-    def be_done(self) -> None:
-        """Do now what is still to be done."""
-        self._handle.remove()
-        then, self._then = self._then, None
+    def come(self, call: Call | None) -> None:
+        """Here it is; or None: it does not come any more."""
+        then = self._then
+        self.cancel()
         if then is not None:
-            then()
+            then(call)
 
-    def _on_call(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._handle.remove()
-        if not self._host.structure.placements and (unmet := self._host.unmet(args, kwargs)) is not None:
-            logger.info("the trainer calls the host in another form than it was traced in (%s): traced anew", unmet)
-            self._host.retrace(args, kwargs)
-        self.be_done()
+
+def _trace_for(host: Host, call: Call) -> None:
+    """Trace the host anew, where it is called in another form than it was traced in."""
+    if (unmet := host.unmet(*call)) is not None:
+        logger.info("the host is called in another form than it was traced in (%s): traced anew", unmet)
+        host.retrace(*call)
 
 
 def _check(args: TrainingArguments, model: nn.Module, host: Host) -> None:
@@ -289,8 +261,8 @@ def _check(args: TrainingArguments, model: nn.Module, host: Host) -> None:
         )
     if args.world_size > 1 or args.n_gpu > 1:
         raise ValueError(
-            f"TrainingArguments: expected one process and one device; got {args.world_size} and {args.n_gpu}. Write "
-            f"the loop yourself, around SeedManager(DistributedDataParallel(host), ...)"
+            f"TrainingArguments: expected one process and one device; got {args.world_size} and "
+            f"{args.n_gpu}. Write the loop yourself, around SeedManager(DistributedDataParallel(host), ...)"
         )
 
 

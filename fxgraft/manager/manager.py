@@ -567,8 +567,8 @@ class SeedManager:
     def reschedule(self, schedulers: Sequence[Any]) -> None:
         """Keep these learning-rate schedulers in step from now on, in the place of those given before.
 
-        For a training that begins anew with the same optimizers, whose schedulers were made for all their groups,
-        those of seeds included.
+        For a training that begins anew with the same optimizers, whose schedulers were made for all their
+        groups, those of seeds included.
         """
         self.__dict__["schedulers"] = found = settings.schedulers_of(schedulers)
         self.registry.reschedule(found)

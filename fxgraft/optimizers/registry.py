@@ -47,6 +47,11 @@ class SeedParameterRegistry:
         self._lock = threading.Lock()  # a seed that is built in the background looks for its place there
         self._counted = Census(model, self._optimizers, ())  # now, and not when a seed germinates
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is any optimizer."""
+        return bool(self._optimizers)
+
     def reschedule(self, schedulers: Sequence[Any]) -> None:
         """Keep these schedulers in step from now on."""
         self._schedulers = tuple(schedulers)

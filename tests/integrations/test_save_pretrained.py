@@ -1,4 +1,4 @@
-"""transformers' ``save_pretrained`` has no place for what grew: it refuses, of hosts and of unwrapped models."""
+"""transformers' ``save_pretrained`` has no place for what grew: it refuses, of hosts and unwrapped models."""
 
 from __future__ import annotations
 

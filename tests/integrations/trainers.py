@@ -1,4 +1,4 @@
-"""Tiny models of transformers, their data, and Trainers with default arguments as far as a test can have them."""
+"""Tiny models of transformers, their data, and Trainers with arguments as near to the defaults as can be."""
 
 from __future__ import annotations
 
