@@ -50,6 +50,7 @@ class SeedRecord:
     plain: dict[str, Any]
     hyper: dict[str, Any] | None = None
     source: str | None = None
+    places: dict[str, tuple[int, int]] | None = None
 
     @classmethod
     def of(cls, seed: Seed) -> SeedRecord:
@@ -69,6 +70,7 @@ class SeedRecord:
             {name: getattr(seed, name) for name in _PLAIN},
             None if hyper is None else dict(hyper),
             seed.source,
+            None if seed.places is None else dict(seed.places),
         )
 
     def __post_init__(self) -> None:
@@ -88,6 +90,9 @@ class SeedRecord:
             check(name, self.plain[name])
         if self.hyper is not None and not isinstance(self.hyper, dict):
             raise CheckpointError(f"seed {self.name!r}: hyper: expected names and values")
+        for name, place in (self.places or {}).items():
+            if len([integer(f"the group of {name}", part) for part in place]) != 2:
+                raise CheckpointError(f"the group of {name}: expected two numbers; got {place!r}")
         ramp = self._ramp()
         if Stage[self.stage] is Stage.BLENDING and ramp is None:
             raise CheckpointError(f"seed {self.name!r} blends, but has no ramp")
@@ -129,7 +134,7 @@ class SeedRecord:
         spec = GraftSpec(**{**self.spec, "copy": slot.copy, "copy_source": copy_source})
         seed = Seed(
             self.name, self.slot, self.blueprint, spec, Stage.GERMINATED, config=self.config,
-            registered=self.registered, hyper=self.hyper, source=self.source,
+            registered=self.registered, hyper=self.hyper, source=self.source, places=self.places,
         )  # fmt: skip
         around = nursery.surroundings(lifecycle.host, slot)
         key = streams.key_of(run_seed, self.name)

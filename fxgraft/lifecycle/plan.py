@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from fxgraft.errors import BlueprintError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.nursery import BlueprintLike, Surroundings
+from fxgraft.optimizers.places import Destination
 from fxgraft.structure import Placement, Structure, kind_of
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.graft import SEEDS, check_name
@@ -41,6 +42,8 @@ class Plan:
         parameter_bytes: of all of them.
         forward_flops, backward_flops: of the seed in a call of the example's size, two for each multiply-add;
             matrix products, convolutions and attention only, as torch's ``FlopCounterMode`` counts.
+        groups: name of each new parameter -> the optimizer and the group that it would go to; empty without
+            an optimizer.
         order: the names of the seeds at the slot, the planned one among them, as they would compose.
         diffs: region -> unified diff of its generated code, from now to with the seed in isolation.
     """
@@ -59,6 +62,7 @@ class Plan:
     parameter_bytes: int
     forward_flops: int
     backward_flops: int
+    groups: Mapping[str, Destination]
     order: tuple[str, ...]
     diffs: Mapping[str, str]
 
@@ -75,6 +79,9 @@ class Plan:
             "parameter_count": self.parameter_count,
         }
 
+    def _goes(self, name: str) -> str:
+        return f" -> {self.groups[name]}" if name in self.groups else ""
+
     def __str__(self) -> str:
         wiring = f"{self.mode}, {self.objective}, {'isolated' if self.isolated else 'not isolated'}"
         source = f", reading {self.source!r} {self.reads}" if self.source else ""
@@ -84,7 +91,10 @@ class Plan:
             f"  value       {dtype} {self.shape}",
             f"  parameters  {self.parameter_count:,} in {len(self.parameters)} tensors, "
             f"{self.parameter_bytes / 2**20:.2f} MiB",
-            *(f"    {SEEDS}.{self.name}.module.{name} {shape}" for name, shape in self.parameters.items()),
+            *(
+                f"    {SEEDS}.{self.name}.module.{name} {shape}{self._goes(name)}"
+                for name, shape in self.parameters.items()
+            ),
             f"  FLOPs       {self.forward_flops:,} forward, {self.backward_flops:,} backward, in a call of "
             f"the example's size",
         ]
@@ -103,10 +113,12 @@ def plan(
     name: str,
     config: Mapping[str, Any],
     behind: Container[str] = (),
+    foresee: Callable[[nn.Module], Mapping[str, Destination]] = lambda module: {},
 ) -> Plan:
     """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`.
 
-    ``behind`` are the names of the seeds that it would stand before.
+    ``behind`` are the names of the seeds that it would stand before. ``foresee`` tells where each trainable
+    parameter of a module would go.
     """
     check_name(name)
     around = nursery.surroundings(host, slot, without_data=True)
@@ -129,6 +141,7 @@ def plan(
         parameter_bytes=sum(p.nbytes for p in module.parameters() if p.requires_grad),
         forward_flops=forward,
         backward_flops=backward,
+        groups=foresee(module),
         order=tuple(p.seed for p in structure.placements if p.values & placement.values),
         diffs=_diffs(host, structure),
     )

@@ -30,7 +30,7 @@ REMEMBERED = 4096
 # What a blueprint's configuration must not reach.
 _GERMINATE = {
     "slot_name", "slot", "blueprint", "source", "name", "mode", "objective", "isolated", "wait", "hyper",
-    "before", "after",
+    "optimizer", "groups", "before", "after",
 }  # fmt: skip
 
 

@@ -39,6 +39,7 @@ from fxgraft.manager.journal import Journal, check_loss
 from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import Memory, Saver
 from fxgraft.optimizers.registry import SeedParameterRegistry
+from fxgraft.optimizers.wishes import Groups
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
@@ -198,6 +199,8 @@ class SeedManager:
         isolated: bool = True,
         wait: bool = True,
         hyper: Mapping[str, Any] | None = None,
+        optimizer: Optimizer | int | None = None,
+        groups: Groups | None = None,
         before: str | None = None,
         after: str | None = None,
         **config: Any,
@@ -225,11 +228,17 @@ class SeedManager:
                 seed. With False the host gets through a seed in TRAINING what the seed learns from, which is
                 no derivative of the output: blend at once.
             wait: whether to wait until the seed is live.
-            hyper: settings of the seed's own (``{"lr": 1e-3, "weight_decay": 0.0}``), in a group of its
-                own in each optimizer that trains it, otherwise like the group that its first parameter
-                there would join. Its lr is scaled along the schedule of that group as the initial lr
-                there is, or as the peak of a schedule that has one (OneCycleLR, CyclicLR). By default
-                the seed joins existing groups.
+            hyper: settings of the seed's own (``{"lr": 1e-3, "weight_decay": 0.0}``), in groups of its own:
+                one for each group that its parameters would join, otherwise like that. Its lr is scaled
+                along the schedule of that group as the initial lr there is, or as the peak of a schedule
+                that has one (OneCycleLR, CyclicLR). By default the seed joins existing groups.
+            optimizer: the optimizer that is to train the seed, one of the manager's, or its number among
+                them. By default each parameter goes to the one that holds the layers around the slot.
+            groups: the group that all parameters of the seed are to join, by its place in
+                ``optimizer.param_groups`` or itself (``optimizer.param_groups[1]``); or a function
+                ``(name, parameter) -> place, group or None``, which is asked for each, by its name in the
+                seed (``"up.weight"``), several times, and leaves it to the rule by None. By default the
+                group that holds what is of the parameter's kind around the slot.
             before: the name of a seed at this slot that the new one is to stand directly before. Seeds at one
                 slot compose in the order in which they were germinated, unless this or ``after`` is given.
             after: the name of a seed at this slot that it is to stand directly behind; with ``before``:
@@ -239,8 +248,9 @@ class SeedManager:
         Raises:
             SlotError: there is no such slot, or no branch from that source to it.
             BlueprintError: the blueprint is unknown, fails, or does not fit the slot.
-            ValueError: for an unknown mode, objective or hyper-parameter, a name that cannot be one, or
-                a ``hyper`` where an optimizer has a scheduler that is not in ``schedulers``.
+            ValueError: for an unknown mode, objective or hyper-parameter, a name that cannot be one, an
+                optimizer or a group that is not there, or a ``hyper`` where an optimizer has a scheduler that
+                is not in ``schedulers``.
             StageError: the name is taken, or there are no such seeds as ``before`` and ``after`` name there.
         """
         self._allow("germinate")
@@ -262,8 +272,8 @@ class SeedManager:
             self._lifecycle.enlist(seed, order.behind(self._seeds, seed.name, follower))
             self._reporter.operation("germinate", seed, disabled=True)
             return seed
-        self.registry.check(hyper)
-        amend(seed, hyper=hyper if hyper is None else dict(hyper), source=slot.names[1])
+        self.registry.wish(seed, hyper, optimizer, groups)
+        amend(seed, source=slot.names[1])
         if spec.mode == "convex" and isolated:
             logger.warning(
                 "seed %r: an isolated convex seed starves the host before slot %r of gradients as "
@@ -298,6 +308,9 @@ class SeedManager:
         mode: str | None = None,
         objective: str | Objective = "trust",
         isolated: bool = True,
+        hyper: Mapping[str, Any] | None = None,
+        optimizer: Optimizer | int | None = None,
+        groups: Groups | None = None,
         before: str | None = None,
         after: str | None = None,
         **config: Any,
@@ -314,7 +327,10 @@ class SeedManager:
         name = name or self._memory.names.foresee(nursery.label(blueprint), self._taken())
         follower = order.place(self.host, self._seeds, slot, before, after)
         behind = order.behind(self._seeds, name, follower)
-        return plan(self.host, slot, _spec(slot, mode, objective, isolated), blueprint, name, config, behind)
+        seed = Seed(name, slot.name, nursery.label(blueprint), _spec(slot, mode, objective, isolated))
+        self.registry.wish(seed, hyper, optimizer, groups)
+        foresee = partial(self.registry.foresee, seed)
+        return plan(self.host, slot, seed.spec, blueprint, name, config, behind, foresee)
 
     @whole
     def blend(

@@ -7,24 +7,22 @@ seed's own that is otherwise like that one (see ``fxgraft.optimizers.groups``).
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers import fitness, groups, placement
-from fxgraft.optimizers.census import Census, Group, shared_groups
+from fxgraft.optimizers import groups, wishes
+from fxgraft.optimizers.census import Group, shared_groups
 from fxgraft.optimizers.groups import OwnGroup
-from fxgraft.optimizers.kinds import kinds_in
 from fxgraft.optimizers.leaving import take_out
-from fxgraft.seeds.seed import Seed
+from fxgraft.optimizers.places import Destination, Places, Rings
+from fxgraft.optimizers.wishes import Groups
+from fxgraft.seeds.seed import Seed, amend
 from fxgraft_passes.errors import BlueprintError
-
-Rings = Callable[[str, Callable[[str], bool]], Iterator[tuple[str, ...]]]
-"""Slot, and what counts as a layer -> names of the modules and parameters around it, nearest first."""
 
 
 class SeedParameterRegistry:
@@ -42,10 +40,8 @@ class SeedParameterRegistry:
     ):
         self._optimizers = tuple(optimizers)
         self._schedulers = tuple(schedulers)
-        self._model, self._rings = model, rings
         self._owned: dict[str, list[weakref.ref[nn.Parameter]]] = {}
-        self._lock = threading.Lock()  # a seed that is built in the background looks for its place there
-        self._counted = Census(model, self._optimizers, ())  # now, and not when a seed germinates
+        self._where = Places(self._optimizers, model, rings, partial(_alive, self._owned))
 
     @property
     def trains(self) -> bool:
@@ -78,7 +74,7 @@ class SeedParameterRegistry:
                     f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters and buffers of its own; "
                     f"{name} belongs to {owner}, whose training it would change"
                 )
-        self._places(module, seed.slot, seed.name)
+        self._where.of(seed, module, asked=False)
 
     def replace(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """Let optimizers and owners have other parameters in the place of some, old -> new."""
@@ -99,17 +95,49 @@ class SeedParameterRegistry:
         """The parameters that ``seed`` owns."""
         return [p for ref in self._owned.get(seed, ()) if (p := ref()) is not None]
 
-    def check(self, hyper: Mapping[str, Any] | None) -> None:
-        """Raise `ValueError` for hyper-parameters that no seed can have."""
-        if hyper is None:
-            return
-        if not self._optimizers:
-            raise ValueError("hyper: expected an optimizer to train the seed by; the manager has none")
-        groups.check(hyper, [group for o in self._optimizers for group in o.param_groups])
+    def wish(
+        self,
+        seed: Seed,
+        hyper: Mapping[str, Any] | None,
+        optimizer: Optimizer | int | None,
+        groups_: Groups | None,
+    ) -> None:
+        """Let ``seed`` have hyper-parameters, an optimizer and groups as asked for.
+
+        Raises:
+            ValueError: no seed can have them.
+        """
+        given = {"hyper": hyper, "optimizer": optimizer, "groups": groups_}
+        for name, value in given.items():
+            if value is not None and not self._optimizers:
+                raise ValueError(f"{name}: expected an optimizer to train the seed by; the manager has none")
+        if hyper is not None:
+            groups.check(hyper, [group for o in self._optimizers for group in o.param_groups])
+        number = None if optimizer is None else wishes.number_of(optimizer, self._optimizers)
+        if groups_ is None or callable(groups_):
+            asked: Any = groups_
+        else:
+            asked = wishes.group_of(groups_, number, self._optimizers)
+        amend(seed, hyper=hyper if hyper is None else dict(hyper), optimizer=number, groups=asked)
 
     def check_places(self, seed: Seed, module: nn.Module) -> None:
         """Raise `ValueError` or `BlueprintError` where `join` would."""
         self._destinations(seed, module, "")
+
+    def foresee(self, seed: Seed, module: nn.Module) -> dict[str, Destination]:
+        """Name of each trainable parameter of ``module`` -> where `join` would bring it. Raises as that."""
+        found: dict[str, Destination] = {}
+        for like, members, own in self._destinations(seed, module, ""):
+            number, place = like
+            optimizer = self._optimizers[number]
+            group = shared_groups(optimizer)[place]
+            settings = group if own is None else own.settings
+            lr, decay = (_number(settings.get(name)) for name in ("lr", "weight_decay"))
+            index = next(i for i, other in enumerate(optimizer.param_groups) if other is group)
+            kind = type(optimizer).__name__
+            where = Destination(number, kind, index, own is not None, lr, decay)
+            found.update(dict.fromkeys(members, where))
+        return {name: found[name] for name, p in module.named_parameters() if name in found}
 
     def join(self, seed: Seed, module: nn.Module, prefix: str) -> None:
         """Add the trainable parameters of ``module`` to the optimizers.
@@ -122,83 +150,57 @@ class SeedParameterRegistry:
             module: the seed's.
             prefix: of the names of its parameters.
         """
-        for destination, members in self._destinations(seed, module, prefix):
-            if isinstance(destination, OwnGroup):
-                destination.add(members)
+        places: dict[str, Group] = {}
+        for like, members, own in self._destinations(seed, module, f"{prefix}."):
+            places.update({name.removeprefix(f"{prefix}."): like for name in members})
+            if own is not None:
+                own.add(members)
                 continue
-            number, place = destination
-            group = shared_groups(self._optimizers[number])[place]
+            group = shared_groups(self._optimizers[like[0]])[like[1]]
             for name, parameter in members.items():
                 _add(group, name, parameter)
-        self._counted.accept()
+        self._where.accept()
+        amend(seed, places=places)
 
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take parameters out of every group and every optimizer's state; a seed's own group goes too."""
-        was_current = self._counted.is_current
+        was_current = self._where.is_current
         take_out(self._optimizers, self._schedulers, parameters)
         if was_current:
-            self._counted.accept()
+            self._where.accept()
 
     def _destinations(
         self, seed: Seed, module: nn.Module, prefix: str
-    ) -> list[tuple[Group | OwnGroup, dict[str, nn.Parameter]]]:
-        """Where the parameters go, by their whole names: one group of the seed's own for each it is like."""
+    ) -> list[tuple[Group, dict[str, nn.Parameter], OwnGroup | None]]:
+        """The groups, the parameters that go there by their whole names, and those of the seed's own."""
         together: dict[Group, dict[str, nn.Parameter]] = {}
-        for name, (parameter, group) in self._places(module, seed.slot, seed.name).items():
-            together.setdefault(group, {})[f"{prefix}.{name}"] = parameter
+        for name, (parameter, group) in self._where.of(seed, module).items():
+            together.setdefault(group, {})[f"{prefix}{name}"] = parameter
         if seed.hyper is None:
-            return list(together.items())
-        found: list[tuple[Group | OwnGroup, dict[str, nn.Parameter]]] = []
+            return [(group, members, None) for group, members in together.items()]
+        found = []
         for (number, place), members in sorted(together.items(), key=lambda item: item[0][0]):
             optimizer = self._optimizers[number]
             like = shared_groups(optimizer)[place]
-            found.append((groups.plan(optimizer, like, seed.name, seed.hyper, self._schedulers), members))
+            own = groups.plan(optimizer, like, seed.name, seed.hyper, self._schedulers)
+            found.append(((number, place), members, own))
         if found:
-            groups.check(seed.hyper, [own.settings for own, _ in found if isinstance(own, OwnGroup)])
-        return found
+            groups.check(seed.hyper, [own.settings for _, _, own in found])
+        return list(found)
 
-    def _places(self, module: nn.Module, slot: str, seed: str) -> dict[str, tuple[nn.Parameter, Group]]:
-        """Name -> parameter, and the group that it joins or that its own group is like."""
-        if not self._optimizers:
-            return {}
-        with self._lock:
-            census = self._census()
-            rings = list(self._rings(slot, lambda path: bool(census.of(path))))
-            found = {}
-            for name, (parameter, kind) in kinds_in(module).items():
-                reasons: list[str] = []
-                can_train = self._fitness(parameter, reasons)
-                group = placement.choose(kind, rings, census, self._optimizers, can_train)
-                if group is None:
-                    raise BlueprintError(
-                        f"seed {seed!r} at slot {slot!r}: {name} cannot be trained: {reasons[0]}"
-                    )
-                found[name] = parameter, group
-            return found
 
-    def _fitness(self, parameter: nn.Parameter, reasons: list[str]) -> Callable[[Group], bool]:
-        """Whether a group can train ``parameter``; why not is added to ``reasons``."""
-        known: dict[Group, bool] = {}
-
-        def can_train(group: Group) -> bool:
-            if group not in known:
-                number, place = group
-                optimizer = self._optimizers[number]
-                why = fitness.unfit(optimizer, shared_groups(optimizer)[place], parameter)
-                known[group] = why is None
-                reasons.extend([why] if why is not None else [])
-            return known[group]
-
-        return can_train
-
-    def _census(self) -> Census:
-        if not self._counted.is_current:
-            of_seeds = {id(p) for seed in self._owned for p in self.parameters(seed)}
-            self._counted = Census(self._model, self._optimizers, of_seeds)
-        return self._counted
+def _alive(owned: Mapping[str, list[weakref.ref[nn.Parameter]]]) -> list[nn.Parameter]:
+    return [p for refs in owned.values() for ref in refs if (p := ref()) is not None]
 
 
 def _add(group: dict[str, Any], name: str, parameter: nn.Parameter) -> None:
     group["params"].append(parameter)
     if "param_names" in group:
         group["param_names"].append(name)
+
+
+def _number(setting: Any) -> float | None:
+    """A setting for people; a tensor on a device without data has none."""
+    if isinstance(setting, Tensor) and (setting.is_meta or setting.numel() != 1):
+        return None
+    return float(setting) if isinstance(setting, (int, float, Tensor)) else None

@@ -24,7 +24,8 @@ _INSTEAD = {
     ),
     **dict.fromkeys(("loss_with", "loss_without", "contribution"), _BY_MEASURING),
     **dict.fromkeys(("name", "slot", "source", "blueprint", "spec", "config"), _AT_GERMINATION),
-    **dict.fromkeys(("hyper", "registered", "module"), _AT_GERMINATION),
+    **dict.fromkeys(("hyper", "optimizer", "groups", "places"), _AT_GERMINATION),
+    **dict.fromkeys(("registered", "module"), _AT_GERMINATION),
 }
 """What to do where somebody assigns to an attribute of a seed; of all others the manager keeps count."""
 
@@ -43,6 +44,10 @@ class Seed:
         config: what the blueprint was configured with.
         source: the name of the earlier slot that it reads; None where it reads its own.
         hyper: hyper-parameters of its own, for optimizer groups of its own.
+        optimizer: the number of the optimizer that was asked for, or None.
+        groups: the group that was asked for, in numbers as ``places``, or the function, or None.
+        places: name of each trainable parameter -> numbers of the optimizer and of the group there (of those
+            that are no seed's own) that it joined, or that its own group is like; None before it is live.
         registered: whether the blueprint is a registered name, rather than code.
         ramp, ramp_step: the last blend, and how far it is.
         paused: whether its ramp and its updates stand still.
@@ -66,6 +71,9 @@ class Seed:
     latency_ms: float | None = None
     loss_with: float | None = None
     loss_without: float | None = None
+    optimizer: int | None = None
+    groups: Any = None
+    places: Mapping[str, tuple[int, int]] | None = None
     _graft: Graft | None = None
     ramp: Ramp | None = None
     ramp_step: int = 0

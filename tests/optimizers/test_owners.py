@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager
 from fxgraft.optimizers.groups import OWNER
+from tests.harness import assert_same_bits
 
 X = torch.randn(4, 8)
 
@@ -200,3 +202,189 @@ def test_an_optimizer_without_any_parameter_of_the_host_takes_seeds(kind: str) -
     optimizers = OTHERS[kind](host)
     seed = SeedManager(host, optimizers).germinate("head", norm_first)
     assert set(where(optimizers, seed).values()) == {(0, 0)}
+
+
+# What is asked for
+
+
+def sgd_and_adamw(host: nn.Module) -> list[torch.optim.Optimizer]:
+    first, second = body_and_head(host)
+    return [
+        torch.optim.SGD(by_decay([first]), 1e-3, momentum=0.9),
+        torch.optim.AdamW([{**second, "params": list(second["params"])}], 1e-3),
+    ]
+
+
+ASKED: dict[
+    str, tuple[Callable[[list[torch.optim.Optimizer]], dict[str, Any]], dict[str, tuple[int, int]]]
+] = {
+    "an optimizer": (
+        lambda o: {"optimizer": o[0]},
+        {"0.weight": (0, 1), "0.bias": (0, 1), "1.weight": (0, 0), "1.bias": (0, 1)},
+    ),
+    "its number": (
+        lambda o: {"optimizer": 1},
+        dict.fromkeys(("0.weight", "0.bias", "1.weight", "1.bias"), (1, 0)),
+    ),
+    "a group": (
+        lambda o: {"groups": o[0].param_groups[1]},
+        dict.fromkeys(("0.weight", "0.bias", "1.weight", "1.bias"), (0, 1)),
+    ),
+    "its place": (
+        lambda o: {"groups": 0, "optimizer": 0},
+        dict.fromkeys(("0.weight", "0.bias", "1.weight", "1.bias"), (0, 0)),
+    ),
+    "a function": (
+        lambda o: {"groups": lambda name, p: o[0].param_groups[0] if name.startswith("1.") else None},
+        {"0.weight": (1, 0), "0.bias": (1, 0), "1.weight": (0, 0), "1.bias": (0, 0)},
+    ),
+    "a function of places": (
+        lambda o: {"groups": lambda name, p: p.dim() % 2, "optimizer": o[0]},
+        {"0.weight": (0, 1), "0.bias": (0, 1), "1.weight": (0, 0), "1.bias": (0, 1)},
+    ),
+}
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_is_asked_for_is_done_and_planned(asked: str, wait: bool) -> None:
+    host = fxgraft.trace(Headed(), (TOKENS,))
+    optimizers = sgd_and_adamw(host)
+    manager = SeedManager(host, optimizers)
+    options, expected = ASKED[asked][0](optimizers), ASKED[asked][1]
+    plan = manager.plan("head", norm_first, **options)
+    seed = manager.germinate("head", norm_first, wait=wait, **options)
+    if not wait:
+        manager._background.wait(10)
+        manager.step()
+    assert where(optimizers, seed) == expected
+    assert {name: (d.optimizer, d.group) for name, d in plan.groups.items()} == expected
+    assert seed.places == expected
+    manager.cull(seed)
+    assert [[len(g["params"]) for g in o.param_groups] for o in optimizers] == [[3, 6], [1]]
+
+
+def test_a_plan_says_where_each_parameter_would_go() -> None:
+    host = fxgraft.trace(Headed(), (TOKENS,))
+    manager = SeedManager(host, torch.optim.AdamW(by_decay(body_and_head(host)), 1e-3))
+    plan = manager.plan("norm", norm_first, name="a")
+    assert (
+        "_seeds.a.module.1.weight (8, 8) -> group 0 of optimizer 0 (AdamW), lr 1e-05, weight_decay 0.1"
+        in str(plan)
+    )
+    own = manager.plan("norm", norm_first, name="a", hyper={"lr": 1e-3})
+    told = own.to_dict()["groups"]["0.bias"]
+    assert told == {
+        "optimizer": 0, "kind": "AdamW", "group": 1, "own": True, "lr": 1e-3, "weight_decay": 0.0
+    }  # fmt: skip
+    assert "its own, like group 1 of optimizer 0 (AdamW), lr 0.001, weight_decay 0" in str(own)
+    assert SeedManager(fxgraft.trace(Headed(), (TOKENS,))).plan("norm", norm_first).groups == {}
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "an optimizer that is not the manager's": (
+        {"optimizer": torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1)},
+        r"optimizer: expected one of those that the manager .* number \(0: SGD, 1: AdamW\); got SGD",
+    ),
+    "a number too large": ({"optimizer": 2}, "optimizer: expected one of those .* got 2"),
+    "true": ({"optimizer": True}, "optimizer: expected"),
+    "a place of which optimizer": (
+        {"groups": 0},
+        r"groups: 0 is a group of which optimizer\? Expected optimizer=",
+    ),
+    "a place that is not there": (
+        {"groups": 2, "optimizer": 0},
+        r"groups: expected the place of a group.*SGD has 2",
+    ),
+    "a group that is not there": ({"groups": {"params": []}}, "groups: expected the place of a group"),
+    "text": ({"groups": "decay"}, "groups: expected the place of a group"),
+    "what a function gives": (
+        {"groups": lambda name, p: 7, "optimizer": 0},
+        "groups: expected the place.* got 7",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_not_there_is_refused(what: str) -> None:
+    host = fxgraft.trace(Headed(), (TOKENS,))
+    optimizers = sgd_and_adamw(host)
+    manager = SeedManager(host, optimizers)
+    options, message = WRONG[what]
+    for ask in (manager.germinate, manager.plan):
+        with pytest.raises(ValueError, match=message):
+            ask("head", norm_first, **options)
+    assert not manager.seeds
+    assert [[len(g["params"]) for g in o.param_groups] for o in optimizers] == [[3, 6], [1]]
+    assert manager.germinate("head", norm_first).is_live
+
+
+def test_a_group_of_a_seeds_own_is_no_place_for_another() -> None:
+    host = fxgraft.trace(Headed(), (TOKENS,))
+    optimizer = torch.optim.AdamW(host.parameters(), 1e-3)
+    manager = SeedManager(host, optimizer)
+    manager.germinate("head", norm_first, name="a", hyper={"lr": 1.0})
+    with pytest.raises(ValueError, match="expected a group that stays; that one is of seed 'a'"):
+        manager.germinate("head", norm_first, groups=1)
+
+
+def test_a_group_that_cannot_train_a_parameter_is_not_forced() -> None:
+    host = fxgraft.trace(Headed(), (TOKENS,))
+    matrices = [p for p in host.parameters() if p.dim() == 2]
+    rest = [p for p in host.parameters() if p.dim() != 2]
+    manager = SeedManager(host, [torch.optim.Muon(matrices, 1e-3), torch.optim.SGD(rest, 1e-3)])
+    for asked in ({"optimizer": 0}, {"groups": 0, "optimizer": 0}):
+        with pytest.raises(
+            fxgraft.errors.BlueprintError, match=r"0\.weight cannot be trained: Muon takes matrices"
+        ):
+            manager.germinate("head", norm_first, **asked)
+
+
+def test_without_an_optimizer_nothing_can_be_asked_for() -> None:
+    manager = SeedManager(fxgraft.trace(Headed(), (TOKENS,)))
+    for asked in ({"optimizer": 0}, {"groups": 0}, {"hyper": {}}):
+        with pytest.raises(
+            ValueError, match="expected an optimizer to train the seed by; the manager has none"
+        ):
+            manager.germinate("head", norm_first, **asked)
+
+
+@pytest.mark.parametrize("hyper", [None, {"lr": 2e-3}])
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_resumed_run_goes_on_bit_for_bit_where_it_was(asked: str, hyper: Any, tmp_path: Path) -> None:
+    def world() -> tuple[fxgraft.Host, list[torch.optim.Optimizer]]:
+        torch.manual_seed(0)
+        host = fxgraft.trace(Headed(), (TOKENS,))
+        return host, sgd_and_adamw(host)
+
+    def train(host: fxgraft.Host, optimizers: list[torch.optim.Optimizer], manager: SeedManager) -> None:
+        for _ in range(3):
+            host(TOKENS).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            manager.step()
+
+    host, optimizers = world()
+    manager = SeedManager(host, optimizers)
+    options = ASKED[asked][0](optimizers)
+    manager.germinate("head", norm_first, name="a", hyper=hyper, **options)
+    manager.germinate("body.2", norm_first, name="b", hyper=hyper)
+    train(host, optimizers, manager)
+    manager.save(tmp_path / "run")
+    train(host, optimizers, manager)
+
+    twin, others = world()
+    factories = {"a": norm_first, "b": norm_first}
+    again = SeedManager.load(tmp_path / "run", twin, others, blueprints=factories)
+    assert [s.places for s in again.seeds.values()] == [s.places for s in manager.seeds.values()]
+    train(twin, others, again)
+    assert_same_bits(dict(twin.state_dict()), dict(host.state_dict()), "resumed and whole")
+    for ours, theirs in zip(others, optimizers, strict=True):
+        assert_same_bits(ours.state_dict()["state"], theirs.state_dict()["state"], "moments")
+        assert [{**g, "params": 0} for g in ours.param_groups] == [
+            {**g, "params": 0} for g in theirs.param_groups
+        ]
+    for name in ("a", "b"):
+        again.cull(name)
+    assert [[len(g["params"]) for g in o.param_groups] for o in others] == [[3, 6], [1]]

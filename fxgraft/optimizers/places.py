@@ -1,0 +1,159 @@
+"""Which group each parameter of a seed goes to: as it was saved, as is asked for, or by the rule."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fxgraft.optimizers import fitness, placement, wishes
+from fxgraft.optimizers.census import Census, Group, shared_groups
+from fxgraft.optimizers.kinds import kinds_in
+from fxgraft.seeds.seed import Seed
+from fxgraft_passes.errors import BlueprintError
+
+Rings = Callable[[str, Callable[[str], bool]], Iterator[tuple[str, ...]]]
+"""Slot, and what counts as a layer -> names of the modules and parameters around it, nearest first."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a parameter of a seed goes.
+
+    Attributes:
+        optimizer: the number of the optimizer among the manager's.
+        kind: its class.
+        group: the place of the group in its ``param_groups``.
+        own: whether the seed gets a group of its own there, which is like that one but for ``hyper``.
+        lr, weight_decay: of the group that it will be in; None where it has no such setting.
+    """
+
+    optimizer: int
+    kind: str
+    group: int
+    own: bool = False
+    lr: float | None = None
+    weight_decay: float | None = None
+
+    def __str__(self) -> str:
+        settings = {"lr": self.lr, "weight_decay": self.weight_decay}
+        told = ", ".join(f"{name} {value:g}" for name, value in settings.items() if value is not None)
+        where = f"group {self.group} of optimizer {self.optimizer} ({self.kind})"
+        return f"{'its own, like ' if self.own else ''}{where}{', ' if told else ''}{told}"
+
+
+class Places:
+    """Finds the groups.
+
+    Args:
+        optimizers: of the manager.
+        model: the host's, without seeds.
+        rings: knows what is around a slot.
+        of_seeds: the parameters of live seeds.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        model: nn.Module,
+        rings: Rings,
+        of_seeds: Callable[[], Iterable[nn.Parameter]],
+    ):
+        self._optimizers, self._model = optimizers, model
+        self._rings, self._of_seeds = rings, of_seeds
+        self._lock = threading.Lock()  # a seed that is built in the background looks for its place there
+        self._census = Census(model, optimizers, ())  # now, and not when a seed germinates
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nobody has changed the groups since they were looked at."""
+        return self._census.is_current
+
+    def accept(self) -> None:
+        """The groups were changed by us."""
+        self._census.accept()
+
+    def of(self, seed: Seed, module: nn.Module, asked: bool = True) -> dict[str, tuple[nn.Parameter, Group]]:
+        """Name -> parameter and group, of all that is trainable in ``module``.
+
+        Args:
+            seed: whose places are known if it is of a checkpoint, or may be asked for.
+            module: the seed's.
+            asked: False while it has not its final form, in which a function is asked by name.
+
+        Raises:
+            BlueprintError: no group can train one, or the one that is asked for cannot.
+            ValueError: there is no group as is asked for.
+        """
+        if not self._optimizers:
+            return {}
+        wanted = self._wanted(seed) if asked else lambda name, parameter: None
+        with self._lock:
+            if not self.is_current:
+                ids = {id(parameter) for parameter in self._of_seeds()}
+                self._census = Census(self._model, self._optimizers, ids)
+            census = self._census
+            rings = list(self._rings(seed.slot, lambda path: bool(census.of(path))))
+            found = {}
+            for name, (parameter, kind) in kinds_in(module).items():
+                found[name] = parameter, self._group(seed, name, parameter, kind, rings, wanted)
+            return found
+
+    def _group(
+        self,
+        seed: Seed,
+        name: str,
+        parameter: nn.Parameter,
+        kind: str,
+        rings: Sequence[tuple[str, ...]],
+        wanted: Callable[[str, nn.Parameter], Group | None],
+    ) -> Group:
+        reasons: dict[Group, str | None] = {}
+
+        def can_train(group: Group) -> bool:
+            if seed.optimizer is not None and group[0] != seed.optimizer:
+                return False
+            if group not in reasons:
+                optimizer = self._optimizers[group[0]]
+                reasons[group] = fitness.unfit(optimizer, shared_groups(optimizer)[group[1]], parameter)
+            return reasons[group] is None
+
+        group = wanted(name, parameter)
+        if group is None:
+            group = placement.choose(kind, rings, self._census, self._optimizers, can_train)
+        if group is None or not can_train(group):
+            why = next(
+                (why for why in reasons.values() if why), "the optimizers have no group that is no seed's"
+            )
+            raise BlueprintError(f"seed {seed.name!r} at slot {seed.slot!r}: {name} cannot be trained: {why}")
+        return group
+
+    def _wanted(self, seed: Seed) -> Callable[[str, nn.Parameter], Group | None]:
+        """What is known, or asked for, of the group of a parameter."""
+        saved, asked = seed.places, seed.groups
+        if saved is not None:
+            return lambda name, parameter: self._existing(seed, name, saved.get(name))
+        if asked is None:
+            return lambda name, parameter: None
+        if not callable(asked):
+            return lambda name, parameter: self._existing(seed, name, asked)
+
+        def ask(name: str, parameter: nn.Parameter) -> Group | None:
+            answer = asked(name, parameter)
+            return None if answer is None else wishes.group_of(answer, seed.optimizer, self._optimizers)
+
+        return ask
+
+    def _existing(self, seed: Seed, name: str, group: Any) -> Group | None:
+        if group is None:
+            return None
+        number, place = group
+        if number >= len(self._optimizers) or place >= len(shared_groups(self._optimizers[number])):
+            raise ValueError(
+                f"seed {seed.name!r}: {name} was in group {place} of optimizer {number}; there is none now"
+            )
+        return number, place
