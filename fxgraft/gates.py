@@ -4,7 +4,8 @@ A gate is a predicate with a reason. Gates compose with ``&``. What was never me
 
     SeedManager(host, optimizer, gates={"blend": Sane() & Trained(steps=200), "fossilize": Worthy(0.01)})
 
-By default a manager asks for `Sane` before a blend and before a fossilization; controllers ask for more.
+By default a manager asks for `Ran` and `Sane` before a blend and before a fossilization; controllers ask for
+more. ``force=True`` at `SeedManager.blend` and `SeedManager.fossilize` asks for none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
+from fxgraft.words import count
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,21 @@ class Both(Gate):
 
 
 @dataclass(frozen=True)
+class Ran(Gate):
+    """Nothing is known against that it runs.
+
+    Refused is a seed that has never run though the training goes on: its calls fall back, or the loop calls
+    the model and not the host; and one that no call has reached in 20 steps. It has learned nothing.
+    """
+
+    def __call__(self, seed: Seed) -> Verdict:
+        # Steps in which it was trained, too: on several ranks all have counted the same.
+        if seed.did_not_run and not seed.trained_steps and not seed.runs:
+            return Verdict(False, f"it has never run: {seed.did_not_run}. force=True does it all the same")
+        return Verdict(True, f"it has run in {count(seed.runs, 'call')}")
+
+
+@dataclass(frozen=True)
 class Sane(Gate):
     """All parameters of the seed are finite."""
 
@@ -69,7 +86,7 @@ class Sane(Gate):
 
 @dataclass(frozen=True)
 class Trained(Gate):
-    """At least ``steps`` steps in TRAINING, and a *measured* loss at alpha > 0 no worse than at 0.
+    """It ran and was updated in ``steps`` steps, and its *measured* loss at alpha > 0 is no worse than at 0.
 
     First-order predictions of that loss have been wrong by orders of magnitude, so only a
     measurement counts (``SeedManager.measure``). ``tolerance`` is a share of the loss at alpha 0.
@@ -80,7 +97,8 @@ class Trained(Gate):
 
     def __call__(self, seed: Seed) -> Verdict:
         if seed.trained_steps < self.steps:
-            return Verdict(False, f"it has trained {seed.trained_steps} of {self.steps} steps")
+            why = "" if (ran := Ran()(seed)) else f": {ran.reason}"
+            return Verdict(False, f"it has trained {seed.trained_steps} of {self.steps} steps{why}")
         contribution = seed.contribution
         if contribution is None:
             return Verdict(False, "its contribution was never measured")
@@ -114,4 +132,6 @@ class Worthy(Gate):
         )
 
 
-DEFAULT_GATES: Mapping[str, Gate] = MappingProxyType({"blend": Sane(), "fossilize": Sane() & Blended()})
+DEFAULT_GATES: Mapping[str, Gate] = MappingProxyType(
+    {"blend": Ran() & Sane(), "fossilize": Ran() & Sane() & Blended()}
+)

@@ -7,8 +7,11 @@ said once in the log (`logging.getLogger("fxgraft")`).
 from __future__ import annotations
 
 import logging
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -29,8 +32,28 @@ class Form(Protocol):
         """The first condition that a call with these arguments does not meet."""
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """Why the first call of a module fell back.
+
+    Attributes:
+        expected: the condition that was not met; empty where no single one is known.
+        what: what it is about, as an expression of the module's arguments; empty where that is not known.
+        got: what that was in the call, in words.
+    """
+
+    expected: str = ""
+    what: str = ""
+    got: str = ""
+
+    def __str__(self) -> str:
+        got = f"; got {self.what} = {self.got}" if self.what else ""
+        return f"expected {self.expected}{got}" if self.expected else ""
+
+
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[str, Form]] = weakref.WeakKeyDictionary()
-_said: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_mismatches: weakref.WeakKeyDictionary[nn.Module, Mismatch] = weakref.WeakKeyDictionary()
+_is_quiet = False
 _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
 
@@ -66,11 +89,48 @@ def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
         counter.add_(1)
     if torch.compiler.is_compiling():
         _say_at_compile_time(type(module))
-    elif module not in _said:
-        _said.add(module)
+    elif module not in _mismatches:
+        _mismatches[module] = mismatch = _mismatch(module, given)
         name, kind = _name(module), type(module).__name__
-        unmet = _known[module][1].unmet(given) if module in _known else None
-        _say(f"{name} ({kind})" if name else f"the {kind}", f" (expected there: {unmet})" if unmet else "")
+        _say(f"{name} ({kind})" if name else f"the {kind}", f" ({mismatch})" if mismatch.expected else "")
+
+
+def mismatch_of(module: nn.Module) -> Mismatch | None:
+    """Why its first call in eager mode fell back; None if none did."""
+    return _mismatches.get(module)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Write down inside why calls fall back, and do not say it."""
+    global _is_quiet
+    before, _is_quiet = _is_quiet, True
+    try:
+        yield
+    finally:
+        _is_quiet = before
+
+
+def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:
+    scope = {**given, "self": module}
+    expected = _known[module][1].unmet(scope) if module in _known else None
+    if expected is None:
+        return Mismatch()
+    what = _COMPARES.split(expected)[0].strip("()")
+    try:
+        return Mismatch(expected, what, _told(eval(what, {}, scope)))  # of our own making, as the guard is
+    except Exception:  # the guard is of another form than "this is that"
+        return Mismatch(expected)
+
+
+_COMPARES = re.compile(r" (?:==|!=|<=|>=|<|>|is not|is|not in|in) ")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def _name(module: nn.Module) -> str:
@@ -90,11 +150,13 @@ def _say_at_compile_time(kind: type) -> None:
 _say_at_compile_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _say(who: str, expected: str = "") -> None:
+def _say(who: str, mismatch: str = "") -> None:
+    if _is_quiet:
+        return
     logger.warning(
         "%s was called with other kinds of arguments than in the example call of fxgraft.trace%s: it runs as "
-        "the model has it, and its seeds do not run in such calls; host.explain() counts them, and has all "
-        "guards",
+        "the model has it, and its seeds do not run in such calls. Where they should, trace with an example "
+        "that is such a call (example_args, example_kwargs); host.explain() counts them, and has all guards",
         who,
-        expected,
+        mismatch,
     )

@@ -175,6 +175,9 @@ class _Restoration:
                     buffer.copy_(self._buffers[name])
             self._set_streams()
             undo.pop_all()
+        for seed in lifecycle.seeds.values():
+            if seed.is_live:
+                lifecycle.begin(seed)
         return self._state
 
     def _order_by_names(self, record: SeedRecord) -> tuple[int, str]:

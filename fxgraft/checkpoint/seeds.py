@@ -27,6 +27,7 @@ from fxgraft_passes.graft import check_name
 _SAVED_STAGES = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
 _PLAIN: dict[str, Callable[[str, Any], Any]] = {
     "paused": truth,
+    "steps": integer,
     "trained_steps": integer,
     "loss_with": optional(number),
     "loss_without": optional(number),

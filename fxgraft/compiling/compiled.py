@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -208,6 +209,12 @@ class CompiledHost:
             with untouched(self._root, *others):
                 _call(variant, unit.module, kind, *others)
             variant.leave_to_dynamo(kind)
+
+    def repeat_eagerly(self, unit: Unit, *others: nn.Module) -> None:
+        """Run a unit uncompiled on made-up inputs of its latest kind of call; nothing is left of it."""
+        for kind in islice(reversed(self.variants.seen(unit)), 1):
+            with untouched(self._root, *others), kind.made_up(unit.module, *others) as (args, kwargs):
+                enter(unit.module, *args, **kwargs)
 
 
 def _call(variant: Variant, module: nn.Module, kind: CallKind, *others: nn.Module) -> None:

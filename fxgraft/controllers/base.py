@@ -12,11 +12,16 @@ from fxgraft.seeds.stage import Stage
 
 @dataclass(frozen=True)
 class SeedFacts:
-    """A seed as it stands after a step."""
+    """A seed as it stands after a step.
+
+    Attributes:
+        stage, alpha, trained_steps, steps: as of the `Seed`.
+    """
 
     stage: Stage
     alpha: float
     trained_steps: int
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Facts:
         step: the number of the step, from 1.
         loss: the training loss of that step.
         seeds: all seeds of the manager, by name.
-        measure: (seed, alpha) -> the loss at alpha 0 minus that at ``alpha``, measured on the spot.
+        measure: (seed, alpha) -> the loss at alpha 0 minus that at ``alpha``, measured on the spot; NaN
+            where the evaluation does not run the seed.
     """
 
     step: int

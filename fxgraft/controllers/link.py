@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from fxgraft import commands
 from fxgraft.commands import SEED, Command, Reply
 from fxgraft.controllers.base import Controller, Facts, SeedFacts
 from fxgraft.controllers.recording import Entry, Recorder
+from fxgraft.errors import StageError
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import logger
@@ -53,11 +55,17 @@ class Link:
         peers = self.manager.peers
 
         def measure(seed: str, alpha: float) -> float:
-            found = self.manager.measure(seed, self._evaluate, at=alpha)
+            try:
+                found = self.manager.measure(seed, self._evaluate, at=alpha)
+            except StageError as error:  # it does not run there: no reason to end a training run
+                logger.warning("step %d: %s", self.manager.steps, error)
+                found = math.nan
             self._note(Entry(step, measured=(seed, alpha, found)))
             return found
 
-        seeds = {s.name: SeedFacts(s.stage, s.alpha, s.trained_steps) for s in self.manager.seeds.values()}
+        seeds = {
+            s.name: SeedFacts(s.stage, s.alpha, s.trained_steps, s.steps) for s in self.manager.seeds.values()
+        }
         said = self.controller.observe(Facts(step, peers.mean(loss), seeds, measure))
         for command in map(commands.parse, peers.share([commands.to_dict(command) for command in said])):
             reply = self.manager.carry_out(command)

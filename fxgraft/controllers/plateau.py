@@ -20,7 +20,7 @@ from typing import Any
 
 from fxgraft import expect
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, Command, Reply
-from fxgraft.controllers.base import Facts
+from fxgraft.controllers.base import Facts, SeedFacts
 from fxgraft.seeds.stage import Stage
 
 
@@ -30,7 +30,8 @@ class GrowthConfig:
 
     Attributes:
         window: two windows of this length are compared to tell whether the loss is flat.
-        isolate, blend, hold, fade: how long a seed trains isolated, is ramped up, held, ramped down.
+        isolate, blend, hold, fade: how long a seed trains isolated, is ramped up, held, ramped down. One that
+            is not trained in so many steps is judged after twice as many.
         rest: for how long a place is left alone after it refused a seed.
         flat: the loss is flat when a window's mean fell by less than this share of the one before.
         trials: how many seeds are tried side by side.
@@ -118,7 +119,7 @@ class PlateauGrowth:
             return [CULL(seed=seed) for seed in memory.doomed]
         training = [s for s in memory.candidate_of if facts.seeds[s].stage is Stage.TRAINING]
         if training:
-            ready = all(facts.seeds[s].trained_steps >= self._config.isolate for s in training)
+            ready = all(self._has_had_its_time(facts.seeds[s]) for s in training)
             return self._judge_trials(training, facts) if ready else []
         holding = [s for s in memory.candidate_of if facts.seeds[s].stage is Stage.HOLDING]
         return [command for seed in holding for command in self._judge_held(seed, facts)]
@@ -158,6 +159,11 @@ class PlateauGrowth:
             return False
         before, now = sum(losses[:window]), sum(losses[window:])
         return before - now < self._config.flat * abs(before)
+
+    def _has_had_its_time(self, seed: SeedFacts) -> bool:
+        # One that does not run, or that nothing trains, must not keep the others waiting for ever.
+        isolate = self._config.isolate
+        return seed.trained_steps >= isolate or seed.steps >= 2 * isolate
 
     def _look_for_room(self) -> list[Command]:
         memory = self._memory

@@ -328,6 +328,10 @@ class Host(nn.Module):
         """
         self._running.warm_up(before, self.grafts(), *self.trees()[1:])
 
+    def repeat_eagerly(self, region: str) -> None:
+        """Repeat the latest call of the compiled units around ``region`` in eager mode; leaves no trace."""
+        self._running.repeat_eagerly(region, *self.trees()[1:])
+
     def compile_in_helper(
         self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[Task]
     ) -> Job:

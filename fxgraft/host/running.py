@@ -112,6 +112,15 @@ class Running:
                     with self.probing(self.structure, phase, grafts, {}):
                         self.compiled.warm_up(unit, local, phase, *seeds)
 
+    def repeat_eagerly(self, region: str, *seeds: nn.Module) -> None:
+        """Run the units that hold ``region`` in eager mode, on inputs like those of their latest call."""
+        if self.compiled is None:
+            return
+        with self.compiled.stopped():
+            for unit in self.compiled.units:
+                if unit.holds(region):
+                    self.compiled.repeat_eagerly(unit, *seeds)
+
     def _enter(self, grafts: Grafts, before: Structure, units: Iterable[Unit]) -> None:
         """Install the structure in all regions that it or ``before`` has grafts in, and its compiled code."""
         structure, compiled = self.structure, self.compiled

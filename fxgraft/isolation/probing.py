@@ -13,9 +13,11 @@ from fxgraft import expect
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.interrupts import disturbable, undisturbed
+from fxgraft.lifecycle.silence import Silence
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft_passes import Phase
+from fxgraft_passes.untouched import untouched
 
 
 @contextmanager
@@ -56,15 +58,35 @@ def measure(
     evaluate: Callable[[], float | Tensor],
     alpha: float,
     mean: Callable[[float], float],
+    silence: Silence,
 ) -> float:
     """The loss at alpha 0 minus the loss at ``alpha``, remembered by the seed for its gates.
 
-    ``mean`` makes one loss of those of several ranks.
+    Both begin with the same random streams and the same state of the host, and leave both as they were.
+
+    Args:
+        host: where the seed is.
+        seed: a live one.
+        evaluate: computes a loss.
+        alpha: the other alpha.
+        mean: makes one number of those of several ranks.
+        silence: knows why a seed does not run.
+
+    Raises:
+        StageError: the seed is not live, or ``evaluate`` does not run it (on any rank).
     """
-    losses = []
+    losses, runs, fallbacks = [], [], 0
     for share in (0.0, alpha):
-        with at_alpha(host, seed, share), disturbable(), torch.no_grad(), _mode_kept(host):
-            losses.append(_number(evaluate()))
+        with untouched(*host.trees()), at_alpha(host, seed, share), _mode_kept(host):
+            before = seed.runs, silence.fallbacks(seed)
+            with disturbable(), torch.no_grad():
+                losses.append(_number(evaluate()))
+            runs.append(seed.runs - before[0])
+            fallbacks += silence.fallbacks(seed) - before[1]
+    if not mean(min(runs)):
+        raise StageError(
+            f"cannot measure seed {seed.name!r}: evaluate did not run it: {silence.cause(seed, fallbacks)}"
+        )
     losses = [mean(loss) for loss in losses]
     amend(seed, loss_without=losses[0], loss_with=losses[1])
     return losses[0] - losses[1]

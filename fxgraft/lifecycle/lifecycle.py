@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -17,9 +17,10 @@ from fxgraft.host.outdated import outdated
 from fxgraft.lifecycle import order
 from fxgraft.lifecycle.change import Birth, Change
 from fxgraft.lifecycle.nursery import surroundings
+from fxgraft.lifecycle.silence import Silence, Silent
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
 from fxgraft.optimizers.gradients import SeedGradients
-from fxgraft.optimizers.progress import PATIENCE, Progress
+from fxgraft.optimizers.progress import Progress
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed, amend
@@ -39,7 +40,7 @@ class Lifecycle:
         optimizers: what trains them.
         on_stage: called with a seed that has entered another stage.
         on_dropped: called with the name of a seed whose gradients were not finite.
-        on_stalled: called with a seed that nothing trains.
+        on_silent: called with seeds that do not run, or that nothing trains, and why.
         schedulers: to keep in step with groups that seeds add to the optimizers.
 
     Attributes:
@@ -47,6 +48,7 @@ class Lifecycle:
             one that was asked for.
         departing: the names of seeds that are culled, and whose grafts are still in the graph.
         cold: whether changes leave compiling for later.
+        silence: knows why a seed does not run.
         distribute: brings a new seed's parameters to where those of the host are; returns what undoes it.
     """
 
@@ -56,7 +58,7 @@ class Lifecycle:
         optimizers: Sequence[Optimizer],
         on_stage: Callable[[Seed], None],
         on_dropped: Callable[[str], None],
-        on_stalled: Callable[[Seed], None],
+        on_silent: Callable[[Sequence[Silent]], None],
         schedulers: Sequence[Any] = (),
     ):
         self.host = host
@@ -70,8 +72,11 @@ class Lifecycle:
         self.cold = False
         self.distribute: Callable[[Birth], Callable[[], None]] = lambda birth: lambda: None
         self._on_stage = on_stage
-        self._on_stalled = on_stalled
+        self._on_silent = on_silent
         self._progress = Progress(self.registry.parameters)
+        known = "the optimizer that the manager was made with"
+        unknown = "an optimizer with manager.seed_parameters(), as the manager was made without one"
+        self.silence = Silence(host, self._progress, self.gradients, known if optimizers else unknown)
         replaced = weakref.WeakMethod(self._replaced)
         host.on_replaced = lambda new: (follow := replaced()) and follow(new)
         host.led_by = weakref.ref(self)
@@ -156,7 +161,12 @@ class Lifecycle:
         self.registry.join(seed, module, f"_seeds.{seed.name}.module")
         undo.callback(self.gradients.unwatch, seed.name)
         self.gradients.watch(seed.name, list(module.parameters()))
+        self.begin(seed)
+
+    def begin(self, seed: Seed) -> None:
+        """What a seed does is followed from here: it is live, or its state was loaded."""
         self._progress.begin(seed)
+        self.silence.begin(seed)
 
     def _remove(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
         undo.callback(self.reorder, dict(self.seeds))
@@ -230,15 +240,20 @@ class Lifecycle:
             follow_stages(self.host, self.seeds.values())
         self._on_stage(seed)
 
-    def advance(self, seed: Seed) -> None:
-        """One training step; BLENDING -> HOLDING at the end of the ramp."""
-        if seed.stage is Stage.TRAINING:
-            amend(seed, trained_steps=seed.trained_steps + 1)
-            if seed.trained_steps == PATIENCE and self._progress.has_stalled(seed):
-                self._on_stalled(seed)
-        elif seed.stage is Stage.BLENDING and seed.advance():
-            seed.enter(after(seed.stage, "reach", seed.name))
-            self._on_stage(seed)
+    def advance(self, seeds: Iterable[Seed]) -> None:
+        """One training step of these; BLENDING -> HOLDING at the end of the ramp."""
+        self.gradients.step_done()
+        live = [seed for seed in seeds if seed.is_live]
+        for seed in live:
+            amend(seed, steps=seed.steps + 1)
+            arrived = seed.name in self.gradients.learned
+            if seed.stage is Stage.TRAINING and self._progress.learned(seed, arrived):
+                amend(seed, trained_steps=seed.trained_steps + 1)
+            elif seed.stage is Stage.BLENDING and seed.advance():
+                seed.enter(after(seed.stage, "reach", seed.name))
+                self._on_stage(seed)
+        if silent := [found for seed in live if (found := self.silence.look(seed))]:
+            self._on_silent(silent)
 
     def cull(self, *seeds: Seed) -> None:
         """Any stage before FOSSILIZED -> CULLED: out of graph, modules, optimizers and hooks."""

@@ -123,7 +123,7 @@ class SeedManager:
             self._optimizers,
             self._on_stage,
             self._reporter.gradients_dropped,
-            self._on_stalled,
+            self._reporter.silent_seeds,
             self.schedulers,
         )
         self._seeds = self._lifecycle.seeds
@@ -143,6 +143,7 @@ class SeedManager:
         self.monitor = IsolationMonitor(inner, checks, strict, self._on_violations)
         self._lifecycle.distribute = self.peers.distribute
         self._lifecycle.gradients.average = self.peers.average
+        self._lifecycle.gradients.is_shared = self.peers.size > 1
         self._background = Background(self._lifecycle, self._reporter, self.peers, prefetch_timeout, helper)
         self._journal = Journal(inner, self._reporter, self.metrics, metrics_every)
         self._gates = settings.gates_of(gates)
@@ -341,6 +342,7 @@ class SeedManager:
         steps: int = 100,
         schedule: str | Schedule = "cosine",
         warmup: int = 0,
+        force: bool = False,
     ) -> None:
         """Move a seed's alpha to ``to`` within ``steps`` calls of `step`, from where it is now.
 
@@ -357,9 +359,10 @@ class SeedManager:
             schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone callable that takes
                 the share of the steps done to the share of the way, both in [0, 1].
             warmup: how many steps alpha stays where it is, before those.
+            force: do so whatever the gates say, also of a seed that has never run.
 
         Raises:
-            StageError: the seed cannot be blended now.
+            StageError: the seed cannot be blended now, or a gate refuses it: it has not run, say.
             ValueError: for a target, number of steps or schedule that cannot be.
         """
         self._allow("blend")
@@ -368,7 +371,7 @@ class SeedManager:
             return self._reporter.operation("blend", seed, disabled=True)
         stage_after(seed.stage, "blend", seed.name)
         ramp = Ramp(seed.alphas, to, steps, schedules.resolve(schedule), warmup)
-        self._pass_gate("blend", seed)
+        self._pass_gate("blend", seed, force)
         self._background.leave_open(seed)
         self._reporter.blend(seed, ramp.target, steps, str(schedule))
         return self._lifecycle.begin_blend(seed, ramp)
@@ -399,23 +402,24 @@ class SeedManager:
         return None
 
     @whole
-    def fossilize(self, seed: Seed | str, *, wait: bool = True) -> None:
+    def fossilize(self, seed: Seed | str, *, wait: bool = True, force: bool = False) -> None:
         """Make a HOLDING seed a plain part of the host, at the alpha that it holds.
 
         Args:
             seed: a HOLDING one.
             wait: False leaves it HOLDING until a later `step`, when a compiled host has the code; a `blend`
                 before that takes the wish back.
+            force: do so whatever the gates say, also of a seed that has never run.
 
         Raises:
-            StageError: the seed is not HOLDING.
+            StageError: the seed is not HOLDING, or a gate refuses it: it has not run, say.
         """
         self._allow("fossilize")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("fossilize", seed, disabled=True)
         stage_after(seed.stage, "fossilize", seed.name, seed.progress)
-        self._pass_gate("fossilize", seed)
+        self._pass_gate("fossilize", seed, force)
         if not wait:
             return self._background.fossilize(seed)
         self._background.leave_open(seed)
@@ -512,10 +516,7 @@ class SeedManager:
             self.peers.settle()
             self._reporter.step += 1
             self._background.step()
-            self._lifecycle.gradients.step_done()
-            for seed in list(self._seeds.values()):
-                if not seed.paused:
-                    self._lifecycle.advance(seed)
+            self._lifecycle.advance([seed for seed in self._seeds.values() if not seed.paused])
             self._journal.step(loss)
             self.monitor.step(self._seeds.values())
             self._dispatcher.carry_out(self.peers.orders(self._inbox))
@@ -553,12 +554,14 @@ class SeedManager:
     def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
         """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
 
-        On several ranks it is the mean of theirs, for which all of them call it.
+        Both draw the same random numbers (for dropout, or in a loader that shuffles), and find the same
+        buffers; afterwards streams and buffers are as they were, and the runs are not counted. On several
+        ranks it is the mean of theirs, for which all of them call it.
 
         Args:
             seed: a live one.
-            evaluate: computes a loss of the host, best on held-out data and in eval mode, which is put
-                back. Gradients are off inside; lower is better.
+            evaluate: computes a loss of the host, which it calls as the example of the trace did; best on
+                held-out data and in eval mode, which is put back. Gradients are off inside; lower is better.
             at: the alpha to measure at; a seed that is blended is best measured at its own.
 
         Returns:
@@ -566,16 +569,19 @@ class SeedManager:
 
         Raises:
             TypeError: ``evaluate`` does not return one number.
-            StageError: the seed is not live.
+            StageError: the seed is not live, or no call in ``evaluate`` ran it.
         """
         self._inbox.require_here("measure a seed")
         seed = self._find(seed)
-        contribution = probing.measure(self.host, seed, evaluate, at, self.peers.mean)
+        contribution = probing.measure(
+            self.host, seed, evaluate, at, self.peers.mean, self._lifecycle.silence
+        )
         if contribution == 0.0 and at > 0:
             logger.warning(
-                "seed %r: the loss is the same with it and without, to the bit. It has not learned yet, or "
-                "evaluate does not run it: expected a call of the host, in the form of the traced example",
+                "seed %r: the loss is the same with it and without, to the bit, though it ran: it gives "
+                "nothing yet (it was trained in %s)",
                 seed.name,
+                count(seed.trained_steps, "step"),
             )
         self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
         return contribution
@@ -709,13 +715,14 @@ class SeedManager:
         if self.host.borrowed:
             raise StageError(f"cannot {action} inside {self.host.borrowed}: do it afterwards")
 
-    def _pass_gate(self, action: str, seed: Seed) -> None:
+    def _pass_gate(self, action: str, seed: Seed, force: bool) -> None:
+        expect.flag("force", force)
         gate = self._gates.get(action)
         if gate is None:
             return
         verdict = gate(seed)
         self._reporter.gate(seed, action, verdict)
-        if not verdict:
+        if not verdict and not force:
             raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
 
     def _set_paused(self, seed: Seed, paused: bool) -> None:
@@ -755,11 +762,6 @@ class SeedManager:
 
     def _on_violations(self, found: list[Violation]) -> None:
         self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
-
-    def _on_stalled(self, seed: Seed) -> None:
-        known = "the optimizer that the manager was made with"
-        unknown = "an optimizer with manager.seed_parameters(), as the manager was made without one"
-        self._reporter.stalled(seed, known if self._optimizers else unknown)
 
     def _on_stage(self, seed: Seed) -> None:
         self.monitor.follow(self._seeds.values())

@@ -8,6 +8,7 @@ from typing import Any
 from fxgraft.commands import Reply
 from fxgraft.gates import Verdict
 from fxgraft.isolation.check import Violation
+from fxgraft.lifecycle.silence import Silent, together
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger
@@ -69,15 +70,13 @@ class Reporter:
         """A seed's gradients were not finite in this step."""
         self.emit("gradients_dropped", seed)
 
-    def stalled(self, seed: Seed, optimizer: str) -> None:
-        """A seed's weights have not moved since it went live."""
-        inside = " (of objective 'shadow': inside manager.shadow())" * (seed.spec.objective == "shadow")
-        reason = (
-            f"its weights have not moved in {seed.trained_steps} steps. Expected a training step to call the "
-            f"host (not the model it was traced from), then backward(){inside}, then step() of {optimizer}"
-        )
-        logger.warning("seed %r at slot %r: %s", seed.name, seed.slot, reason)
-        self.emit("seed_stalled", seed.name, reason=reason)
+    def silent_seeds(self, silent: Sequence[Silent]) -> None:
+        """Seeds do not run, or nothing trains them."""
+        for reason, seeds in together(silent).items():
+            who = ", ".join(f"seed {seed.name!r} at slot {seed.slot!r}" for seed in seeds)
+            logger.warning("%s: %s", who, reason)
+        for seed, reason in silent:
+            self.emit("seed_stalled", seed.name, reason=reason)
 
     def command(self, command: Mapping[str, Any] | None, reply: Reply) -> None:
         """A command was carried out or refused; None stands for one that could not be read."""

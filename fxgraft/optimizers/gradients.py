@@ -40,6 +40,9 @@ class SeedGradients:
     Attributes:
         average: called first, at the end of each backward pass; returns whether the gradients are whole.
             (Those of several ranks are, when they are averaged.)
+        is_shared: whether a gradient may come from another rank, by `average`.
+        learned: the seeds whose gradients arrived in the training step that has ended, and were kept.
+        ever_dropped: the seeds whose gradients were ever dropped.
     """
 
     def __init__(self, on_dropped: Callable[[str], None], optimizers: Sequence[Optimizer] = ()):
@@ -47,6 +50,10 @@ class SeedGradients:
         self._optimizers = optimizers
         self._before_steps: list[torch.utils.hooks.RemovableHandle] = []
         self.average: Callable[[], bool] = lambda: True
+        self.is_shared = False
+        self.learned: set[str] = set()
+        self.ever_dropped: set[str] = set()
+        self._learning: set[str] = set()
         self._watched: dict[str, list[nn.Parameter]] = {}
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._paused: set[str] = set()
@@ -61,7 +68,7 @@ class SeedGradients:
         self._watched[seed] = trainable
         flags = {p.device: torch.zeros((), dtype=torch.bool, device=p.device) for p in trainable}
         self._overflowed[seed] = flags
-        hook = self._hook(flags)
+        hook = self._hook(seed, flags)
         self._hooks[seed] = [p.register_post_accumulate_grad_hook(hook) for p in trainable]  # type: ignore[no-untyped-call]
 
         if not self._before_steps:
@@ -73,6 +80,8 @@ class SeedGradients:
         self._paused.discard(seed)
         self._dropped.discard(seed)
         self._overflowed.pop(seed, None)
+        self._learning.discard(seed)
+        self.ever_dropped.discard(seed)
         for hook in self._hooks.pop(seed, ()):
             hook.remove()
         if not self._watched:
@@ -88,6 +97,8 @@ class SeedGradients:
     def step_done(self) -> None:
         """A training step is over. (A backward pass that raised never called back.)"""
         self._queued.clear()
+        self.learned = self._learning - self._dropped
+        self._learning.clear()  # in place: the hooks hold it
         self._dropped.clear()
         self._has_looked = False
 
@@ -97,15 +108,18 @@ class SeedGradients:
             self._queued.append(True)
             torch.autograd.Variable._execution_engine.queue_callback(self._check)  # type: ignore[attr-defined]
 
-    def _hook(self, overflowed: Mapping[torch.device, Tensor]) -> Callable[[Tensor], None]:
+    def _hook(self, seed: str, overflowed: Mapping[torch.device, Tensor]) -> Callable[[Tensor], None]:
         """What is called as a gradient of a seed's arrives: for each parameter, in each backward pass."""
         # It holds us weakly: the garbage collector sees no cycle that goes through a parameter's hooks.
-        queued, owner = self._queued, weakref.ref(self)
+        queued, learning, owner = self._queued, self._learning, weakref.ref(self)
 
         def hook(parameter: Tensor) -> None:
             if torch.compiler.is_compiling():
                 _make_finite(parameter, overflowed)
-            elif not queued and (gradients := owner()) is not None:
+                return
+            if parameter.grad is not None:  # as it is after a backward pass that has nothing for the seed
+                learning.add(seed)
+            if not queued and (gradients := owner()) is not None:
                 gradients.arrived()
 
         return hook
@@ -129,6 +143,8 @@ class SeedGradients:
     def _look(self) -> None:
         if not self.average():
             return
+        if self.is_shared:
+            self._learning |= {seed for seed, given in self._watched.items() if _grads(given)}
         for seed in (*self._paused, *self._dropped):
             _drop(self._watched[seed])
         overflowed = () if self._has_looked else self._compiled_overflows()
@@ -139,6 +155,7 @@ class SeedGradients:
             if seed in overflowed or not _all_finite(parameters):
                 _drop(parameters)
                 self._dropped.add(seed)
+                self.ever_dropped.add(seed)
                 self._on_dropped(seed)
 
     def _compiled_overflows(self) -> list[str]:

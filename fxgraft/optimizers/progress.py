@@ -1,7 +1,7 @@
-"""Whether a seed is trained at all: whether its weights have moved.
+"""Whether a seed is trained: in which steps it ran and its weights were written to.
 
-A seed whose weights stand still does no harm, so nothing would tell of it: the training loop calls the model
-and not the host, its optimizer is another one than the manager's, or there is none.
+A seed whose weights stand still does no harm, so nothing would tell of it: its calls fall back, the training
+loop calls the model and not the host, its optimizer is another one than the manager's, or there is none.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from fxgraft.parts import local
 from fxgraft.seeds.seed import Seed
 
 PATIENCE = 20
-"""After how many steps in TRAINING to look at a seed, once. A `GradScaler` may skip the first few."""
+"""After how many steps to tell of a seed that is not trained. A `GradScaler` may skip the first few."""
 
 
 class Progress:
-    """Remembers where the weights of each seed were when it went live.
+    """Follows the weights of each seed from step to step.
+
+    Costs a look at version counters on the host; nothing waits for a device where gradients arrive and
+    optimizers write to parameters as torch's do.
 
     Args:
         parameters_of: the parameters of the seed of that name.
@@ -30,36 +33,74 @@ class Progress:
 
     def __init__(self, parameters_of: Callable[[str], Sequence[nn.Parameter]]):
         self._parameters_of = parameters_of
-        self._marks: weakref.WeakKeyDictionary[Seed, _Mark] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Seed, _Last] = weakref.WeakKeyDictionary()
 
     def begin(self, seed: Seed) -> None:
         """The weights of ``seed`` are where they start."""
-        self._marks[seed] = _mark(self._parameters_of(seed.name))
+        weights = self._weights(seed)
+        self._known[seed] = _Last(_version(weights), _norms(weights), seed.runs)
 
-    def has_stalled(self, seed: Seed) -> bool:
-        """Whether the weights of ``seed`` are still where they started."""
-        before, now = self._marks.get(seed), _mark(self._parameters_of(seed.name))
-        if before is None or before.norms is None or now.norms is None:
-            return False
-        return before.version == now.version and before.norms.tolist() == now.norms.tolist()
+    def learned(self, seed: Seed, arrived: bool) -> bool:
+        """Whether ``seed`` ran in the training step that has ended, and was updated; call it once in each.
+
+        A seed without anything to update has nothing to wait for: it is enough that it ran.
+
+        Args:
+            seed: a live one.
+            arrived: whether gradients arrived at its parameters in this step: then it ran.
+        """
+        last, weights = self._known[seed], self._weights(seed)
+        moved = not weights or _moved(last, weights, arrived)
+        if not moved or arrived:
+            last.runs = None
+            return moved and arrived
+        # Gradients that were not accumulated (torch.autograd.grad), or momentum without a call: the count of
+        # runs tells. Where it was not read after the step before, this one gets no credit.
+        before, last.runs = last.runs, seed.runs
+        return before is not None and last.runs > before
+
+    def has_weights(self, seed: Seed) -> bool:
+        """Whether there is anything in it to train."""
+        return bool(self._weights(seed))
+
+    def _weights(self, seed: Seed) -> list[nn.Parameter]:
+        return [p for p in self._parameters_of(seed.name) if p.requires_grad and not p.is_meta]
 
 
-@dataclass(frozen=True)
-class _Mark:
-    """Where weights are. Both, as an optimizer that writes through ``.data`` changes no version.
+@dataclass
+class _Last:
+    """What was known after the last step.
 
     Attributes:
-        version: how often torch has seen them written to.
-        norms: one for each parameter, on their device; None where nothing is trainable.
+        version: how often torch has seen the weights written to.
+        norms: one for each weight, on their device; None where that is not known.
+        runs: how often the seed had run; None where that was not read.
     """
 
     version: int
     norms: Tensor | None
+    runs: int | None
 
 
-def _mark(parameters: Sequence[nn.Parameter]) -> _Mark:
-    trainable = [p for p in parameters if p.requires_grad and not p.is_meta]
-    if not trainable:
-        return _Mark(0, None)
+def _moved(last: _Last, weights: Sequence[nn.Parameter], arrived: bool) -> bool:
+    """Whether weights were written to since ``last``, which is brought up to date."""
+    version = _version(weights)
+    if version != last.version:
+        last.version, last.norms = version, None
+        return True
+    if not arrived:
+        return False
+    # An optimizer that writes through ``.data`` changes no version.
+    before, last.norms = last.norms, _norms(weights)
+    return before is not None and last.norms is not None and before.tolist() != last.norms.tolist()
+
+
+def _version(weights: Sequence[nn.Parameter]) -> int:
+    return sum(weight._version for weight in weights)
+
+
+def _norms(weights: Sequence[nn.Parameter]) -> Tensor | None:
+    if not weights:
+        return None
     with torch.no_grad():
-        return _Mark(sum(p._version for p in trainable), norms([local(p) for p in trainable]))
+        return norms([local(weight) for weight in weights])

@@ -51,7 +51,9 @@ class Seed:
         registered: whether the blueprint is a registered name, rather than code.
         ramp, ramp_step: the last blend, and how far it is.
         paused: whether its ramp and its updates stand still.
-        trained_steps: how many training steps it has been in TRAINING.
+        steps: how many training steps there have been since it went live, pauses left out.
+        trained_steps: in how many of them it was in TRAINING, ran, and was updated.
+        did_not_run: why no call has run it, where that is known; None where one has.
         latency_ms: from `germinate` to live.
         loss_with, loss_without: as last measured, with its alpha above 0 and at 0.
     """
@@ -67,7 +69,9 @@ class Seed:
     hyper: Mapping[str, Any] | None = None
     source: str | None = None
     paused: bool = False
+    steps: int = 0
     trained_steps: int = 0
+    did_not_run: str | None = None
     latency_ms: float | None = None
     loss_with: float | None = None
     loss_without: float | None = None
@@ -75,6 +79,7 @@ class Seed:
     groups: Any = None
     places: Mapping[str, tuple[int, int]] | None = None
     _graft: Graft | None = None
+    _counted: tuple[int, int] = (0, 0)
     ramp: Ramp | None = None
     ramp_step: int = 0
 
@@ -82,6 +87,28 @@ class Seed:
     def module(self) -> nn.Module | None:
         """The module itself; None before it is live and after it was culled."""
         return self._graft.module if self._graft else None
+
+    @property
+    def runs(self) -> int:
+        """In how many calls it has run, with gradients or without. Those of a fossil are not counted.
+
+        A call of another form than the traced one (see ``host.explain()``) does not run it. Calls inside
+        `shadow`, `measure` and the isolation check are not counted; what ``torch.utils.checkpoint`` runs
+        again is. On an accelerator, to ask waits for the device.
+        """
+        return sum(self._counts)
+
+    @property
+    def training_runs(self) -> int:
+        """In how many of these calls gradients were on."""
+        return self._counts[0]
+
+    @property
+    def _counts(self) -> tuple[int, int]:
+        if self._graft is None:
+            return self._counted
+        counters = self._graft.runs_with_grad, self._graft.runs_without_grad
+        return (0, 0) if counters[0].is_meta else (int(counters[0]), int(counters[1]))
 
     @property
     def target(self) -> float | None:
@@ -160,7 +187,7 @@ class Seed:
 
     def leave(self, stage: Stage) -> None:
         """Let go of the graft, and of what is about it."""
-        amend(self, _graft=None, ramp=None, alpha=0.0, stage=stage)
+        amend(self, _counted=self._counts, _graft=None, ramp=None, alpha=0.0, stage=stage)
 
     def begin(self, ramp: Ramp, step: int = 0) -> None:
         """Follow ``ramp`` from there."""

@@ -9,7 +9,7 @@ after, ``phase=Phase.ISOLATED`` (the value that leaves is ``relu``, bit for bit)
 
     relu = self.relu(x)
     seed_input = relu.detach()
-    seed = self._seeds.a.module(seed_input)
+    seed = self._seeds.a(seed_input)
     graft = isolated(relu, seed, 'residual', 'trust', 0.03, False)
     fc = self.fc(graft)
 
@@ -17,7 +17,7 @@ after, ``phase=Phase.BLENDED``::
 
     relu = self.relu(x)
     seed_input = relu.detach()
-    seed = self._seeds.a.module(seed_input)
+    seed = self._seeds.a(seed_input)
     alpha = self._seeds.a.alpha
     learning = self._seeds.a.learning
     graft = residual(relu, seed, alpha, learning, 'trust', 0.03)
@@ -32,7 +32,7 @@ behind all seeds there; ``spec.copy_source`` copies it, where something writes i
     fc1 = self.fc1(x)
     seed_input = fc1.detach()
     relu = self.relu(fc1)
-    seed = self._seeds.a.module(seed_input)
+    seed = self._seeds.a(seed_input)
     graft = isolated(relu, seed, 'residual', 'trust', 0.03, False)
     fc2 = self.fc2(graft)
 """
@@ -183,10 +183,10 @@ def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite
     if spec.fossil == 0:  # for ever nothing of the seed: it does not run
         return _named(graph.call_method("view_as", (host, host)), "fossil")
     seed_input = _seed_input(graph, host, site, phase) if read is None else read
-    module = graph.call_module(f"{site.path}.module", (seed_input,))
-    seed = _named(module, "seed")
     if spec.fossil is not None:
+        seed = _named(graph.call_module(f"{site.path}.module", (seed_input,)), "seed")
         return _fossil(graph, host, seed, spec)
+    seed = _named(graph.call_module(site.path, (seed_input,)), "seed")  # which counts
     law = (spec.objective, spec.radius)
     if phase is Phase.ISOLATED:
         passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *law, spec.copy))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +75,14 @@ class Graft(nn.Module):
             the channels; float64 in a float64 host, else float32.
         learning: bool, set while the seed learns by its objective (TRAINING).
         released: bool, set when a convex seed's isolation has ended (HOLDING).
+        runs_with_grad, runs_without_grad: int64, 0-d; how often it ran with gradients on, and with them off.
     """
 
     alpha: Tensor
     learning: Tensor
     released: Tensor
+    runs_with_grad: Tensor
+    runs_without_grad: Tensor
 
     def __init__(
         self,
@@ -94,6 +98,13 @@ class Graft(nn.Module):
         self.register_buffer("alpha", alpha)
         self.register_buffer("learning", torch.ones((), dtype=torch.bool, device=device))
         self.register_buffer("released", torch.zeros((), dtype=torch.bool, device=device))
+        for name in ("runs_with_grad", "runs_without_grad"):  # no weights: a state_dict has none of them
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device), persistent=False)
+
+    def forward(self, value: Tensor) -> Any:
+        """What the seed makes of ``value``; counted."""
+        _count(self.runs_with_grad if torch.is_grad_enabled() else self.runs_without_grad)
+        return self.module(value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Graft:
         alpha = self.alpha
@@ -102,6 +113,26 @@ class Graft(nn.Module):
         kept = alpha.to(device=self.alpha.device, dtype=_alpha_dtype(self.alpha.dtype))
         self._buffers["alpha"] = kept
         return self
+
+
+def _count(runs: Tensor) -> None:
+    """Add one, in eager mode and in compiled code alike (a Python number would be a constant of that)."""
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return  # the program is to be a function of its inputs
+    if not _is_transformed():
+        runs.add_(1)
+    elif not torch.compiler.is_compiling():  # where it is, such calls are not counted
+        with torch._C._DisableFuncTorch():  # torch.func.grad refuses to write to what it did not make
+            runs.add_(1)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func.grad, vmap and the like are around this call."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# What torch.compiler.assume_constant_result does, without its import: asked once, while the call is compiled.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def alpha_shape(mode: str, shape: torch.Size) -> tuple[int, ...]:

@@ -55,11 +55,10 @@ def test_sane() -> None:
 
 
 def test_trained_needs_steps_and_a_measurement() -> None:
-    _, _, manager, seed = grown()
+    host, optimizer, manager, seed = grown()
     gate = Trained(steps=2)
     assert "0 of 2" in gate(seed).reason
-    manager.step()
-    manager.step()
+    train(host, optimizer, [PLAN.batch(0), PLAN.batch(1)], lambda _: manager.step())
     assert "never measured" in gate(seed).reason
     assert not gate(seed)
     measured(seed, 1.0, 1.0)
@@ -137,7 +136,7 @@ def test_a_closed_gate_changes_nothing_and_is_reported() -> None:
     with pytest.raises(StageError, match="never measured"):
         manager.blend(seed)
     assert_same_bits(snapshot(host, PLAN.batch(1), [optimizer]), before, "the host")
-    manager.measure(seed, lambda: float(seed.alpha == 0))
+    manager.measure(seed, lambda: float(seed.alpha == 0) + 0 * loss_of(host(PLAN.batch(5))))
     hold(manager, seed)
     manager.fossilize(seed)
     gates = [(e.data["action"], e.data["passed"]) for e in sink.of_kind("gate_event")]

@@ -71,7 +71,7 @@ def test_another_optimizer_is_stepped() -> None:
 
 def test_the_loop_calls_the_model_itself() -> None:
     (reason,) = _train(_sgd, through=lambda host, model: model)
-    assert "call the host (not the model it was traced from)" in reason
+    assert "Expected calls of the host (not of the model it was traced from)" in reason
 
 
 @pytest.mark.parametrize(
