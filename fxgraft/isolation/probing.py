@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Real
@@ -16,6 +17,7 @@ from fxgraft.interrupts import disturbable, undisturbed
 from fxgraft.lifecycle.silence import Silence
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
+from fxgraft.telemetry.events import logger
 from fxgraft_passes import Phase
 from fxgraft_passes.untouched import untouched
 
@@ -73,7 +75,8 @@ def measure(
         silence: knows why a seed does not run.
 
     Raises:
-        StageError: the seed is not live, or ``evaluate`` does not run it (on any rank).
+        StageError: the seed is not live; or ``evaluate`` does not run it (on any rank), as its calls fall
+            back, or the losses are the same.
     """
     losses, runs, fallbacks = [], [], 0
     for share in (0.0, alpha):
@@ -83,11 +86,16 @@ def measure(
                 losses.append(_number(evaluate()))
             runs.append(seed.runs - before[0])
             fallbacks += silence.fallbacks(seed) - before[1]
-    if not mean(min(runs)):
-        raise StageError(
-            f"cannot measure seed {seed.name!r}: evaluate did not run it: {silence.cause(seed, fallbacks)}"
-        )
     losses = [mean(loss) for loss in losses]
+    if not mean(min(runs)):
+        if mean(fallbacks) or losses[0] == losses[1] or math.isnan(losses[0] - losses[1]):
+            why = silence.cause(seed, fallbacks)
+            raise StageError(f"cannot measure seed {seed.name!r}: evaluate did not run it: {why}")
+        logger.warning(
+            "seed %r: evaluate gives other losses with it and without, but runs it in no call of the host "
+            "here: its word is taken",
+            seed.name,
+        )
     amend(seed, loss_without=losses[0], loss_with=losses[1])
     return losses[0] - losses[1]
 

@@ -297,7 +297,8 @@ def measurements_and_gates_agree() -> None:
     run = Run()
     run.manager.germinate(SLOT, "mlp", name="a")
     run.train(1)
-    found = run.manager.measure("a", lambda: float(RANK))
+    x, _ = run.batch()
+    found = run.manager.measure("a", lambda: float(RANK) + 0 * run.host(x).sum())
     assert found == 0.0
     assert run.manager.seeds["a"].loss_with == sum(range(SIZE)) / SIZE
     run.train(1)

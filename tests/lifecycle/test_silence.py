@@ -285,4 +285,19 @@ def test_a_measurement_of_what_does_not_run_is_refused() -> None:
             run.manager.measure("a", evaluate)
         assert says in str(caught.value)
     assert (run.seed.to_dict(), run.seed.contribution) == (before, None)
+
+
+def test_an_evaluation_elsewhere_that_tells_them_apart_is_believed(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run()
+    losses = iter([2.0, 1.5])
+    assert run.manager.measure("a", lambda: next(losses)) == 0.5
+    (line,) = said(caplog)
+    assert line.startswith(
+        "seed 'a': evaluate gives other losses with it and without, but runs it in no call"
+    )
+
+
+def test_a_measurement_of_what_runs() -> None:
+    run = Run()
+    run.train(2)
     assert run.manager.measure("a", lambda: run.host(X).square().mean()) != 0
