@@ -26,10 +26,15 @@ _GLANCES = (Phase.DETACHED, Phase.SHADOW)
 def follow(host: nn.Module, averaged: nn.Module) -> None:
     """Let an average of a host change with the host, from now on and as long as it lives.
 
-    Call it right after making the average; without it an average is void at the host's next change::
+    Call it right after making the average; without it an average lacks what grows, and is void where a seed
+    is culled::
 
         averaged = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         follow(host, averaged)
+
+    Likewise for an average of one's own, ``copy.deepcopy(host)`` updated in pairs of ``parameters()`` (and of
+    ``buffers()``: a seed's alpha is one). Called after the host has grown, the copy gets what it lacks; seeds
+    that it has must be the host's first ones.
 
     A new seed's average begins as the seed itself; averages of seeds that stay are kept; that of a
     culled seed goes with it. A seed's alpha and stage, which are buffers, follow at the next
@@ -43,7 +48,7 @@ def follow(host: nn.Module, averaged: nn.Module) -> None:
 
     Raises:
         TypeError: there is no host in one of them.
-        ValueError: ``averaged`` is no copy of ``host`` with the seeds that it has now, or averages
+        ValueError: ``averaged`` is no copy of ``host``, or has seeds that the host has not, or averages
             buffers (``use_buffers=True``): averages of a seed's stage and of counters mean nothing.
     """
     source, twin = _host_in(host, "host"), _host_in(averaged, "averaged")
@@ -74,15 +79,16 @@ def _check_copy(host: Host, twin: Host) -> None:
     if list(twin.slots) != list(host.slots):
         raise ValueError("averaged: expected a copy of the host; its slots are others")
     ours, theirs = _seeds(host), _seeds(twin)
-    if ours != theirs:
+    if ours[: len(theirs)] != theirs:  # what lacks the last ones was paired rightly so far
         raise ValueError(
-            f"averaged: expected the seeds that the host has now, {sorted(s[0] for s in ours)}; "
-            f"got {sorted(s[0] for s in theirs)}: make the average anew, and let it follow at once"
+            f"averaged: expected the seeds that the host has now, or the first of them, "
+            f"{[s[0] for s in ours]}; got {[s[0] for s in theirs]}: make the average anew, and let it follow "
+            f"at once"
         )
 
 
-def _seeds(host: Host) -> set[tuple[str, str, str]]:
-    return {(p.seed, p.slot.name, p.kind) for p in host.structure.placements}
+def _seeds(host: Host) -> list[tuple[str, str, str]]:
+    return [(p.seed, p.slot.name, p.kind) for p in host.structure.placements]
 
 
 def _mirror(host: Host, twin: Host) -> None:

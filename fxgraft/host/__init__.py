@@ -6,6 +6,7 @@
 `appearance`    what a host looks like to code that reads the class of a model
 `running`       the forwards of a structure, installed in the model's modules, plain or compiled
 `ownership`     which tensors are the host's own: what a seed must not have
+`copies`        deep copies of a host that live: averages that lack what grew
 `receiving`     a ``state_dict`` that says of other seeds: the host grows them, or refuses
 `ties`          tied weights stay tied where a host is converted
 `writing`       models that write themselves to a folder, which has no place for what grew

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -16,6 +17,7 @@ from torch import nn
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
 from fxgraft.errors import FxGraftError, SlotError, StageError
+from fxgraft.host.copies import Copies
 from fxgraft.host.explain import Explanation, explain
 from fxgraft.host.ownership import Ownership
 from fxgraft.host.receiving import Kept, Say, receive, say
@@ -43,6 +45,7 @@ class Host(nn.Module):
         on_call: called with the arguments of every forward pass, or None.
         on_replaced: called with what ``load_state_dict(assign=True)`` has replaced, old -> new; or None.
         followers: copies of the host (weakly) -> what is called with host and copy after each swap.
+        copies: the deep copies of the host that live.
         seed_blueprints: seed -> module or factory, of seeds that were germinated from code: for a state that
             carries them.
         structure_entry: gives what says in a ``state_dict`` how the seeds are wired; None: nothing says it.
@@ -69,6 +72,7 @@ class Host(nn.Module):
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
         self.on_replaced: Callable[[Mapping[nn.Parameter, nn.Parameter]], None] | None = None
         self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
+        self.copies = Copies()
         self.seed_blueprints: dict[str, Any] = {}
         self.structure_entry: Say | None = None
         self.on_structure: Callable[[torch.Tensor | None], None] | None = None
@@ -280,8 +284,8 @@ class Host(nn.Module):
             for placement in structure.placements:
                 seeds.add_module(placement.seed, grafts[placement.seed])
         self.watch_writing()
-        for copy, follow in list(self.followers.items()):
-            follow(self, copy)
+        for twin, follow in list(self.followers.items()):
+            follow(self, twin)
 
     def watch_writing(self) -> None:
         """Let parts of the model that can write themselves to a folder do so only where nothing grew."""
@@ -426,6 +430,13 @@ class Host(nn.Module):
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(seeds)}
         self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        self.copies.add(made)
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         derived = (
             "on_call",
@@ -434,6 +445,7 @@ class Host(nn.Module):
             "on_write",
             "led_by",
             "followers",
+            "copies",
             "_slot_table",
             "_calls",
             "_own",
@@ -445,6 +457,7 @@ class Host(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.followers = weakref.WeakKeyDictionary()
+        self.copies = Copies()
         self._own = Ownership(self._root)
         self._writers = writers(self._root)
         # Copies of slots belong to the copied graphs: take each structure's from there.

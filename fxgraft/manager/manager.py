@@ -518,6 +518,8 @@ class SeedManager:
             self._background.step()
             self._lifecycle.advance([seed for seed in self._seeds.values() if not seed.paused])
             self._journal.step(loss)
+            if self.host.copies:
+                self._reporter.stray_copies(self.host.copies.stray(self.host))
             self.monitor.step(self._seeds.values())
             self._dispatcher.carry_out(self.peers.orders(self._inbox))
         finally:

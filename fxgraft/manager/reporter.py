@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fxgraft.commands import Reply
@@ -77,6 +77,17 @@ class Reporter:
             logger.warning("%s: %s", who, reason)
         for seed, reason in silent:
             self.emit("seed_stalled", seed.name, reason=reason)
+
+    def stray_copies(self, found: Iterable[tuple[str, list[str]]]) -> None:
+        """Copies of the host that are averages by all signs, and lack seeds: where made, and which seeds."""
+        for place, seeds in found:
+            logger.warning(
+                "a copy of the host, made at %s, is updated and differs in the seeds %s: an average of "
+                "weights does not have what grew since it was made. fxgraft.averaging.follow(host, copy) "
+                "gives it that, and lets it follow from now on",
+                place,
+                ", ".join(seeds),
+            )
 
     def command(self, command: Mapping[str, Any] | None, reply: Reply) -> None:
         """A command was carried out or refused; None stands for one that could not be read."""

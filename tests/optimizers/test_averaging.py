@@ -429,14 +429,16 @@ def test_what_cannot_follow_is_refused() -> None:
 
     host = host_of()
     manager = fxgraft.SeedManager(host)
-    stale = AveragedModel(host)
     manager.germinate(SLOT, Scale(), name="a")
+    stale = AveragedModel(host)
+    manager.cull("a")
+    manager.germinate(SLOT, Scale(), name="b")
     before = seen_structure(stale.module)
     for averaged, words in [
         (AveragedModel(host, use_buffers=True), "use_buffers=False"),
         (host, "the host itself"),
         (AveragedModel(host_of(Plan(("relu",)))), "slots are others"),
-        (stale, r"\['a'\]; got \[\].*anew"),
+        (stale, r"\['b'\]; got \['a'\].*anew"),
     ]:
         with pytest.raises(ValueError, match=words):
             follow(host, averaged)

@@ -1,0 +1,136 @@
+"""The deep copies of a host that live, and which of them are averages that lack what grew.
+
+A copy that was made before the host grew has not what grew since. That is as it should be for one that is
+kept for comparison. Where somebody goes on writing the host's weights into it (a moving average, a target
+network), what grew is missing there, and nothing says so: pairs are made by order, and the shorter list ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fxgraft.parts import local
+
+if TYPE_CHECKING:
+    from fxgraft.host.host import Host
+
+_PARAMETERS, _ELEMENTS = 8, 16
+"""How many parameters are looked at in a copy, and how many elements of each."""
+
+
+@dataclass
+class _Seen:
+    """What is known of a copy.
+
+    Attributes:
+        place: file and line where it was made.
+        sample: some of its weights, at the first look since its structure is another; None before.
+        lacks: what it lacked at the last look.
+        done: whether there is nothing more to say of it.
+    """
+
+    place: str
+    sample: list[Tensor] | None = None
+    lacks: frozenset[str] = frozenset()
+    done: bool = False
+
+
+class Copies:
+    """The copies of one host, weakly. It looks at steps 1, 2, 4, 8, … after each change of the structure."""
+
+    def __init__(self) -> None:
+        self._seen: MutableMapping[Host, _Seen] = weakref.WeakKeyDictionary()
+        self._structure: object = None
+        self._steps = 0
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, copy: Host) -> None:
+        """Remember a copy that was made just now."""
+        self._seen[copy] = _Seen(_caller())
+
+    def stray(self, host: Host) -> list[tuple[str, list[str]]]:
+        """Copies that somebody writes weights into, and that lack seeds of ``host``: each is returned once.
+
+        Call it once in each step. One that follows, has a manager of its own, or is trained itself is none.
+
+        Returns:
+            Where the copy was made, and which seeds it lacks, or has too many.
+        """
+        if host.structure is not self._structure:
+            self._structure, self._steps = host.structure, 0
+        self._steps += 1
+        if self._steps & (self._steps - 1):
+            return []
+        found = []
+        for copy, seen in list(self._seen.items()):
+            if seen.done or copy in host.followers:
+                continue
+            lacks = frozenset(_differences(host, copy))
+            lasting, seen.lacks = lacks & seen.lacks, lacks
+            if not lacks:
+                seen.sample = None
+                continue
+            sample, is_trained = _sample(copy)
+            before, seen.sample = seen.sample, sample if seen.sample is None else seen.sample
+            if is_trained or (copy.led_by is not None and copy.led_by() is not None):
+                seen.done = True
+            elif before is not None and lasting and not _same(before, sample):
+                seen.done = True
+                found.append((seen.place, sorted(lasting)))
+        return found
+
+
+def _differences(host: Host, copy: Host) -> Iterator[str]:
+    """The seeds that one of them has alone, or that count in the host and not at all in the copy."""
+    ours = {placement.seed: placement for placement in host.structure.placements}
+    theirs = {placement.seed: placement for placement in copy.structure.placements}
+    yield from ours.keys() ^ theirs.keys()
+    for name in ours.keys() & theirs.keys():
+        if ours[name].kind != theirs[name].kind:
+            yield name
+        elif theirs[name].spec.fossil is None:
+            alpha = ours[name].spec.fossil
+            counts = bool(alpha) if alpha is not None else bool((host.graft(name).alpha != 0).any())
+            if counts and not bool((copy.graft(name).alpha != 0).any()):
+                yield name
+
+
+def _sample(copy: Host) -> tuple[list[Tensor], bool]:
+    """Some of its floating weights, and whether one of these has a gradient: it is trained then."""
+    weights = [p for p in copy.parameters() if p.is_floating_point() and p.numel() and not p.is_meta]
+    some = weights[:: max(1, len(weights) // _PARAMETERS)]
+    with torch.no_grad():
+        flat = [local(parameter).detach().reshape(-1) for parameter in some]
+        return [t[:: max(1, len(t) // _ELEMENTS)].clone() for t in flat], any(
+            p.grad is not None for p in some
+        )
+
+
+def _same(before: list[Tensor], now: list[Tensor]) -> bool:
+    # Of another dtype or device, or more of them: converted in the meantime, which is no sign of an average.
+    pairs = list(zip(before, now, strict=False))
+    return all(
+        a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or torch.equal(a, b)
+        for a, b in pairs
+    )
+
+
+def _caller() -> str:
+    """File and line of the code that asked for the copy: the first outside of torch, ``copy`` and fxgraft."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "").partition(".")[0]
+        if module not in ("torch", "copy", "fxgraft"):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "unknown"
