@@ -227,9 +227,12 @@ class Lifecycle:
                     f"takes all out"
                 )
 
-    def admit(self, seed: Seed, module: nn.Module) -> None:
-        """Raise `BlueprintError` if ``module`` has tensors of others, or cannot be trained."""
-        self.registry.admit(seed, module, self.host.owns)
+    def admit(self, seed: Seed, module: nn.Module, tries: bool = True) -> None:
+        """Raise `BlueprintError` if ``module`` has tensors of others, or cannot be trained.
+
+        ``tries``: whether an optimizer that is not known is tried out; on the training thread only.
+        """
+        self.registry.admit(seed, module, self.host.owns, tries)
 
     def begin_blend(self, seed: Seed, ramp: Ramp) -> None:
         """TRAINING, BLENDING or HOLDING -> BLENDING."""

@@ -285,7 +285,7 @@ class SeedManager:
         amend(seed, stage=stage_after(seed.stage, "germinate", seed.name))
         key = streams.key_of(self._memory.run_seed, seed.name)
         around = nursery.surroundings(self.host, slot)
-        admit = partial(self._lifecycle.admit, seed)
+        admit = partial(self._lifecycle.admit, seed, tries=wait)
         build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
         began = time.monotonic()
         if wait:

@@ -2,14 +2,18 @@
 
 ===========  =============================================================
 `registry`   parameter -> the seed that owns it, and the optimizer's group
-`placement`  the rule by which a parameter of a seed finds its group
+`places`     finds the group of each parameter: saved, asked for, by rule
+`placement`  the rule
+`wishes`     an optimizer or groups that are asked for
 `kinds`      matrix, vector, norm, embedding
 `census`     which groups hold what of which part of a model
 `groups`     groups of a seed's own, kept in step with the schedulers
+`fitness`    what an optimizer cannot take, refused at once
+`trial`      optimizers that are not known, tried on stand-ins
 `leaving`    out of groups and states without a trace
+`nested`     optimizers inside of optimizers
 `wrapped`    what Accelerate puts around optimizers and schedulers
 `gradients`  gradients that belong to one owner: dropped or clipped apart
-`fitness`    what an optimizer cannot take, refused at once
 `progress`   whether a seed is trained at all
 ===========  =============================================================
 """

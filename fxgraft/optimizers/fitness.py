@@ -1,25 +1,77 @@
-"""Which parameters an optimizer can take while it trains: what it would refuse later is refused at once."""
+"""Which parameters an optimizer can take while it trains: what it would refuse later is refused at once.
+
+An optimizer is right for a seed if it takes each parameter for itself: else the host would feel an isolated
+seed through it. Those of torch are known; any other is tried on stand-ins (``trial``).
+"""
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import nn
+import torch.distributed as dist
+from torch import nn, optim
 from torch.optim import Optimizer
 
+from fxgraft.optimizers import trial
 
-def unfit(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> str | None:
-    """Why ``optimizer`` cannot train a new ``parameter`` in its ``group`` now; None if it can."""
-    if isinstance(optimizer, torch.optim.Muon) and parameter.dim() != 2:
+_FOR_EACH = (
+    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
+    optim.RMSprop, optim.Rprop, optim.ASGD, optim.Adafactor, optim.Muon,
+)  # fmt: skip
+"""Those that take each parameter for itself, with dense gradients."""
+
+_STEPS = {inspect.unwrap(kind.step): kind for kind in _FOR_EACH}
+_REAL_ONLY = (optim.Adafactor, optim.Muon)
+_INSTEAD = (
+    "Give the manager an optimizer beside it that takes each parameter for itself, and step both: "
+    "SeedManager(host, [optimizer, torch.optim.AdamW([{'params': []}], lr=1e-3)])"
+)
+_untried: set[type[Optimizer]] = set()
+
+
+def unfit(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, tries: bool = True
+) -> str | None:
+    """Why ``optimizer`` cannot train a new ``parameter`` in its ``group`` now; None if it can.
+
+    Args:
+        optimizer: any.
+        group: of its.
+        parameter: of a seed.
+        tries: whether to try out an optimizer that is not known; on the training thread only.
+    """
+    if isinstance(optimizer, optim.LBFGS):
+        return (
+            f"LBFGS takes one step along one direction for all its parameters together: the host would feel "
+            f"an isolated seed. Train with one that takes each for itself (SGD, AdamW, …). {_INSTEAD}"
+        )
+    if isinstance(optimizer, optim.SparseAdam):
+        return f"SparseAdam takes sparse gradients, and those of a seed are dense. {_INSTEAD}"
+    known = _STEPS.get(inspect.unwrap(type(optimizer).step))
+    if known is optim.Muon and parameter.dim() != 2:
         return (
             f"Muon takes matrices, and it has {parameter.dim()} dimension(s); give the manager a second "
             f"optimizer beside it, with a parameter of the host that has as many"
         )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        return (
-            "LBFGS takes one step along one direction for all its parameters together: the host would feel "
-            "an isolated seed. Train with an optimizer that takes each parameter for itself (SGD, AdamW, …)"
-        )
-    return None
+    if known in _REAL_ONLY and parameter.is_complex():
+        return f"{known.__name__} takes real parameters, and it is complex. {_INSTEAD}"
+    if known is not None or not tries or parameter.is_meta:
+        return None
+    return _tried(optimizer, group, parameter)
+
+
+def _tried(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> str | None:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if type(optimizer) not in _untried:
+            _untried.add(type(optimizer))
+            logging.getLogger("fxgraft").warning(
+                "%s is not known, and on several ranks it is not tried out: expected an optimizer that takes "
+                "each parameter for itself. Through another one the host feels its seeds",
+                type(optimizer).__name__,
+            )
+        return None
+    why = trial.why_not(optimizer, group, parameter)
+    return None if why is None else f"{why}. {_INSTEAD}"

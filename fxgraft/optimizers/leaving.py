@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from fxgraft.optimizers import groups
 from fxgraft.optimizers.groups import OWNER
+from fxgraft.optimizers.nested import nested
 
 
 def take_out(
@@ -24,10 +25,12 @@ def take_out(
     """
     leaving = {id(p): p for p in parameters}
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
+        groups_of_all = (group for holder in (optimizer, *nested(optimizer)) for group in holder.param_groups)
+        for group in groups_of_all:
             _shorten(group, leaving.keys() & set(map(id, group["params"])))
-        for parameter in leaving.values():
-            optimizer.state.pop(parameter, None)
+        for holder in (optimizer, *nested(optimizer)):
+            for parameter in leaving.values():
+                holder.state.pop(parameter, None)
         for place in reversed(range(len(optimizer.param_groups))):
             group = optimizer.param_groups[place]
             if OWNER in group and not group["params"]:

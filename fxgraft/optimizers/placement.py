@@ -88,7 +88,7 @@ class _Choice:
     def _counterparts(self) -> Iterator[Group]:
         for number, place in self._home:
             ours = shared_groups(self._optimizers[number])
-            defaults = self._optimizers[number].defaults
+            defaults = getattr(self._optimizers[number], "defaults", {})
             for other, group in enumerate(ours):
                 is_one = other != place and are_counterparts(ours[place], group, defaults)
                 if is_one and self._can_train((number, other)):

@@ -77,13 +77,16 @@ class Places:
         """The groups were changed by us."""
         self._census.accept()
 
-    def of(self, seed: Seed, module: nn.Module, asked: bool = True) -> dict[str, tuple[nn.Parameter, Group]]:
+    def of(
+        self, seed: Seed, module: nn.Module, *, asked: bool = True, tries: bool = True
+    ) -> dict[str, tuple[nn.Parameter, Group]]:
         """Name -> parameter and group, of all that is trainable in ``module``.
 
         Args:
             seed: whose places are known if it is of a checkpoint, or may be asked for.
             module: the seed's.
             asked: False while it has not its final form, in which a function is asked by name.
+            tries: whether optimizers that are not known are tried out; on the training thread only.
 
         Raises:
             BlueprintError: no group can train one, or the one that is asked for cannot.
@@ -100,7 +103,7 @@ class Places:
             rings = list(self._rings(seed.slot, lambda path: bool(census.of(path))))
             found = {}
             for name, (parameter, kind) in kinds_in(module).items():
-                found[name] = parameter, self._group(seed, name, parameter, kind, rings, wanted)
+                found[name] = parameter, self._group(seed, name, parameter, kind, rings, wanted, tries)
             return found
 
     def _group(
@@ -111,6 +114,7 @@ class Places:
         kind: str,
         rings: Sequence[tuple[str, ...]],
         wanted: Callable[[str, nn.Parameter], Group | None],
+        tries: bool,
     ) -> Group:
         reasons: dict[Group, str | None] = {}
 
@@ -119,7 +123,8 @@ class Places:
                 return False
             if group not in reasons:
                 optimizer = self._optimizers[group[0]]
-                reasons[group] = fitness.unfit(optimizer, shared_groups(optimizer)[group[1]], parameter)
+                settings = shared_groups(optimizer)[group[1]]
+                reasons[group] = fitness.unfit(optimizer, settings, parameter, tries)
             return reasons[group] is None
 
         group = wanted(name, parameter)

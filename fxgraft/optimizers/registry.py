@@ -61,10 +61,12 @@ class SeedParameterRegistry:
         self.admit(seed, module, of_host)
         self._owned[seed.name] = [weakref.ref(p) for p in module.parameters()]
 
-    def admit(self, seed: Seed, module: nn.Module, of_host: Callable[[Tensor], bool]) -> None:
+    def admit(
+        self, seed: Seed, module: nn.Module, of_host: Callable[[Tensor], bool], tries: bool = True
+    ) -> None:
         """Raise `BlueprintError` for a parameter or buffer of the host or of another seed in ``module``.
 
-        Also for a parameter that no optimizer can train.
+        Also for a parameter that no optimizer can train; ``tries`` as of `Places.of`.
         """
         owners = {id(p): f"seed {owner!r}" for owner in self._owned for p in self.parameters(owner)}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -74,7 +76,7 @@ class SeedParameterRegistry:
                     f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters and buffers of its own; "
                     f"{name} belongs to {owner}, whose training it would change"
                 )
-        self._where.of(seed, module, asked=False)
+        self._where.of(seed, module, asked=False, tries=tries)
 
     def replace(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """Let optimizers and owners have other parameters in the place of some, old -> new."""
