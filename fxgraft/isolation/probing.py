@@ -14,6 +14,7 @@ from fxgraft import expect
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.interrupts import disturbable, undisturbed
+from fxgraft.isolation.generators import generators_of, kept
 from fxgraft.lifecycle.silence import Silence
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
@@ -79,8 +80,9 @@ def measure(
             back, or the losses are the same.
     """
     losses, runs, fallbacks = [], [], 0
+    draws = generators_of(evaluate)
     for share in (0.0, alpha):
-        with untouched(*host.trees()), at_alpha(host, seed, share), _mode_kept(host):
+        with untouched(*host.trees()), kept(draws), at_alpha(host, seed, share), _mode_kept(host):
             before = seed.runs, silence.fallbacks(seed)
             with disturbable(), torch.no_grad():
                 losses.append(_number(evaluate()))

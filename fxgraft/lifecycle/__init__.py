@@ -6,5 +6,6 @@
 `change`     what one swap is to bring, as data
 `swap`       one structure for another on a host, as one step of a transaction
 `lifecycle`  the transitions, on host, optimizers and hooks at once
+`silence`    why a seed does not run, or is not trained
 ===========  =====================================================================
 """
