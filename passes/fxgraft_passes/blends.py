@@ -5,6 +5,7 @@ Which gradient goes where is in the table of `fxgraft_passes.operators`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -31,6 +32,22 @@ def between(h: Tensor, s: Tensor, alpha: Tensor | float) -> Tensor:
     if h.dtype in FULL_PRECISION:
         return torch.lerp(h, s, alpha.to(h.dtype) if isinstance(alpha, Tensor) else alpha)
     return (h + alpha * (s - h)).to(h.dtype)
+
+
+def gets_constants(value: Tensor) -> None:
+    """Let the gradient that comes back to ``value`` be a constant to further derivatives.
+
+    It has a history, and no hooks. As ``register_hook``, in a third of the time: nobody wants the handle.
+    """
+    value._backward_hooks = OrderedDict(_CONSTANT)  # of its own: hooks of others come to it
+    value.grad_fn._register_hook_dict(value)  # type: ignore[union-attr]
+
+
+def _constant(g: Tensor) -> Tensor | None:
+    return g.detach() if torch.is_grad_enabled() else None
+
+
+_CONSTANT = {-1: _constant}
 
 
 class Isolated(torch.autograd.Function):

@@ -34,39 +34,24 @@ they cost less: in eager mode on a CPU, where alpha and the flags can be looked 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, cast
 
 import torch
 import torch.fx as fx
 from torch import Tensor
 
-from fxgraft_passes.blends import FULL_PRECISION, Blend, Isolated, Release, add, between, mix
+from fxgraft_passes.blends import FULL_PRECISION, Blend, Isolated, Release, add, between, gets_constants, mix
 from fxgraft_passes.errors import FxGraftError
 
-P = ParamSpec("P")
 
-
-def _one_node(operator: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Let ``operator`` stay one node when a graph with it is traced: ``pickle`` does so as it loads one."""
-
-    @wraps(operator)
-    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        if isinstance(args[0], fx.Proxy):
-            return args[0].tracer.create_proxy("call_function", call, args, kwargs)  # type: ignore[return-value]
-        return operator(*args, **kwargs)
-
-    return call
-
-
-@_one_node
 def isolated(h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool = False) -> Tensor:
     """``h`` untouched, while the seed learns by its objective. ``copy`` where a consumer writes into it."""
+    if _is_traced(h):
+        return _stays(h, isolated, s, mode, objective, radius, copy)
     passed = Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-untyped-call]
     return _as_view(passed, h) if copy else passed  # type: ignore[no-any-return]
 
 
-@_one_node
 def residual(
     h: Tensor,
     f: Tensor,
@@ -77,16 +62,17 @@ def residual(
     isolated: bool = True,
 ) -> Tensor:
     """``h + alpha f``; the direct gradient of ``h`` is ``g`` at every alpha."""
+    if _is_traced(h):
+        return _stays(h, residual, f, alpha, learning, objective, radius, isolated)
     share = _known_share(h, alpha, learning)
     if not share:
         return _blended(h, f, alpha, learning, "residual", objective, radius, isolated)
-    added = share * f.to(h.dtype)
-    if isolated and (node := added.grad_fn) is not None:
-        node.register_prehook(_constant)
+    added = share * (f if f.dtype is h.dtype else f.to(h.dtype))
+    if isolated and added.requires_grad:
+        gets_constants(added)
     return h + added
 
 
-@_one_node
 def convex(
     h: Tensor,
     s: Tensor,
@@ -97,38 +83,46 @@ def convex(
     isolated: bool = True,
 ) -> Tensor:
     """``h + alpha (s - h)``: the seed takes the host's place as alpha goes to 1."""
+    if _is_traced(h):
+        return _stays(h, convex, s, alpha, learning, objective, radius, isolated)
     share = _known_share(h, alpha, learning)
     if not share or share == 1:
         return _blended(h, s, alpha, learning, "convex", objective, radius, isolated)
-    blend = torch.lerp(h, s.to(h.dtype), share)
-    if isolated and s.requires_grad and (node := blend.grad_fn) is not None:
-        node.register_hook(_constant_of_seed)
-    return blend
+    if s.dtype is not h.dtype:
+        s = s.to(h.dtype)
+    if isolated and s.requires_grad:
+        if s.is_leaf or s._backward_hooks is not None:
+            s = s.view_as(s)
+        gets_constants(s)
+    return torch.lerp(h, s, share)
 
 
 BLENDS = {"residual": residual, "convex": convex, "gated": residual, "channelwise": residual}
 
 
-@_one_node
 def release(h: Tensor, released: Tensor) -> Tensor:
     """``h`` for a seed to read; its gradient reaches the host only once ``released`` is set."""
+    if _is_traced(h):
+        return _stays(h, release, released)
     if _is_free_to_look_at(released):
         # No gradient is computed then only to be dropped.
         return h.view_as(h) if released.item() else h.detach()
     return Release.apply(h, released)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@_one_node
 def shadowed(h: Tensor, s: Tensor, alpha: Tensor, learning: Tensor, mode: str) -> Tensor:
     """The end value for a seed that is still learning, the blend at ``alpha`` for one that is not."""
+    if _is_traced(h):
+        return _stays(h, shadowed, s, alpha, learning, mode)
     share = torch.where(learning, torch.ones_like(alpha), alpha)
     s = s.to(h.dtype)
     return mix(h, s, share) if mode == "convex" else add(h, s, share)
 
 
-@_one_node
 def folded(h: Tensor, s: Tensor, mode: str, alpha: float) -> Tensor:
     """The blend at a constant ``alpha``, with the plain gradients: a fossil that was held below 1."""
+    if _is_traced(h):
+        return _stays(h, folded, s, mode, alpha)
     s = s.to(h.dtype)
     return between(h, s, alpha) if mode == "convex" else h + alpha * s
 
@@ -157,36 +151,26 @@ def assume(condition: bool, expected: bool) -> None:
         )
 
 
+def _is_traced(h: Any) -> bool:
+    return isinstance(h, fx.Proxy)
+
+
+def _stays(h: Any, operator: Callable[..., Tensor], *args: Any) -> Tensor:
+    """The node of an operator, where a graph that has one is traced: ``pickle`` does that as it loads one."""
+    return cast(Tensor, h.tracer.create_proxy("call_function", operator, (h, *args), {}))
+
+
 def _is_free_to_look_at(flag: Tensor) -> bool:
     """Whether the value of a 0-d tensor can be had without waiting or specialising: in eager, on a CPU."""
-    return flag.device.type == "cpu" and flag.dim() == 0 and not torch.compiler.is_compiling()
+    return flag.is_cpu and flag.dim() == 0 and not torch.compiler.is_compiling()
 
 
 def _known_share(h: Tensor, alpha: Tensor, learning: Tensor | None) -> float:
     """Alpha, where plain operations have the value and the gradients of a blend; else 0."""
     # In half precision torch rounds a number otherwise than a tensor, which a compiled graph has.
-    if (
-        h.dtype not in FULL_PRECISION
-        or not _is_free_to_look_at(alpha)
-        or (learning is not None and learning.item())
-    ):
+    if h.dtype not in FULL_PRECISION or not _is_free_to_look_at(alpha):
         return 0.0
-    return alpha.item()
-
-
-def _constant(grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    """A hook in front of a node of autograd: what it is given is a constant to further derivatives."""
-    return tuple(g if g is None else g.detach() for g in grads) if torch.is_grad_enabled() else None
-
-
-def _constant_of_seed(
-    inward: tuple[Tensor | None, ...], outward: tuple[Tensor | None, ...]
-) -> tuple[Tensor | None, ...] | None:
-    """A hook behind the node of a ``lerp``: what it gives to the seed is a constant likewise."""
-    if not torch.is_grad_enabled():
-        return None
-    to_host, to_seed, *rest = inward
-    return (to_host, to_seed if to_seed is None else to_seed.detach(), *rest)
+    return 0.0 if learning is not None and learning.item() else alpha.item()
 
 
 def _blended(

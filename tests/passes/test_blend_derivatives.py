@@ -88,6 +88,25 @@ def test_what_an_objective_gives_is_a_constant(objective: str, mode: str, isolat
     torch.testing.assert_close(second, 6 * h.detach())
 
 
+@pytest.mark.parametrize("mode", BLENDS)
+def test_hooks_of_others_stay_where_they_are(mode: str) -> None:
+    """On what a seed returns: before the blend, after it, and on a parameter that is returned itself."""
+    alpha, seen = torch.tensor(0.3, dtype=torch.float64), []
+    for s in (numbers(3), numbers(3) * 1, numbers(3) * 1):
+        s.register_hook(lambda g: seen.append(g.clone()))
+        h = numbers(3)
+        out = BLENDS[mode](h * 1, s, alpha, None, *LAW)
+        s.register_hook(lambda g: seen.append(g.clone()))
+        out.sum().backward(create_graph=False)
+        assert len(seen) == 2
+        torch.testing.assert_close(seen, [torch.full_like(h, 0.3).detach()] * 2)
+        seen.clear()
+        if s.is_leaf:
+            s.sum().backward()
+            assert len(seen) == 2, "nothing of the blend's is left at a parameter"
+            seen.clear()
+
+
 @pytest.mark.parametrize("released", [False, True])
 def test_release_to_any_order(released: bool) -> None:
     h = numbers(3)
