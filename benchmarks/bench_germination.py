@@ -93,7 +93,7 @@ def _changed_by_hand(workload: Workload, mode: Mode, place: str, config: dict[st
     for _ in range(3):
         trainer.step()
     slot = workload.host().slot(place)
-    seed = by_hand.graft(model, place, fxgraft.blueprints.get(BLUEPRINT).build(slot, **config), True)
+    seed = by_hand.graft(model, place, fxgraft.blueprints.get(BLUEPRINT).build(slot, **config), "blending")
     trainer.optimizer.add_param_group({"params": list(seed.parameters())})
     return trainer
 

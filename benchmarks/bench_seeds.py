@@ -24,6 +24,7 @@ from benchmarks.workloads import Trainer, Workload
 SEEDS = (1, 4, 16)
 FEW = (4,)
 STAGES = ("isolated", "blending")
+EAGER_STAGES = (*STAGES, "convex blending")
 RAMP = 1_000_000
 """Steps: so long that alpha never arrives."""
 
@@ -41,13 +42,16 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def _compare(workload: Workload, mode: Mode, numbers: tuple[int, ...], settings: Settings) -> Iterator[Row]:
-    pairs = {(k, stage): _at_work(workload, mode, k, stage) for k in numbers for stage in STAGES}
+    stages = STAGES if mode.is_compiled else EAGER_STAGES
+    pairs = {(k, stage): _at_work(workload, mode, k, stage) for k in numbers for stage in stages}
     steps = {}
     for key, (ours, theirs) in pairs.items():
         steps |= {f"{key}": ours.step, f"{key} by hand": theirs.step}
     samples = settings.meter.turns(steps)
-    budget = budgets.SEEDS_COMPILED if mode.is_compiled else budgets.SEEDS_EAGER
     for k, stage in pairs:
+        budget = budgets.SEEDS_COMPILED if mode.is_compiled else budgets.SEEDS_EAGER
+        if stage == "convex blending":
+            budget = budgets.CONVEX_EAGER
         ours, theirs = samples[f"{(k, stage)}"], samples[f"{(k, stage)} by hand"]
         what = f"step, {k} {stage} seed{'s' * (k > 1)}"
         figures = (median_ms(ours), median_ms(theirs))
@@ -77,10 +81,13 @@ def grown(workload: Workload, mode: Mode, k: int, stage: str) -> tuple[Trainer, 
     trainer = Trainer(workload, host, mode.apply(host))
     manager = fxgraft.SeedManager(host, trainer.optimizer)
     trainer.after = manager.step
+    kind = "convex" if "convex" in stage else "residual"
     for i in range(k):
         name = f"s{i:02d}"
-        seed = manager.germinate(workload.place(i), workload.blueprint, name=name, **workload.config)
-        if stage == "blending":
+        seed = manager.germinate(
+            workload.place(i), workload.blueprint, name=name, mode=kind, **workload.config
+        )
+        if stage != "isolated":
             manager.blend(seed, steps=RAMP, schedule="linear")
     return trainer, manager
 
@@ -91,9 +98,9 @@ def twin(workload: Workload, mode: Mode, stage: str, manager: fxgraft.SeedManage
     for i, seed in enumerate(manager.seeds.values()):
         assert seed.module is not None
         module = copy.deepcopy(seed.module)
-        seeds.append(by_hand.graft(model, workload.place(i), module, stage == "blending"))
+        seeds.append(by_hand.graft(model, workload.place(i), module, stage))
     trainer = Trainer(workload, model, mode.apply_by_hand(model, workload.blocks))
-    if stage == "blending":
+    if stage != "isolated":
         trainer.after = Ramp(seeds)
     return trainer
 

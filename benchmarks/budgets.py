@@ -30,6 +30,7 @@ class Budget:
 DORMANT = Budget("compiled step, all slots empty", "the bare model compiled", 0.01, "≤ A/A of the run + 0.01")
 SEEDS_COMPILED = Budget("compiled step, seeds live", "the same network by hand, compiled", 1.02)
 SEEDS_EAGER = Budget("eager step, seeds live", "the same network by hand, eager", 1.05)
+CONVEX_EAGER = Budget("eager step, convex seeds blending", "torch.lerp by hand, eager", 1.05)
 RECOMPILES = Budget("recompiles on alpha, stage, target, and known combinations", "", 0)
 PER_STRUCTURE = Budget("compiles per new structure", "", 2)
 LONGEST = Budget("longest step during a background germination", "the recompile by hand", 0.01, "≤ 1/100")
@@ -46,6 +47,7 @@ ALL = (
     DORMANT,
     SEEDS_COMPILED,
     SEEDS_EAGER,
+    CONVEX_EAGER,
     RECOMPILES,
     PER_STRUCTURE,
     LONGEST,

@@ -39,6 +39,13 @@ class BlendedByHand(nn.Module):
         return h + self.alpha * self.module(h.detach())  # type: ignore[no-any-return]
 
 
+class ReplacedByHand(BlendedByHand):
+    """``torch.lerp`` from the host's value to that of the seed; the host's gradient past the seed."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.lerp(h, self.module(h.detach()), self.alpha)
+
+
 class _Trust(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, d: Tensor) -> Tensor:
@@ -57,9 +64,12 @@ class _Trust(torch.autograd.Function):
         return g, torch.where(excess > 0, g + pull * direction, g)
 
 
-def graft(model: nn.Module, place: str, module: nn.Module, blending: bool) -> nn.Module:
+BY_STAGE = {"isolated": IsolatedByHand, "blending": BlendedByHand, "convex blending": ReplacedByHand}
+
+
+def graft(model: nn.Module, place: str, module: nn.Module, stage: str) -> nn.Module:
     """Put a seed behind the submodule ``place`` of ``model``, and behind those that stand there."""
-    seed = BlendedByHand(module) if blending else IsolatedByHand(module)
+    seed = BY_STAGE[stage](module)
     inner = model.get_submodule(place)
     if isinstance(inner, nn.Sequential):
         inner.append(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import fxgraft
 from fxgraft import SeedManager
@@ -270,3 +272,41 @@ def test_two_passes_in_a_step_compiled(name: str) -> None:
     x, program = batch_of(plan), PROGRAMS[name]
     live = ran(program, grown(plan, wanted, backend="aot_eager")[0], x)
     assert_same_bits(live, ran(program, grown(plan, [], backend="aot_eager")[0], x), name)
+
+
+@pytest.mark.parametrize("stage", ["TRAINING", "BLENDING"])
+def test_through_activation_checkpointing(stage: str) -> None:
+    """Which runs the forward once more inside of each backward pass."""
+
+    def run(checkpointed: bool) -> Record:
+        host, manager = grown(Plan(("linear", "many_consumers", "linear")), [(2, "scale", "gated", "trust")])
+        if stage == "BLENDING":
+            manager.blend(next(iter(manager.seeds)), to=0.5, steps=20)
+            manager.step()
+        call = partial(checkpoint, host, use_reentrant=False) if checkpointed else host
+        x = batch_of(Plan(()))
+        first = derivatives(loss_of(call(x)), list(learnable(host).values()), create_graph=True)
+        return {"second": collected(host, derivatives(squares(first), of_host(host)))}
+
+    torch.testing.assert_close(run(True), run(False), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["residual", "convex"])
+def test_blending_seeds_under_transforms_of_functions(mode: str) -> None:
+    host, manager = grown(Plan(("linear", "relu", "linear")), [(2, "scale", mode, "trust")])
+    manager.blend(next(iter(manager.seeds)), to=0.5, steps=20)
+    manager.step()
+    parameters, x = {n: p.detach() for n, p in learnable(host).items()}, batch_of(Plan(()))
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        return loss_of(torch.func.functional_call(host, values, (x,)))
+
+    def norm(values: dict[str, Tensor]) -> Tensor:
+        return squares(list(torch.func.grad(loss)(values).values()))
+
+    found = torch.func.grad(norm)(parameters)
+    with host.probing(host.structure, Phase.DETACHED):
+        cut = torch.func.grad(norm)(parameters)
+    names = host_names(host)
+    assert any(cut[name].any() for name in names)
+    torch.testing.assert_close([found[n] for n in names], [cut[n] for n in names], rtol=1e-12, atol=0)
