@@ -87,7 +87,7 @@ def _check_copy(host: Host, twin: Host) -> None:
         )
 
 
-def _seeds(host: Host) -> list[tuple[str, str, str]]:
+def _seeds(host: Host) -> list[tuple[str, str, object]]:
     return [(p.seed, p.slot.name, p.kind) for p in host.structure.placements]
 
 

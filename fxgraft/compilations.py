@@ -25,6 +25,8 @@ class VariantReport:
             (train and eval mode, gradients, sizes).
         artifacts: how many kinds of call have code of the helper.
         uncompiled_calls: how many calls ran uncompiled, for want of code.
+        distrusted: why all calls run uncompiled from now on: the code differs from eager mode, or what was
+            changed in it does not compile; None if it is trusted, or was not run yet.
         seconds: what compiling those graphs took, as far as dynamo remembers.
         recompiles: why dynamo compiled each graph after the first, as far as it remembers (it keeps
             the last ``torch._dynamo.config.metrics_count`` compilations or so).
@@ -36,6 +38,7 @@ class VariantReport:
     uncompiled_calls: int
     seconds: float
     recompiles: tuple[str, ...]
+    distrusted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class CompileReport:
     Attributes:
         units: what is compiled as a whole: ``""`` is the host.
         variants: one entry for each structure and phase that is kept.
+        eager: names of the seeds that run uncompiled by choice, outside of all units.
         graph_breaks: 0 under ``fullgraph=True``, which refuses them; otherwise those of the whole
             process since dynamo's counters were reset.
     """
@@ -52,6 +56,7 @@ class CompileReport:
     units: tuple[str, ...]
     variants: tuple[VariantReport, ...]
     graph_breaks: int
+    eager: tuple[str, ...] = ()
 
     @property
     def graphs(self) -> int:
@@ -83,6 +88,9 @@ class CompileReport:
                 f"  {v.label}: {v.graphs} here, {v.artifacts} by the helper, {v.uncompiled_calls} uncompiled"
             )
             lines += [f"    compiled again: {reason}" for reason in v.recompiles]
+            lines += [f"    runs uncompiled: {v.distrusted}"] if v.distrusted else []
+        if self.eager:
+            lines.append(f"  uncompiled, between the units: {', '.join(self.eager)}")
         return "\n".join(lines)
 
 
@@ -103,19 +111,18 @@ def compile_report(host: nn.Module) -> CompileReport:
     breaks = 0 if compiled.options["fullgraph"] else sum(utils.counters["graph_break"].values())
     remembered = utils.get_compilation_metrics()
     rows = tuple(_row(variant, remembered) for variant in compiled.variants)
-    return CompileReport(tuple(unit.name for unit in compiled.units), rows, breaks)
+    return CompileReport(tuple(unit.name for unit in compiled.units), rows, breaks, compiled.eager)
 
 
 def _row(variant: Variant, remembered: Sequence[Any]) -> VariantReport:
-    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
-
     code = variant.function.__code__
     own = [compilation for compilation in remembered if compilation.co_name == code.co_name]
     return VariantReport(
         variant.label,
-        len(_debug_get_cache_entry_list(code)),
+        variant.graphs,
         len(variant.artifacts),
         variant.misses,
         sum(compilation.entire_frame_compile_time_s or 0.0 for compilation in own),
         tuple(str(compilation.recompile_reason) for compilation in own if compilation.recompile_reason),
+        variant.distrusted,
     )

@@ -15,6 +15,7 @@ from torch import nn
 
 from fxgraft.capture.merge import local_name
 from fxgraft.capture.region import Wiring
+from fxgraft.fingerprint import Fingerprint
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.observe import KEY
 
@@ -30,13 +31,17 @@ class Placement:
         seed: the seed's name.
         slot: where it is.
         spec: how it is wired.
-        kind: what its module is, for telling structures apart that run the same code.
+        kind: what its module is, for telling structures apart that run the same code; hashable, and of
+            this process only: a copy of a placement has none.
     """
 
     seed: str
     slot: Slot = field(hash=False)
     spec: GraftSpec
-    kind: str = ""
+    kind: object = ""
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "kind": ""}
 
     @property
     def values(self) -> frozenset[Value]:
@@ -128,8 +133,12 @@ class Structure:
     @cached_property
     def key(self) -> tuple[object, ...]:
         """Equal for structures that run the same code on modules of the same kind."""
+        return self.key_for({})
+
+    def key_for(self, kinds: Mapping[str, object]) -> tuple[object, ...]:
+        """The key where some seeds are of another kind than when they were placed."""
         return tuple(
-            (region, tuple((p.wired_in(region), p.kind) for p in placements))
+            (region, tuple((p.wired_in(region), kinds.get(p.seed, p.kind)) for p in placements))
             for region, placements in self.by_region.items()
         )
 
@@ -145,11 +154,10 @@ class Structure:
         return (Phase.ISOLATED, blending) if live else (Phase.ISOLATED,)
 
 
-def kind_of(module: nn.Module) -> str:
-    """What a compiled graph depends on in a seed's module: classes, settings, shapes and dtypes."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    shapes = [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]
-    return f"{type(module).__module__}.{type(module).__qualname__}:{module!r}:{shapes}"
+def kind_of(module: nn.Module) -> object:
+    """Equal for seeds' modules that run the same compiled code: see `fxgraft.fingerprint`."""
+    found = Fingerprint(module)
+    return found.code, found.values
 
 
 def _local(slot: Slot, region: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,16 +17,28 @@ from fxgraft.capture.call_form import is_constant
 Autocast = tuple[str, torch.dtype] | None
 """Device type and dtype of the autocast that is on, or None."""
 
-_PLAIN = (bool, int, float, str, type(None))
+_NUMBERS = (int, float)
+_PLAIN = (bool, *_NUMBERS, str, type(None))
 
 
-def glance(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object:
-    """A cheap key for a call of plain tensors and constants; None for any other call."""
+def glance(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], numbers_vary: bool = False
+) -> object:
+    """A cheap key for a call of plain tensors and constants; None for any other call.
+
+    Args:
+        module: that is called.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        numbers_vary: whether integers and floats are told apart by their type only.
+    """
     forms: list[object] = []
     values = (*args, *kwargs.values()) if kwargs else args
     for value in values:
         if type(value) is Tensor:
             forms.append((value.shape, value.stride(), value.dtype, value.device, value.requires_grad))
+        elif numbers_vary and type(value) in _NUMBERS:
+            forms.append(type(value))
         elif type(value) in _PLAIN:
             forms.append((type(value), value))
         else:
@@ -43,7 +56,7 @@ class CallKind:
         grad: whether gradients are enabled.
         autocast: what autocast was on.
         form: of the arguments.
-        leaves: constants, and what there is to know of tensors.
+        leaves: constants, numbers that vary, and what there is to know of tensors.
     """
 
     training: bool
@@ -67,17 +80,49 @@ class CallKind:
         return self.training and self.grad
 
     def merged(self, other: CallKind) -> CallKind | None:
-        """The kind of both, with sizes that differ made dynamic; None where more than sizes differs."""
+        """The kind of both, with sizes and numbers that differ made dynamic; None where more differs."""
         if replace(self, leaves=()) != replace(other, leaves=()):
             return None
         leaves = tuple(_merged(a, b) for a, b in zip(self.leaves, other.leaves))
         return None if _Unknown in leaves else replace(self, leaves=leaves)
 
+    @property
+    def numbers_vary(self) -> bool:
+        """Whether a number is dynamic."""
+        return any(isinstance(leaf, _Number) for leaf in self.leaves)
+
+    def with_numbers_of(self, other: CallKind) -> CallKind | None:
+        """The kind of both, where they differ in numbers only; None otherwise."""
+        both = self.merged(other)
+        if both is None or [a for a in both.leaves if isinstance(a, _TensorKind)] != [
+            a for a in self.leaves if isinstance(a, _TensorKind)
+        ]:
+            return None
+        return both
+
+    def without_gradients(self) -> CallKind:
+        """Such a call by tensors that need no gradient."""
+        leaves = [replace(k, requires_grad=False) if isinstance(k, _TensorKind) else k for k in self.leaves]
+        return replace(self, leaves=tuple(leaves))
+
+    @property
+    def family(self) -> object:
+        """Equal for kinds that differ in sizes and numbers only."""
+        return replace(self, leaves=tuple(map(_without_sizes, self.leaves)))
+
     @contextmanager
     def made_up(self, *modules: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments for such a call, with the mode of ``modules``, gradients and autocast as in one."""
-        args, kwargs = pytree.tree_unflatten([_example(leaf) for leaf in self.leaves], self.form)
-        with _mode(modules, self.training), self.surroundings():
+        args, kwargs = pytree.tree_unflatten(
+            [_example(leaf, is_static=self.numbers_vary) for leaf in self.leaves], self.form
+        )
+        # The compiler takes numbers for constants, unless it takes nothing for constant that is not marked.
+        dynamic = torch._dynamo.config.patch(assume_static_by_default=False)
+        with (
+            _mode(modules, self.training),
+            self.surroundings(),
+            dynamic if self.numbers_vary else nullcontext(),
+        ):
             yield args, kwargs
 
     @contextmanager
@@ -92,7 +137,7 @@ class CallKind:
 
 
 def merge(kinds: Iterable[CallKind]) -> list[CallKind]:
-    """As few kinds as cover all: those that differ in sizes become one, with these sizes dynamic."""
+    """As few kinds as cover all: those that differ in sizes and numbers become one, with these dynamic."""
     merged: list[CallKind] = []
     for kind in kinds:
         for i, other in enumerate(merged):
@@ -105,7 +150,7 @@ def merge(kinds: Iterable[CallKind]) -> list[CallKind]:
 
 
 def covers(made: CallKind, kind: CallKind) -> bool:
-    """Whether code that was made for ``made`` serves calls of ``kind``: equal but for dynamic sizes."""
+    """Whether code that was made for ``made`` serves calls of ``kind``: equal but for what is dynamic."""
     return made == kind or made.merged(kind) == made
 
 
@@ -133,6 +178,14 @@ class _TensorKind:
     dynamic: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Number:
+    """A number that varies from call to call; ``example`` is one of them."""
+
+    type: type
+    example: int | float = field(compare=False)
+
+
 class _Unknown:
     """Stands for an argument that cannot be made up."""
 
@@ -147,7 +200,7 @@ def _kind(leaf: Any) -> Any:
 
 def _merged(a: Any, b: Any) -> Any:
     if not (isinstance(a, _TensorKind) and isinstance(b, _TensorKind)):
-        return a if type(a) is type(b) and a == b else _Unknown
+        return _merged_constants(a, b)
     alike = replace(b, shape=a.shape, stride=a.stride, dynamic=a.dynamic) == a
     if not alike or _layout(a) != _layout(b):
         return _Unknown
@@ -157,12 +210,31 @@ def _merged(a: Any, b: Any) -> Any:
     return replace(a, dynamic=tuple(sorted({*a.dynamic, *b.dynamic, *differ})))
 
 
+def _merged_constants(a: Any, b: Any) -> Any:
+    if type(a) is type(b) and a == b:
+        return a
+    types = {leaf.type if isinstance(leaf, _Number) else type(leaf) for leaf in (a, b)}
+    examples = [leaf.example if isinstance(leaf, _Number) else leaf for leaf in (a, b)]
+    if types in ({int}, {float}) and all(map(math.isfinite, examples)):
+        return a if isinstance(a, _Number) else _Number(type(examples[1]), examples[1])
+    return _Unknown
+
+
+def _without_sizes(leaf: Any) -> Any:
+    if isinstance(leaf, _TensorKind):
+        return len(leaf.shape), leaf.dtype, leaf.device, leaf.requires_grad
+    return leaf.type if isinstance(leaf, _Number) else type(leaf) if type(leaf) in _NUMBERS else leaf
+
+
 def _layout(kind: _TensorKind) -> list[int]:
     """The dimensions in the order in which they lie in memory."""
     return sorted(range(len(kind.stride)), key=lambda i: (-kind.stride[i], i))
 
 
-def _example(kind: Any) -> Any:
+def _example(kind: Any, is_static: bool) -> Any:
+    """Such a value. ``is_static``: the sizes of tensors are constant, unless they are dynamic here."""
+    if isinstance(kind, _Number):
+        return kind.example
     if not isinstance(kind, _TensorKind):
         return kind
     # Zeros: a valid index into any embedding, a finite value anywhere.
@@ -170,6 +242,8 @@ def _example(kind: Any) -> Any:
     made.zero_().requires_grad_(kind.requires_grad)
     for dimension in kind.dynamic:
         torch._dynamo.maybe_mark_dynamic(made, dimension)
+    for dimension in set(range(made.dim())) - set(kind.dynamic) if is_static else ():
+        torch._dynamo.mark_static(made, dimension)
     return made
 
 

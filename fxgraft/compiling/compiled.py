@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -12,19 +13,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft.capture.region import Region
+from fxgraft.compiling.artifacts import Entry
 from fxgraft.compiling.calls import CallKind, glance, merge
 from fxgraft.compiling.job import Task
-from fxgraft.compiling.units import Unit, units_of
-from fxgraft.compiling.variants import Variant, Variants, enter, touch
-from fxgraft.structure import Structure
+from fxgraft.compiling.keys import Keys
+from fxgraft.compiling.trials import Trials
+from fxgraft.compiling.units import Unit, units_in, units_of
+from fxgraft.compiling.variants import MAX_FORMS, Variant, Variants, enter
+from fxgraft.fingerprint import Facts
+from fxgraft.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase
 from fxgraft_passes.untouched import untouched
 
-MAX_KINDS = 8
-"""For how many kinds of call (the latest) a new structure is compiled before it is live."""
+logger = logging.getLogger("fxgraft")
+
+MAX_CHANGES = 4
+"""In how many calls in a row what compiled code takes for granted may change."""
 
 _COMPILED_CALL = "_compiled_call_impl"
 """Where nn.Module looks for a compiled form of itself (``nn.Module.compile``)."""
+
+
+@dataclass
+class _State:
+    """What runs a unit now."""
+
+    unit: Unit
+    local: Structure
+    phase: Phase
+    grafts: list[Graft]
+    variant: Variant
+    known: dict[object, Entry]
+    numbers_vary: bool = False
 
 
 class CompiledHost:
@@ -34,33 +55,73 @@ class CompiledHost:
         root: the traced model.
         options: of ``torch.compile``; ``fullgraph`` is True unless it is given.
         granularity: ``"host"``, ``"region"`` or ``"auto"``, see `fxgraft.compiling.units`.
+        regions: of the model, by name.
 
     Attributes:
         news: counts what may give the helper something to do: units that run other code than before,
             calls that had to run uncompiled.
     """
 
-    def __init__(self, root: nn.Module, options: Mapping[str, Any], granularity: str):
+    def __init__(
+        self, root: nn.Module, options: Mapping[str, Any], granularity: str, regions: Mapping[str, Region]
+    ):
         self.options = {"fullgraph": True, **options}
-        self.units = units_of(root, granularity)
         self.variants = Variants(self.options)
         self._root = root
-        self._running: dict[Unit, tuple[Structure, Phase]] = {}
+        self._blocks = units_of(root, granularity)
+        self._kinds = {unit.kind for unit in self._blocks}
+        self._grown: dict[str, tuple[nn.Module, list[Unit]]] = {}
+        self._keys = Keys(self._blocks, regions)
+        self._trials = Trials(self.options)
+        self._running: dict[Unit, _State] = {}
+        self._is_inside = False
+        self._calls = self._changes = 0
+        self._changed_in = -1  # the number of a call
         self.news = 0
+
+    @property
+    def units(self) -> list[Unit]:
+        """What is compiled as a whole: the units of the model, then those of seeds between them."""
+        return [*self._blocks, *self._units_of_seeds()]
 
     # What runs
 
-    def run(self, structure: Structure, phases: Mapping[Unit, Phase]) -> Callable[..., Any]:
+    def run(
+        self, structure: Structure, phases: Mapping[Unit, Phase], grafts: Mapping[str, Graft]
+    ) -> Callable[..., Any]:
         """Let units run their parts of ``structure``, each in its phase; return what calls the host."""
         self.news += 1
+        self._changes = 0
+        self._let_go(structure)
+        self.grow(structure, grafts)
+        self._keys.follow({p.seed: grafts[p.seed] for p in structure.placements}, self._units_of_seeds())
+        units = set(self.units)
         for unit, phase in phases.items():
+            if unit not in units:
+                continue  # of a seed that is gone
             local = unit.local(structure)
-            self._running[unit] = local, phase
-            call = self._caller(unit, self.variant(unit, local, phase))
+            variant = self.variant(unit, local, phase)
+            inside = [grafts[p.seed] for p in local.placements]
+            state = self._running[unit] = _State(unit, local, phase, inside, variant, {})
+            self._adopt(state, variant)
             if not unit.name:
-                return call
-            unit.module.__dict__[_COMPILED_CALL] = call
-        return self._root
+                return self._whole(state)
+            unit.module.__dict__[_COMPILED_CALL] = self._caller(state)
+        return self._by_blocks
+
+    def _adopt(self, state: _State, variant: Variant) -> None:
+        state.variant = variant
+        state.known = variant.known.setdefault(state.unit, {})
+        state.numbers_vary = any(kind.numbers_vary for kind in self.variants.seen(state.unit))
+
+    def _let_go(self, structure: Structure) -> None:
+        """Forget the units of seeds that are gone."""
+        stay = {p.seed for p in structure.placements}
+        for name in [name for name in self._grown if name not in stay]:
+            for unit in self._grown.pop(name)[1]:
+                unit.module.__dict__.pop(_COMPILED_CALL, None)
+                self._running.pop(unit, None)
+                self.variants.forget(unit)
 
     def stop(self) -> None:
         """Let every unit run eager."""
@@ -70,45 +131,200 @@ class CompiledHost:
     @contextmanager
     def stopped(self) -> Iterator[None]:
         """Let every unit run eager inside."""
-        calls = [unit.module.__dict__.get(_COMPILED_CALL) for unit in self.units]
+        calls = [(unit, unit.module.__dict__.get(_COMPILED_CALL)) for unit in self.units]
         self.stop()
         try:
             yield
         finally:
-            for unit, call in zip(self.units, calls, strict=True):
+            for unit, call in calls:
                 if call is not None:
                     unit.module.__dict__[_COMPILED_CALL] = call
 
     def variant(self, unit: Unit, local: Structure, phase: Phase) -> Variant:
         """The variant that runs a unit's part of a structure in one phase."""
-        return self.variants.get(
-            (unit.kind, local.key, phase), lambda: f"{unit.name or 'host'} {_label(local)} {phase.value}"
-        )
+        key = self._keys.of(unit, local, phase)
+        return self.variants.get(key, lambda: f"{unit.name or 'host'} {_label(local)} {phase.value}")
 
-    def _caller(self, unit: Unit, variant: Variant) -> Callable[..., Any]:
-        module, known = unit.module, variant.known.setdefault(unit, {})
+    def _peek(self, unit: Unit, local: Structure, phase: Phase) -> Variant | None:
+        return self.variants.peek(self._keys.of(unit, local, phase))
+
+    def _whole(self, state: _State) -> Callable[..., Any]:
+        call, root = self._caller(state), self._root
+
+        def call_host(*args: Any, **kwargs: Any) -> Any:
+            return call(*args, **kwargs) if self._look() else root(*args, **kwargs)
+
+        return call_host
+
+    def _by_blocks(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model, whose blocks are compiled."""
+        if self._is_inside:
+            return self._root(*args, **kwargs)
+        if not self._look():
+            with self.stopped():
+                return self._root(*args, **kwargs)
+        self._is_inside = True
+        try:
+            return self._root(*args, **kwargs)
+        finally:
+            self._is_inside = False
+
+    def _caller(self, state: _State) -> Callable[..., Any]:
+        module, is_block = state.unit.module, bool(state.unit.name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if is_block and not self._is_inside and not self._look():  # somebody calls the block by itself
+                return enter(module, *args, **kwargs)
             # In front of every step of a compiled host: nothing but a look at the arguments' forms.
-            form = glance(module, args, kwargs)
-            entry = known.get(form) if form is not None else None
+            form = glance(module, args, kwargs, state.numbers_vary)
+            entry = state.known.get(form) if form is not None else None
             if entry is None:
-                entry = self._resolve(unit, variant, form, args, kwargs)
+                entry = self._resolve(state, form, args, kwargs)
             return entry(module, *args, **kwargs)
 
         return call
 
-    def _resolve(self, unit: Unit, variant: Variant, form: object, args: Any, kwargs: Any) -> Any:
+    def _resolve(self, state: _State, form: object, args: Any, kwargs: Any) -> Entry:
+        """Find what runs a call, and remember it where that needs no more thought."""
+        unit = state.unit
         kind = CallKind.of(unit.module, args, kwargs)
         if kind is not None:
-            touch(self.variants.seen(unit), kind, None, MAX_KINDS)
-        entry = variant.find(kind, unit.module, args, kwargs)
-        if entry is None:
+            kind = self.variants.see(unit, kind)
+            state.numbers_vary |= kind.numbers_vary
+        found = state.variant.find(kind, unit.module, args, kwargs)
+        if found is None and kind is not None and state.variant.is_made_for(kind):
+            found = self._made_for_others(state, kind, args, kwargs)
+        if found is None:
             self.news += 1
             return enter
+        source, entry = found[0], self._careful(state, found[1])
+        modules = (unit.module, *state.grafts)
+        if (trial := self._trials.pending(state.variant, source, kind, modules)) is not None:
+            return self._trials.on_trial(state.variant, trial, entry, modules)
+        if source is None and unit not in state.variant.entered:
+            return self._first(state, entry)
         if form is not None:
-            variant.known[unit][form] = entry
+            if len(state.known) >= MAX_FORMS:
+                state.known.clear()
+            state.known[form] = entry
         return entry
+
+    def _made_for_others(self, state: _State, kind: CallKind, args: Any, kwargs: Any) -> Any:
+        """There is code for such calls, and it does not fit this unit: it read some value in it."""
+        before = self._keys.of(state.unit, state.local, state.phase)
+        self._keys.renew(always=True)
+        key = self._keys.of(state.unit, state.local, state.phase)
+        if key == before and len(state.variant.values) == 1:
+            logger.warning(
+                "%s: the helper's code does not fit what calls it; it compiles here", state.variant.label
+            )
+            state.variant.leave_to_dynamo(kind)
+        else:
+            self.variants.tell_apart(key)
+            self._follow(state)
+        return state.variant.find(kind, state.unit.module, args, kwargs)
+
+    def _first(self, state: _State, entry: Entry) -> Entry:
+        """The first call of a unit by code that dynamo made for another: does that read values in it?"""
+        variant = state.variant
+        others = bool(variant.entered)
+        variant.entered.add(state.unit)
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            before = variant.graphs
+            out = entry(module, *args, **kwargs)
+            if others and len(variant.values) > 1 and variant.graphs > before:
+                key = self._keys.of(state.unit, state.local, state.phase)
+                self.variants.tell_apart(key)
+                variant.values[key.values] = None  # its code is there now
+            return out
+
+        return call
+
+    def _careful(self, state: _State, entry: Entry) -> Entry:
+        """``entry``, or eager mode where something was changed into what does not compile."""
+        variant = state.variant
+        if not variant.is_late:
+            return entry
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return entry(module, *args, **kwargs)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                variant.distrusted = f"it does not compile: {type(error).__name__}"
+                variant.look_again()
+                logger.warning("%s: what was changed in it cannot be compiled: %s", variant.label, error)
+                return enter(module, *args, **kwargs)
+
+        return call
+
+    def _look(self) -> bool:
+        """Look whether what compiled code takes for granted is still so, and run what is right for it now.
+
+        Returns False where that changes at every call: then the host runs uncompiled.
+        """
+        self._calls += 1
+        if self._keys.hold():
+            return True
+        if self._changes >= MAX_CHANGES:
+            for state in self._running.values():
+                state.variant.misses += 1
+            return False
+        in_a_row = self._changed_in == self._calls - 1
+        self._changes, self._changed_in = self._changes + 1 if in_a_row else 1, self._calls
+        what = self._keys.renew()
+        for state in self._running.values():
+            self._follow(state)
+        if self._changes == MAX_CHANGES:
+            logger.warning(
+                "what compiled code depends on (%s) has changed in %d calls in a row: the host runs "
+                "uncompiled until its structure changes",
+                what,
+                MAX_CHANGES,
+            )
+        return True
+
+    def _follow(self, state: _State) -> None:
+        """Let a unit run the variant of its key as that is now."""
+        before, variant = state.variant, self.variant(state.unit, state.local, state.phase)
+        if variant is not before:
+            variant.helped |= before.helped
+            variant.is_late |= not (variant.compiled or variant.artifacts)
+            self._adopt(state, variant)
+            self.news += 1
+
+    # The units of seeds that stand between blocks
+
+    def grow(self, structure: Structure, grafts: Mapping[str, Graft]) -> None:
+        """Find the units of seeds that stand between blocks."""
+        for placement in structure.placements:
+            name, region = placement.seed, structure.runs_in(placement)
+            if name not in grafts or any(unit.holds(region) for unit in self._blocks):
+                continue
+            module, known = grafts[name].module, self._grown.get(name)
+            if known is None or known[0] is not module:
+                self._grown[name] = module, units_in(name, module, self._kinds)
+                for unit in self._grown[name][1]:
+                    self._inherit_calls(unit, placement)
+
+    def _units_of_seeds(self) -> list[Unit]:
+        return [unit for _, units in self._grown.values() for unit in units]
+
+    @property
+    def eager(self) -> tuple[str, ...]:
+        """The seeds between blocks that have no modules inside: they run uncompiled."""
+        return tuple(seed for seed, (_, units) in self._grown.items() if not units)
+
+    def _inherit_calls(self, unit: Unit, placement: Placement) -> None:
+        """A new block will be called as its equals are; while it is isolated, by what needs no gradient."""
+        code = self._code(unit)
+        is_cut = placement.spec.isolated and placement.spec.fossil is None
+        equal = next((block for block in self._blocks if self._code(block) == code), None)
+        for kind in self.variants.seen(equal) if equal is not None else ():
+            self.variants.see(unit, kind.without_gradients() if is_cut else kind)
+
+    def _code(self, unit: Unit) -> Facts:
+        return self._keys.of(unit, Structure(), Phase.ISOLATED).code
 
     # What is ready
 
@@ -133,24 +349,33 @@ class CompiledHost:
 
     def is_there(self, unit: Unit, local: Structure, phase: Phase) -> bool:
         """Whether there is code for every call that was seen."""
-        variant = self.variants.peek((unit.kind, local.key, phase))
+        variant = self._peek(unit, local, phase)
         return variant is not None and not variant.given_up and not self.missing(unit, local, phase)
 
     def missing(self, unit: Unit, local: Structure, phase: Phase) -> list[CallKind]:
         """The kinds of call seen that there is no code for, the latest first."""
-        variant = self.variants.peek((unit.kind, local.key, phase))
+        variant = self._peek(unit, local, phase)
         seen = reversed(self.variants.seen(unit))
         return [kind for kind in seen if variant is None or not variant.is_ready(kind)]
 
     def touched(self, *structures: Structure) -> list[Unit]:
-        """The units that have a graft in one of the structures."""
+        """The units that have a graft in one of the structures, or are one."""
         regions = [region for structure in structures for region in structure.by_region]
-        return [unit for unit in self.units if any(map(unit.holds, regions))]
+        seeds = {placement.seed for structure in structures for placement in structure.placements}
+        grown = [unit for seed, (_, units) in self._grown.items() if seed in seeds for unit in units]
+        return [*(unit for unit in self._blocks if any(map(unit.holds, regions))), *grown]
 
     # What the helper is to make
 
-    def tasks_for(self, structure: Structure, before: Structure) -> list[Task]:
+    def tasks_for(self, structure: Structure, before: Structure, grafts: Mapping[str, Graft]) -> list[Task]:
         """What is missing for ``structure`` in the units where it is not ``before``; urgent ones first."""
+        self._look()
+        self.grow(structure, grafts)
+        for unit in self.touched(structure):
+            if unit in self._units_of_seeds() and not self.variants.seen(unit):
+                self.variant(
+                    unit, unit.local(structure), Phase.ISOLATED
+                ).helped = True  # nobody knows its calls
         tasks = []
         for unit in self.touched(structure, before):
             local = unit.local(structure)
@@ -165,17 +390,17 @@ class CompiledHost:
 
     def tasks_wanted(self) -> list[Task]:
         """What calls of late had to do without."""
+        self._look()
         tasks = []
-        for unit, (local, phase) in self._running.items():
-            variant = self.variants.peek((unit.kind, local.key, phase))
-            if variant is not None and variant.wanted:
-                tasks += self._tasks(
-                    unit, local, phase, [*variant.wanted, *(k for k, _ in variant.artifacts)]
-                )
+        for state in self._running.values():
+            if wanted := state.variant.wanted:
+                kinds = [*wanted, *(kind for kind, _ in state.variant.artifacts)]
+                tasks += self._tasks(state.unit, state.local, state.phase, kinds)
         return _distinct(tasks)
 
     def tasks_settled(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[Task]:
         """The forwards that save the objectives, for units of several seeds none of which learns now."""
+        self._look()
         tasks = []
         for unit in self.touched(structure):
             local = unit.local(structure)

@@ -8,11 +8,13 @@ where the model repeats one at least `MIN_REPEATS` times.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 
 from torch import nn
 
-from fxgraft.structure import Structure, is_within, kind_of
+from fxgraft.structure import Structure, is_within
+from fxgraft_passes.graft import SEEDS
 
 GRANULARITIES = ("host", "region", "auto")
 MIN_REPEATS = 4
@@ -26,7 +28,7 @@ class Unit:
     Attributes:
         name: qualified; ``""`` is the root.
         module: the module.
-        kind: equal for units that can share compiled code.
+        kind: equal for blocks that are alike: of one class, with the same settings and shapes.
     """
 
     name: str
@@ -60,7 +62,7 @@ def _blocks(root: nn.Module) -> list[Unit]:
     Modules without children stay eager: entering compiled code costs more than it saves there.
     """
     named = {name: module for name, module in root.named_modules() if any(module.children())}
-    kinds = {name: kind_of(module) for name, module in named.items() if name}
+    kinds = {name: likeness(module) for name, module in named.items() if name}
     counts = Counter(kinds.values())
     repeated = {name for name, kind in kinds.items() if counts[kind] > 1 and _is_callable(named[name])}
     above = {name[:i] for name in repeated for i in range(len(name)) if name[i] == "."}
@@ -71,6 +73,30 @@ def _blocks(root: nn.Module) -> list[Unit]:
         if _is_callable(named[name]):
             units.append(Unit(name, named[name], kinds[name]))
     return units
+
+
+def units_in(seed: str, module: nn.Module, kinds: Container[str]) -> list[Unit]:
+    """The units of a seed that stands between blocks: itself or what is inside of it, if that is a block
+    of a known kind; otherwise itself, unless it has no children.
+    """
+    prefix = f"{SEEDS}.{seed}.module"
+    found: list[Unit] = []
+    for name, part in module.named_modules():
+        path = f"{prefix}.{name}".rstrip(".")
+        if any(unit.holds(path) for unit in found) or not _is_callable(part) or not any(part.children()):
+            continue
+        if (kind := likeness(part)) in kinds:
+            found.append(Unit(path, part, kind))
+    if not found and any(module.children()) and _is_callable(module):
+        found.append(Unit(prefix, module, likeness(module)))
+    return found
+
+
+def likeness(module: nn.Module) -> str:
+    """Equal for modules of one class, with the same settings, shapes and dtypes."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    shapes = [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]
+    return f"{type(module).__module__}.{type(module).__qualname__}:{module!r}:{shapes}"
 
 
 def _is_callable(module: nn.Module) -> bool:

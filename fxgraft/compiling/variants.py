@@ -20,6 +20,7 @@ from torch import nn
 from fxgraft.compiling.artifacts import Artifact, Entry
 from fxgraft.compiling.calls import CallKind, covers
 from fxgraft.compiling.units import Unit
+from fxgraft.fingerprint import Facts
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -29,6 +30,12 @@ MAX_VARIANTS = 64
 
 MAX_ARTIFACTS = 16
 """How many artifacts a variant keeps: one for each kind of call, so this many of those."""
+
+MAX_KINDS = 8
+"""For how many kinds of call (the latest) a new structure is compiled before it is live."""
+
+MAX_FORMS = 256
+"""For how many forms of call a unit knows what runs them, before it finds that out anew."""
 
 _serial = count()
 
@@ -41,35 +48,60 @@ class Variant:
         label: for reports.
         function: what dynamo compiles.
         entry: its compiled form; compiles at the first call of a kind.
+        is_dynamic: whether dynamo makes sizes dynamic that differ.
         compiled: the kinds of call that dynamo has code for, or is to compile when they come.
         artifacts: what the helper made, and for which kind; the latest first.
         known: unit -> what its calls looked like at a glance -> what runs them.
+        values: what was in the attributes of the units that run it, see `fxgraft.fingerprint`.
+        entered: the units that dynamo's code has run for.
         helped: whether code is to come from the helper: calls that there is none for run uncompiled.
+        is_late: whether it was made in the middle of a call, for what had changed: if it does not compile,
+            it runs uncompiled.
         wanted: kinds of call that had to.
         misses: how many calls had to.
         given_up: whether the helper failed to make this variant, which the host can do without.
+        distrusted: why all calls run uncompiled: the code computes something else than eager mode, say.
+        trials: what is known of how it compares with eager mode, see `fxgraft.compiling.trials`.
     """
 
     label: str
     function: Entry
     entry: Entry
-    compiled: set[CallKind] = field(default_factory=set)
+    is_dynamic: bool = True
+    compiled: dict[CallKind, None] = field(default_factory=dict)
     artifacts: list[tuple[CallKind, Artifact]] = field(default_factory=list)
     known: dict[Unit, dict[object, Entry]] = field(default_factory=dict)
+    values: dict[Facts, None] = field(default_factory=dict)
+    entered: set[Unit] = field(default_factory=set)
     helped: bool = False
-    wanted: dict[CallKind, None] = field(default_factory=dict)
+    is_late: bool = False
+    wanted: OrderedDict[CallKind, None] = field(default_factory=OrderedDict)
     misses: int = 0
     given_up: bool = False
+    distrusted: str | None = None
+    trials: OrderedDict[object, Any] = field(default_factory=OrderedDict)
 
     @classmethod
     def make(cls, label: str, options: Mapping[str, Any]) -> Variant:
         """A variant that nothing is compiled for yet."""
         function = own_code()
-        return cls(label, function, torch.compile(function, **options))
+        return cls(label, function, torch.compile(function, **options), options.get("dynamic") is not False)
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs dynamo has compiled for it."""
+        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
+        return len(_debug_get_cache_entry_list(self.function.__code__))
 
     def is_ready(self, kind: CallKind) -> bool:
-        """Whether there is code for such calls."""
-        return kind in self.compiled or any(covers(made, kind) for made, _ in self.artifacts)
+        """Whether there is code for such calls, or is not to be."""
+        made = (*self.compiled, *(made for made, _ in self.artifacts))
+        return self.distrusted is not None or any(covers(one, kind) for one in made)
+
+    def is_made_for(self, kind: CallKind) -> bool:
+        """Whether the helper has made code for such calls."""
+        return any(covers(made, kind) for made, _ in self.artifacts)
 
     def add(self, kind: CallKind, artifact: Artifact) -> None:
         """Let code of the helper run calls of ``kind``."""
@@ -87,20 +119,33 @@ class Variant:
 
     def leave_to_dynamo(self, kind: CallKind) -> None:
         """The helper cannot: calls of ``kind`` compile when they come."""
-        self.compiled.add(kind)
         self.wanted.pop(kind, None)
+        for other in self.compiled:
+            both = other.merged(kind) if self.is_dynamic else None
+            if both is not None:  # dynamo has made these sizes and numbers dynamic by now
+                del self.compiled[other]
+                kind = both
+                break
+        self.compiled[kind] = None
+        if len(self.compiled) > MAX_FORMS:
+            del self.compiled[next(iter(self.compiled))]
 
-    def find(self, kind: CallKind | None, module: nn.Module, args: Any, kwargs: Any) -> Entry | None:
-        """What runs such a call compiled; None if it has to run uncompiled for now."""
+    def find(
+        self, kind: CallKind | None, module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[Artifact | None, Entry] | None:
+        """What runs such a call compiled, and of which artifact it is; None if it has to run uncompiled."""
+        if self.distrusted is not None:
+            self.misses += 1
+            return None
         for _, artifact in self.artifacts:
             if artifact.fits(module, *args, **kwargs):
-                return self._guarded(artifact)
-        if not self.helped or kind is None or kind in self.compiled:
+                return artifact, self._guarded(artifact)
+        if not self.helped or kind is None or any(covers(made, kind) for made in self.compiled):
             if kind is not None:
-                self.compiled.add(kind)
-            return self.entry
+                self.leave_to_dynamo(kind)
+            return None, self.entry
         self.misses += 1
-        self.wanted[kind] = None
+        note(self.wanted, kind)
         return None
 
     def _guarded(self, artifact: Artifact) -> Entry:
@@ -109,7 +154,11 @@ class Variant:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if fits(module, *args, **kwargs):
                 return run(module, *args, **kwargs)
-            self.look_again()  # what looks the same at a glance is not: a weight's dtype, say
+            # What looks the same at a glance is not: a number that branches go by, a weight's dtype.
+            for _, other in self.artifacts:
+                if other is not artifact and other.fits(module, *args, **kwargs):
+                    return other.run(module, *args, **kwargs)
+            self.look_again()
             self.misses += 1
             return enter(module, *args, **kwargs)
 
@@ -123,28 +172,86 @@ class Variants:
         self._options = options
         self._table: OrderedDict[object, Variant] = OrderedDict()
         self._seen: dict[Unit, OrderedDict[CallKind, None]] = {}
+        self._apart: OrderedDict[Facts, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[Variant]:
         return iter(self._table.values())
 
-    def get(self, key: object, label: Callable[[], str]) -> Variant:
+    def get(self, key: Key, label: Callable[[], str]) -> Variant:
         """The variant of that key, made if there is none; the newest of the table from now on."""
-        variant = self._table.get(key) or Variant.make(label(), self._options)
-        return touch(self._table, key, variant, MAX_VARIANTS)
+        found = self._shared(key)
+        variant = self._table.get(found) or Variant.make(label(), self._options)
+        variant.values[key.values] = None
+        if len(variant.values) > MAX_FORMS:
+            del variant.values[next(iter(variant.values))]
+        return touch(self._table, found, variant, MAX_VARIANTS)
 
-    def peek(self, key: object) -> Variant | None:
+    def peek(self, key: Key) -> Variant | None:
         """The variant of that key, if there is one."""
-        return self._table.get(key)
+        return self._table.get(self._shared(key))
+
+    def _shared(self, key: Key) -> object:
+        """What of a key the table goes by: values in attributes only where they are known to matter."""
+        shared = (key.code, key.structure)
+        if key.code not in self._apart:
+            return shared
+        variant = self._table.get(shared)
+        return shared if variant is not None and key.values in variant.values else (*shared, key.values)
+
+    def tell_apart(self, key: Key) -> None:
+        """Code of ``key`` depends on the values: share it among units of equal values only from now on."""
+        variant = self.peek(key)
+        touch(self._apart, key.code, None, MAX_VARIANTS)
+        if variant is not None:
+            variant.values.pop(key.values, None)
 
     def seen(self, unit: Unit) -> OrderedDict[CallKind, None]:
         """The kinds of call that a unit had, the latest last."""
         return self._seen.setdefault(unit, OrderedDict())
+
+    def see(self, unit: Unit, kind: CallKind) -> CallKind:
+        """Take down a call of ``unit``; return its kind, in which numbers that were others before vary."""
+        return note(self.seen(unit), kind)
+
+    def forget(self, unit: Unit) -> None:
+        """The unit is gone."""
+        self._seen.pop(unit, None)
+        for variant in self:
+            variant.known.pop(unit, None)
+            variant.entered.discard(unit)
 
     def forget_calls(self) -> None:
         """Compile a new structure for calls from now on only."""
         self._seen.clear()
         for variant in self:
             variant.look_again()
+
+
+@dataclass(frozen=True)
+class Key:
+    """What code depends on, beside the call.
+
+    Attributes:
+        code: of the unit, what compiled code may take for granted.
+        values: in the attributes of the unit.
+        structure: of its part of the structure, and the phase.
+    """
+
+    code: Facts
+    values: Facts
+    structure: object
+
+
+def note(kinds: OrderedDict[CallKind, None], kind: CallKind) -> CallKind:
+    """Make ``kind`` the newest of ``kinds``; as one with an earlier kind where only numbers differ."""
+    for other in kinds:
+        both = other.with_numbers_of(kind)
+        if both is not None:
+            kind = both
+            del kinds[other]
+            break
+    touch(kinds, kind, None, MAX_KINDS)
+    return kind
 
 
 def touch(table: OrderedDict[K, V], key: K, value: V, most: int) -> V:

@@ -29,7 +29,7 @@ from fxgraft.host.writing import watch, writers
 from fxgraft.slots.branching import Calls
 from fxgraft.slots.places import place
 from fxgraft.slots.selection import NO_SLOTS, Slots
-from fxgraft.structure import Structure
+from fxgraft.structure import Structure, kind_of
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
 
@@ -461,8 +461,11 @@ class Host(nn.Module):
         self._own = Ownership(self._root)
         self._writers = writers(self._root)
         # Copies of slots belong to the copied graphs: take each structure's from there.
-        placements = [replace(p, slot=self.site(*p.slot.names)) for p in self.structure.placements]
         grafts = self.grafts()
+        placements = [
+            replace(p, slot=self.site(*p.slot.names), kind=kind_of(grafts[p.seed].module))
+            for p in self.structure.placements
+        ]
         self._running.structure = Structure(tuple(placements))
         self.adopt(self.structure, self.phase, grafts)
 

@@ -58,16 +58,21 @@ class Running:
         before = self.structure
         # First: what is put back after an interrupted swap has to cover the regions of both.
         self.structure, self.phase = structure, phase
-        self._enter(grafts, before, self.compiled.touched(structure, before) if self.compiled else ())
+        units: Iterable[Unit] = ()
+        if self.compiled is not None:
+            self.compiled.grow(structure, grafts)
+            units = self.compiled.touched(structure, before)
+        self._enter(grafts, before, units)
 
     def compile(self, options: Mapping[str, Any], granularity: str, grafts: Grafts) -> None:
         """Run through ``torch.compile(**options)`` from now on."""
         from fxgraft.compiling.compiled import CompiledHost  # the compiler takes a second to import
 
-        compiled = CompiledHost(self._root, options, granularity)
+        compiled = CompiledHost(self._root, options, granularity, self._regions)
         if self.compiled is not None:
             self.compiled.stop()
         self.compiled = compiled
+        compiled.grow(self.structure, grafts)
         self._enter(grafts, self.structure, compiled.units)
 
     def stop_compiling(self) -> None:
@@ -134,7 +139,7 @@ class Running:
         if compiled is None:
             self.call = self._root
         elif of_units:
-            self.call = compiled.run(structure, of_units)
+            self.call = compiled.run(structure, of_units, grafts)
 
     def _install(self, structure: Structure, phases: Mapping[str, Phase], grafts: Grafts) -> None:
         for name, phase in phases.items():

@@ -194,11 +194,12 @@ class Background:
         structure = self._host.structure
         target = agreed.target(structure)
         compiled = self._host.compiled
-        tasks = compiled.tasks_for(target, structure) if compiled is not None else []
+        grafts = self._grafts(agreed)
+        tasks = compiled.tasks_for(target, structure, grafts) if compiled is not None else []
         if tasks and self._unaided != agreed.names and self._can_help():
             for birth in agreed.births:  # the time that is up is that of building, or of compiling
                 self._pending[birth.seed.name].deadline = self._deadline()
-            self._start(self._host.compile_in_helper(target, self._grafts(agreed), tasks), target)
+            self._start(self._host.compile_in_helper(target, grafts, tasks), target)
             self._lands = agreed
         elif self._peers.all_say(_READY, agreed.names):
             self._land(agreed, compiled=not tasks)

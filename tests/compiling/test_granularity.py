@@ -70,7 +70,7 @@ class World:
 
     def phases(self) -> dict[str, Phase]:
         running = self.host.compiled._running
-        return {unit.name: phase for unit, (_, phase) in running.items()}
+        return {unit.name: state.phase for unit, state in running.items()}
 
 
 def no_recompiles() -> Any:

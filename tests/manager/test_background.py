@@ -616,11 +616,11 @@ def test_when_the_last_of_several_has_learned_the_objectives_are_compiled_away()
     with no_recompiles():
         world.manager.blend("a", steps=3)
         world.train()
-        assert running[unit][1] is Phase.BLENDED
+        assert running[unit].phase is Phase.BLENDED
         world.manager.blend("b", steps=3)
         world.train()
         world.settle()
-        assert running[unit][1] is Phase.SETTLED
+        assert running[unit].phase is Phase.SETTLED
         world.train(3)
     eager = World(compiled=False)
     eager.manager.germinate(SLOT, Scale(), name="a")

@@ -1,0 +1,409 @@
+"""What the code of a module depends on, as values that can be compared: its fingerprint.
+
+Modules of equal fingerprints can run the same compiled code. A fingerprint has two parts:
+
+* ``code``: classes and their ``forward``, the tree of submodules, shapes and dtypes, functions held (by
+  code, closure and defaults), objects, hooks, and the globals that all this reads. A compiled graph
+  may take these for granted, so they are looked at before each call: `Fingerprint.holds`.
+* ``values``: numbers, texts and flags in attributes. A compiled graph checks those that it read by itself.
+
+Functions are followed as far as names go: from ``forward`` to the methods, attributes and globals that it
+names, and on from those. Code of torch, of fxgraft and of Python's own library is taken not to change.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import functools
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter, is_, itemgetter
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxgraft.capture.fallback import COUNTER
+from fxgraft_passes.naming import OWN_FORWARD
+
+_FIXED = {"torch", "fxgraft", "fxgraft_passes", "numpy", *sys.stdlib_module_names} - {"__main__"}
+"""Packages whose code does not change while a model trains."""
+
+_PLAIN = (
+    *(int, float, complex, bool, str, bytes, type(None), type(...), enum.Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_MOST_ITEMS = 256
+"""A container of more is known by which it is, not by what is in it."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NOT_READ = frozenset(vars(nn.Module())) | {"forward", "_compiled_call_impl", OWN_FORWARD, COUNTER}
+_GRAFT = "_graft_"
+"""How the names of grafts begin that a host has installed in a module: a structure's key has those."""
+
+_get_contents = attrgetter("cell_contents")
+
+
+class Fingerprint:
+    """What the code of ``module`` depends on now.
+
+    Args:
+        module: with all that is below it; what a host has installed in it is left out.
+
+    Attributes:
+        code: hashable; what a compiled graph may take for granted.
+        values: hashable; numbers, texts and flags in attributes.
+    """
+
+    def __init__(self, module: nn.Module):
+        reader = _Reader(module)
+        self.code = Facts(tuple(reader.facts))
+        self.values = Facts(tuple(reader.values))
+        self.watch = Watch([reader])
+
+    def holds(self) -> bool:
+        """Whether ``code`` is what it was."""
+        return self.watch.holds()
+
+
+class Watch:
+    """Looks whether what fingerprints took down is still so: in microseconds, before each call.
+
+    Args:
+        parts: of what; several are looked at faster together, as they share classes and globals.
+    """
+
+    def __init__(self, parts: Iterable[Watch | _Reader]):
+        self.reads: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self.cells: list[Any] = []
+        self.containers: list[tuple[Any, Any]] = []
+        self.empty: list[Any] = []
+        for part in parts:
+            for key, (holder, found) in part.reads.items():
+                self.reads.setdefault(key, (holder, {}))[1].update(found)
+            self.cells += part.cells
+            self.containers += part.containers
+            self.empty += part.empty
+        self._getters = list(self._make_getters())
+        self._now = [container for container, _ in self.containers]
+        self._then = [contents for _, contents in self.containers]
+
+    def _make_getters(self) -> Iterator[tuple[Callable[[Any], Any], Any, tuple[Any, ...]]]:
+        """What reads several values of a holder at once, and what they were."""
+        for holder, found in self.reads.values():
+            values = list(found.values())
+            get: Any = itemgetter if isinstance(holder, dict) else attrgetter
+            # With two names or more a getter returns a tuple.
+            yield get(*found, next(iter(found))), holder, (*values, values[0])
+        if self.cells:
+            yield _contents, self.cells, tuple(map(_get_contents, self.cells))
+
+    def holds(self) -> bool:
+        """Whether nothing has changed."""
+        try:
+            for get, holder, found in self._getters:
+                if not all(map(is_, get(holder), found)):
+                    return False
+            return self._now == self._then and not any(self.empty)
+        except Exception:  # a name that is gone, values that cannot be compared
+            return False
+
+    def changed(self) -> str:
+        """What has changed, in words; empty if nothing has."""
+        for holder, found in self.reads.values():
+            for name, value in found.items():
+                now = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+                if now is not value:
+                    return name
+        return "" if self.holds() else "a hook, a submodule or what is in a container"
+
+
+class Facts:
+    """Something hashable whose hash is computed once."""
+
+    __slots__ = ("_facts", "_hash")
+
+    def __init__(self, facts: tuple[object, ...]):
+        self._facts = facts
+        self._hash = hash(facts)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Facts) and self._hash == other._hash and self._facts == other._facts
+        )
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class Same:
+    """Equal to itself only. Does not keep alive what it stands for, where that is possible."""
+
+    __slots__ = ("_id", "_of")
+
+    def __init__(self, value: object):
+        self._id = id(value)
+        self._of: Callable[[], object]
+        try:
+            self._of = weakref.ref(value)
+        except TypeError:
+            self._of = lambda: value
+
+    def __eq__(self, other: object) -> bool:
+        mine = self._of()
+        return self is other or (isinstance(other, Same) and mine is not None and mine is other._of())
+
+    def __hash__(self) -> int:
+        return self._id
+
+
+_Attribute = tuple[object, Any, str, Any, bool]
+"""Number of the holder, holder (its ``__dict__``, if there is one), name, value, whether it may be soft."""
+
+
+class _Class:
+    """A class as the type of something that is used, as against one that is only named."""
+
+    def __init__(self, cls: type):
+        self.cls = cls
+
+
+class _Reader:
+    """Reads a module breadth first. All that it comes across gets a number: cycles end, and aliases show."""
+
+    def __init__(self, root: nn.Module):
+        self.facts: list[object] = []
+        self.values: list[object] = []
+        self.containers: list[tuple[Any, Any]] = []
+        self.empty: list[Any] = []  # registers of hooks
+        self._numbers: dict[int, int] = {}
+        self._found: list[tuple[Any, bool]] = []  # which also keeps every id the only one of its kind
+        self._classes: dict[type, _Class] = {}
+        self.reads: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self.cells: list[Any] = []
+        self._names: set[str] = set()
+        self._unnamed: dict[str, list[_Attribute]] = {}  # name -> attributes that nothing has named yet
+        self._named: list[_Attribute] = []
+        self._ref(root)
+        done = 0
+        while done < len(self._found) or self._named:
+            if done < len(self._found):
+                self.facts.append(self._expand(*self._found[done]))
+                done += 1
+            else:
+                self.facts.append(self._read(*self._named.pop(0)))
+
+    # Values
+
+    def _ref(self, value: Any, soft: bool = False) -> object:
+        """What stands for a value. If it is ``soft``, plain values go to the values."""
+        if isinstance(value, _PLAIN):
+            if not soft:
+                return _plain(value)
+            self.values.append(_plain(value))
+            return None
+        if isinstance(value, torch.Size):
+            return self._ref(tuple(value), soft)
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._found)
+            self._found.append((value, soft))
+        return "#", self._numbers[id(value)]
+
+    def _class(self, value: Any) -> object:
+        return self._ref(self._classes.setdefault(type(value), _Class(type(value))))
+
+    def _expand(self, value: Any, soft: bool) -> object:
+        match value:
+            case Tensor():
+                return _tensor(value)
+            case nn.Module():
+                return self._module(value)
+            case _Class():
+                return self._methods(value.cls)
+            case list() | tuple() | dict() | set() | frozenset():
+                return self._container(value, soft)
+            case FunctionType():
+                return self._function(value)
+            case functools.partial():
+                return "partial", *map(self._ref, (value.func, value.args, value.keywords))
+            case MethodType():
+                return "method", self._ref(value.__func__), self._ref(value.__self__, soft=True)
+            case property():
+                return "property", self._ref(value.fget)
+            case staticmethod() | classmethod():
+                return type(value).__name__, self._ref(value.__func__)
+        if isinstance(value, (type, ModuleType)) or type(value).__module__.startswith("torch"):
+            return Same(value)
+        return self._object(value, soft)
+
+    def _container(self, value: Any, soft: bool) -> object:
+        if len(value) > _MOST_ITEMS:
+            return Same(value)
+        if not isinstance(value, (tuple, frozenset)) and not (soft and _is_plain(value)):
+            self.containers.append((value, value.copy()))
+        if isinstance(value, (set, frozenset)):
+            return Same(type(value)), frozenset(map(_hashable, value))
+        if isinstance(value, dict):
+            keys: tuple[object, ...] = tuple(map(_hashable, value))
+            return Same(type(value)), keys, tuple(self._ref(item, soft) for item in value.values())
+        return Same(type(value)), tuple(self._ref(item, soft) for item in value)
+
+    def _module(self, module: nn.Module) -> object:
+        state = module.__dict__
+        self.containers.append((module._modules, dict(module._modules)))
+        number = self._ref(module)
+        for name, value in state.items():
+            if name not in _NOT_READ and not name.startswith(_GRAFT):
+                self._await((number, state, name, value, True), _is_fixed(type(module).__module__))
+        for register in _HOOKS:
+            if state[register]:
+                self._read(number, state, register, state[register], False)
+            else:
+                self.empty.append(state[register])
+        own = state.get("forward") if OWN_FORWARD not in state else None
+        tensors = (*module._parameters.items(), *module._buffers.items())
+        self.values += [part.training == module.training for part in module.children()]
+        return (
+            self._class(module),
+            None if own is None else self._ref(own),
+            tuple((name, self._ref(child)) for name, child in module._modules.items()),
+            tuple((name, self._ref(tensor)) for name, tensor in tensors),
+        )
+
+    def _object(self, value: Any, soft: bool) -> object:
+        holder: Any = getattr(value, "__dict__", value)
+        state = holder if isinstance(holder, dict) else {n: getattr(value, n) for n in _slots(value)}
+        if not state:
+            return self._class(value), Same(value)
+        number = self._ref(value)
+        for name, item in state.items():
+            self._await((number, holder, name, item, soft))
+        return self._class(value)
+
+    # Attributes, read when something has named them
+
+    def _await(self, attribute: _Attribute, at_once: bool = False) -> None:
+        if at_once or attribute[2] in self._names:
+            self._named.append(attribute)
+        else:
+            self._unnamed.setdefault(attribute[2], []).append(attribute)
+
+    def _name(self, names: frozenset[str]) -> None:
+        for name in sorted(names - self._names):
+            self._names.add(name)
+            self._named += self._unnamed.pop(name, ())
+
+    def _read(self, number: object, holder: Any, name: str, value: Any, soft: bool) -> object:
+        is_checked = soft and (isinstance(value, (*_PLAIN, Tensor)) or _is_plain(value))
+        if not is_checked and not isinstance(value, classmethod):
+            self._watch(holder, name, getattr(holder, name) if isinstance(holder, type) else value)
+        return number, name, self._ref(value, soft)
+
+    def _watch(self, holder: Any, name: str, value: Any) -> None:
+        _, found = self.reads.setdefault(id(holder), (holder, {}))
+        found[name] = value
+
+    # Functions
+
+    def _methods(self, cls: type) -> object:
+        """The class of a module or of an object: what is called for sure, and what may be by name."""
+        number = self._ref(self._classes[cls])
+        found: dict[str, Any] = {}
+        for base in cls.__mro__:
+            for name, value in vars(base).items():
+                if isinstance(value, (FunctionType, property, staticmethod, classmethod)):
+                    found.setdefault(name, value)
+        for name, method in found.items():
+            if not _is_fixed(_home(method)):
+                self._await((number, cls, name, method, False), name in ("forward", "__call__"))
+        return Same(cls)
+
+    def _function(self, function: FunctionType) -> object:
+        scope, code = function.__globals__, function.__code__
+        if _is_fixed(scope.get("__name__")):
+            return Same(function)
+        names = _names(code)
+        self._name(names)
+        number = self._ref(function)
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            self._watch(function, name, getattr(function, name))
+        for name in sorted(_globals(code) & scope.keys()):
+            value = scope[name]
+            self._named.append((number, scope, name, value, False))
+            if isinstance(value, ModuleType) and not _is_fixed(value.__name__):
+                inside = vars(value)
+                self._named += [(number, inside, n, inside[n], False) for n in sorted(names & inside.keys())]
+        cells = [cell for cell in function.__closure__ or () if not _is_empty(cell)]
+        self.cells += cells
+        kept = (function.__defaults__, function.__kwdefaults__, *map(_get_contents, cells))
+        return code, tuple(map(self._ref, kept))
+
+
+def _contents(cells: list[Any]) -> tuple[Any, ...]:
+    return tuple(map(_get_contents, cells))
+
+
+def _slots(value: Any) -> list[str]:
+    names = [getattr(cls, "__slots__", ()) for cls in type(value).__mro__]
+    flat = [n for given in names for n in ((given,) if isinstance(given, str) else given)]
+    return [name for name in flat if hasattr(value, name) and not name.startswith("__")]
+
+
+def _is_empty(cell: Any) -> bool:
+    try:
+        _get_contents(cell)
+    except ValueError:
+        return True
+    return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: CodeType) -> frozenset[str]:
+    """The names of globals, attributes and methods in a function, and in those inside of it."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(code.co_names).union(*inner)
+
+
+@functools.lru_cache(maxsize=4096)
+def _globals(code: CodeType) -> frozenset[str]:
+    """The names of globals alone."""
+    inner = [_globals(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    own = (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    return frozenset(own).union(*inner)
+
+
+def _home(method: Any) -> str | None:
+    """The module that a method was written in."""
+    function = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+    scope: Mapping[str, Any] = getattr(function, "__globals__", {})
+    return scope.get("__name__")
+
+
+def _is_fixed(module: str | None) -> bool:
+    return module is not None and module.partition(".")[0] in _FIXED
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a container holds nothing but what compiled code checks by itself."""
+    if not isinstance(value, _CONTAINERS) or len(value) > _MOST_ITEMS:
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return all(isinstance(item, (*_PLAIN, Tensor)) or _is_plain(item) for item in items)
+
+
+def _plain(value: Any) -> object:
+    """A plain value so that those that differ are unequal: 1 and True, 0.0 and -0.0."""
+    return type(value), repr(value) if isinstance(value, (float, complex)) else value
+
+
+def _hashable(value: Any) -> object:
+    return _plain(value) if isinstance(value, _PLAIN) else Same(value)
+
+
+def _tensor(tensor: Tensor) -> object:
+    layout = tensor.stride() if tensor.layout is torch.strided else tensor.layout
+    return type(tensor), tensor.shape, layout, tensor.dtype, tensor.device, tensor.requires_grad
