@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +96,7 @@ class Trials:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             grad = torch.is_grad_enabled()
             # A checkpoint runs the call again, by the same code: then all is compared at once.
-            at_once = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            at_once = _is_checkpointed()
             backward = grad and (trial.forward or at_once)
             difference = self._difference(entry, modules, args, kwargs, backward)
             trial.forward, trial.backward = True, backward
@@ -150,9 +150,12 @@ def _run(
 ) -> dict[str, Any]:
     """What a call shows, with all of it undone."""
     module, *_ = modules
-    # Where tensors are packed for a checkpoint, these are not.
-    hidden = torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is)
-    with untouched(*modules), hidden, _own_arguments(args, kwargs) as (own_args, own_kwargs, leaves):
+    with (
+        untouched(*modules),
+        _own_attributes(modules),
+        _hidden_from_checkpoints(),
+        _own_arguments(args, kwargs) as (own_args, own_kwargs, leaves),
+    ):
         out = entry(module, *own_args, **own_kwargs)
         outputs = [o for o in pytree.tree_leaves(out) if isinstance(o, Tensor)]
         found: dict[str, Any] = {
@@ -216,8 +219,25 @@ def _overlaps(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
+def _is_checkpointed() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _hidden_from_checkpoints() -> AbstractContextManager[Any]:
+    """Where tensors are packed for a checkpoint, those of the runs inside are not."""
+    if not _is_checkpointed():
+        return nullcontext()
+    # What is packed must not be the tensor itself: it could hold its own graph, in a cycle.
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda packed: packed)
+
+
+@contextmanager
+def _own_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let plain tensors in attributes (counters, say) be written to inside: they are copies."""
+    for part in (part for module in modules for part in module.modules()):
+        held = {name: value for name, value in part.__dict__.items() if type(value) is Tensor}
+        part.__dict__.update({name: value.detach().clone() for name, value in held.items()})
+    yield  # `untouched`, around this, puts attributes back
 
 
 def _streams() -> list[bytes]:
