@@ -68,7 +68,7 @@ class Running:
         """Run through ``torch.compile(**options)`` from now on."""
         from fxgraft.compiling.compiled import CompiledHost  # the compiler takes a second to import
 
-        compiled = CompiledHost(self._root, options, granularity, self._regions)
+        compiled = CompiledHost(self._root, options, granularity, self.regions)
         if self.compiled is not None:
             self.compiled.stop()
         self.compiled = compiled
