@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.compiling.artifacts import Artifact, Entry
 from fxgraft.compiling.calls import CallKind, covers
 from fxgraft.compiling.units import Unit
@@ -90,9 +91,7 @@ class Variant:
     @property
     def graphs(self) -> int:
         """How many graphs dynamo has compiled for it."""
-        from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
-
-        return len(_debug_get_cache_entry_list(self.function.__code__))
+        return _torch.graphs_of(self.function.__code__)
 
     def is_ready(self, kind: CallKind) -> bool:
         """Whether there is code for such calls, or is not to be."""
