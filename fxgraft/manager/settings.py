@@ -24,6 +24,7 @@ _GATED = ("blend", "fossilize")
 
 def host_of(given: nn.Module) -> Host:
     """The host, which may be inside what is around it on several ranks. Raises `TypeError`."""
+    given = _called(given)
     inner = given if isinstance(given, Host) else getattr(given, "module", None)
     if isinstance(given, AveragedModel):
         raise TypeError(
@@ -49,7 +50,8 @@ def host_of(given: nn.Module) -> Host:
 def wrapper_of(given: nn.Module, host: Host, ddp: nn.Module | None) -> nn.Module:
     """What is called in training: ``ddp``, if it is given, or ``given``. Raises `TypeError`."""
     if ddp is None:
-        return getattr(given, "_orig_mod", given)  # torch.compile(DistributedDataParallel(host))
+        return _called(given)
+    ddp = _called(ddp)
     if not isinstance(ddp, DistributedDataParallel) or all(module is not host for module in ddp.modules()):
         raise TypeError(
             f"ddp: expected the DistributedDataParallel around a module that contains the host; "
@@ -58,8 +60,13 @@ def wrapper_of(given: nn.Module, host: Host, ddp: nn.Module | None) -> nn.Module
     return ddp
 
 
+def _called(given: nn.Module) -> nn.Module:
+    """What Lightning's Fabric calls in the place of the module that it wraps, or ``given`` itself."""
+    return vars(given).get("_modules", {}).get("_forward_module", given)  # type: ignore[no-any-return]
+
+
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:
-    """All optimizers, without Accelerate's wrappers. Raises `TypeError`."""
+    """All optimizers, without the wrappers of Accelerate and Fabric. Raises `TypeError`."""
     if given is None:
         return ()
     several = (given,) if isinstance(given, Optimizer) else given
@@ -74,7 +81,7 @@ def parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
 
 
 def schedulers_of(given: Sequence[Any]) -> tuple[Any, ...]:
-    """All schedulers, without Accelerate's wrappers. Raises `TypeError`."""
+    """All schedulers, without the wrappers of Accelerate and Fabric. Raises `TypeError`."""
     # Only what a checkpoint wants of one: a training loop's own state goes along so.
     found = _several(
         "schedulers",

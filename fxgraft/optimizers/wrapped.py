@@ -1,4 +1,4 @@
-"""What Accelerate (and so transformers' ``Trainer``) puts around optimizers and schedulers.
+"""What Accelerate (and so transformers' ``Trainer``) and Fabric put around optimizers and schedulers.
 
 Such a wrapper has nothing of its own to save or to group: everything here is done with what is inside.
 """
@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 _WRAPPERS = {
     ("accelerate.optimizer", "AcceleratedOptimizer"): "optimizer",
     ("accelerate.scheduler", "AcceleratedScheduler"): "scheduler",
+    ("lightning.fabric.wrappers", "_FabricOptimizer"): "optimizer",
 }
 """Module and name of a class, or of a base of it -> the attribute with what is inside."""
 
 
 def inner(given: Any) -> Any:
-    """``given`` without Accelerate's wrappers; any other object is returned as it is."""
+    """``given`` without the wrappers of Accelerate and Fabric; any other object is returned as it is."""
     kinds = {(kind.__module__, kind.__qualname__) for kind in type(given).__mro__}
     for kind, attribute in _WRAPPERS.items():
         if kind in kinds:

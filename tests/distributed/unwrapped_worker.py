@@ -142,6 +142,28 @@ def a_wrapper_around_the_model_that_was_traced() -> None:
     del ddp
 
 
+def fabric_wraps_the_host() -> None:
+    from lightning.fabric import Fabric
+
+    told = _Told()
+    fabric = Fabric(accelerator="cpu", devices=SIZE, strategy="ddp")
+    fabric.launch()
+    for contains in (False, True):
+        host = _traced()
+        whole = _Outer(host) if contains else host
+        called, optimizer = fabric.setup(whole, torch.optim.AdamW(whole.parameters(), 1e-2))
+        manager = fxgraft.SeedManager(called, optimizer)
+        manager.germinate(SLOT, nn.Linear(24, 24), name="a", isolated=False)
+        for step in range(4):
+            draw = torch.Generator().manual_seed(10 * step + RANK)
+            optimizer.zero_grad()
+            fabric.backward(called(torch.randn(4, 6, generator=draw)).square().mean())
+            optimizer.step()
+            manager.step()
+        _same(whole)
+    assert not told.said, told.said
+
+
 def processes_of_their_own_are_told_once_and_not_hurt() -> None:
     told = _Told()
     host = _traced()
@@ -201,6 +223,7 @@ def main() -> None:
             a_wrapper_around_what_contains_the_host,
             several_hosts_in_one_wrapper,
             a_wrapper_around_the_model_that_was_traced,
+            fabric_wraps_the_host,
             processes_of_their_own_are_told_once_and_not_hurt,
             a_group_of_one_rank_is_not_hurt,
             a_wrapper_that_is_gone_does_not_count,
