@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -263,6 +264,20 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
 
 def _form(tensor: Tensor) -> str:
     return f"a {str(tensor.dtype).removeprefix('torch.')} tensor {tuple(tensor.shape)}"
+
+
+def has_option(blueprint: Any, name: str) -> bool:
+    """Whether a blueprint's factory has an option of that name (``**options`` are none)."""
+    if isinstance(blueprint, str):
+        blueprint = blueprints.get(blueprint).factory
+    if isinstance(blueprint, nn.Module) or not callable(blueprint):
+        return False
+    try:
+        parameter = inspect.signature(blueprint).parameters.get(name)
+    except (TypeError, ValueError):  # written in C
+        return False
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return parameter is not None and parameter.kind in named
 
 
 def label(blueprint: Any) -> str:

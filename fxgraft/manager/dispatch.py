@@ -137,7 +137,10 @@ def arguments(command: SEED) -> dict[str, Any]:
     Raises:
         CommandError: the configuration of the blueprint has a name that is an argument of these.
     """
-    if taken := command.config.keys() & _GERMINATE:
+    taken = command.config.keys() & _GERMINATE
+    if "groups" in taken and nursery.has_option(command.blueprint, "groups"):
+        taken = taken - {"groups"}  # which is then the blueprint's
+    if taken:
         raise CommandError(f"config: {', '.join(sorted(taken))} cannot be set by a command")
     return {
         "slot_name": command.slot,

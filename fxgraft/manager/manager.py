@@ -239,7 +239,8 @@ class SeedManager:
                 ``optimizer.param_groups`` or itself (``optimizer.param_groups[1]``); or a function
                 ``(name, parameter) -> place, group or None``, which is asked for each, by its name in the
                 seed (``"up.weight"``), several times, and leaves it to the rule by None. By default the
-                group that holds what is of the parameter's kind around the slot.
+                group that holds what is of the parameter's kind around the slot. A blueprint that has an
+                option ``groups`` of its own is given a number (``"norm", groups=4``), and nothing else.
             before: the name of a seed at this slot that the new one is to stand directly before. Seeds at one
                 slot compose in the order in which they were germinated, unless this or ``after`` is given.
             after: the name of a seed at this slot that it is to stand directly behind; with ``before``:
@@ -268,6 +269,7 @@ class SeedManager:
         follower = order.place(self.host, self._seeds, slot, before, after)
         label = nursery.label(blueprint)
         registered = isinstance(blueprint, str)
+        groups, config = _told_apart(blueprint, groups, config)
         seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
         if not self.enabled:
             self._lifecycle.enlist(seed, order.behind(self._seeds, seed.name, follower))
@@ -328,6 +330,7 @@ class SeedManager:
         name = name or self._memory.names.foresee(nursery.label(blueprint), self._taken())
         follower = order.place(self.host, self._seeds, slot, before, after)
         behind = order.behind(self._seeds, name, follower)
+        groups, config = _told_apart(blueprint, groups, config)
         seed = Seed(name, slot.name, nursery.label(blueprint), _spec(slot, mode, objective, isolated))
         self.registry.wish(seed, hyper, optimizer, groups)
         foresee = partial(self.registry.foresee, seed)
@@ -774,6 +777,15 @@ class SeedManager:
 
 
 _GIVEN_ONCE = frozenset(inspect.signature(SeedManager).parameters) - {"enabled"}
+
+
+def _told_apart(
+    blueprint: BlueprintLike, groups: Groups | None, config: dict[str, Any]
+) -> tuple[Groups | None, dict[str, Any]]:
+    """A number of groups (of a convolution, a norm) is for the blueprint that has such an option."""
+    if isinstance(groups, int) and nursery.has_option(blueprint, "groups"):
+        return None, {**config, "groups": groups}
+    return groups, config
 
 
 def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:

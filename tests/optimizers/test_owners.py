@@ -388,3 +388,25 @@ def test_a_resumed_run_goes_on_bit_for_bit_where_it_was(asked: str, hyper: Any, 
     for name in ("a", "b"):
         again.cull(name)
     assert [[len(g["params"]) for g in o.param_groups] for o in others] == [[3, 6], [1]]
+
+
+def grouped(slot: fxgraft.Slot, *, groups: int = 1) -> nn.Module:
+    assert groups in (1, 2)
+    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(groups)))
+
+
+def test_a_number_of_groups_is_for_the_blueprint_that_has_such_an_option() -> None:
+    host = fxgraft.trace(Headed(), (TOKENS,))
+    optimizer = torch.optim.AdamW(by_decay([{"params": list(host.parameters())}]), 1e-3)
+    manager = SeedManager(host, optimizer)
+    seed = manager.germinate("head", grouped, groups=2)
+    assert (dict(seed.config), len(seed.module)) == ({"groups": 2}, 2)
+    assert seed.places == {"0.weight": (0, 0), "0.bias": (0, 1), "1.weight": (0, 0), "1.bias": (0, 1)}
+    seed = manager.germinate("head", grouped, groups=optimizer.param_groups[1])
+    assert set(seed.places.values()) == {(0, 1)}
+    told = {"type": "SEED", "slot": "head", "blueprint": "norm", "name": "told", "config": {"groups": 1}}
+    assert manager.handle(told).accepted
+    assert manager.seeds["told"].config == {"groups": 1}
+    reply = manager.handle({**told, "blueprint": "mlp", "name": "other"})
+    assert reply.refused
+    assert "config: groups cannot be set by a command" in reply.reason
