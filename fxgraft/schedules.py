@@ -60,7 +60,7 @@ class Ramp:
     Attributes:
         starts: where alpha is at step 0, one number or one for each channel.
         target: where it goes, in [0, 1].
-        steps: at least 1.
+        steps: with none of it, nor of a warm-up, it is at once at the target.
         schedule: share of the steps -> share of the way.
         warmup: for how many steps before those alpha stays where it is.
     """
@@ -73,7 +73,7 @@ class Ramp:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", expect.number("to", self.target, 0, 1))
-        object.__setattr__(self, "steps", expect.whole("steps", self.steps, 1))
+        object.__setattr__(self, "steps", expect.whole("steps", self.steps))
         object.__setattr__(self, "warmup", expect.whole("warmup", self.warmup))
         shares = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
         odd = [share for share in shares if not isinstance(share, (int, float)) or not math.isfinite(share)]

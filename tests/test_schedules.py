@@ -75,10 +75,16 @@ def test_a_target_that_cannot_be(to):
         Ramp((0.0,), to, 10, resolve("linear"))
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, True, "3"])
+@pytest.mark.parametrize("steps", [-1, 1.5, True, "3"])
 def test_steps_that_cannot_be(steps):
-    with pytest.raises(ValueError, match=r"steps: expected a positive whole number; got "):
+    with pytest.raises(ValueError, match=r"steps: expected a whole number, 0 or more; got "):
         Ramp((0.0,), 1.0, steps, resolve("linear"))
+
+
+def test_no_steps_are_at_once():
+    assert Ramp((0.0, 0.5), 0.75, 0, resolve("cosine")).alphas(0) == (0.75, 0.75)
+    late = Ramp((0.0,), 1.0, 0, resolve("linear"), warmup=2)
+    assert [late.alphas(step) for step in range(4)] == [(0.0,), (0.0,), (1.0,), (1.0,)]
 
 
 def test_resolve():

@@ -28,11 +28,11 @@ class SEED:
 
 @dataclass(frozen=True, kw_only=True)
 class BLEND:
-    """Move the alpha of ``seed`` to ``to`` within ``steps`` training steps."""
+    """Move the alpha of ``seed`` to ``to`` within ``steps`` training steps; 0 is at once."""
 
     seed: str
     to: float = field(default=1.0, metadata={"minimum": 0, "maximum": 1})
-    steps: int = field(default=100, metadata={"minimum": 1, "maximum": 10**9})
+    steps: int = field(default=100, metadata={"minimum": 0, "maximum": 10**9})
     schedule: str = field(default="cosine", metadata={"enum": list(SCHEDULES)})
     id: str | None = None
 
@@ -47,9 +47,10 @@ class CULL:
 
 @dataclass(frozen=True, kw_only=True)
 class FOSSILIZE:
-    """Make ``seed`` a plain part of the host."""
+    """Make ``seed`` a plain part of the host; with ``force`` from any live stage, isolated or not."""
 
     seed: str
+    force: bool = False
     id: str | None = None
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed
 from fxgraft.structure import Placement, Structure
 from fxgraft_passes import Graft
 
 Names = list[list[str]]
-"""The seeds of a change, as data: to be born, to die, departed, to be fossilized."""
+"""The seeds of a change, as data: to be born, to die, departed, to be fossilized, blended; and what it is."""
+
+_WHOLE = "together"
+
+
+def is_whole(names: Names) -> bool:
+    """Whether they are those of an act."""
+    return _WHOLE in names[-1]
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,21 @@ class Change:
         deaths: live seeds to take out.
         departed: names of retired seeds, whose grafts go.
         fossils: seeds that become permanent, with their new placements.
+        ramps: seeds that are blended, with their new ramps: those to go live, and fossils to be, among them.
+        whole: whether it is an act, of which nothing lands where a part of it cannot.
     """
 
     births: tuple[Birth, ...] = ()
     deaths: tuple[Seed, ...] = ()
     departed: tuple[str, ...] = ()
     fossils: tuple[tuple[Seed, Placement], ...] = ()
+    ramps: tuple[tuple[Seed, Ramp], ...] = ()
+    whole: bool = False
+
+    @property
+    def moves_grafts(self) -> bool:
+        """Whether it leads to another structure."""
+        return bool(self.births or self.deaths or self.departed or self.fossils)
 
     def target(self, structure: Structure) -> Structure:
         """The structure that it makes of ``structure``."""
@@ -64,16 +80,21 @@ class Change:
             [seed.name for seed in self.deaths],
             list(self.departed),
             [seed.name for seed, _ in self.fossils],
+            [seed.name for seed, _ in self.ramps],
+            [_WHOLE] * self.whole,
         ]
 
-    def only(self, names: Sequence[Sequence[str]]) -> Change:
-        """What of it is about those seeds."""
-        births, deaths, departed, fossils = names
+    def only(self, names: Names) -> Change:
+        """What of it is about those seeds; of an act all, or nothing."""
+        if self.whole or is_whole(names):
+            return self if self.names == names else Change()
+        births, deaths, departed, fossils, ramps, _ = names
         return Change(
             births=tuple(birth for birth in self.births if birth.seed.name in births),
             deaths=tuple(seed for seed in self.deaths if seed.name in deaths),
             departed=tuple(name for name in self.departed if name in departed),
             fossils=tuple(item for item in self.fossils if item[0].name in fossils),
+            ramps=tuple(item for item in self.ramps if item[0].name in ramps),
         )
 
     @property
@@ -84,4 +105,5 @@ class Change:
             *(Change(deaths=(seed,)) for seed in self.deaths),
             *(Change(departed=(name,)) for name in self.departed),
             *(Change(fossils=(fossil,)) for fossil in self.fossils),
+            *(Change(ramps=(ramp,)) for ramp in self.ramps),
         )

@@ -106,23 +106,30 @@ class Lifecycle:
         """Swap in the structure that ``change`` leads to: host, optimizers and hooks, or nothing.
 
         Args:
-            change: what is born, culled and fossilized.
+            change: what is born, culled, blended and fossilized.
             warm_up: whether to compile what is missing before the structure is live.
         """
         warm_up = warm_up and not self.cold
-        if change == Change():
+        if not change.moves_grafts and not change.ramps:
             return
         with ExitStack() as undo:
             for birth in change.births:
                 self._enter(undo, birth)
             self._remove(undo, change.deaths)
+            is_first = any(seed.stage is Stage.TRAINING for seed, _ in change.ramps)
+            for seed, ramp in change.ramps:
+                self._set_out(undo, seed, ramp)
             for seed, _ in change.fossils:
                 undo.callback(amend, seed, stage=seed.stage, paused=seed.paused)
                 # Not paused: the host's parameters do not stand still.
                 amend(seed, stage=after(seed.stage, "fossilize", seed.name), paused=False)
             grafts = {birth.seed.name: birth.graft for birth in change.births}
-            phase = phase_for(self.seeds.values())
-            swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
+            if change.moves_grafts:
+                phase = phase_for(self.seeds.values())
+                swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
+            elif is_first:  # a new target is for the forward that runs already
+                undo.callback(self.host.adopt, self.host.structure, self.host.phase, self.host.grafts())
+                follow_stages(self.host, self.seeds.values())
             for birth in change.births:
                 self._join(undo, birth)
             undo.pop_all()
@@ -133,7 +140,9 @@ class Lifecycle:
         for seed, _ in change.fossils:
             self.gradients.unwatch(seed.name)
             self.registry.disown(seed.name)
-        for seed in (*(birth.seed for birth in change.births), *(seed for seed, _ in change.fossils)):
+        moved = [birth.seed for birth in change.births]
+        moved += [seed for seed, _ in (*change.ramps, *change.fossils)]
+        for seed in dict.fromkeys(moved):
             self._on_stage(seed)
         if found := outdated(self.host, [birth.placement.slot for birth in change.births]):
             logger.warning(
@@ -167,6 +176,22 @@ class Lifecycle:
         """What a seed does is followed from here: it is live, or its state was loaded."""
         self._progress.begin(seed)
         self.silence.begin(seed)
+
+    def _set_out(self, undo: ExitStack, seed: Seed, ramp: Ramp) -> None:
+        """TRAINING, BLENDING or HOLDING -> BLENDING; or -> HOLDING, where the ramp takes no step."""
+        undo.callback(self._back, seed, seed.stage, seed.alphas, seed.ramp, seed.ramp_step)
+        seed.begin(ramp)
+        seed.enter(after(seed.stage, "blend", seed.name))
+        if not ramp.length:
+            seed.advance()
+            seed.enter(after(seed.stage, "reach", seed.name))
+
+    def _back(
+        self, seed: Seed, stage: Stage, alphas: tuple[float, ...], ramp: Ramp | None, step: int
+    ) -> None:
+        amend(seed, ramp=ramp, ramp_step=step)
+        seed.set_alpha(*alphas)
+        seed.enter(stage)
 
     def _remove(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
         undo.callback(self.reorder, dict(self.seeds))
@@ -235,13 +260,13 @@ class Lifecycle:
         self.registry.admit(seed, module, self.host.owns, tries)
 
     def begin_blend(self, seed: Seed, ramp: Ramp) -> None:
-        """TRAINING, BLENDING or HOLDING -> BLENDING."""
-        before, stage = seed.stage, after(seed.stage, "blend", seed.name)
-        seed.begin(ramp)
-        seed.enter(stage)
-        if before is Stage.TRAINING:  # a new target is for the forward that runs already
-            follow_stages(self.host, self.seeds.values())
-        self._on_stage(seed)
+        """TRAINING, BLENDING or HOLDING -> BLENDING; or -> HOLDING, where the ramp takes no step."""
+        self.commit(Change(ramps=((seed, ramp),)))
+
+    def pause(self, seed: Seed, paused: bool) -> None:
+        """Let the ramp and the updates of a live seed stand still, or go on."""
+        amend(seed, paused=paused)
+        self.gradients.pause(seed.name, paused)
 
     def advance(self, seeds: Iterable[Seed]) -> None:
         """One training step of these; BLENDING -> HOLDING at the end of the ramp."""
@@ -260,10 +285,15 @@ class Lifecycle:
 
     def cull(self, *seeds: Seed) -> None:
         """Any stage before FOSSILIZED -> CULLED: out of graph, modules, optimizers and hooks."""
-        stages = [after(seed.stage, "cull", seed.name) for seed in seeds]
+        for seed in seeds:
+            after(seed.stage, "cull", seed.name)
         self.forget(*seeds)
-        for seed, stage in zip(seeds, stages, strict=True):
-            seed.leave(stage)
+        self.let_leave(*seeds)
+
+    def let_leave(self, *seeds: Seed) -> None:
+        """-> CULLED, for seeds that are out of everything."""
+        for seed in seeds:
+            seed.leave(Stage.CULLED)
             self._on_stage(seed)
 
     def forget(self, *seeds: Seed) -> None:
@@ -292,14 +322,18 @@ class Lifecycle:
         seed.leave(stage)
         self._on_stage(seed)
 
-    def fossilize(self, seed: Seed) -> None:
-        """HOLDING -> FOSSILIZED: a plain part of the host, its parameters the host's."""
-        self.commit(Change(fossils=((seed, self.fossil(seed)),)))
+    def fossilize(self, seed: Seed, ramp: Ramp | None = None) -> None:
+        """HOLDING -> FOSSILIZED: a plain part of the host, its parameters the host's.
 
-    def fossil(self, seed: Seed) -> Placement:
-        """The placement of a seed as a plain part of the host, at the alpha that it holds."""
-        after(seed.stage, "fossilize", seed.name)
-        assert seed.module is not None
+        With a ``ramp`` that takes no step it is taken to the end of that first, from any live stage.
+        """
+        alpha, ramps = (seed.alpha, ()) if ramp is None else (ramp.target, ((seed, ramp),))
+        self.commit(Change(fossils=((seed, self.fossil(seed, alpha)),), ramps=ramps))
+
+    def fossil(self, seed: Seed, alpha: float, module: nn.Module | None = None) -> Placement:
+        """The placement of a seed as a plain part of the host; with ``module``, if it has none yet."""
+        module = seed.module if module is None else module
+        assert module is not None
         slot = self.host.site(seed.slot, seed.source)
-        spec = replace(seed.spec, isolated=False, fossil=seed.alpha)
-        return Placement(seed.name, slot, spec, kind_of(seed.module))
+        spec = replace(seed.spec, isolated=False, fossil=alpha)
+        return Placement(seed.name, slot, spec, kind_of(module))

@@ -21,7 +21,8 @@ from torch import nn
 from fxgraft.compiling import helper
 from fxgraft.distributed.peers import Peers
 from fxgraft.errors import DistributedError
-from fxgraft.lifecycle.change import Birth, Change, Names
+from fxgraft.lifecycle.act import Act, Course
+from fxgraft.lifecycle.change import Birth, Change, Names, is_whole
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import follow, surroundings
 from fxgraft.manager.prefetch import Pending
@@ -67,6 +68,7 @@ class Background:
         self._timeout = timeout
         self._helper = helper
         self._pending: dict[str, Pending] = {}
+        self._acts: list[Act] = []
         self._fossils: dict[str, Seed] = {}
         self._job: Job | None = None
         self._lands = _NOTHING  # what the job is for; nothing, where it is for what runs already
@@ -84,7 +86,7 @@ class Background:
         self.is_landing = False
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + sum(course.is_birth for act in self._acts for course in act.courses)
 
     # What is asked for
 
@@ -98,17 +100,59 @@ class Background:
         """Let ``seed`` become permanent when the code for that is there."""
         self._fossils[seed.name] = seed
 
+    def take_in(self, act: Act) -> None:
+        """Let ``act`` land when the code for it is there; the acts before it come first."""
+        self._acts.append(act)
+
+    def follow(self, act: Act) -> None:
+        """After ``act`` has landed: what else follows from it."""
+        for course in act.courses:
+            seed = course.seed
+            if course.stage is Stage.CULLED:
+                self._let_go(course)
+                continue
+            self.leave_open(seed)
+            if course.paused is not None and seed.is_live:
+                self._lifecycle.pause(seed, course.paused)
+            for told in course.told:
+                told()
+
+    def _let_go(self, course: Course) -> None:
+        seed = course.seed
+        if course.module is not None:  # it never came
+            self._lifecycle.seeds.pop(seed.name, None)
+            seed.leave(Stage.CULLED)
+        elif seed.name in self._lifecycle.seeds:  # in preparation
+            self.cancel(seed)
+            self._lifecycle.cull(seed)
+        else:
+            self.leave_open(seed)
+            self._lifecycle.let_leave(seed)
+
     def leave_open(self, seed: Seed) -> None:
-        """Let ``seed`` not become permanent after all."""
+        """Let what was planned for a live seed not be: that it becomes permanent, or its part in an act."""
         if self._fossils.pop(seed.name, None) is not None:
             self._drop_job_for(seed)
+        self._forget(seed)
 
     def cancel(self, seed: Seed) -> None:
         """Forget what is in preparation for ``seed``; what is still built for it is dropped."""
-        self.leave_open(seed)
-        if self._pending.pop(seed.name, None) is not None:
-            self._reporter.prefetch_failed(seed, "cancelled")
+        has_come = self._pending.pop(seed.name, None) is not None
+        if has_come:
             self._drop_job_for(seed)
+        if has_come or any(act.course(seed).is_birth for act in self._acts):
+            self._reporter.prefetch_failed(seed, "cancelled")
+        self.leave_open(seed)
+
+    def _forget(self, seed: Seed) -> None:
+        """Take ``seed`` out of the acts in preparation; the rest of these lands without it."""
+        for act in list(self._acts):
+            if not act.forget(seed):
+                continue
+            if act is self._acts[0] and self._lands.whole:
+                self._drop_job()
+            if not act.courses:
+                self._acts.remove(act)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until what is in preparation is built, and compiled as far as that was begun.
@@ -176,7 +220,7 @@ class Background:
         return str(pending.error) if pending.is_built and pending.module is None else None
 
     def _begin(self) -> None:
-        waiting = self._pending or self._fossils or self._lifecycle.departing - self._left
+        waiting = self._acts or self._pending or self._fossils or self._lifecycle.departing - self._left
         change = self._next_change() if waiting else _NOTHING
         if not waiting or change == _NOTHING:
             self._tend()
@@ -198,7 +242,8 @@ class Background:
         tasks = compiled.tasks_for(target, structure, grafts) if compiled is not None else []
         if tasks and self._unaided != agreed.names and self._can_help():
             for birth in agreed.births:  # the time that is up is that of building, or of compiling
-                self._pending[birth.seed.name].deadline = self._deadline()
+                if not agreed.whole:
+                    self._pending[birth.seed.name].deadline = self._deadline()
             self._start(self._host.compile_in_helper(target, grafts, tasks), target)
             self._lands = agreed
         elif self._peers.all_say(_READY, agreed.names):
@@ -211,12 +256,18 @@ class Background:
         return None if self._choice is None else change.only(self._choice)
 
     def _next_change(self) -> Change:
+        begun = self._lands.names if self._lands != _NOTHING else self._choice
+        while self._acts and (begun is None or is_whole(begun)):  # else the acts come after it
+            try:
+                return self._acts[0].change(self._lifecycle)
+            except Exception as error:  # the host was converted, say, so that it does not fit any more
+                self._fail_act(f"{type(error).__name__}: {error}")
         births = [self._conceive(p) for p in list(self._pending.values()) if p.is_agreed]
         fossils = [seed for seed in self._fossils.values() if seed.stage is Stage.HOLDING]
         return Change(
             births=tuple(birth for birth in births if birth is not None),
             departed=tuple(sorted(self._lifecycle.departing - self._left)),
-            fossils=tuple((seed, self._lifecycle.fossil(seed)) for seed in fossils),
+            fossils=tuple((seed, self._lifecycle.fossil(seed, seed.alpha)) for seed in fossils),
         )
 
     def _conceive(self, pending: Pending) -> Birth | None:
@@ -305,6 +356,9 @@ class Background:
         if self._job is not None:
             self._job.leave_rest()
         self._drop_job()
+        if change.whole:
+            self._fail_act(reason)
+            return
         for birth in change.births:
             self._fail(birth.seed, reason)
         rest = Change(departed=change.departed, fossils=change.fossils)
@@ -336,6 +390,9 @@ class Background:
         try:
             self._lifecycle.commit(change, warm_up=not compiled)
         except Exception as error:  # of a compiler, of memory: no reason to end the training
+            if change.whole:
+                self._fail_act(f"{type(error).__name__}: {error}")
+                return
             if len(change.parts) > 1:  # one of several is at fault: the others land without it
                 for part in change.parts:
                     self._land(part, compiled=False)
@@ -345,6 +402,9 @@ class Background:
         finally:
             self.is_landing = False
         self._left = frozenset()
+        if change.whole:
+            self.follow(self._acts.pop(0))
+            return
         for birth in change.births:
             pending = self._pending.pop(birth.seed.name)
             self._reporter.live_after(pending.elapsed_ms, birth.seed, prefetched=True)
@@ -352,6 +412,9 @@ class Background:
             del self._fossils[seed.name]
 
     def _fail_change(self, change: Change, reason: str) -> None:
+        if change.whole:
+            self._fail_act(reason)
+            return
         for birth in change.births:
             self._fail(birth.seed, reason)
         for seed, _ in change.fossils:
@@ -364,6 +427,22 @@ class Background:
                 reason,
             )
         self._left |= set(change.departed)
+
+    def _fail_act(self, reason: str) -> None:
+        """The first act comes to nothing: its new seeds are given up, and the others stay as they are."""
+        if not self._acts:
+            return
+        act = self._acts.pop(0)
+        born = [course.seed for course in act.courses if course.module is not None]
+        for seed in born:
+            self._fail(seed, reason)
+        if len(born) < len(act.courses):
+            rest = [course.seed.name for course in act.courses if course.module is None]
+            logger.warning(
+                "what was to be done together was not: %s stay as they are: %s", ", ".join(rest), reason
+            )
+        if self._lands.whole:
+            self._drop_job()
 
     def _fail(self, seed: Seed, reason: str) -> None:
         logger.warning("seed %r did not go live: %s", seed.name, reason)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
@@ -17,6 +18,9 @@ from fxgraft.telemetry import logger
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
+
+Order = tuple[Command, Future[Reply] | None]
+"""A command, and what waits for its reply on this rank."""
 
 Message = Command | Mapping[str, Any] | str | bytes
 
@@ -40,6 +44,7 @@ class Dispatcher:
     def __init__(self, manager: SeedManager, reporter: Reporter):
         self._manager, self._reporter = manager, reporter
         self._replies: OrderedDict[str, Reply] = OrderedDict()
+        self._left: list[Order] = []  # by an interrupt, for the next time
 
     def handle(self, message: Message, inbox: Inbox | None = None) -> Reply:
         """Carry one message out; an id that was carried out before gets its reply again.
@@ -59,31 +64,79 @@ class Dispatcher:
             return waiting.result() if waiting.done() else _queued(command)
         if command.id is not None and command.id in self._replies:
             return self._replies[command.id]
+        return self._tell(command, self._try(command))
+
+    def carry_out(self, orders: Iterable[Order]) -> None:
+        """Carry commands out, and give each future its reply.
+
+        All land as one change. One that is refused changes nothing for the others; where the change as a
+        whole cannot land, each is carried out for itself.
+        """
+        waiting, self._left = [*self._left, *orders], []
+        if len(waiting) > 1 and self._carry_out_together(waiting):
+            return
+        while waiting:
+            command, future = waiting.pop(0)
+            try:
+                _answer(future, self.handle(command))
+            except BaseException as interrupt:
+                self._interrupted(interrupt, future, waiting)
+                raise
+
+    def _interrupted(self, error: BaseException, future: Future[Reply] | None, left: Sequence[Order]) -> None:
+        """Ctrl-C: whoever waits for the reply must not for ever; the other commands are for the next time."""
+        self._left = list(left)
+        if future is not None:
+            future.set_exception(error)
+
+    def _carry_out_together(self, orders: list[Order]) -> bool:
+        """Carry commands out in one act; return whether it landed. If not, nothing was changed."""
+        reply: Callable[[], Reply]
+        replies: list[Callable[[], Reply]] = []
+        first: dict[str, Callable[[], Reply]] = {}  # by id: each is carried out once
+        try:
+            with self._manager.together():
+                for command, _ in orders:
+                    if command.id is not None and command.id in self._replies:
+                        reply = partial(_the_same, self._replies[command.id])
+                    elif command.id is not None and command.id in first:
+                        reply = first[command.id]
+                    else:
+                        reply = cache(partial(self._tell, command, self._try(command)))
+                    replies.append(reply)
+                    if command.id is not None:
+                        first[command.id] = reply
+        except Exception as error:
+            logger.info("%d commands did not land as one: %s: %s", len(orders), type(error).__name__, error)
+            return False
+        except BaseException as interrupt:
+            at = min(len(replies), len(orders) - 1)  # the command that was being carried out
+            self._interrupted(interrupt, orders[at][1], [*orders[:at], *orders[at + 1 :]])
+            raise
+        for (_, future), reply in zip(orders, replies, strict=True):
+            _answer(future, reply())
+        return True
+
+    def _try(self, command: Command) -> Callable[[], Reply]:
+        """Carry ``command`` out; what is returned tells, when all is done, what became of it."""
         kind = type(command).__name__
         try:
             seed, done = self._carry_out(command)
-            reply = Reply(True, done, kind, seed, command.id)
+            return lambda: Reply(True, done(), kind, seed, command.id)
         except Exception as error:
             logger.info("refused %s: %s", kind, error)
-            reply = Reply(False, f"{type(error).__name__}: {error}", kind, _subject(command), command.id)
+            refused = Reply(False, f"{type(error).__name__}: {error}", kind, _subject(command), command.id)
+            return partial(_the_same, refused)
+
+    def _tell(self, command: Command, outcome: Callable[[], Reply]) -> Reply:
+        """The reply, told to the sinks and remembered."""
+        reply = outcome()
         self._reporter.command(commands.to_dict(command), reply)
         if command.id is not None:
             self._replies[command.id] = reply
             if len(self._replies) > REMEMBERED:
                 self._replies.popitem(last=False)
         return reply
-
-    def carry_out(self, orders: Iterable[tuple[Command, Future[Reply] | None]]) -> None:
-        """Carry commands out, and give each future its reply."""
-        for command, future in orders:
-            try:
-                reply = self.handle(command)
-            except BaseException as interrupt:  # Ctrl-C: whoever waits for the reply must not for ever
-                if future is not None:
-                    future.set_exception(interrupt)
-                raise
-            if future is not None:
-                future.set_result(reply)
 
     def submit(self, message: Message, inbox: Inbox) -> Future[Reply]:
         """Let one message wait in the ``inbox``; what cannot be read is refused at once."""
@@ -94,30 +147,31 @@ class Dispatcher:
             refused.set_result(Reply(False, str(error)))
             return refused
 
-    def _carry_out(self, command: Command) -> tuple[str, str]:
-        """The seed that the command was about, and what was done."""
+    def _carry_out(self, command: Command) -> tuple[str, Callable[[], str]]:
+        """The seed that the command was about, and what was done, in words."""
         manager = self._manager
         match command:
             case SEED():
                 given = arguments(command)
                 self._check_size(command)
                 seed = manager.germinate(**given)
-                return seed.name, f"{seed.name} is {seed.stage.name} at {seed.slot}"
+                return seed.name, lambda: f"{seed.name} is {seed.stage.name} at {seed.slot}"
             case BLEND():
                 manager.blend(command.seed, to=command.to, steps=command.steps, schedule=command.schedule)
-                return command.seed, f"alpha goes to {command.to:g} in {command.steps} steps"
+                to, steps = command.to, command.steps
+                return command.seed, lambda: f"alpha goes to {to:g} in {steps} steps"
             case CULL():
                 manager.cull(command.seed)
-                return command.seed, "culled"
+                return command.seed, lambda: "culled"
             case FOSSILIZE():
-                manager.fossilize(command.seed)
-                return command.seed, "a part of the host now"
+                manager.fossilize(command.seed, force=command.force)
+                return command.seed, lambda: "a part of the host now"
             case PAUSE():
                 manager.pause(command.seed)
-                return command.seed, "paused"
+                return command.seed, lambda: "paused"
             case RESUME():
                 manager.resume(command.seed)
-                return command.seed, "goes on"
+                return command.seed, lambda: "goes on"
 
     def _check_size(self, command: SEED) -> None:
         """Refuse a seed that could exhaust the memory, before any is taken for it."""
@@ -153,6 +207,15 @@ def arguments(command: SEED) -> dict[str, Any]:
         "after": command.after,
         **command.config,
     }
+
+
+def _the_same(reply: Reply) -> Reply:
+    return reply
+
+
+def _answer(future: Future[Reply] | None, reply: Reply) -> None:
+    if future is not None:
+        future.set_result(reply)
 
 
 def _queued(command: Command) -> Reply:

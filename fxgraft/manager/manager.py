@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,7 @@ from fxgraft.isolation.check import Violation
 from fxgraft.isolation.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
 from fxgraft.isolation.shadow import shadow_pass
 from fxgraft.lifecycle import nursery, order
+from fxgraft.lifecycle.act import Act, at_once
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.lifecycle.plan import Plan, plan
@@ -38,6 +40,7 @@ from fxgraft.manager.dispatch import Dispatcher
 from fxgraft.manager.journal import Journal, check_loss
 from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import Memory, Saver
+from fxgraft.manager.together import Acts
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.optimizers.wishes import Groups
 from fxgraft.schedules import Ramp, Schedule
@@ -149,6 +152,7 @@ class SeedManager:
         self._gates = settings.gates_of(gates)
         self._cooldown = cooldown
         self._memory = Memory(self.peers.share(torch.initial_seed()))
+        self._acts = Acts(self._lifecycle, self._background, self._memory)
         self._saver = Saver(
             self._lifecycle, self._optimizers, self.schedulers, self._reporter, self.peers, self._memory
         )
@@ -266,7 +270,7 @@ class SeedManager:
         if self.enabled and wait_for > 0:
             raise SlotError(f"slot {slot_name!r} cools down after a cull, for {wait_for} more steps")
         spec = _spec(slot, mode, objective, isolated)
-        follower = order.place(self.host, self._seeds, slot, before, after)
+        follower = order.place(self.host, self._acts.staying(), slot, before, after)
         label = nursery.label(blueprint)
         registered = isinstance(blueprint, str)
         groups, config = _told_apart(blueprint, groups, config)
@@ -290,7 +294,12 @@ class SeedManager:
         admit = partial(self._lifecycle.admit, seed, tries=wait)
         build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
         began = time.monotonic()
-        if wait:
+        if self._acts.open is not None:
+            with disturbable():
+                module = build()
+            self._plan_germination(seed, slot, module, follower, began)
+            self._acts.open.waits &= wait
+        elif wait:
             with disturbable():
                 module = build()
             self._lifecycle.go_live(seed, slot, module, follower)
@@ -358,7 +367,7 @@ class SeedManager:
         Args:
             seed: from TRAINING, or again from BLENDING or HOLDING, also downwards.
             to: the target, in [0, 1].
-            steps: how many training steps it takes, at least 1.
+            steps: how many training steps it takes; 0 is at once: it is HOLDING when the call returns.
             schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone callable that takes
                 the share of the steps done to the share of the way, both in [0, 1].
             warmup: how many steps alpha stays where it is, before those.
@@ -372,11 +381,15 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("blend", seed, disabled=True)
-        stage_after(seed.stage, "blend", seed.name)
-        ramp = Ramp(seed.alphas, to, steps, schedules.resolve(schedule), warmup)
-        self._pass_gate("blend", seed, force)
+        course = self._acts.course(seed)
+        stage_after(course.stage, "blend", seed.name)
+        ramp = Ramp(course.alphas, to, steps, schedules.resolve(schedule), warmup)
+        self._pass_gate("blend", course.judged(), force)
+        told = partial(self._reporter.blend, seed, ramp.target, steps, str(schedule))
+        if self._acts.open is not None:
+            return self._acts.open.blend(seed, ramp, told)
         self._background.leave_open(seed)
-        self._reporter.blend(seed, ramp.target, steps, str(schedule))
+        told()
         return self._lifecycle.begin_blend(seed, ramp)
 
     @whole
@@ -396,6 +409,9 @@ class SeedManager:
         if seed.stage is Stage.DORMANT:
             del self._seeds[seed.name]
             return self._reporter.operation("cull", seed, disabled=True)
+        if self._acts.open is not None:
+            self._plan_cull(seed, wait)
+            return None
         self._background.cancel(seed)
         if wait:
             self._lifecycle.cull(seed)
@@ -406,27 +422,46 @@ class SeedManager:
 
     @whole
     def fossilize(self, seed: Seed | str, *, wait: bool = True, force: bool = False) -> None:
-        """Make a HOLDING seed a plain part of the host, at the alpha that it holds.
+        """Make a seed a plain part of the host, at the alpha that it holds.
 
         Args:
-            seed: a HOLDING one.
+            seed: a HOLDING one; or, where it is not isolated, one in TRAINING or BLENDING, which goes to the
+                target of its blend (1 without one) at once, as by ``blend(steps=0)``.
             wait: False leaves it HOLDING until a later `step`, when a compiled host has the code; a `blend`
                 before that takes the wish back.
-            force: do so whatever the gates say, also of a seed that has never run.
+            force: from TRAINING and BLENDING also where it is isolated; and whatever the gates say, also of a
+                seed that has never run.
 
         Raises:
-            StageError: the seed is not HOLDING, or a gate refuses it: it has not run, say.
+            StageError: the seed is in another stage, isolated without ``force``, or a gate refuses it: it has
+                not run, say.
         """
         self._allow("fossilize")
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("fossilize", seed, disabled=True)
-        stage_after(seed.stage, "fossilize", seed.name, seed.progress)
-        self._pass_gate("fossilize", seed, force)
-        if not wait:
-            return self._background.fossilize(seed)
-        self._background.leave_open(seed)
-        return self._lifecycle.fossilize(seed)
+        expect.flag("force", force)
+        course = self._acts.course(seed)
+        ramp = at_once(course, force)
+        told = None
+        if ramp is not None:
+            course = replace(course, stage=Stage.HOLDING, alphas=ramp.alphas(0), ramp=ramp)
+            told = partial(self._reporter.blend, seed, ramp.target, 0, "linear")
+        self._pass_gate("fossilize", course.judged(), force)
+        if (act := self._acts.open) is not None:
+            if ramp is not None and told is not None:
+                act.blend(seed, ramp, told)
+            act.fossilize(seed)
+            act.waits &= wait
+            return None
+        if told is not None:
+            told()
+        if wait:
+            self._background.leave_open(seed)
+            return self._lifecycle.fossilize(seed, ramp)
+        if ramp is not None:
+            self._lifecycle.begin_blend(seed, ramp)
+        return self._background.fossilize(seed)
 
     @whole
     def cull_all(self, *, wait: bool = True) -> list[str]:
@@ -439,6 +474,11 @@ class SeedManager:
                 `step`, as in `cull`.
         """
         self._allow("cull")
+        if self._acts.open is not None:
+            staying = [s for s in reversed(self._acts.staying().values()) if not _is_settled(s)]
+            for seed in staying:
+                self._plan_cull(seed, wait)
+            return [seed.name for seed in staying]
         began = time.monotonic()
         there = [s for s in reversed(self._seeds.values()) if s.is_live or s.stage is Stage.GERMINATED]
         for seed in there:
@@ -452,6 +492,29 @@ class SeedManager:
             self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
         self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
         return [seed.name for seed in there]
+
+    def together(self, *, wait: bool = True) -> AbstractContextManager[None]:
+        """Let what is done inside land as one change at the end of the block, whole or not at all.
+
+        ``germinate``, ``blend``, ``cull``, ``fossilize``, ``pause`` and ``resume`` are checked and planned
+        inside; at the end the host gets one other structure, in one swap, compiled once. Until then nothing
+        that runs changes: a new seed is GERMINATED, an old one in the stage that it was in. A call inside is
+        checked against what those before it lead to (a new seed can be blended); one that raises is not
+        planned, and the others are. A name is free for another seed only after the block.
+
+        An exception that leaves the block, or a change that cannot land (an error of a compiler, say),
+        leaves everything as it was: the names are free again, and the new seeds are CULLED. A block inside
+        of another lands with it; an exception that leaves the inner one takes back what was planned there.
+
+        Args:
+            wait: False lets the whole land in the background, at a later `step`, and so does one
+                ``wait=False`` inside. Modules are built at their calls all the same.
+
+        Raises:
+            StageError: in another thread than the one that trains, or where seeds cannot change.
+        """
+        self._allow("open manager.together()")
+        return self._acts.block(expect.flag("wait", wait))
 
     @whole
     def pause(self, seed: Seed | str) -> None:
@@ -516,6 +579,7 @@ class SeedManager:
         self._inbox.begin_step()
         try:
             self._refuse_while_borrowed("step")
+            self._acts.refuse("step")
             self.peers.settle()
             self._reporter.step += 1
             self._background.step()
@@ -614,6 +678,7 @@ class SeedManager:
                 blends by a schedule without a name.
         """
         self._inbox.require_here("save")
+        self._acts.refuse("save")
         if strange := self._lifecycle.strangers():
             raise CheckpointError(
                 f"{os.fspath(path)}: expected a host with seeds of this manager only; it has {strange} of "
@@ -714,6 +779,7 @@ class SeedManager:
     def _allow(self, action: str) -> None:
         """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed."""
         self._inbox.require_here(action)
+        self._acts.refuse_threads()
         self._refuse_while_borrowed(action)
 
     def _refuse_while_borrowed(self, action: str) -> None:
@@ -734,11 +800,33 @@ class SeedManager:
         self._inbox.require_here("pause" if paused else "resume")
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("pause" if paused else "resume", seed, disabled=True)
-        if not seed.is_live:
-            raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {seed.stage.name}")
-        amend(seed, paused=paused)
-        self._lifecycle.gradients.pause(seed.name, paused)
-        return self._reporter.operation("pause" if paused else "resume", seed)
+        stage = self._acts.course(seed).stage
+        if stage not in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING):
+            raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {stage.name}")
+        told = partial(self._reporter.operation, "pause" if paused else "resume", seed)
+        if self._acts.open is not None:
+            return self._acts.open.pause(seed, paused, told)
+        self._lifecycle.pause(seed, paused)
+        return told()
+
+    def _plan_germination(
+        self, seed: Seed, slot: Slot, module: nn.Module, follower: str | None, began: float
+    ) -> None:
+        """Into the open act: the seed is among the others from now on."""
+        act = self._acts.open
+        assert act is not None
+        birth = self._lifecycle.conceive(seed, slot, module, follower)
+        act.germinate(birth, partial(self._tell_birth, seed, began, act))
+        self._lifecycle.enlist(seed, birth.before)
+
+    def _tell_birth(self, seed: Seed, began: float, act: Act) -> None:
+        self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=not act.waits)
+
+    def _plan_cull(self, seed: Seed, wait: bool) -> None:
+        assert self._acts.open is not None
+        self._acts.open.cull(seed)
+        self._acts.open.waits &= wait
+        self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
 
     def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
         if name is None:
@@ -786,6 +874,10 @@ def _told_apart(
     if isinstance(groups, int) and nursery.has_option(blueprint, "groups"):
         return None, {**config, "groups": groups}
     return groups, config
+
+
+def _is_settled(seed: Seed) -> bool:
+    return seed.stage in (Stage.DORMANT, Stage.FOSSILIZED)
 
 
 def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:

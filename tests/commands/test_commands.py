@@ -271,7 +271,7 @@ def test_what_only_python_takes_for_json_is_refused(shared_lab: Lab):
         refusal(shared_lab, text)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 10**9 + 1, 10**18, 10**4000, True, "1", None, 1.5, math.nan])
+@pytest.mark.parametrize("steps", [-1, 10**9 + 1, 10**18, 10**4000, True, "1", None, 1.5, math.nan])
 def test_steps_that_are_no_reasonable_number_are_refused(shared_lab: Lab, steps: Any):
     message = {"type": "BLEND", "seed": "held", "steps": steps}
     assert ("JSON" if steps is not None and steps != steps else "BLEND.steps") in refusal(shared_lab, message)

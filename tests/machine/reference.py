@@ -99,9 +99,9 @@ class Reference:
 
     def _hook(self, slot: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            for name in sorted(self.seeds):
-                if self.seeds[name].slot == slot:
-                    output = self.seeds[name].value(output)
+            for seed in self.seeds.values():  # in the order of germination
+                if seed.slot == slot:
+                    output = seed.value(output)
             return output
 
         return hook

@@ -207,8 +207,12 @@ def test_what_an_interrupted_step_left_waiting_is_carried_out_later(monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         training.manager.step()
     assert isinstance(futures[1].exception(0), KeyboardInterrupt)
+    assert not futures[0].done()
     assert not futures[2].done()
+    assert not training.manager.seeds, "commands of one step land as one"
     training.manager.step()
+    assert futures[0].result(0).accepted
+    assert futures[2].result(0).accepted
     assert list(training.manager.seeds) == ["a", "c"]
 
 
@@ -239,7 +243,9 @@ def test_many_threads_command_while_one_trains() -> None:
         assert [bool(reply) for reply in of_thread] == [True, True, False, True, False] * rounds
     assert not training.torn
     born = [
-        e.seed for e in training.events if e.kind == "seed_operation" and e.data["operation"] == "germinate"
+        e.seed
+        for e in training.events
+        if e.kind == "command" and e.data["accepted"] and e.data["command"]["type"] == "SEED"
     ]
     assert sorted(born) == sorted(f"s{n}_{t}" for n in range(threads) for t in range(rounds))
     for number in range(threads):  # in the order of each thread

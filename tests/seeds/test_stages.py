@@ -128,7 +128,7 @@ def test_a_retarget_goes_on_from_where_alpha_is() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"to": 1.5}, {"to": -0.1}, {"to": float("nan")}, {"steps": 0}, {"steps": 2.5}, {"schedule": "cosin"}],
+    [{"to": 1.5}, {"to": -0.1}, {"to": float("nan")}, {"steps": -1}, {"steps": 2.5}, {"schedule": "cosin"}],
     ids=str,
 )
 def test_a_blend_that_cannot_be_changes_nothing(options: dict) -> None:

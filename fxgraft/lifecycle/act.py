@@ -1,0 +1,207 @@
+"""An act: what is to become of several seeds, planned first, so that it lands as one change.
+
+While an act is planned nothing that runs changes. Each call is checked against what the calls before it
+lead to: a seed that is to be born can be blended, and what is to be culled cannot.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from fxgraft.errors import StageError
+from fxgraft.lifecycle.change import Birth, Change
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import follow, surroundings
+from fxgraft.schedules import Ramp, linear
+from fxgraft.seeds.seed import Seed, amend
+from fxgraft.seeds.stage import Stage, after
+from fxgraft_passes import Graft, Slot
+from fxgraft_passes.graft import alpha_shape
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a seed goes through.
+
+    Attributes:
+        seed: the seed.
+        stage: where it ends.
+        alphas: its share (in each channel) at that end, as far as the act itself moves it.
+        slot, module: of a seed to be born; None of one that is there.
+        graft: of that one, as it would be now.
+        ramp: the blend that it sets out on, or None.
+        from_now: whether that begins where alpha is when the act lands.
+        fossil: whether it becomes permanent.
+        paused: whether it is paused then; None: as before.
+        told: called when the act has landed.
+    """
+
+    seed: Seed
+    stage: Stage
+    alphas: tuple[float, ...]
+    slot: Slot | None = None
+    module: nn.Module | None = None
+    graft: Graft | None = None
+    ramp: Ramp | None = None
+    from_now: bool = True
+    fossil: bool = False
+    paused: bool | None = None
+    told: tuple[Callable[[], None], ...] = ()
+
+    @property
+    def is_birth(self) -> bool:
+        """Whether the seed comes to life, and stays."""
+        return self.module is not None and self.stage is not Stage.CULLED
+
+    @property
+    def target(self) -> float:
+        """Where alpha goes: to 1 if nothing else was asked for."""
+        ramp = self.ramp or self.seed.ramp
+        return 1.0 if ramp is None else ramp.target
+
+    def judged(self) -> Seed:
+        """The seed as it will be, for gates: a copy of the record."""
+        seed = copy.copy(self.seed)
+        amend(seed, stage=self.stage, alpha=sum(self.alphas) / len(self.alphas), ramp=self.ramp or seed.ramp)
+        if self.graft is not None:
+            seed.take(self.graft)
+        return seed
+
+
+class Act:
+    """The courses of an act.
+
+    Attributes:
+        waits: whether it lands when it is closed; else at a later step, prepared in the background.
+        thread: the one that plans it.
+    """
+
+    def __init__(self, waits: bool = True):
+        self.waits = waits
+        self.thread = threading.current_thread()
+        self._courses: dict[Seed, Course] = {}
+
+    @property
+    def courses(self) -> list[Course]:
+        """In the order in which the seeds were first spoken of."""
+        return list(self._courses.values())
+
+    def course(self, seed: Seed) -> Course:
+        """That of ``seed``, as far as it is planned."""
+        known = self._courses.get(seed)
+        return known or Course(seed, seed.stage, seed.alphas)
+
+    def __contains__(self, seed: Seed) -> bool:
+        return seed in self._courses
+
+    def culls(self, seed: Seed) -> bool:
+        """Whether ``seed`` will be gone."""
+        return self.course(seed).stage is Stage.CULLED
+
+    # Planning
+
+    def germinate(self, birth: Birth, told: Callable[[], None]) -> None:
+        """Let a seed go live."""
+        seed, slot = birth.seed, birth.placement.slot
+        channels = math.prod(alpha_shape(seed.spec.mode, slot.shape))
+        stage = after(seed.stage, "go live", seed.name)
+        alphas = (0.0,) * channels
+        self._courses[seed] = Course(seed, stage, alphas, slot, birth.graft.module, birth.graft, told=(told,))
+
+    def blend(self, seed: Seed, ramp: Ramp, told: Callable[[], None]) -> None:
+        """Let a seed set out on ``ramp``; in place of an earlier one of the act."""
+        course = self.course(seed)
+        stage = after(course.stage, "blend", seed.name)
+        alphas = course.alphas
+        if not ramp.length:
+            stage, alphas = after(stage, "reach", seed.name), ramp.alphas(0)
+        from_now = course.from_now and (course.ramp is None or course.ramp.length > 0)
+        self._plan(course, told, stage=stage, alphas=alphas, ramp=ramp, from_now=from_now)
+
+    def cull(self, seed: Seed) -> None:
+        """Let a seed go, or not come."""
+        course = self.course(seed)
+        self._courses[seed] = replace(course, stage=after(course.stage, "cull", seed.name), ramp=None)
+
+    def fossilize(self, seed: Seed) -> None:
+        """Let a seed become permanent, which will be HOLDING."""
+        course = self.course(seed)
+        self._plan(course, None, stage=after(course.stage, "fossilize", seed.name), fossil=True)
+
+    def pause(self, seed: Seed, paused: bool, told: Callable[[], None]) -> None:
+        """Let a seed stand still, or go on."""
+        self._plan(self.course(seed), told, paused=paused)
+
+    def forget(self, seed: Seed) -> bool:
+        """Let ``seed`` have no part in it after all; return whether it had one."""
+        return self._courses.pop(seed, None) is not None
+
+    def _plan(self, course: Course, told: Callable[[], None] | None, **changes: object) -> None:
+        told_all = course.told if told is None else (*course.told, told)
+        self._courses[course.seed] = replace(course, told=told_all, **changes)  # type: ignore[arg-type]
+
+    def kept(self) -> Mapping[Seed, Course]:
+        """What is planned now, for `take_back`."""
+        return dict(self._courses)
+
+    def take_back(self, kept: Mapping[Seed, Course]) -> list[Seed]:
+        """Let it be what it was; return the seeds that are born no more."""
+        dropped = [c.seed for c in self.courses if c.module is not None and c.seed not in kept]
+        self._courses = dict(kept)
+        return dropped
+
+    # Landing
+
+    def change(self, lifecycle: Lifecycle) -> Change:
+        """All of it, as it fits the host now, which may have been converted since it was planned."""
+        births, ramps, fossils = [], [], []
+        for course in self.courses:
+            seed = course.seed
+            if course.is_birth:
+                births.append(_born(lifecycle, course))
+            if course.ramp is not None:
+                moves_on = course.module is None and course.from_now
+                ramps.append((seed, replace(course.ramp, starts=seed.alphas) if moves_on else course.ramp))
+            if course.fossil:
+                alpha = course.ramp.target if course.ramp is not None else seed.alpha
+                fossils.append((seed, lifecycle.fossil(seed, alpha, course.module)))
+        deaths = [c.seed for c in self.courses if c.stage is Stage.CULLED and c.seed.module is not None]
+        return Change(tuple(births), tuple(deaths), (), tuple(fossils), tuple(ramps), whole=True)
+
+
+def at_once(course: Course, force: bool) -> Ramp | None:
+    """The ramp that takes a seed to its target at once, so that it can be fossilized; None where it is there.
+
+    Raises:
+        StageError: it cannot be fossilized from its stage; or it is isolated, and not ``force``.
+    """
+    seed = course.seed
+    if course.stage not in (Stage.TRAINING, Stage.BLENDING):
+        after(course.stage, "fossilize", seed.name, seed.progress)
+        return None
+    if seed.spec.isolated and not force:
+        hint = f"isolated, so the host does not count on it; force=True takes it to alpha {course.target:g}"
+        after(course.stage, "fossilize", seed.name, f"{seed.progress}; {hint}" if seed.progress else hint)
+    return Ramp(course.alphas, course.target, 0, linear)
+
+
+def refuse_threads(act: Act) -> None:
+    """Raise `StageError` in another thread than the one that plans ``act``."""
+    if act.thread is not threading.current_thread():
+        raise StageError(
+            f"thread {act.thread.name!r} is inside manager.together(): send a command by manager.submit(), "
+            f"which is carried out at the end of the next step"
+        )
+
+
+def _born(lifecycle: Lifecycle, course: Course) -> Birth:
+    assert course.module is not None
+    assert course.slot is not None
+    follow(course.module, surroundings(lifecycle.host, course.slot))
+    return lifecycle.conceive(course.seed, course.slot, course.module)
