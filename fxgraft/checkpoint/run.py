@@ -60,6 +60,8 @@ def save(
     """
     host = lifecycle.host
     tensors: dict[str, Tensor] = {}
+    for graft in host.grafts().values():
+        graft.settle()
     manifest = {
         "model": [
             [name, list(t.shape), str(t.dtype)]

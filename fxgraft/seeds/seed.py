@@ -93,8 +93,8 @@ class Seed:
         """In how many calls it has run, with gradients or without. Those of a fossil are not counted.
 
         A call of another form than the traced one (see ``host.explain()``) does not run it. Calls inside
-        `shadow`, `measure` and the isolation check are not counted; what ``torch.utils.checkpoint`` runs
-        again is. On an accelerator, to ask waits for the device.
+        `shadow`, `measure` and the isolation check are not counted, nor is what ``torch.utils.checkpoint``
+        runs again. On an accelerator, to ask waits for the device.
         """
         return sum(self._counts)
 
@@ -105,10 +105,7 @@ class Seed:
 
     @property
     def _counts(self) -> tuple[int, int]:
-        if self._graft is None:
-            return self._counted
-        counters = self._graft.runs_with_grad, self._graft.runs_without_grad
-        return (0, 0) if counters[0].is_meta else (int(counters[0]), int(counters[1]))
+        return self._counted if self._graft is None else self._graft.runs
 
     @property
     def target(self) -> float | None:

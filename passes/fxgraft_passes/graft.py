@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxgraft_passes.objectives import DEFAULT_RADIUS, Objective
 
+_NO_BACKWARD = -1
 MODES = ("residual", "convex", "gated", "channelwise")
 SEEDS = "_seeds"
 """Where a host keeps its grafts: the ``state_dict`` keys of seed ``a`` begin with ``_seeds.a.``."""
@@ -75,7 +76,9 @@ class Graft(nn.Module):
             the channels; float64 in a float64 host, else float32.
         learning: bool, set while the seed learns by its objective (TRAINING).
         released: bool, set when a convex seed's isolation has ended (HOLDING).
-        runs_with_grad, runs_without_grad: int64, 0-d; how often it ran with gradients on, and with them off.
+        runs_with_grad, runs_without_grad: int64, 0-d; how often it ran in compiled code, with gradients on
+            and with them off.
+        eager_runs: how often in eager mode: without gradients, with them.
     """
 
     alpha: Tensor
@@ -101,10 +104,31 @@ class Graft(nn.Module):
         for name in ("runs_with_grad", "runs_without_grad"):  # no weights: a state_dict has none of them
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device), persistent=False)
 
+        self.eager_runs = [0, 0]
+
     def forward(self, value: Tensor) -> Any:
         """What the seed makes of ``value``; counted."""
-        _count(self.runs_with_grad if torch.is_grad_enabled() else self.runs_without_grad)
+        grad = torch.is_grad_enabled()
+        if torch.compiler.is_compiling():
+            _count(self.runs_with_grad if grad else self.runs_without_grad)
+        elif torch._C._current_graph_task_id() == _NO_BACKWARD:  # else torch.utils.checkpoint repeats a run
+            self.eager_runs[grad] += 1  # costs a twentieth of what a tensor does, and no device hears of it
         return self.module(value)
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        """How often it ran with gradients on, and with them off. Waits for the device."""
+        without, within = self.eager_runs
+        counters = self.runs_with_grad, self.runs_without_grad
+        compiled = (0, 0) if counters[0].is_meta else (int(counters[0]), int(counters[1]))
+        return within + compiled[0], without + compiled[1]
+
+    def settle(self) -> None:
+        """Keep all counts in the buffers: what is saved."""
+        without, within = self.eager_runs
+        self.runs_with_grad.add_(within)
+        self.runs_without_grad.add_(without)
+        self.eager_runs[:] = [0, 0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Graft:
         alpha = self.alpha
@@ -116,18 +140,13 @@ class Graft(nn.Module):
 
 
 def _count(runs: Tensor) -> None:
-    """Add one, in eager mode and in compiled code alike (a Python number would be a constant of that)."""
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-        return  # the program is to be a function of its inputs
-    if not _is_transformed():
+    """Add one inside of compiled code, of which a Python number would be a constant."""
+    if not torch.compiler.is_exporting() and not _is_transformed():
         runs.add_(1)
-    elif not torch.compiler.is_compiling():  # where it is, such calls are not counted
-        with torch._C._DisableFuncTorch():  # torch.func.grad refuses to write to what it did not make
-            runs.add_(1)
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func.grad, vmap and the like are around this call."""
+    """Whether torch.func.grad, vmap and the like are around this call: they refuse to write to a buffer."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
