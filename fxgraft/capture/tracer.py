@@ -68,6 +68,7 @@ class RegionTracer(fx.Tracer):
         def called(root: nn.Module) -> Any:
             # A submodule may be named so (BERT's attention has one): the generated code reads self.
             self.graph._graph_namespace.create_name("self", None)
+            self._observer.watch(self.graph, root)
             proxies = {}
             for known in self._form.inputs:
                 node = self.create_node("placeholder", known.name, (), {})

@@ -21,9 +21,9 @@ import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.base import GraphPass
+from fxgraft_passes.liveness import liveness_of
 from fxgraft_passes.naming import qualified_names
 from fxgraft_passes.observe import Observation, observation_of, observe
-from fxgraft_passes.proofs import dataflow_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class FindSlots(GraphPass):
         return PassResult(graph_module, self.rewrite(graph_module.graph))
 
     def rewrite(self, graph: fx.Graph) -> bool:
-        live = _live(graph)
+        live = liveness_of(graph).values
         for node, name in qualified_names(graph, self.region).items():
             seen = observation_of(node)
             reason = _objection(node, seen, live)
@@ -115,8 +115,8 @@ def slots_of(graph: fx.Graph) -> list[Slot]:
 def slot_behind(node: fx.Node, name: str, region: str, reader: fx.Node) -> Slot | str:
     """The slot on the edge from ``node`` to ``reader``; or why there is none, as in "the value <reason>"."""
     seen = observation_of(node)
-    live = _live(node.graph)
-    reason = _objection(node, seen, live if reader in live else set())
+    live = liveness_of(node.graph)
+    reason = _objection(node, seen, live.values if reader in live.nodes else set())
     if reason is not None or seen is None:
         return str(reason)
     return replace(_slot(name, node, seen, region), reader=reader)
@@ -127,14 +127,6 @@ def rejections_of(graph: fx.Graph) -> dict[str, str]:
     return {
         node.meta["qualified_name"]: node.meta["no_slot"] for node in graph.nodes if "no_slot" in node.meta
     }
-
-
-def _live(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values reach the output."""
-    import networkx as nx  # takes as long to import as all the rest of the passes
-
-    output = next(node for node in graph.nodes if node.op == "output")
-    return nx.ancestors(dataflow_of(graph), output)  # type: ignore[no-any-return]
 
 
 def _slot(name: str, node: fx.Node, seen: Observation, region: str) -> Slot:
@@ -148,7 +140,7 @@ def _objection(node: fx.Node, seen: Observation | None, live: set[fx.Node]) -> s
     if node.op == "get_attr":
         return "is a parameter or buffer, not a computed value"
     if node not in live:
-        return "is a dead branch: its value never reaches the output"
+        return "is a dead branch: its value reaches neither the output nor what outlives the call"
     if seen is None:
         return "was not reached in the example run"
     if seen.kind != "Tensor":

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft_passes.aliases import read_elsewhere
 from fxgraft_passes.untouched import untouched
+from fxgraft_passes.writes import Writes, memory_of, tensors_in
 
 KEY = "observation"
 
@@ -25,7 +26,7 @@ _Sight = tuple[int, Any, int, bool, bool]
 
 @dataclass(frozen=True)
 class Observation:
-    """A node's value in the example run. Only the first four are known of a value not a tensor.
+    """A node's value in the example run. Of a value not a tensor little is known: a shape, say, is not.
 
     Attributes:
         kind: the type of the value, ``"Tensor"`` for tensors.
@@ -40,6 +41,10 @@ class Observation:
         differentiable: whether it was computed with gradients enabled.
         read_elsewhere: who reads its very tensor past this node, where that matters (see ``aliases``).
         autocast: whether it was computed under autocast, which chooses dtypes of its own.
+        memories: of all tensors in the value; just ``memory`` of a tensor.
+        fills_memory: whether a tensor is all of its memory.
+        writes: the memory that the node wrote into.
+        changes_state: whether it changed buffers or parameters of the module that it called.
     """
 
     kind: str
@@ -56,6 +61,10 @@ class Observation:
     differentiable: bool = True
     read_elsewhere: str = ""
     autocast: bool = False
+    memories: tuple[int, ...] = ()
+    fills_memory: bool = False
+    writes: tuple[int, ...] = ()
+    changes_state: bool = False
 
 
 @dataclass
@@ -64,12 +73,18 @@ class Observer:
 
     _seen: dict[fx.Node, list[_Sight]] = field(default_factory=dict)
     _count: int = 0
+    _writes: Writes = field(default_factory=Writes)
+
+    def watch(self, graph: fx.Graph, root: nn.Module) -> None:
+        """The nodes of ``graph`` run on ``root``: what they change of its state will be seen."""
+        self._writes.watch(graph, root)
 
     def saw(self, node: fx.Node, value: Any) -> None:
         """Record that ``node`` computed ``value`` just now."""
         version = value._version if isinstance(value, Tensor) else 0
         entry = (self._count, value, version, torch.is_grad_enabled(), _is_autocast())
         self._seen.setdefault(node, []).append(entry)
+        self._writes.saw(node, value)
         self._count += 1
 
     def forget(self, node: fx.Node) -> None:
@@ -81,8 +96,14 @@ class Observer:
         when = {node: [(order, v) for order, v, *_ in entries] for node, entries in self._seen.items()}
         readers = read_elsewhere(when)
         for node, entries in self._seen.items():
-            node.meta[KEY] = replace(_sum_up(entries), read_elsewhere=readers.get(node, ""))
+            node.meta[KEY] = replace(
+                _sum_up(entries),
+                read_elsewhere=readers.get(node, ""),
+                writes=tuple(self._writes.written.get(node, ())),
+                changes_state=node in self._writes.changes_state,
+            )
         self._seen.clear()
+        self._writes = Writes()
 
 
 def observation_of(node: fx.Node) -> Observation | None:
@@ -96,6 +117,7 @@ class WatchedRun(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph, observer: Observer):
         super().__init__(module, garbage_collect_values=False, graph=graph)
         self._observer = observer
+        observer.watch(graph, module)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -117,8 +139,9 @@ def observe(graph_module: fx.GraphModule, *args: Any) -> None:
 
 def _sum_up(entries: list[_Sight]) -> Observation:
     order, value, _, differentiable, autocast = entries[0]
+    memories = tuple(dict.fromkeys(map(memory_of, tensors_in(value))))
     if not isinstance(value, Tensor):
-        return Observation(type(value).__name__, order, len(entries))
+        return Observation(type(value).__name__, order, len(entries), memories=memories)
     forms = {(v.shape, v.dtype) if isinstance(v, Tensor) else None for _, v, *_ in entries}
     strided = value.layout is torch.strided
     return Observation(
@@ -129,7 +152,7 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         shape=value.shape,
         dtype=value.dtype,
         device=value.device,
-        memory=value.untyped_storage()._cdata if strided else -1,
+        memory=memory_of(value),
         dense=strided and _is_dense(value),
         channels_last=value.dim() == 4
         and value.is_contiguous(memory_format=torch.channels_last)
@@ -137,6 +160,8 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         written_later=any(isinstance(v, Tensor) and v._version > then for _, v, then, *_ in entries),
         differentiable=differentiable,
         autocast=autocast,
+        memories=memories,
+        fills_memory=strided and value.nbytes == value.untyped_storage().nbytes() and _is_dense(value),
     )
 
 

@@ -126,7 +126,7 @@ def weight(model, x):
 @pytest.mark.parametrize(
     ("function", "name", "reason"),
     [
-        (unused, "exp", "is a dead branch: its value never reaches the output"),
+        (unused, "exp", "is a dead branch: its value reaches neither the output nor what outlives the call"),
         (integers, "argmax", "is torch.int64, and a seed needs a floating point value"),
         (size, "size", "is a int, not a dense tensor"),
         (pair, "chunk", "is a tuple, not a dense tensor"),
