@@ -41,11 +41,6 @@ def only_germinating(slot: str) -> Callable[[SeedManager], None]:
     return decide
 
 
-def batch(name: str) -> dict[str, torch.Tensor]:
-    rows = data(name)[16:20]
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_a_seed_in_a_block_runs_and_the_host_is_trained_as_the_model_is(name: str, tmp_path: Path) -> None:
     """The Trainer turns the cache off and adds ``num_items_in_batch``: other calls than the traced one."""
@@ -58,7 +53,7 @@ def test_a_seed_in_a_block_runs_and_the_host_is_trained_as_the_model_is(name: st
     assert manager is not None
     assert manager.seeds["a"].trained_steps == 5
     assert {region.fallbacks for region in net.regions.values()} == {0}
-    assert any(p.grad is not None or p.abs().sum() for p in manager.seed_parameters())
+    assert manager.seeds["a"].module.down.weight.abs().sum() > 0, "it was born with zeros there"
     assert found.training_loss == expected.training_loss
     weights = dict(model.state_dict())
     assert_same_bits({n: net.state_dict()[n] for n in weights}, weights, "trained as the plain model")
@@ -155,8 +150,7 @@ def fossil(manager: SeedManager, slot: str, name: str) -> None:
     manager.blend(name, steps=1)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("best", [2, 4, 6])
+@pytest.mark.parametrize(("name", "best"), [("gpt2", 2), ("llama", 4), ("bert", 4), ("gpt2", 6)])
 def test_the_best_model_has_what_had_grown_by_then(
     name: str, best: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -214,7 +208,7 @@ def test_resuming_in_the_process_that_was_trained(tmp_path: Path) -> None:
     assert_same_bits(dict(net.state_dict()), expected, "once more")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
 def test_what_the_trainer_saves_is_carried_or_refused(name: str, tmp_path: Path) -> None:
     net, slot = host(name), MODELS[name][1]
     run, _ = trainer(name, tmp_path / "run", net, growing(slot))
@@ -320,14 +314,18 @@ def test_a_checkpoint_without_our_file_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_elsewhere(tmp_path: Path) -> None:
     """A callback is not told where the trainer resumes from: it is refused to go on with another run."""
     slot = MODELS["llama"][1]
+    short: dict[str, Any] = {"max_steps": 2}
     for folder, rate in (("a", 1e-2), ("b", 1e-3)):
-        trainer("llama", tmp_path / folder, host("llama"), growing(slot), save_steps=3, learning_rate=rate)[
-            0
-        ].train()
-    elsewhere = str(tmp_path / "a" / "checkpoint-3")
+        run, _ = trainer(
+            "llama", tmp_path / folder, host("llama"), growing(slot), learning_rate=rate, **short
+        )
+        run.train()
+    elsewhere = str(tmp_path / "a" / "checkpoint-2")
+    run, _ = trainer("llama", tmp_path / "b", host("llama"), **short)
     with pytest.raises(CheckpointError, match=r"another run.*resume_from_checkpoint"):
-        trainer("llama", tmp_path / "b", host("llama"))[0].train(resume_from_checkpoint=elsewhere)
-    run, callback = trainer("llama", tmp_path / "c", host("llama"), resume_from_checkpoint=elsewhere)
+        run.train(resume_from_checkpoint=elsewhere)
+    short["resume_from_checkpoint"] = elsewhere
+    run, callback = trainer("llama", tmp_path / "c", host("llama"), **short)
     run.train(resume_from_checkpoint=elsewhere)
     assert callback.manager is not None
     assert list(callback.manager.seeds) == ["a"]
