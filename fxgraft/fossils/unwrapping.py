@@ -175,6 +175,9 @@ def _take_out(module: nn.Module) -> None:
     attributes = module.__dict__
     attributes.pop("_compiled_call_impl", None)
     attributes.pop(WRITE, None)
+    for number in [number for number, hook in module._forward_pre_hooks.items() if _is_own(hook)]:
+        del module._forward_pre_hooks[number]
+        module._forward_pre_hooks_with_kwargs.pop(number, None)
     if OWN_FORWARD not in attributes:
         return
     for name in ("forward", OWN_FORWARD, COUNTER):

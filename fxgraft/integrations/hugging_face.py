@@ -75,6 +75,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         self._first: _FirstCall | None = None
         host.on_write = self._write
         host.watch_writing()
+        _keep_from_blocks(host)
 
     # Training
 
@@ -244,6 +245,25 @@ class _FirstCall:
         self.cancel()
         if then is not None:
             then(call)
+
+
+def _keep_from_blocks(host: Host) -> None:
+    """Let the number of items in a batch, which only the loss wants, not go through all blocks.
+
+    transformers passes it on with all other keywords. A block that is traced with it would run without its
+    seeds in each call that has none: in ``predict`` without labels, or in a call of one's own.
+    """
+    base: Any = getattr(host, "base_model", None)
+    if any(child is base for child in host.children()):
+        hooks = base._forward_pre_hooks
+        if _without_number not in hooks.values():
+            base.register_forward_pre_hook(_without_number, with_kwargs=True)
+
+
+def _without_number(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    if "num_items_in_batch" not in kwargs:
+        return None
+    return args, {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
 
 
 def _trace_for(host: Host, call: Call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,31 @@ def test_own_hyper_parameters_under_the_trainer(tmp_path: Path, caplog: pytest.L
     assert rates[-1] == pytest.approx(5 * rates[0])
 
 
-def until(step: int, act: Callable[[SeedManager], Any]) -> Callable[[SeedManager], None]:
-    def decide(manager: SeedManager) -> None:
-        if manager.steps == step:
-            act(manager)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_grew_runs_in_other_calls_than_those_of_training(name: str, tmp_path: Path) -> None:
+    """Without labels, and without the number of items that the Trainer gives the loss."""
+    net, slot = host(name), MODELS[name][1]
 
-    return decide
+    def decide(manager: SeedManager) -> None:
+        if manager.steps == 1:
+            fossil(manager, slot, "f")
+        if manager.steps == 2:
+            manager.fossilize("f")
+
+    run, _ = trainer(name, tmp_path, net, decide, max_steps=3)
+    run.train()
+    rows = [{"input_ids": row["input_ids"]} for row in data(name)[16:]]
+    ids = torch.stack([row["input_ids"] for row in rows])
+    logits = torch.from_numpy(run.predict(rows).predictions)
+    assert_same_bits(net.eval()(input_ids=ids).logits, logits, "predicted and called")
+    assert {region.fallbacks for region in net.regions.values()} == {0}
+    model = plain(name).eval()
+    model.config.use_cache = False
+    model.load_state_dict({n: t for n, t in net.state_dict().items() if not n.startswith("_seeds.")})
+    assert not torch.allclose(model(input_ids=ids).logits, logits), "what the model is without the fossil"
+    alone = pickle.loads(pickle.dumps(fxgraft.unwrap(net)))
+    assert_same_bits(alone(input_ids=ids).logits, logits, "unwrapped")
+    assert not any(module._forward_pre_hooks for module in alone.modules())
 
 
 class Scores:
@@ -222,11 +242,14 @@ def test_what_the_trainer_saves_is_carried_or_refused(name: str, tmp_path: Path)
         for read in (kind.from_pretrained, AutoModel.from_pretrained):
             with pytest.raises(ValueError, match=r"this model has grown.*load_file"):
                 read(folder)
-    again = host(name)
+    again = host(name, use_cache=False)
     again.load_state_dict(load_file(tmp_path / "grown" / "model.safetensors"), strict=False)
     state = dict(net.state_dict())
     assert any(key.startswith("_seeds.a.") for key in state)
     assert_same_bits(dict(again.state_dict()), state, "carried")
+    evaluating, _ = trainer(name, tmp_path / "again", again)
+    assert evaluating.evaluate()["eval_loss"] == run.evaluate()["eval_loss"]
+    assert {region.fallbacks for region in again.regions.values()} == {0}
 
 
 def test_a_model_that_is_not_of_transformers(tmp_path: Path) -> None:

@@ -63,10 +63,12 @@ def plain(name: str) -> nn.Module:
     return MODELS[name][0]()
 
 
-def host(name: str) -> fxgraft.Host:
+def host(name: str, use_cache: bool = True) -> fxgraft.Host:
     """Traced as one would: with the configuration as it is, and a batch of the data."""
+    model = plain(name)
+    model.config.use_cache = use_cache  # True is the default
     batch = {key: torch.stack([row[key] for row in data(name)[:2]]) for key in ("input_ids", "labels")}
-    return fxgraft.trace(plain(name), (), batch)
+    return fxgraft.trace(model, (), batch)
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
