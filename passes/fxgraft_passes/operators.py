@@ -64,9 +64,12 @@ def residual(
     """``h + alpha f``; the direct gradient of ``h`` is ``g`` at every alpha."""
     if _is_traced(h):
         return _stays(h, residual, f, alpha, learning, objective, radius, isolated)
-    share = _known_share(h, alpha, learning)
+    share: float | Tensor = _known_share(alpha, learning)
     if not share:
         return _blended(h, f, alpha, learning, "residual", objective, radius, isolated)
+    if h.dtype not in FULL_PRECISION:
+        # torch rounds a number otherwise there than a tensor, which a compiled graph has.
+        share = alpha.clone()
     added = share * (f if f.dtype is h.dtype else f.to(h.dtype))
     if isolated and added.requires_grad:
         gets_constants(added)
@@ -85,8 +88,8 @@ def convex(
     """``h + alpha (s - h)``: the seed takes the host's place as alpha goes to 1."""
     if _is_traced(h):
         return _stays(h, convex, s, alpha, learning, objective, radius, isolated)
-    share = _known_share(h, alpha, learning)
-    if not share or share == 1:
+    share = _known_share(alpha, learning)
+    if not share or share == 1 or h.dtype not in FULL_PRECISION:
         return _blended(h, s, alpha, learning, "convex", objective, radius, isolated)
     if s.dtype is not h.dtype:
         s = s.to(h.dtype)
@@ -162,13 +165,14 @@ def _stays(h: Any, operator: Callable[..., Tensor], *args: Any) -> Tensor:
 
 def _is_free_to_look_at(flag: Tensor) -> bool:
     """Whether the value of a 0-d tensor can be had without waiting or specialising: in eager, on a CPU."""
-    return flag.is_cpu and flag.dim() == 0 and not torch.compiler.is_compiling()
+    is_plain = type(flag) is Tensor and flag.is_cpu and flag.dim() == 0
+    # Not while something looks on that may record operations for later, or have no values at all.
+    return is_plain and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
 
 
-def _known_share(h: Tensor, alpha: Tensor, learning: Tensor | None) -> float:
-    """Alpha, where plain operations have the value and the gradients of a blend; else 0."""
-    # In half precision torch rounds a number otherwise than a tensor, which a compiled graph has.
-    if h.dtype not in FULL_PRECISION or not _is_free_to_look_at(alpha):
+def _known_share(alpha: Tensor, learning: Tensor | None) -> float:
+    """Alpha, where plain operations may have the value and the gradients of a blend; else 0."""
+    if not _is_free_to_look_at(alpha):
         return 0.0
     return 0.0 if learning is not None and learning.item() else alpha.item()
 

@@ -7,6 +7,8 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxgraft.bits import same_bits
 from fxgraft_passes import operators
@@ -141,3 +143,20 @@ def test_functional_derivatives(mode: str, vectorize: bool) -> None:
         torch.autograd.functional.hvp(f, h, torch.ones(3).double())[1] for f in (of_host, direct)
     )
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("mode", BLENDS)
+def test_a_trace_of_operations_does_not_hold_the_values_of_steering_tensors(mode: str) -> None:
+    """As ``make_fx`` makes one, or a model on fake tensors."""
+    alpha, released = torch.tensor(0.3), torch.tensor(False)
+
+    def run(h: Tensor, s: Tensor, alpha: Tensor, released: Tensor) -> Tensor:
+        return BLENDS[mode](h, s * operators.release(h, released), alpha, None, *LAW)
+
+    operands = torch.randn(3), torch.randn(3)
+    traced = make_fx(run, pre_dispatch=False)(*operands, alpha, released)
+    alpha.fill_(0.6)
+    assert same_bits(traced(*operands, alpha, released), run(*operands, alpha, released))
+    with FakeTensorMode() as fake:
+        faked = [fake.from_tensor(t) for t in (*operands, alpha, released)]
+        assert run(*faked).shape == (3,)
