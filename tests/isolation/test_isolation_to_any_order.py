@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -310,3 +311,25 @@ def test_blending_seeds_under_transforms_of_functions(mode: str) -> None:
     names = host_names(host)
     assert any(cut[name].any() for name in names)
     torch.testing.assert_close([found[n] for n in names], [cut[n] for n in names], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("objective", ["trust", "trust_step", "straight_through"])
+def test_hessian_products_of_all_parameters(objective: str) -> None:
+    """What people write: ``create_graph`` over ``host.parameters()``, then once more."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    plain = copy.deepcopy(model)
+    host = fxgraft.trace(model, (x,))
+    manager = SeedManager(host)
+    manager.germinate("1", "mlp", objective=objective)
+    for p in manager.seed_parameters():
+        nn.init.normal_(p)
+    for run in (hessian_product, gradient_norm, penalty_in_one_backward):
+        torch.testing.assert_close(run(host, x), run(plain, x), rtol=1e-10, atol=1e-12)
+        host.zero_grad()
+        plain.zero_grad()
+    # The seed learns in the same pass.
+    loss = loss_of(host(x))
+    squares(derivatives(loss, list(learnable(host).values()), create_graph=True)).add(loss).backward()
+    assert all(p.grad is not None and p.grad.any() for p in manager.seed_parameters())
