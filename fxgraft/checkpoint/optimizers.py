@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from fxgraft.checkpoint.packing import conform, pack
 from fxgraft.errors import CheckpointError
 from fxgraft.optimizers.groups import OWNER
+from fxgraft.optimizers.nested import nested
 
 _OF_PARAMETERS_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _SEED = "_seeds."
@@ -29,7 +30,9 @@ Names = list[list[str | None]]
 def record(
     optimizers: Sequence[Optimizer], model: nn.Module, tensors: dict[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """What a manifest says of ``optimizers``."""
+    """What a manifest says of ``optimizers``. Raises `CheckpointError` for state that it could not say."""
+    for optimizer in optimizers:
+        _refuse_hidden_state(optimizer)
     return [
         {
             "type": type(optimizer).__name__,
@@ -132,6 +135,20 @@ def load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
             kept = exact.get(key)
             if isinstance(value, Tensor) and isinstance(kept, Tensor) and kept.dtype != value.dtype:
                 optimizer.state[parameter][key] = kept.to(device=value.device, copy=True)
+
+
+def _refuse_hidden_state(optimizer: Optimizer) -> None:
+    """Raise `CheckpointError` where the ``state_dict`` lacks the state of an optimizer inside of this one."""
+    told = {id(leaf) for leaf in pytree.tree_leaves(optimizer.state_dict())}
+    for inside in nested(optimizer):
+        state = pytree.tree_leaves(list(inside.state.values()))
+        if any(isinstance(leaf, Tensor) and id(leaf) not in told for leaf in state):
+            kind = type(optimizer).__name__
+            raise CheckpointError(
+                f"{kind}.state_dict() lacks the state of the {type(inside).__name__} inside of it, without "
+                f"which a run would not go on bit for bit: expected a state_dict() and a load_state_dict() "
+                f"of {kind} that carry it"
+            )
 
 
 def _check_values(parameters: Sequence[nn.Parameter], place: Any, values: Any) -> None:

@@ -24,7 +24,7 @@ from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
 from fxgraft.host.ties import ties_kept
 from fxgraft.host.unmet import unmet
-from fxgraft.host.values import Form, Values, complex_kept
+from fxgraft.host.values import Form, Values
 from fxgraft.host.writing import watch, writers
 from fxgraft.slots.branching import Calls
 from fxgraft.slots.places import place
@@ -395,7 +395,7 @@ class Host(nn.Module):
         with ties_kept(*self.trees()):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
-                self._modules[SEEDS]._apply(complex_kept(fn))  # type: ignore[union-attr]
+                self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
         self._own.look()
         return self
 

@@ -150,24 +150,6 @@ class _Search:
         return then, Form.of(tensor)
 
 
-def complex_kept(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``convert`` for complex tensors as well: one that it would make real becomes complex of that width.
-
-    ``Module.to(dtype)`` makes complex weights real, and drops half of what they hold.
-    """
-
-    def converted(tensor: Tensor) -> Tensor:
-        if not tensor.is_complex():
-            return convert(tensor)
-        like = convert(tensor.real)
-        kind = torch.complex128 if like.dtype == torch.float64 else torch.complex64  # of half precision: none
-        if tensor.is_meta and not like.is_meta:  # to_empty
-            return torch.empty_like(tensor, dtype=kind, device=like.device)
-        return tensor.to(device=like.device, dtype=kind)
-
-    return converted
-
-
 def _may_bring(seen: Observation, fits: _Fits) -> bool:
     return fits(Form(seen.dtype, seen.device, seen.channels_last))
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fxgraft import blueprints
 from fxgraft.host.host import Host
-from fxgraft.host.values import Form, complex_kept
+from fxgraft.host.values import Form
 from fxgraft.seeds import streams
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError, SlotError
+from fxgraft_passes.graft import complex_kept
 from fxgraft_passes.untouched import restored_on_failure, state_untouched
 
 BlueprintLike = str | nn.Module | Callable[..., nn.Module]

@@ -132,7 +132,7 @@ class Graft(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Graft:
         alpha = self.alpha
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(complex_kept(fn), recurse)  # type: ignore[no-untyped-call]
         # alpha must not lose precision with the host: bfloat16 has three digits of it.
         kept = alpha.to(device=self.alpha.device, dtype=_alpha_dtype(self.alpha.dtype))
         self._buffers["alpha"] = kept
@@ -152,6 +152,24 @@ def _is_transformed() -> bool:
 
 # What torch.compiler.assume_constant_result does, without its import: asked once, while the call is compiled.
 _is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def complex_kept(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``convert`` for complex tensors as well: one that it would make real becomes complex of that width.
+
+    ``Module.to(dtype)`` makes complex weights real, and drops half of what they hold.
+    """
+
+    def converted(tensor: Tensor) -> Tensor:
+        if not tensor.is_complex():
+            return convert(tensor)
+        like = convert(tensor.real)
+        kind = torch.complex128 if like.dtype == torch.float64 else torch.complex64  # of half precision: none
+        if tensor.is_meta and not like.is_meta:  # to_empty
+            return torch.empty_like(tensor, dtype=kind, device=like.device)
+        return tensor.to(device=like.device, dtype=kind)
+
+    return converted
 
 
 def alpha_shape(mode: str, shape: torch.Size) -> tuple[int, ...]:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 import fxgraft
 from fxgraft import SeedManager
+from fxgraft.averaging import follow
 from fxgraft.errors import BlueprintError, SlotError
 from tests.harness import assert_same_bits
 
@@ -258,6 +260,16 @@ def test_complex_weights_of_a_seed_stay_complex(dtype: torch.dtype) -> None:
         host.to(other)
         wide = torch.complex128 if other is torch.float64 else torch.complex64
         assert_same_bits(seed.module.weight.detach(), before.to(wide), f"complex weights in {other}")
+
+
+def test_complex_weights_stay_complex_in_an_average_of_another_dtype() -> None:
+    host = fxgraft.trace(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), (X,))
+    averaged = AveragedModel(host)
+    follow(host, averaged)
+    averaged.double()
+    seed = SeedManager(host).germinate("0", SpectralSeed())
+    (twin,) = averaged.module.grafts().values()
+    assert_same_bits(twin.module.weight.detach(), seed.module.weight.detach().to(torch.complex128), "weights")
 
 
 def test_a_complex_host_and_a_complex_seed_train_blend_and_resume(tmp_path: Path) -> None:

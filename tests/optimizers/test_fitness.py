@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 import fxgraft
 from fxgraft import SeedManager
-from fxgraft.errors import BlueprintError
+from fxgraft.errors import BlueprintError, CheckpointError
 from fxgraft.optimizers import fitness, trial
 from tests.harness import assert_same_bits
 
@@ -297,6 +298,28 @@ def test_the_remedy_works(kind: str) -> None:
     assert_same_bits(actual, expected, "the host's weights")
     assert optimizers[1].param_groups[0]["params"] == []
     assert not optimizers[1].state
+
+
+class Told(Lookahead):
+    """Says what is inside."""
+
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "inner": self.inner.state_dict()}
+
+
+def test_a_state_that_a_file_would_lack_is_not_left_out_silently(tmp_path: Path) -> None:
+    for kind, is_whole in ((Lookahead, False), (Told, True)):
+        host = host_of()
+        optimizer = kind(torch.optim.SGD(host.parameters(), 1e-2, momentum=0.9))
+        manager = SeedManager(host, optimizer)
+        manager.save(tmp_path / "fresh")
+        train(host, [optimizer], manager, {})
+        if is_whole:
+            manager.save(tmp_path / "run")
+        else:
+            with pytest.raises(CheckpointError, match=r"Lookahead.state_dict\(\) lacks the state of the SGD"):
+                manager.save(tmp_path / "run")
+            assert not (tmp_path / "run").exists()
 
 
 def test_a_group_for_vectors_is_found_by_trial() -> None:
