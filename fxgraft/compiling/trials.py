@@ -24,6 +24,7 @@ from fxgraft.bits import same_bits
 from fxgraft.compiling.artifacts import Entry
 from fxgraft.compiling.calls import CallKind
 from fxgraft.compiling.variants import Variant, enter, touch
+from fxgraft_passes import Graft
 from fxgraft_passes.untouched import untouched
 
 logger = logging.getLogger("fxgraft")
@@ -157,6 +158,9 @@ def _run(
         _own_arguments(args, kwargs) as (own_args, own_kwargs, leaves),
     ):
         out = entry(module, *own_args, **own_kwargs)
+        for part in (part for m in modules for part in m.modules()):
+            if isinstance(part, Graft):
+                part.settle()  # compiled code counts in a buffer, eager mode does not
         outputs = [o for o in pytree.tree_leaves(out) if isinstance(o, Tensor)]
         found: dict[str, Any] = {
             "outputs": [o.detach().clone() if isinstance(o, Tensor) else o for o in pytree.tree_leaves(out)],
