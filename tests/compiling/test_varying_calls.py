@@ -1,0 +1,114 @@
+"""Calls in which numbers or sizes are always other ones: few graphs, and tables that end."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxgraft
+from fxgraft import Stage
+from tests.harness import assert_same_bits, counting_backend, frozen
+from tests.seed_modules import Scale
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+
+class Timed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        return self.block(x) * t
+
+
+def timed(backend: Any) -> tuple[fxgraft.Host, fxgraft.SeedManager]:
+    host = fxgraft.trace(Timed(), (torch.randn(3, 4), 0.5))
+    host.compile(backend=backend)
+    return host, fxgraft.SeedManager(host)
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_a_number_that_varies_makes_two_graphs_for_each_forward(kind: type) -> None:
+    backend = counting_backend()
+    host, manager = timed(backend)
+    x = torch.randn(3, 4)
+    for i in range(10):
+        host(x, kind(i)).sum().backward()
+    assert backend.frame_count == 2
+    manager.germinate("block.1", Scale(), name="a")
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for i in range(10):
+            host(x, kind(i + 20)).sum().backward()
+    assert backend.frame_count == 4  # once each: it is known by now that the number varies
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_in_the_background_a_number_that_varies_goes_live(kind: type) -> None:
+    host, manager = timed("aot_eager")
+    x = torch.randn(3, 4)
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        host(x, kind(steps)).sum().backward()
+        manager.step()
+
+    for _ in range(4):
+        step()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        seed = manager.germinate("block.1", Scale(), name="a", wait=False)
+        while seed.stage is Stage.GERMINATED:
+            manager._background.wait(60)
+            step()
+        manager.blend(seed, to=0.5, steps=1)
+        for _ in range(10):
+            step()
+    with host.probing(host.structure, host.phase) as model:
+        expected = frozen(model(x, kind(steps)))
+    assert_same_bits(frozen(host(x, kind(steps))), expected, "the host")
+    assert fxgraft.compile_report(host).uncompiled_calls == 0
+
+
+def test_a_number_that_begins_to_vary_after_it_is_live_is_made_dynamic_then() -> None:
+    host, manager = timed("aot_eager")
+    x = torch.randn(3, 4)
+    host(x, 0.5).sum().backward()
+    seed = manager.germinate("block.1", Scale(), name="a", wait=False)
+    while seed.stage is Stage.GERMINATED:
+        manager._background.wait(60)
+        manager.step()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for i in range(60):
+            host(x, float(i)).sum().backward()
+            manager._background.wait(60)
+            manager.step()
+    report = fxgraft.compile_report(host)
+    assert 0 < report.uncompiled_calls < 12
+    assert max(row.artifacts for row in report.variants) == 2
+
+
+def test_tables_end_over_20_000_calls_of_ever_new_numbers_and_shapes() -> None:
+    host = fxgraft.trace(Timed(), (torch.randn(3, 4), 0.5))
+    host.compile(backend="eager")
+
+    def calls(begin: int, end: int) -> None:
+        with torch.no_grad():
+            for i in range(begin, end):
+                host(zeros[: 2 + i], 0.5 + i)
+
+    zeros = torch.zeros(20_002, 4)[:, :4]
+    calls(0, 2000)
+    gc.collect()
+    before = len(gc.get_objects())
+    calls(2000, 20_000)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 500
+    report = fxgraft.compile_report(host)
+    assert report.graphs <= 6
+    assert report.uncompiled_calls == 0
