@@ -93,12 +93,11 @@ class CallKind:
 
     def with_numbers_of(self, other: CallKind) -> CallKind | None:
         """The kind of both, where they differ in numbers only; None otherwise."""
-        both = self.merged(other)
-        if both is None or [a for a in both.leaves if isinstance(a, _TensorKind)] != [
-            a for a in self.leaves if isinstance(a, _TensorKind)
-        ]:
+        if len(self.leaves) != len(other.leaves) or any(
+            isinstance(a, _TensorKind) and a != b for a, b in zip(self.leaves, other.leaves, strict=True)
+        ):
             return None
-        return both
+        return self.merged(other)
 
     def without_gradients(self) -> CallKind:
         """Such a call by tensors that need no gradient."""
@@ -201,6 +200,8 @@ def _kind(leaf: Any) -> Any:
 def _merged(a: Any, b: Any) -> Any:
     if not (isinstance(a, _TensorKind) and isinstance(b, _TensorKind)):
         return _merged_constants(a, b)
+    if a == b:
+        return a
     alike = replace(b, shape=a.shape, stride=a.stride, dynamic=a.dynamic) == a
     if not alike or _layout(a) != _layout(b):
         return _Unknown

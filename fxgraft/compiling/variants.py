@@ -139,11 +139,13 @@ class Variant:
         for _, artifact in self.artifacts:
             if artifact.fits(module, *args, **kwargs):
                 return artifact, self._guarded(artifact)
-        if not self.helped or kind is None or any(covers(made, kind) for made in self.compiled):
-            if kind is not None:
+        is_there = kind is None or any(covers(made, kind) for made in self.compiled)
+        if not self.helped or is_there:
+            if kind is not None and not is_there:
                 self.leave_to_dynamo(kind)
             return None, self.entry
         self.misses += 1
+        assert kind is not None
         note(self.wanted, kind)
         return None
 

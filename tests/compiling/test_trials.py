@@ -1,0 +1,181 @@
+"""Compiled code is compared with eager mode on its first real call, and not trusted where it differs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
+
+import fxgraft
+from tests.harness import assert_same_bits, frozen, observed_call
+from tests.seed_modules import Counting, Drawing, Scale
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.drop(self.norm(self.layer(x))))
+
+
+def wrong(what: str, by: float = 1.0) -> Callable[..., Any]:
+    """A backend that computes something else: an output, or only the gradient of one."""
+
+    class Grad(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor) -> Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * (1 + by)
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            out = graph.forward(*args)
+            if what == "nothing":
+                return out
+            change = Grad.apply if what == "gradients" else lambda value: value * (1 + by)
+            return [change(out[0]), *out[1:]]
+
+        return run
+
+    return backend
+
+
+def grown(backend: Any, model: nn.Module | None = None) -> tuple[fxgraft.Host, fxgraft.SeedManager]:
+    torch.manual_seed(0)
+    host = fxgraft.trace(model or Net(), (torch.randn(3, 4),))
+    host.compile(backend=backend)
+    return host, fxgraft.SeedManager(host)
+
+
+def life(host: fxgraft.Host, calls: int = 4) -> list[Any]:
+    torch.manual_seed(1)
+    return [observed_call(host, torch.randn(3, 4), seed=i) for i in range(calls)]
+
+
+@pytest.mark.parametrize("what", ["outputs", "gradients"])
+def test_code_that_computes_something_else_is_named_and_eager_mode_goes_on(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, _ = grown(wrong(what))
+    twin, _ = grown(wrong("nothing"))
+    for ours, theirs in zip(life(host), life(twin), strict=True):
+        assert_same_bits(ours, theirs, what)
+    (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "host empty isolated: compiled it differs from eager mode" in error.message
+    assert what in error.message
+    report = fxgraft.compile_report(host)
+    (row,) = report.variants
+    assert row.distrusted is not None
+    assert what in row.distrusted
+    assert what in str(report)
+    assert row.uncompiled_calls > 0
+
+
+def test_rounding_is_no_difference_where_the_compiler_may_round(caplog: pytest.LogCaptureFixture) -> None:
+    host, _ = grown(wrong("outputs", by=1e-6))
+    life(host)
+    assert fxgraft.compile_report(host).variants[0].distrusted is None
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_eval_mode_is_compared_by_itself() -> None:
+    """Right in training, wrong in evaluation."""
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        return wrong("nothing" if torch.is_grad_enabled() else "outputs")(graph, inputs)
+
+    host, _ = grown(backend)
+    life(host)
+    assert fxgraft.compile_report(host).variants[0].distrusted is None
+    host.eval()
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        out = host(x)
+        with host.probing(host.structure, host.phase) as model:
+            assert_same_bits(frozen(out), frozen(model(x)), "the output")
+    assert "outputs" in str(fxgraft.compile_report(host).variants[0].distrusted)
+
+
+@pytest.mark.parametrize("seed", [Scale, Drawing, Counting])
+def test_trials_leave_no_trace(seed: Callable[[], nn.Module]) -> None:
+    """Weights, statistics, counters and random streams are those of a life in eager mode."""
+
+    def trained(compiled: bool) -> list[Any]:
+        host, manager = grown("aot_eager")
+        if not compiled:
+            host = fxgraft.trace(Net(), (torch.randn(3, 4),))
+            host.load_state_dict(grown("aot_eager")[0].state_dict())
+            manager = fxgraft.SeedManager(host)
+        optimizer = torch.optim.SGD(host.parameters(), 0.1)
+        torch.manual_seed(2)
+        seen: list[Any] = []
+        for i in range(8):
+            if i == 2:
+                torch.manual_seed(3)
+                manager.germinate("drop", seed(), name="a")
+            if i == 5:
+                manager.blend("a", to=0.5, steps=1)
+            host.zero_grad()
+            out = host(torch.randn(3, 4))
+            out.square().sum().backward()
+            grads = [p.grad for p in host.host_parameters()]
+            seen.append(frozen([out, grads, list(host.buffers()), torch.get_rng_state()]))
+            optimizer.step()
+            manager.step()
+        return seen
+
+    for i, (ours, theirs) in enumerate(zip(trained(True), trained(False), strict=True)):
+        assert_same_bits(ours, theirs, f"step {i}")
+
+
+def test_what_is_called_again_by_a_checkpoint_is_the_same_code() -> None:
+    host, _ = grown("aot_eager")
+    x = torch.randn(3, 4, requires_grad=True)
+    for _ in range(3):
+        host.zero_grad()
+        checkpoint(host, x, use_reentrant=False).sum().backward()
+    (row,) = fxgraft.compile_report(host).variants
+    assert row.distrusted is None
+    assert row.graphs == 1
+
+
+def test_who_looks_on_sees_each_call_once() -> None:
+    host, _ = grown("aot_eager")
+    seen = torch.zeros(())
+    host.get_submodule("layer").register_forward_hook(lambda module, args, out: (seen.add_(1), None)[1])
+    for _ in range(4):
+        host(torch.randn(3, 4)).sum().backward()
+    assert int(seen) == 4
+
+
+@pytest.mark.inductor
+def test_inductors_code_passes_and_anothers_does_not() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(16, 16)
+            self.norm = nn.LayerNorm(16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.relu(self.inner(self.norm(x)))
+
+    host = fxgraft.trace(nn.Sequential(*(Block() for _ in range(6))), (torch.randn(8, 16),))
+    host.compile()
+    for _ in range(3):
+        host(torch.randn(8, 16)).square().sum().backward()
+    (row,) = fxgraft.compile_report(host).variants
+    assert (row.distrusted, row.uncompiled_calls) == (None, 0)
