@@ -1,0 +1,138 @@
+"""Blocks that grow between blocks are compiled as their equals are; one act makes one structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxgraft
+from fxgraft import Stage
+from fxgraft.testing import no_recompiles
+from tests.harness import assert_same_bits, counting_backend, frozen
+from tests.seed_modules import Scale
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(torch.relu(self.wide(x)))
+
+
+class World:
+    def __init__(self, granularity: str, backend: Any = None) -> None:
+        torch.manual_seed(0)
+        self.x = torch.randn(3, 4)
+        self.host = fxgraft.trace(nn.Sequential(*(Block() for _ in range(4))), (self.x,))
+        self.backend = backend or counting_backend()
+        self.host.compile(backend=self.backend, granularity=granularity)
+        self.manager = fxgraft.SeedManager(self.host)
+        self.call(3)
+
+    def call(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.host.zero_grad()
+            out = self.host(self.x)
+            out.square().sum().backward()
+            grads = [p.grad for p in self.host.parameters()]
+            ours = frozen([out, grads])
+            with self.host.probing(self.host.structure, self.host.phase) as model:
+                self.host.zero_grad()
+                out = model(self.x)
+                out.square().sum().backward()
+            theirs = frozen([out, [p.grad for p in self.host.parameters()]])
+            assert_same_bits(ours, theirs, "the host")
+
+    def graphs(self) -> int:
+        return fxgraft.compile_report(self.host).graphs
+
+
+@pytest.mark.parametrize("granularity", ["region", "auto"])
+def test_grown_blocks_are_units(granularity: str) -> None:
+    world = World(granularity)
+    before = world.graphs()
+    world.manager.germinate("1", Block(), name="a")
+    assert "_seeds.a.module" in fxgraft.compile_report(world.host).units
+    with (
+        no_recompiles()
+    ):  # an isolated block reads what needs no gradient: that was compiled before it was live
+        world.call(3)
+    world.manager.germinate("2", Block(), name="b")
+    with no_recompiles():
+        world.call(3)
+        world.manager.blend("a", steps=1)
+        world.manager.blend("b", steps=1)
+        world.manager.step()
+        world.call(3)
+        world.manager.fossilize("a")
+        world.call(3)
+        world.manager.cull("b")
+        world.call(3)
+    assert world.graphs() == before  # the first block of the model reads what needs no gradient, too
+    assert "_seeds.b.module" not in fxgraft.compile_report(world.host).units
+    assert fxgraft.compile_report(world.host).uncompiled_calls == 0
+
+
+def test_in_the_background_grown_blocks_compile_nothing_here() -> None:
+    world = World("region", "aot_eager")
+    with no_recompiles():
+        for name, module in [("a", Block()), ("b", nn.Sequential(nn.Linear(4, 4), nn.Tanh()))]:
+            seed = world.manager.germinate("1", module, name=name, wait=False)
+            while seed.stage is Stage.GERMINATED:
+                world.manager._background.wait(60)
+                world.manager.step()
+            for _ in range(20):
+                world.call()
+                world.manager._background.wait(60)
+                world.manager.step()
+        before = fxgraft.compile_report(world.host).uncompiled_calls
+        world.call(3)
+    report = fxgraft.compile_report(world.host)
+    assert report.uncompiled_calls == before
+    assert {"_seeds.a.module", "_seeds.b.module"} <= set(report.units)
+
+
+def test_the_report_names_seeds_that_run_uncompiled() -> None:
+    world = World("region")
+    world.manager.germinate("1", Scale(), name="small")
+    world.call()
+    report = fxgraft.compile_report(world.host)
+    assert report.eager == ("small",)
+    assert "small" in str(report).splitlines()[-1]
+
+
+@pytest.mark.parametrize("granularity", ["host", "region"])
+def test_a_grown_block_is_collected_when_it_is_culled(granularity: str) -> None:
+    import gc
+    import weakref
+
+    world = World(granularity)
+    world.manager.germinate("1", Block(), name="a")
+    world.call(3)
+    module = weakref.ref(world.manager.seeds["a"].module)
+    world.manager.cull("a")
+    world.host.zero_grad()
+    gc.collect()
+    assert module() is None
+
+
+@pytest.mark.parametrize(("granularity", "graphs"), [("host", 2), ("region", 0)])
+def test_eight_blocks_in_one_act(granularity: str, graphs: int) -> None:
+    world = World(granularity)
+    before = world.graphs()
+    with world.manager.together():
+        for i in range(8):
+            world.manager.germinate(str(i % 4), Block(), name=f"s{i}")
+    with no_recompiles():
+        world.call(3)
+        world.manager.blend("s0", steps=1)
+        world.manager.step()
+        world.call(3)
+    assert world.graphs() - before == graphs
