@@ -36,7 +36,9 @@ class World:
         self.manager = fxgraft.SeedManager(self.host)
         self.call(3)
 
-    def call(self, times: int = 1) -> None:
+    def call(self, times: int = 1, bits: bool = True) -> None:
+        """Compare with eager mode: to the bit, unless blocks and what is between them read one value, whose
+        gradients are summed in another order then."""
         for _ in range(times):
             self.host.zero_grad()
             out = self.host(self.x)
@@ -48,7 +50,9 @@ class World:
                 out = model(self.x)
                 out.square().sum().backward()
             theirs = frozen([out, [p.grad for p in self.host.parameters()]])
-            assert_same_bits(ours, theirs, "the host")
+            torch.testing.assert_close(ours, theirs)
+            if bits:
+                assert_same_bits(ours, theirs, "the host")
 
     def graphs(self) -> int:
         return fxgraft.compile_report(self.host).graphs
@@ -72,9 +76,9 @@ def test_grown_blocks_are_units(granularity: str) -> None:
         world.manager.step()
         world.call(3)
         world.manager.fossilize("a")
-        world.call(3)
+        world.call(3, bits=False)
         world.manager.cull("b")
-        world.call(3)
+        world.call(3, bits=False)
     assert world.graphs() == before  # the first block of the model reads what needs no gradient, too
     assert "_seeds.b.module" not in fxgraft.compile_report(world.host).units
     assert fxgraft.compile_report(world.host).uncompiled_calls == 0
