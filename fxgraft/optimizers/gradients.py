@@ -195,8 +195,10 @@ def norms(tensors: list[Tensor]) -> Tensor:
     """The Frobenius norm of each, in float32 or wider, on the device of the first; at least one."""
     tensors = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
     wide = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
-    found = torch._foreach_norm(tensors, 2, wide)
-    return torch.stack([norm.to(found[0].device) for norm in found])
+    found = list(torch._foreach_norm(tensors, 2, wide))
+    if len({tensor.device for tensor in tensors}) > 1:
+        found = [norm.to(found[0].device) for norm in found]
+    return torch.stack(found)
 
 
 def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
