@@ -17,12 +17,13 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from fxgraft.bits import same_bits
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import integer
 from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.host.host import Host
-from fxgraft.host.receiving import Kept, grow_with
+from fxgraft.host.receiving import Kept, Reader, read_with
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.structure import Structure
@@ -95,9 +96,6 @@ def regrow(host: Host, entry: Tensor) -> None:
     Raises:
         CheckpointError: as `revive`.
     """
-    now = host.structure_entry(host) if isinstance(host.structure_entry, Kept) else None
-    if now is not None and torch.equal(now[0], entry.cpu()):
-        return
     with ExitStack() as undo:
         for name in ("led_by", "on_replaced", "structure_entry"):
             undo.callback(setattr, host, name, getattr(host, name))
@@ -109,6 +107,25 @@ def regrow(host: Host, entry: Tensor) -> None:
     for seed in lifecycle.seeds:
         lifecycle.gradients.unwatch(seed)
     host.structure_entry, host.led_by, host.on_replaced = Kept.of(entry, host), None, None
+
+
+def _names(entry: Tensor) -> list[str]:
+    return [record.name for record in _checked(entry)]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    fields = ("name", "slot", "source", "blueprint", "config", "spec", "stage", "alphas", "hyper")
+    ours, theirs = ([[getattr(r, f) for f in fields] for r in _checked(entry)] for entry in (a, b))
+    return same_bits(ours, theirs)
+
+
+def _checked(entry: Tensor) -> list[SeedRecord]:
+    try:
+        return _read(entry)[0]
+    except CheckpointError:
+        raise
+    except Exception as error:  # what is in a state is anyone's: it may fail in any way
+        raise CheckpointError(f"the state's entry is damaged: {type(error).__name__}: {error}") from error
 
 
 def _read(entry: Any) -> tuple[list[SeedRecord], int]:
@@ -128,4 +145,4 @@ def _bytes(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-grow_with(regrow)
+read_with(Reader(_names, _alike, regrow))

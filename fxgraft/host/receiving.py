@@ -59,12 +59,27 @@ def say(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
             del state[key]
 
 
-_growers: list[Callable[[Host, Tensor], None]] = []
+@dataclass(frozen=True)
+class Reader:
+    """What reads entries. It builds on this package, and is given by `read_with`.
+
+    Attributes:
+        names: the seeds that an entry says. Raises `CheckpointError` for one that is damaged.
+        alike: whether two entries say the same seeds, in the same stages and at the same alphas.
+        grow: lets a host have the seeds of an entry, without weights yet.
+    """
+
+    names: Callable[[Tensor], list[str]]
+    alike: Callable[[Tensor, Tensor], bool]
+    grow: Callable[[Host, Tensor], None]
 
 
-def grow_with(function: Callable[[Host, Tensor], None]) -> None:
-    """Let ``function`` grow what an entry says on a host. What can do so builds on this package."""
-    _growers[:] = [function]
+_readers: list[Reader] = []
+
+
+def read_with(reader: Reader) -> None:
+    """Let ``reader`` read the entries of states."""
+    _readers[:] = [reader]
 
 
 def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
@@ -93,6 +108,12 @@ def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
             )
         host.on_structure(None)
         return
+    reader, said = _readers[0], _seeds_in(state, f"{prefix}{SEEDS}.")
+    if without := [name for name in reader.names(entry) if name not in said]:
+        raise CheckpointError(f"the state says how {_named(without)} are wired, and has no weights of them")
+    now = host.structure_entry(host) if host.structure_entry is not None else None
+    if now is not None and reader.alike(now[0], entry):
+        return
     if host.on_structure is not None:
         host.on_structure(entry)
     elif host.led_by is not None and host.led_by() is not None:
@@ -101,15 +122,7 @@ def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
             "them. Load the state before the manager is made, or the run: SeedManager.load(path, host, ...)"
         )
     else:
-        _growers[0](host, entry)
-        said = _seeds_in(state, f"{prefix}{SEEDS}.")
-        if without := [
-            placement.seed for placement in host.structure.placements if placement.seed not in said
-        ]:
-            host.clear()
-            raise CheckpointError(
-                f"the state says how {_named(without)} are wired, and has no weights of them"
-            )
+        reader.grow(host, entry)
     if not host.structure.placements:  # whoever answers for the host brings them later
         for key in [key for key in state if key.startswith(f"{prefix}{SEEDS}.")]:
             del state[key]

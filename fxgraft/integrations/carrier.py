@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -93,8 +92,6 @@ class Carrier:
         """
         before, host = self.manager, self._host
         assert before is not None
-        if entry is not None and torch.equal(before.describe()[0], entry.cpu()):
-            return
         with bare(host, before.optimizers, before.schedulers):
             options = {"schedulers": before.schedulers, **self._options}
             manager = SeedManager(host, before.optimizers, **options)

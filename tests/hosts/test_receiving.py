@@ -119,6 +119,23 @@ def test_another_manager_leads_what_a_state_says() -> None:
         other.lead(manager.describe()[0])
 
 
+def test_a_host_that_has_these_seeds_takes_their_weights_alone() -> None:
+    """Whether or not it has a manager, which stays; with other seeds, or other alphas, it is told."""
+    host, manager = grown()
+    state = {name: value.clone() for name, value in host.state_dict().items()}
+    expected = frozen(host(X))
+    with torch.no_grad():
+        for parameter in host.parameters():
+            parameter.mul_(2)
+    host.load_state_dict(state)
+    assert_same_bits(frozen(host(X)), expected, "output")
+    assert manager.seeds["b"].module is host.graft("b").module
+    manager.blend("b", steps=1)
+    manager.step()
+    with pytest.raises(CheckpointError, match="has a SeedManager"):
+        host.load_state_dict(state)
+
+
 def test_a_seed_from_code_needs_its_blueprint() -> None:
     host, manager = grown()
     manager.germinate("1", nn.Linear(8, 8), name="c")

@@ -216,6 +216,20 @@ def test_a_copy_that_follows_is_not_told_of(update: Any, caplog: pytest.LogCaptu
     assert [n for n, _ in average.named_parameters()] == [n for n, _ in world.host.named_parameters()]
 
 
+def test_the_state_of_an_average_says_how_its_seeds_are_wired_where_the_hosts_does() -> None:
+    world = World()
+    world.host.structure_entry = lambda host: world.manager.describe()
+    module = nn.ModuleDict({"host": world.host, "head": nn.Linear(3, 2)})
+    average = copy.deepcopy(module)
+    follow(module["host"], average["host"])
+    world.live(lambda: by_pairs(average, module))
+    assert list(average.state_dict()) == list(module.state_dict()), "updates by states stay pairs"
+    plain = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    fresh = fxgraft.trace(plain, (X,))
+    fresh.load_state_dict(average["host"].state_dict())
+    assert_same_bits(frozen(fresh.eval()(X)), frozen(average["host"].eval()(X)), "output")
+
+
 def test_a_copy_that_was_told_of_gets_what_grew(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     average = copy.deepcopy(world.host)
