@@ -151,6 +151,11 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         """Make the manager; where the run is resumed, go on with the seeds of its checkpoint."""
         optimizers = list(map(inner, trainer.optimizers))
         own = list(filter(self._trains, optimizers)) or optimizers  # of a frozen host: the manager says so
+        for place, saved in (self._shared or {}).items():
+            # Every host has the seeds of its state by now. In this order each manager finds its own places.
+            optimizers_of_run.put(optimizers[place], saved["names"], saved["state"], pl_module)
+        for callback in _callbacks(trainer):
+            callback._shared = None
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         with tempfile.TemporaryDirectory() as folder:
             file = None
@@ -160,10 +165,6 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             of_own = [s for s in schedulers if any(inner(getattr(s, "optimizer", None)) is o for o in own)]
             self._start(own, of_own, file)
         self._saved, self._stepped = None, False
-        if self._shared and all(callback._saved is None for callback in _callbacks(trainer)):
-            for place, saved in self._shared.items():  # every host has its seeds by now
-                optimizers_of_run.put(optimizers[place], saved["names"], saved["state"], pl_module)
-        self._shared = None
         self._hooks = [optimizer.register_step_post_hook(self._on_optimizer_step) for optimizer in own]
         if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":
             self._clip_norm, trainer.gradient_clip_val = trainer.gradient_clip_val, None

@@ -116,10 +116,12 @@ def trainer(folder: Path, epochs: int, grow: list[Any], **options: Any) -> pl.Tr
     )  # fmt: skip
 
 
-def fit(folder: Path, epochs: int, optimizers: int = 3, resume: Any = None) -> tuple[Two, list[GrowCallback]]:
+def fit(
+    folder: Path, epochs: int, optimizers: int = 3, resume: Any = None, turned: bool = False
+) -> tuple[Two, list[GrowCallback]]:
     module = Two(optimizers)
     grow = callbacks(module)
-    trainer(folder, epochs, grow).fit(module, loader(), ckpt_path=resume)
+    trainer(folder, epochs, grow[::-1] if turned else grow).fit(module, loader(), ckpt_path=resume)
     return module, grow
 
 
@@ -158,11 +160,11 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 # Two callbacks
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_two_hosts_go_on_bit_for_bit(whole: Any, epoch: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("epoch", "turned"), [(0, False), (1, False), (1, True)])
+def test_two_hosts_go_on_bit_for_bit(whole: Any, epoch: int, turned: bool, tmp_path: Path) -> None:
     folder, module, grow, optimizers = whole
     assert [[name for name, *_ in seeds] for seeds in lives(grow)] == [["a", "b"], ["a"]]
-    resumed, again = fit(tmp_path, 3, optimizers, folder / f"epoch={epoch}.ckpt")
+    resumed, again = fit(tmp_path, 3, optimizers, folder / f"epoch={epoch}.ckpt", turned)
     assert lives(again) == lives(grow)
     assert_same_bits(weights(resumed), weights(module), "weights")
     assert_same_bits(moments(resumed, again), moments(module, grow), "moments")
