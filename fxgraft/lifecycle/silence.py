@@ -7,6 +7,7 @@ trains, after `PATIENCE` steps, as a loop may begin with steps of another kind.
 from __future__ import annotations
 
 import inspect
+import re
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fxgraft.capture.fallback import mismatch_of, quiet
+from fxgraft.capture.fallback import Mismatch, mismatch_of, quiet
 from fxgraft.capture.region import Region
 from fxgraft.host.host import Host
 from fxgraft.optimizers.gradients import SeedGradients
@@ -170,18 +171,20 @@ class Silence:
         )
         if mismatch is not None and mismatch.expected:
             why = f" there: {mismatch}"
-            given = f" (example_kwargs={{{mismatch.what!r}: {mismatch.got}}})"
-            given = given if self._takes(mismatch.what) else ""
-            remedy = f"that is such a call{given}, or call the host as that example did"
+            remedy = f"that is such a call{self._example(mismatch)}, or call the host as that example did"
         return (
             f"{which} of another form than in the example call of fxgraft.trace{why}. "
             f"Trace with an example {remedy}"
         )
 
-    def _takes(self, name: str) -> bool:
-        """Whether the traced model takes an argument of that name."""
-        parameters = inspect.signature(type(self._host.trees()[0]).forward).parameters.values()
-        return name.isidentifier() and any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
+    def _example(self, mismatch: Mismatch) -> str:
+        """The argument of the traced model that makes such a call, where there is one; in brackets."""
+        taken = inspect.signature(type(self._host.trees()[0]).forward).parameters
+        what, got = mismatch.what, mismatch.got
+        if "use_cache" in taken and re.search("cache|past", what):
+            # In transformers that decides about the caches that blocks are given.
+            what, got = "use_cache", got if what == "use_cache" else str(got != "None")
+        return f" (example_kwargs={{{what!r}: {got}}})" if what in taken else ""
 
     def _find_out(self, region: Region) -> None:
         """Repeat a call in eager mode: compiled code does not say which condition was not met."""

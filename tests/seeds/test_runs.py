@@ -147,6 +147,8 @@ def test_counting_recompiles_nothing(granularity: str) -> None:
     with_grad, without = run.calls["once"]
     assert (run.seeds["once"].runs, run.seeds["once"].training_runs) == (with_grad + without, with_grad)
     assert with_grad == without == 6
+    report = fxgraft.compile_report(run.host)
+    assert report.uncompiled_calls == 0, report  # both ways of counting come to the same: code is trusted
 
 
 def test_copies_and_files_carry_the_counts(tmp_path: Path) -> None:
