@@ -21,11 +21,9 @@ from fxgraft.checkpoint import randomness
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
 from fxgraft.integrations.carrier import Carrier, bare
+from fxgraft.integrations.hugging_face_calls import Call, FirstCall, keep_from_blocks, trace_for
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.wrapped import inner
-from fxgraft.telemetry import logger
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 FILE = "fxgraft.safetensors"
 """The name of our file in each checkpoint folder."""
@@ -72,10 +70,10 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         super().__init__(host, on_step, **options)
         self._optimizer: Optimizer | None = None
         self._schedulers: list[Any] = []
-        self._first: _FirstCall | None = None
+        self._first: FirstCall | None = None
         host.on_write = self._write
         host.watch_writing()
-        _keep_from_blocks(host)
+        keep_from_blocks(host)
 
     # Training
 
@@ -110,7 +108,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         if args.torch_compile:  # whose calls have no place for anything but the model
             self._begin(args, file, None)
         else:
-            self._first = _FirstCall(self._host, partial(self._begin, args, file))
+            self._first = FirstCall(self._host, partial(self._begin, args, file))
         if args.max_grad_norm:  # it is 0 after a run that ended in an error: what it was is known then
             self._clip_norm, args.max_grad_norm = args.max_grad_norm, 0.0
 
@@ -185,14 +183,14 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         """
         if file is None:
             if call is not None and not self._host.structure.placements:
-                _trace_for(self._host, call)
+                trace_for(self._host, call)
             return
         loaded = _sums(self._host)
         assert self._optimizer is not None
         # What came with the weights comes again, with all else.
         with bare(self._host, self._optimizer, self._schedulers):
             if call is not None:
-                _trace_for(self._host, call)
+                trace_for(self._host, call)
             self._bring(file, keep_streams=not args.save_only_model)
         if loaded != _sums(self._host):
             raise CheckpointError(
@@ -219,58 +217,6 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
                     f"does not hold: load_best_model_at_end needs host.seed_blueprints[{seed.name!r}] = "
                     f"<module or factory>"
                 )
-
-
-class _FirstCall:
-    """Waits for the first call that a training makes of the host, and lets ``then`` have it; once.
-
-    That may be of another form than the traced one: seeds would not run in such calls. What a run is resumed
-    with has to wait for the slots that there are then.
-    """
-
-    def __init__(self, host: Host, then: Callable[[Call | None], None]):
-        self._then: Callable[[Call | None], None] | None = then
-        self._handle = host.register_forward_pre_hook(
-            lambda _, args, kwargs: self.come((args, kwargs)), with_kwargs=True
-        )
-
-    def cancel(self) -> None:
-        """Wait no more."""
-        self._handle.remove()
-        self._then = None
-
-    def come(self, call: Call | None) -> None:
-        """Here it is; or None: it does not come any more."""
-        then = self._then
-        self.cancel()
-        if then is not None:
-            then(call)
-
-
-def _keep_from_blocks(host: Host) -> None:
-    """Let the number of items in a batch, which only the loss wants, not go through all blocks.
-
-    transformers passes it on with all other keywords. A block that is traced with it would run without its
-    seeds in each call that has none: in ``predict`` without labels, or in a call of one's own.
-    """
-    base: Any = getattr(host, "base_model", None)
-    if any(child is base for child in host.children()):
-        hooks = base._forward_pre_hooks
-        if _without_number not in hooks.values():
-            base.register_forward_pre_hook(_without_number, with_kwargs=True)
-
-
-def _without_number(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    if "num_items_in_batch" not in kwargs:
-        return None
-    return args, {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
-
-
-def _trace_for(host: Host, call: Call) -> None:
-    """Trace the host anew, where it is called in another form than it was traced in."""
-    if (unmet := host.unmet(*call)) is not None:
-        logger.info("the host is called in another form than it was traced in (%s): traced anew", unmet)
-        host.retrace(*call)
 
 
 def _check(args: TrainingArguments, model: nn.Module, host: Host) -> None:

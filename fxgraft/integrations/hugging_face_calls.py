@@ -1,0 +1,65 @@
+"""In which form a Trainer of transformers calls a host: traced anew for that, before anything grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fxgraft.host.host import Host
+from fxgraft.telemetry import logger
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class FirstCall:
+    """Waits for the first call that a training makes of the host, and lets ``then`` have it; once.
+
+    That may be of another form than the traced one: seeds would not run in such calls. What a run is resumed
+    with has to wait for the slots that there are then.
+    """
+
+    def __init__(self, host: Host, then: Callable[[Call | None], None]):
+        self._then: Callable[[Call | None], None] | None = then
+        self._handle = host.register_forward_pre_hook(
+            lambda _, args, kwargs: self.come((args, kwargs)), with_kwargs=True
+        )
+
+    def cancel(self) -> None:
+        """Wait no more."""
+        self._handle.remove()
+        self._then = None
+
+    def come(self, call: Call | None) -> None:
+        """Here it is; or None: it does not come any more."""
+        then = self._then
+        self.cancel()
+        if then is not None:
+            then(call)
+
+
+def keep_from_blocks(host: Host) -> None:
+    """Let the number of items in a batch, which only the loss wants, not go through all blocks.
+
+    transformers passes it on with all other keywords. A block that is traced with it would run without its
+    seeds in each call that has none: in ``predict`` without labels, or in a call of one's own.
+    """
+    base: Any = getattr(host, "base_model", None)
+    if any(child is base for child in host.children()):
+        hooks = base._forward_pre_hooks
+        if _without_number not in hooks.values():
+            base.register_forward_pre_hook(_without_number, with_kwargs=True)
+
+
+def _without_number(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    if "num_items_in_batch" not in kwargs:
+        return None
+    return args, {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
+
+
+def trace_for(host: Host, call: Call) -> None:
+    """Trace the host anew, where it is called in another form than it was traced in."""
+    if (unmet := host.unmet(*call)) is not None:
+        logger.info("the host is called in another form than it was traced in (%s): traced anew", unmet)
+        host.retrace(*call)
