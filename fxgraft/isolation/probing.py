@@ -82,10 +82,12 @@ def measure(
     losses, runs, fallbacks = [], [], 0
     draws = generators_of(evaluate)
     for share in (0.0, alpha):
+        _reshard(host)
         with untouched(*host.trees()), kept(draws), at_alpha(host, seed, share), _mode_kept(host):
             before = seed.runs, silence.fallbacks(seed)
             with disturbable(), torch.no_grad():
                 losses.append(_number(evaluate()))
+                _reshard(host)
             runs.append(seed.runs - before[0])
             fallbacks += silence.fallbacks(seed) - before[1]
     losses = [mean(loss) for loss in losses]
@@ -100,6 +102,12 @@ def measure(
         )
     amend(seed, loss_without=losses[0], loss_with=losses[1])
     return losses[0] - losses[1]
+
+
+def _reshard(host: Host) -> None:
+    """``fully_shard`` leaves the host's own parameters whole after a forward pass; not across a restore."""
+    if (reshard := getattr(type(host), "reshard", None)) is not None:
+        reshard(host)
 
 
 def _number(loss: object) -> float:
