@@ -16,7 +16,7 @@ from torch import nn
 
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
-from fxgraft.errors import FxGraftError, SlotError, StageError
+from fxgraft.errors import FxGraftError, SlotError, StageError, TraceError
 from fxgraft.host.copies import Copies
 from fxgraft.host.explain import Explanation, explain
 from fxgraft.host.ownership import Ownership
@@ -62,6 +62,11 @@ class Host(nn.Module):
     def __init__(self, capture: Capture):
         super().__init__()
         root = capture.root
+        if any(SEEDS in register for register in (root._modules, root._parameters, root._buffers)):
+            raise TraceError(
+                f"{type(root).__name__} has {SEEDS!r} of its own, under which a host keeps its seeds: rename "
+                f"it, or trace the part of the model that is to grow"
+            )
         # Beside nn.Module's registers: the root's children are the host's own, not one level below.
         self.__dict__["_root"] = root
         self._regions = capture.regions

@@ -17,6 +17,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.proofs import verify
+from fxgraft_passes.recovering import recover
 
 
 class GraphPass(ABC):
@@ -33,6 +34,7 @@ class GraphPass(ABC):
         """Remove from the module what the rewritten graph no longer refers to."""
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        recover(graph_module.graph)
         graph = copy_graph(graph_module.graph)
         if not self.rewrite(graph):
             return PassResult(graph_module, False)

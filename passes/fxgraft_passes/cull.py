@@ -19,10 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.fx as fx
-from torch import nn
+from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.base import GraphPass
-from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.homes import take_out
+from fxgraft_passes.recovering import recover, refuse_lost
 from fxgraft_passes.sites import exit_of, host_value, nodes_of
 
 
@@ -35,6 +36,7 @@ class Cull(GraphPass):
     def rewrite(self, graph: fx.Graph) -> bool:
         found = exit_of(graph, self.name)
         if found is None:
+            refuse_lost(graph, self.name, "cull")
             return False
         _, exit_node = found
         graft = nodes_of(graph, self.name)
@@ -46,12 +48,13 @@ class Cull(GraphPass):
         _restore_order(host)
         return True
 
-    def detach(self, graph_module: fx.GraphModule) -> None:
-        seeds = getattr(graph_module, SEEDS, None)
-        if isinstance(seeds, nn.Module) and self.name in seeds._modules:
-            del seeds._modules[self.name]
-            if not seeds._modules:
-                delattr(graph_module, SEEDS)
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        recover(graph_module.graph)
+        found = exit_of(graph_module.graph, self.name)
+        result = super().__call__(graph_module)
+        if found is not None:
+            take_out(graph_module, found[0].path)
+        return result
 
 
 def _restore_order(host: fx.Node) -> None:

@@ -32,6 +32,7 @@ import torch.fx as fx
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.cull import Cull
 from fxgraft_passes.germinate import Germinate
+from fxgraft_passes.recovering import refuse_lost
 from fxgraft_passes.sites import exit_of, graft_behind
 
 
@@ -47,7 +48,10 @@ class Fossilize(GraphPass):
 
     def rewrite(self, graph: fx.Graph) -> bool:
         found = exit_of(graph, self.name)
-        if found is None or found[0].spec.fossil is not None:
+        if found is None:
+            refuse_lost(graph, self.name, "fossilize")
+            return False
+        if found[0].spec.fossil is not None:
             return False
         site, exit_node = found
         behind = graft_behind(exit_node, site.node)

@@ -40,16 +40,20 @@ behind all seeds there; ``spec.copy_source`` copies it, where something writes i
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 import torch
 import torch.fx as fx
 from torch import nn
+from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes import operators
 from fxgraft_passes.base import GraphPass, node_named
+from fxgraft_passes.describing import describe, shape_of
 from fxgraft_passes.errors import SlotError
-from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, check_name
+from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, alpha_shape, check_name
+from fxgraft_passes.homes import is_home
 from fxgraft_passes.sites import GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
 
 
@@ -141,6 +145,12 @@ class Germinate(GraphPass):
                 mark_reader(node)
         for consumer in consumers:
             consumer.replace_input_with(host, exit_node)
+        describe(written, host, read, self.spec.mode)
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        if self.path is None and (home := _home(graph_module)) != SEEDS:
+            return replace(self, path=f"{home}.{self.name}")(graph_module)
+        return super().__call__(graph_module)
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -151,10 +161,36 @@ class Germinate(GraphPass):
         return self.path or f"{SEEDS}.{self.name}"
 
     def attach(self, graph_module: fx.GraphModule) -> None:
-        if self.seed is not None:
-            like = next(graph_module.parameters(), torch.empty(0))
-            graft = Graft(self.seed, dtype=like.dtype, device=like.device)
-            graph_module.add_submodule(self.graft_path, graft)
+        if self.seed is None:
+            return
+        like = next(graph_module.parameters(), torch.empty(0))
+        form: tuple[int, ...] = ()
+        if self.spec.mode == "channelwise":
+            slot = node_named(graph_module.graph, self.node)
+            shape = None if slot is None else shape_of(slot)
+            if shape is None:
+                raise SlotError(
+                    f"seed {self.name!r} at node {self.node!r}: mode 'channelwise' has an alpha for each "
+                    f"channel, and how many there are is not known: run FindSlots(example_args=...) before, "
+                    f"or ShapeProp"
+                )
+            form = alpha_shape("channelwise", shape)
+        graft = Graft(self.seed, dtype=like.dtype, device=like.device, alpha_shape=form)
+        if not graph_module.add_submodule(self.graft_path, graft):
+            raise SlotError(
+                f"seed {self.name!r}: expected a path at which the module can hold the graft; got "
+                f"{self.graft_path!r}, on which there is an attribute that is no module"
+            )
+
+
+def _home(graph_module: fx.GraphModule) -> str:
+    """Where the module holds its grafts: ``_seeds``; ``_seeds_1`` and so on where it has that of its own."""
+    for number in count():
+        name = f"{SEEDS}_{number}" if number else SEEDS
+        known = getattr(graph_module, name, None)
+        if not hasattr(graph_module, name) or (type(known) is nn.Module and is_home(known)):
+            return name
+    raise AssertionError("unreachable")
 
 
 def _read_early(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) -> list[fx.Node]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.fx as fx
 from torch import Tensor, nn
+
+from fxgraft_passes.observe import observe
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 REGENERATE = "FXGRAFT_REGENERATE_GOLDEN"
@@ -65,8 +68,12 @@ class Fan(nn.Module):
 
 
 def traced(net: nn.Module) -> fx.GraphModule:
-    """The graph module of ``net``."""
-    return fx.symbolic_trace(net)
+    """The graph module of ``net``, observed if it takes one batch of the usual form."""
+    graph_module = fx.symbolic_trace(net)
+    shape = (3, 2, 6, 6) if isinstance(net, InPlace) else (3, 4)
+    with suppress(TypeError, RuntimeError):  # it takes others
+        observe(graph_module, torch.zeros(shape, dtype=next(net.parameters(), torch.empty(0)).dtype))
+    return graph_module
 
 
 def state_of(graph_module: fx.GraphModule) -> dict[str, Any]:

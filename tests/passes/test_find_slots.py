@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.fx as fx
 import torch.nn.functional as F
 from torch import nn
 
@@ -140,7 +141,7 @@ def test_reasons(function, name, reason):
 
 
 def test_a_graph_that_was_never_run():
-    host = traced(Net())
+    host = fx.symbolic_trace(Net())
     FindSlots()(host)
     assert slot_names(host) == []
     assert set(rejections_of(host.graph).values()) == {"was not reached in the example run"}
