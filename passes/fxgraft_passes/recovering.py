@@ -43,9 +43,9 @@ def refuse_lost(graph: fx.Graph, name: str, action: str) -> None:
         found = _OWN.fullmatch(str(node.target)) if node.op in ("call_module", "get_attr") else None
         if node.target in _EXITS or (found is not None and found[1] == name):
             raise SlotError(
-                f"cannot {action} seed {name!r}: {node} is part of a graft, and what else belongs to it is "
-                f"not known: the graph was traced anew (by symbolic_trace, fx.Transformer or pickle), through "
-                f"the seed, or with it as a fossil. Do it on the module that Germinate returned"
+                f"cannot {action} seed {name!r}: {node} is part of a graft, and what else belongs to it "
+                f"is not known: the graph was traced anew (by symbolic_trace, fx.Transformer or pickle), "
+                f"through the seed, or with it as a fossil. Do it on the module that Germinate returned"
             )
 
 
