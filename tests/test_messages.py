@@ -20,6 +20,8 @@ SAYS = {"warning", "exception", "error", "warn", "_say_once"}
 REASONS = {"fxgraft.lifecycle.silence"}
 """Modules whose texts are said by others: every long one is a message."""
 LEFT_OUT = {"fxgraft.demo"}
+NEVER = {"AssertionError", "NotImplementedError"}
+"""What stands where no program comes to."""
 SHORT, LONG = 8, 12
 
 
@@ -101,7 +103,7 @@ def raised() -> Iterator[tuple[str, str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 name = name_of(node.exc.func)
-                if name.endswith("Error"):
+                if name.endswith("Error") and name not in NEVER:
                     yield name, module
             elif isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
                 yield node.name, module
