@@ -241,6 +241,24 @@ def commands_are_given_to_rank_0_and_done_on_all() -> None:
     assert not run.manager.seeds
 
 
+def several_changes_are_one_act_on_all_ranks() -> None:
+    run = Run()
+    run.train(1)
+    with run.manager.together():
+        run.manager.germinate(SLOT, "mlp", name="a")
+        run.manager.germinate(SLOT, "mlp", name="b", before="a")
+        run.manager.blend("b", steps=0)
+    run.train(1)
+    assert list(run.manager.seeds) == ["b", "a"]
+    with run.manager.together(wait=False):
+        run.manager.cull("a")
+        run.manager.germinate(SLOT, "mlp", name="c")
+    for _ in range(4):
+        assert ("a" in run.manager.seeds) is (run.manager.seeds["c"].stage is Stage.GERMINATED)
+        run.train(1)  # in which the ranks compare what they have
+    assert list(run.manager.seeds) == ["b", "c"]
+
+
 def changes_in_the_background_land_in_the_same_step() -> None:
     def slow(slot: fxgraft.Slot) -> nn.Module:
         time.sleep(0.3 * RANK)  # rank 0 is ready first
@@ -387,6 +405,7 @@ def main() -> None:
             an_inf_on_one_rank_drops_the_seeds_gradients_on_all,
             an_inf_in_one_of_several_accumulated_passes_drops_them_all,
             commands_are_given_to_rank_0_and_done_on_all,
+            several_changes_are_one_act_on_all_ranks,
             changes_in_the_background_land_in_the_same_step,
             what_fails_on_one_rank_fails_on_all,
             measurements_and_gates_agree,
