@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check docs soak bench zoo clean
+.PHONY: demo test test-torch check docs soak bench zoo clean
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,21 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+# What depends on torch's private parts (tracing, the passes, compiling), under another torch, as PyPI serves it,
+# in an environment of its own: make test-torch TORCH=2.14.1
+TORCH ?= 2.14.1
+OTHER := .venv-torch-$(TORCH)
+
+$(OTHER)/.test: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OTHER)
+	grep -v '^torch==' constraints.txt > $(OTHER)/constraints.txt
+	$(OTHER)/bin/pip install --quiet --disable-pip-version-check -c $(OTHER)/constraints.txt torch==$(TORCH) -e ".[test]"
+	@touch $@
+
+test-torch: $(OTHER)/.test
+	$(OTHER)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/test_torch.py tests/capture \
+		tests/passes tests/compiling tests/manager/test_background.py tests/manager/test_prefetch.py
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
@@ -50,4 +65,4 @@ zoo:
 	.venv-zoo/bin/python -m benchmarks.zoo
 
 clean:
-	rm -rf $(VENV) .venv-zoo runs dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-zoo .venv-torch-* runs dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis

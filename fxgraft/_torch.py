@@ -30,6 +30,11 @@ def import_compiler() -> None:
     import torch._inductor.compile_fx  # noqa: F401
 
 
+def forget_compilations() -> None:
+    """Free what dynamo has compiled. Missing: the compiler process keeps its memory."""
+    torch._dynamo.reset()
+
+
 def compiler_configs() -> tuple[Any, ...]:
     """The modules of settings of dynamo, AOTAutograd and Inductor. Missing: no code comes from the helper."""
     import torch._dynamo.config
@@ -48,6 +53,11 @@ def overrides(config: Any) -> dict[str, Any]:
 def mark_maybe_dynamic(tensor: Tensor, dimension: int) -> None:
     """Let a compilation take a size as dynamic where it can. Missing: each size is compiled for itself."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+
+
+def mark_static(tensor: Tensor, dimension: int) -> None:
+    """Let a compilation take a size as it is. Missing: as above."""
+    torch._dynamo.mark_static(tensor, dimension)
 
 
 def mode_options(mode: str) -> dict[str, Any]:

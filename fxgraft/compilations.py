@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.errors import FxGraftError
 from fxgraft.host.host import Host
 
@@ -23,7 +24,7 @@ class VariantReport:
         label: the unit, the seeds and their slots, and the phase.
         graphs: how many graphs dynamo compiled for it in this process: one for each kind of call
             (train and eval mode, gradients, sizes).
-        artifacts: how many kinds of call have code of the helper.
+        artifacts: how many kinds of call have code of the compiler process.
         uncompiled_calls: how many calls ran uncompiled, for want of code.
         distrusted: why all calls run uncompiled from now on: the code differs from eager mode, or what was
             changed in it does not compile; None if it is trusted, or was not run yet.
@@ -65,7 +66,7 @@ class CompileReport:
 
     @property
     def artifacts(self) -> int:
-        """How many were compiled by the helper."""
+        """How many were compiled by the compiler process."""
         return sum(variant.artifacts for variant in self.variants)
 
     @property
@@ -106,10 +107,8 @@ def compile_report(host: nn.Module) -> CompileReport:
     compiled = host.compiled
     if compiled is None:
         raise FxGraftError("the host is not compiled: call host.compile() first")
-    from torch._dynamo import utils  # which is there: the host is compiled
-
-    breaks = 0 if compiled.options["fullgraph"] else sum(utils.counters["graph_break"].values())
-    remembered = utils.get_compilation_metrics()
+    breaks = 0 if compiled.options["fullgraph"] else _torch.graph_breaks()
+    remembered = _torch.compilations()
     rows = tuple(_row(variant, remembered) for variant in compiled.variants)
     return CompileReport(tuple(unit.name for unit in compiled.units), rows, breaks, compiled.eager)
 

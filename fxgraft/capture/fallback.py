@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fxgraft import _torch
 from fxgraft_passes.errors import FxGraftError
 
 logger = logging.getLogger("fxgraft")
@@ -147,8 +148,7 @@ def _say_at_compile_time(kind: type) -> None:
         _say(f"a {kind.__name__}")
 
 
-# What torch.compiler.assume_constant_result does. That imports the compiler, which takes a second.
-_say_at_compile_time._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_torch.constant_when_compiled(_say_at_compile_time)
 
 
 def _say(who: str, mismatch: str = "") -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.effects import Effects, SideEffectError
 from fxgraft.capture.intercept import EveryOperation, builtins_of_values
@@ -60,7 +61,7 @@ class RegionTracer(fx.Tracer):
     @property
     def switches_gradients(self) -> bool:
         """Whether the code has parts under ``no_grad``."""
-        return any(node.target is torch._C._set_grad_enabled for node in self.graph.nodes)
+        return any(node.target is _torch.set_grad_enabled for node in self.graph.nodes)
 
     def trace_call(self, module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
         """The graph of ``forward(module, ...)``. Raises `UntraceableError` or what the code raises."""
@@ -160,7 +161,7 @@ class RegionTracer(fx.Tracer):
             self._outside = self.create_node("call_function", torch.is_grad_enabled, (), {})
             self._saw(self._outside, not now)
             target = now
-        node = self.create_node("call_function", torch._C._set_grad_enabled, (target,), {})
+        node = self.create_node("call_function", _torch.set_grad_enabled, (target,), {})
         self._saw(node, None)
 
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:

@@ -92,15 +92,13 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
 def is_importable(name: str) -> bool:
     """Whether a fresh interpreter finds, under that name, the file that the module here was loaded from."""
-    if name not in _importable:
+    if name not in _importable and name in sys.modules:
         _importable[name] = _find(name)
-    return _importable[name]
+    return _importable.get(name, False)
 
 
 def _find(name: str) -> bool:
-    module = sys.modules.get(name)
-    if module is None:
-        return False
+    module = sys.modules[name]
     parent, _, _ = name.rpartition(".")
     path = None
     if parent:

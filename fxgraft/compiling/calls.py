@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.capture.call_form import is_constant
 
 Autocast = tuple[str, torch.dtype] | None
@@ -242,9 +243,9 @@ def _example(kind: Any, is_static: bool) -> Any:
     made = torch.empty_strided(kind.shape, kind.stride, dtype=kind.dtype, device=kind.device)
     made.zero_().requires_grad_(kind.requires_grad)
     for dimension in kind.dynamic:
-        torch._dynamo.maybe_mark_dynamic(made, dimension)
+        _torch.mark_maybe_dynamic(made, dimension)
     for dimension in set(range(made.dim())) - set(kind.dynamic) if is_static else ():
-        torch._dynamo.mark_static(made, dimension)
+        _torch.mark_static(made, dimension)
     return made
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
 from torch import nn
 
 from fxgraft import _torch
@@ -127,7 +126,7 @@ def _carry_out(job: int, data: bytes, left: set[int], outgoing: Connection) -> N
                         outgoing.send(_made(job, index, order))
         outgoing.send(("over", job))
         left.discard(job)
-        torch._dynamo.reset()
+        _torch.forget_compilations()
 
 
 def _made(job: int, index: int, order: Order) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.errors import IsolationError
 from fxgraft.host.host import Host
 from fxgraft.host.outdated import outdated
@@ -104,7 +105,7 @@ class IsolationMonitor:
         self._judge(found)
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if _torch.is_inside_transform():
             return  # inside vmap, grad and the like, whose tensors do not outlive them
         leaves, form = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft import _torch
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.parts import local, whole
 
@@ -195,7 +196,7 @@ def norms(tensors: list[Tensor]) -> Tensor:
     """The Frobenius norm of each, in float32 or wider, on the device of the first; at least one."""
     tensors = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
     wide = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
-    found = list(torch._foreach_norm(tensors, 2, wide))
+    found = _torch.norms(tensors, wide)
     if len({tensor.device for tensor in tensors}) > 1:
         found = [norm.to(found[0].device) for norm in found]
     return torch.stack(found)

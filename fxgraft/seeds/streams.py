@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_NO_BACKWARD = -1
+from fxgraft import _torch
+
 _OTHER_MASK = (
     "the dropout of a seed runs inside of a backward pass, for activation checkpointing as it seems: it "
     "draws another mask than in the forward, and the gradients belong to neither. Leave layers with such "
@@ -127,7 +128,7 @@ class SeedDropout(nn.Module):
         shape = input.shape
         if self.channels:
             shape = torch.Size([*shape[:2], *(1 for _ in shape[2:])])
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != _NO_BACKWARD:
+        if not torch.compiler.is_compiling() and _torch.is_in_backward():
             warnings.warn(_OTHER_MASK, stacklevel=2)
         kept = uniform(shape, self.key, self.draws, input.device) >= self.p
         # Not in place: the partitioner of torch.compile recomputes the mask in the backward pass from

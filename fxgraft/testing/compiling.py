@@ -6,12 +6,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
+
+from fxgraft import _torch
 
 
 def counting_backend(inner: str = "aot_eager") -> Any:
     """A ``torch.compile`` backend that counts graphs in ``frame_count``; both inner ones keep the bits."""
-    return CompileCounterWithBackend(inner)
+    return _torch.counting_backend(inner)
 
 
 def no_recompiles() -> AbstractContextManager[Any]:

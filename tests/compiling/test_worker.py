@@ -1,0 +1,300 @@
+"""The compiler process: one for all, whatever the trainer is and does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxgraft
+from fxgraft.compiling import helper
+from tests.manager.test_background import (
+    SLOT,
+    TWIN,
+    World,
+    compilers,
+    halted,
+    is_alive,
+    no_recompiles,
+    the_compiler,
+    until,
+)
+from tests.seed_modules import Drawing
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+ROOT = Path(__file__).parents[2]
+
+
+def run(program: str, *options: str, **environment: str) -> str:
+    """What a program prints that trains in its own process."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)],
+        cwd=ROOT, env={**os.environ, **environment}, timeout=300, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+PRELUDE = """
+    import os, sys, threading, time, torch, fxgraft
+    from torch import nn
+    from fxgraft.compiling import helper
+    torch.set_num_threads(1)
+
+    def scale(x):  # of __main__, read by a class of __main__
+        return x * FACTOR
+
+    FACTOR = 3.0
+
+    class Block(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.inner, self.act = nn.Linear(4, 4), act
+
+        def forward(self, x):
+            return scale(self.act(self.inner(x)))
+
+    def model():
+        class Local(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = Block(lambda x: torch.tanh(x))
+
+            def forward(self, x):
+                return self.block(x) + 1
+
+        return Local()
+
+    def grow(backend="aot_eager"):
+        torch.manual_seed(0)
+        x = torch.randn(6, 4)
+        host = fxgraft.trace(model(), (x,))
+        host.compile(backend=backend)
+        optimizer = torch.optim.SGD(host.parameters(), 1e-2)
+        manager = fxgraft.SeedManager(host, optimizer)
+
+        def step():
+            optimizer.zero_grad()
+            host(x).square().mean().backward()
+            optimizer.step()
+            manager.step()
+
+        step()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            seed = manager.germinate("block.inner", "mlp", wait=False)
+            while seed.stage is fxgraft.Stage.GERMINATED:
+                manager._background.wait(60)
+                step()
+            assert seed.stage is fxgraft.Stage.TRAINING, seed
+            step()
+        assert fxgraft.compile_report(host).uncompiled_calls == 0
+        plain = fxgraft.trace(model(), (x,))
+        plain.load_state_dict(host.model_state())
+        assert torch.equal(host(x), plain(x))
+        return manager
+"""
+
+
+def test_classes_of_a_script_local_ones_and_lambdas() -> None:
+    run("grow(); assert helper._get().pid")
+
+
+def test_in_a_daemonic_process_and_in_a_thread() -> None:
+    run(
+        """
+        import multiprocessing
+        def work():
+            thread = threading.Thread(target=grow)  # the thread that trains
+            thread.start()
+            thread.join()
+        child = multiprocessing.get_context("fork").Process(target=grow, daemon=True)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        work()
+        assert helper._get().pid
+        """
+    )
+
+
+def test_a_rank_of_torchrun_has_one_of_its_own_that_is_no_rank() -> None:
+    run(
+        """
+        manager = grow()
+        environment = open(f"/proc/{helper._get().pid}/environ").read()
+        assert "RANK" not in environment and "MASTER" not in environment and "TORCHELASTIC" not in environment
+        """,
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="1",
+        TORCHELASTIC_RUN_ID="x",
+    )  # fmt: skip
+
+
+def test_a_trainer_that_is_pinned_does_not_pin_it() -> None:
+    run(
+        """
+        everything = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(everything)})
+        helper.warm()
+        while not helper._get().is_ready:
+            time.sleep(0.01)
+        assert everything <= os.sched_getaffinity(helper._get().pid)
+        assert os.sched_getaffinity(0) == {min(everything)}
+        assert os.getpriority(os.PRIO_PROCESS, helper._get().pid) > os.getpriority(os.PRIO_PROCESS, 0)
+        """
+    )
+
+
+def test_forked_workers_do_not_keep_it_alive() -> None:
+    """A DataLoader's worker outlives the trainer for a moment, or for ever; its pipes must not."""
+    out = run(
+        """
+        helper.warm()
+        while not helper._get().is_ready:
+            time.sleep(0.01)
+        pid = helper._get().pid
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            for stream in (0, 1, 2):
+                os.close(stream)
+            time.sleep(60)
+            os._exit(0)
+        print(pid, child, flush=True)
+        os._exit(0)  # no handler runs: as killed
+        """
+    )
+    pid, child = map(int, out.split())
+    try:
+        until(lambda: not is_alive(pid), 20)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_it_is_shared_by_all_hosts_and_stays() -> None:
+    pid = the_compiler()
+    worlds = [World(), World()]
+    for world, slot in zip(worlds, (SLOT, TWIN), strict=True):
+        world.manager.germinate(slot, lambda slot: Drawing(), name="a", wait=False)
+    for world in worlds:
+        world.settle()
+        assert world.manager.seeds["a"].stage is fxgraft.Stage.TRAINING
+    assert compilers() == [pid]
+
+
+def test_one_that_ends_while_idle_is_replaced() -> None:
+    pid = the_compiler()
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_alive(pid))
+    world = World()
+    world.start()
+    world.settle()
+    assert world.manager.seeds["a"].stage is fxgraft.Stage.TRAINING
+    assert world.reasons() == []
+
+
+def test_a_job_behind_one_that_hangs_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helper, "PATIENCE", 0.1)
+    first, second = World(), World()
+    with halted():
+        first.start()
+        until(lambda: helper._get().now is not None)
+        second.start("b", TWIN)
+        first.manager.cull("a")
+        second.settle()
+    assert second.manager.seeds["b"].stage is fxgraft.Stage.TRAINING
+
+
+@pytest.fixture
+def _garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes through the pipe is not what was sent."""
+    the_compiler()
+    child = helper._get()._child
+    assert child is not None
+    original = child._from.recv
+    sent = iter([lambda: ("made", -1, 0, b""), lambda: ("nonsense", helper._get().now.number)])
+    monkeypatch.setattr(child, "_from", _Pipe(child._from, lambda: next(sent, original)()))
+
+
+class _Pipe:
+    def __init__(self, pipe: Any, recv: Any) -> None:
+        self.poll, self.close, self.recv = pipe.poll, pipe.close, recv
+
+
+@pytest.mark.usefixtures("_garbage")
+def test_garbage_on_the_pipe_ends_it_and_not_the_training() -> None:
+    world = World()
+    world.start()
+    world.settle()
+    assert not world.manager.seeds
+    assert "cannot be read" in world.reasons()[0]
+    with no_recompiles():
+        world.train()
+    world.start()
+    world.settle()
+    assert world.manager.seeds["a"].stage is fxgraft.Stage.TRAINING
+
+
+class Locked(nn.Module):
+    """Holds what cannot travel, and may read it."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.inner, self.lock, self.reads = nn.Linear(4, 4), threading.Lock(), reads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.reads and self.lock.locked():
+            return x
+        return torch.relu(self.inner(x))
+
+
+def test_an_attribute_that_cannot_travel_is_no_obstacle_where_no_code_reads_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World(compiled=False)
+    world.host = fxgraft.trace(nn.Sequential(Locked(False), nn.Linear(4, 4)), (torch.randn(6, 4),))
+    world.host.compile(backend="aot_eager")
+    world.manager = fxgraft.SeedManager(world.host, sinks=[world.sink])
+    world.optimizer = torch.optim.SGD(world.host.parameters(), 1e-2)
+    world.train(2)
+    world.start("a", "0.relu")
+    world.settle()
+    with no_recompiles():
+        world.train()
+    assert world.manager.seeds["a"].stage is fxgraft.Stage.TRAINING
+    assert caplog.text.count("is not given") <= 1
+
+
+SETTINGS = {
+    "threads": (torch.set_num_threads, 2, 1),
+    "dtype": (torch.set_default_dtype, torch.float64, torch.float32),
+    "precision": (torch.set_float32_matmul_precision, "high", "highest"),
+    "deterministic": (torch.use_deterministic_algorithms, True, False),
+    "cudnn": (lambda value: setattr(torch.backends.cudnn, "benchmark", value), True, False),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_torchs_settings_are_those_of_the_trainer(what: str) -> None:
+    """Guards of compiled code look at them: code that was made under others would not be run."""
+    set_to, value, usual = SETTINGS[what]
+    world = World()
+    world.host.float()
+    try:
+        set_to(value)
+        world.train(1)
+        world.start()
+        world.settle()
+        world.train(1)
+        assert fxgraft.compile_report(world.host).uncompiled_calls == 0
+        assert fxgraft.compile_report(world.host).artifacts
+    finally:
+        set_to(usual)

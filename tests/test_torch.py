@@ -1,0 +1,135 @@
+"""Each private part of torch that is used, as this torch has it; and that they are in one file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxgraft import _torch
+
+ROOT = Path(__file__).parents[1]
+PRIVATE = re.compile(r"\btorch(?:\.[a-z]\w*)*\._[a-zA-Z]|_dynamo_")
+EVERYWHERE = ("torch.utils._pytree", "torch.utils._python_dispatch", "torch._dynamo.config.metrics_count")
+"""Half public: torch's own documentation shows them, or only a comment has them."""
+
+
+def test_private_parts_are_used_in_one_file_only() -> None:
+    found = []
+    for folder in ("fxgraft", "passes"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.name == "_torch.py":
+                continue
+            for line in path.read_text("utf-8").splitlines():
+                rest = line
+                for allowed in EVERYWHERE:
+                    rest = rest.replace(allowed, "")
+                if PRIVATE.search(rest):
+                    found.append(f"{path.relative_to(ROOT)}: {line.strip()}")
+    assert found == []
+
+
+def test_settings_of_the_compiler() -> None:
+    _torch.import_compiler()
+    dynamo, functorch, inductor = _torch.compiler_configs()
+    before = _torch.overrides(inductor)
+    assert "max_autotune" not in before
+    with inductor.patch(max_autotune=True), dynamo.patch(recompile_limit=3):
+        assert _torch.overrides(inductor) == {**before, "max_autotune": True}
+        assert _torch.overrides(dynamo)["recompile_limit"] == 3
+    assert not _torch.overrides(inductor).get("max_autotune", False)
+    assert isinstance(_torch.overrides(functorch), dict)
+
+
+def test_artifacts_and_their_guards() -> None:
+    def entry(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = module(x)
+        return out
+
+    module, x = nn.Linear(3, 2), torch.ones(4, 3)
+    made = torch.compile(entry, backend="aot_eager", fullgraph=True).aot_compile(((module, x), {}))
+    data = _torch.artifact_bytes(made, entry.__globals__)
+    parts = _torch.ArtifactParts(data)
+    run, check = parts.code(parts.guards_state())
+    assert torch.equal(run(module, x), module(x))
+    assert check({"module": module, "x": x})
+    assert not check({"module": module, "x": x.double()})
+
+
+def test_guards_that_no_artifact_holds_have_names() -> None:
+    assert {"ID_MATCH", "CLOSURE_MATCH"} <= _torch.unserializable_guards()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_counts_of_dynamo() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    counter = _torch.counting_backend("eager")
+    x = torch.ones(3, 2)
+    _torch.mark_maybe_dynamic(x, 0)
+    torch.compile(double, backend=counter, fullgraph=True)(x)
+    assert counter.frame_count == 1
+    assert _torch.graphs_of(double.__code__) == 1
+    assert _torch.compilations()[-1].co_name == "double"
+    assert isinstance(_torch.graph_breaks(), int)
+
+
+def test_inductor() -> None:
+    assert "triton.cudagraphs" in _torch.mode_options("reduce-overhead")
+    graph_module = torch.fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+    with torch.no_grad():
+        run = _torch.compile_with_inductor(graph_module, [torch.ones(2)])
+    assert callable(run)
+
+
+def test_what_is_constant_when_compiled() -> None:
+    said = []
+
+    def say() -> None:
+        said.append(1)
+
+    def shout(x: torch.Tensor) -> torch.Tensor:
+        say()
+        return x + 1
+
+    _torch.constant_when_compiled(say)
+    compiled = torch.compile(shout, backend="eager", fullgraph=True)
+    for _ in range(3):
+        compiled(torch.ones(2))
+    assert said == [1]  # while it compiled
+
+
+def test_autograd_and_transforms() -> None:
+    inside = []
+
+    class Look(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+            inside.append(_torch.is_in_backward())
+            return grad
+
+    Look.apply(torch.ones(1, requires_grad=True)).backward()
+    assert inside == [True]
+    assert not _torch.is_in_backward()
+
+    seen = []
+    torch.func.vmap(lambda x: seen.append(_torch.is_inside_transform()) or x)(torch.ones(2))
+    assert seen == [True]
+    assert not _torch.is_inside_transform()
+    with torch.enable_grad():
+        _torch.set_grad_enabled(False)
+        assert not torch.is_grad_enabled()
+
+
+def test_norms() -> None:
+    found = _torch.norms([torch.tensor([3.0, 4.0]), torch.zeros(2, dtype=torch.bfloat16)], torch.float32)
+    assert [norm.item() for norm in found] == [5.0, 0.0]
+    assert {norm.dtype for norm in found} == {torch.float32}
