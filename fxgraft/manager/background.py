@@ -77,6 +77,7 @@ class Background:
         self._old_news = 0
         self._job_deadline: float | None = None
         self._trying = _NOTHING  # what is being begun with
+        self._is_choosing = False
         self._unaided: Names | None = None  # the change that the compiler process cannot help with
         self._broken: str | None = None  # why that cannot land either
         self._failures = 0  # to prepare the change that is next
@@ -180,6 +181,7 @@ class Background:
             self._recover(f"{type(error).__name__}: {error}")
 
     def _advance(self) -> None:
+        self._trying, self._is_choosing = _NOTHING, False
         if not self._is_warm and self._host.compiled is not None and self._helper != "off":
             self._is_warm = True
             helper.warm()  # with the first step of a compiled host: it is ready when it is needed
@@ -200,10 +202,15 @@ class Background:
         if job is not None:
             job.stop()
             job.leave_rest()
-        if change == _NOTHING:
-            self._say_once(f"compiling in the background has failed: {reason}")
+        if change == _NOTHING and not self._is_choosing:
+            self._say_once(f"compiling what runs in the background has failed: {reason}")
             return
         self._failures += 1
+        if change == _NOTHING:
+            self._say_once(f"choosing the next change has failed: {reason}")
+            if self._failures > 2:
+                self._give_all_up(reason)
+            return
         if self._failures == 1:
             self._unaided = change.names
             self._say_once(f"a change compiles as it lands, as preparing it has failed: {reason}")
@@ -213,6 +220,16 @@ class Background:
             self._fail_change(change, reason)
             self._settle()
 
+    def _give_all_up(self, reason: str) -> None:
+        """It cannot even be said which change is next: what waits does not come."""
+        for pending in self._pending.values():
+            if pending.is_agreed:  # told to the other ranks with the next step
+                pending.module, pending.error = None, RuntimeError(reason)
+        for seed in list(self._fossils.values()):
+            self._fail_fossil(seed, reason)
+        self._left |= self._lifecycle.departing
+        self._settle()
+
     def _trouble(self, pending: Pending) -> str | None:
         """Why it comes to nothing on this rank, if it does."""
         if pending.is_late:
@@ -221,7 +238,9 @@ class Background:
 
     def _begin(self) -> None:
         waiting = self._acts or self._pending or self._fossils or self._lifecycle.departing - self._left
+        self._is_choosing = bool(waiting)
         change = self._next_change() if waiting else _NOTHING
+        self._is_choosing = False
         if not waiting or change == _NOTHING:
             self._tend()
             return
@@ -418,8 +437,7 @@ class Background:
         for birth in change.births:
             self._fail(birth.seed, reason)
         for seed, _ in change.fossils:
-            logger.warning("seed %r was not fossilized: %s", seed.name, reason)
-            self._fossils.pop(seed.name, None)
+            self._fail_fossil(seed, reason)
         for name in change.departed:
             logger.warning(
                 "the graft of culled seed %r stays in the graph, at alpha 0, until the next change: %s",
@@ -443,6 +461,10 @@ class Background:
             )
         if self._lands.whole:
             self._drop_job()
+
+    def _fail_fossil(self, seed: Seed, reason: str) -> None:
+        logger.warning("seed %r was not fossilized: %s", seed.name, reason)
+        self._fossils.pop(seed.name, None)
 
     def _fail(self, seed: Seed, reason: str) -> None:
         logger.warning("seed %r did not go live: %s", seed.name, reason)
