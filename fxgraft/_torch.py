@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import CodeType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fxgraft_passes._torch import constant_when_compiled as constant_when_compiled
+from fxgraft_passes._torch import is_in_backward as is_in_backward
+from fxgraft_passes._torch import is_inside_transform as is_inside_transform
 
 SEEN_WITH = ("2.13.0", "2.14.1")
 """The versions that all of this was seen to work with."""
@@ -166,22 +171,27 @@ def compile_with_inductor(graph_module: Any, inputs: list[Any], **options: Any) 
     return made  # type: ignore[no-any-return]
 
 
-def constant_when_compiled(function: Callable[..., Any]) -> None:
-    """What ``torch.compiler.assume_constant_result`` does, without the import. Missing: a graph break."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def dynamo_errors() -> type[Exception]:
+    """What dynamo raises where it cannot compile. Missing: what does not compile raises in a call."""
+    import torch._dynamo.exc
+
+    return torch._dynamo.exc.TorchDynamoException
+
+
+def nothing_is_static() -> AbstractContextManager[Any]:
+    """Inside, no size or number is constant that is not marked. Missing: each number has code of its own."""
+    import torch._dynamo.config
+
+    changed: AbstractContextManager[Any] = torch._dynamo.config.patch(assume_static_by_default=False)
+    return changed
 
 
 # Autograd and functorch
 
 
-def is_inside_transform() -> bool:
-    """Whether a ``torch.func`` transform runs. Missing: isolation checks fail inside of one, and say so."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def is_in_backward() -> bool:
-    """Whether autograd's backward pass runs in this thread. Missing: a seed's dropout raises."""
-    return torch._C._current_graph_task_id() != -1
+def has_saved_tensor_hooks() -> bool:
+    """Whether something looks after what backward passes need. Missing: new code is not compared."""
+    return bool(torch._C._autograd._top_saved_tensors_default_hooks(True) is not None)
 
 
 set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled

@@ -21,7 +21,7 @@ def test_private_parts_are_used_in_one_file_only() -> None:
     found = []
     for folder in ("fxgraft", "passes"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if path.name == "_torch.py":
+            if path.name == "_torch.py":  # one for each package
                 continue
             for line in path.read_text("utf-8").splitlines():
                 rest = line

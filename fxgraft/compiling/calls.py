@@ -117,7 +117,7 @@ class CallKind:
             [_example(leaf, is_static=self.numbers_vary) for leaf in self.leaves], self.form
         )
         # The compiler takes numbers for constants, unless it takes nothing for constant that is not marked.
-        dynamic = torch._dynamo.config.patch(assume_static_by_default=False)
+        dynamic = _torch.nothing_is_static()
         with (
             _mode(modules, self.training),
             self.surroundings(),

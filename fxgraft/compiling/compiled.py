@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.capture.region import Region
 from fxgraft.compiling.artifacts import Entry
 from fxgraft.compiling.calls import CallKind, glance, merge
@@ -250,7 +251,7 @@ class CompiledHost:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             try:
                 return entry(module, *args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except _torch.dynamo_errors() as error:
                 variant.distrusted = f"it does not compile: {type(error).__name__}"
                 variant.look_again()
                 logger.warning("%s: what was changed in it cannot be compiled: %s", variant.label, error)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.bits import same_bits
 from fxgraft.compiling.artifacts import Entry
 from fxgraft.compiling.calls import CallKind
@@ -73,7 +74,7 @@ class Trials:
         """The trial that a call of ``kind``, which ``source`` runs, is to be; None if there is none."""
         if kind is None or threading.current_thread() is not threading.main_thread():
             return None  # the random streams are the main thread's
-        if torch.is_inference_mode_enabled() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch.is_inference_mode_enabled() or _torch.is_inside_transform():
             return None
         key = (source, kind.family)
         trial = variant.trials.get(key) or Trial()
@@ -222,7 +223,7 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 def _is_checkpointed() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return _torch.has_saved_tensor_hooks()
 
 
 def _hidden_from_checkpoints() -> AbstractContextManager[Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
@@ -76,9 +77,8 @@ def _say(number: int) -> None:
         watch.say()
 
 
-# As torch.compiler.assume_constant_result does, which would import the compiler: under torch.compile(host) it
-# is said while the graph is traced, without a break in it.
-_say._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# Under torch.compile(host) it is said while the graph is traced, without a break in it.
+_torch.constant_when_compiled(_say)
 
 
 def _is_in_the_value(seed: Seed) -> bool:

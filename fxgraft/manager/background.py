@@ -225,6 +225,8 @@ class Background:
         for pending in self._pending.values():
             if pending.is_agreed:  # told to the other ranks with the next step
                 pending.module, pending.error = None, RuntimeError(reason)
+        while self._acts:
+            self._fail_act(reason)
         for seed in list(self._fossils.values()):
             self._fail_fossil(seed, reason)
         self._left |= self._lifecycle.departing

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxgraft_passes import _torch
 from fxgraft_passes.objectives import DEFAULT_RADIUS, Objective
 
-_NO_BACKWARD = -1
 MODES = ("residual", "convex", "gated", "channelwise")
 SEEDS = "_seeds"
 """Where a host keeps its grafts: the ``state_dict`` keys of seed ``a`` begin with ``_seeds.a.``."""
@@ -111,7 +111,7 @@ class Graft(nn.Module):
         grad = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             _count(self.runs_with_grad if grad else self.runs_without_grad)
-        elif torch._C._current_graph_task_id() == _NO_BACKWARD:  # else torch.utils.checkpoint repeats a run
+        elif not _torch.is_in_backward():  # else torch.utils.checkpoint repeats a run
             self.eager_runs[grad] += 1  # costs a twentieth of what a tensor does, and no device hears of it
         return self.module(value)
 
@@ -147,11 +147,10 @@ def _count(runs: Tensor) -> None:
 
 def _is_transformed() -> bool:
     """Whether torch.func.grad, vmap and the like are around this call: they refuse to write to a buffer."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _torch.is_inside_transform()
 
 
-# What torch.compiler.assume_constant_result does, without its import: asked once, while the call is compiled.
-_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_torch.constant_when_compiled(_is_transformed)  # asked once, while the call is compiled
 
 
 def complex_kept(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

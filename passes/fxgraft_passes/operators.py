@@ -40,6 +40,7 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
+from fxgraft_passes import _torch
 from fxgraft_passes.blends import FULL_PRECISION, Blend, Isolated, Release, add, between, gets_constants, mix
 from fxgraft_passes.errors import FxGraftError
 
@@ -167,7 +168,7 @@ def _is_free_to_look_at(flag: Tensor) -> bool:
     """Whether the value of a 0-d tensor can be had without waiting or specialising: in eager, on a CPU."""
     is_plain = type(flag) is Tensor and flag.is_cpu and flag.dim() == 0
     # Not while something looks on that may record operations for later, or have no values at all.
-    return is_plain and not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+    return is_plain and not torch.compiler.is_compiling() and not _torch.is_watched()
 
 
 def _known_share(alpha: Tensor, learning: Tensor | None) -> float:

@@ -1,0 +1,34 @@
+"""The private parts of torch that passes and operators use; the others are in ``fxgraft._torch``.
+
+Each has been seen to work with torch 2.13.0 (the CPU wheel) and 2.14.1 (the CUDA build of PyPI), and says
+what happens where it is missing; ``tests/test_torch.py`` calls each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_NO_BACKWARD = -1
+
+
+def is_inside_transform() -> bool:
+    """Whether a ``torch.func`` transform runs. Missing: calls of seeds raise."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_in_backward() -> bool:
+    """Whether autograd's backward pass runs in this thread. Missing: calls of seeds raise."""
+    return torch._C._current_graph_task_id() != _NO_BACKWARD
+
+
+def is_watched() -> bool:
+    """Whether a mode looks on at each operation. Missing: seeds that blend raise in eager mode."""
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def constant_when_compiled(function: Callable[..., Any]) -> None:
+    """What ``torch.compiler.assume_constant_result`` does, without its import. Missing: a graph break."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
