@@ -181,6 +181,8 @@ class Lifecycle:
         """TRAINING, BLENDING or HOLDING -> BLENDING; or -> HOLDING, where the ramp takes no step."""
         undo.callback(self._back, seed, seed.stage, seed.alphas, seed.ramp, seed.ramp_step)
         seed.begin(ramp)
+        if ramp.starts != seed.alphas:  # of an act in which another ramp was to come before
+            seed.set_alpha(*ramp.starts)
         seed.enter(after(seed.stage, "blend", seed.name))
         if not ramp.length:
             seed.advance()

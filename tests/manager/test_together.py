@@ -125,6 +125,17 @@ def test_a_seed_can_be_born_blended_and_fossilized_in_one_act(calls: dict[str, i
     assert_same_bits(run.host.state_dict(), plain.host.state_dict())
 
 
+def test_a_blend_at_once_and_another_behind_it() -> None:
+    run = Run()
+    with run.manager.together():
+        seed = run.manager.germinate("1", "mlp")
+        run.manager.blend(seed, to=0.5, steps=0)
+        run.manager.blend(seed, to=1.0, steps=2, schedule="linear")
+    assert (seed.stage, seed.alpha) == (Stage.BLENDING, 0.5)
+    run.manager.step()
+    assert seed.alpha == 0.75
+
+
 # Whole or not at all
 
 
