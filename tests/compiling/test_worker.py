@@ -38,7 +38,7 @@ def run(program: str, *options: str, **environment: str) -> str:
     """What a program prints that trains in its own process."""
     done = subprocess.run(
         [sys.executable, *options, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)],
-        cwd=ROOT, env={**os.environ, **environment}, timeout=300, capture_output=True, text=True,
+        cwd=ROOT, env={**os.environ, **environment}, timeout=600, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -104,53 +104,30 @@ PRELUDE = """
 """
 
 
-def test_classes_of_a_script_local_ones_and_lambdas() -> None:
-    run("grow(); assert helper._get().pid")
-
-
-def test_in_a_daemonic_process_and_in_a_thread() -> None:
+def test_a_pinned_rank_of_torchrun_with_classes_of_its_own_and_a_daemonic_process() -> None:
+    """Classes of a script, local ones and lambdas travel; nothing of where the trainer runs does."""
     run(
         """
         import multiprocessing
-        def work():
-            thread = threading.Thread(target=grow)  # the thread that trains
-            thread.start()
-            thread.join()
+        everything = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(everything)})
+        thread = threading.Thread(target=grow)  # it trains there
+        thread.start()
+        thread.join()
+        pid = helper._get().pid
+        environment = open(f"/proc/{pid}/environ").read()
+        assert "RANK" not in environment and "MASTER" not in environment and "TORCHELASTIC" not in environment
+        assert everything <= os.sched_getaffinity(pid)
+        assert os.sched_getaffinity(0) == {min(everything)}
+        assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
         child = multiprocessing.get_context("fork").Process(target=grow, daemon=True)
         child.start()
         child.join()
         assert child.exitcode == 0
-        work()
-        assert helper._get().pid
-        """
-    )
-
-
-def test_a_rank_of_torchrun_has_one_of_its_own_that_is_no_rank() -> None:
-    run(
-        """
-        manager = grow()
-        environment = open(f"/proc/{helper._get().pid}/environ").read()
-        assert "RANK" not in environment and "MASTER" not in environment and "TORCHELASTIC" not in environment
         """,
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="1",
         TORCHELASTIC_RUN_ID="x",
     )  # fmt: skip
-
-
-def test_a_trainer_that_is_pinned_does_not_pin_it() -> None:
-    run(
-        """
-        everything = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(everything)})
-        helper.warm()
-        while not helper._get().is_ready:
-            time.sleep(0.01)
-        assert everything <= os.sched_getaffinity(helper._get().pid)
-        assert os.sched_getaffinity(0) == {min(everything)}
-        assert os.getpriority(os.PRIO_PROCESS, helper._get().pid) > os.getpriority(os.PRIO_PROCESS, 0)
-        """
-    )
 
 
 def test_forked_workers_do_not_keep_it_alive() -> None:
@@ -273,28 +250,28 @@ def test_an_attribute_that_cannot_travel_is_no_obstacle_where_no_code_reads_it(
     assert caplog.text.count("is not given") <= 1
 
 
-SETTINGS = {
-    "threads": (torch.set_num_threads, 2, 1),
-    "dtype": (torch.set_default_dtype, torch.float64, torch.float32),
-    "precision": (torch.set_float32_matmul_precision, "high", "highest"),
-    "deterministic": (torch.use_deterministic_algorithms, True, False),
-    "cudnn": (lambda value: setattr(torch.backends.cudnn, "benchmark", value), True, False),
-}
-
-
-@pytest.mark.parametrize("what", SETTINGS)
-def test_torchs_settings_are_those_of_the_trainer(what: str) -> None:
+def test_torchs_settings_are_those_of_the_trainer() -> None:
     """Guards of compiled code look at them: code that was made under others would not be run."""
-    set_to, value, usual = SETTINGS[what]
     world = World()
-    world.host.float()
     try:
-        set_to(value)
+        torch.set_num_threads(2)
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_float32_matmul_precision("high")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = True
+        world.host.to(torch.bfloat16)
+        world.optimizer.state.clear()
+        world.inputs = None  # its draws are of the default dtype
         world.train(1)
-        world.start()
+        world.start("a", SLOT, "low_rank")
         world.settle()
         world.train(1)
-        assert fxgraft.compile_report(world.host).uncompiled_calls == 0
-        assert fxgraft.compile_report(world.host).artifacts
+        report = fxgraft.compile_report(world.host)
+        assert report.artifacts == 2
+        assert report.uncompiled_calls == 0
     finally:
-        set_to(usual)
+        torch.set_num_threads(1)
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False

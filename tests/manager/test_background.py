@@ -87,7 +87,7 @@ class World:
     def settle(self, until: Any = None) -> None:
         """Wait until nothing is in preparation (or ``until`` is true), without training."""
         until = until or (lambda: not len(self.background) and self.background._job is None)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             self.background.wait(60)
             self.background.step()
@@ -146,7 +146,7 @@ def halted() -> Iterator[int]:
             os.kill(pid, signal.SIGCONT)
 
 
-def until(is_so: Callable[[], Any], seconds: float = 120) -> None:
+def until(is_so: Callable[[], Any], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline
