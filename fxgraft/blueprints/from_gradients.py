@@ -22,7 +22,6 @@ from fxgraft.host.host import Host
 from fxgraft.structure import Placement
 from fxgraft_passes import Graft, GraftSpec, Slot
 from fxgraft_passes.errors import BlueprintError
-from fxgraft_passes.untouched import untouched
 
 _LAST = "\U0010ffff"
 """A name behind all names: the probe stands where a new seed of any name would at the latest."""
@@ -121,7 +120,7 @@ class _Probe(nn.Module):
 def _moment(host: Host, slot: Slot, loss: Callable[[nn.Module], Tensor], axis: int) -> Tensor:
     """The sum of ``g h^T`` over positions and calls: ``(features, features)``, float64."""
     probe = _Probe()
-    with _probed(host, slot, probe) as model, untouched(model), torch.enable_grad():
+    with _probed(host, slot, probe) as model, host.untouched(), torch.enable_grad():
         found = torch.autograd.grad(loss(model), probe.zeros, allow_unused=True)
     features = slot.shape[axis]
     moment = torch.zeros(features, features, dtype=torch.float64, device=slot.device)

@@ -12,29 +12,30 @@ of Python in front of it that say so, and send any other call to the module's ow
 
 from __future__ import annotations
 
-import enum
+import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from fxgraft.capture.defaults import printed_default
+from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact
 from fxgraft.capture.fallback import fell_back
 
 _CONSTANT = re.compile(r"\(type\((?P<what>.+)\) is type\((?P<name>_constant_\d+)\) and .+\)")
-CONSTANTS = (bool, int, float, complex, str, bytes, type(None), type(...))
-CONSTANTS_OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
+_NAMES = re.compile(r"\b_constant_\d+\b")
 
 
 def is_constant(value: Any) -> bool:
-    """Whether a value is baked into a graph (and guarded) rather than passed to it."""
+    """Whether an argument is baked into a graph (and guarded) rather than passed to it."""
     if type(value) in (tuple, list):
         return all(is_constant(item) for item in value)
-    return isinstance(value, CONSTANTS + CONSTANTS_OF_TORCH)
+    return isinstance(value, PLAIN + OF_TORCH)
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,18 @@ class CallForm:
     Attributes:
         signature: of the module's ``forward``, without ``self``.
         inputs: the graph's inputs in order.
-        guards: Python expressions that hold for a call of this form.
+        facts: what else was found out about the world while the call was traced.
         constants: the names used in guards that are not literals.
         switches_gradients: whether the graph has parts under ``no_grad``.
-        sizes: those in the example that the graph took a branch by.
     """
 
     def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.signature = inspect.signature(forward)
         self.inputs: list[Input] = []
-        self.guards: list[str] = []
+        self.facts: list[Fact] = []
         self.constants: dict[str, Any] = {}
         self.switches_gradients = False
-        self.sizes: frozenset[Any] = frozenset()
+        self._of_arguments: list[str] = []
         self._positional = len(args)
         bound = self.signature.bind(*args, **kwargs)
         self._passed = set(bound.arguments)
@@ -75,10 +75,10 @@ class CallForm:
         for name, value in bound.arguments.items():
             kind = self.signature.parameters[name].kind
             if kind is Parameter.VAR_POSITIONAL:
-                self.guards.append(f"len({name}) == {len(value)}")
+                self._of_arguments.append(f"len({name}) == {len(value)}")
             elif kind is Parameter.VAR_KEYWORD:
                 keys = ", ".join(repr(key) for key in sorted(value))
-                self.guards.append(f"{name}.keys() == {f'{{{keys}}}' if keys else 'set()'}")
+                self._of_arguments.append(f"{name}.keys() == {f'{{{keys}}}' if keys else 'set()'}")
             yield name, value
 
     def _template(self, expression: str, value: Any) -> Any:
@@ -92,7 +92,7 @@ class CallForm:
         if type(value) is dict:
             if not variadic:
                 self._guard_container(expression, value)
-                self.guards.append(f"list({expression}) == {list(value)!r}")
+                self._of_arguments.append(f"list({expression}) == {list(value)!r}")
             return {key: self._template(f"{expression}[{key!r}]", item) for key, item in value.items()}
         if is_constant(value):
             self._guard_constant(expression, value)
@@ -100,43 +100,54 @@ class CallForm:
         return self._input(expression, value)
 
     def _guard_container(self, expression: str, value: Any) -> None:
-        self.guards.append(f"type({expression}) is {type(value).__name__}")
-        self.guards.append(f"len({expression}) == {len(value)}")
+        self._of_arguments.append(f"type({expression}) is {type(value).__name__}")
+        self._of_arguments.append(f"len({expression}) == {len(value)}")
 
     def _guard_constant(self, expression: str, value: Any) -> None:
         if value is None or value is True or value is False:
-            self.guards.append(f"{expression} is {value}")
+            self._of_arguments.append(f"{expression} is {value}")
             return
         name = f"_constant_{len(self.constants)}"
         self.constants[name] = value
-        self.guards.append(f"(type({expression}) is type({name}) and {expression} == {name})")
+        self._of_arguments.append(f"(type({expression}) is type({name}) and {expression} == {name})")
 
     def _input(self, expression: str, value: Any) -> Input:
         parameter = self.signature.parameters.get(expression)
         if parameter is None or parameter.default is None:
-            self.guards.append(f"{expression} is not None")
+            self._of_arguments.append(f"{expression} is not None")
         name = "".join(c if c.isalnum() else "_" for c in expression).strip("_")
         found = Input(f"{name}_value" if name in self._taken() else name, expression)
         self.inputs.append(found)
         return found
 
-    def guard_size(self, size: Any, values: dict[str, Any]) -> None:
-        """The graph took a branch that depends on ``size``: send calls elsewhere in which it is
-        1 and was not, or the reverse. (A single query token takes other paths through attention.)
+    @property
+    def guards(self) -> list[str]:
+        """Python expressions over the arguments and ``self`` that hold for a call of this form."""
+        facts = dict.fromkeys(fact.source(self._name_of) for fact in self.facts)
+        return list(dict.fromkeys((*self._of_arguments, *facts)))
 
-        The dimension is found by its size in the example; the graph has a check of its own.
-        """
-        self.sizes |= {size}
-        for known in self.inputs:
-            value = values[known.name]
-            for axis, found in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-                guard = f"({known.expression}.size({axis}) == 1) is {size == 1}"
-                if found == size and guard not in self.guards:
-                    self.guards.append(guard)
+    def require(self, facts: Iterable[Fact]) -> None:
+        """Let calls be of this form only where these facts hold."""
+        self.facts = list(dict.fromkeys((*self.facts, *facts)))
+
+    def _name_of(self, value: Any) -> str:
+        """The name by which the guards know an object."""
+        for name, known in self.constants.items():
+            if known is value:
+                return name
+        named = getattr(value, "__name__", None)
+        stem = "_constant"
+        if isinstance(named, str):
+            kind = "module" if isinstance(value, ModuleType) else "class" if isinstance(value, type) else "function"
+            stem = f"_{kind}_" + "".join(c if c.isalnum() else "_" for c in named)
+        taken = sum(name.startswith(stem) for name in self.constants)
+        name = f"{stem}_{taken}" if taken or stem == "_constant" else stem
+        self.constants[name] = value
+        return name
 
     def guard_layout(self) -> None:
         """Send calls with nested tensors elsewhere."""
-        self.guards += [f"not getattr({known.expression}, 'is_nested', False)" for known in self.inputs]
+        self._of_arguments += [f"not getattr({known.expression}, 'is_nested', False)" for known in self.inputs]
 
     def _taken(self) -> set[str]:
         return {known.name for known in self.inputs}
@@ -191,10 +202,11 @@ class CallForm:
 
     def _told(self, guard: str) -> str:
         found = _CONSTANT.fullmatch(guard)
-        return f"{found['what']} == {self.constants[found['name']]!r}" if found else guard
+        guard = f"{found['what']} == {found['name']}" if found else guard
+        return _NAMES.sub(lambda name: repr(self.constants.get(name[0], name[0])), guard)
 
     def unmet(self, given: Mapping[str, Any]) -> str | None:
-        """The first guard that a call with these arguments does not pass, in words; or None."""
+        """The first guard that a call with these arguments (and ``self``) does not pass, in words; or None."""
         for guard in self.guards:
             try:
                 passes = eval(guard, dict(self.constants), dict(given))  # of our own making: see entry_source
@@ -252,6 +264,30 @@ class CallForm:
             "_gradients_on": torch.is_grad_enabled,
         }
         return {**defaults, **self.constants, **called}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Modules of Python go by their names.
+        constants = {
+            name: _ModuleNamed(value.__name__) if isinstance(value, ModuleType) else value
+            for name, value in self.constants.items()
+        }
+        facts = [fact.portable(_ModuleNamed) for fact in self.facts]
+        return {**self.__dict__, "constants": constants, "facts": facts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        def found(value: Any) -> Any:
+            return importlib.import_module(value.name) if isinstance(value, _ModuleNamed) else value
+
+        self.__dict__.update(state)
+        self.constants = {name: found(value) for name, value in self.constants.items()}
+        self.facts = [fact.found(found) for fact in self.facts]
+
+
+@dataclass(frozen=True)
+class _ModuleNamed:
+    """Stands for a module of Python in a file."""
+
+    name: str
 
 
 def _collect(template: Any, value: Any, found: dict[str, Any]) -> bool:

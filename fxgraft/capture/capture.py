@@ -15,7 +15,8 @@ in the place of bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,13 +25,15 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.capture.boundary import Boundaries, uncovered
 from fxgraft.capture.clone import clone_tree
-from fxgraft.capture.effects import numpy_untouched
+from fxgraft.capture.effects import memory_of
 from fxgraft.capture.fast_path import keep_slow, why_left_out
+from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import whole_calls
 from fxgraft.capture.modes import merge_modes
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.region import Region
 from fxgraft.capture.traces import Returned, Traces
+from fxgraft.capture.world import Watch, World
 from fxgraft_passes.errors import TraceError
 from fxgraft_passes.untouched import untouched
 
@@ -48,6 +51,7 @@ class Capture:
         regions: qualified name -> region, parents before children.
         opaque: qualified name -> why the module has no graph.
         left_out: qualified name -> why the boundary of the module is no slot.
+        world: what the model's code names outside of its modules, and may write into.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], clone: bool = True):
@@ -57,18 +61,19 @@ class Capture:
         self.opaque: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         modules = {name: m for name, m in self.root.named_modules() if not is_leaf(m)}
+        self.world = World()
+        self._instruments = Instruments()
+        kept = frozenset(memory for p in self.root.parameters() if (memory := memory_of(p)) is not None)
         returned = Returned()
         self._run(modules, returned.watch, args, kwargs)
-        traces = Traces(returned)
-        self._run(modules, traces.watch, args, kwargs)
-        flipped = Traces(None, skip=traces)
+        traces = Traces(self._instruments, kept, returned)
+        self._run(modules, traces.watch, args, kwargs, finish=traces.finish)
+        flipped = Traces(self._instruments, kept, skip=traces)
         try:
-            self._run(modules, flipped.watch, args, kwargs, _other_mode)
+            self._run(modules, flipped.watch, args, kwargs, _other_mode, finish=flipped.finish)
             other_mode = "was not reached in the other train/eval mode"
         except TraceError as error:
             other_mode = f"is known in one train/eval mode only: {error}"
-        traces.observer.finish()
-        flipped.observer.finish()
         self.regions: dict[str, Region] = {}
         for name, module in modules.items():
             try:
@@ -101,7 +106,8 @@ class Capture:
         self, name: str, module: nn.Module, traces: Traces, flipped: Traces, other_mode: str
     ) -> Region:
         form, graph = traces.of(module, "was not called in the example run")
-        _, other = flipped.of(module, other_mode)
+        other_form, other = flipped.of(module, other_mode)
+        form.require(other_form.facts)
         merge_modes(graph, other, module.training)
         return Region(name, module, form, graph)
 
@@ -113,8 +119,13 @@ class Capture:
         kwargs: dict[str, Any],
         prepare: Callable[[nn.Module], object] = lambda root: None,
         gradients: bool = True,
+        finish: Callable[[], object] = lambda: None,
     ) -> None:
-        with untouched(self.root), numpy_untouched(), torch.set_grad_enabled(gradients):
+        with (
+            untouched(self.root),
+            self._watched_world(),
+            torch.set_grad_enabled(gradients),
+        ):
             prepare(self.root)
             for module in modules.values():
                 module.__dict__["forward"] = watch(module)
@@ -122,6 +133,7 @@ class Capture:
                 with whole_calls():
                     args, kwargs = pytree.tree_map_only(torch.Tensor, _fresh, (args, kwargs))
                     self.root(*args, **kwargs)
+                finish()
             except Exception as error:
                 mode = "train" if self.root.training else "eval"
                 hint = ""
@@ -134,6 +146,16 @@ class Capture:
                     f"the example call of {type(self.root).__name__} failed in {mode} mode: "
                     f"{type(error).__name__}: {error}{hint}"
                 ) from error
+
+    @contextmanager
+    def _watched_world(self) -> Iterator[None]:
+        """What the code reaches outside of the model is found inside, and put back afterwards."""
+        watch = Watch(self.world, self.root)
+        try:
+            with self._instruments.used(watch):
+                yield
+        finally:
+            watch.restore()
 
 
 def _other_mode(root: nn.Module) -> None:

@@ -6,63 +6,78 @@ A trace that met any of it is right in the example run only, and must be refused
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from fxgraft_passes.errors import FxGraftError
-from fxgraft_passes.untouched import SavedAttributes
-
-
-class SideEffectError(FxGraftError):
-    """The code does what a graph cannot; the message says what, as in "the module <message>"."""
+from fxgraft.capture.proxy import UntraceableError
+from fxgraft.capture.recorder import Recorder
 
 
 class Effects:
-    """Watches the code of one module, from one operation to the next."""
+    """Watches the code of one module, from one operation to the next.
 
-    def __init__(self, module: nn.Module):
-        self._attributes = SavedAttributes(module)
+    Args:
+        recorder: sees what it writes into.
+        kept: tensors that no forward may write into: the model's parameters.
+    """
+
+    def __init__(self, recorder: Recorder, kept: frozenset[int]):
+        self._recorder = recorder
+        self._kept = kept
         self._contexts = _contexts()
         self.resume()
 
-    def check(self, draws: bool = True) -> None:
-        """Raise `SideEffectError` if the code did anything since `resume`; look at random ``draws`` too?"""
+    def check(self, others_run: bool = True) -> None:
+        """Raise `UntraceableError` if the code did anything since `resume`; the rest where ``others_run`` next."""
         for (what, before), (_, now) in zip(self._contexts, _contexts(), strict=True):
             if before != now:
-                raise SideEffectError(f"switches {what} in its forward")
-        if draws and random.getstate() != self._random:
-            raise SideEffectError("draws from Python's random module in its forward")
-        if draws and not _same_numpy(self._numpy, np.random.get_state()):
-            raise SideEffectError("draws from NumPy's global random stream in its forward")
+                raise UntraceableError(f"switches {what} in its forward")
+        if not others_run:
+            return
+        if random.getstate() != self._random:
+            raise UntraceableError("draws from Python's random module in its forward")
+        if not _same_numpy(self._numpy, np.random.get_state()):
+            raise UntraceableError("draws from NumPy's global random stream in its forward")
+        self._recorder.check()
 
     def resume(self) -> None:
         """From here on it is the module's own code that runs."""
         self._random = random.getstate()
         self._numpy = np.random.get_state()
+        self._recorder.resume()
 
-    def check_attributes(self) -> None:
-        """Raise `SideEffectError` if the code changed an attribute of its module."""
-        if name := self._attributes.changed():
-            raise SideEffectError(f"changes its attribute {name!r} in its forward")
+    def refuse_write(self, name: str, args: Any, kwargs: Any) -> None:
+        """Raise `UntraceableError` if an operation of that name would write into a tensor that is kept."""
+        if not (name.endswith("_") and not name.endswith("__")) and name not in _WRITES and "out" not in kwargs:
+            return
+        written = kwargs.get("out", args[0] if args else None)
+        for tensor in pytree.tree_leaves(written):
+            if isinstance(tensor, Tensor) and self._is_kept(tensor):
+                raise UntraceableError(f"writes into a parameter, or a tensor that is no buffer, by {name!r}")
+
+    def _is_kept(self, tensor: Tensor) -> bool:
+        memory = memory_of(tensor)
+        return memory is not None and (
+            memory in self._kept or any(memory_of(plain) == memory for plain in self._recorder.tensors)
+        )
 
     def undo(self) -> None:
-        """Take back what the code did to the attributes of its module."""
-        self._attributes.restore()
+        """Take back what the code did."""
+        self._recorder.undo()
 
 
-@contextmanager
-def numpy_untouched() -> Iterator[None]:
-    """Put NumPy's global random stream back afterwards."""
-    state = np.random.get_state()
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+_WRITES = ("__setitem__", "setitem", "__set__", "copy_", "__iadd__", "__imul__", "__isub__", "__itruediv__")
+
+
+def memory_of(tensor: Tensor) -> int | None:
+    """What tells the memory of a tensor apart from others'; None where it has none."""
+    if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    return tensor.untyped_storage()._cdata
 
 
 def _contexts() -> tuple[tuple[str, Any], ...]:

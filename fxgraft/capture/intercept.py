@@ -39,6 +39,7 @@ class EveryOperation(TorchFunctionMode):
             return func(*args, **kwargs)
         if any_proxy(args, kwargs) is not None:
             return self._record(func, args, kwargs)
+        self._tracer.refuse_write(func, args, kwargs)
         value = func(*args, **kwargs)
         made = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
         # Facts (dtypes, sizes of a module's own tensors) are constants of the code.
@@ -78,7 +79,8 @@ def autograd_call(function: type[torch.autograd.Function]) -> AutogradCall:
     return AutogradCall(function)
 
 
-_FACTORIES = ("zeros", "ones", "empty", "rand", "randn")
+_FACTORIES = ("zeros", "ones", "empty", "rand", "randn", "full", "arange", "eye", "linspace", "logspace", "randperm")
+_LIMITS = ("finfo", "iinfo")
 
 
 @contextmanager
@@ -92,11 +94,11 @@ def whole_calls() -> Iterator[None]:
             return own.__get__(None, cls)(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", autograd_call(cls), args, kwargs)
 
-    factories = {name: getattr(torch, name) for name in _FACTORIES}
+    factories = {name: getattr(torch, name) for name in (*_FACTORIES, *_LIMITS)}
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         for name, factory in factories.items():
-            setattr(torch, name, _of_sizes(factory))
+            setattr(torch, name, _of_dtypes(factory) if name in _LIMITS else _of_sizes(factory))
         yield
     finally:
         torch.autograd.Function.apply = own  # type: ignore[method-assign]
@@ -114,6 +116,20 @@ def _of_sizes(factory: Any) -> Any:
         return proxy.tracer.create_proxy("call_function", factory, sizes, options)
 
     return made
+
+
+def _of_dtypes(limits: type) -> type:
+    """``torch.finfo`` or ``torch.iinfo`` of a dtype that is a proxy, and of others; also for ``isinstance``."""
+
+    class Meta(type):
+        def __call__(cls, *args: Any) -> Any:
+            proxy = any_proxy(args)
+            return limits(*args) if proxy is None else proxy.tracer.create_proxy("call_function", limits, args, {})
+
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, limits)
+
+    return Meta(limits.__name__, (), {})
 
 
 @contextmanager
@@ -144,7 +160,9 @@ def _isinstance(value: Any, kinds: Any) -> bool:
         return True
     if not builtins.isinstance(value, fx.Proxy) or not hasattr(type(value), "_example"):
         return False
-    return builtins.isinstance(value._example, kinds)
+    found = builtins.isinstance(value._example, kinds)
+    value.tracer.fix_kind(value.node, kinds, found)  # type: ignore[attr-defined]
+    return found
 
 
 def _len(value: Any) -> Any:

@@ -26,15 +26,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.facts import Fact, Written, steps_to
 from fxgraft_passes import operators
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.naming import OWN_FORWARD
-from fxgraft_passes.observe import observation_of
 
 if TYPE_CHECKING:
     from fxgraft.capture.region import Region
@@ -68,25 +67,24 @@ def local_name(region: str, node: str, root: str) -> str:
 def merged_form(root: Region, parts: Sequence[Region]) -> CallForm:
     """The calls that the merged graph is right for: those of ``root``, while no part is watched.
 
-    A branch on sizes in a part is guarded by the inputs of the root that have those sizes.
+    What the parts were told of the world is a condition too.
+
+    Raises:
+        SlotError: a part was told something of its inputs, which the root cannot check.
     """
     form = copy.copy(root.form)
-    paths = ", ".join(repr(_path(part.name, root.name)) for part in parts)
-    form.guards = [*form.guards, f"_not_watched(self, {paths})"]
-    form.constants = {**form.constants, "_not_watched": not_watched}
+    paths = [_path(part.name, root.name) for part in parts]
+    listed = ", ".join(map(repr, paths))
+    form.require([Fact(not_watched, (), f"$(self, {listed})")])
     form.switches_gradients = any(region.form.switches_gradients for region in (root, *parts))
-    for size in sorted({size for part in parts for size in part.form.sizes}):
-        form.guard_size(size, _of_their_shapes(root.base))
+    for part, path in zip(parts, paths, strict=True):
+        if asked := [fact for fact in part.form.facts if isinstance(fact.base, Written)]:
+            raise SlotError(
+                f"{part.name!r} cannot be joined with the regions around it: its code asks for what it is given "
+                f"({asked[0].source(str)})"
+            )
+        form.require(fact.below(steps_to(path)) for fact in part.form.facts)
     return form
-
-
-def _of_their_shapes(graph: fx.Graph) -> dict[str, Any]:
-    """Tensors without data in the place of what the inputs were in the example; None where no tensor was."""
-    seen = {str(node.target): observation_of(node) for node in graph.find_nodes(op="placeholder")}
-    return {
-        name: torch.empty(of.shape, device="meta") if of is not None and of.kind == "Tensor" else None
-        for name, of in seen.items()
-    }
 
 
 def not_watched(root: nn.Module, *paths: str) -> bool:

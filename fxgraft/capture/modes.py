@@ -37,6 +37,9 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, training: bool) -> None:
     mode: fx.Node | None = None
     for a, b in zip(ours, theirs, strict=True):
         for where, here, there in _differences((a.args, a.kwargs), (b.args, b.kwargs), twin):
+            if (value := _none_in_one(here, there, twin)) is not None:
+                a.args, a.kwargs = _replaced((a.args, a.kwargs), where, value)
+                continue
             if isinstance(here, fx.Node) or isinstance(there, fx.Node):
                 raise UntraceableError(f"{a} reads another value in train mode than in eval mode")
             if mode is None:
@@ -48,6 +51,21 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, training: bool) -> None:
             a.args, a.kwargs = _replaced((a.args, a.kwargs), where, choice)
     for a, b in zip(ours, theirs, strict=True):
         _add_reader(a, b)
+
+
+def _none_in_one(here: Any, there: Any, twin: dict[fx.Node, fx.Node]) -> fx.Node | None:
+    """The node that is None in one mode, where the code was given None itself, and not so in the other."""
+    if here is None and isinstance(there, fx.Node) and _was_none(twin[there]):
+        return twin[there]
+    if there is None and isinstance(here, fx.Node):
+        theirs = next(node for node, ours in twin.items() if ours is here)
+        return here if _was_none(theirs) else None
+    return None
+
+
+def _was_none(node: fx.Node) -> bool:
+    seen = observation_of(node)
+    return seen is not None and seen.kind == "NoneType"
 
 
 def _add_reader(ours: fx.Node, theirs: fx.Node) -> None:

@@ -6,6 +6,7 @@ import dis
 import operator
 import sys
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,29 @@ import torch.fx as fx
 
 
 class UntraceableError(Exception):
-    """The module's code cannot be written as one graph; the message says why."""
+    """The module's code cannot be written as one graph; the message says why.
+
+    Each is noted in the trace that it is raised in: the module may catch it, and go another way for it.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        if _raised:
+            _raised[-1].append(self)
+
+
+_raised: list[list[UntraceableError]] = []
+"""For each trace that is under way, outermost first: what was raised in it."""
+
+
+@contextmanager
+def noted() -> Iterator[list[UntraceableError]]:
+    """A list of each `UntraceableError` that is made inside, caught or not."""
+    _raised.append([])
+    try:
+        yield _raised[-1]
+    finally:
+        _raised.pop()
 
 
 class ConcreteProxy(fx.Proxy):
@@ -28,8 +51,9 @@ class ConcreteProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         value = self._example
         if isinstance(value, (tuple, list)):
-            return iter([self[i] for i in range(len(value))])  # type: ignore[index]
+            return iter([self[i] for i in range(len(self))])  # type: ignore[index]
         if isinstance(value, dict):
+            self.tracer.fix_form(self.node, "keys")  # type: ignore[attr-defined]
             return iter(list(value))
         if isinstance(value, (KeysView, ValuesView, ItemsView)):
             return iter(self.tracer.create_proxy("call_function", list, (self,), {}))
@@ -44,8 +68,12 @@ class ConcreteProxy(fx.Proxy):
         if isinstance(value, torch.Tensor):
             if name == "shape":
                 return self.size()
-            if name in ("ndim", "dtype", "layout"):
+            if name in ("ndim", "layout"):
+                self.tracer.fix_fact(self.node, name)  # type: ignore[attr-defined]
                 return getattr(value, name)
+        if not (name.startswith("__") and name.endswith("__")) and not self.tracer.has(value, name):  # type: ignore[attr-defined]
+            self.tracer.fix_missing(self.node, name)  # type: ignore[attr-defined]
+            raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         # At once, where torch.fx would wait for the first use: what follows may look at its value.
         kind = torch.Tensor if isinstance(value, torch.Tensor) else value
         if not name.startswith("__") and not callable(getattr(kind, name, len)):
@@ -66,6 +94,7 @@ class ConcreteProxy(fx.Proxy):
     def __len__(self) -> int:
         value = self._example
         if isinstance(value, (tuple, list, dict, KeysView, ValuesView, ItemsView)):
+            self.tracer.fix_form(self.node, "keys" if isinstance(value, dict) else "length")  # type: ignore[attr-defined]
             return len(value)
         raise UntraceableError(f"takes the length of {self.node}, which depends on the input")
 
@@ -76,6 +105,16 @@ class ConcreteProxy(fx.Proxy):
         raise UntraceableError(f"needs {self.node} as a Python number, and it depends on the input")
 
     __int__ = __index__
+
+    def __contains__(self, item: Any) -> bool:
+        value = self._example
+        if isinstance(value, (torch.Tensor, int, float)) or isinstance(item, fx.Proxy):
+            raise UntraceableError(f"asks whether something is in {self.node}, which depends on the input")
+        self.tracer.fix_contains(self.node, item)  # type: ignore[attr-defined]
+        return item in value
+
+    def __format__(self, form: str) -> str:
+        raise UntraceableError(f"makes text of {self.node}, which depends on the input")
 
 
 def _unpacked_by(frame: FrameType) -> int | None:

@@ -19,6 +19,7 @@ from fxgraft.capture.constants import Constants
 from fxgraft.capture.fallback import COUNTER, introduce, new_counter
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.capture.merge import merge, merged_form
+from fxgraft.capture.preconditions import with_conditions
 from fxgraft_passes import (
     FindSlots,
     Germinate,
@@ -140,6 +141,7 @@ class Region:
             if parts:
                 graph, names = merge(self, parts)
                 form = merged_form(self, parts)
+            form = with_conditions(form, self.module, graph)
             for i, wiring in enumerate(wirings):
                 source = wiring.source and _found(graph, names, wiring.source)
                 for k, node in enumerate((wiring.node, *wiring.others)):

@@ -1,20 +1,218 @@
-"""The nodes of a trace that compute with the sizes of tensors."""
+"""What a trace relies on of its inputs: sizes, dtypes and ranks by which its code chose a path.
+
+A condition that a path was chosen by is kept in the region's graph, as ``assume(gt(size, 5), True)``. It is
+checked in front of the call, and no longer where it stands::
+
+    def forward(self, x):                              def forward(self, x):
+        size = x.size(0)                                   if not (x.size(0) > 5): ...     # the module's own code
+        gt = size > 5                     ->               sub = x - x.mean(0)
+        assume(gt, True)                                   return sub
+        sub = x - x.mean(0)
+        return sub
+
+Where a condition is about a value that is computed on the way, its size is found as a formula over the sizes of
+the inputs (`fxgraft.capture.formulas`).
+"""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import torch
 import torch.fx as fx
+from torch import nn
 
-from fxgraft_passes.observe import Observer
+from fxgraft.capture.facts import Fact, Self, Written, equals, expression, steps_to
+from fxgraft_passes import operators
+from fxgraft_passes.observe import Observer, observation_of
+
+_INFIX = {
+    operator.gt: ">", operator.ge: ">=", operator.lt: "<", operator.le: "<=", operator.eq: "==", operator.ne: "!=",
+    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.truediv: "/",
+    operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|", operator.is_: "is",
+    operator.is_not: "is not",
+}  # fmt: skip
+_PREFIX = {operator.neg: "-", operator.not_: "not ", operator.pos: "+"}
+_SIZES = ("size", "numel", "nelement", "dim", "ndimension")
+_FACTS = ("dtype", "device", "is_cuda", "layout")
+_DATA_SIZED = (
+    "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "item", "tolist",
+    "repeat_interleave", "nonzero_numpy", "histogram",
+)  # fmt: skip
 
 
-def is_of_sizes(node: fx.Node) -> bool:
-    """Whether a value is computed from the sizes of tensors and nothing else."""
+class Unwritable(Exception):
+    """A condition is no expression over the inputs.
+
+    Attributes:
+        node: the value on the way that it asks for.
+        of_kind: whether it asks for its dtype or device, and not for its sizes.
+    """
+
+    def __init__(self, node: fx.Node, of_kind: bool = False):
+        super().__init__(str(node))
+        self.node, self.of_kind = node, of_kind
+
+
+class Writer:
+    """Writes what nodes compute as Python over the inputs of a call.
+
+    Args:
+        inputs: placeholder -> the expression of its value.
+        formulas: node -> its sizes as expressions, for values computed on the way.
+    """
+
+    def __init__(self, inputs: Mapping[str, str], formulas: Mapping[fx.Node, tuple[str, ...]] | None = None):
+        self._inputs = inputs
+        self._formulas = formulas or {}
+        self.objects: list[Any] = []
+
+    def __call__(self, value: Any) -> str:
+        """The expression. Raises `Unwritable`."""
+        if not isinstance(value, fx.Node):
+            return self._constant(value)
+        node = value
+        if node.op == "placeholder" and str(node.target) in self._inputs:
+            return self._inputs[str(node.target)]
+        if node.op == "get_attr":
+            return expression("self", steps_to(str(node.target)))
+        if node.op == "call_method" and node.target in _SIZES:
+            return self._size(node)
+        if node.op == "call_method" and node.target == "get" and not node.kwargs:
+            of, *given = node.args
+            return f"{self(of)}.get({', '.join(map(self, given))})"
+        if node.op == "call_function":
+            args = node.args
+            if node.target is getattr and isinstance(args[1], str):
+                return self._attribute(args[0], args[1])
+            if node.target is operator.getitem:
+                return f"{self(args[0])}[{self(args[1])}]"
+            if node.target in _INFIX and len(args) == 2:
+                return f"({self(args[0])} {_INFIX[node.target]} {self(args[1])})"  # type: ignore[index]
+            if node.target in _PREFIX:
+                return f"({_PREFIX[node.target]}{self(args[0])})"  # type: ignore[index]
+        raise Unwritable(node)
+
+    def _attribute(self, of: Any, name: str) -> str:
+        try:
+            return f"{self(of)}.{name}"
+        except Unwritable as error:
+            raise Unwritable(error.node, error.of_kind or name in _FACTS) from None
+
+    def _size(self, node: fx.Node) -> str:
+        of, *dims = node.args
+        dims += node.kwargs.values()
+        try:
+            return f"{self(of)}.{node.target}({', '.join(map(self, dims))})"
+        except Unwritable:
+            if of not in self._formulas or node.target != "size":
+                raise Unwritable(of if isinstance(of, fx.Node) else node) from None
+        sizes = self._formulas[of]  # type: ignore[index]
+        if dims:
+            return sizes[dims[0]]  # type: ignore[index, no-any-return]
+        return f"({', '.join(sizes)},)"
+
+    def _constant(self, value: Any) -> str:
+        if value is None or isinstance(value, (bool, int, str)):
+            return repr(value)
+        if isinstance(value, (tuple, list)):
+            return f"({''.join(f'{self(item)}, ' for item in value)})"
+        self.objects.append(value)
+        return f"§{len(self.objects) - 1}"
+
+
+def is_condition(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    """Whether a value is computed from sizes, dtypes and devices of tensors, and from nothing else."""
     if node.op == "call_method":
-        return node.target == "size"
+        return node.target in _SIZES
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        of, name = node.args[:2]
+        if isinstance(values.get(of), torch.Tensor):  # type: ignore[arg-type]
+            return name in _FACTS
+        return origin(of) or is_condition(of, values)  # type: ignore[arg-type]
     arithmetic = getattr(node.target, "__module__", "") == "_operator"
-    return node.op == "call_function" and arithmetic and all(map(is_of_sizes, node.all_input_nodes))
+    return arithmetic and all(is_condition(part, values) for part in node.all_input_nodes)
+
+
+def origin(node: Any) -> bool:
+    """Whether a value is found from an input by attributes and items alone."""
+    if not isinstance(node, fx.Node):
+        return False
+    if node.op == "placeholder":
+        return True
+    if node.op == "call_function" and node.target in (getattr, operator.getitem):
+        return origin(node.args[0]) and not any(isinstance(a, fx.Node) for a in node.args[1:])
+    return False
+
+
+def sized_by_data(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | None:
+    """A node behind this condition whose size is known from its data only; None if there is none."""
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = str(getattr(node.target, "__name__", node.target)).rsplit(".", 1)[-1]
+        if name in _DATA_SIZED or (name == "where" and len(node.args) + len(node.kwargs) == 1):
+            return node
+        if node.target is operator.getitem and _has_mask(node.args[1], values):
+            return node
+        waiting.extend(node.all_input_nodes)
+    return None
+
+
+def _has_mask(index: Any, values: Mapping[fx.Node, Any]) -> bool:
+    found: list[Any] = []
+    fx.node.map_arg(index, lambda part: found.append(values.get(part)))
+    return any(isinstance(v, torch.Tensor) and v.dtype in (torch.bool, torch.uint8) for v in found)
+
+
+def conditions(graph: fx.Graph) -> Iterator[tuple[fx.Node, bool]]:
+    """What was assumed in the graph: the node, and what it was."""
+    for node in graph.find_nodes(op="call_function", target=operators.assume):
+        yield node.args[0], node.args[1]
+
+
+def facts_of(
+    graph: fx.Graph, inputs: Mapping[str, str], formulas: Mapping[fx.Node, tuple[str, ...]] | None = None
+) -> tuple[list[Fact], list[Unwritable]]:
+    """The conditions of a graph as facts, and what it would take to write the others."""
+    found, unknown = [], []
+    for node, expected in conditions(graph):
+        write = Writer(inputs, formulas)
+        try:
+            source = write(node)
+        except Unwritable as error:
+            unknown.append(error)
+            continue
+        found.append(Fact(Written(source), (), "$" if expected else "not $", tuple(write.objects)))
+    return found, unknown
+
+
+def drop_conditions(graph: fx.Graph) -> None:
+    """Take the conditions out of a graph, with what is computed for them only."""
+    for node in graph.find_nodes(op="call_function", target=operators.assume):
+        condition = node.args[0]
+        graph.erase_node(node)
+        _drop_unused(graph, condition)
+
+
+def _drop_unused(graph: fx.Graph, node: Any) -> None:
+    if not isinstance(node, fx.Node) or node.users:
+        return
+    is_size = node.op == "call_method" and node.target in _SIZES
+    is_field = node.target is getattr
+    if is_size or is_field or getattr(node.target, "__module__", "") == "_operator":
+        inputs = node.all_input_nodes
+        graph.erase_node(node)
+        for part in inputs:
+            _drop_unused(graph, part)
 
 
 def prune_unused_items(graph: fx.Graph, observer: Observer) -> None:
@@ -25,3 +223,30 @@ def prune_unused_items(graph: fx.Graph, observer: Observer) -> None:
         if (is_size or is_item) and not node.users:
             observer.forget(node)
             graph.erase_node(node)
+
+
+def kinds_of_example(module: nn.Module, graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
+    """The facts that every input, and the module, has the dtype and device that it had in the example."""
+    found = []
+    for node in graph.find_nodes(op="placeholder"):
+        seen = observation_of(node)
+        if seen is not None and seen.kind == "Tensor" and str(node.target) in inputs:
+            base = Written(inputs[str(node.target)])
+            found += [equals(base, (("attr", "dtype"),), seen.dtype)]
+            found += [Fact(base, (), f"$.device.type == {seen.device.type!r}")]
+    for name, parameter in module.named_parameters():
+        found.append(equals(Self(), (*steps_to(name), ("attr", "dtype")), parameter.dtype))
+        break
+    autocast = Fact(torch.is_autocast_enabled, (), "not ($('cpu') or $('cuda'))")
+    return [*found, autocast]
+
+
+def sizes_of_example(graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
+    """The facts that every input has the sizes, and the rank, that it had in the example."""
+    found = []
+    for node in graph.find_nodes(op="placeholder"):
+        seen = observation_of(node)
+        if seen is not None and seen.kind == "Tensor" and str(node.target) in inputs:
+            shape = tuple(seen.shape)
+            found.append(Fact(Written(inputs[str(node.target)]), (), f"tuple($.shape) == {shape!r}"))
+    return found

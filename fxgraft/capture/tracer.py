@@ -9,7 +9,9 @@ Children are never looked into: each is a node, and a region of its own.
 from __future__ import annotations
 
 import operator
+import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -21,10 +23,14 @@ from torch import nn
 
 from fxgraft import _torch
 from fxgraft.capture.call_form import CallForm
-from fxgraft.capture.effects import Effects, SideEffectError
+from fxgraft.capture.code import is_caught, is_own, is_own_module
+from fxgraft.capture.effects import Effects
+from fxgraft.capture.facts import Fact, Written, equals, is_constant, is_object
+from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, builtins_of_values
-from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
-from fxgraft.capture.sizes import is_of_sizes, prune_unused_items
+from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
+from fxgraft.capture.recorder import Recorder
+from fxgraft.capture.sizes import Unwritable, Writer, is_condition, prune_unused_items, sized_by_data
 from fxgraft_passes import operators
 from fxgraft_passes.observe import Observer
 
@@ -37,21 +43,34 @@ class RegionTracer(fx.Tracer):
 
     Attributes:
         values: node -> its value in this call.
+        proxies: all that the code was given.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, form: CallForm, inputs: dict[str, Any], observer: Observer):
+    def __init__(
+        self,
+        form: CallForm,
+        inputs: dict[str, Any],
+        observer: Observer,
+        instruments: Instruments,
+        kept: frozenset[int],
+    ):
         super().__init__(param_shapes_constant=False)
         self.values: dict[fx.Node, Any] = {}
-        self.result: Any = None
         self._form = form
         self._inputs = inputs
         self._observer = observer
+        self._instruments = instruments
+        self._kept = kept
         self._running = 0
         self._thread = threading.get_ident()
         self._gradients = [torch.is_grad_enabled()]
         self._outside: fx.Node | None = None
+        self.proxies: list[weakref.ref[ConcreteProxy]] = []
+        self._caught: Exception | None = None
+        self._of_parameters: dict[str, Any] = {}
+        self._expressions = {known.name: known.expression for known in form.inputs}
 
     @property
     def is_following(self) -> bool:
@@ -63,8 +82,8 @@ class RegionTracer(fx.Tracer):
         """Whether the code has parts under ``no_grad``."""
         return any(node.target is _torch.set_grad_enabled for node in self.graph.nodes)
 
-    def trace_call(self, module: nn.Module, forward: Callable[..., Any]) -> fx.Graph:
-        """The graph of ``forward(module, ...)``. Raises `UntraceableError` or what the code raises."""
+    def trace_call(self, module: nn.Module, forward: Callable[..., Any]) -> tuple[fx.Graph, Any]:
+        """The graph of ``forward(module, ...)``, and its result. Raises `UntraceableError` or what the code raises."""
 
         def called(root: nn.Module) -> Any:
             # A submodule may be named so (BERT's attention has one): the generated code reads self.
@@ -82,19 +101,28 @@ class RegionTracer(fx.Tracer):
             return result
 
         self._called = called
-        self._effects = Effects(module)
+        recorder = Recorder(module, self._instruments.instrument)
+        self._effects = Effects(recorder, self._kept)
         try:
-            with builtins_of_values(module):
-                graph = self.trace(module)
+            with builtins_of_values(module), noted() as raised:
+                with self._instruments.recording(recorder, lambda: self.is_following):
+                    graph = self.trace(module)
+                if raised:  # and caught by the module's own code
+                    raise raised[0]
+            if self._caught is not None:
+                raise UntraceableError(f"catches an exception in its forward ({type(self._caught).__name__})")
             self._effects.check()
-            self._effects.check_attributes()
-        except Exception as error:
+        except Exception:
             self._effects.undo()
-            raise (UntraceableError(str(error)) if isinstance(error, SideEffectError) else error) from error
+            raise
+        self._of_parameters.clear()  # which torch.fx keeps in a circle of its own
+        self._form.require(recorder.facts)
         output = next(node for node in graph.nodes if node.op == "output")
-        self.result = self._evaluated(output.args[0])
+        result = self._evaluated(output.args[0])
+        # Autograd's graph of these values may hold proxies (checkpointing does), and no collector sees through it.
+        self.values, self._inputs = {}, {}
         prune_unused_items(graph, self._observer)
-        return graph
+        return graph, result
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -105,7 +133,9 @@ class RegionTracer(fx.Tracer):
         return True
 
     def proxy(self, node: fx.Node) -> ConcreteProxy:
-        return ConcreteProxy(node, self)
+        made = ConcreteProxy(node, self)
+        self.proxies.append(weakref.ref(made))
+        return made
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -123,6 +153,7 @@ class RegionTracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if not self.is_following:
             return attr_val
+        self._of_parameters = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
@@ -135,17 +166,115 @@ class RegionTracer(fx.Tracer):
     ) -> Any:
         """`create_proxy` of an operation that, if ``known`` is not empty, was carried out already."""
         self._follow_gradients()
+        self._refuse_caught()
+        name = getattr(target, "__name__", str(target))
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = proxy.node
         value = known[0] if known else self.values[node] if kind == "get_attr" else self._run(node)
-        if target in _STATIC or getattr(target, "__name__", "") in _STATIC:
+        if target in _STATIC or name in _STATIC:
+            self.fix_fact(node.args[0], name)
             self.graph.erase_node(node)
             return value
         if kind != "get_attr":
             self._saw(node, value)
         if isinstance(value, torch.Size):
             return tuple(proxy)
+        return self._told(proxy, value)
+
+    def _told(self, proxy: Any, value: Any) -> Any:
+        """What the code gets for a value: the proxy; a constant itself, whose cause is a condition then."""
+        node = proxy.node
+        source = self._source(node)
+        of_object = source is not None and not isinstance(self.values.get(node.args[0]), torch.Tensor)
+        if source is None or not of_object or node.op == "call_method" and node.target != "get":
+            if value is None and node.op == "call_method" and is_own_module(type(self.values[node.args[0]]).__module__):
+                raise UntraceableError(f"calls {node.target!r} of {node.args[0]}, which returned None in the example")
+            return None if value is None else proxy
+        if value is None or isinstance(value, (bool, str)) or (isinstance(value, tuple) and is_constant(value)):
+            self._form.require([equals(Written(source), (), value)])
+            self._observer.forget(node)
+            self.graph.erase_node(node)
+            return value
+        if isinstance(value, torch.Tensor):
+            self._form.require([Fact(Written(source), (), "$ is not None")])
+        elif not isinstance(value, (int, float)):
+            self._form.require([is_object(Written(source), (("attr", "__class__"),), type(value))])
         return proxy
+
+    def _source(self, node: Any) -> str | None:
+        """The value of a node as Python over the arguments of the call, if it is found there."""
+        try:
+            write = Writer(self._expressions)
+            source = write(node)
+        except Unwritable:
+            return None
+        return None if write.objects else source
+
+    def fix_form(self, node: fx.Node, of: str) -> None:
+        """The code has looked at the length or the keys of a value: calls in which they are others go elsewhere."""
+        source = self._source(node)
+        value = self.values[node]
+        if source is not None and of == "keys":
+            keys = equals(Written(source), (), list(value))
+            self._form.require([Fact(keys.base, (), keys.test.replace("$", "list($)"), keys.objects)])
+        elif source is not None:
+            self._form.require([Fact(Written(source), (), f"len($) == {len(value)}")])
+
+    def fix_kind(self, node: fx.Node, kinds: Any, found: bool) -> None:
+        """The code asked whether a value is an instance of some classes."""
+        if (source := self._source(node)) is not None:
+            word = "" if found else "not "
+            self._form.require([Fact(Written(source), (), f"{word}isinstance($, §0)", (kinds,))])
+
+    def refuse_write(self, function: Any, args: Any, kwargs: Any) -> None:
+        """Refuse an operation on no proxy that would change a tensor of the model's."""
+        name = getattr(function, "__name__", "")
+        if name == "__set__":
+            raise UntraceableError("sets an attribute of a tensor in its forward")
+        self._effects.refuse_write(name, args, kwargs)
+
+    def has(self, value: Any, name: str) -> bool:
+        """Whether an example value has an attribute, looked at as nobody's code."""
+        self._running += 1
+        try:
+            return hasattr(value, name)
+        finally:
+            self._running -= 1
+
+    def fix_missing(self, node: fx.Node, name: str) -> None:
+        """The code asked for an attribute that is not there."""
+        if (source := self._source(node)) is not None:
+            self._form.require([Fact(Written(source), (), f"not hasattr($, {name!r})")])
+
+    def fix_contains(self, node: fx.Node, item: Any) -> None:
+        """The code asked whether something is in a value."""
+        source, value = self._source(node), self.values[node]
+        if source is None or not is_constant(item):
+            raise UntraceableError(f"asks whether something is in {node}, which depends on the input")
+        word = "in" if item in value else "not in"
+        self._form.require([Fact(Written(source), (), f"{item!r} {word} $")])
+
+    def fix_fact(self, node: Any, name: str) -> None:
+        """The code was told a rank or a kind, as a constant: of a value on the way, all inputs have to be alike."""
+        nodes = [node] if self._source(node) is not None else self.graph.find_nodes(op="placeholder")
+        for one in nodes:
+            value, source = self.values.get(one), self._source(one)
+            if not isinstance(value, torch.Tensor) or source is None:
+                continue
+            if name in ("dim", "ndim", "ndimension"):
+                self._form.require([Fact(Written(source), (), f"$.dim() == {value.dim()}")])
+            elif name == "layout":
+                self._form.require([equals(Written(source), (("attr", "layout"),), value.layout)])
+            else:
+                self._form.require([Fact(Written(source), (), f"$.is_floating_point() is {value.is_floating_point()}")])
+
+    def _refuse_caught(self) -> None:
+        """Refuse an operation in code that would catch what it raises: a graph cannot."""
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code is not RegionTracer.trace_call.__code__:
+            if is_own(frame) and is_caught(frame):
+                raise UntraceableError("catches exceptions of what it computes in its forward")
+            frame = frame.f_back
 
     def _follow_gradients(self) -> None:
         """Write into the graph where the code enters or leaves ``no_grad``."""
@@ -171,6 +300,8 @@ class RegionTracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Generator):
+            raise UntraceableError("draws from a torch.Generator of its own")
         if isinstance(a, torch.Tensor) and not self._is_known(a):
             raise UntraceableError("uses a tensor that it makes itself, from no input")
         is_record = is_dataclass(a) or (isinstance(a, tuple) and hasattr(a, "_fields"))
@@ -203,13 +334,13 @@ class RegionTracer(fx.Tracer):
         return any(tensor is buffer for buffer in self.root.buffers())
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Follow a branch on sizes, with a check in the graph; no other branch can be followed."""
+        """Follow a branch on sizes, ranks or dtypes; no other branch can be followed."""
         value = self.values[obj.node]
-        if type(value) is not bool or not is_of_sizes(obj.node):
+        if type(value) is not bool or not is_condition(obj.node, self.values):
             raise UntraceableError(f"branches on {obj.node}, which depends on the input")
+        if (data := sized_by_data(obj.node, self.values)) is not None:
+            raise UntraceableError(f"branches on the size of {data}, which depends on the data")
         self.create_proxy("call_function", operators.assume, (obj, value), {})
-        for node in obj.node.all_input_nodes:
-            self._form.guard_size(self.values[node], self._inputs)
         return value
 
     def _evaluated(self, a: Any) -> Any:
@@ -233,7 +364,9 @@ class RegionTracer(fx.Tracer):
         """Carry ``node`` out on the example values."""
         args, kwargs = self._evaluated(node.args), self._evaluated(node.kwargs)
         is_module = node.op == "call_module"
-        self._effects.check(draws=is_module)
+        self._effects.check(others_run=is_module)
+        if node.op in ("call_function", "call_method"):
+            self._effects.refuse_write(getattr(node.target, "__name__", str(node.target)), args, kwargs)
         self._running += 1
         try:
             match node.op:
@@ -244,6 +377,9 @@ class RegionTracer(fx.Tracer):
                 case "call_module":
                     return self.root.get_submodule(str(node.target))(*args, **kwargs)
             return operator.attrgetter(str(node.target))(self.root)
+        except Exception as error:
+            self._caught = error
+            raise
         finally:
             self._running -= 1
             if is_module:

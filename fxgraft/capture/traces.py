@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -15,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.bits import same_bits
 from fxgraft.capture.call_form import CallForm
-from fxgraft.capture.proxy import UntraceableError
+from fxgraft.capture.instruments import Instruments
+from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
 from fxgraft.capture.tracer import RegionTracer
 from fxgraft_passes.observe import Observer, WatchedRun
 
@@ -44,16 +47,46 @@ class Returned:
 
 
 class Traces:
-    """Traces each module in its first call and follows the graph in the later ones."""
+    """Traces each module in its first call and follows the graph in the later ones.
 
-    def __init__(self, returned: Returned | None, skip: Traces | None = None):
+    Args:
+        instruments: see what the code reads and writes.
+        kept: the memory that no forward may write into.
+        returned: what each call has to return; None where it may be anything.
+        skip: traces of another run: what failed there is not tried.
+    """
+
+    def __init__(
+        self,
+        instruments: Instruments,
+        kept: frozenset[int],
+        returned: Returned | None = None,
+        skip: Traces | None = None,
+    ):
         self.observer = Observer()
+        self._instruments = instruments
+        self._kept = kept
         self._returned = returned
         self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
         self._failed: dict[nn.Module, str] = dict(skip._failed) if skip else {}
+        self._proxies: dict[nn.Module, list[weakref.ref[ConcreteProxy]]] = {}
         self._finished: list[nn.Module] = []
         self._calls: Counter[nn.Module] = Counter()
         self._inside = 0
+
+    def finish(self) -> None:
+        """Sum up what was observed, and refuse each module that keeps a value of its forward.
+
+        To be called where the run has ended, and before anything is put back.
+        """
+        self.observer.finish()
+        if any(proxy() is not None for proxies in self._proxies.values() for proxy in proxies):
+            gc.collect()  # it may be in a circle that nothing else holds
+        for module, proxies in self._proxies.items():
+            kept = next((found for proxy in proxies if (found := proxy()) is not None), None)
+            if kept is not None:
+                self._failed[module] = f"keeps {kept.node} beyond its forward: a value goes out beside the result"
+        self._proxies.clear()
 
     def of(self, module: nn.Module, unseen: str) -> tuple[CallForm, fx.Graph]:
         """The trace of a module. Raises `UntraceableError` with the reason, ``unseen`` if there is none."""
@@ -104,15 +137,16 @@ class Traces:
         form = CallForm(forward, args, kwargs)
         inputs = form.values(args, kwargs)
         assert inputs is not None, "a form matches the call that it was made from"
-        tracer = RegionTracer(form, inputs, self.observer)
+        tracer = RegionTracer(form, inputs, self.observer, self._instruments, self._kept)
         self._inside += 1
         try:
-            graph = tracer.trace_call(module, type(module).forward)
+            graph, result = tracer.trace_call(module, type(module).forward)
         finally:
             self._inside -= 1
         form.switches_gradients = tracer.switches_gradients
+        self._proxies[module] = tracer.proxies
         self._found[module] = (form, graph)
-        return tracer.result
+        return result
 
     def _rerun(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Another call of a module that is used more than once: the same slots, observed again."""

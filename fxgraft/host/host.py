@@ -32,6 +32,7 @@ from fxgraft.slots.selection import NO_SLOTS, Slots
 from fxgraft.structure import Structure, kind_of
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.untouched import untouched
 
 if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
@@ -72,6 +73,7 @@ class Host(nn.Module):
         self._regions = capture.regions
         self._opaque = capture.opaque
         self._left_out = capture.left_out
+        self._world = capture.world
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
@@ -319,6 +321,12 @@ class Host(nn.Module):
         """
         with self._running.probing(structure, phase, self.grafts(), guests or {}):
             yield self._root
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Run the host inside as if it had not run: all that its code reaches comes back as it was."""
+        with untouched(*self.trees(), also=self._world.roots(self._root)):
+            yield
 
     @contextmanager
     def borrowing(self, what: str) -> Iterator[None]:

@@ -28,7 +28,6 @@ from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.structure import Structure
 from fxgraft_passes import Phase
-from fxgraft_passes.untouched import untouched
 
 _COTANGENT_SEED = 0x5EED
 
@@ -110,7 +109,7 @@ def _observe(
     host: Host, structure: Structure, phase: Phase, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Observed:
     """Gradients, buffers and outputs of the traced model in one pass."""
-    with untouched(*host.trees()), torch.enable_grad(), host.probing(structure, phase) as root:
+    with host.untouched(), torch.enable_grad(), host.probing(structure, phase) as root:
         parameters = {n: p for n, p in root.named_parameters() if p.requires_grad}
         outputs = [o for o in pytree.tree_leaves(root(*args, **kwargs)) if isinstance(o, Tensor)]
         learnable = [o for o in outputs if o.requires_grad]

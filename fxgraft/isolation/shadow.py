@@ -17,7 +17,6 @@ from torch import nn
 from fxgraft.host.host import Host
 from fxgraft.interrupts import undisturbed
 from fxgraft_passes import Phase
-from fxgraft_passes.untouched import untouched
 
 
 @contextmanager
@@ -30,7 +29,7 @@ def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
     try:
         with undisturbed():
             stack.enter_context(host.borrowing("shadow()"))
-            stack.enter_context(untouched(*host.trees()))
+            stack.enter_context(host.untouched())
             stack.callback(host.adopt, structure, phase, grafts)
             host.prepare(structure, (Phase.SHADOW,))
             host.adopt(structure, Phase.SHADOW, grafts)

@@ -236,14 +236,6 @@ def test_guards_and_values_agree(recorded, given_one):
     assert takes(form, given_one) is (form.values((given_one,), {}) is not None)
 
 
-def test_a_size_that_a_branch_depended_on():
-    form = form_of(plain, X)
-    form.guard_size(2, {"x": X})
-    assert not form.is_plain
-    assert takes(form, torch.randn(5, 3))
-    assert not takes(form, torch.randn(1, 3))
-
-
 def test_a_call_that_does_not_fit_the_signature():
     form = form_of(plain, X)
     assert form.values((X, X), {}) is None

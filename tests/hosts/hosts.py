@@ -305,7 +305,7 @@ class Counter(Base):
         return self.fc1(x)
 
 
-@host("history", ("", "changes its attribute 'history'"))
+@host("history", ("", "changes self.history"))
 class History(Base):
     def __init__(self) -> None:
         super().__init__()

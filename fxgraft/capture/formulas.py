@@ -1,0 +1,136 @@
+"""Sizes of values that are computed on the way, as formulas over the sizes of the inputs.
+
+A graph is run once on fake tensors whose sizes are symbols (``torch.fx.experimental.symbolic_shapes``)::
+
+    h = linear(x).unfold(1, 3, 2)        h.size(1)  ->  "(x.size(1) - 3) // 2 + 1"
+
+What torch had to assume for that (two sizes that are equal, one that is not 1) is part of the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch import nn
+
+from fxgraft_passes.errors import SlotError
+from fxgraft_passes.observe import observation_of
+from fxgraft_passes.untouched import untouched
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """Sizes as Python over the inputs.
+
+    Attributes:
+        sizes: node -> the expression of each of its sizes.
+        conditions: Python that must be true for these to be right.
+    """
+
+    sizes: Mapping[fx.Node, tuple[str, ...]]
+    conditions: tuple[str, ...]
+
+
+def formulas(
+    module: nn.Module, graph: fx.Graph, inputs: Mapping[str, str], wanted: Iterable[fx.Node]
+) -> Formulas | None:
+    """The sizes of ``wanted``; None where they cannot be found so.
+
+    Args:
+        module: what the graph runs on.
+        graph: with what was observed of its inputs.
+        inputs: placeholder -> the expression of its value.
+        wanted: nodes whose values are tensors.
+
+    Raises:
+        SlotError: a size depends on data.
+    """
+    from torch._subclasses.fake_tensor import (  # all of these take a second to import
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+
+    environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
+    mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+    wanted = list(wanted)
+    try:
+        needed = _behind(wanted)
+        values, names = _symbols(mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs)
+        with untouched(module), mode, torch.no_grad():
+            runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
+            runner.env.update(values)
+            for node in graph.nodes:
+                if node in needed and node not in values:
+                    runner.env[node] = runner.run_node(node)
+        values = runner.env
+        written = {node: tuple(_written(size, names) for size in values[node].shape) for node in wanted}
+        return Formulas(written, tuple(_written(guard.expr, names) for guard in environment.guards))
+    except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
+        raise SlotError(_by_data(wanted)) from error
+    except _OfDataError as error:
+        raise SlotError(_by_data(wanted)) from error
+    except Exception:  # what torch cannot follow with symbols: the caller relies on the sizes of the example
+        return None
+
+
+class _OfDataError(Exception):
+    pass
+
+
+def _by_data(wanted: list[fx.Node]) -> str:
+    return (
+        f"its code branches on the size of {', '.join(map(str, wanted))}, which depends on data: expected a slot of "
+        f"another region (host.explain() has them)"
+    )
+
+
+def _symbols(
+    mode: Any, placeholders: Iterable[fx.Node], inputs: Mapping[str, str]
+) -> tuple[dict[fx.Node, Any], dict[str, str]]:
+    """A fake tensor for each input, with a symbol for each size; and what the symbols stand for."""
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
+    values: dict[fx.Node, Any] = {}
+    names: dict[str, str] = {}
+    for node in placeholders:
+        seen = observation_of(node)
+        assert seen is not None and seen.kind == "Tensor", f"{node} is no tensor"
+        real = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
+        context = StatelessSymbolicContext([DimDynamic.DYNAMIC] * real.dim())
+        values[node] = mode.from_tensor(real, symbolic_context=context)
+        for axis, size in enumerate(values[node].shape):
+            if isinstance(size, torch.SymInt):
+                names.setdefault(str(size.node.expr), f"{inputs[str(node.target)]}.size({axis})")
+    return values, names
+
+
+def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _written(size: Any, names: Mapping[str, str]) -> str:
+    from torch.utils._sympy.printers import PythonPrinter
+
+    if isinstance(size, int):
+        return str(size)
+    expression = size.node.expr if isinstance(size, torch.SymInt) else size
+    unknown = {str(symbol) for symbol in expression.free_symbols} - names.keys()
+    if any(symbol.startswith("u") for symbol in unknown):
+        raise _OfDataError
+    assert not unknown, f"symbols of unknown origin: {unknown}"
+    source = PythonPrinter().doprint(expression)
+    return "(" + re.sub(r"\b[suz]\d+\b", lambda name: names.get(name[0], name[0]), source) + ")"

@@ -1,0 +1,201 @@
+"""Lets recorders see what code reads and writes, while a model runs its example call.
+
+Three things are instrumented, for the time of `Instruments.used` only:
+
+* access to attributes: of ``nn.Module``, and of each class of which a recorder has met an object;
+* calls of functions (``sys.setprofile``): each function of the model's own code that is entered, and the
+  functions of torch and of Python that tell of a state of the process;
+* nothing of torch's operations: those are the tracer's.
+
+What runs in other threads passes through unseen.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxgraft.capture.code import is_own
+from fxgraft.capture.proxy import UntraceableError
+from fxgraft.capture.recorder import Recorder
+from fxgraft.capture.world import Watch
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that can be changed
+_HOOKS = ("__getattribute__", "__setattr__", "__delattr__")
+_UNSEEN_WRITES = ("torch.fx", "torch.overrides", "torch._", "fxgraft", "copy")
+_UNSEEN = (*_UNSEEN_WRITES, "torch.nn.modules.module")
+_STATES = set(map(id, (torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.get_default_dtype)))
+_STATES_IN_PYTHON = {
+    function.__code__: function
+    for function in (
+        torch.are_deterministic_algorithms_enabled,
+        torch.is_deterministic_algorithms_warn_only_enabled,
+        torch.get_float32_matmul_precision,
+    )
+}
+_OF_AUTOCAST = {
+    id(getattr(torch, name))
+    for name in (
+        "is_autocast_enabled",
+        "get_autocast_dtype",
+        "is_autocast_cpu_enabled",
+        "get_autocast_cpu_dtype",
+        "get_autocast_gpu_dtype",
+    )
+}
+_REFUSED = {
+    id(builtins.print): "prints in its forward",
+    id(builtins.open): "opens a file in its forward",
+    id(builtins.input): "waits for input in its forward",
+    **{
+        id(clock): "reads the clock in its forward"
+        for clock in (time.time, time.time_ns, time.perf_counter, time.perf_counter_ns, time.monotonic)
+    },
+}
+_MAKES_MODULE = nn.Module.__init__.__code__
+_READS_ENVIRONMENT = type(os.environ).__getitem__.__code__
+
+
+class Instruments:
+    """What tells recorders, and a watch over the world, of the runs of one capture."""
+
+    def __init__(self) -> None:
+        self._watch: Watch | None = None
+        self._recorders: list[tuple[Recorder, Callable[[], bool]]] = []
+        self._patched: dict[type, dict[str, Any]] = {}
+        self._thread = threading.get_ident()
+
+    @contextmanager
+    def recording(self, recorder: Recorder, is_following: Callable[[], bool]) -> Iterator[None]:
+        """Tell ``recorder`` of what happens inside, whenever ``is_following()``."""
+        self._recorders.append((recorder, is_following))
+        try:
+            yield
+        finally:
+            self._recorders.pop()
+
+    @contextmanager
+    def used(self, watch: Watch) -> Iterator[None]:
+        """Instrument the process inside, and tell ``watch`` too."""
+        profile = sys.getprofile()
+        self._watch = watch
+        self.instrument(nn.Module)
+        sys.setprofile(self._profile)
+        try:
+            yield
+        finally:
+            sys.setprofile(profile)
+            for cls, own in self._patched.items():
+                for name in _HOOKS:
+                    if name in own:
+                        setattr(cls, name, own[name])
+                    else:
+                        delattr(cls, name)
+            self._patched.clear()
+
+    def instrument(self, cls: type) -> None:
+        """Tell of access to attributes of objects of ``cls``, where that can be."""
+        if cls in self._patched or not cls.__flags__ & _HEAP_TYPE:
+            return
+        if issubclass(cls, nn.Module) and cls is not nn.Module:
+            return
+        read, write, delete = (getattr(cls, name) for name in _HOOKS)
+
+        def recorded(owner: Any, name: str) -> Any:
+            try:
+                value = read(owner, name)
+            except AttributeError:
+                if (recorder := self._now(name)) is not None:
+                    recorder.missed(owner, name)
+                raise
+            if (recorder := self._now(name)) is not None:
+                recorder.read(owner, name, value)
+            return value
+
+        def written(owner: Any, name: str, value: Any) -> None:
+            if (recorder := self._now(name, _UNSEEN_WRITES)) is not None and not _has(owner, name, value):
+                recorder.wrote(owner, name)
+            write(owner, name, value)
+
+        def deleted(owner: Any, name: str) -> None:
+            if (recorder := self._now(name, _UNSEEN_WRITES)) is not None:
+                recorder.wrote(owner, name)
+            delete(owner, name)
+
+        own = {name: cls.__dict__[name] for name in _HOOKS if name in cls.__dict__}
+        try:
+            for name, hook in zip(_HOOKS, (recorded, written, deleted), strict=True):
+                setattr(cls, name, hook)
+        except (TypeError, AttributeError):  # its metaclass does not allow that
+            return
+        self._patched[cls] = own
+
+    def _now(self, name: str, unseen: tuple[str, ...] = _UNSEEN) -> Recorder | None:
+        """The recorder to tell of access to the attribute ``name``, from the code that runs two frames above."""
+        if not self._recorders or name.startswith("__") or threading.get_ident() != self._thread:
+            return None
+        recorder, is_following = self._recorders[-1]
+        if not is_following() or str(sys._getframe(2).f_globals.get("__name__", "")).startswith(unseen):
+            return None
+        return recorder
+
+    def _profile(self, frame: FrameType, event: str, called: Any) -> None:
+        if event == "call":
+            self._entered(frame)
+        elif event == "c_call" and self._recorders:
+            recorder, is_following = self._recorders[-1]
+            if is_following() and is_own(frame):
+                self._called(recorder, called)
+
+    def _entered(self, frame: FrameType) -> None:
+        own = is_own(frame)
+        if own and self._watch is not None:
+            self._watch.enter(frame)
+        if not self._recorders:
+            return
+        recorder, is_following = self._recorders[-1]
+        if not is_following():
+            return
+        code = frame.f_code
+        if own:
+            try:
+                recorder.enter(frame)
+            except UntraceableError as error:  # Python would drop a profiler that raises
+                recorder.refuse(error)
+        elif code is _MAKES_MODULE:
+            recorder.made(frame.f_locals["self"])
+        elif code is _READS_ENVIRONMENT:
+            recorder.read_environment(os.environ, frame.f_locals["key"])
+        elif code in _STATES_IN_PYTHON and frame.f_back is not None and is_own(frame.f_back):
+            function = _STATES_IN_PYTHON[code]
+            recorder.asked(function, function())
+
+    def _called(self, recorder: Recorder, called: Any) -> None:
+        known = id(called)  # not every function can be hashed
+        if known in _STATES:
+            recorder.asked(called, called())
+        elif known in _OF_AUTOCAST:
+            recorder.asked_autocast()
+        elif known in _REFUSED:
+            recorder.refuse(UntraceableError(_REFUSED[known]))
+
+
+
+
+def _has(owner: Any, name: str, value: Any) -> bool:
+    """Whether an object has that very value already: to set it again changes nothing."""
+    try:
+        held = object.__getattribute__(owner, "__dict__")
+    except AttributeError:
+        return False
+    return name in held and held[name] is value
