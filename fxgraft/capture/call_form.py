@@ -53,6 +53,7 @@ class CallForm:
         signature: of the module's ``forward``, without ``self``.
         inputs: the graph's inputs in order.
         facts: what else was found out about the world while the call was traced.
+        relied_on: submodules of whose results the form was looked at (how many, which are None).
         constants: the names used in guards that are not literals.
         switches_gradients: whether the graph has parts under ``no_grad``.
     """
@@ -61,6 +62,7 @@ class CallForm:
         self.signature = inspect.signature(forward)
         self.inputs: list[Input] = []
         self.facts: list[Fact] = []
+        self.relied_on: set[str] = set()
         self.constants: dict[str, Any] = {}
         self.switches_gradients = False
         self._of_arguments: list[str] = []
@@ -231,9 +233,16 @@ class CallForm:
             # Where the graph raises inside of its part under no_grad, gradients are on again outside.
             run = f"    with _set_gradients(_gradients_on()):\n    {run}"
         condition = "\n            and ".join(self.guards) or "True"
+        check = f"    if not (\n            {condition}\n    ):\n"
+        if self.facts:  # what they look at may be gone
+            check = (
+                f"    try:\n        as_traced = (\n            {condition}\n        )\n"
+                f"    except (AttributeError, KeyError, IndexError, TypeError):\n        as_traced = False\n"
+                f"    if not as_traced:\n"
+            )
         return (
             f"def forward(self, {head[1:-1]}):\n"
-            f"    if not (\n            {condition}\n    ):\n"
+            f"{check}"
             f"        _fell_back(self, {{{given}}})\n"
             f"        return _fallback(self, {again})\n"
             f"{run}\n"

@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from fxgraft.capture.boundary import Boundaries, uncovered
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.effects import memory_of
+from fxgraft.capture.facts import Fact, steps_to
 from fxgraft.capture.fast_path import keep_slow, why_left_out
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import whole_calls
@@ -35,6 +36,7 @@ from fxgraft.capture.region import Region
 from fxgraft.capture.traces import Returned, Traces
 from fxgraft.capture.world import Watch, World
 from fxgraft_passes.errors import TraceError
+from fxgraft_passes.snapshot import Snapshot
 from fxgraft_passes.untouched import untouched
 
 
@@ -63,14 +65,15 @@ class Capture:
         modules = {name: m for name, m in self.root.named_modules() if not is_leaf(m)}
         self.world = World()
         self._instruments = Instruments()
+        self._settled: list[tuple[object, str, Any]] = []
         kept = frozenset(memory for p in self.root.parameters() if (memory := memory_of(p)) is not None)
         returned = Returned()
-        self._run(modules, returned.watch, args, kwargs)
+        self._run(modules, returned.watch, args, kwargs, finish=self._settle)
         traces = Traces(self._instruments, kept, returned)
-        self._run(modules, traces.watch, args, kwargs, finish=traces.finish)
+        self._run(modules, traces.watch, args, kwargs, finish=lambda before: traces.finish())
         flipped = Traces(self._instruments, kept, skip=traces)
         try:
-            self._run(modules, flipped.watch, args, kwargs, _other_mode, finish=flipped.finish)
+            self._run(modules, flipped.watch, args, kwargs, _other_mode, finish=lambda before: flipped.finish())
             other_mode = "was not reached in the other train/eval mode"
         except TraceError as error:
             other_mode = f"is known in one train/eval mode only: {error}"
@@ -80,7 +83,20 @@ class Capture:
                 self.regions[name] = self._region(name, module, traces, flipped, other_mode)
             except UntraceableError as reason:
                 self.opaque[name] = str(reason)
+        for name, region in self.regions.items():
+            region.form.require(self._facts_of_parts(name, region))
         self._add_boundaries(args, kwargs)
+
+    def _facts_of_parts(self, name: str, region: Region) -> list[Fact]:
+        """What the forms of the results that a region relies on depend on: what their modules were told."""
+        found: list[Fact] = []
+        for path in region.form.relied_on:
+            below = f"{name}.{path}" if name else path
+            for other, part in self.regions.items():
+                if other == below or other.startswith(f"{below}."):
+                    steps = steps_to(other[len(name) :].lstrip("."))
+                    found += [fact.below(steps) for fact in part.form.facts]
+        return found
 
     def _add_boundaries(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Two more runs, where code without a graph calls modules: their boundaries are slots.
@@ -119,13 +135,15 @@ class Capture:
         kwargs: dict[str, Any],
         prepare: Callable[[nn.Module], object] = lambda root: None,
         gradients: bool = True,
-        finish: Callable[[], object] = lambda: None,
+        finish: Callable[[Snapshot], object] = lambda before: None,
     ) -> None:
         with (
-            untouched(self.root),
+            untouched(self.root) as before,
             self._watched_world(),
             torch.set_grad_enabled(gradients),
         ):
+            for holder, name, value in self._settled:
+                vars(holder)[name] = value
             prepare(self.root)
             for module in modules.values():
                 module.__dict__["forward"] = watch(module)
@@ -133,7 +151,7 @@ class Capture:
                 with whole_calls():
                     args, kwargs = pytree.tree_map_only(torch.Tensor, _fresh, (args, kwargs))
                     self.root(*args, **kwargs)
-                finish()
+                finish(before)
             except Exception as error:
                 mode = "train" if self.root.training else "eval"
                 hint = ""
@@ -146,6 +164,14 @@ class Capture:
                     f"the example call of {type(self.root).__name__} failed in {mode} mode: "
                     f"{type(error).__name__}: {error}{hint}"
                 ) from error
+
+    def _settle(self, before: Snapshot) -> None:
+        """What the first call set once and for all is set in the later runs.
+
+        A configuration that a model completes in its first call is so in all calls but that one, which is then of
+        another form.
+        """
+        self._settled = list(before.set_since())
 
     @contextmanager
     def _watched_world(self) -> Iterator[None]:

@@ -34,9 +34,30 @@ def clone_tree(model: nn.Module) -> nn.Module:
     for module in modules:
         state = {name: _remap(value, memo) for name, value in module.__dict__.items()}
         memo[id(module)].__dict__.update(state)
+    for module in modules:
+        if is_compiled(module):
+            _uncompile(memo[id(module)])
     clone = memo[id(model)]
     assert isinstance(clone, nn.Module)
     return clone
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module runs compiled code of its own: by its ``compile()``, or wrapped by ``torch.compile``."""
+    return module.__dict__.get("_compiled_call_impl") is not None or _is_wrapper(module)
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    # By name: the compiler takes a second to import.
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
+
+
+def _uncompile(clone: nn.Module) -> None:
+    """Let a clone run its own code: what was compiled is that of the original, with the original's modes."""
+    clone.__dict__.pop("_compiled_call_impl", None)
+    if _is_wrapper(clone):
+        inner = clone._modules["_orig_mod"]
+        clone.__dict__["forward"] = MethodType(type(inner).__call__, inner)
 
 
 def _remap(value: Any, memo: dict[int, Any]) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -52,9 +52,9 @@ class Written:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fact:
-    """One condition.
+    """One condition. Equal are those that say the same of the same objects.
 
     Attributes:
         base: where the path begins: `Self`, `Written`, or an object that outlives the call (a module of Python).
@@ -66,7 +66,17 @@ class Fact:
     base: Any
     path: tuple[Step, ...]
     test: str
-    objects: tuple[Any, ...] = field(default=(), compare=False)
+    objects: tuple[Any, ...] = ()
+
+    def _key(self) -> tuple[Any, ...]:
+        base = self.base if isinstance(self.base, (Self, Written)) else id(self.base)
+        return base, self.path, self.test, tuple(map(id, self.objects))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fact) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     def source(self, name_of: Naming) -> str:
         """The condition as Python."""

@@ -30,7 +30,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
-from fxgraft.capture.facts import Fact, Written, steps_to
+from fxgraft.capture.facts import Fact, steps_to
 from fxgraft_passes import operators
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.naming import OWN_FORWARD
@@ -67,10 +67,7 @@ def local_name(region: str, node: str, root: str) -> str:
 def merged_form(root: Region, parts: Sequence[Region]) -> CallForm:
     """The calls that the merged graph is right for: those of ``root``, while no part is watched.
 
-    What the parts were told of the world is a condition too.
-
-    Raises:
-        SlotError: a part was told something of its inputs, which the root cannot check.
+    What the parts were told of the world is a condition too. (What they assume of their inputs is in their graphs.)
     """
     form = copy.copy(root.form)
     paths = [_path(part.name, root.name) for part in parts]
@@ -78,11 +75,6 @@ def merged_form(root: Region, parts: Sequence[Region]) -> CallForm:
     form.require([Fact(not_watched, (), f"$(self, {listed})")])
     form.switches_gradients = any(region.form.switches_gradients for region in (root, *parts))
     for part, path in zip(parts, paths, strict=True):
-        if asked := [fact for fact in part.form.facts if isinstance(fact.base, Written)]:
-            raise SlotError(
-                f"{part.name!r} cannot be joined with the regions around it: its code asks for what it is given "
-                f"({asked[0].source(str)})"
-            )
         form.require(fact.below(steps_to(path)) for fact in part.form.facts)
     return form
 

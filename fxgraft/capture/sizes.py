@@ -34,8 +34,10 @@ _INFIX = {
     operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|", operator.is_: "is",
     operator.is_not: "is not",
 }  # fmt: skip
+_BUILT_IN = (len, list, type, isinstance, hasattr)
 _PREFIX = {operator.neg: "-", operator.not_: "not ", operator.pos: "+"}
 _SIZES = ("size", "numel", "nelement", "dim", "ndimension")
+_KINDS = ("is_floating_point", "is_complex")
 _FACTS = ("dtype", "device", "is_cuda", "layout")
 _DATA_SIZED = (
     "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "item", "tolist",
@@ -80,6 +82,8 @@ class Writer:
             return expression("self", steps_to(str(node.target)))
         if node.op == "call_method" and node.target in _SIZES:
             return self._size(node)
+        if node.op == "call_method" and node.target in _KINDS:
+            return f"{self._of_kind(node.args[0])}.{node.target}()"
         if node.op == "call_method" and node.target == "get" and not node.kwargs:
             of, *given = node.args
             return f"{self(of)}.get({', '.join(map(self, given))})"
@@ -93,13 +97,20 @@ class Writer:
                 return f"({self(args[0])} {_INFIX[node.target]} {self(args[1])})"  # type: ignore[index]
             if node.target in _PREFIX:
                 return f"({_PREFIX[node.target]}{self(args[0])})"  # type: ignore[index]
+            if node.target is operator.contains:
+                return f"({self(args[1])} in {self(args[0])})"
+            if node.target in _BUILT_IN:
+                return f"{node.target.__name__}({', '.join(map(self, args))})"  # type: ignore[union-attr]
         raise Unwritable(node)
 
     def _attribute(self, of: Any, name: str) -> str:
+        return f"{self._of_kind(of) if name in _FACTS else self(of)}.{name}"
+
+    def _of_kind(self, of: Any) -> str:
         try:
-            return f"{self(of)}.{name}"
+            return self(of)
         except Unwritable as error:
-            raise Unwritable(error.node, error.of_kind or name in _FACTS) from None
+            raise Unwritable(error.node, of_kind=True) from None
 
     def _size(self, node: fx.Node) -> str:
         of, *dims = node.args
@@ -107,18 +118,21 @@ class Writer:
         try:
             return f"{self(of)}.{node.target}({', '.join(map(self, dims))})"
         except Unwritable:
-            if of not in self._formulas or node.target != "size":
+            if of not in self._formulas or node.target not in ("size", "dim"):
                 raise Unwritable(of if isinstance(of, fx.Node) else node) from None
         sizes = self._formulas[of]  # type: ignore[index]
+        if node.target == "dim":
+            return str(len(sizes))
         if dims:
             return sizes[dims[0]]  # type: ignore[index, no-any-return]
         return f"({', '.join(sizes)},)"
 
     def _constant(self, value: Any) -> str:
-        if value is None or isinstance(value, (bool, int, str)):
+        if value is None or isinstance(value, (bool, int)) or (isinstance(value, str) and value.isidentifier()):
             return repr(value)
-        if isinstance(value, (tuple, list)):
-            return f"({''.join(f'{self(item)}, ' for item in value)})"
+        if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+            inside = "".join(f"{self(item)}, " for item in value)
+            return f"[{inside}]" if isinstance(value, list) else f"({inside})"
         self.objects.append(value)
         return f"§{len(self.objects) - 1}"
 
@@ -133,19 +147,20 @@ def is_condition(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
         of, name = node.args[:2]
         if isinstance(values.get(of), torch.Tensor):  # type: ignore[arg-type]
             return name in _FACTS
-        return origin(of) or is_condition(of, values)  # type: ignore[arg-type]
+        return is_found(of) or is_condition(of, values)  # type: ignore[arg-type]
     arithmetic = getattr(node.target, "__module__", "") == "_operator"
     return arithmetic and all(is_condition(part, values) for part in node.all_input_nodes)
 
 
-def origin(node: Any) -> bool:
-    """Whether a value is found from an input by attributes and items alone."""
+def is_found(node: Any) -> bool:
+    """Whether a value is an input, or found from one by attributes and items alone."""
     if not isinstance(node, fx.Node):
         return False
     if node.op == "placeholder":
         return True
-    if node.op == "call_function" and node.target in (getattr, operator.getitem):
-        return origin(node.args[0]) and not any(isinstance(a, fx.Node) for a in node.args[1:])
+    by_parts = node.op == "call_function" and node.target in (getattr, operator.getitem)
+    if by_parts or (node.op == "call_method" and node.target == "get" and not node.kwargs):
+        return is_found(node.args[0]) and not any(isinstance(a, fx.Node) for a in node.args[1:])
     return False
 
 
@@ -208,7 +223,8 @@ def _drop_unused(graph: fx.Graph, node: Any) -> None:
         return
     is_size = node.op == "call_method" and node.target in _SIZES
     is_field = node.target is getattr
-    if is_size or is_field or getattr(node.target, "__module__", "") == "_operator":
+    is_asked = node.op == "call_method" and node.target in (*_KINDS, "get") or node.target in _BUILT_IN
+    if is_size or is_field or is_asked or getattr(node.target, "__module__", "") == "_operator":
         inputs = node.all_input_nodes
         graph.erase_node(node)
         for part in inputs:

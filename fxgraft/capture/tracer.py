@@ -25,12 +25,12 @@ from fxgraft import _torch
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.code import is_caught, is_own, is_own_module
 from fxgraft.capture.effects import Effects
-from fxgraft.capture.facts import Fact, Written, equals, is_constant, is_object
+from fxgraft.capture.facts import is_constant
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, builtins_of_values
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
 from fxgraft.capture.recorder import Recorder
-from fxgraft.capture.sizes import Unwritable, Writer, is_condition, prune_unused_items, sized_by_data
+from fxgraft.capture.sizes import is_condition, is_found, prune_unused_items, sized_by_data
 from fxgraft_passes import operators
 from fxgraft_passes.observe import Observer
 
@@ -70,7 +70,6 @@ class RegionTracer(fx.Tracer):
         self.proxies: list[weakref.ref[ConcreteProxy]] = []
         self._caught: Exception | None = None
         self._of_parameters: dict[str, Any] = {}
-        self._expressions = {known.name: known.expression for known in form.inputs}
 
     @property
     def is_following(self) -> bool:
@@ -172,8 +171,9 @@ class RegionTracer(fx.Tracer):
         node = proxy.node
         value = known[0] if known else self.values[node] if kind == "get_attr" else self._run(node)
         if target in _STATIC or name in _STATIC:
-            self.fix_fact(node.args[0], name)
+            of = node.args[0] if node.args else node.kwargs["input"]
             self.graph.erase_node(node)
+            self.fix_fact(of, name)  # type: ignore[arg-type]
             return value
         if kind != "get_attr":
             self._saw(node, value)
@@ -182,49 +182,91 @@ class RegionTracer(fx.Tracer):
         return self._told(proxy, value)
 
     def _told(self, proxy: Any, value: Any) -> Any:
-        """What the code gets for a value: the proxy; a constant itself, whose cause is a condition then."""
+        """What the code gets for a value: the proxy; a constant itself, and then that it is this is assumed."""
         node = proxy.node
-        source = self._source(node)
-        of_object = source is not None and not isinstance(self.values.get(node.args[0]), torch.Tensor)
-        if source is None or not of_object or node.op == "call_method" and node.target != "get":
-            if value is None and node.op == "call_method" and is_own_module(type(self.values[node.args[0]]).__module__):
+        base = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if not is_found(node) or isinstance(base, torch.Tensor):
+            if value is None and node.op == "call_method" and is_own_module(type(base).__module__):
                 raise UntraceableError(f"calls {node.target!r} of {node.args[0]}, which returned None in the example")
+            if value is None:
+                self._rely_on(node)
             return None if value is None else proxy
-        if value is None or isinstance(value, (bool, str)) or (isinstance(value, tuple) and is_constant(value)):
-            self._form.require([equals(Written(source), (), value)])
-            self._observer.forget(node)
-            self.graph.erase_node(node)
+        if value is None or value is True or value is False:
+            self.assume(operator.is_, (node, value))
+            return value
+        if isinstance(value, str) or (isinstance(value, tuple) and is_constant(value)):
+            self.assume(operator.eq, (node, value))
             return value
         if isinstance(value, torch.Tensor):
-            self._form.require([Fact(Written(source), (), "$ is not None")])
+            self.assume(operator.is_not, (node, None))
         elif not isinstance(value, (int, float)):
-            self._form.require([is_object(Written(source), (("attr", "__class__"),), type(value))])
+            self._assume_of(type, node, type(value), operator.is_)
         return proxy
 
-    def _source(self, node: Any) -> str | None:
-        """The value of a node as Python over the arguments of the call, if it is found there."""
-        try:
-            write = Writer(self._expressions)
-            source = write(node)
-        except Unwritable:
-            return None
-        return None if write.objects else source
+    def assume(self, target: Any, args: tuple[Any, ...], expected: bool = True) -> None:
+        """Write into the graph that ``target(*args)`` is as it is now; checked in front of the call (``sizes``)."""
+        node = self.create_node("call_function", target, args, {})
+        self._saw(node, expected)
+        self._saw(self.create_node("call_function", operators.assume, (node, expected), {}), None)
+
+    def _assume_of(self, what: Any, node: fx.Node, value: Any, compared: Any = operator.eq) -> None:
+        """Assume that ``what(node)`` compares so with ``value``."""
+        part = self.create_node("call_function", what, (node,), {})
+        self._saw(part, value)
+        self.assume(compared, (part, value))
+
+    def _rely_on(self, node: fx.Node) -> None:
+        """The form of what a submodule returns was looked at: how many values, which are None."""
+        while node.op == "call_function" and node.target in (getattr, operator.getitem):
+            if not isinstance(node.args[0], fx.Node):
+                return
+            node = node.args[0]
+        if node.op == "call_module":
+            self._form.relied_on.add(str(node.target))
 
     def fix_form(self, node: fx.Node, of: str) -> None:
-        """The code has looked at the length or the keys of a value: calls in which they are others go elsewhere."""
-        source = self._source(node)
+        """The code has looked at the length or the keys of a value."""
+        if not (is_found(node) or is_condition(node, self.values)):
+            return self._rely_on(node)
         value = self.values[node]
-        if source is not None and of == "keys":
-            keys = equals(Written(source), (), list(value))
-            self._form.require([Fact(keys.base, (), keys.test.replace("$", "list($)"), keys.objects)])
-        elif source is not None:
-            self._form.require([Fact(Written(source), (), f"len($) == {len(value)}")])
+        self._assume_of(list, node, list(value)) if of == "keys" else self._assume_of(len, node, len(value))
 
     def fix_kind(self, node: fx.Node, kinds: Any, found: bool) -> None:
         """The code asked whether a value is an instance of some classes."""
-        if (source := self._source(node)) is not None:
-            word = "" if found else "not "
-            self._form.require([Fact(Written(source), (), f"{word}isinstance($, §0)", (kinds,))])
+        if is_found(node):
+            self.assume(isinstance, (node, kinds), found)
+        elif not isinstance(self.values[node], torch.Tensor):
+            self._rely_on(node)
+
+    def fix_missing(self, node: fx.Node, name: str) -> None:
+        """The code asked for an attribute that is not there."""
+        if is_found(node):
+            self.assume(hasattr, (node, name), False)
+        else:
+            self._rely_on(node)
+
+    def fix_contains(self, node: fx.Node, item: Any) -> None:
+        """The code asked whether something is in a value."""
+        if not is_found(node) or not is_constant(item):
+            raise UntraceableError(f"asks whether something is in {node}, which depends on the input")
+        self.assume(operator.contains, (node, item), item in self.values[node])
+
+    def fix_fact(self, node: fx.Node, name: str) -> None:
+        """The code was told a rank or a kind, as a constant."""
+        value = self.values[node]
+        if name in ("dim", "ndim", "ndimension"):
+            part = self.create_node("call_method", "dim", (node,), {})
+            self._saw(part, value.dim())
+            self.assume(operator.eq, (part, value.dim()))
+            return
+        if name == "layout":
+            part = self.create_node("call_function", getattr, (node, "layout"), {})
+            told: Any = value.layout
+        else:
+            part = self.create_node("call_method", name, (node,), {})
+            told = getattr(value, name)()
+        self._saw(part, told)
+        self.assume(operator.is_, (part, told))
 
     def refuse_write(self, function: Any, args: Any, kwargs: Any) -> None:
         """Refuse an operation on no proxy that would change a tensor of the model's."""
@@ -240,33 +282,6 @@ class RegionTracer(fx.Tracer):
             return hasattr(value, name)
         finally:
             self._running -= 1
-
-    def fix_missing(self, node: fx.Node, name: str) -> None:
-        """The code asked for an attribute that is not there."""
-        if (source := self._source(node)) is not None:
-            self._form.require([Fact(Written(source), (), f"not hasattr($, {name!r})")])
-
-    def fix_contains(self, node: fx.Node, item: Any) -> None:
-        """The code asked whether something is in a value."""
-        source, value = self._source(node), self.values[node]
-        if source is None or not is_constant(item):
-            raise UntraceableError(f"asks whether something is in {node}, which depends on the input")
-        word = "in" if item in value else "not in"
-        self._form.require([Fact(Written(source), (), f"{item!r} {word} $")])
-
-    def fix_fact(self, node: Any, name: str) -> None:
-        """The code was told a rank or a kind, as a constant: of a value on the way, all inputs have to be alike."""
-        nodes = [node] if self._source(node) is not None else self.graph.find_nodes(op="placeholder")
-        for one in nodes:
-            value, source = self.values.get(one), self._source(one)
-            if not isinstance(value, torch.Tensor) or source is None:
-                continue
-            if name in ("dim", "ndim", "ndimension"):
-                self._form.require([Fact(Written(source), (), f"$.dim() == {value.dim()}")])
-            elif name == "layout":
-                self._form.require([equals(Written(source), (("attr", "layout"),), value.layout)])
-            else:
-                self._form.require([Fact(Written(source), (), f"$.is_floating_point() is {value.is_floating_point()}")])
 
     def _refuse_caught(self) -> None:
         """Refuse an operation in code that would catch what it raises: a graph cannot."""

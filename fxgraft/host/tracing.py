@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from fxgraft.capture.capture import Capture
+from fxgraft.capture.clone import is_compiled
+from fxgraft.capture.fallback import logger
 from fxgraft.errors import TraceError
 from fxgraft.host.appearance import host_class
 from fxgraft.host.host import Host
@@ -52,5 +54,11 @@ def trace(
     if any(hasattr(type(module), "set_reshard_after_forward") for module in model.modules()):
         raise TraceError(
             "model: it is sharded already. Trace it first; then fully_shard the host's blocks, and the host"
+        )
+    if compiled := [name for name, module in model.named_modules() if is_compiled(module)]:
+        logger.warning(
+            "compiled before it was traced: %s. In the host it runs uncompiled; host.compile() compiles the host, "
+            "with its seeds",
+            ", ".join(name or "the model itself" for name in compiled),
         )
     return host_class(type(model))(Capture(model, example_args, dict(example_kwargs or {})))

@@ -67,6 +67,14 @@ class Snapshot:
             if (what := saved.change()) is not None:
                 yield saved.value, what
 
+    def set_since(self) -> Iterator[tuple[object, str, Any]]:
+        """Attributes that were missing or None, and are numbers, texts or dtypes now: object, name, value."""
+        for saved in self._saved:
+            if type(saved) is _Variables:
+                for name, now in vars(saved.value).items():
+                    if saved.before.get(name) is None and isinstance(now, (*_PLAIN, torch.dtype)) and now is not None:
+                        yield saved.value, name, now
+
     def restore(self) -> None:
         """Put everything back; what is as it was is not written to."""
         for saved in self._saved:
@@ -102,18 +110,18 @@ class _Variables(Saved):
 
     def __init__(self, value: Any):
         super().__init__(value)
-        self._before = dict(vars(value))
+        self.before = dict(vars(value))
 
     def parts(self) -> Iterable[object]:
-        return self._before.values()
+        return self.before.values()
 
     def change(self) -> str | None:
-        name = _difference(self._before, vars(self.value))
+        name = _difference(self.before, vars(self.value))
         return None if name is None else f"its attribute {name!r}"
 
     def restore(self) -> None:
         vars(self.value).clear()
-        vars(self.value).update(self._before)
+        vars(self.value).update(self.before)
 
 
 class _OfClass(_Variables):
@@ -121,7 +129,7 @@ class _OfClass(_Variables):
 
     def __init__(self, value: Any):
         super().__init__(value)
-        self._before = self._now()
+        self.before = self._now()
 
     def _now(self) -> dict[str, Any]:
         return {
@@ -131,13 +139,13 @@ class _OfClass(_Variables):
         }
 
     def change(self) -> str | None:
-        name = _difference(self._before, self._now())
+        name = _difference(self.before, self._now())
         return None if name is None else f"its attribute {name!r}"
 
     def restore(self) -> None:
-        for name in self._now().keys() - self._before.keys():
+        for name in self._now().keys() - self.before.keys():
             delattr(self.value, name)
-        for name, held in self._before.items():
+        for name, held in self.before.items():
             if vars(self.value).get(name) is not held:
                 setattr(self.value, name, held)
 

@@ -15,19 +15,22 @@ from fxgraft_passes.snapshot import Snapshot
 
 
 @contextmanager
-def untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[None]:
+def untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[Snapshot]:
     """Run modules inside; what they hold and the global random streams come back as they were.
 
     Args:
         *roots: the modules.
         also: other objects that their code writes into (see `Snapshot`).
+
+    Yields:
+        What they hold, as it was.
     """
-    with state_untouched(*roots, also=also), streams_untouched():
-        yield
+    with state_untouched(*roots, also=also) as before, streams_untouched():
+        yield before
 
 
 @contextmanager
-def state_untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[None]:
+def state_untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[Snapshot]:
     """Run modules inside on copies of their buffers; what they hold comes back as it was.
 
     That is all that a `Snapshot` finds: attributes, parameters, containers, objects and generators of any depth.
@@ -40,7 +43,7 @@ def state_untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[
             for name, buffer in module._buffers.items()
         }
     try:
-        yield
+        yield before
     finally:
         before.restore()
 

@@ -510,3 +510,51 @@ def test_a_model_that_catches_what_tracing_raises():
     assert "" in host.opaque
     for _ in range(5):
         as_the_model(host, model, torch.randn(4, 6))
+
+
+# What a first call sets, and what a submodule returns
+
+
+def test_a_configuration_that_the_first_call_completes():
+    class M(Net):
+        def between(self, h: Tensor) -> Tensor:
+            if self.settings.kind is None:
+                self.settings.kind = "wide"
+            return h.flip(1) if self.settings.kind == "wide" else h
+
+    model = M()
+    model.settings.kind = None
+    host = fxgraft.trace(model, (X,))
+    assert model.settings.kind is None and "" not in host.opaque
+    fxgraft.SeedManager(host, check_every=0).germinate("a", "mlp")
+    expected = M.forward(copy.deepcopy(model), X)
+    assert same_bits(host(X), expected)
+    assert model.settings.kind == "wide" and host.explain().fallbacks == 1
+    assert same_bits(host(X), expected)
+    assert host.explain().fallbacks == 1
+
+
+def test_what_a_submodule_returns():
+    class Inner(Net):
+        def forward(self, x: Tensor) -> Any:
+            h = self.a(x)
+            return h, (h.mean() if self.flag else None)
+
+    class M(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = Inner(), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, mean = self.inner(x)
+            return self.head(h if mean is None else h - mean)
+
+    for flag in (True, False):
+        model = M()
+        model.inner.flag = flag
+        host = fxgraft.trace(model, (X,))
+        fxgraft.SeedManager(host, check_every=0).germinate("head", "mlp")
+        as_the_model(host, model, X)
+        assert host.explain().fallbacks == 0
+        model.inner.flag = host.trees()[0].inner.flag = not flag
+        as_the_model(host, model, X)
