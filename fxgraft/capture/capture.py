@@ -139,7 +139,7 @@ class Capture:
     ) -> None:
         with (
             untouched(self.root) as before,
-            self._watched_world(),
+            self._watched_world() as world,
             torch.set_grad_enabled(gradients),
         ):
             for holder, name, value in self._settled:
@@ -148,7 +148,7 @@ class Capture:
             for module in modules.values():
                 module.__dict__["forward"] = watch(module)
             try:
-                with whole_calls():
+                with whole_calls(), self._instruments.used(world):
                     args, kwargs = pytree.tree_map_only(torch.Tensor, _fresh, (args, kwargs))
                     self.root(*args, **kwargs)
                 finish(before)
@@ -174,12 +174,11 @@ class Capture:
         self._settled = list(before.set_since())
 
     @contextmanager
-    def _watched_world(self) -> Iterator[None]:
+    def _watched_world(self) -> Iterator[Watch]:
         """What the code reaches outside of the model is found inside, and put back afterwards."""
         watch = Watch(self.world, self.root)
         try:
-            with self._instruments.used(watch):
-                yield
+            yield watch
         finally:
             watch.restore()
 

@@ -55,6 +55,7 @@ def formulas(
         DynamicOutputShapeException,
         FakeTensorMode,
     )
+    from torch.fx.experimental import _config
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
     environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
@@ -62,8 +63,8 @@ def formulas(
     wanted = list(wanted)
     try:
         needed = _behind(wanted)
-        values, names = _symbols(mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs)
-        with untouched(module), mode, torch.no_grad():
+        values, names, ones = _symbols(mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs)
+        with untouched(module), _config.patch(backed_size_oblivious=True), mode, torch.no_grad():
             runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
             runner.env.update(values)
             for node in graph.nodes:
@@ -71,7 +72,8 @@ def formulas(
                     runner.env[node] = runner.run_node(node)
         values = runner.env
         written = {node: tuple(_written(size, names) for size in values[node].shape) for node in wanted}
-        return Formulas(written, tuple(_written(guard.expr, names) for guard in environment.guards))
+        assumed = [_written(guard.expr, names) for guard in environment.guards]
+        return Formulas(written, tuple(dict.fromkeys([*ones, *assumed])))
     except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
         raise SlotError(_by_data(wanted)) from error
     except _OfDataError as error:
@@ -93,22 +95,30 @@ def _by_data(wanted: list[fx.Node]) -> str:
 
 def _symbols(
     mode: Any, placeholders: Iterable[fx.Node], inputs: Mapping[str, str]
-) -> tuple[dict[fx.Node, Any], dict[str, str]]:
-    """A fake tensor for each input, with a symbol for each size; and what the symbols stand for."""
+) -> tuple[dict[fx.Node, Any], dict[str, str], list[str]]:
+    """A fake tensor for each input, with a symbol for each size; what the symbols stand for; which sizes are 1.
+
+    A size of 1 is no symbol: it may be one that others are broadcast over.
+    """
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
     values: dict[fx.Node, Any] = {}
     names: dict[str, str] = {}
+    ones: list[str] = []
     for node in placeholders:
         seen = observation_of(node)
         assert seen is not None and seen.kind == "Tensor", f"{node} is no tensor"
         real = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
-        context = StatelessSymbolicContext([DimDynamic.DYNAMIC] * real.dim())
+        kinds = [DimDynamic.STATIC if size == 1 else DimDynamic.DYNAMIC for size in real.shape]
+        context = StatelessSymbolicContext(kinds)
         values[node] = mode.from_tensor(real, symbolic_context=context)
         for axis, size in enumerate(values[node].shape):
+            source = f"{inputs[str(node.target)]}.size({axis})"
             if isinstance(size, torch.SymInt):
-                names.setdefault(str(size.node.expr), f"{inputs[str(node.target)]}.size({axis})")
-    return values, names
+                names.setdefault(str(size.node.expr), source)
+            else:
+                ones.append(f"({source} == {size})")
+    return values, names, ones
 
 
 def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:

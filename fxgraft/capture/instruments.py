@@ -13,6 +13,7 @@ What runs in other threads passes through unseen.
 from __future__ import annotations
 
 import builtins
+import gc
 import os
 import sys
 import threading
@@ -88,6 +89,8 @@ class Instruments:
     def used(self, watch: Watch) -> Iterator[None]:
         """Instrument the process inside, and tell ``watch`` too."""
         profile = sys.getprofile()
+        collects = gc.isenabled()
+        gc.disable()  # whoever has a callback there would be taken for the model's code
         self._watch = watch
         self.instrument(nn.Module)
         sys.setprofile(self._profile)
@@ -95,6 +98,8 @@ class Instruments:
             yield
         finally:
             sys.setprofile(profile)
+            if collects:
+                gc.enable()
             for cls, own in self._patched.items():
                 for name in _HOOKS:
                     if name in own:
@@ -123,8 +128,11 @@ class Instruments:
             return value
 
         def written(owner: Any, name: str, value: Any) -> None:
-            if (recorder := self._now(name, _UNSEEN_WRITES)) is not None and not _has(owner, name, value):
-                recorder.wrote(owner, name)
+            if (recorder := self._now(name, _UNSEEN_WRITES)) is not None:
+                if _has(owner, name, value):
+                    recorder.read(owner, name, value)  # to set it again changes nothing, while it is so
+                else:
+                    recorder.wrote(owner, name)
             write(owner, name, value)
 
         def deleted(owner: Any, name: str) -> None:

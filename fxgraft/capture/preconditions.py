@@ -15,6 +15,7 @@ from fxgraft.capture.sizes import (
     drop_conditions,
     facts_of,
     kinds_of_example,
+    ranks_of_example,
     sizes_of_example,
 )
 
@@ -29,18 +30,19 @@ def with_conditions(form: CallForm, module: nn.Module, graph: fx.Graph) -> CallF
         return form
     inputs = {known.name: known.expression for known in form.inputs}
     facts, unknown = facts_of(graph, inputs)
-    if any(condition.of_kind for condition in unknown):
+    asked = {condition.of for condition in unknown}
+    if "kind" in asked:
         facts += kinds_of_example(module, graph, inputs)
-    of_size = [condition.node for condition in unknown if not condition.of_kind]
-    if of_size:
-        found = formulas(module, graph, inputs, dict.fromkeys(of_size))
-        if found is None:
+    if "rank" in asked:
+        facts += ranks_of_example(graph, inputs)
+    if of_size := dict.fromkeys(condition.node for condition in unknown if condition.of == "size"):
+        found = formulas(module, graph, inputs, of_size)
+        written, unknown = facts_of(graph, inputs, found.sizes) if found is not None else ([], unknown)
+        facts += written
+        if found is None or any(condition.of == "size" for condition in unknown):
             facts += sizes_of_example(graph, inputs)
         else:
-            written, unknown = facts_of(graph, inputs, found.sizes)
-            facts += written + [Fact(Written(source), (), "$") for source in found.conditions]
-            if not all(condition.of_kind for condition in unknown):
-                facts += sizes_of_example(graph, inputs)
+            facts += [Fact(Written(source), (), "$") for source in found.conditions]
     drop_conditions(graph)
     form = copy.copy(form)
     form.require(facts)

@@ -75,8 +75,9 @@ class Recorder:
         self._functions: dict[object, Place] = {}
         for name, child in module.named_modules():
             self._places[id(child)] = (Self(), steps_to(name))
-        for held in (module, *(module.__dict__[register] for register in _REGISTERS)):
-            self._watch(held, "itself")
+        # These have an entry for each part of the module, and are compared once, at the end.
+        held = (module, *(module.__dict__[register] for register in _REGISTERS))
+        self._registers = [saved for one in held if (saved := save(one)) is not None]
         self._watch_classes(module)
         self._know_function(type(module).forward, (type(module).forward, ()))
 
@@ -298,7 +299,12 @@ class Recorder:
             raise self._refusal
         for saved, said in self._watched.values():
             if (what := saved.change()) is not None:
-                what = what if said == "itself" else f"{said} ({what})"
+                raise UntraceableError(f"changes {said} ({what}) in its forward")
+
+    def check_registers(self) -> None:
+        """Raise `UntraceableError` if the module has other attributes or parts than before."""
+        for saved in reversed(self._registers):
+            if (what := saved.change()) is not None:
                 raise UntraceableError(f"changes {what.replace('its item', 'its attribute')} in its forward")
 
     def resume(self) -> None:
@@ -312,6 +318,8 @@ class Recorder:
         """Put back what the code has seen, as it was when it first saw it."""
         for key, (saved, _) in self._watched.items():
             self._first.get(key, saved).restore()
+        for saved in self._registers:
+            saved.restore()
 
 
 def _items(value: Any, base: Any, path: tuple[Step, ...]) -> Iterator[tuple[Fact, Any, Step | None]]:

@@ -39,6 +39,7 @@ _PREFIX = {operator.neg: "-", operator.not_: "not ", operator.pos: "+"}
 _SIZES = ("size", "numel", "nelement", "dim", "ndimension")
 _KINDS = ("is_floating_point", "is_complex")
 _FACTS = ("dtype", "device", "is_cuda", "layout")
+_OF_INPUTS = (torch.Tensor, torch.Size, tuple, list, dict, int, float, str)
 _DATA_SIZED = (
     "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "item", "tolist",
     "repeat_interleave", "nonzero_numpy", "histogram",
@@ -50,12 +51,12 @@ class Unwritable(Exception):
 
     Attributes:
         node: the value on the way that it asks for.
-        of_kind: whether it asks for its dtype or device, and not for its sizes.
+        of: what it asks for: ``"size"``, ``"kind"`` (dtype or device) or ``"rank"``.
     """
 
-    def __init__(self, node: fx.Node, of_kind: bool = False):
+    def __init__(self, node: fx.Node, of: str = "size"):
         super().__init__(str(node))
-        self.node, self.of_kind = node, of_kind
+        self.node, self.of = node, of
 
 
 class Writer:
@@ -99,6 +100,8 @@ class Writer:
                 return f"({_PREFIX[node.target]}{self(args[0])})"  # type: ignore[index]
             if node.target is operator.contains:
                 return f"({self(args[1])} in {self(args[0])})"
+            if node.target is len:
+                return f"len({self._rank(args[0])})"
             if node.target in _BUILT_IN:
                 return f"{node.target.__name__}({', '.join(map(self, args))})"  # type: ignore[union-attr]
         raise Unwritable(node)
@@ -110,19 +113,26 @@ class Writer:
         try:
             return self(of)
         except Unwritable as error:
-            raise Unwritable(error.node, of_kind=True) from None
+            raise Unwritable(error.node, of="kind") from None
+
+    def _rank(self, size: Any) -> str:
+        """The value of a ``size()`` of which nothing but the length counts."""
+        try:
+            return self(size)
+        except Unwritable as error:
+            raise Unwritable(error.node, of="rank" if error.of == "size" else error.of) from None
 
     def _size(self, node: fx.Node) -> str:
         of, *dims = node.args
         dims += node.kwargs.values()
+        if node.target in ("dim", "ndimension"):
+            return f"{self._rank(of)}.dim()"
         try:
             return f"{self(of)}.{node.target}({', '.join(map(self, dims))})"
         except Unwritable:
-            if of not in self._formulas or node.target not in ("size", "dim"):
+            if of not in self._formulas or node.target != "size":
                 raise Unwritable(of if isinstance(of, fx.Node) else node) from None
         sizes = self._formulas[of]  # type: ignore[index]
-        if node.target == "dim":
-            return str(len(sizes))
         if dims:
             return sizes[dims[0]]  # type: ignore[index, no-any-return]
         return f"({', '.join(sizes)},)"
@@ -178,8 +188,18 @@ def sized_by_data(node: fx.Node, values: Mapping[fx.Node, Any]) -> fx.Node | Non
             return node
         if node.target is operator.getitem and _has_mask(node.args[1], values):
             return node
+        of = node.args[0] if node.op == "call_method" and node.args else None
+        if isinstance(of, fx.Node) and node.target != "get" and not isinstance(values.get(of), _OF_INPUTS):
+            return node  # what a method of an object returns that was passed in: a cache, say
         waiting.extend(node.all_input_nodes)
     return None
+
+
+def said_of(node: fx.Node) -> str:
+    """What a value is whose size is not known before the call, in words."""
+    if node.op == "call_method" and node.target not in _DATA_SIZED:
+        return f"what {node.target}() of {node.args[0]} returns, which is not known before the call"
+    return f"{node}, which depends on the data"
 
 
 def _has_mask(index: Any, values: Mapping[fx.Node, Any]) -> bool:
@@ -255,6 +275,15 @@ def kinds_of_example(module: nn.Module, graph: fx.Graph, inputs: Mapping[str, st
         break
     autocast = Fact(torch.is_autocast_enabled, (), "not ($('cpu') or $('cuda'))")
     return [*found, autocast]
+
+
+def ranks_of_example(graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
+    """The facts that every input has the rank that it had in the example."""
+    return [
+        Fact(Written(inputs[str(node.target)]), (), f"$.dim() == {len(seen.shape)}")
+        for node in graph.find_nodes(op="placeholder")
+        if (seen := observation_of(node)) is not None and seen.kind == "Tensor" and str(node.target) in inputs
+    ]
 
 
 def sizes_of_example(graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:

@@ -30,7 +30,7 @@ from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, builtins_of_values
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
 from fxgraft.capture.recorder import Recorder
-from fxgraft.capture.sizes import is_condition, is_found, prune_unused_items, sized_by_data
+from fxgraft.capture.sizes import is_condition, is_found, prune_unused_items, said_of, sized_by_data
 from fxgraft_passes import operators
 from fxgraft_passes.observe import Observer
 
@@ -111,6 +111,7 @@ class RegionTracer(fx.Tracer):
             if self._caught is not None:
                 raise UntraceableError(f"catches an exception in its forward ({type(self._caught).__name__})")
             self._effects.check()
+            recorder.check_registers()
         except Exception:
             self._effects.undo()
             raise
@@ -354,7 +355,7 @@ class RegionTracer(fx.Tracer):
         if type(value) is not bool or not is_condition(obj.node, self.values):
             raise UntraceableError(f"branches on {obj.node}, which depends on the input")
         if (data := sized_by_data(obj.node, self.values)) is not None:
-            raise UntraceableError(f"branches on the size of {data}, which depends on the data")
+            raise UntraceableError(f"branches on the size of {said_of(data)}")
         self.create_proxy("call_function", operators.assume, (obj, value), {})
         return value
 

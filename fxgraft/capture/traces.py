@@ -16,11 +16,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxgraft.bits import same_bits
-from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.call_form import CallForm, is_constant
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
 from fxgraft.capture.tracer import RegionTracer
 from fxgraft_passes.observe import Observer, WatchedRun
+from fxgraft_passes.snapshot import Snapshot
 
 
 class Returned:
@@ -102,6 +103,7 @@ class Traces:
                 raise UntraceableError(f"calls {type(module).__name__} in another way while it is traced")
             before = len(self._finished)
             state = torch.get_rng_state()
+            given = Snapshot(_objects(args, kwargs))  # a cache that is passed in is written into
             if module not in self._failed and not _has_proxies(args, kwargs):
                 try:
                     result = self._follow(module, forward, args, kwargs)
@@ -113,6 +115,7 @@ class Traces:
                     self._failed[module] = _reason(error)
                 # Once more from the start, as if the attempt had not been.
                 torch.set_rng_state(state)
+                given.restore()
                 self._calls.subtract(self._finished[before:])
                 del self._finished[before:]
             result = forward(*args, **kwargs)
@@ -175,6 +178,12 @@ class Traces:
 def _has_proxies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a caller that is being traced passed its proxies on by a way that was not followed."""
     return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs)))
+
+
+def _objects(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[object]:
+    """What is passed in and is neither a tensor nor a number."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    return [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, fx.Proxy)) and not is_constant(leaf)]
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
