@@ -140,7 +140,13 @@ class CallForm:
         named = getattr(value, "__name__", None)
         stem = "_constant"
         if isinstance(named, str):
-            kind = "module" if isinstance(value, ModuleType) else "class" if isinstance(value, type) else "function"
+            kind = (
+                "module"
+                if isinstance(value, ModuleType)
+                else "class"
+                if isinstance(value, type)
+                else "function"
+            )
             stem = f"_{kind}_" + "".join(c if c.isalnum() else "_" for c in named)
         taken = sum(name.startswith(stem) for name in self.constants)
         name = f"{stem}_{taken}" if taken or stem == "_constant" else stem
@@ -149,7 +155,9 @@ class CallForm:
 
     def guard_layout(self) -> None:
         """Send calls with nested tensors elsewhere."""
-        self._of_arguments += [f"not getattr({known.expression}, 'is_nested', False)" for known in self.inputs]
+        self._of_arguments += [
+            f"not getattr({known.expression}, 'is_nested', False)" for known in self.inputs
+        ]
 
     def _taken(self) -> set[str]:
         return {known.name for known in self.inputs}

@@ -73,7 +73,9 @@ class Capture:
         self._run(modules, traces.watch, args, kwargs, finish=lambda before: traces.finish())
         flipped = Traces(self._instruments, kept, skip=traces)
         try:
-            self._run(modules, flipped.watch, args, kwargs, _other_mode, finish=lambda before: flipped.finish())
+            self._run(
+                modules, flipped.watch, args, kwargs, _other_mode, finish=lambda before: flipped.finish()
+            )
             other_mode = "was not reached in the other train/eval mode"
         except TraceError as error:
             other_mode = f"is known in one train/eval mode only: {error}"

@@ -52,7 +52,11 @@ class Effects:
 
     def refuse_write(self, name: str, args: Any, kwargs: Any) -> None:
         """Raise `UntraceableError` if an operation of that name would write into a tensor that is kept."""
-        if not (name.endswith("_") and not name.endswith("__")) and name not in _WRITES and "out" not in kwargs:
+        if (
+            not (name.endswith("_") and not name.endswith("__"))
+            and name not in _WRITES
+            and "out" not in kwargs
+        ):
             return
         written = kwargs.get("out", args[0] if args else None)
         for tensor in pytree.tree_leaves(written):

@@ -63,7 +63,9 @@ def formulas(
     wanted = list(wanted)
     try:
         needed = _behind(wanted)
-        values, names, ones = _symbols(mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs)
+        values, names, ones = _symbols(
+            mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs
+        )
         with untouched(module), _config.patch(backed_size_oblivious=True), mode, torch.no_grad():
             runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
             runner.env.update(values)

@@ -198,8 +198,6 @@ class Instruments:
             recorder.refuse(UntraceableError(_REFUSED[known]))
 
 
-
-
 def _has(owner: Any, name: str, value: Any) -> bool:
     """Whether an object has that very value already: to set it again changes nothing."""
     try:

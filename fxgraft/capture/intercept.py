@@ -79,7 +79,19 @@ def autograd_call(function: type[torch.autograd.Function]) -> AutogradCall:
     return AutogradCall(function)
 
 
-_FACTORIES = ("zeros", "ones", "empty", "rand", "randn", "full", "arange", "eye", "linspace", "logspace", "randperm")
+_FACTORIES = (
+    "zeros",
+    "ones",
+    "empty",
+    "rand",
+    "randn",
+    "full",
+    "arange",
+    "eye",
+    "linspace",
+    "logspace",
+    "randperm",
+)
 _LIMITS = ("finfo", "iinfo")
 
 
@@ -124,7 +136,11 @@ def _of_dtypes(limits: type) -> type:
     class Meta(type):
         def __call__(cls, *args: Any) -> Any:
             proxy = any_proxy(args)
-            return limits(*args) if proxy is None else proxy.tracer.create_proxy("call_function", limits, args, {})
+            return (
+                limits(*args)
+                if proxy is None
+                else proxy.tracer.create_proxy("call_function", limits, args, {})
+            )
 
         def __instancecheck__(cls, value: object) -> bool:
             return isinstance(value, limits)

@@ -94,11 +94,15 @@ class Recorder:
             return
         if place is None:
             if isinstance(owner, nn.Module) and id(owner) not in self._made:
-                raise UntraceableError(f"reads {name!r} of a {type(owner).__name__} that is not one of its submodules")
+                raise UntraceableError(
+                    f"reads {name!r} of a {type(owner).__name__} that is not one of its submodules"
+                )
             return
         base, path = place
         # A class that is named in a class is part of the code.
-        self._see(value, base, (*path, ("attr", name)), of_code=isinstance(value, type) and name not in _own(owner))
+        self._see(
+            value, base, (*path, ("attr", name)), of_code=isinstance(value, type) and name not in _own(owner)
+        )
 
     def _read_mode(self, owner: nn.Module, place: Place) -> None:
         word = "is" if owner.training == self.module.training else "is not"
@@ -170,7 +174,9 @@ class Recorder:
             value, base, path = vars(owner)[name], owner, (("attr", name),)
         if isinstance(value, FunctionType):
             self._know_function(value, (value, ()))
-        elif base is not None and not isinstance(value, (ModuleType, type, property, classmethod, staticmethod)):
+        elif base is not None and not isinstance(
+            value, (ModuleType, type, property, classmethod, staticmethod)
+        ):
             self._see(value, base, path, of_code=True)
 
     def _know_function(self, function: Any, place: Place) -> None:
@@ -183,7 +189,10 @@ class Recorder:
                 if isinstance(inner, FunctionType):
                     steps = (("attr", "__closure__"), ("item", i), ("attr", "cell_contents"))
                     self._know_function(inner, (place[0], (*place[1], *steps)))
-            function, place = getattr(function, "__wrapped__", None), (place[0], (*place[1], ("attr", "__wrapped__")))
+            function, place = (
+                getattr(function, "__wrapped__", None),
+                (place[0], (*place[1], ("attr", "__wrapped__"))),
+            )
 
     def _read_closure(self, code: object) -> None:
         base, path = self._functions[code]
@@ -241,7 +250,9 @@ class Recorder:
         self._watch(value, said)
         if isinstance(value, (dict, list, tuple, set, frozenset, deque)):
             if len(value) > MAX_ITEMS:
-                raise UntraceableError(f"reads {said}, whose {len(value)} items are too many to check at each call")
+                raise UntraceableError(
+                    f"reads {said}, whose {len(value)} items are too many to check at each call"
+                )
             for fact, part, step in _items(value, base, path):
                 self._add(fact)
                 if step is not None:
@@ -249,7 +260,9 @@ class Recorder:
         elif hasattr(value, "__next__") and not isinstance(value, torch.Generator):
             raise UntraceableError(f"reads {said}, an iterator, which each call moves on")
         elif type(value).__module__.split(".")[0] == "numpy" and hasattr(value, "tobytes"):
-            raise UntraceableError(f"reads {said}, an array of NumPy's: a graph has its values as they are now")
+            raise UntraceableError(
+                f"reads {said}, an array of NumPy's: a graph has its values as they are now"
+            )
         elif isinstance(value, (SimpleNamespace,)) or type(value).__qualname__ == "Namespace":
             for name, part in vars(value).items():
                 self._see_part(part, base, (*path, ("attr", name)))
@@ -273,7 +286,9 @@ class Recorder:
         """The code sets or deletes an attribute. Raises `UntraceableError` if it is of the model's world."""
         if id(owner) in self._made or id(owner) not in self._places:
             if isinstance(owner, nn.Module) and id(owner) not in self._made:
-                raise UntraceableError(f"sets {name!r} of a {type(owner).__name__} that is not one of its submodules")
+                raise UntraceableError(
+                    f"sets {name!r} of a {type(owner).__name__} that is not one of its submodules"
+                )
             return
         if owner is self.module:
             raise UntraceableError(f"changes its attribute {name!r} in its forward")

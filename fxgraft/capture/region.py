@@ -142,6 +142,7 @@ class Region:
                 graph, names = merge(self, parts)
                 form = merged_form(self, parts)
             form = with_conditions(form, self.module, graph)
+            introduce(self.module, self.name, form)  # the log names what a call does not meet
             for i, wiring in enumerate(wirings):
                 source = wiring.source and _found(graph, names, wiring.source)
                 for k, node in enumerate((wiring.node, *wiring.others)):

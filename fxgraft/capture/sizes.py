@@ -138,7 +138,11 @@ class Writer:
         return f"({', '.join(sizes)},)"
 
     def _constant(self, value: Any) -> str:
-        if value is None or isinstance(value, (bool, int)) or (isinstance(value, str) and value.isidentifier()):
+        if (
+            value is None
+            or isinstance(value, (bool, int))
+            or (isinstance(value, str) and value.isidentifier())
+        ):
             return repr(value)
         if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
             inside = "".join(f"{self(item)}, " for item in value)
@@ -243,7 +247,7 @@ def _drop_unused(graph: fx.Graph, node: Any) -> None:
         return
     is_size = node.op == "call_method" and node.target in _SIZES
     is_field = node.target is getattr
-    is_asked = node.op == "call_method" and node.target in (*_KINDS, "get") or node.target in _BUILT_IN
+    is_asked = (node.op == "call_method" and node.target in (*_KINDS, "get")) or node.target in _BUILT_IN
     if is_size or is_field or is_asked or getattr(node.target, "__module__", "") == "_operator":
         inputs = node.all_input_nodes
         graph.erase_node(node)

@@ -188,7 +188,9 @@ class RegionTracer(fx.Tracer):
         base = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if not is_found(node) or isinstance(base, torch.Tensor):
             if value is None and node.op == "call_method" and is_own_module(type(base).__module__):
-                raise UntraceableError(f"calls {node.target!r} of {node.args[0]}, which returned None in the example")
+                raise UntraceableError(
+                    f"calls {node.target!r} of {node.args[0]}, which returned None in the example"
+                )
             if value is None:
                 self._rely_on(node)
             return None if value is None else proxy

@@ -86,7 +86,9 @@ class Traces:
         for module, proxies in self._proxies.items():
             kept = next((found for proxy in proxies if (found := proxy()) is not None), None)
             if kept is not None:
-                self._failed[module] = f"keeps {kept.node} beyond its forward: a value goes out beside the result"
+                self._failed[module] = (
+                    f"keeps {kept.node} beyond its forward: a value goes out beside the result"
+                )
         self._proxies.clear()
 
     def of(self, module: nn.Module, unseen: str) -> tuple[CallForm, fx.Graph]:
@@ -183,7 +185,9 @@ def _has_proxies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _objects(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[object]:
     """What is passed in and is neither a tensor nor a number."""
     leaves = pytree.tree_leaves((args, kwargs))
-    return [leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, fx.Proxy)) and not is_constant(leaf)]
+    return [
+        leaf for leaf in leaves if not isinstance(leaf, (torch.Tensor, fx.Proxy)) and not is_constant(leaf)
+    ]
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

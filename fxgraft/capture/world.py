@@ -98,5 +98,7 @@ def _behind(scope: dict[str, Any], chain: list[str]) -> Iterator[object]:
 def _of_closure(function: Any) -> Iterable[object]:
     while isinstance(function, FunctionType) and is_own_module(function.__module__ or ""):
         yield from function.__closure__ or ()
-        yield from (default for default in function.__defaults__ or () if isinstance(default, (list, dict, set)))
+        yield from (
+            default for default in function.__defaults__ or () if isinstance(default, (list, dict, set))
+        )
         function = getattr(function, "__wrapped__", None)

@@ -323,9 +323,12 @@ class Host(nn.Module):
             yield self._root
 
     @contextmanager
-    def untouched(self) -> Iterator[None]:
-        """Run the host inside as if it had not run: all that its code reaches comes back as it was."""
-        with untouched(*self.trees(), also=self._world.roots(self._root)):
+    def untouched(self, also: Sequence[object] = ()) -> Iterator[None]:
+        """Run the host inside as if it had not run: all that its code reaches comes back as it was.
+
+        ``also`` are other objects that come back as they were.
+        """
+        with untouched(*self.trees(), also=[*self._world.roots(self._root), *also]):
             yield
 
     @contextmanager

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.effects import numpy_untouched
 from fxgraft.capture.region import Region
 from fxgraft_passes.untouched import untouched
 
@@ -19,7 +18,7 @@ def unmet(
 ) -> str | None:
     """The first guard that this call of ``root`` does not pass, with its module; None if it passes all."""
     found: list[str] = []
-    with untouched(root), numpy_untouched(), torch.enable_grad():
+    with untouched(root), torch.enable_grad():
         for name, region in regions.items():
             region.module.register_forward_pre_hook(_look(name, region, found), with_kwargs=True)
         given, named = pytree.tree_map_only(torch.Tensor, torch.clone, (args, dict(kwargs)))
@@ -37,7 +36,7 @@ def _look(name: str, region: Region, found: list[str]) -> Callable[..., None]:
             found.append(f"{name}: {error}")
             return
         bound.apply_defaults()
-        if (guard := region.form.unmet(bound.arguments)) is not None:
+        if (guard := region.form.unmet({**bound.arguments, "self": module})) is not None:
             found.append(f"{name}: {guard}" if name else guard)
 
     return look

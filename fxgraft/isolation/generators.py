@@ -5,10 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import random
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -40,32 +38,6 @@ def generators_of(function: Callable[..., object]) -> list[object]:
         else:
             waiting.extend(_held(value))
     return found
-
-
-@contextmanager
-def kept(generators: Iterable[Any]) -> Iterator[None]:
-    """Let ``generators`` be afterwards as they are; NumPy's global one too, where NumPy was imported."""
-    numpy: Any = sys.modules.get("numpy")
-    every = [*generators, *([] if numpy is None else [numpy.random.mtrand._rand])]
-    before = [_state(generator)() for generator in every]
-    try:
-        yield
-    finally:
-        for generator, state in zip(every, before, strict=True):
-            _set_state(generator, state)
-
-
-def _state(generator: Any) -> Callable[[], Any]:
-    if (bits := getattr(generator, "bit_generator", None)) is not None:
-        return lambda: bits.state
-    return generator.getstate if isinstance(generator, random.Random) else generator.get_state  # type: ignore[no-any-return]
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if (bits := getattr(generator, "bit_generator", None)) is not None:
-        bits.state = state
-    else:
-        (generator.setstate if isinstance(generator, random.Random) else generator.set_state)(state)
 
 
 def _is_generator(value: object) -> bool:

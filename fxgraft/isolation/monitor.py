@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 from fxgraft import _torch
 from fxgraft.errors import IsolationError
 from fxgraft.host.host import Host
-from fxgraft.host.outdated import outdated
 from fxgraft.isolation.check import Violation, check
 from fxgraft.isolation.inputs import InputWatch
 from fxgraft.seeds.seed import Seed
@@ -150,9 +149,7 @@ class IsolationMonitor:
 
     def _told(self, found: list[Violation]) -> str:
         listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
-        stale = outdated(self._host, [placement.slot for placement in self._host.structure.placements])
-        set_later = f". Set after tracing, so trace again: {'; '.join(stale)}" if stale else ""
         return (
             f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "
-            f"Cull the seeds germinated last, or see what they share with the host{set_later}"
+            f"Cull the seeds germinated last, or see what they share with the host"
         )

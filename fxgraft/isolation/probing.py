@@ -14,13 +14,12 @@ from fxgraft import expect
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.interrupts import disturbable, undisturbed
-from fxgraft.isolation.generators import generators_of, kept
+from fxgraft.isolation.generators import generators_of
 from fxgraft.lifecycle.silence import Silence
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Phase
-from fxgraft_passes.untouched import untouched
 
 
 @contextmanager
@@ -83,7 +82,7 @@ def measure(
     draws = generators_of(evaluate)
     for share in (0.0, alpha):
         _reshard(host)
-        with untouched(*host.trees()), kept(draws), at_alpha(host, seed, share), _mode_kept(host):
+        with host.untouched(also=draws), at_alpha(host, seed, share), _mode_kept(host):
             before = seed.runs, silence.fallbacks(seed)
             with disturbable(), torch.no_grad():
                 losses.append(_number(evaluate()))

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 MAX_OBJECTS = 200_000
 """How many objects a snapshot holds at most: what is further away is left as it is."""
@@ -72,7 +73,11 @@ class Snapshot:
         for saved in self._saved:
             if type(saved) is _Variables:
                 for name, now in vars(saved.value).items():
-                    if saved.before.get(name) is None and isinstance(now, (*_PLAIN, torch.dtype)) and now is not None:
+                    if (
+                        saved.before.get(name) is None
+                        and isinstance(now, (*_PLAIN, torch.dtype))
+                        and now is not None
+                    ):
                         yield saved.value, name, now
 
     def restore(self) -> None:
@@ -159,7 +164,9 @@ class _Slots(Saved):
         self._before = self._now()
 
     def _now(self) -> dict[str, Any]:
-        return {name: getattr(self.value, name) for name in slots_of(type(self.value)) if _has(self.value, name)}
+        return {
+            name: getattr(self.value, name) for name in slots_of(type(self.value)) if _has(self.value, name)
+        }
 
     def parts(self) -> Iterable[object]:
         yield from self._before.values()
@@ -337,7 +344,7 @@ class _Variable(Saved):
             self.value.scope[self.value.name] = self._before
 
 
-def save(value: Any, is_root: bool = False) -> Saved | None:  # noqa: PLR0911
+def save(value: Any, is_root: bool = False) -> Saved | None:
     """One object as it is now; None for what cannot change or is not the model's."""
     kind = type(value)
     if isinstance(value, (type, ModuleType)):
@@ -423,7 +430,9 @@ def _variables_of(container: Any) -> Iterable[object]:
 
 
 def _is_function(value: Any) -> bool:
-    return isinstance(value, (FunctionType, BuiltinFunctionType, MethodType, staticmethod, classmethod, property))
+    return isinstance(
+        value, (FunctionType, BuiltinFunctionType, MethodType, staticmethod, classmethod, property)
+    )
 
 
 def _difference(before: dict[Any, Any], now: Any) -> Any | None:
@@ -452,10 +461,8 @@ def _content(cell: CellType) -> Any:
 
 
 def _is_wrapped(value: Tensor) -> bool:
-    """Whether a tensor has no memory of its own to look at: fake, of ``torch.func``, or a subclass."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        return True
-    return type(value) not in (Tensor, nn.Parameter, nn.Buffer) and not hasattr(value, "data_ptr")
+    """Whether a tensor has no memory of its own to look at: one of ``torch.func``, or around others."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(value) or is_traceable_wrapper_subclass(value)
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
-from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.errors import IsolationError
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -88,15 +85,16 @@ def test_code_that_has_no_graph_is_the_modules_own(caplog: pytest.LogCaptureFixt
     assert torch.equal(host(X), before)
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_violation_names_what_was_set_under_a_seed(strict: bool, caplog: pytest.LogCaptureFixture) -> None:
-    host = fxgraft.trace(Scaled(), (X,))
-    manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1), strict=strict, check_every=1)
+def test_what_is_set_under_a_seed_is_no_violation(caplog: pytest.LogCaptureFixture) -> None:
+    model = Scaled()
+    host = fxgraft.trace(model, (X,))
+    manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1), strict=True, check_every=1)
     manager.germinate("inner", "mlp")
-    host.scale = 2.0
+    host.scale = model.scale = 2.0
     manager.monitor.look_soon()
-    host(X).sum().backward()
-    says = r"Set after tracing, so trace again: in the model, scale was 1\.0 and is 2"
-    with pytest.raises(IsolationError, match=says) if strict else nullcontext():
-        manager.step()
-    assert strict or re.search(says, caplog.text)
+    out = host(X)
+    assert torch.equal(out, model(X))
+    out.sum().backward()
+    manager.step()
+    assert manager.monitor.checks == 1 and manager.monitor.violations == 0
+    assert "self.scale == 1.0" in caplog.text

@@ -47,7 +47,12 @@ class Gate(nn.Module):
         super().__init__()
         self.gate, self.out, self.other = nn.Linear(6, 4), nn.Linear(6, 6), nn.Linear(6, 4)
         self.ctx, self.slotted, self.log = Context(), Slotted(), []
-        self.counter, self.table, self.names, self.members = Counter(), defaultdict(list), set(), deque(maxlen=3)
+        self.counter, self.table, self.names, self.members = (
+            Counter(),
+            defaultdict(list),
+            set(),
+            deque(maxlen=3),
+        )
         self.memory, self.generator = torch.zeros(4), torch.Generator().manual_seed(3)
 
     def effect(self, p: Tensor) -> Any:
@@ -216,7 +221,9 @@ def test_a_region_with_an_effect_is_refused_and_runs_as_it_is(name: str, capsys:
     assert all(map(same_bits, seen, expected))
     assert manager.monitor.checks > 0
     assert same(state_of(host.trees()[0]), wanted)
-    assert not any(isinstance(item, ConcreteProxy) for item in (*AUXILIARY, *model.gate.ctx.aux, *model.gate.log))
+    assert not any(
+        isinstance(item, ConcreteProxy) for item in (*AUXILIARY, *model.gate.ctx.aux, *model.gate.log)
+    )
     capsys.readouterr()
 
 

@@ -217,7 +217,9 @@ def test_a_branch_on_a_size_that_is_computed():
 
     model = M()
     host = fxgraft.trace(model, (torch.randn(2, 2, 16),))
-    fxgraft.SeedManager(host, check_every=0).germinate("a", "conv_bottleneck_1d" if False else lambda slot: nn.Conv1d(4, 4, 1))
+    fxgraft.SeedManager(host, check_every=0).germinate(
+        "a", "conv_bottleneck_1d" if False else lambda slot: nn.Conv1d(4, 4, 1)
+    )
     guards = host.regions[""].form.guards
     for length in (16, 13, 12, 11, 8, 30):
         x = torch.randn(3, 2, length)
@@ -346,7 +348,10 @@ CHANGES: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any], None]]
     "object": (lambda m, h: h.flip(1) if m.settings.flag else h, _set("settings.flag", False)),
     "list in an object": (lambda m, h: h * len(m.settings.names), lambda m: m.settings.names.append("b")),
     "object in an object": (lambda m, h: h * m.settings.inner.depth, _set("settings.inner.depth", 3)),
-    "another object": (lambda m, h: h * len(m.settings.names), _set("settings", types.SimpleNamespace(names=[]))),
+    "another object": (
+        lambda m, h: h * len(m.settings.names),
+        _set("settings", types.SimpleNamespace(names=[])),
+    ),
     "class": (lambda m, h: h * m.settings.factor, lambda m: setattr(m.settings, "factor", 3.0)),
     "slot of an object": (lambda m, h: h.flip(1) if m.slotted.flag else h, _set("slotted.flag", False)),
     "missing": (lambda m, h: h.flip(1) if hasattr(m, "extra") else h, _set("extra", 1)),
