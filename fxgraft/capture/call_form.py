@@ -216,7 +216,7 @@ class CallForm:
         return _NAMES.sub(lambda name: repr(self.constants.get(name[0], name[0])), guard)
 
     def unmet(self, given: Mapping[str, Any]) -> str | None:
-        """The first guard that a call with these arguments (and ``self``) does not pass, in words; or None."""
+        """The first guard that a call with these arguments (and ``self``) does not pass; or None."""
         for guard in self.guards:
             try:
                 passes = eval(guard, dict(self.constants), dict(given))  # of our own making: see entry_source

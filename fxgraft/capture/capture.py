@@ -170,8 +170,8 @@ class Capture:
     def _settle(self, before: Snapshot) -> None:
         """What the first call set once and for all is set in the later runs.
 
-        A configuration that a model completes in its first call is so in all calls but that one, which is then of
-        another form.
+        A configuration that a model completes in its first call is so in all calls but that one, which
+        is then of another form.
         """
         self._settled = list(before.set_since())
 

@@ -43,7 +43,7 @@ def clone_tree(model: nn.Module) -> nn.Module:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module runs compiled code of its own: by its ``compile()``, or wrapped by ``torch.compile``."""
+    """Whether a module runs compiled code: by its own ``compile()``, or wrapped by ``torch.compile``."""
     return module.__dict__.get("_compiled_call_impl") is not None or _is_wrapper(module)
 
 

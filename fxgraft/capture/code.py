@@ -8,7 +8,19 @@ import sys
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
-_LIBRARIES = frozenset(sys.stdlib_module_names) | {"torch", "functorch", "numpy", "sympy", "networkx", "fxgraft", "fxgraft_passes"}  # fmt: skip
+_LIBRARIES = frozenset(sys.stdlib_module_names) | {
+    *(
+        "torch",
+        "functorch",
+        "numpy",
+        "sympy",
+        "networkx",
+        "fxgraft",
+        "fxgraft_passes",
+        "hypothesis",
+        "_pytest",
+    ),
+}
 _CATCHES = ("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "POP_EXCEPT")
 
 
@@ -51,7 +63,7 @@ def _caught_in(code: CodeType) -> tuple[tuple[int, int], ...]:
     instructions = {i.offset: i for i in dis.get_instructions(code)}
     offsets = sorted(instructions)
     found = []
-    for entry in dis.Bytecode(code).exception_entries:
+    for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]
         after = [instructions[o] for o in offsets if o >= entry.target]
         if not after or after[0].opname != "PUSH_EXC_INFO":
             continue
@@ -71,7 +83,7 @@ def is_caught(frame: FrameType) -> bool:
 
 
 def is_own(frame: FrameType) -> bool:
-    """Whether the code of ``frame`` is a model's, and not that of torch, of fxgraft or of the standard library."""
+    """Whether the code of ``frame`` is a model's, and not torch's, fxgraft's or the standard library's."""
     return is_own_module(str(frame.f_globals.get("__name__", "")))
 
 

@@ -32,7 +32,11 @@ class Effects:
         self.resume()
 
     def check(self, others_run: bool = True) -> None:
-        """Raise `UntraceableError` if the code did anything since `resume`; the rest where ``others_run`` next."""
+        """Raise `UntraceableError` if the code did anything since `resume`.
+
+        Args:
+            others_run: whether the code of others comes next; if not, only contexts are looked at.
+        """
         for (what, before), (_, now) in zip(self._contexts, _contexts(), strict=True):
             if before != now:
                 raise UntraceableError(f"switches {what} in its forward")
@@ -81,7 +85,7 @@ def memory_of(tensor: Tensor) -> int | None:
     """What tells the memory of a tensor apart from others'; None where it has none."""
     if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _contexts() -> tuple[tuple[str, Any], ...]:

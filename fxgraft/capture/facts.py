@@ -57,7 +57,7 @@ class Fact:
     """One condition. Equal are those that say the same of the same objects.
 
     Attributes:
-        base: where the path begins: `Self`, `Written`, or an object that outlives the call (a module of Python).
+        base: where the path begins: `Self`, `Written`, or an object that outlives the call.
         path: from there to the value.
         test: Python, with ``$`` in the place of the value and ``§0``, ``§1`` in that of ``objects``.
         objects: what the test compares with, where that has no literal.

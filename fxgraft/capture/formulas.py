@@ -9,8 +9,10 @@ What torch had to assume for that (two sizes that are equal, one that is not 1) 
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +57,6 @@ def formulas(
         DynamicOutputShapeException,
         FakeTensorMode,
     )
-    from torch.fx.experimental import _config
     from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
     environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
@@ -66,7 +67,7 @@ def formulas(
         values, names, ones = _symbols(
             mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs
         )
-        with untouched(module), _config.patch(backed_size_oblivious=True), mode, torch.no_grad():
+        with untouched(module), _oblivious(), mode, torch.no_grad():
             runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
             runner.env.update(values)
             for node in graph.nodes:
@@ -88,17 +89,23 @@ class _OfDataError(Exception):
     pass
 
 
+def _oblivious() -> AbstractContextManager[None]:
+    """Let torch assume of no size that it is not 1, unless it has to."""
+    config: Any = importlib.import_module("torch.fx.experimental._config")
+    return config.patch(backed_size_oblivious=True)  # type: ignore[no-any-return]
+
+
 def _by_data(wanted: list[fx.Node]) -> str:
     return (
-        f"its code branches on the size of {', '.join(map(str, wanted))}, which depends on data: expected a slot of "
-        f"another region (host.explain() has them)"
+        f"its code branches on the size of {', '.join(map(str, wanted))}, which depends on data: expected "
+        f"a slot of another region (host.explain() has them)"
     )
 
 
 def _symbols(
     mode: Any, placeholders: Iterable[fx.Node], inputs: Mapping[str, str]
 ) -> tuple[dict[fx.Node, Any], dict[str, str], list[str]]:
-    """A fake tensor for each input, with a symbol for each size; what the symbols stand for; which sizes are 1.
+    """A fake tensor for each input, with a symbol for each size; what these stand for; which sizes are 1.
 
     A size of 1 is no symbol: it may be one that others are broadcast over.
     """
@@ -109,10 +116,11 @@ def _symbols(
     ones: list[str] = []
     for node in placeholders:
         seen = observation_of(node)
-        assert seen is not None and seen.kind == "Tensor", f"{node} is no tensor"
+        if seen is None or seen.kind != "Tensor":
+            raise ValueError(f"{node} is no tensor")
         real = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
         kinds = [DimDynamic.STATIC if size == 1 else DimDynamic.DYNAMIC for size in real.shape]
-        context = StatelessSymbolicContext(kinds)
+        context: Any = StatelessSymbolicContext(kinds)
         values[node] = mode.from_tensor(real, symbolic_context=context)
         for axis, size in enumerate(values[node].shape):
             source = f"{inputs[str(node.target)]}.size({axis})"

@@ -149,7 +149,7 @@ class Instruments:
         self._patched[cls] = own
 
     def _now(self, name: str, unseen: tuple[str, ...] = _UNSEEN) -> Recorder | None:
-        """The recorder to tell of access to the attribute ``name``, from the code that runs two frames above."""
+        """The recorder to tell of access to the attribute ``name`` by the code two frames above, if any."""
         if not self._recorders or name.startswith("__") or threading.get_ident() != self._thread:
             return None
         recorder, is_following = self._recorders[-1]

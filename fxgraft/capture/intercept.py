@@ -131,7 +131,7 @@ def _of_sizes(factory: Any) -> Any:
 
 
 def _of_dtypes(limits: type) -> type:
-    """``torch.finfo`` or ``torch.iinfo`` of a dtype that is a proxy, and of others; also for ``isinstance``."""
+    """``torch.finfo`` or ``torch.iinfo``, also of a dtype that is a proxy."""
 
     class Meta(type):
         def __call__(cls, *args: Any) -> Any:

@@ -67,7 +67,8 @@ def local_name(region: str, node: str, root: str) -> str:
 def merged_form(root: Region, parts: Sequence[Region]) -> CallForm:
     """The calls that the merged graph is right for: those of ``root``, while no part is watched.
 
-    What the parts were told of the world is a condition too. (What they assume of their inputs is in their graphs.)
+    What the parts were told of the world is a condition too. What they assume of their inputs is in their
+    graphs.
     """
     form = copy.copy(root.form)
     paths = [_path(part.name, root.name) for part in parts]

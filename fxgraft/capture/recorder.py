@@ -1,8 +1,9 @@
 """What the code of one region reads of the world, and what it writes into it.
 
-A `Recorder` is told of each attribute that is read and each function that is entered (see `instruments`), while
-its region's own code runs. What was read becomes a `Fact`; what holds other things is looked at again when the
-code is left: if it has changed, the forward does more than compute a result, and its region is refused.
+A `Recorder` is told of each attribute that is read and each function that is entered (see `instruments`),
+while its region's own code runs. What was read becomes a `Fact`; what holds other things is looked at again
+when the code is left: if it has changed, the forward does more than compute a result, and its region is
+refused.
 """
 
 from __future__ import annotations

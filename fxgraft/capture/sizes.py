@@ -4,14 +4,14 @@ A condition that a path was chosen by is kept in the region's graph, as ``assume
 checked in front of the call, and no longer where it stands::
 
     def forward(self, x):                              def forward(self, x):
-        size = x.size(0)                                   if not (x.size(0) > 5): ...     # the module's own code
+        size = x.size(0)                                   if not (x.size(0) > 5): ...  # its own code
         gt = size > 5                     ->               sub = x - x.mean(0)
         assume(gt, True)                                   return sub
         sub = x - x.mean(0)
         return sub
 
-Where a condition is about a value that is computed on the way, its size is found as a formula over the sizes of
-the inputs (`fxgraft.capture.formulas`).
+Where a condition is about a value that is computed on the way, its size is found as a formula over the sizes
+of the inputs (`fxgraft.capture.formulas`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fxgraft_passes import operators
 from fxgraft_passes.observe import Observer, observation_of
 
 _INFIX = {
-    operator.gt: ">", operator.ge: ">=", operator.lt: "<", operator.le: "<=", operator.eq: "==", operator.ne: "!=",
-    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.truediv: "/",
-    operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|", operator.is_: "is",
+    operator.gt: ">", operator.ge: ">=", operator.lt: "<", operator.le: "<=", operator.eq: "==",
+    operator.ne: "!=", operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//",
+    operator.truediv: "/", operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|", operator.is_: "is",
     operator.is_not: "is not",
 }  # fmt: skip
 _BUILT_IN = (len, list, type, isinstance, hasattr)
@@ -46,7 +46,7 @@ _DATA_SIZED = (
 )  # fmt: skip
 
 
-class Unwritable(Exception):
+class UnwritableError(Exception):
     """A condition is no expression over the inputs.
 
     Attributes:
@@ -73,7 +73,7 @@ class Writer:
         self.objects: list[Any] = []
 
     def __call__(self, value: Any) -> str:
-        """The expression. Raises `Unwritable`."""
+        """The expression. Raises `UnwritableError`."""
         if not isinstance(value, fx.Node):
             return self._constant(value)
         node = value
@@ -104,7 +104,7 @@ class Writer:
                 return f"len({self._rank(args[0])})"
             if node.target in _BUILT_IN:
                 return f"{node.target.__name__}({', '.join(map(self, args))})"  # type: ignore[union-attr]
-        raise Unwritable(node)
+        raise UnwritableError(node)
 
     def _attribute(self, of: Any, name: str) -> str:
         return f"{self._of_kind(of) if name in _FACTS else self(of)}.{name}"
@@ -112,15 +112,15 @@ class Writer:
     def _of_kind(self, of: Any) -> str:
         try:
             return self(of)
-        except Unwritable as error:
-            raise Unwritable(error.node, of="kind") from None
+        except UnwritableError as error:
+            raise UnwritableError(error.node, of="kind") from None
 
     def _rank(self, size: Any) -> str:
         """The value of a ``size()`` of which nothing but the length counts."""
         try:
             return self(size)
-        except Unwritable as error:
-            raise Unwritable(error.node, of="rank" if error.of == "size" else error.of) from None
+        except UnwritableError as error:
+            raise UnwritableError(error.node, of="rank" if error.of == "size" else error.of) from None
 
     def _size(self, node: fx.Node) -> str:
         of, *dims = node.args
@@ -129,9 +129,9 @@ class Writer:
             return f"{self._rank(of)}.dim()"
         try:
             return f"{self(of)}.{node.target}({', '.join(map(self, dims))})"
-        except Unwritable:
+        except UnwritableError:
             if of not in self._formulas or node.target != "size":
-                raise Unwritable(of if isinstance(of, fx.Node) else node) from None
+                raise UnwritableError(of if isinstance(of, fx.Node) else node) from None
         sizes = self._formulas[of]  # type: ignore[index]
         if dims:
             return sizes[dims[0]]  # type: ignore[index, no-any-return]
@@ -220,14 +220,14 @@ def conditions(graph: fx.Graph) -> Iterator[tuple[fx.Node, bool]]:
 
 def facts_of(
     graph: fx.Graph, inputs: Mapping[str, str], formulas: Mapping[fx.Node, tuple[str, ...]] | None = None
-) -> tuple[list[Fact], list[Unwritable]]:
+) -> tuple[list[Fact], list[UnwritableError]]:
     """The conditions of a graph as facts, and what it would take to write the others."""
     found, unknown = [], []
     for node, expected in conditions(graph):
         write = Writer(inputs, formulas)
         try:
             source = write(node)
-        except Unwritable as error:
+        except UnwritableError as error:
             unknown.append(error)
             continue
         found.append(Fact(Written(source), (), "$" if expected else "not $", tuple(write.objects)))

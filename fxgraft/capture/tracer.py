@@ -15,6 +15,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -82,7 +83,11 @@ class RegionTracer(fx.Tracer):
         return any(node.target is _torch.set_grad_enabled for node in self.graph.nodes)
 
     def trace_call(self, module: nn.Module, forward: Callable[..., Any]) -> tuple[fx.Graph, Any]:
-        """The graph of ``forward(module, ...)``, and its result. Raises `UntraceableError` or what the code raises."""
+        """The graph of ``forward(module, ...)``, and its result.
+
+        Raises:
+            UntraceableError: it cannot be one graph. Also whatever the code raises.
+        """
 
         def called(root: nn.Module) -> Any:
             # A submodule may be named so (BERT's attention has one): the generated code reads self.
@@ -119,7 +124,7 @@ class RegionTracer(fx.Tracer):
         self._form.require(recorder.facts)
         output = next(node for node in graph.nodes if node.op == "output")
         result = self._evaluated(output.args[0])
-        # Autograd's graph of these values may hold proxies (checkpointing does), and no collector sees through it.
+        # Autograd's graph of these values may hold proxies (checkpointing does), which no collector sees.
         self.values, self._inputs = {}, {}
         prune_unused_items(graph, self._observer)
         return graph, result
@@ -183,7 +188,7 @@ class RegionTracer(fx.Tracer):
         return self._told(proxy, value)
 
     def _told(self, proxy: Any, value: Any) -> Any:
-        """What the code gets for a value: the proxy; a constant itself, and then that it is this is assumed."""
+        """What the code gets for a value: the proxy; or a constant itself, which is assumed from then on."""
         node = proxy.node
         base = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if not is_found(node) or isinstance(base, torch.Tensor):
@@ -207,7 +212,7 @@ class RegionTracer(fx.Tracer):
         return proxy
 
     def assume(self, target: Any, args: tuple[Any, ...], expected: bool = True) -> None:
-        """Write into the graph that ``target(*args)`` is as it is now; checked in front of the call (``sizes``)."""
+        """Write into the graph that ``target(*args)`` is as it is now; see ``sizes``."""
         node = self.create_node("call_function", target, args, {})
         self._saw(node, expected)
         self._saw(self.create_node("call_function", operators.assume, (node, expected), {}), None)
@@ -229,10 +234,13 @@ class RegionTracer(fx.Tracer):
 
     def fix_form(self, node: fx.Node, of: str) -> None:
         """The code has looked at the length or the keys of a value."""
-        if not (is_found(node) or is_condition(node, self.values)):
-            return self._rely_on(node)
         value = self.values[node]
-        self._assume_of(list, node, list(value)) if of == "keys" else self._assume_of(len, node, len(value))
+        if not (is_found(node) or is_condition(node, self.values)):
+            self._rely_on(node)
+        elif of == "keys":
+            self._assume_of(list, node, list(value))
+        else:
+            self._assume_of(len, node, len(value))
 
     def fix_kind(self, node: fx.Node, kinds: Any, found: bool) -> None:
         """The code asked whether a value is an instance of some classes."""
@@ -288,7 +296,7 @@ class RegionTracer(fx.Tracer):
 
     def _refuse_caught(self) -> None:
         """Refuse an operation in code that would catch what it raises: a graph cannot."""
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code is not RegionTracer.trace_call.__code__:
             if is_own(frame) and is_caught(frame):
                 raise UntraceableError("catches exceptions of what it computes in its forward")

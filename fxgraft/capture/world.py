@@ -1,9 +1,9 @@
 """What a model's code names outside of its modules: globals, closures, defaults, variables of classes.
 
 A forward may write there, and whoever runs a model as if it had not run must put it back: a list of auxiliary
-losses in a module of Python, a counter in a class. The names are gathered while the example call runs, from the
-bytecode of each function of the model's own code that is entered; what they stand for is looked up when it is
-needed.
+losses in a module of Python, a counter in a class. The names are gathered while the example call runs, from
+the bytecode of each function of the model's own code that is entered; what they stand for is looked up when
+it is needed.
 """
 
 from __future__ import annotations

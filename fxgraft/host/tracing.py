@@ -57,8 +57,8 @@ def trace(
         )
     if compiled := [name for name, module in model.named_modules() if is_compiled(module)]:
         logger.warning(
-            "compiled before it was traced: %s. In the host it runs uncompiled; host.compile() compiles the host, "
-            "with its seeds",
+            "compiled before it was traced: %s. In the host it runs uncompiled; host.compile() compiles the "
+            "host, with its seeds",
             ", ".join(name or "the model itself" for name in compiled),
         )
     return host_class(type(model))(Capture(model, example_args, dict(example_kwargs or {})))

@@ -5,8 +5,8 @@ depth, plain objects, tensors that are no buffers, parameters, generators of ran
 there from a few roots. Everything that runs a model as if it had not run (`untouched`) stands on it.
 
 What is not walked into: classes, modules of Python, and what holds a model rather than belongs to it (locks,
-threads, queues, loggers, optimizers, loaders of data, trainers, fxgraft itself): another thread may be at work
-there.
+threads, queues, loggers, optimizers, loaders of data, trainers, fxgraft itself): another thread may be at
+work there.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MAX_OBJECTS = 200_000
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice)
 _NOT_THE_MODELS = (
-    "_thread", "threading", "queue", "multiprocessing", "concurrent", "asyncio", "logging", "weakref", "socket",
-    "torch.optim", "torch.utils.data", "torch.distributed", "torch.fx", "lightning", "pytorch_lightning", "accelerate",
-    "fxgraft",
+    "_thread", "threading", "queue", "multiprocessing", "concurrent", "asyncio", "logging", "weakref",
+    "socket", "torch.optim", "torch.utils.data", "torch.distributed", "torch.fx", "lightning",
+    "pytorch_lightning", "accelerate", "fxgraft",
 )  # fmt: skip
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "fxgraft", "fxgraft_passes"}
 
@@ -251,7 +251,7 @@ class _Tensor(Saved):
         return None if self.value.requires_grad == self._requires_grad else "whether it requires grad"
 
     def restore(self) -> None:
-        # By .data, which autograd does not count as a change: a graph that waits for its backward stays right.
+        # By .data, which autograd does not count as a change: a graph that waits for backward stays right.
         if self._content is not None and not _same_bits(self._memory, self._content):
             self._memory.copy_(self._content)
         now = self.value.data
@@ -407,10 +407,9 @@ def _of_numpy(value: Any) -> Saved | None:
     return None
 
 
-@functools.cache
 def slots_of(kind: type) -> tuple[str, ...]:
     """The names in the ``__slots__`` of a class and of its bases."""
-    found = []
+    found: list[str] = []
     for cls in kind.__mro__:
         names = cls.__dict__.get("__slots__", ())
         found += [names] if isinstance(names, str) else list(names)

@@ -33,7 +33,8 @@ def untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[Snapsh
 def state_untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[Snapshot]:
     """Run modules inside on copies of their buffers; what they hold comes back as it was.
 
-    That is all that a `Snapshot` finds: attributes, parameters, containers, objects and generators of any depth.
+    That is all that a `Snapshot` finds: attributes, parameters, containers, objects and generators, to any
+    depth.
     """
     before = Snapshot([*roots, *also])
     copies: dict[torch.Tensor, torch.Tensor] = {}

@@ -96,5 +96,6 @@ def test_what_is_set_under_a_seed_is_no_violation(caplog: pytest.LogCaptureFixtu
     assert torch.equal(out, model(X))
     out.sum().backward()
     manager.step()
-    assert manager.monitor.checks == 1 and manager.monitor.violations == 0
+    assert manager.monitor.checks == 1
+    assert manager.monitor.violations == 0
     assert "self.scale == 1.0" in caplog.text

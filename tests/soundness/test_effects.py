@@ -160,7 +160,8 @@ def state_of(model: Model) -> list[Any]:
     gate: Any = model.gate
     ctx = gate.ctx
     held = [
-        len(ctx.aux), dict(ctx.by_name), len(ctx.nested["a"][0]), ctx.last, ctx.count, gate.slotted.last, len(gate.log),
+        len(ctx.aux), dict(ctx.by_name), len(ctx.nested["a"][0]), ctx.last, ctx.count,
+        gate.slotted.last, len(gate.log),
         dict(gate.counter), {k: len(v) for k, v in gate.table.items()}, set(gate.names), len(gate.members),
         gate.memory.clone(), gate.generator.get_state(), getattr(gate.gate, "last", None),
         len(AUXILIARY), CALLS, dict(TOTALS), Context.total, [m.training for m in model.modules()],

@@ -1,4 +1,4 @@
-"""What a forward reads of the world is a condition of its graph: a call in which it is other runs as the model does."""
+"""What a forward reads is a condition of its graph: a call in which it is other runs as the model does."""
 
 from __future__ import annotations
 
@@ -530,11 +530,13 @@ def test_a_configuration_that_the_first_call_completes():
     model = M()
     model.settings.kind = None
     host = fxgraft.trace(model, (X,))
-    assert model.settings.kind is None and "" not in host.opaque
+    assert model.settings.kind is None
+    assert "" not in host.opaque
     fxgraft.SeedManager(host, check_every=0).germinate("a", "mlp")
     expected = M.forward(copy.deepcopy(model), X)
     assert same_bits(host(X), expected)
-    assert model.settings.kind == "wide" and host.explain().fallbacks == 1
+    assert model.settings.kind == "wide"
+    assert host.explain().fallbacks == 1
     assert same_bits(host(X), expected)
     assert host.explain().fallbacks == 1
 
