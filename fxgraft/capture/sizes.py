@@ -31,8 +31,8 @@ from fxgraft_passes.observe import Observer, observation_of
 _INFIX = {
     operator.gt: ">", operator.ge: ">=", operator.lt: "<", operator.le: "<=", operator.eq: "==",
     operator.ne: "!=", operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//",
-    operator.truediv: "/", operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|", operator.is_: "is",
-    operator.is_not: "is not",
+    operator.truediv: "/", operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|",
+    operator.is_: "is", operator.is_not: "is not",
 }  # fmt: skip
 _BUILT_IN = (len, list, type, isinstance, hasattr)
 _PREFIX = {operator.neg: "-", operator.not_: "not ", operator.pos: "+"}

@@ -118,7 +118,7 @@ EFFECTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "attribute of a submodule": lambda m, p: setattr(m.gate, "last", 3),
     "Counter": lambda m, p: m.counter.update(["call"]),
     "defaultdict": lambda m, p: m.table["loss"].append(1),
-    "set": lambda m, p: m.names.add("seen"),
+    "set": lambda m, p: m.seen.add("seen"),
     "deque": lambda m, p: m.members.append(p.detach()),
     "text of a value": lambda m, p: m.log.append(f"{p.mean():.3f}"),
     "global list": _global_list,
@@ -162,7 +162,7 @@ def state_of(model: Model) -> list[Any]:
     held = [
         len(ctx.aux), dict(ctx.by_name), len(ctx.nested["a"][0]), ctx.last, ctx.count,
         gate.slotted.last, len(gate.log),
-        dict(gate.counter), {k: len(v) for k, v in gate.table.items()}, set(gate.names), len(gate.members),
+        dict(gate.counter), {k: len(v) for k, v in gate.table.items()}, set(gate.seen), len(gate.members),
         gate.memory.clone(), gate.generator.get_state(), getattr(gate.gate, "last", None),
         len(AUXILIARY), CALLS, dict(TOTALS), Context.total, [m.training for m in model.modules()],
     ]  # fmt: skip
