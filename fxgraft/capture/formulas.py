@@ -79,14 +79,10 @@ def formulas(
         return Formulas(written, tuple(dict.fromkeys([*ones, *assumed])))
     except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
         raise SlotError(_by_data(wanted)) from error
-    except _OfDataError as error:
+    except SlotError as error:
         raise SlotError(_by_data(wanted)) from error
     except Exception:  # what torch cannot follow with symbols: the caller relies on the sizes of the example
         return None
-
-
-class _OfDataError(Exception):
-    pass
 
 
 def _oblivious() -> AbstractContextManager[None]:
@@ -150,7 +146,7 @@ def _written(size: Any, names: Mapping[str, str]) -> str:
     expression = size.node.expr if isinstance(size, torch.SymInt) else size
     unknown = {str(symbol) for symbol in expression.free_symbols} - names.keys()
     if any(symbol.startswith("u") for symbol in unknown):
-        raise _OfDataError
+        raise SlotError(f"a size depends on data ({expression})")
     assert not unknown, f"symbols of unknown origin: {unknown}"
     source = PythonPrinter().doprint(expression)
     return "(" + re.sub(r"\b[suz]\d+\b", lambda name: names.get(name[0], name[0]), source) + ")"

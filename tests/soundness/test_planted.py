@@ -1,4 +1,4 @@
-"""Random models with reads and effects planted in them: each effect is found, and each read is a condition."""
+"""Random models with planted reads and effects: each effect is found, and each read is a condition."""
 
 from __future__ import annotations
 
