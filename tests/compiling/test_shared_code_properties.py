@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -107,12 +107,30 @@ EDITS = st.one_of(
     st.sampled_from([1.0, 3.0]).map(scale_to),
     st.integers(0, 2).map(number_to),
 )
-CHANGES = st.one_of(
-    st.tuples(st.just("germinate"), st.integers(0, 2), st.sampled_from(sorted(ACTS)), st.booleans()),
-    st.tuples(st.just("cull"), st.integers(0, 2)),
-    st.tuples(st.just("blend"), st.integers(0, 2)),
-    st.tuples(st.just("edit seed"), st.integers(0, 2), EDITS),
-)
+
+
+@st.composite
+def lives(draw: Any) -> list[tuple[Any, ...]]:
+    """Seeds of one class that may differ in what they hold, one after the other and side by side."""
+    first, second = draw(st.permutations(sorted(ACTS)))[:2]
+    here, there = draw(st.permutations([0, 1, 2]))[:2]
+    wait = draw(st.sampled_from([False, False, True]))
+    again = st.sampled_from(
+        [
+            [("cull", 0), ("germinate", here, second, wait)],
+            [("germinate", there, first, wait)],
+            [("germinate", there, second, wait)],
+        ]
+    )
+    edits = st.tuples(st.just("edit seed"), st.integers(0, 1), EDITS)
+    return [
+        ("germinate", here, first, wait),
+        ("blend", 0),
+        *draw(again),
+        ("blend", draw(st.integers(0, 1))),
+        *draw(st.lists(edits, min_size=1, max_size=2)),
+        *draw(again),
+    ]
 
 
 class World:
@@ -160,11 +178,24 @@ class World:
         return frozen([out, *(p.grad for p in self.host.parameters())])
 
 
-@settings(max_examples=settings().max_examples // 4)
+@settings(max_examples=settings().max_examples // 6)
+@example(  # equal seeds, in blocks that differ in a function they hold
+    blocks=[("relu", 0), ("tanh", 0), ("relu", 0)],
+    granularity="region",
+    changes=[("germinate", 1, "relu", False), ("germinate", 2, "relu", False)],
+)
+@example(  # seeds of one class, one after the other, that differ in it; and a live one in which it is changed
+    blocks=[("relu", 0)],
+    granularity="host",
+    changes=[
+        *(("germinate", 0, "relu", False), ("blend", 0), ("cull", 0)),
+        *(("germinate", 0, "tanh", False), ("blend", 0), ("edit seed", 0, act_to("twice"))),
+    ],
+)
 @given(
     blocks=st.lists(st.tuples(st.sampled_from(sorted(ACTS)), st.integers(0, 1)), min_size=3, max_size=3),
     granularity=st.sampled_from(["host", "region"]),
-    changes=st.lists(CHANGES, min_size=2, max_size=4),
+    changes=lives(),
 )
 def test_compiled_is_eager_after_every_change(
     blocks: list[tuple[str, int]], granularity: str, changes: list[tuple[Any, ...]]
