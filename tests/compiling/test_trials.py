@@ -133,7 +133,8 @@ def test_trials_leave_no_trace(seed: Callable[[], nn.Module]) -> None:
             out = host(torch.randn(3, 4))
             out.square().sum().backward()
             grads = [p.grad for p in host.host_parameters()]
-            seen.append(frozen([out, grads, list(host.buffers()), torch.get_rng_state()]))
+            runs = [one.runs for one in manager.seeds.values()]
+            seen.append(frozen([out, grads, list(host.model_state().values()), torch.get_rng_state(), runs]))
             optimizer.step()
             manager.step()
         return seen
