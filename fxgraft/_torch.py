@@ -40,6 +40,13 @@ def forget_compilations() -> None:
     torch._dynamo.reset()
 
 
+def forget_files() -> None:
+    """Let Inductor look anew for what is in its folder. Missing: no code comes from the helper."""
+    import torch._inductor.utils
+
+    torch._inductor.utils.clear_caches()
+
+
 def compiler_configs() -> tuple[Any, ...]:
     """The modules of settings of dynamo, AOTAutograd and Inductor. Missing: no code comes from the helper."""
     import torch._dynamo.config

@@ -79,6 +79,8 @@ def test_counts_of_dynamo() -> None:
 
 
 def test_inductor() -> None:
+    _torch.forget_files()
+    _torch.forget_compilations()
     assert "triton.cudagraphs" in _torch.mode_options("reduce-overhead")
     graph_module = torch.fx.symbolic_trace(nn.Sequential(nn.ReLU()))
     with torch.no_grad():

@@ -23,6 +23,10 @@ _FLAGS = (
 )
 """Attributes of modules of ``torch.backends``."""
 
+_PREFIXES = ("TORCHINDUCTOR_", "TRITON_")
+_OURS = "TORCHINDUCTOR_COMPILE_THREADS"
+"""Which the compiler process sets for itself."""
+
 _ATTENTION = ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp")
 
 
@@ -37,6 +41,7 @@ class Ambient:
         deterministic: whether deterministic algorithms are asked for, and whether only by a warning.
         flags: of ``torch.backends``.
         configs: what differs from the defaults in the configurations of dynamo, AOTAutograd and Inductor.
+        variables: of the environment, that torch and Triton read: where they keep what they compile, say.
         path: where modules are found.
         folder: the current one; None where it is gone.
     """
@@ -47,6 +52,7 @@ class Ambient:
     deterministic: tuple[bool, bool]
     flags: tuple[tuple[Any, ...], tuple[bool, ...]]
     configs: tuple[Mapping[str, Any], ...]
+    variables: Mapping[str, str]
     path: tuple[str, ...]
     folder: str | None
 
@@ -66,6 +72,7 @@ class Ambient:
             ),
             _flags(),
             tuple(_torch.overrides(config) for config in _torch.compiler_configs()),
+            _variables(),
             tuple(sys.path),
             folder,
         )
@@ -73,6 +80,7 @@ class Ambient:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """As there, here. The configurations are as before afterwards; the rest stays until the next time."""
+        self._set_variables()
         sys.path[:] = self.path
         if self.folder is not None:
             with suppress(OSError):
@@ -90,6 +98,19 @@ class Ambient:
             for config, values in zip(_torch.compiler_configs(), self.configs, strict=True):
                 stack.enter_context(config.patch(dict(values)))
             yield
+
+    def _set_variables(self) -> None:
+        before = _variables()
+        if before == self.variables:
+            return
+        for name in before.keys() - self.variables.keys():
+            del os.environ[name]
+        os.environ.update(self.variables)
+        _torch.forget_files()  # of the folder that was in use
+
+
+def _variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES) and name != _OURS}
 
 
 def _flags() -> tuple[tuple[Any, ...], tuple[bool, ...]]:

@@ -250,6 +250,22 @@ def test_an_attribute_that_cannot_travel_is_no_obstacle_where_no_code_reads_it(
     assert caplog.text.count("is not given") <= 1
 
 
+@pytest.mark.inductor
+def test_what_it_makes_is_kept_where_the_trainer_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_compiler()  # which was started with another folder
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    world = World(backend="inductor")
+    before = set(tmp_path.rglob("*.so"))
+    world.start("a", SLOT, "low_rank")
+    world.settle()
+    assert set(tmp_path.rglob("*.so")) > before
+    with no_recompiles():
+        world.train()
+    assert fxgraft.compile_report(world.host).uncompiled_calls == 0
+
+
 def test_torchs_settings_are_those_of_the_trainer() -> None:
     """Guards of compiled code look at them: code that was made under others would not be run."""
     world = World()
