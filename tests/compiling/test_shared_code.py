@@ -218,3 +218,34 @@ def test_numbers_of_blocks_split_the_code_that_reads_them(kind: Any, graphs: int
     before = row.uncompiled_calls
     world.check()
     assert fxgraft.compile_report(world.host).uncompiled_calls == before
+
+
+@pytest.mark.inductor
+def test_under_inductor_a_seed_that_holds_another_function_has_code_of_its_own() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    host = fxgraft.trace(nn.Sequential(Block(F.relu)), (x,))
+    host.compile()
+    manager = fxgraft.SeedManager(host)
+
+    def check() -> None:
+        for _ in range(3):
+            out = host(x)
+            out.square().sum().backward()
+            with host.probing(host.structure, host.phase) as model:
+                torch.testing.assert_close(out, model(x))
+
+    check()
+    for name, act in (("relu", F.relu), ("tanh", torch.tanh)):
+        seed = manager.germinate("0.a", Held(act), name=name, wait=False)
+        while seed.stage is Stage.GERMINATED:
+            manager._background.wait(120)
+            manager.step()
+        manager.blend(seed, to=0.5, steps=1)
+        manager.step()
+        check()
+        if name == "relu":
+            manager.cull(seed)
+    seed.module.act = torch.sigmoid
+    check()
+    assert fxgraft.compile_report(host).artifacts == 4
