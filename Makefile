@@ -51,7 +51,7 @@ docs: $(VENV)/.docs
 soak: $(VENV)/.test
 	FXGRAFT_HYPOTHESIS=thorough FXGRAFT_KILLS=300 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal \
 		tests/faults tests/hostile tests/checkpoint tests/distributed tests/machine tests/lifecycle/test_matrix.py \
-		tests/lifecycle/test_lifecycle_machine.py tests/manager/test_threads.py tests/isolation/test_isolation_properties.py
+		tests/lifecycle/test_lifecycle_machine.py tests/manager/test_threads.py tests/isolation tests/soundness tests/optimizers tests/seeds tests/passes
 	$(BIN)/python -m benchmarks.soak
 
 bench: $(VENV)/.bench

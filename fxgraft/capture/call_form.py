@@ -22,9 +22,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxgraft.capture.defaults import printed_default
-from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact
+from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self
 from fxgraft.capture.fallback import fell_back
 
 _CONSTANT = re.compile(r"\(type\((?P<what>.+)\) is type\((?P<name>_constant_\d+)\) and .+\)")
@@ -225,6 +226,21 @@ class CallForm:
             if not passes:
                 return self._told(guard)
         return None
+
+    def broken(self, module: nn.Module) -> list[str]:
+        """The conditions on ``module`` itself that do not hold now: no call of it is of this form."""
+        found = []
+        for fact in self.facts:
+            source = fact.source(self._name_of)
+            try:
+                holds = not isinstance(fact.base, Self) or eval(
+                    source, dict(self.constants), {"self": module}
+                )
+            except (AttributeError, KeyError, IndexError, TypeError):
+                holds = False
+            if not holds:
+                found.append(source)
+        return found
 
     def entry_source(self) -> str:
         """The source of the guarded ``forward``. Refers to ``_graph`` and ``_fallback``, and to `scope`."""

@@ -15,7 +15,6 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import Generated, generate
-from fxgraft.capture.constants import Constants
 from fxgraft.capture.fallback import COUNTER, introduce, new_counter
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.capture.merge import merge, merged_form
@@ -78,7 +77,6 @@ class Region:
         self._live: Generated | None = None
         self._fallbacks = 0  # under earlier forwards
         self._known: dict[object, Generated] = {}
-        self._constants = Constants(module)
         FindSlots(region=name).rewrite(base)
         introduce(module, name, form)
 
@@ -113,8 +111,8 @@ class Region:
 
     @property
     def outdated(self) -> list[str]:
-        """Numbers and texts in the module's attributes that are others now than in the graph."""
-        return [] if self.is_boundary else self._constants.changed(self.module)
+        """What the module's code was told of the module while it was traced, and is not so now."""
+        return [] if self.is_boundary else self.form.broken(self.module)
 
     @property
     def is_boundary(self) -> bool:

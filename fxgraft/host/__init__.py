@@ -12,7 +12,7 @@
 `writing`       models that write themselves to a folder, which has no place for what grew
 `unmet`         whether a call is of the form that the host was traced in
 `explain`       what became of each module, and why; `explained` writes it as text
-`outdated`      attributes that were set after tracing, where code has what they were
+`outdated`      attributes that were set after tracing, and that a trace relies on
 `introduction`  a host in a few lines, for the log of a run
 ==============  ================================================================================
 """

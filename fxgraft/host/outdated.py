@@ -1,7 +1,4 @@
-"""Attributes that were set after tracing, where the code that runs has what they were.
-
-Code with seeds in it is generated from a graph, in which a number of the module's is a constant.
-"""
+"""Attributes that were set after tracing, so that no call of their module is of the form that was traced."""
 
 from __future__ import annotations
 
@@ -12,6 +9,6 @@ from fxgraft_passes import Slot
 
 
 def outdated(host: Host, slots: Iterable[Slot]) -> list[str]:
-    """What was set in the modules that have a seed at one of ``slots``, in words."""
+    """The conditions that do not hold in the modules that have a seed at one of ``slots``."""
     names = dict.fromkeys(name for slot in slots for name in (slot.region, *slot.merged))
     return [f"in {name or 'the model'}, {what}" for name in names for what in host.regions[name].outdated]

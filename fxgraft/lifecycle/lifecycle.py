@@ -146,7 +146,7 @@ class Lifecycle:
             self._on_stage(seed)
         if found := outdated(self.host, [birth.placement.slot for birth in change.births]):
             logger.warning(
-                "attributes were set after tracing, and code with seeds has what they were: %s. "
+                "set after tracing, so that no call there runs with seeds: expected %s. "
                 "Trace again, or keep what changes in a buffer, or in a module",
                 "; ".join(found),
             )

@@ -54,10 +54,8 @@ def test_a_germination_says_what_its_code_has(caplog: pytest.LogCaptureFixture) 
         manager.germinate("block.inner", "mlp")
         manager.germinate("block", "mlp")
     first, second = _warnings(caplog)
-    assert first.endswith(
-        "in block, scale was 1.0 and is 2.0. Trace again, or keep what changes in a buffer, or in a module"
-    )
-    assert "in the model, temperature was 1 and is 3" in second
+    assert "expected in block, (type(self.scale) is float and self.scale == 1.0). Trace again" in first
+    assert "in the model, (type(self.temperature) is int and self.temperature == 1)" in second
     assert "scale" not in second  # the seed behind the block does not stand in its code
 
 
