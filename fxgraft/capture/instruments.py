@@ -88,7 +88,7 @@ class Instruments:
     @contextmanager
     def used(self, watch: Watch) -> Iterator[None]:
         """Instrument the process inside, and tell ``watch`` too."""
-        profile = sys.getprofile()
+        profile: Any = sys.getprofile()
         collects = gc.isenabled()
         gc.disable()  # whoever has a callback there would be taken for the model's code
         self._watch = watch
@@ -97,7 +97,11 @@ class Instruments:
         try:
             yield
         finally:
-            sys.setprofile(profile)
+            sys.setprofile(None)
+            if hasattr(profile, "enable"):  # cProfile, which is no function
+                profile.enable()
+            else:
+                sys.setprofile(profile)
             if collects:
                 gc.enable()
             for cls, own in self._patched.items():

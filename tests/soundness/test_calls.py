@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
 import logging
+import sys
 from typing import Any
 
 import pytest
@@ -101,3 +103,19 @@ def test_a_root_with_a_call_of_its_own():
         manager.germinate(slot, "mlp")
     model.eval(), host.eval()
     assert same_bits(host(X), model(X))
+
+
+def test_tracing_under_a_profiler():
+    for profiler in (cProfile.Profile(), None):
+        calls: list[str] = []
+        if profiler is None:
+            sys.setprofile(lambda frame, event, argument: calls.append(event))
+        else:
+            profiler.enable()
+        try:
+            host = fxgraft.trace(Model(Block()), (X,))
+            assert "block.fc" in host.slots
+            assert sys.getprofile() is not None
+        finally:
+            sys.setprofile(None)
+    assert calls
