@@ -40,7 +40,7 @@ from fxgraft.capture.facts import (
     steps_to,
 )
 from fxgraft.capture.proxy import UntraceableError
-from fxgraft_passes.snapshot import Saved, Variable, save, slots_of
+from fxgraft_passes.saved import Saved, Variable, save, slots_of
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) | {"forward", "dump_patches", "call_super_init"}
 _REGISTERS = ("_parameters", "_buffers", "_modules")

@@ -23,23 +23,22 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft import _torch
+from fxgraft.capture.assuming import AssumingTracer
 from fxgraft.capture.call_form import CallForm
-from fxgraft.capture.code import is_caught, is_own, is_own_module
+from fxgraft.capture.code import is_caught, is_own
 from fxgraft.capture.effects import Effects
-from fxgraft.capture.facts import is_constant
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, builtins_of_values
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
 from fxgraft.capture.recorder import Recorder
-from fxgraft.capture.sizes import is_condition, is_found, prune_unused_items, said_of, sized_by_data
-from fxgraft_passes import operators
+from fxgraft.capture.sizes import prune_unused_items
 from fxgraft_passes.observe import Observer
 
 # Facts of a value that a graph may rely on: the ranks and kinds of a host's values do not change.
 _STATIC = {"dim", "ndim", "is_floating_point", "is_complex", "ndimension"}
 
 
-class RegionTracer(fx.Tracer):
+class RegionTracer(AssumingTracer):
     """Traces one call of one module.
 
     Attributes:
@@ -58,7 +57,7 @@ class RegionTracer(fx.Tracer):
         kept: frozenset[int],
     ):
         super().__init__(param_shapes_constant=False)
-        self.values: dict[fx.Node, Any] = {}
+        self.values = {}
         self._form = form
         self._inputs = inputs
         self._observer = observer
@@ -187,112 +186,12 @@ class RegionTracer(fx.Tracer):
             return tuple(proxy)
         return self._told(proxy, value)
 
-    def _told(self, proxy: Any, value: Any) -> Any:
-        """What the code gets for a value: the proxy; or a constant itself, which is assumed from then on."""
-        node = proxy.node
-        base = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
-        if not is_found(node) or isinstance(base, torch.Tensor):
-            if value is None and node.op == "call_method" and is_own_module(type(base).__module__):
-                raise UntraceableError(
-                    f"calls {node.target!r} of {node.args[0]}, which returned None in the example"
-                )
-            if value is None:
-                self._rely_on(node)
-            return None if value is None else proxy
-        if value is None or value is True or value is False:
-            self.assume(operator.is_, (node, value))
-            return value
-        if isinstance(value, str) or (isinstance(value, tuple) and is_constant(value)):
-            self.assume(operator.eq, (node, value))
-            return value
-        if isinstance(value, torch.Tensor):
-            self.assume(operator.is_not, (node, None))
-        elif not isinstance(value, (int, float)):
-            self._assume_of(type, node, type(value), operator.is_)
-        return proxy
-
-    def assume(self, target: Any, args: tuple[Any, ...], expected: bool = True) -> None:
-        """Write into the graph that ``target(*args)`` is as it is now; see ``sizes``."""
-        node = self.create_node("call_function", target, args, {})
-        self._saw(node, expected)
-        self._saw(self.create_node("call_function", operators.assume, (node, expected), {}), None)
-
-    def _assume_of(self, what: Any, node: fx.Node, value: Any, compared: Any = operator.eq) -> None:
-        """Assume that ``what(node)`` compares so with ``value``."""
-        part = self.create_node("call_function", what, (node,), {})
-        self._saw(part, value)
-        self.assume(compared, (part, value))
-
-    def _rely_on(self, node: fx.Node) -> None:
-        """The form of what a submodule returns was looked at: how many values, which are None."""
-        while node.op == "call_function" and node.target in (getattr, operator.getitem):
-            if not isinstance(node.args[0], fx.Node):
-                return
-            node = node.args[0]
-        if node.op == "call_module":
-            self._form.relied_on.add(str(node.target))
-
-    def fix_form(self, node: fx.Node, of: str) -> None:
-        """The code has looked at the length or the keys of a value."""
-        value = self.values[node]
-        if not (is_found(node) or is_condition(node, self.values)):
-            self._rely_on(node)
-        elif of == "keys":
-            self._assume_of(list, node, list(value))
-        else:
-            self._assume_of(len, node, len(value))
-
-    def fix_kind(self, node: fx.Node, kinds: Any, found: bool) -> None:
-        """The code asked whether a value is an instance of some classes."""
-        if is_found(node):
-            self.assume(isinstance, (node, kinds), found)
-        elif not isinstance(self.values[node], torch.Tensor):
-            self._rely_on(node)
-
-    def fix_missing(self, node: fx.Node, name: str) -> None:
-        """The code asked for an attribute that is not there."""
-        if is_found(node):
-            self.assume(hasattr, (node, name), False)
-        else:
-            self._rely_on(node)
-
-    def fix_contains(self, node: fx.Node, item: Any) -> None:
-        """The code asked whether something is in a value."""
-        if not is_found(node) or not is_constant(item):
-            raise UntraceableError(f"asks whether something is in {node}, which depends on the input")
-        self.assume(operator.contains, (node, item), item in self.values[node])
-
-    def fix_fact(self, node: fx.Node, name: str) -> None:
-        """The code was told a rank or a kind, as a constant."""
-        value = self.values[node]
-        if name in ("dim", "ndim", "ndimension"):
-            part = self.create_node("call_method", "dim", (node,), {})
-            self._saw(part, value.dim())
-            self.assume(operator.eq, (part, value.dim()))
-            return
-        if name == "layout":
-            part = self.create_node("call_function", getattr, (node, "layout"), {})
-            told: Any = value.layout
-        else:
-            part = self.create_node("call_method", name, (node,), {})
-            told = getattr(value, name)()
-        self._saw(part, told)
-        self.assume(operator.is_, (part, told))
-
     def refuse_write(self, function: Any, args: Any, kwargs: Any) -> None:
         """Refuse an operation on no proxy that would change a tensor of the model's."""
         name = getattr(function, "__name__", "")
         if name == "__set__":
             raise UntraceableError("sets an attribute of a tensor in its forward")
         self._effects.refuse_write(name, args, kwargs)
-
-    def has(self, value: Any, name: str) -> bool:
-        """Whether an example value has an attribute, looked at as nobody's code."""
-        self._running += 1
-        try:
-            return hasattr(value, name)
-        finally:
-            self._running -= 1
 
     def _refuse_caught(self) -> None:
         """Refuse an operation in code that would catch what it raises: a graph cannot."""
@@ -358,16 +257,6 @@ class RegionTracer(fx.Tracer):
 
     def _is_buffer(self, tensor: torch.Tensor) -> bool:
         return any(tensor is buffer for buffer in self.root.buffers())
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Follow a branch on sizes, ranks or dtypes; no other branch can be followed."""
-        value = self.values[obj.node]
-        if type(value) is not bool or not is_condition(obj.node, self.values):
-            raise UntraceableError(f"branches on {obj.node}, which depends on the input")
-        if (data := sized_by_data(obj.node, self.values)) is not None:
-            raise UntraceableError(f"branches on the size of {said_of(data)}")
-        self.create_proxy("call_function", operators.assume, (obj, value), {})
-        return value
 
     def _evaluated(self, a: Any) -> Any:
         """An argument with the values of its nodes, in plain lists and dictionaries as in generated code."""

@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 
 from fxgraft.capture.code import is_own_module, names_in
-from fxgraft_passes.snapshot import Snapshot, Variable
+from fxgraft_passes.saved import Variable
+from fxgraft_passes.snapshot import Snapshot
 
 _FIXED = (FunctionType, ModuleType, bool, int, float, complex, str, bytes, type(None), property)
 
