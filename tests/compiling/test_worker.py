@@ -109,6 +109,11 @@ def test_a_pinned_rank_of_torchrun_with_classes_of_its_own_and_a_daemonic_proces
     run(
         """
         import multiprocessing
+        # First: where torch is built for CUDA, nothing forked can train after its parent has.
+        child = multiprocessing.get_context("fork").Process(target=grow, daemon=True)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
         everything = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(everything)})
         thread = threading.Thread(target=grow)  # it trains there
@@ -120,10 +125,6 @@ def test_a_pinned_rank_of_torchrun_with_classes_of_its_own_and_a_daemonic_proces
         assert everything <= os.sched_getaffinity(pid)
         assert os.sched_getaffinity(0) == {min(everything)}
         assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
-        child = multiprocessing.get_context("fork").Process(target=grow, daemon=True)
-        child.start()
-        child.join()
-        assert child.exitcode == 0
         """,
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="1",
         TORCHELASTIC_RUN_ID="x",

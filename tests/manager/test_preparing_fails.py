@@ -168,7 +168,7 @@ def _in_a_daemonic_process(queue: Any) -> None:
 
 def test_in_a_daemonic_process_a_change_lands() -> None:
     """``daemonic processes are not allowed to have children`` came out of every later step."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     child = context.Process(target=_in_a_daemonic_process, args=(queue,), daemon=True)
     child.start()
