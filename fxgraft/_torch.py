@@ -7,6 +7,7 @@ imported when it is called: the compiler takes a second to import.
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,6 +21,7 @@ from torch import Tensor
 from fxgraft_passes._torch import constant_when_compiled as constant_when_compiled
 from fxgraft_passes._torch import is_in_backward as is_in_backward
 from fxgraft_passes._torch import is_inside_transform as is_inside_transform
+from fxgraft_passes._torch import is_wrapped_by_transform as is_wrapped_by_transform
 
 SEEN_WITH = ("2.13.0", "2.14.1")
 """The versions that all of this was seen to work with."""
@@ -191,6 +193,37 @@ def nothing_is_static() -> AbstractContextManager[Any]:
 
     changed: AbstractContextManager[Any] = torch._dynamo.config.patch(assume_static_by_default=False)
     return changed
+
+
+# Fake tensors and sizes
+
+
+def fake_tensor_mode(environment: Any) -> Any:
+    """A mode whose tensors have sizes of ``environment``, and no data. Missing: sizes are the example's."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+
+
+def data_dependent_errors() -> tuple[type[Exception], ...]:
+    """What is raised where a size depends on data. Missing: as above."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
+def sizes_may_be_one() -> AbstractContextManager[None]:
+    """Let torch assume of no size that it is not 1, unless it has to. Missing: as above."""
+    config: Any = importlib.import_module("torch.fx.experimental._config")
+    return config.patch(backed_size_oblivious=True)  # type: ignore[no-any-return]
+
+
+def python_of(expression: Any) -> str:
+    """A size as Python. Missing: as above."""
+    from torch.utils._sympy.printers import PythonPrinter
+
+    return str(PythonPrinter().doprint(expression))
 
 
 # Autograd and functorch

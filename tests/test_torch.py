@@ -131,6 +131,18 @@ def test_autograd_and_transforms() -> None:
         assert not torch.is_grad_enabled()
 
 
+def test_sizes() -> None:
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = _torch.fake_tensor_mode(ShapeEnv())
+    with _torch.sizes_may_be_one(), mode:
+        fake = mode.from_tensor(torch.ones(3, 2))
+        assert fake.shape[1] == 2
+        with pytest.raises(_torch.data_dependent_errors()):
+            bool(torch.nonzero(mode.from_tensor(torch.ones(3))).shape[0] == 2)
+    assert _torch.python_of(torch.sym_int(3)) == "3"
+
+
 def test_norms() -> None:
     found = _torch.norms([torch.tensor([3.0, 4.0]), torch.zeros(2, dtype=torch.bfloat16)], torch.float32)
     assert [norm.item() for norm in found] == [5.0, 0.0]

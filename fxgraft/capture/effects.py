@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.recorder import Recorder
 
@@ -83,7 +84,7 @@ _WRITES = ("__setitem__", "setitem", "__set__", "copy_", "__iadd__", "__imul__",
 
 def memory_of(tensor: Tensor) -> int | None:
     """What tells the memory of a tensor apart from others'; None where it has none."""
-    if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if tensor.layout is not torch.strided or _torch.is_wrapped_by_transform(tensor):
         return None
     return int(tensor.untyped_storage()._cdata)
 

@@ -9,10 +9,8 @@ What torch had to assume for that (two sizes that are equal, one that is not 1) 
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.observe import observation_of
 from fxgraft_passes.untouched import untouched
@@ -52,22 +51,17 @@ def formulas(
     Raises:
         SlotError: a size depends on data.
     """
-    from torch._subclasses.fake_tensor import (  # all of these take a second to import
-        DataDependentOutputException,
-        DynamicOutputShapeException,
-        FakeTensorMode,
-    )
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # takes a second to import
 
     environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
-    mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+    mode = _torch.fake_tensor_mode(environment)
     wanted = list(wanted)
     try:
         needed = _behind(wanted)
         values, names, ones = _symbols(
             mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs
         )
-        with untouched(module), _oblivious(), mode, torch.no_grad():
+        with untouched(module), _torch.sizes_may_be_one(), mode, torch.no_grad():
             runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
             runner.env.update(values)
             for node in graph.nodes:
@@ -77,18 +71,12 @@ def formulas(
         written = {node: tuple(_written(size, names) for size in values[node].shape) for node in wanted}
         assumed = [_written(guard.expr, names) for guard in environment.guards]
         return Formulas(written, tuple(dict.fromkeys([*ones, *assumed])))
-    except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
+    except _torch.data_dependent_errors() as error:
         raise SlotError(_by_data(wanted)) from error
     except SlotError as error:
         raise SlotError(_by_data(wanted)) from error
     except Exception:  # what torch cannot follow with symbols: the caller relies on the sizes of the example
         return None
-
-
-def _oblivious() -> AbstractContextManager[None]:
-    """Let torch assume of no size that it is not 1, unless it has to."""
-    config: Any = importlib.import_module("torch.fx.experimental._config")
-    return config.patch(backed_size_oblivious=True)  # type: ignore[no-any-return]
 
 
 def _by_data(wanted: list[fx.Node]) -> str:
@@ -139,8 +127,6 @@ def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def _written(size: Any, names: Mapping[str, str]) -> str:
-    from torch.utils._sympy.printers import PythonPrinter
-
     if isinstance(size, int):
         return str(size)
     expression = size.node.expr if isinstance(size, torch.SymInt) else size
@@ -148,5 +134,5 @@ def _written(size: Any, names: Mapping[str, str]) -> str:
     if any(symbol.startswith("u") for symbol in unknown):
         raise SlotError(f"a size depends on data ({expression})")
     assert not unknown, f"symbols of unknown origin: {unknown}"
-    source = PythonPrinter().doprint(expression)
+    source = _torch.python_of(expression)
     return "(" + re.sub(r"\b[suz]\d+\b", lambda name: names.get(name[0], name[0]), source) + ")"

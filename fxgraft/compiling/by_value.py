@@ -82,7 +82,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             known = sys.modules.get(name) if isinstance(name, str) else None
             if known is not None and known.__dict__ is obj.__globals__:
                 self.globals_ref.setdefault(id(obj.__globals__), _Globals(known.__name__))
-            if obj.__module__ is None:  # generated: cloudpickle would look for it in every module
+            if not obj.__module__:  # generated: cloudpickle would look for it in every module
                 return self._dynamic_function_reduce(obj)
             return super().reducer_override(obj)
         reduced = super().reducer_override(obj)

@@ -29,6 +29,11 @@ def is_watched() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
 
 
+def is_wrapped_by_transform(tensor: torch.Tensor) -> bool:
+    """Whether it is one of ``torch.func``, with no memory of its own. Missing: the isolation check raises."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
 def constant_when_compiled(function: Callable[..., Any]) -> None:
     """What ``torch.compiler.assume_constant_result`` does, without its import. Missing: a graph break."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]

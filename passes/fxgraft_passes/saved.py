@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fxgraft_passes import _torch
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice)
 NOT_THE_MODELS = (
     "_thread", "threading", "queue", "multiprocessing", "concurrent", "asyncio", "logging", "weakref",
@@ -375,7 +377,7 @@ def _content(cell: CellType) -> Any:
 
 def _is_wrapped(value: Tensor) -> bool:
     """Whether a tensor has no memory of its own to look at: one of ``torch.func``, or around others."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(value) or is_traceable_wrapper_subclass(value)
+    return _torch.is_wrapped_by_transform(value) or is_traceable_wrapper_subclass(value)
 
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
