@@ -18,7 +18,7 @@ OPTIONAL = [
     "accelerate", "dacite", "hypothesis", "jinja2", "lightning", "matplotlib", "mkdocs", "peft", "plotly",
     "pydot", "rich", "selenium", "sklearn", "tensorboard", "transformers", "typer", "wandb", "yaml",
 ]  # fmt: skip
-NO_MODULES = {"md", "rank"}
+NO_MODULES = {"md", "rank", "safetensors"}
 """What follows ``fxgraft.`` in the documents, and is a file's ending, or a name in another table."""
 HEAVY = ["networkx", "sympy", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp"]
 
