@@ -122,9 +122,10 @@ def _moment(host: Host, slot: Slot, loss: Callable[[nn.Module], Tensor], axis: i
     probe = _Probe()
     with _probed(host, slot, probe) as model, host.untouched(), torch.enable_grad():
         found = torch.autograd.grad(loss(model), probe.zeros, allow_unused=True)
+        values = list(probe.values)  # the host is put back, and the probe with it
     features = slot.shape[axis]
     moment = torch.zeros(features, features, dtype=torch.float64, device=slot.device)
-    for h, g in zip(probe.values, found, strict=True):
+    for h, g in zip(values, found, strict=True):
         if g is not None:
             moment += _flat(g, axis).T @ _flat(h, axis)
     return moment

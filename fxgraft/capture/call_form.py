@@ -303,6 +303,7 @@ class CallForm:
         constants = {
             name: _ModuleNamed(value.__name__) if isinstance(value, ModuleType) else value
             for name, value in self.constants.items()
+            if not hasattr(value, "_dynamo_marked_constant")  # which the facts make again
         }
         facts = [fact.portable(_ModuleNamed) for fact in self.facts]
         return {**self.__dict__, "constants": constants, "facts": facts}

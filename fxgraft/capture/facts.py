@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -52,6 +53,36 @@ class Written:
     source: str
 
 
+_checks: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+
+
+def _checked(fact: Fact) -> Callable[[], bool]:
+    """A function that looks whether a fact about a closure holds: one for all equal facts.
+
+    Dynamo must not look into the cells of functions that it follows elsewhere, so it takes the answer for a
+    constant; that a closure has changed is what the key of compiled code notices.
+    """
+    key = (*fact._key(), tuple(map(repr, fact.objects)))
+    if (known := _checks.get(key)) is not None:
+        return known  # type: ignore[no-any-return]
+    scope: dict[str, Any] = {}
+
+    def name_of(value: Any) -> str:
+        scope[f"_{id(value)}"] = value
+        return f"_{id(value)}"
+
+    test = fact.test.replace("$", expression(name_of(fact.base), fact.path))
+    for i, value in enumerate(fact.objects):
+        test = test.replace(f"§{i}", name_of(value))
+
+    def closure_holds() -> bool:
+        return bool(eval(test, scope))  # of our own making
+
+    closure_holds._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _checks[key] = closure_holds
+    return closure_holds
+
+
 @dataclass(frozen=True, eq=False)
 class Fact:
     """One condition. Equal are those that say the same of the same objects.
@@ -80,6 +111,8 @@ class Fact:
 
     def source(self, name_of: Naming) -> str:
         """The condition as Python."""
+        if ("attr", "__closure__") in self.path:
+            return f"{name_of(_checked(self))}()"
         match self.base:
             case Self():
                 base = "self"

@@ -225,7 +225,7 @@ class Recorder:
             self._places.setdefault(id(value), (base, path))
         elif isinstance(value, _FUNCTIONS):
             if isinstance(value, FunctionType):
-                self._know_function(value, (base, path))
+                self._know_function(value, (value, ()))
             if not of_code:
                 self._add(is_object(base, path, value))
         elif isinstance(value, MethodType):

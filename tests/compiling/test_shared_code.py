@@ -140,7 +140,8 @@ def test_a_seed_that_holds_another_function_has_code_of_its_own(first: Act, seco
 def test_equal_functions_share_their_code() -> None:
     """By code, closure and defaults: not by which object it is."""
     backend = counting_backend()
-    world = World([Block(scaled(2.0)) for _ in range(3)], "region", backend)
+    double = scaled(2.0)  # which code of a region with a seed looks for, as that very object
+    world = World([Block(double) for _ in range(3)], "region", backend)
     assert backend.frame_count == 2  # the first block's input needs no gradient
     world.germinate("1.a", Held(scaled(3.0)), wait=True)
     world.manager.cull("a")

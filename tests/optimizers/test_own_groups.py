@@ -477,11 +477,12 @@ def test_a_group_that_says_it_is_anothers_is_refused() -> None:
     world.germinate()
     (optimizer,) = world.optimizers
     saved = optimizer.state_dict()
-    assert optimizers.check(optimizer, saved)["param_groups"][-1][OWNER] == "a"
+    names = optimizers.parameter_names(optimizer, world.host)
+    assert optimizers.check(optimizer, saved, names)["param_groups"][-1][OWNER] == "a"
     for group, owner in ((saved["param_groups"][0], "a"), (saved["param_groups"][-1], "b")):
         changed = [dict(g, **{OWNER: owner}) if g is group else g for g in saved["param_groups"]]
         with pytest.raises(CheckpointError, match="other groups"):
-            optimizers.check(optimizer, {**saved, "param_groups": changed})
+            optimizers.check(optimizer, {**saved, "param_groups": changed}, names)
 
 
 def test_a_load_that_fails_adds_no_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

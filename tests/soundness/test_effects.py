@@ -47,7 +47,7 @@ class Gate(nn.Module):
         super().__init__()
         self.gate, self.out, self.other = nn.Linear(6, 4), nn.Linear(6, 6), nn.Linear(6, 4)
         self.ctx, self.slotted, self.log = Context(), Slotted(), []
-        self.counter, self.table, self.names, self.members = (
+        self.counter, self.table, self.seen, self.members = (
             Counter(),
             defaultdict(list),
             set(),
