@@ -39,12 +39,15 @@ class AssumingTracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Follow a branch on sizes, ranks or dtypes; no other branch can be followed."""
         value = self.values[obj.node]
-        if type(value) is not bool or not is_condition(obj.node, self.values):
+        if type(value) not in (bool, int) or not is_condition(obj.node, self.values):
             raise UntraceableError(f"branches on {obj.node}, which depends on the input")
         if (data := sized_by_data(obj.node, self.values)) is not None:
             raise UntraceableError(f"branches on the size of {said_of(data)}")
-        self.create_proxy("call_function", operators.assume, (obj, value), {})
-        return value
+        if type(value) is int:
+            self.assume(operator.ne, (obj.node, 0), value != 0)
+        else:
+            self.create_proxy("call_function", operators.assume, (obj, value), {})
+        return bool(value)
 
     def _told(self, proxy: Any, value: Any) -> Any:
         """What the code gets for a value: the proxy; or a constant itself, which is assumed from then on."""

@@ -19,6 +19,7 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.region import Region
+from fxgraft.capture.tracer import form_of
 from fxgraft_passes import operators
 from fxgraft_passes.naming import OWN_FORWARD
 from fxgraft_passes.observe import Observer
@@ -51,7 +52,10 @@ class Boundaries:
             inputs = form.values(args, kwargs)
             if inputs is None:
                 self._mixed.add(module)
+            given = form_of((args, kwargs))
             result = forward(*args, **kwargs)
+            if form_of((args, kwargs)) != given:
+                self._mixed.add(module)  # its graph would give it a list of its own to write into
             self._see(graph, inputs or {}, result)
             return result
 

@@ -140,7 +140,7 @@ class Capture:
         finish: Callable[[Snapshot], object] = lambda before: None,
     ) -> None:
         with (
-            untouched(self.root) as before,
+            untouched(self.root, also=[args, kwargs]) as before,
             self._watched_world() as world,
             torch.set_grad_enabled(gradients),
         ):

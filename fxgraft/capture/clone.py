@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -60,12 +60,36 @@ def _uncompile(clone: nn.Module) -> None:
         clone.__dict__["forward"] = MethodType(type(inner).__call__, inner)
 
 
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function that closes over modules of the model, over those of the clone."""
+    closure = tuple(
+        CellType(memo[id(_content(cell))]) if id(_content(cell)) in memo else cell
+        for cell in function.__closure__ or ()
+    )
+    made = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    made.__kwdefaults__, made.__qualname__ = function.__kwdefaults__, function.__qualname__
+    made.__dict__.update(function.__dict__)
+    memo[id(function)] = made
+    return made
+
+
 def _remap(value: Any, memo: dict[int, Any]) -> Any:
     """``value`` with the model's modules replaced by the clone's; containers are new, leaves shared."""
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, MethodType) and id(value.__self__) in memo:
         return MethodType(value.__func__, memo[id(value.__self__)])
+    if type(value) is FunctionType and any(id(_content(cell)) in memo for cell in value.__closure__ or ()):
+        return _rebound(value, memo)
     if type(value) is functools.partial:
         args = [_remap(item, memo) for item in value.args]
         kwargs = {key: _remap(item, memo) for key, item in value.keywords.items()}

@@ -117,7 +117,8 @@ def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:
     expected = _known[module][1].unmet(scope) if module in _known else None
     if expected is None:
         return Mismatch()
-    what = _COMPARES.split(expected)[0]
+    _, _, compared = expected.partition(" and ")  # of "this is an int, and is 3" the second
+    what = _COMPARES.split(compared or expected)[0]
     what = what.lstrip("(") if what.count("(") > what.count(")") else what
     try:
         return Mismatch(expected, what, _told(eval(what, {}, scope)))  # of our own making, as the guard is

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import gc
+import inspect
 import os
 import sys
 import threading
@@ -24,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.nn.attention
 from torch import nn
 
 from fxgraft.capture.code import is_own
@@ -62,6 +64,16 @@ _REFUSED = {
         id(clock): "reads the clock in its forward"
         for clock in (time.time, time.time_ns, time.perf_counter, time.perf_counter_ns, time.monotonic)
     },
+}
+_REFUSED_IN_PYTHON = {
+    function.__code__: what
+    for function, what in (
+        (inspect.unwrap(torch.random.manual_seed), "seeds the random stream in its forward"),
+        (torch.random.set_rng_state, "sets the random stream in its forward"),
+        (inspect.unwrap(torch.random.fork_rng), "keeps the random stream in its forward"),
+        (torch.autograd.graph.saved_tensors_hooks.__enter__, "hooks into saved tensors in its forward"),
+        (inspect.unwrap(torch.nn.attention.sdpa_kernel), "chooses attention kernels in its forward"),
+    )
 }
 _MAKES_MODULE = nn.Module.__init__.__code__
 _READS_ENVIRONMENT = type(os.environ).__getitem__.__code__
@@ -188,6 +200,8 @@ class Instruments:
             recorder.made(frame.f_locals["self"])
         elif code is _READS_ENVIRONMENT:
             recorder.read_environment(os.environ, frame.f_locals["key"])
+        elif code in _REFUSED_IN_PYTHON and _is_asked_by_own(frame):
+            recorder.refuse(UntraceableError(_REFUSED_IN_PYTHON[code]))
         elif code in _STATES_IN_PYTHON and frame.f_back is not None and is_own(frame.f_back):
             function = _STATES_IN_PYTHON[code]
             recorder.asked(function, function())
@@ -200,6 +214,17 @@ class Instruments:
             recorder.asked_autocast()
         elif known in _REFUSED:
             recorder.refuse(UntraceableError(_REFUSED[known]))
+
+
+_WRAPPERS = ("contextlib", "torch._compile", "torch._dynamo")
+
+
+def _is_asked_by_own(frame: FrameType) -> bool:
+    """Whether a model's own code calls this function, perhaps by a ``with``."""
+    caller = frame.f_back
+    while caller is not None and str(caller.f_globals.get("__name__")).startswith(_WRAPPERS):
+        caller = caller.f_back
+    return caller is not None and is_own(caller)
 
 
 def _has(owner: Any, name: str, value: Any) -> bool:

@@ -92,7 +92,6 @@ _FACTORIES = (
     "logspace",
     "randperm",
 )
-_LIMITS = ("finfo", "iinfo")
 
 
 @contextmanager
@@ -106,11 +105,11 @@ def whole_calls() -> Iterator[None]:
             return own.__get__(None, cls)(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", autograd_call(cls), args, kwargs)
 
-    factories = {name: getattr(torch, name) for name in (*_FACTORIES, *_LIMITS)}
+    factories = {name: getattr(torch, name) for name in _FACTORIES}
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         for name, factory in factories.items():
-            setattr(torch, name, _of_dtypes(factory) if name in _LIMITS else _of_sizes(factory))
+            setattr(torch, name, _of_sizes(factory))
         yield
     finally:
         torch.autograd.Function.apply = own  # type: ignore[method-assign]
@@ -146,6 +145,26 @@ def _of_dtypes(limits: type) -> type:
             return isinstance(value, limits)
 
     return Meta(limits.__name__, (), {})
+
+
+_LIMITS = {name: getattr(torch, name) for name in ("finfo", "iinfo")}
+_STAND_INS = {name: _of_dtypes(limits) for name, limits in _LIMITS.items()}
+
+
+@contextmanager
+def limits_of_proxies(followed: bool) -> Iterator[None]:
+    """Let ``torch.finfo`` and ``torch.iinfo`` take proxies while a module's code is followed, and only then.
+
+    Dynamo, which an operation may start, keeps what it finds there.
+    """
+    before = {name: getattr(torch, name) for name in _LIMITS}
+    for name, found in (_STAND_INS if followed else _LIMITS).items():
+        setattr(torch, name, found)
+    try:
+        yield
+    finally:
+        for name, found in before.items():
+            setattr(torch, name, found)
 
 
 @contextmanager

@@ -157,6 +157,11 @@ class Region:
                 del self._known[next(iter(self._known))]
         return self._known[key]
 
+    def form_for(self, parts: Sequence[Region] = ()) -> CallForm:
+        """The calls that the graph, with ``parts`` in it, is right for."""
+        graph = merge(self, parts)[0] if parts else copy_graph(self.base)
+        return with_conditions(merged_form(self, parts) if parts else self.form, self.module, graph)
+
     def install(self, generated: Generated | None, grafts: Sequence[Graft] = ()) -> None:
         """Let ``generated`` be the module's ``forward``, with ``grafts`` for it to read."""
         attributes = self.module.__dict__

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fxgraft import _torch
 from fxgraft.capture.assuming import AssumingTracer
@@ -28,7 +29,7 @@ from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.code import is_caught, is_own
 from fxgraft.capture.effects import Effects
 from fxgraft.capture.instruments import Instruments
-from fxgraft.capture.intercept import EveryOperation, builtins_of_values
+from fxgraft.capture.intercept import EveryOperation, builtins_of_values, limits_of_proxies
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
 from fxgraft.capture.recorder import Recorder
 from fxgraft.capture.sizes import prune_unused_items
@@ -98,8 +99,11 @@ class RegionTracer(AssumingTracer):
                 self._saw(node, self._inputs[known.name])
                 proxies[known.name] = self.proxy(node)
             args, kwargs = self._form.bind(proxies)
+            given = form_of((args, kwargs))
             with EveryOperation(self):
                 result = forward(root, *args, **kwargs)
+            if form_of((args, kwargs)) != given:
+                raise UntraceableError("writes into a list or dictionary that it is given")
             self._follow_gradients()
             return result
 
@@ -107,7 +111,7 @@ class RegionTracer(AssumingTracer):
         recorder = Recorder(module, self._instruments.instrument)
         self._effects = Effects(recorder, self._kept)
         try:
-            with builtins_of_values(module), noted() as raised:
+            with builtins_of_values(module), limits_of_proxies(True), noted() as raised:
                 with self._instruments.recording(recorder, lambda: self.is_following):
                     graph = self.trace(module)
                 if raised:  # and caught by the module's own code
@@ -279,19 +283,26 @@ class RegionTracer(AssumingTracer):
         """Carry ``node`` out on the example values."""
         args, kwargs = self._evaluated(node.args), self._evaluated(node.kwargs)
         is_module = node.op == "call_module"
+        given = form_of((args, kwargs)) if is_module else None
         self._effects.check(others_run=is_module)
         if node.op in ("call_function", "call_method"):
             self._effects.refuse_write(getattr(node.target, "__name__", str(node.target)), args, kwargs)
         self._running += 1
         try:
-            match node.op:
-                case "call_function":
-                    return node.target(*args, **kwargs)  # type: ignore[operator]
-                case "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                case "call_module":
-                    return self.root.get_submodule(str(node.target))(*args, **kwargs)
-            return operator.attrgetter(str(node.target))(self.root)
+            with limits_of_proxies(False):
+                match node.op:
+                    case "call_function":
+                        return node.target(*args, **kwargs)  # type: ignore[operator]
+                    case "call_method":
+                        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                    case "call_module":
+                        result = self.root.get_submodule(str(node.target))(*args, **kwargs)
+                        if form_of((args, kwargs)) != given:
+                            raise UntraceableError(
+                                f"gives {node.target} a list or dictionary that it writes into"
+                            )
+                        return result
+                return operator.attrgetter(str(node.target))(self.root)
         except Exception as error:
             self._caught = error
             raise
@@ -299,3 +310,9 @@ class RegionTracer(AssumingTracer):
             self._running -= 1
             if is_module:
                 self._effects.resume()
+
+
+def form_of(arguments: Any) -> tuple[Any, list[int]]:
+    """What lists and dictionaries hold, to any depth: equal to itself while nothing is written into them."""
+    leaves, form = pytree.tree_flatten(arguments)
+    return form, [id(leaf) for leaf in leaves]

@@ -27,7 +27,6 @@ from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.codegen import Generated, generate
 from fxgraft.capture.fallback import COUNTER
 from fxgraft.capture.intercept import AutogradCall
-from fxgraft.capture.merge import merged_form
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import plain_code
@@ -37,6 +36,7 @@ from fxgraft.host.writing import WRITE, writers
 from fxgraft.seeds.streams import SeedDropout
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
+from fxgraft_passes.blends import FULL_PRECISION
 from fxgraft_passes.naming import OWN_FORWARD
 
 _TEXT = inspect.getsource(plain_code)
@@ -96,9 +96,9 @@ class _Unwrapping:
                     children[attribute] = self._add_child(module, graft)
                 node.target = children[attribute]
         for node in graph.find_nodes(op="call_function", target=operators.folded):
-            _write_out(graph, node)
+            _write_out(graph, node, next(self._host.parameters()).dtype)
         parts = [self._host.regions[name] for name in self._host.structure.merged.get(region.name, ())]
-        form = merged_form(region, parts) if parts else region.form
+        form = region.form_for(parts)
         generated = generate(graph, form, type(module).forward)
         inside = self._host.grown_in(region.name) if region.name in self._writers else ()
         self._become(module, type(module), generated, tuple(children.values()), tuple(inside))
@@ -186,15 +186,18 @@ def _take_out(module: nn.Module) -> None:
         del attributes[name]
 
 
-def _write_out(graph: fx.Graph, node: fx.Node) -> None:
+def _write_out(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
     """The fossil of a seed that was held below 1, in operations of torch."""
     h, s, mode, alpha = node.args
     with graph.inserting_before(node):
         value = graph.call_method("type_as", (s, h))
-        if mode == "convex":
-            value = graph.call_function(operator.sub, (value, h))
-        scaled = graph.call_function(operator.mul, (alpha, value))
-        blend = graph.call_function(operator.add, (h, scaled))
+        if mode == "convex" and dtype in FULL_PRECISION:
+            blend = graph.call_function(torch.lerp, (h, value, alpha))  # as `folded` does, to the bit
+        else:
+            if mode == "convex":
+                value = graph.call_function(operator.sub, (value, h))
+            scaled = graph.call_function(operator.mul, (alpha, value))
+            blend = graph.call_function(operator.add, (h, scaled))
     node.replace_all_uses_with(blend)
     graph.erase_node(node)
 

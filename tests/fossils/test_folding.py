@@ -439,6 +439,7 @@ def test_a_hook_in_a_seed():
 
 def test_gpt2():
     model, _, kwargs = gpt2()
+    kwargs = {**kwargs, "use_cache": False}  # with a cache its attention has no graph
     host = fxgraft.trace(model.eval(), (), kwargs)
     manager = fxgraft.SeedManager(host)
     slots = ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj", "transformer.h.1.mlp.act"]
@@ -451,7 +452,7 @@ def test_gpt2():
     folded = fxgraft.fold(host, (), kwargs)
     assert folded.into == {"a": slots[0], "b": slots[1]}
     assert "into which nothing can be merged" in folded.refused["c"]
-    assert type(folded.module) is type(model)
+    assert isinstance(folded.module, type(model))
     assert folded.max_rel < 1e-4
     torch.testing.assert_close(folded.module(**kwargs).logits, host(**kwargs).logits, rtol=1e-4, atol=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import functools
 import logging
 import sys
 from typing import Any
@@ -124,3 +125,123 @@ def test_tracing_under_cprofile():
     assert "block.fc" in host.slots
     profiler.create_stats()
     assert any(name == "forward" for _, _, name in profiler.stats)
+
+
+# What a reader who knew nothing of this found
+
+
+class Appends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.out = nn.Linear(6, 4), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, aux: list[Tensor], seen: dict[str, Tensor]) -> Tensor:
+        p = self.gate(x).softmax(-1)
+        aux.append(p.mean(0).square().sum())
+        seen["p"] = p
+        return self.out(x)
+
+
+class Collects(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Appends() for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        aux: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
+        for layer in self.layers:
+            x = layer(x, aux, seen)
+        return x * seen["p"].sum(), torch.stack(aux).sum()
+
+
+def test_lists_that_are_passed_on_and_written_into():
+    model = Collects()
+    host = fxgraft.trace(model, (X,))
+    assert "writes into" in host.opaque["layers.0"]
+    manager = fxgraft.SeedManager(host, check_every=0)
+    for slot in list(host.slots):
+        manager.germinate(slot, "low_rank")
+    for ours, theirs in zip(host(X), model(X), strict=True):
+        assert same_bits(ours, theirs)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(x))
+
+
+@pytest.mark.parametrize("held", [_gelu, lambda x: x.sigmoid() * x, functools.partial(torch.clamp, min=0)])
+def test_functions_held_by_modules_are_traced(held: Any):
+    class M(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(6, 6), nn.Linear(6, 2), held
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            if h.shape[0]:
+                h = self.act(h)
+            return self.b(h)
+
+    model = M()
+    host = fxgraft.trace(model, (X,))
+    assert not host.opaque
+    fxgraft.SeedManager(host, check_every=0).germinate("a", "mlp")
+    assert same_bits(host(X), model(X))
+    assert host.explain().fallbacks == 0
+
+
+@pytest.mark.parametrize("how", ["seed", "fork", "hooks"])
+def test_what_is_no_operation_is_no_graph(how: str):
+    class M(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.fc(x)
+            if how == "seed":
+                torch.manual_seed(0)
+                return h + torch.randn_like(h)
+            if how == "fork":
+                with torch.random.fork_rng():
+                    return h + torch.randn_like(h)
+            with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 2, lambda t: t):
+                return h.tanh()
+
+    model = M()
+    host = fxgraft.trace(model, (X,))
+    assert "" in host.opaque
+    fxgraft.SeedManager(host, check_every=0).germinate("fc", "mlp")
+    torch.manual_seed(3)
+    expected = model(X)
+    torch.manual_seed(3)
+    assert same_bits(host(X), expected)
+
+
+def test_functions_that_close_over_the_model():
+    class M(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.regularize = lambda h: nn.functional.dropout(h, 0.5, self.training)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.regularize(self.fc(x))
+
+    model = M()
+    host = fxgraft.trace(model, (X,)).eval()
+    assert same_bits(host(X), model.eval()(X))
+
+
+def test_objects_of_the_example_call_are_left_as_they_are():
+    class Query:
+        def __init__(self) -> None:
+            self.x, self.count, self.features = X, 0, []
+
+    class M(Block):
+        def forward(self, q: Query) -> Tensor:
+            q.count += 1
+            h = self.fc(q.x)
+            q.features.append(h)
+            return h
+
+    query = Query()
+    fxgraft.trace(M(), (query,))
+    assert query.count == 0
+    assert query.features == []
