@@ -147,6 +147,12 @@ class Writer:
         if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
             inside = "".join(f"{self(item)}, " for item in value)
             return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+        if isinstance(value, slice):
+            return f"slice({self(value.start)}, {self(value.stop)}, {self(value.step)})"
+        nodes: list[fx.Node] = []
+        fx.node.map_arg(value, nodes.append)
+        if nodes:
+            raise UnwritableError(nodes[0])
         self.objects.append(value)
         return f"§{len(self.objects) - 1}"
 

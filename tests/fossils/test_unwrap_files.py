@@ -146,6 +146,7 @@ def test_transformers_run_in_a_process_without_fxgraft(tmp_path: Path) -> None:
     files = []
     for model in ("gpt2", "bert"):
         given = MODELS[model]()
+        given.model(*given.args, **given.kwargs)  # which completes the configuration: config.problem_type
         host = fxgraft.trace(given.model, given.args, given.kwargs)
         manager = fxgraft.SeedManager(host)
         for i, slot in enumerate([s for s in host.slots if len(host.slots[s].shape) == 3][::4]):
