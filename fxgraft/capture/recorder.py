@@ -250,6 +250,8 @@ class Recorder:
         self._kept.append(value)
         self._watch(value, said)
         if isinstance(value, (dict, list, tuple, set, frozenset, deque)):
+            if isinstance(base, (ModuleType, type)):
+                return  # a registry: others add to it, and that is no other call
             if len(value) > MAX_ITEMS:
                 raise UntraceableError(
                     f"reads {said}, whose {len(value)} items are too many to check at each call"

@@ -412,6 +412,21 @@ def test_globals(monkeypatch: pytest.MonkeyPatch):
     assert host.explain().fallbacks == 3
 
 
+REGISTRY: dict[str, Any] = {"double": nn.Identity}
+
+
+def test_a_registry_that_others_add_to(monkeypatch: pytest.MonkeyPatch):
+    class M(Net):
+        def between(self, h: Tensor) -> Tensor:
+            return h * 2 if "double" in REGISTRY else h
+
+    model = M()
+    host = grown(model, X)
+    monkeypatch.setitem(REGISTRY, "another", nn.Linear)
+    as_the_model(host, model, X)
+    assert host.explain().fallbacks == 0
+
+
 def test_a_closure():
     factor = 1.0
 
