@@ -24,7 +24,7 @@ def grown(**traced: bool) -> tuple[fxgraft.Host, torch.optim.Optimizer, SeedMana
     host = fxgraft.trace(GPT2LMHeadModel(config), (IDS,), traced)
     optimizer, memory = torch.optim.SGD(host.parameters(), 0.1), Memory()
     manager = SeedManager(host, optimizer, sinks=[memory], check_every=0)
-    slot = next(name for name in host.slots if name.startswith("transformer.h.0."))
+    slot = next(name for name, slot in host.slots.items() if slot.region == "transformer.h.0")
     manager.germinate(slot, "mlp", name="a")
     return host, optimizer, manager, memory
 
