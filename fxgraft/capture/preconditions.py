@@ -12,6 +12,7 @@ from fxgraft.capture.facts import Fact, Written
 from fxgraft.capture.formulas import formulas
 from fxgraft.capture.sizes import (
     conditions,
+    devices_of_example,
     drop_conditions,
     facts_of,
     kinds_of_example,
@@ -33,6 +34,8 @@ def with_conditions(form: CallForm, module: nn.Module, graph: fx.Graph) -> CallF
     asked = {condition.of for condition in unknown}
     if "kind" in asked:
         facts += kinds_of_example(module, graph, inputs)
+    if "device" in asked:
+        facts += devices_of_example(graph, inputs)
     if "rank" in asked:
         facts += ranks_of_example(graph, inputs)
     if of_size := dict.fromkeys(condition.node for condition in unknown if condition.of == "size"):

@@ -51,7 +51,7 @@ class UnwritableError(Exception):
 
     Attributes:
         node: the value on the way that it asks for.
-        of: what it asks for: ``"size"``, ``"kind"`` (dtype or device) or ``"rank"``.
+        of: what it asks for: ``"size"``, ``"rank"``, ``"kind"`` (a dtype) or ``"device"``.
     """
 
     def __init__(self, node: fx.Node, of: str = "size"):
@@ -107,13 +107,14 @@ class Writer:
         raise UnwritableError(node)
 
     def _attribute(self, of: Any, name: str) -> str:
-        return f"{self._of_kind(of) if name in _FACTS else self(of)}.{name}"
+        kind = "device" if name in ("device", "is_cuda") else "kind"
+        return f"{self._of_kind(of, kind) if name in _FACTS else self(of)}.{name}"
 
-    def _of_kind(self, of: Any) -> str:
+    def _of_kind(self, of: Any, kind: str = "kind") -> str:
         try:
             return self(of)
         except UnwritableError as error:
-            raise UnwritableError(error.node, of="kind") from None
+            raise UnwritableError(error.node, of=kind) from None
 
     def _rank(self, size: Any) -> str:
         """The value of a ``size()`` of which nothing but the length counts."""
@@ -272,19 +273,27 @@ def prune_unused_items(graph: fx.Graph, observer: Observer) -> None:
 
 
 def kinds_of_example(module: nn.Module, graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
-    """The facts that every input, and the module, has the dtype and device that it had in the example."""
+    """The facts that every input, and the module, has the dtype that it had in the example."""
     found = []
     for node in graph.find_nodes(op="placeholder"):
         seen = observation_of(node)
         if seen is not None and seen.kind == "Tensor" and str(node.target) in inputs:
             base = Written(inputs[str(node.target)])
             found += [equals(base, (("attr", "dtype"),), seen.dtype)]
-            found += [Fact(base, (), f"$.device.type == {seen.device.type!r}")]
     for name, parameter in module.named_parameters():
         found.append(equals(Self(), (*steps_to(name), ("attr", "dtype")), parameter.dtype))
         break
     autocast = Fact(torch.is_autocast_enabled, (), "not ($('cpu') or $('cuda'))")
     return [*found, autocast]
+
+
+def devices_of_example(graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
+    """The facts that every input is on a device of the kind that it was on in the example."""
+    return [
+        Fact(Written(inputs[str(node.target)]), (), f"$.device.type == {seen.device.type!r}")
+        for node in graph.find_nodes(op="placeholder")
+        if (seen := observation_of(node)) is not None and seen.kind == "Tensor" and str(node.target) in inputs
+    ]
 
 
 def ranks_of_example(graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:

@@ -142,7 +142,7 @@ def test_a_blended_branch_is_one_written_by_hand(
     assert_same_bits(bridge.read, probes[source].read, "what the branch reads")
     with torch.no_grad():
         s = bridge(probes[source].read[0])
-    expected = h + torch.tensor(alpha) * (s if mode == "residual" else s - h)
+    expected = h + torch.tensor(alpha) * s if mode == "residual" else torch.lerp(h, s, alpha)
     assert_same_bits(leaving.read, [expected.to(h.dtype)], "what leaves the slot")
 
 
