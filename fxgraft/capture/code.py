@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import dis
 import functools
-import sys
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
-_LIBRARIES = frozenset(sys.stdlib_module_names) | {
-    *(
-        "torch",
-        "functorch",
-        "numpy",
-        "sympy",
-        "networkx",
-        "fxgraft",
-        "fxgraft_passes",
-        "hypothesis",
-        "_pytest",
-    ),
-}
+from fxgraft_passes.snapshot import LIBRARIES
+
 _CATCHES = ("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "POP_EXCEPT")
 
 
@@ -90,4 +78,4 @@ def is_own(frame: FrameType) -> bool:
 @functools.lru_cache(maxsize=4096)
 def is_own_module(name: str) -> bool:
     """Whether a module of Python of that name is of a model's code."""
-    return name.split(".")[0] not in _LIBRARIES
+    return name.split(".")[0] not in LIBRARIES

@@ -25,7 +25,20 @@ from fxgraft_passes.saved import PLAIN, Saved, Variables, save
 MAX_OBJECTS = 200_000
 """How many objects a snapshot holds at most: what is further away is left as it is."""
 
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "fxgraft", "fxgraft_passes"}
+LIBRARIES = frozenset(sys.stdlib_module_names) | {
+    *(
+        "torch",
+        "functorch",
+        "numpy",
+        "sympy",
+        "networkx",
+        "fxgraft",
+        "fxgraft_passes",
+        "hypothesis",
+        "_pytest",
+    ),
+}
+"""The packages whose code is not a model's own."""
 
 
 class Snapshot:
@@ -84,7 +97,7 @@ def _classes_of(value: object) -> list[type]:
     """The classes of an object that are the model's own: their variables can be written through it."""
     if isinstance(value, (type, ModuleType)):
         return []
-    return [cls for cls in type(value).__mro__ if cls.__module__.split(".")[0] not in _LIBRARIES]
+    return [cls for cls in type(value).__mro__ if cls.__module__.split(".")[0] not in LIBRARIES]
 
 
 def _parts(value: Any) -> Iterable[object]:
