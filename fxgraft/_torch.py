@@ -19,12 +19,16 @@ import torch
 from torch import Tensor
 
 from fxgraft_passes._torch import constant_when_compiled as constant_when_compiled
+from fxgraft_passes._torch import is_constant_when_compiled as is_constant_when_compiled
 from fxgraft_passes._torch import is_in_backward as is_in_backward
 from fxgraft_passes._torch import is_inside_transform as is_inside_transform
 from fxgraft_passes._torch import is_wrapped_by_transform as is_wrapped_by_transform
 
 SEEN_WITH = ("2.13.0", "2.14.1")
 """The versions that all of this was seen to work with."""
+
+COMPILER_WRAPPERS = ("torch._compile", "torch._dynamo")
+"""Modules whose functions stand between a caller and what it calls. Missing: those reads are not seen."""
 
 
 # Dynamo, AOTAutograd and Inductor

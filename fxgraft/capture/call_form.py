@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.capture.defaults import printed_default
 from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self
 from fxgraft.capture.fallback import fell_back
@@ -303,7 +304,7 @@ class CallForm:
         constants = {
             name: _ModuleNamed(value.__name__) if isinstance(value, ModuleType) else value
             for name, value in self.constants.items()
-            if not hasattr(value, "_dynamo_marked_constant")  # which the facts make again
+            if not _torch.is_constant_when_compiled(value)  # which the facts make again
         }
         facts = [fact.portable(_ModuleNamed) for fact in self.facts]
         return {**self.__dict__, "constants": constants, "facts": facts}

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from fxgraft import _torch
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)
 MAX_ITEMS = 1000
@@ -78,7 +80,7 @@ def _checked(fact: Fact) -> Callable[[], bool]:
     def closure_holds() -> bool:
         return bool(eval(test, scope))  # of our own making
 
-    closure_holds._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    _torch.constant_when_compiled(closure_holds)
     _checks[key] = closure_holds
     return closure_holds
 

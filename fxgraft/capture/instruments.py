@@ -28,6 +28,7 @@ import torch
 import torch.nn.attention
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.capture.code import is_own
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.recorder import Recorder
@@ -216,7 +217,7 @@ class Instruments:
             recorder.refuse(UntraceableError(_REFUSED[known]))
 
 
-_WRAPPERS = ("contextlib", "torch._compile", "torch._dynamo")
+_WRAPPERS = ("contextlib", *_torch.COMPILER_WRAPPERS)
 
 
 def _is_asked_by_own(frame: FrameType) -> bool:

@@ -13,8 +13,7 @@ function of the outputs, drawn from a stream of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +62,8 @@ def check(
     """
     live = {seed.name: seed for seed in seeds if seed.is_live}
     reference = _reference(host.structure, live)
-    with _originals_kept(host) as written:
-        without = _observe(host, reference, Phase.DETACHED, args, kwargs)
-        within = _observe(host, host.structure, host.phase, args, kwargs)
+    without, _ = _observe(host, reference, Phase.DETACHED, args, kwargs)
+    within, written = _observe(host, host.structure, host.phase, args, kwargs)
     if host.phase is not Phase.ISOLATED:  # the outputs are meant to differ
         without, within = ({k: v for k, v in seen.items() if k[0] != "output"} for seen in (without, within))
     return written + [
@@ -73,22 +71,6 @@ def check(
         for (kind, name), value in within.items()
         if not _same(value, without.get((kind, name)))
     ]
-
-
-@contextmanager
-def _originals_kept(host: Host) -> Iterator[list[Violation]]:
-    """The host's own buffers: passes inside work on copies, so who changes these went behind its back.
-
-    Yields a list that is filled afterwards; the buffers are put back.
-    """
-    before = {name: (buffer, buffer.clone()) for name, buffer in host.trees()[0].named_buffers()}
-    written: list[Violation] = []
-    yield written
-    for name, (buffer, kept) in before.items():
-        if not same_tensor(buffer, kept):
-            written.append(Violation("buffer", name, _difference(buffer, kept)))
-            with torch.no_grad():
-                buffer.copy_(kept)
 
 
 def _reference(structure: Structure, live: Mapping[str, Seed]) -> Structure:
@@ -107,8 +89,12 @@ def _reference(structure: Structure, live: Mapping[str, Seed]) -> Structure:
 
 def _observe(
     host: Host, structure: Structure, phase: Phase, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Observed:
-    """Gradients, buffers and outputs of the traced model in one pass."""
+) -> tuple[Observed, list[Violation]]:
+    """Gradients, buffers and outputs of the traced model in one pass; and what was written behind its back.
+
+    The pass works on copies of the host's buffers: who changes the originals holds them beside the host.
+    """
+    originals = {name: (buffer, buffer.clone()) for name, buffer in host.trees()[0].named_buffers()}
     with host.untouched(), torch.enable_grad(), host.probing(structure, phase) as root:
         parameters = {n: p for n, p in root.named_parameters() if p.requires_grad}
         outputs = [o for o in pytree.tree_leaves(root(*args, **kwargs)) if isinstance(o, Tensor)]
@@ -122,7 +108,12 @@ def _observe(
         seen |= {("gradient", name): g for name, g in zip(parameters, grads, strict=True)}
         seen |= {("buffer", name): b.clone() for name, b in root.named_buffers()}
         seen |= {("output", str(i)): o.detach() for i, o in enumerate(outputs)}
-        return seen
+        written = [
+            Violation("buffer", name, _difference(buffer, kept))
+            for name, (buffer, kept) in originals.items()
+            if not same_tensor(buffer, kept)
+        ]
+    return seen, written
 
 
 def _cotangents(outputs: list[Tensor]) -> list[Tensor]:

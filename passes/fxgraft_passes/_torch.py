@@ -7,6 +7,7 @@ what happens where it is missing; ``tests/test_torch.py`` calls each.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,16 @@ def is_wrapped_by_transform(tensor: torch.Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
+def unseen_by_modes() -> AbstractContextManager[Any]:
+    """Inside, no ``TorchFunctionMode`` sees what is done. Missing: snapshots while tracing raise."""
+    return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else nullcontext()
+
+
 def constant_when_compiled(function: Callable[..., Any]) -> None:
     """What ``torch.compiler.assume_constant_result`` does, without its import. Missing: a graph break."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_constant_when_compiled(value: object) -> bool:
+    """Whether `constant_when_compiled` was called with it."""
+    return hasattr(value, "_dynamo_marked_constant")

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fxgraft_passes._torch import unseen_by_modes
 from fxgraft_passes.saved import PLAIN, Saved, Variables, save
 
 MAX_OBJECTS = 200_000
@@ -44,6 +45,9 @@ LIBRARIES = frozenset(sys.stdlib_module_names) | {
 class Snapshot:
     """What ``roots`` hold now, to any depth.
 
+    No ``TorchFunctionMode`` sees a snapshot being taken or put back: one that records what a model does must
+    not record that too.
+
     Args:
         roots: objects to start from: modules, containers, cells of closures, anything. Of a class or a module
             of Python given as a root, its own variables.
@@ -52,7 +56,10 @@ class Snapshot:
     def __init__(self, roots: Iterable[object]):
         self._seen: dict[int, object] = {}  # holds them, so that no id is given twice
         self._saved: list[Saved] = []
-        waiting = deque(roots)
+        with unseen_by_modes():
+            self._walk(deque(roots))
+
+    def _walk(self, waiting: deque[object]) -> None:
         given = set(map(id, waiting))
         while waiting and len(self._seen) < MAX_OBJECTS:
             value = waiting.popleft()
@@ -70,9 +77,11 @@ class Snapshot:
 
     def changes(self) -> Iterator[tuple[object, str]]:
         """What is not as it was: the object, and what of it in words (``"its item 'aux'"``)."""
-        for saved in self._saved:
-            if (what := saved.change()) is not None:
-                yield saved.value, what
+        with unseen_by_modes():
+            found = [(saved.value, saved.change()) for saved in self._saved]
+        for value, what in found:
+            if what is not None:
+                yield value, what
 
     def set_since(self) -> Iterator[tuple[object, str, Any]]:
         """Attributes that were missing or None, and are numbers, texts or dtypes now: object, name, value."""
@@ -88,9 +97,10 @@ class Snapshot:
 
     def restore(self) -> None:
         """Put everything back; what is as it was is not written to."""
-        for saved in self._saved:
-            if saved.change() is not None:
-                saved.restore()
+        with unseen_by_modes():
+            for saved in self._saved:
+                if saved.change() is not None:
+                    saved.restore()
 
 
 def _classes_of(value: object) -> list[type]:
