@@ -22,6 +22,7 @@ MODULES = [
     "fxgraft.controllers",
     "fxgraft.cost",
     "fxgraft.errors",
+    "fxgraft.explore",
     "fxgraft.gates",
     "fxgraft.integrations.accelerate",
     "fxgraft.integrations.hugging_face",

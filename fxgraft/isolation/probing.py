@@ -81,12 +81,12 @@ def measure(
     losses, runs, fallbacks = [], [], 0
     draws = generators_of(evaluate)
     for share in (0.0, alpha):
-        _reshard(host)
-        with host.untouched(also=draws), at_alpha(host, seed, share), _mode_kept(host):
+        reshard(host)
+        with host.untouched(also=draws), at_alpha(host, seed, share), mode_kept(host):
             before = seed.runs, silence.fallbacks(seed)
             with disturbable(), torch.no_grad():
                 losses.append(_number(evaluate()))
-                _reshard(host)
+                reshard(host)
             runs.append(seed.runs - before[0])
             fallbacks += silence.fallbacks(seed) - before[1]
     losses = [mean(loss) for loss in losses]
@@ -103,7 +103,7 @@ def measure(
     return losses[0] - losses[1]
 
 
-def _reshard(host: Host) -> None:
+def reshard(host: Host) -> None:
     """``fully_shard`` leaves the host's own parameters whole after a forward pass; not across a restore."""
     if (reshard := getattr(type(host), "reshard", None)) is not None:
         reshard(host)
@@ -117,7 +117,7 @@ def _number(loss: object) -> float:
 
 
 @contextmanager
-def _mode_kept(host: Host) -> Iterator[None]:
+def mode_kept(host: Host) -> Iterator[None]:
     """Put the train or eval mode of each module back: an evaluation sets its own."""
     modes = [(module, module.training) for module in host.modules()]
     try:

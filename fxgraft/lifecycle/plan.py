@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxgraft.blueprints import Cost
 from fxgraft.errors import BlueprintError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle import nursery
@@ -145,6 +146,18 @@ def plan(
         order=tuple(p.seed for p in structure.placements if p.values & placement.values),
         diffs=_diffs(host, structure),
     )
+
+
+def price(host: Host, slot: Slot, spec: GraftSpec, blueprint: str, config: Mapping[str, Any]) -> Cost:
+    """What a seed would cost: as `plan`, without the code that it would change.
+
+    Raises:
+        SlotError, BlueprintError: as `SeedManager.germinate` would.
+    """
+    around = nursery.surroundings(host, slot, without_data=True)
+    module = _built(blueprint, slot, spec.mode, around, config)
+    forward, _ = _flops(module, slot, around, spec.isolated)
+    return Cost(sum(p.numel() for p in module.parameters() if p.requires_grad), forward)
 
 
 def _built(

@@ -7,11 +7,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,12 @@ from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed import peers_of
 from fxgraft.errors import CheckpointError, DistributedError, SlotError, StageError
+from fxgraft.explore import exploration as explore
+from fxgraft.explore import scoring
+from fxgraft.explore.candidates import Choice, find
+from fxgraft.explore.exploration import Exploration
+from fxgraft.explore.measuring import Evaluate, check
+from fxgraft.explore.scoring import Score
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host.introduction import introduce
 from fxgraft.interrupts import disturbable, whole
@@ -153,6 +159,7 @@ class SeedManager:
         self._cooldown = cooldown
         self._memory = Memory(self.peers.share(torch.initial_seed()))
         self._acts = Acts(self._lifecycle, self._background, self._memory)
+        self._routines: list[Routine] = []
         self._saver = Saver(
             self._lifecycle, self._optimizers, self.schedulers, self._reporter, self.peers, self._memory
         )
@@ -588,9 +595,93 @@ class SeedManager:
             if self.host.copies:
                 self._reporter.stray_copies(self.host.copies.stray(self.host))
             self.monitor.step(self._seeds.values())
+            for routine in list(self._routines):
+                self._advance(routine, loss)
             self._dispatcher.carry_out(self.peers.orders(self._inbox))
         finally:
             self._inbox.end_step()
+
+    # Where to grow
+
+    @whole
+    def explore(
+        self,
+        candidates: Choice = "auto",
+        *,
+        evaluate: Evaluate,
+        steps: int = 100,
+        keep: int = 0,
+        blueprints: Sequence[str] | None = None,
+        score: str | Score = scoring.DEFAULT,
+        at: float = 1.0,
+        repeats: int = 1,
+        cap: Mapping[str, int] | None = None,
+    ) -> Exploration:
+        """Let many candidates learn in isolation beside the run, measure each alone, and rank them.
+
+        They germinate now, in one act, several at one slot where several fit there. ``manager.step()`` drives
+        the rest: after ``steps`` of it they are measured and culled. The host does not feel any of it: its
+        weights, its optimizer and the random streams are to the bit what they are without. On several ranks
+        each calls it.
+
+        Args:
+            candidates: ``"auto"``: every slot, with every registered blueprint that fits; a selection of
+                slots (``host.slots.select(...)``, a name, several names), likewise; or SEED commands (or
+                dictionaries).
+            evaluate: computes a loss of the host without arguments, best on held-out data and in eval mode: a
+                number, or one for each of several batches (a sequence, a 1-D tensor), from which a standard
+                error follows. It is called once now, and once for each candidate at the end. Gradients are
+                off inside; lower is better.
+            steps: for how many training steps they learn.
+            keep: how many of the best stay, in TRAINING; the others are culled.
+            blueprints: the names of those to take in the place of all; not where commands are given.
+            score: what they are ranked by: one of ``fxgraft.explore.SCORES``, or a function of a `Row`.
+            at: the alpha at which they are measured.
+            repeats: how often each evaluation is repeated, for one that draws random numbers.
+            cap: how much is tried at once where slots are given: ``{"candidates": 64, "parameters": ...,
+                "flops": ..., "memory": ...}``; see `fxgraft.explore.candidates.Cap`.
+
+        Returns:
+            The exploration: ``done``, ``table``, ``best(n)``; print it.
+
+        Raises:
+            SlotError, BlueprintError, CommandError: what was named is not there, or can never grow there.
+            TypeError: ``candidates`` or ``evaluate`` is something else, or ``evaluate`` returns no numbers.
+            ValueError: a number that cannot be, a loss that is not finite, or nothing that could grow.
+            StageError: seeds cannot change now.
+        """
+        self._allow("explore")
+        self._acts.refuse("explore")
+        settings = explore.Settings(
+            expect.whole("steps", steps, 1),
+            expect.whole("keep", keep),
+            expect.number("at", at, 0, 1),
+            expect.whole("repeats", repeats, 1),
+        )
+        by = scoring.resolve(score)
+        bare = check(self.host, evaluate)
+        found = find(self.host, candidates, blueprints, cap, bare.flops)
+        exploration = explore.Exploration(self, self._lifecycle.silence, found, evaluate, by, settings)
+        exploration.begin()
+        self._routines.append(exploration)
+        return exploration
+
+    def carry_out_together(self, orders: Sequence[Command]) -> list[Reply]:
+        """As `carry_out`, several in one act; where that cannot land as a whole, one by one."""
+        self._inbox.require_here("carry out commands")
+        waiting: list[tuple[Command, Future[Reply] | None]] = [(order, Future()) for order in orders]
+        self._dispatcher.carry_out(waiting)
+        return [future.result(0) for _, future in waiting if future is not None]
+
+    @contextmanager
+    def no_cooldown(self) -> Iterator[None]:
+        """What is culled inside was only tried: its slots take seeds as before."""
+        before = dict(self._memory.refuses_until)
+        try:
+            yield
+        finally:
+            self._memory.refuses_until.clear()
+            self._memory.refuses_until.update(before)
 
     # Looking at what a seed does
 
@@ -786,6 +877,16 @@ class SeedManager:
         if self.host.borrowed:
             raise StageError(f"cannot {action} inside {self.host.borrowed}: do it afterwards")
 
+    def _advance(self, routine: Routine, loss: float | Tensor | None) -> None:
+        """One step of what goes on beside the training; what ends, or raises, goes on no more."""
+        try:
+            routine.step(loss)
+        except BaseException:
+            self._routines.remove(routine)
+            raise
+        if routine.done:
+            self._routines.remove(routine)
+
     def _pass_gate(self, action: str, seed: Seed, force: bool) -> None:
         expect.flag("force", force)
         gate = self._gates.get(action)
@@ -862,6 +963,15 @@ class SeedManager:
             # What lands in the background comes at a step of its own choice: that one stays ordinary.
             self.monitor.look_soon(LATER if self._background.is_landing else 0)
         self._reporter.stage(seed)
+
+
+class Routine(Protocol):
+    """What goes on beside the training: an exploration, say."""
+
+    done: bool
+
+    def step(self, loss: float | Tensor | None) -> None:
+        """One training step is over."""
 
 
 _GIVEN_ONCE = frozenset(inspect.signature(SeedManager).parameters) - {"enabled"}

@@ -1,0 +1,16 @@
+"""Where should it grow? Many candidates learn in isolation beside a live run, ranked by what they give.
+
+=============  ======================================================================
+`candidates`   what may be explored: where, and with what
+`exploration`  one exploration, from its germination to its end
+`measuring`    the contributions of many seeds, from one evaluation each
+`scoring`      what the candidates are ranked by
+`table`        what was found, as rows and as text
+=============  ======================================================================
+"""
+
+from fxgraft.explore.exploration import Exploration
+from fxgraft.explore.scoring import SCORES
+from fxgraft.explore.table import Row
+
+__all__ = ["SCORES", "Exploration", "Row"]

@@ -1,0 +1,268 @@
+"""What may be explored: where, and with what.
+
+    "auto"                                   every slot, every registered blueprint that fits there
+    host.slots.select("blocks.*"), a name,   these slots, likewise
+    or several of either
+    SEED commands (also as dictionaries)     these, and no others
+
+Two slots that hold the very same tensor (a dropout that did nothing in the example call, a ``view`` of the
+same shape) are one place: the first of them stands for both. What cannot be planted is refused at once, by
+name; what "auto" would have to leave out is told, each with the reason.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fxgraft import blueprints as registered
+from fxgraft import commands, expect
+from fxgraft.commands import SEED
+from fxgraft.errors import BlueprintError, CommandError, SlotError
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.plan import price
+from fxgraft.slots.selection import NO_SLOTS, Slots
+from fxgraft_passes import GraftSpec, Slot
+from fxgraft_passes.observe import KEY
+
+Choice = str | Slot | Slots | SEED | Mapping[str, Any] | Iterable[Any]
+"""What `SeedManager.explore` takes for ``candidates``."""
+
+AUTO = "auto"
+LEAST_PARAMETERS, LEAST_FLOPS = 1_000_000, 10**9
+"""A small host may be explored with so much, however small it is."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that may grow.
+
+    Attributes:
+        command: what plants it.
+        parameters, flops: as of `fxgraft.blueprints.Cost`.
+        memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
+            backward pass, estimated as three of the slot's.
+    """
+
+    command: SEED
+    parameters: int
+    flops: int
+    memory: int
+
+
+@dataclass
+class Found:
+    """The candidates of an exploration.
+
+    Attributes:
+        candidates: what is explored.
+        left_out: what is not, with the reason.
+    """
+
+    candidates: list[Candidate] = field(default_factory=list)
+    left_out: list[tuple[SEED, Candidate | None, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cap:
+    """How much is explored at once where the candidates are found by themselves; all of them together.
+
+    Attributes:
+        candidates: how many.
+        parameters: how many they may have.
+        flops: of a forward pass of all at the shape of the example call.
+        memory: bytes, see `Candidate`.
+    """
+
+    candidates: int
+    parameters: int
+    flops: int
+    memory: int
+
+    @classmethod
+    def of(cls, given: Mapping[str, int] | None, host: Host, flops: int | None) -> Cap:
+        """The default: 64 candidates, with twice the parameters and twice the FLOPs of the host.
+
+        But a million parameters and 10^9 FLOPs at least; and no limit of memory.
+
+        Args:
+            given: what is to be otherwise.
+            host: where they grow.
+            flops: of the host's forward pass; None where that is not known: then there is no such limit.
+
+        Raises:
+            ValueError: for another name, or a number that cannot be.
+        """
+        size = sum(parameter.numel() for parameter in host.host_parameters())
+        caps = {
+            "candidates": 64,
+            "parameters": max(2 * size, LEAST_PARAMETERS),
+            "flops": sys.maxsize if flops is None else max(2 * flops, LEAST_FLOPS),
+            "memory": sys.maxsize,
+        }
+        for name, number in (given or {}).items():
+            if name not in caps:
+                raise ValueError(f"cap: expected {', '.join(caps)}; got {name!r}")
+            caps[name] = expect.whole(f"cap[{name!r}]", number, 1)
+        return cls(**caps)
+
+    def objection(self, taken: Sequence[Candidate], other: Candidate) -> str | None:
+        """Why ``other`` is too much beside those that were taken; None where it is not."""
+        if len(taken) >= self.candidates:
+            return f"the cap of {self.candidates} candidates"
+        together = [*taken, other]
+        if sum(candidate.parameters for candidate in together) > self.parameters:
+            return f"the cap of {self.parameters:,} parameters for all candidates together"
+        if sum(candidate.flops for candidate in together) > self.flops:
+            return f"the cap of {self.flops:,} FLOPs for all candidates together"
+        if sum(candidate.memory for candidate in together) > self.memory:
+            return f"the cap of {self.memory:,} bytes for all candidates together"
+        return None
+
+
+def find(
+    host: Host,
+    choice: Choice,
+    names: Sequence[str] | None = None,
+    cap: Mapping[str, int] | None = None,
+    flops: int | None = None,
+) -> Found:
+    """The candidates that ``choice`` names.
+
+    Args:
+        host: where they are to grow.
+        choice: see the module.
+        names: of the blueprints to take where slots are chosen; all that are registered by default.
+        cap: see `Cap`. Where commands are given, all of them are taken.
+        flops: of the host's forward pass, where that is known.
+
+    Raises:
+        SlotError, BlueprintError, CommandError: something that was named is not there, or can never grow.
+        TypeError: ``choice`` is something else.
+        ValueError: there is no candidate at all.
+    """
+    found, limit = Found(), Cap.of(cap, host, flops)
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+        raise TypeError(f"blueprints: expected names, or None for all; got {names!r}")
+    if isinstance(choice, str) and choice == AUTO:
+        if not host.slots:
+            raise SlotError(NO_SLOTS)
+        return _fitting(host, list(host.slots.values()), names, limit)
+    slots, seeds = _told_apart(host, choice)
+    if slots and seeds:
+        raise TypeError("candidates: expected slots, or SEED commands; got both")
+    if slots:
+        return _fitting(host, slots, names, limit, named=True)
+    for place, seed in enumerate(seeds):
+        if not seed.isolated:
+            raise ValueError(
+                f"candidates[{place}]: expected an isolated seed, which the host does not feel; "
+                f"got isolated=False"
+            )
+        found.candidates.append(_priced(host, seed))
+    if not found.candidates:
+        raise ValueError("candidates: expected one at least; got none: nothing could grow")
+    return found
+
+
+def _told_apart(host: Host, choice: Any) -> tuple[list[Slot], list[SEED]]:
+    """The slots, or the commands, that are given."""
+    if isinstance(choice, Slots):
+        return list(choice.values()), []
+    if isinstance(choice, Slot):
+        return [host.slot(choice.name)], []
+    if isinstance(choice, SEED) or (isinstance(choice, Mapping) and "type" in choice):
+        return [], [_seed(choice)]
+    if isinstance(choice, str):
+        is_name = choice in host.slots or not any(sign in choice for sign in "*?")
+        return ([host.slot(choice)] if is_name else list(host.slots.select(choice).values())), []
+    if isinstance(choice, (Mapping, bytes)) or not isinstance(choice, Iterable):
+        raise TypeError(
+            f'candidates: expected "auto", slots (host.slots.select(...), names) or SEED commands; '
+            f"got {type(choice).__name__}"
+        )
+    slots: list[Slot] = []
+    seeds: list[SEED] = []
+    for one in choice:
+        more = _told_apart(host, one)
+        slots += more[0]
+        seeds += more[1]
+    return slots, seeds
+
+
+def _seed(given: SEED | Mapping[str, Any]) -> SEED:
+    command = commands.parse(given)
+    if not isinstance(command, SEED):
+        raise CommandError(f"candidates: expected SEED commands; got {type(command).__name__}")
+    return command
+
+
+def _priced(host: Host, seed: SEED) -> Candidate:
+    """The candidate of a command. Raises what germinating it would."""
+    registered.get(seed.blueprint)
+    slot = host.site(seed.slot, seed.source)
+    spec = GraftSpec(seed.mode or "residual")
+    cost = price(host, slot, spec, seed.blueprint, seed.config)
+    kept = 3 * slot.shape.numel() * slot.dtype.itemsize
+    return Candidate(seed, cost.parameters, cost.flops, 4 * cost.parameters * slot.dtype.itemsize + kept)
+
+
+def _fitting(
+    host: Host, slots: Sequence[Slot], names: Sequence[str] | None, cap: Cap, named: bool = False
+) -> Found:
+    """All that fits at these slots, as far as the cap goes: the smallest of each slot first."""
+    for name in names or ():
+        registered.get(name)
+    found = Found()
+    fitting: list[tuple[int, Candidate]] = []
+    for slot, twin in _places(slots):
+        here = []
+        misfits: list[tuple[SEED, Candidate | None, str]] = []
+        for name in names if names is not None else registered.names():
+            seed = SEED(slot=slot.name, blueprint=name)
+            try:
+                candidate = _priced(host, seed)
+            except (SlotError, BlueprintError) as error:
+                misfits.append((seed, None, str(error)))
+                continue
+            if not candidate.parameters:
+                misfits.append((seed, candidate, "it has no parameters: nothing could be learnt"))
+            elif twin is not None:
+                found.left_out.append((seed, candidate, f"{twin!r} holds the very same value"))
+            else:
+                here.append(candidate)
+        here.sort(key=lambda candidate: (candidate.parameters, candidate.command.blueprint))
+        fitting += enumerate(here)
+        if twin is None and not here:
+            found.left_out += misfits[:1] if names is None else misfits
+            if named and names is None:
+                found.left_out[-1] = (misfits[0][0], None, f"no registered blueprint fits: {misfits[0][2]}")
+        elif names is not None:
+            found.left_out += misfits
+    fitting.sort(key=lambda ranked: ranked[0])  # stable: in the order of the slots
+    for _, candidate in fitting:
+        if (reason := cap.objection(found.candidates, candidate)) is None:
+            found.candidates.append(candidate)
+        else:
+            found.left_out.append((candidate.command, candidate, reason))
+    if not found.candidates:
+        why = "; ".join(f"{seed.blueprint} at {seed.slot!r}: {why}" for seed, _, why in found.left_out[:3])
+        raise ValueError(f"candidates: nothing that is registered can grow there: {why}")
+    return found
+
+
+def _places(slots: Sequence[Slot]) -> list[tuple[Slot, str | None]]:
+    """Each slot once, with the name of an earlier one that holds the very same value, or None."""
+    known: dict[object, str] = {}
+    places: list[tuple[Slot, str | None]] = []
+    for slot in {slot.name: slot for slot in slots}.values():
+        seen = slot.node.meta.get(KEY)
+        value = (seen.memory, tuple(slot.shape), slot.dtype) if seen is not None else slot.name
+        # Where the value is written into later, what stands behind that is another one.
+        is_new = slot.copy or slot.reader is not None or seen is None or seen.memory < 0
+        places.append((slot, None if is_new else known.get(value)))
+        if not is_new:
+            known.setdefault(value, slot.name)
+    return places

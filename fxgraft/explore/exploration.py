@@ -1,0 +1,270 @@
+"""An exploration: many isolated candidates learn beside the host, are measured, ranked and taken out again.
+
+manager.explore(...)      all germinate in one act
+manager.step() x steps    they learn; the host does not feel them
+the last of these         each is measured alone, all are ranked, all but the best are culled
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fxgraft import commands
+from fxgraft.commands import SEED
+from fxgraft.errors import CheckpointError
+from fxgraft.explore.candidates import Candidate, Found
+from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
+from fxgraft.explore.scoring import Score, rank_of
+from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
+from fxgraft.lifecycle.silence import Silence
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft.telemetry.events import logger
+from fxgraft.words import count
+
+if TYPE_CHECKING:
+    from fxgraft.manager.manager import SeedManager
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a host is explored; as the arguments of `SeedManager.explore`."""
+
+    steps: int
+    keep: int
+    at: float
+    repeats: int
+
+
+@dataclass
+class _Entry:
+    """A candidate, and what became of it so far."""
+
+    command: SEED
+    candidate: Candidate | None
+    seed: str | None = None
+    status: str = LEARNING
+    reason: str = ""
+    found: Measured = field(default_factory=Measured)
+    step_cost: float | None = None
+    gradient: float | None = None
+    trained_steps: int = 0
+    score: float | None = None
+
+    def row(self) -> Row:
+        return Row(
+            slot=self.command.slot,
+            blueprint=self.command.blueprint,
+            parameters=None if self.candidate is None else self.candidate.parameters,
+            flops=None if self.candidate is None else self.candidate.flops,
+            contribution=self.found.contribution,
+            standard_error=self.found.standard_error,
+            score=self.score,
+            step_cost=self.step_cost,
+            gradient=self.gradient,
+            trained_steps=self.trained_steps,
+            status=self.status,
+            reason=self.reason,
+            seed=self.seed,
+            command=self.command,
+        )
+
+    def fail(self, reason: str) -> None:
+        self.status, self.reason = FAILED, reason
+
+
+class Exploration:
+    """What `SeedManager.explore` returns; ``manager.step()`` drives it. Print it for a table.
+
+    Attributes:
+        done: whether it is over: measured, or given up.
+    """
+
+    def __init__(
+        self,
+        manager: SeedManager,
+        silence: Silence,
+        found: Found,
+        evaluate: Evaluate,
+        score: Score,
+        settings: Settings,
+    ):
+        self._manager, self._silence = manager, silence
+        self._evaluate, self._score, self._settings = evaluate, score, settings
+        self._entries = [_Entry(candidate.command, candidate) for candidate in found.candidates]
+        self._left_out = [_Entry(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out]
+        self._began, self._steps = manager.steps, 0
+        self.done = False
+
+    # What it found
+
+    @property
+    def table(self) -> list[Row]:
+        """A row for each candidate: those measured by their rank, then those that failed or were left out."""
+        measured = [entry for entry in self._entries if entry.status == MEASURED]
+        measured.sort(key=lambda entry: -rank_of(entry.score))
+        others = [entry for entry in self._entries if entry.status != MEASURED]
+        return [entry.row() for entry in (*measured, *others, *self._left_out)]
+
+    def best(self, n: int = 1) -> list[Row]:
+        """The ``n`` rows with the best scores, of those that were measured; fewer where there are fewer."""
+        return [row for row in self.table if row.status == MEASURED][:n]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "done": self.done,
+            "began": self._began,
+            "steps": self._steps,
+            "of": self._settings.steps,
+            "rows": [row.to_dict() for row in self.table],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as `to_dict`."""
+        return self.to_dict()
+
+    def __str__(self) -> str:
+        learning = sum(entry.status == LEARNING for entry in self._entries)
+        state = (
+            f"{sum(entry.status == MEASURED for entry in self._entries)} measured, "
+            f"{sum(entry.status == FAILED for entry in self._entries)} failed"
+            if self.done
+            else f"{learning} learning, step {self._steps} of {self._settings.steps}"
+        )
+        head = f"exploration of {count(len(self._entries), 'candidate')}: {state}"
+        if self._left_out:
+            head += f"; {len(self._left_out)} left out"
+        return f"{head}\n{text_of(self.table)}"
+
+    __repr__ = __str__
+
+    # Its course
+
+    def begin(self) -> None:
+        """Germinate all candidates in one act."""
+        if not self._manager.enabled:
+            return self._end([], "seeds are disabled (SeedManager(enabled=False), FXGRAFT_DYNAMIC_SEEDS=0)")
+        replies = self._manager.carry_out_together([entry.command for entry in self._entries])
+        for entry, reply in zip(self._entries, replies, strict=True):
+            if reply.accepted:
+                entry.seed = reply.seed
+            else:
+                entry.fail(reply.reason)
+        if not self._learning():
+            self.done = True
+            logger.warning("nothing of the exploration could germinate: %s", replies[0].reason)
+        return None
+
+    def step(self, loss: object = None) -> None:
+        """One training step more; the last one measures. Called by ``manager.step()``."""
+        if self.done:
+            return
+        self._steps += 1
+        for entry in self._learning():
+            seed = self._manager.seeds.get(entry.seed or "")
+            if seed is None or seed.stage is not Stage.TRAINING:
+                what = "culled" if seed is None else f"{seed.stage.name} by somebody else"
+                entry.fail(f"it was {what} before it was measured")
+            elif entry.gradient is None:
+                entry.gradient = _norm(seed)
+        if self._steps >= self._settings.steps or not self._learning():
+            self._finish()
+
+    def cancel(self) -> None:
+        """Give up: what still learns is culled."""
+        self._end([], "the exploration was given up")
+
+    def _finish(self) -> None:
+        manager, settings = self._manager, self._settings
+        seeds = {entry.seed: manager.seeds[entry.seed] for entry in self._learning() if entry.seed}
+        try:
+            found = contributions(
+                manager.host,
+                list(seeds.values()),
+                self._evaluate,
+                at=settings.at,
+                repeats=settings.repeats,
+                alone=manager.peers.folder is None,
+                mean=manager.peers.mean,
+                silence=self._silence,
+            )
+            for entry in self._learning():
+                assert entry.seed is not None
+                self._take_in(entry, seeds[entry.seed], found[entry.seed])
+        except BaseException as error:
+            self._end([], f"measuring failed: {type(error).__name__}: {error}")
+            raise
+        ranked = [row.seed for row in self.best(len(self._entries))]
+        self._end(manager.peers.share(ranked)[: settings.keep], "")
+
+    def _take_in(self, entry: _Entry, seed: Seed, found: Measured) -> None:
+        entry.trained_steps, entry.found = seed.trained_steps, found
+        if found.contribution is None:
+            return entry.fail(found.reason)
+        if not seed.trained_steps:
+            return entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
+        entry.step_cost = step_ms(seed, self._manager.host.site(seed.slot, seed.source))
+        score = self._score(entry.row())
+        entry.score = None if score is None or math.isnan(score) else float(score)
+        entry.status = MEASURED
+        return None
+
+    def _end(self, kept: Sequence[str | None], reason: str) -> None:
+        """Cull all seeds but those, in one act."""
+        self.done = True
+        gone = []
+        for entry in self._entries:
+            seed = self._manager.seeds.get(entry.seed or "")
+            if entry.status == LEARNING:
+                entry.fail(reason)
+            if seed is not None and seed.stage is Stage.TRAINING and entry.seed not in kept:
+                gone.append(seed.name)
+        with self._manager.no_cooldown():
+            self._manager.carry_out_together([commands.CULL(seed=name) for name in gone])
+
+    def _learning(self) -> list[_Entry]:
+        return [entry for entry in self._entries if entry.status == LEARNING]
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, in JSON types; its seeds are in the manager's checkpoint."""
+        fields = ("seed", "status", "reason", "gradient")
+        return {
+            "steps": self._steps,
+            "began": self._began,
+            "entries": [
+                {
+                    "command": commands.to_dict(entry.command),
+                    **{name: getattr(entry, name) for name in fields},
+                }
+                for entry in self._entries
+            ],
+        }
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """In the place of `begin`: the seeds are there already, as ``state`` says.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        self._steps, self._began = state["steps"], state["began"]
+        for entry, saved in zip(self._entries, state["entries"], strict=True):
+            if commands.to_dict(entry.command) != saved["command"]:
+                raise CheckpointError(f"the exploration was one of other candidates: {saved['command']}")
+            for name in ("seed", "status", "reason", "gradient"):
+                setattr(entry, name, saved[name])
+            if entry.status == LEARNING and entry.seed not in self._manager.seeds:
+                raise CheckpointError(f"the exploration's seed {entry.seed!r} is not in the checkpoint")
+
+
+def _norm(seed: Seed) -> float | None:
+    """The norm of the gradients that are there now; None where there are none."""
+    gradients = [p.grad for p in seed.module.parameters() if p.grad is not None] if seed.module else []
+    if not gradients:
+        return None
+    return math.sqrt(sum(float(gradient.detach().double().square().sum()) for gradient in gradients))

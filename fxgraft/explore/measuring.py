@@ -1,0 +1,239 @@
+"""What each of many isolated seeds contributes, from one evaluation for each and one without any.
+
+All evaluations begin with the same random streams and the same state of the host, and leave both as they
+were. Where the host runs uncompiled, the other candidates do not even run while one is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxgraft.host.host import Host
+from fxgraft.interrupts import disturbable, undisturbed
+from fxgraft.isolation.generators import generators_of
+from fxgraft.isolation.probing import at_alpha, mode_kept, reshard
+from fxgraft.lifecycle.silence import Silence
+from fxgraft.seeds.seed import Seed, amend
+from fxgraft.structure import Structure
+from fxgraft_passes import Slot
+from fxgraft_passes.observe import KEY
+from fxgraft_passes.untouched import state_untouched
+
+Evaluate = Callable[[], float | Tensor | Sequence[float]]
+"""Computes a loss of the host, or several, of one batch each; best on held-out data. Lower is better."""
+
+ROUNDS = 5
+"""How often a candidate is timed."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found of one seed.
+
+    Attributes:
+        contribution: the mean loss without it minus that with it; None where it could not be measured.
+        standard_error: of that mean; None for a single loss.
+        reason: why it could not be measured.
+    """
+
+    contribution: float | None = None
+    standard_error: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The host by itself.
+
+    Attributes:
+        losses: what ``evaluate`` returned.
+        flops: of a forward pass at the shape of the example call; None where that cannot be told.
+    """
+
+    losses: list[float]
+    flops: int | None
+
+
+def check(host: Host, evaluate: Evaluate) -> Checked:
+    """Evaluate the host as it is. Leaves it, and the random streams, as they were.
+
+    Raises:
+        TypeError: ``evaluate`` cannot be called, or returns no numbers.
+        ValueError: a loss is not finite.
+    """
+    if not callable(evaluate):
+        raise TypeError(f"evaluate: expected a function that returns a loss; got {type(evaluate).__name__}")
+    sizes: list[int] = []
+    before = host.on_call
+
+    def seen(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sizes.append(next((x.numel() for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), 0))
+        if before is not None:
+            before(args, kwargs)
+
+    counter = FlopCounterMode(display=False)  # which compiled code does not run under
+    with _untouched(host, evaluate), counter if host.compiled is None else nullcontext():
+        host.on_call = seen
+        try:
+            losses = _losses(evaluate, 1)
+        finally:
+            host.on_call = before
+    for loss in losses:
+        if not math.isfinite(loss):
+            raise ValueError(f"evaluate: expected finite losses; got {loss}")
+    example = _example_size(host)
+    flops = counter.get_total_flops()
+    if not flops or not example or not sum(sizes):
+        return Checked(losses, None)
+    return Checked(losses, round(flops * example / sum(sizes)))
+
+
+def contributions(
+    host: Host,
+    seeds: Sequence[Seed],
+    evaluate: Evaluate,
+    *,
+    at: float,
+    repeats: int,
+    alone: bool,
+    mean: Callable[[float], float],
+    silence: Silence,
+) -> dict[str, Measured]:
+    """The contribution of each of these seeds alone, by the names of the seeds.
+
+    Args:
+        host: where they are.
+        seeds: isolated ones in TRAINING.
+        evaluate: as for `check`.
+        at: the alpha to measure at.
+        repeats: how often each evaluation is repeated, with other random numbers each time.
+        alone: whether the others may be taken out meanwhile: not on a host that is sharded.
+        mean: makes one number of those of several ranks.
+        silence: knows why a seed does not run.
+    """
+    names = [seed.name for seed in seeds]
+    found: dict[str, Measured] = {}
+    without: list[float] | None = None
+    for seed in seeds:
+        fallbacks = silence.fallbacks(seed)
+        if without is None:
+            without = [mean(loss) for loss in _run(host, seed, names, evaluate, 0.0, repeats, alone)[0]]
+        losses, ran = _run(host, seed, names, evaluate, at, repeats, alone)
+        losses = [mean(loss) for loss in losses]
+        if len(losses) != len(without):
+            raise TypeError(
+                f"evaluate: expected as many losses each time; got {len(without)}, then {len(losses)}"
+            )
+        if not mean(ran) and losses == without:
+            cause = silence.cause(seed, silence.fallbacks(seed) - fallbacks)
+            found[seed.name] = Measured(reason=f"evaluate did not run it: {cause}")
+            continue
+        amend(seed, loss_without=statistics.fmean(without), loss_with=statistics.fmean(losses))
+        gains = [before - after for before, after in zip(without, losses, strict=True)]
+        if not all(map(math.isfinite, gains)):
+            found[seed.name] = Measured(reason=f"the loss with it is {statistics.fmean(losses):g}")
+            continue
+        error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
+        found[seed.name] = Measured(statistics.fmean(gains), error)
+    return found
+
+
+def _run(
+    host: Host, seed: Seed, names: Iterable[str], evaluate: Evaluate, at: float, repeats: int, alone: bool
+) -> tuple[list[float], int]:
+    """The losses with ``seed`` at that alpha, and in how many calls it ran."""
+    is_alone = alone and host.compiled is None
+    with _untouched(host, evaluate), _alone(host, seed, names, at) if is_alone else at_alpha(host, seed, at):
+        runs = seed.runs
+        losses = _losses(evaluate, repeats)
+        reshard(host)
+        return losses, seed.runs - runs
+
+
+@contextmanager
+def _untouched(host: Host, evaluate: Evaluate) -> Iterator[None]:
+    reshard(host)
+    with host.untouched(also=generators_of(evaluate)), mode_kept(host):
+        yield
+
+
+@contextmanager
+def _alone(host: Host, seed: Seed, names: Iterable[str], alpha: float) -> Iterator[None]:
+    """The host without these seeds, but for ``seed``, which runs at ``alpha``."""
+    others = set(names) - {seed.name}
+    structure = Structure(tuple(p for p in host.structure.placements if p.seed not in others))
+    before, learning = seed.alphas, host.graft(seed.name).learning
+    with ExitStack() as stack:
+        try:
+            with undisturbed():
+                stack.enter_context(host.borrowing("explore()"))
+                stack.enter_context(host.probing(structure, structure.phases[-1]))
+                learning.fill_(False)
+                seed.set_alpha(alpha)
+            yield
+        finally:
+            with undisturbed():
+                seed.set_alpha(*before)
+                learning.fill_(True)
+                stack.close()
+
+
+def _losses(evaluate: Evaluate, repeats: int) -> list[float]:
+    with disturbable(), torch.no_grad():
+        return [loss for _ in range(repeats) for loss in numbers(evaluate())]
+
+
+def numbers(losses: object) -> list[float]:
+    """The losses that ``evaluate`` returned. Raises `TypeError` where there are none."""
+    if isinstance(losses, Real) or (isinstance(losses, Tensor) and losses.dim() == 0):
+        return [float(losses)]
+    if isinstance(losses, Tensor) and losses.dim() == 1 and losses.numel():
+        return [float(loss) for loss in losses.tolist()]
+    if isinstance(losses, (list, tuple)) and losses:
+        return [number for loss in losses for number in numbers(loss)]
+    got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
+    raise TypeError(f"evaluate: expected it to return a loss, or several, of one batch each; got {got}")
+
+
+def _example_size(host: Host) -> int:
+    """The elements of the first tensor of the example call; 0 where the host's own code has no graph."""
+    root = host.regions.get("")
+    for node in root.base.find_nodes(op="placeholder") if root is not None else ():
+        seen = node.meta.get(KEY)
+        if seen is not None and seen.kind == "Tensor":
+            return int(seen.shape.numel())
+    return 0
+
+
+def step_ms(seed: Seed, slot: Slot) -> float:
+    """Milliseconds of a forward and a backward pass of a seed by itself; leaves it as it was."""
+    module = seed.module
+    assert module is not None
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    like = parameters[0] if parameters else torch.empty((), device=slot.device, dtype=slot.dtype)
+    value = torch.zeros(slot.input.shape, dtype=like.dtype, device=like.device, requires_grad=True)
+    times = []
+    with state_untouched(module), torch.enable_grad():
+        for _ in range(ROUNDS):
+            _wait(value)
+            began = time.perf_counter()
+            torch.autograd.grad(module(value).sum(), [value, *parameters], allow_unused=True)
+            _wait(value)
+            times.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(times)
+
+
+def _wait(value: Tensor) -> None:
+    if value.is_cuda:
+        torch.cuda.synchronize(value.device)

@@ -1,0 +1,96 @@
+"""What an exploration found, as rows: ranked, and as text, JSON or a rich table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fxgraft import commands
+from fxgraft.columns import columns
+from fxgraft.commands import SEED
+
+LEARNING, MEASURED, FAILED, LEFT_OUT = "learning", "measured", "failed", "left out"
+"""What became of a candidate."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate. ``row["slot"]`` is ``row.slot``.
+
+    Attributes:
+        slot: the name of the slot that it would grow at.
+        blueprint: what it is made from.
+        parameters: how many it has that are trained; None where it could not be built.
+        flops: of a forward pass at the shape of the example call, as torch's ``FlopCounterMode`` counts.
+        contribution: the loss without it minus the loss with it alone, the mean over what ``evaluate``
+            returned; None before it was measured.
+        standard_error: of that mean; None where ``evaluate`` returned one number.
+        score: what the rows are ranked by; higher is better.
+        step_cost: milliseconds of a forward and a backward pass of the candidate alone at the shape of the
+            example call, the median of five; None before it was measured.
+        gradient: the norm of its gradient in its first step; None where none was there to be seen.
+        trained_steps: in how many steps it ran and was updated.
+        status: ``"learning"``, ``"measured"``, ``"failed"`` or ``"left out"``.
+        reason: why it failed or was left out; empty otherwise.
+        seed: the name of its seed; None where there was none.
+        command: what plants it: ``manager.handle(row.command)``.
+    """
+
+    slot: str
+    blueprint: str
+    parameters: int | None
+    flops: int | None
+    contribution: float | None
+    standard_error: float | None
+    score: float | None
+    step_cost: float | None
+    gradient: float | None
+    trained_steps: int
+    status: str
+    reason: str
+    seed: str | None
+    command: SEED
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self)[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**plain, "command": commands.to_dict(self.command)}
+
+
+HEADERS = (
+    "slot", "blueprint", "parameters", "FLOPs", "contribution", "± error", "step ms", "score", "",
+)  # fmt: skip
+
+
+def cells(row: Row) -> tuple[object, ...]:
+    """One row below `HEADERS`."""
+    where = row.slot if row.command.source is None else f"{row.command.source} -> {row.slot}"
+    options = ", ".join(f"{name}={value}" for name, value in row.command.config.items())
+    said = "" if row.status == MEASURED else row.status + (f": {row.reason}" if row.reason else "")
+    return (
+        where,
+        f"{row.blueprint}({options})" if options else row.blueprint,
+        row.parameters,
+        row.flops,
+        row.contribution,
+        row.standard_error,
+        row.step_cost,
+        row.score,
+        said,
+    )
+
+
+def text_of(rows: Sequence[Row], most: int = 40) -> str:
+    """The rows as text; of those that were left out, at most so many as there is room for."""
+    shown = [row for row in rows if row.status != LEFT_OUT]
+    left_out = [row for row in rows if row.status == LEFT_OUT]
+    shown += left_out[: max(most - len(shown), 3)]
+    said = columns(HEADERS, [cells(row) for row in shown])
+    if hidden := len(rows) - len(shown):
+        said += f"\n... and {hidden} more that were left out (exploration.table has all)"
+    return said

@@ -1,0 +1,297 @@
+"""An exploration: what it finds, what it refuses, and that the host feels none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxgraft
+from fxgraft import SeedManager, Stage
+from fxgraft.commands import SEED
+from fxgraft.errors import BlueprintError, CommandError, SlotError, StageError
+from fxgraft.explore import Exploration
+from tests.harness import assert_same_bits, frozen
+
+X = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
+Y = (X[:, 0] * X[:, 1] > 0).long()
+
+
+class Net(nn.Module):
+    """Draws random numbers, and writes into buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.2)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(torch.relu(self.norm(self.first(x)))))
+
+
+class Run:
+    """A host in training."""
+
+    def __init__(self, **options: Any):
+        torch.manual_seed(0)
+        self.host = fxgraft.trace(Net(), (X[:4],))
+        self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
+        self.manager = SeedManager(self.host, self.optimizer, **options)
+        torch.manual_seed(0)
+
+    def evaluate(self) -> list[Tensor]:
+        self.host.eval()
+        return [F.cross_entropy(self.host(x), y) for x, y in zip(X.split(12), Y.split(12), strict=True)]
+
+    def train(self, steps: int) -> list[Tensor]:
+        losses = []
+        for _ in range(steps):
+            now = torch.randint(0, len(X), (16,))
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.host(X[now]), Y[now])
+            loss.backward()
+            self.optimizer.step()
+            self.manager.step(loss)
+            losses.append(loss.detach())
+        return losses
+
+    def explored(self, candidates: Any = "auto", steps: int = 5, **options: Any) -> Exploration:
+        exploration = self.manager.explore(candidates, evaluate=self.evaluate, steps=steps, **options)
+        self.train(steps)
+        assert exploration.done
+        return exploration
+
+    def state(self) -> tuple[Any, ...]:
+        moments = [frozen(self.optimizer.state[p]) for p in self.host.host_parameters()]
+        return frozen(self.host.state_dict()), moments, torch.get_rng_state()
+
+
+def test_the_host_does_not_feel_an_exploration_of_everything() -> None:
+    plain = Run()
+    losses, state = plain.train(12), plain.state()
+    explored = Run()
+    exploration = explored.manager.explore(evaluate=explored.evaluate, steps=8)
+    assert_same_bits(losses, explored.train(12), "losses")
+    assert exploration.done
+    assert len(exploration.best(100)) > 10
+    assert not explored.manager.seeds
+    assert_same_bits(state, explored.state(), "weights, moments and random streams")
+
+
+def test_the_rows_say_all_and_are_ranked() -> None:
+    exploration = Run().explored()
+    rows = exploration.table
+    assert {(row.slot, row.blueprint) for row in rows} >= {("first", "mlp"), ("relu", "low_rank")}
+    scores = [row.score for row in rows if row.status == "measured"]
+    assert scores == sorted(scores, reverse=True)
+    best = exploration.best(3)
+    assert best == rows[:3]
+    for row in best:
+        assert row["contribution"] == row.contribution == row.score
+        assert row.standard_error > 0
+        assert row.step_cost > 0
+        assert row.gradient > 0
+        assert row.trained_steps == 5
+        assert row.parameters > 0
+    assert exploration.best(2)[0].to_dict() == exploration.to_json()["rows"][0]
+    lines = str(exploration).splitlines()
+    assert lines[1].split()[:5] == ["slot", "blueprint", "parameters", "FLOPs", "contribution"]
+    assert len(lines) == 3 + len(rows)
+
+
+def test_a_contribution_is_what_measure_says() -> None:
+    run = Run()
+    exploration = run.explored(["first", "relu"], keep=100)
+    for row in exploration.best(100):
+        alone = run.manager.measure(row.seed, lambda: torch.stack(run.evaluate()).mean())
+        assert row.contribution == pytest.approx(alone, abs=1e-6)
+
+
+def test_the_best_stay() -> None:
+    run = Run()
+    exploration = run.explored("relu", keep=2)
+    assert set(run.manager.seeds) == {row.seed for row in exploration.best(2)}
+    assert {seed.stage for seed in run.manager.seeds.values()} == {Stage.TRAINING}
+
+
+@pytest.mark.parametrize(
+    ("choose", "slots"),
+    [
+        (lambda host: host.slots.select("*norm*"), {"norm"}),
+        (lambda host: ["first", "relu"], {"first", "relu"}),
+        (lambda host: "head", {"head"}),
+        (lambda host: host.slots["head"], {"head"}),
+        (lambda host: SEED(slot="first", blueprint="mlp"), {"first"}),
+        (
+            lambda host: [{"type": "SEED", "slot": "relu", "blueprint": "mlp", "config": {"hidden": 3}}],
+            {"relu"},
+        ),
+    ],
+)
+def test_candidates_are_slots_or_commands(choose: Callable[[fxgraft.Host], Any], slots: set[str]) -> None:
+    run = Run()
+    exploration = run.explored(choose(run.host), steps=1, blueprints=["mlp", "low_rank"])
+    assert {row.slot for row in exploration.best(100)} == slots
+
+
+def test_several_stand_at_one_slot() -> None:
+    several = [SEED(slot="relu", blueprint="mlp", config={"hidden": h}) for h in (2, 3, 3)]
+    rows = Run().explored(several).best(3)
+    assert len(rows) == 3
+    assert len({row.contribution for row in rows}) == 3  # each has an initialisation of its own
+
+
+REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    ("frist", {}, SlotError, "first"),
+    ([SEED(slot="frist", blueprint="mlp")], {}, SlotError, "frist"),
+    ([SEED(slot="first", blueprint="mpl")], {}, BlueprintError, "mlp"),
+    ([SEED(slot="first", blueprint="conv_depthwise")], {}, BlueprintError, r"\(N, C, H, W\)"),
+    ([SEED(slot="first", blueprint="mlp", config={"wide": 3})], {}, BlueprintError, "wide"),
+    ([SEED(slot="first", blueprint="mlp", isolated=False)], {}, ValueError, "isolated"),
+    ([{"type": "CULL", "seed": "a"}], {}, CommandError, "SEED"),
+    ([], {}, ValueError, "one at least"),
+    (7, {}, TypeError, "auto"),
+    ("auto", {"blueprints": ["mpl"]}, BlueprintError, "mlp"),
+    ("auto", {"blueprints": ["conv_depthwise"]}, ValueError, "nothing that is registered"),
+    ("auto", {"steps": 0}, ValueError, "steps"),
+    ("auto", {"keep": -1}, ValueError, "keep"),
+    ("auto", {"score": "size"}, ValueError, "score"),
+    ("auto", {"cap": {"parts": 3}}, ValueError, "parts"),
+    ("auto", {"evaluate": None}, TypeError, "evaluate"),
+    ("auto", {"evaluate": lambda: "low"}, TypeError, "evaluate"),
+    ("auto", {"evaluate": lambda: float("nan")}, ValueError, "finite"),
+]
+
+
+@pytest.mark.parametrize(("candidates", "options", "error", "said"), REFUSED)
+def test_what_is_not_right_is_refused_at_once(
+    candidates: Any, options: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    run = Run()
+    before = run.state()
+    with pytest.raises(error, match=said):
+        run.manager.explore(candidates, **{"evaluate": run.evaluate, **options})
+    assert not run.manager.seeds
+    assert_same_bits(before, run.state(), "the run")
+    with run.manager.together(), pytest.raises(StageError, match="explore"):
+        run.manager.explore(evaluate=run.evaluate)
+
+
+def test_what_is_left_out_is_said() -> None:
+    exploration = Run().explored(steps=1, cap={"candidates": 4})
+    rows = exploration.table
+    assert [row.status for row in rows[:4]] == ["measured"] * 4
+    assert {row.slot for row in rows[:4]} == {
+        "first",
+        "norm",
+        "drop",
+        "relu",
+    }  # a place each, before a second
+    assert all("cap of 4" in row.reason for row in rows[4:])
+    assert "left out: the cap of 4 candidates" in str(exploration)
+
+
+def test_a_value_that_two_slots_hold_is_explored_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.same, self.head = nn.Linear(6, 4), nn.Identity(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.same(self.inner(x)))
+
+    host = fxgraft.trace(Twice(), (X[:4],))
+    assert {"inner", "same"} <= set(host.slots)
+    exploration = SeedManager(host).explore(evaluate=lambda: host(X).square().mean(), blueprints=["mlp"])
+    reasons = {row.slot: row.reason for row in exploration.table}
+    assert reasons["inner"] == ""
+    assert "'inner' holds the very same value" in reasons["same"]
+
+
+def test_a_candidate_that_fails_says_why_and_the_others_go_on() -> None:
+    run = Run()
+    exploration = run.manager.explore(["first", "relu"], evaluate=run.evaluate, steps=3, blueprints=["mlp"])
+    run.train(1)
+    run.manager.cull(next(iter(run.manager.seeds)))
+    run.train(2)
+    first, second = exploration.table
+    assert (first.slot, first.status) == ("relu", "measured")
+    assert (second.slot, second.status, second.reason) == (
+        "first", "failed", "it was culled before it was measured",
+    )  # fmt: skip
+
+
+def test_an_evaluation_that_does_not_run_the_candidate_is_told() -> None:
+    run = Run()
+    exploration = run.manager.explore("relu", evaluate=lambda: 1.0, steps=2, blueprints=["mlp"])
+    run.train(2)
+    assert "evaluate did not run it" in exploration.table[0].reason
+
+
+def test_what_nothing_trains_is_told() -> None:
+    run = Run()
+    run.manager = SeedManager(run.host, check_every=0)
+    exploration = run.explored("relu", steps=2, blueprints=["mlp"])
+    assert "it was not trained" in exploration.table[0].reason
+
+
+def test_disabled_seeds_end_it_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run(enabled=False)
+    exploration = run.manager.explore(evaluate=run.evaluate)
+    assert exploration.done
+    assert "disabled" in exploration.table[0].reason
+    assert not run.manager.seeds
+
+
+def test_an_evaluation_that_raises_later_leaves_nothing_behind() -> None:
+    run, losses = Run(), [1.0]
+    exploration = run.manager.explore("relu", evaluate=losses.pop, steps=2, blueprints=["mlp"])
+    with pytest.raises(IndexError):
+        run.train(2)
+    assert exploration.done
+    assert not run.manager.seeds
+    run.train(1)
+
+
+def test_it_can_be_given_up_and_leaves_no_cooldown() -> None:
+    run = Run(cooldown=50)
+    exploration = run.manager.explore("relu", evaluate=run.evaluate, steps=9)
+    run.train(1)
+    exploration.cancel()
+    assert exploration.done
+    assert not run.manager.seeds
+    run.manager.germinate("relu", "mlp")
+
+
+def test_scores_are_chosen(caplog: pytest.LogCaptureFixture) -> None:
+    by_size = Run().explored("relu", steps=1, score="parameters").best(100)
+    assert [row.parameters for row in by_size] == sorted((row.parameters for row in by_size), reverse=True)
+    own = Run().explored("relu", steps=1, score=lambda row: -row.parameters).best(100)
+    assert [row.parameters for row in own] == sorted(row.parameters for row in own)
+
+
+def test_on_a_compiled_host_it_finds_the_same(fresh_compiler: None) -> None:
+    found = []
+    for compiled in (False, True):
+        run = Run(check_every=0)
+        if compiled:
+            run.host.compile(backend="aot_eager")
+        rows = run.explored(["first", "relu"], steps=3, blueprints=["mlp", "norm"]).best(4)
+        found.append({(row.slot, row.blueprint): row.contribution for row in rows})
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_repeats_draw_other_numbers() -> None:
+    run = Run()
+
+    def evaluate() -> Tensor:
+        now = torch.randint(0, len(X), (8,))
+        return F.cross_entropy(run.host.eval()(X[now]), Y[now])
+
+    exploration = run.manager.explore("relu", evaluate=evaluate, steps=4, blueprints=["mlp"], repeats=6)
+    run.train(4)
+    assert exploration.best()[0].standard_error > 0
