@@ -33,7 +33,7 @@ $(OTHER)/.test: pyproject.toml constraints.txt
 	@touch $@
 
 test-torch: $(OTHER)/.test
-	$(OTHER)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/test_torch.py tests/capture \
+	$(OTHER)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/util/test_torch.py tests/capture \
 		tests/passes tests/compiling tests/manager/test_background.py tests/manager/test_prefetch.py
 
 check: $(VENV)/.check

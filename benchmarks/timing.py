@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from benchmarks.rows import Spread
-from fxgraft.turns import Step, repeat, take_turns
+from fxgraft.util.interleaved_timing import Step, repeat, time_interleaved
 
 Samples = list[list[float]]
 """Seconds for one step: of each repeat, of each round."""
@@ -61,7 +61,7 @@ class Clock:
         shuffle = random.Random(0).shuffle
         samples: dict[str, Samples] = {name: [] for name in sides}
         for _ in range(self.repeats):
-            for name, rounds in take_turns(sides, self.rounds, self.steps, shuffle).items():
+            for name, rounds in time_interleaved(sides, self.rounds, self.steps, shuffle).items():
                 samples[name].append(rounds)
         return samples
 

@@ -35,7 +35,7 @@ from torch.utils import _pytree as pytree
 
 import fxgraft
 from benchmarks.zoo_models import FAMILIES, Sample
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 
 RESULTS = Path(__file__).parent / "results"
 SLOTS = 3

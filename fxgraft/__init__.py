@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
-from fxgraft.compilations import CompileReport, compile_report
 from fxgraft.fossils.folding import fold
 from fxgraft.fossils.unwrapping import unwrap
+from fxgraft.host.compile_report import CompileReport, compile_report
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
 from fxgraft.manager.manager import SeedManager
-from fxgraft.rooms import on_demand
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
+from fxgraft.util.lazy_modules import lazy_modules
 from fxgraft_passes import Objective, Slot
 
 _ROOMS = (
@@ -64,4 +64,4 @@ __all__ = [
     "unwrap",
 ]
 
-__getattr__, __dir__ = on_demand(__name__, *_ROOMS)
+__getattr__, __dir__ = lazy_modules(__name__, *_ROOMS)

@@ -16,7 +16,7 @@ from torch import nn
 from fxgraft.errors import FxGraftError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.nursery import surroundings
-from fxgraft.structure import Placement, Structure
+from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase
 
 _GLANCES = (Phase.DETACHED, Phase.SHADOW)

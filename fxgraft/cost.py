@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxgraft import expect
-from fxgraft.compilations import compile_report
 from fxgraft.errors import BlueprintError, SlotError
+from fxgraft.host.compile_report import compile_report
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
 from fxgraft.manager.manager import SeedManager
-from fxgraft.turns import Side, Timed, compare, repeat, take_turns
+from fxgraft.util import validate
+from fxgraft.util.interleaved_timing import Contender, Timed, compare, repeat, time_interleaved
 
 _T = TypeVar("_T")
 
@@ -43,7 +43,7 @@ class Cost:
 
     Attributes:
         slot, blueprint, parameters: of the seed that was grown.
-        steps: a training step of each side, the bare model first; see `fxgraft.turns.Timed`.
+        steps: a training step of each side, the bare model first; see `fxgraft.util.interleaved_timing.Timed`.
         trace_ms, germinate_ms, cull_ms: once each, uncompiled.
         first_step_s: seconds of the first training step of the bare model and of the host, and of a
             germination with the step after it: with what they compile. Empty where nothing was compiled.
@@ -98,7 +98,7 @@ class Measurement:
             ValueError: there is nothing to measure, or to train by.
         """
         for name in ("rounds", "steps"):
-            expect.whole(name, getattr(self, name), 1)
+            validate.integer(name, getattr(self, name), 1)
         if self.backend is not None and self.backend not in torch.compiler.list_backends(()):
             known = ", ".join(torch.compiler.list_backends())
             raise ValueError(
@@ -119,7 +119,7 @@ class Measurement:
             repeat(side.step, WARM_UP)
         graphs = self._graphs(hosts)
         steps = {name: side.step for name, side in sides.items()}
-        timed = compare(take_turns(steps, self.rounds, self.steps, random.Random(0).shuffle))
+        timed = compare(time_interleaved(steps, self.rounds, self.steps, random.Random(0).shuffle))
         return Cost(
             slot,
             self.blueprint,
@@ -133,9 +133,9 @@ class Measurement:
             _environment(),
         )
 
-    def _in_host(self, name: str, host: Host, slot: str, first: dict[str, float]) -> Side:
+    def _in_host(self, name: str, host: Host, slot: str, first: dict[str, float]) -> Contender:
         """The side of that name, after its first steps; the seconds that these took go into ``first``."""
-        side = Side(host, self.args, self.kwargs)
+        side = Contender(host, self.args, self.kwargs)
         manager = SeedManager(host, side.optimizer, check_every=0)
         if self.backend is not None:
             host.compile(backend=self.backend)
@@ -151,10 +151,10 @@ class Measurement:
     def _host(self) -> Host:
         return trace(copy.deepcopy(self.model), self.args, dict(self.kwargs))
 
-    def _bare(self) -> Side:
+    def _bare(self) -> Contender:
         model = copy.deepcopy(self.model)
         run = None if self.backend is None else torch.compile(model, backend=self.backend)
-        return Side(model, self.args, self.kwargs, run)
+        return Contender(model, self.args, self.kwargs, run)
 
     def _germinate(self, manager: SeedManager, slot: str) -> None:
         manager.germinate(slot, self.blueprint, name="seed", **self.config)

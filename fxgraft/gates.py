@@ -20,7 +20,7 @@ import torch
 
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
-from fxgraft.words import count
+from fxgraft.util.text import pluralize
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Ran(Gate):
         # Steps in which it was trained, too: on several ranks all have counted the same.
         if seed.did_not_run and not seed.trained_steps and not seed.runs:
             return Verdict(False, f"it has never run: {seed.did_not_run}. force=True does it all the same")
-        return Verdict(True, f"it has run in {count(seed.runs, 'call')}")
+        return Verdict(True, f"it has run in {pluralize(seed.runs, 'call')}")
 
 
 @dataclass(frozen=True)

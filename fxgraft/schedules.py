@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 
-from fxgraft import expect
+from fxgraft.util import validate
 
 _PROBES = 64
 
@@ -72,9 +72,9 @@ class Ramp:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "target", expect.number("to", self.target, 0, 1))
-        object.__setattr__(self, "steps", expect.whole("steps", self.steps))
-        object.__setattr__(self, "warmup", expect.whole("warmup", self.warmup))
+        object.__setattr__(self, "target", validate.number("to", self.target, 0, 1))
+        object.__setattr__(self, "steps", validate.integer("steps", self.steps))
+        object.__setattr__(self, "warmup", validate.integer("warmup", self.warmup))
         shares = [self.schedule(i / _PROBES) for i in range(_PROBES + 1)]
         odd = [share for share in shares if not isinstance(share, (int, float)) or not math.isfinite(share)]
         if odd or not all(a <= b for a, b in pairwise(shares)):

@@ -16,7 +16,7 @@ from fxgraft import SeedManager
 from fxgraft import cost as module
 from fxgraft.cost import AGAIN, BARE, BLENDING, EMPTY, TRAINING, Measurement
 from fxgraft.errors import BlueprintError, SlotError
-from fxgraft.turns import Side, compare, take_turns
+from fxgraft.util.interleaved_timing import Contender, compare, time_interleaved
 from tests.harness import assert_same_bits
 
 X = torch.randn(3, 6)
@@ -44,13 +44,13 @@ def test_every_side_is_measured_and_the_model_stays_as_it_is() -> None:
 def test_the_sides_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same losses, to the bit: bare, in a host, and in a host with a seed that is isolated."""
     losses: dict[int, list[float]] = {}
-    plain_step = Side.step
+    plain_step = Contender.step
 
-    def step(self: Side) -> float:
+    def step(self: Contender) -> float:
         losses.setdefault(id(self), []).append(plain_step(self))
         return losses[id(self)][-1]
 
-    monkeypatch.setattr(Side, "step", step)
+    monkeypatch.setattr(Contender, "step", step)
     Measurement(net().eval(), (X,), **QUICK).run()
     bare, again, empty, training, blending = losses.values()
     count = len(again)
@@ -134,7 +134,7 @@ def test_ratios_are_taken_within_each_round(monkeypatch: pytest.MonkeyPatch) -> 
     def step(name: str) -> None:
         clock[0] += speed[name]
 
-    monkeypatch.setattr("fxgraft.turns.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("fxgraft.util.interleaved_timing.time.perf_counter", lambda: clock[0])
     sides = {name: partial(step, name) for name in "ab"}
-    first, second = compare(take_turns(sides, 3, 2, slower))
+    first, second = compare(time_interleaved(sides, 3, 2, slower))
     assert (first.ms, second.ratio, second.low, second.high) == (10_000, 2.0, 2.0, 2.0)

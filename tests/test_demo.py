@@ -150,13 +150,13 @@ class TestMeasurements:
         stream = torch.get_rng_state()
         contribution(manager, "s", digits.held_out)
         check.compare(host, next(digits.batches(1, 0)))
-        assert fxgraft.bits.same_bits(before, dict(host.state_dict()))
+        assert fxgraft.util.bits.same_bits(before, dict(host.state_dict()))
         manager.blend("s", steps=1)
         manager.step()
         manager.fossilize("s")  # a probe looks at a host between two seeds
         before = {key: value.clone() for key, value in host.state_dict().items()}
         Probe(cycle(digits.batches(2, 0)), digits.held_out, steps=2)(host, [("head", "low_rank")])
-        assert fxgraft.bits.same_bits(before, dict(host.state_dict()))
+        assert fxgraft.util.bits.same_bits(before, dict(host.state_dict()))
         assert torch.equal(stream, torch.get_rng_state())
         assert all(p.grad is None for p in host.parameters())
         assert host.training

@@ -19,7 +19,7 @@ from fxgraft.blueprints.initial import zero_bias
 from fxgraft.blueprints.registry import Factory, get
 from fxgraft.blueprints.shapes import positive
 from fxgraft.host.host import Host
-from fxgraft.structure import Placement
+from fxgraft.slots.structure import Placement
 from fxgraft_passes import Graft, GraftSpec, Slot
 from fxgraft_passes.errors import BlueprintError
 

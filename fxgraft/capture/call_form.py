@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxgraft import _torch
 from fxgraft.capture.defaults import printed_default
 from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self
 from fxgraft.capture.fallback import fell_back
+from fxgraft.util import _torch
 
 _CONSTANT = re.compile(r"\(type\((?P<what>.+)\) is type\((?P<name>_constant_\d+)\) and .+\)")
 _NAMES = re.compile(r"\b_constant_\d+\b")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxgraft import _torch
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.recorder import Recorder
+from fxgraft.util import _torch
 
 
 class Effects:

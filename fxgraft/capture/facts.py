@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from fxgraft import _torch
+from fxgraft.util import _torch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
 OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum)

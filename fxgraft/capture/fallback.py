@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fxgraft import _torch
+from fxgraft.util import _torch
 from fxgraft_passes.errors import FxGraftError
 
 logger = logging.getLogger("fxgraft")

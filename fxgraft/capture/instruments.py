@@ -28,11 +28,11 @@ import torch
 import torch.nn.attention
 from torch import nn
 
-from fxgraft import _torch
 from fxgraft.capture.code import is_own
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.recorder import Recorder
 from fxgraft.capture.world import Watch
+from fxgraft.util import _torch
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that can be changed
 _HOOKS = ("__getattribute__", "__setattr__", "__delattr__")

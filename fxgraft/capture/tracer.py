@@ -23,7 +23,6 @@ import torch.fx as fx
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxgraft import _torch
 from fxgraft.capture.assuming import AssumingTracer
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.code import is_caught, is_own
@@ -33,6 +32,7 @@ from fxgraft.capture.intercept import EveryOperation, builtins_of_values, limits
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
 from fxgraft.capture.recorder import Recorder
 from fxgraft.capture.sizes import prune_unused_items
+from fxgraft.util import _torch
 from fxgraft_passes.observe import Observer
 
 # Facts of a value that a graph may rely on: the ranks and kinds of a host's values do not change.

@@ -15,11 +15,11 @@ import torch.fx as fx
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.bits import same_bits
 from fxgraft.capture.call_form import CallForm, is_constant
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
 from fxgraft.capture.tracer import RegionTracer
+from fxgraft.util.bits import same_bits
 from fxgraft_passes.observe import Observer, WatchedRun
 from fxgraft_passes.snapshot import Snapshot
 

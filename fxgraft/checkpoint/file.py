@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fxgraft.bits import bits
 from fxgraft.errors import CheckpointError
+from fxgraft.util.bits import bits
 
 FORMAT = "fxgraft"
 VERSION = 2

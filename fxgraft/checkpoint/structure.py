@@ -17,7 +17,6 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from fxgraft.bits import same_bits
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import integer
@@ -26,7 +25,8 @@ from fxgraft.host.host import Host
 from fxgraft.host.receiving import Kept, Reader, read_with
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed, amend
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
+from fxgraft.util.bits import same_bits
 
 VERSION = 1
 _TEXT = "structure"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fxgraft import _torch
+from fxgraft.util import _torch
 
 _FLAGS = (
     ("cudnn", "enabled"),

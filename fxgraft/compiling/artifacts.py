@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxgraft import _torch
 from fxgraft.compiling.calls import CallKind
+from fxgraft.util import _torch
 
 Entry = Callable[..., Any]
 """``entry(module, *args, **kwargs)``."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft import _torch
 from fxgraft.capture.call_form import is_constant
+from fxgraft.util import _torch
 
 Autocast = tuple[str, torch.dtype] | None
 """Device type and dtype of the autocast that is on, or None."""

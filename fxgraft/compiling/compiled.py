@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft import _torch
+from fxgraft.capture.fingerprint import Facts
 from fxgraft.capture.region import Region
 from fxgraft.compiling.artifacts import Entry
 from fxgraft.compiling.calls import CallKind, glance, merge
@@ -22,8 +22,8 @@ from fxgraft.compiling.keys import Keys
 from fxgraft.compiling.trials import Trials
 from fxgraft.compiling.units import Unit, units_in, units_of
 from fxgraft.compiling.variants import MAX_FORMS, Variant, Variants, enter
-from fxgraft.fingerprint import Facts
-from fxgraft.structure import Placement, Structure
+from fxgraft.slots.structure import Placement, Structure
+from fxgraft.util import _torch
 from fxgraft_passes import Graft, Phase
 from fxgraft_passes.untouched import untouched
 

@@ -26,7 +26,7 @@ from multiprocessing import spawn
 from multiprocessing.connection import Connection
 from typing import IO, Any
 
-from fxgraft import threads
+from fxgraft.util import threads
 
 START_WITHIN = 180.0
 """Seconds in which it has to be ready: importing torch takes 2.5 on an idle machine."""

@@ -7,11 +7,11 @@ from types import FunctionType
 
 from torch import nn
 
+from fxgraft.capture.fingerprint import Fingerprint, Same, Watch
 from fxgraft.capture.region import Region
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Key
-from fxgraft.fingerprint import Fingerprint, Same, Watch
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft import _torch
-from fxgraft.bits import same_bits
 from fxgraft.compiling.artifacts import Entry
 from fxgraft.compiling.calls import CallKind
 from fxgraft.compiling.variants import Variant, enter, touch
+from fxgraft.util import _torch
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Graft
 from fxgraft_passes.untouched import untouched
 

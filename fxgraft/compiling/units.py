@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fxgraft.structure import Structure, is_within
+from fxgraft.slots.structure import Structure, is_within
 from fxgraft_passes.graft import SEEDS
 
 GRANULARITIES = ("host", "region", "auto")

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxgraft import _torch
+from fxgraft.capture.fingerprint import Facts
 from fxgraft.compiling.artifacts import Artifact, Entry
 from fxgraft.compiling.calls import CallKind, covers
 from fxgraft.compiling.units import Unit
-from fxgraft.fingerprint import Facts
+from fxgraft.util import _torch
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -53,7 +53,7 @@ class Variant:
         compiled: the kinds of call that dynamo has code for, or is to compile when they come.
         artifacts: what the helper made, and for which kind; the latest first.
         known: unit -> what its calls looked like at a glance -> what runs them.
-        values: what was in the attributes of the units that run it, see `fxgraft.fingerprint`.
+        values: what was in the attributes of the units that run it, see `fxgraft.capture.fingerprint`.
         entered: the units that dynamo's code has run for.
         helped: whether code is to come from the helper: calls that there is none for run uncompiled.
         is_late: whether it was made in the middle of a call, for what had changed: if it does not compile,

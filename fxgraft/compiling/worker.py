@@ -22,7 +22,6 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft import _torch
 from fxgraft.compiling import artifacts
 from fxgraft.compiling.ambient import Ambient
 from fxgraft.compiling.by_value import arriving
@@ -30,6 +29,7 @@ from fxgraft.compiling.calls import CallKind
 from fxgraft.compiling.forwards import Forwards, installed
 from fxgraft.compiling.parcel import unpack
 from fxgraft.compiling.variants import own_code
+from fxgraft.util import _torch
 from fxgraft_passes import Phase
 
 _NICENESS = 5

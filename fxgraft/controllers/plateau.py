@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fxgraft import expect
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, Command, Reply
 from fxgraft.controllers.base import Facts, SeedFacts
 from fxgraft.seeds.stage import Stage
+from fxgraft.util import validate
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class GrowthConfig:
 
     def __post_init__(self) -> None:
         for name in ("window", "isolate", "blend", "fade", "trials"):
-            expect.whole(name, getattr(self, name), 1)
+            validate.integer(name, getattr(self, name), 1)
         for name in ("hold", "rest", "attempts"):
-            expect.whole(name, getattr(self, name))
+            validate.integer(name, getattr(self, name))
         for name in ("flat", "tolerance", "keep"):
-            expect.number(name, getattr(self, name))
+            validate.number(name, getattr(self, name))
 
 
 @dataclass

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxgraft import Host, SeedManager, _torch
-from fxgraft.bits import same_tensor
+from fxgraft import Host, SeedManager
 from fxgraft.demo.data import BATCH, Part
 from fxgraft.demo.model import BLUEPRINTS
+from fxgraft.util import _torch
+from fxgraft.util.bits import same_tensor
 
 
 @dataclass

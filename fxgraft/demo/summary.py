@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fxgraft.bits import same_tensor
 from fxgraft.demo.records import Record
+from fxgraft.util.bits import same_tensor
 
 ARMS = ("baseline", "disabled", "grown", "scratch", "no_isolation")
 Records = Mapping[str, Sequence[Record]]

@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fxgraft.colours import STAGE_COLOURS
 from fxgraft.demo.controller import Action, Blend, Cull, Fossilize, Germinate
 from fxgraft.demo.records import Record, SeedRow
 from fxgraft.demo.summary import ARMS
+from fxgraft.seeds.colours import STAGE_COLOURS
 
 STAGE_STYLE = {stage.name: colour for stage, colour in STAGE_COLOURS.items()}
 REFRESH_EVERY = 5  # training steps

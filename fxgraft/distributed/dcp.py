@@ -35,7 +35,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 from fxgraft.checkpoint import file
 from fxgraft.distributed.conversation import Conversation
 from fxgraft.errors import CheckpointError
-from fxgraft.parts import local
+from fxgraft.util.dtensor import local_tensor
 
 CURRENT, RUN, SHARDS = "current", "run.fxgraft", "shards"
 
@@ -70,7 +70,7 @@ class Folder:
         """Write a checkpoint to the folder of ``run``; it does not count before the end of `save`."""
         where = Path(run).parent
         shards = {n: t for n, t in tensors.items() if _is_sharded(t)}
-        whole = {n: local(t) for n, t in tensors.items() if n not in shards}
+        whole = {n: local_tensor(t) for n, t in tensors.items() if n not in shards}
         described = {
             **manifest,
             "sharded": {n: [list(t.shape), str(t.dtype)] for n, t in shards.items()},

@@ -30,8 +30,8 @@ from fxgraft.distributed.replicas import Replicas
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Birth
-from fxgraft.parts import local
 from fxgraft.telemetry.events import logger
+from fxgraft.util.dtensor import local_tensor
 
 ORDER = (
     "trace the model, fully_shard the host's blocks (not the model's), then the host, then make optimizer "
@@ -103,7 +103,7 @@ class Shards(Replicas):
 
         So all ranks drop the same gradients.
         """
-        grads = [[local(p.grad) for p in seed if p.grad is not None] for seed in seeds]
+        grads = [[local_tensor(p.grad) for p in seed if p.grad is not None] for seed in seeds]
         if not grads:
             return
         device = next((g.device for seed in grads for g in seed), torch.device(self._mesh.device_type))

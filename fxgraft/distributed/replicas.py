@@ -27,7 +27,7 @@ from fxgraft.distributed.unwrapped import Unwrapped, is_one_of_several
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Birth
-from fxgraft.parts import local
+from fxgraft.util.dtensor import local_tensor
 from fxgraft_passes import Graft
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def _fingerprint(module: nn.Module) -> str:
     """Of all weights, in every bit."""
     digest = hashlib.sha256()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensor = local(tensor)
+        tensor = local_tensor(tensor)
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxgraft import blueprints as registered
-from fxgraft import commands, expect
+from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, SlotError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.plan import price
 from fxgraft.slots.selection import NO_SLOTS, Slots
+from fxgraft.util import validate
 from fxgraft_passes import GraftSpec, Slot
 from fxgraft_passes.observe import KEY
 
@@ -105,7 +106,7 @@ class Cap:
         for name, number in (given or {}).items():
             if name not in caps:
                 raise ValueError(f"cap: expected {', '.join(caps)}; got {name!r}")
-            caps[name] = expect.whole(f"cap[{name!r}]", number, 1)
+            caps[name] = validate.integer(f"cap[{name!r}]", number, 1)
         return cls(**caps)
 
     def objection(self, taken: Sequence[Candidate], other: Candidate) -> str | None:

@@ -23,7 +23,7 @@ from fxgraft.lifecycle.silence import Silence
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
-from fxgraft.words import count
+from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
@@ -135,7 +135,7 @@ class Exploration:
             if self.done
             else f"{learning} learning, step {self._steps} of {self._settings.steps}"
         )
-        head = f"exploration of {count(len(self._entries), 'candidate')}: {state}"
+        head = f"exploration of {pluralize(len(self._entries), 'candidate')}: {state}"
         if self._left_out:
             head += f"; {len(self._left_out)} left out"
         return f"{head}\n{text_of(self.table)}"

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxgraft.host.host import Host
-from fxgraft.interrupts import disturbable, undisturbed
 from fxgraft.isolation.generators import generators_of
 from fxgraft.isolation.probing import at_alpha, mode_kept, reshard
 from fxgraft.lifecycle.silence import Silence
 from fxgraft.seeds.seed import Seed, amend
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
+from fxgraft.util.interrupts import delay_interrupts, interruptible
 from fxgraft_passes import Slot
 from fxgraft_passes.observe import KEY
 from fxgraft_passes.untouched import state_untouched
@@ -176,21 +176,21 @@ def _alone(host: Host, seed: Seed, names: Iterable[str], alpha: float) -> Iterat
     before, learning = seed.alphas, host.graft(seed.name).learning
     with ExitStack() as stack:
         try:
-            with undisturbed():
+            with delay_interrupts():
                 stack.enter_context(host.borrowing("explore()"))
                 stack.enter_context(host.probing(structure, structure.phases[-1]))
                 learning.fill_(False)
                 seed.set_alpha(alpha)
             yield
         finally:
-            with undisturbed():
+            with delay_interrupts():
                 seed.set_alpha(*before)
                 learning.fill_(True)
                 stack.close()
 
 
 def _losses(evaluate: Evaluate, repeats: int) -> list[float]:
-    with disturbable(), torch.no_grad():
+    with interruptible(), torch.no_grad():
         return [loss for _ in range(repeats) for loss in numbers(evaluate())]
 
 

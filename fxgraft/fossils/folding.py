@@ -29,7 +29,7 @@ from fxgraft.fossils.linear_maps import Features, NotAffineError, affine_map
 from fxgraft.fossils.producers import axis_of, merge_into
 from fxgraft.fossils.unwrapping import unwrap
 from fxgraft.host.host import Host
-from fxgraft.structure import Placement
+from fxgraft.slots.structure import Placement
 from fxgraft_passes import Slot, operators
 from fxgraft_passes.untouched import untouched
 

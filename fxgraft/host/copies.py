@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fxgraft.parts import local
+from fxgraft.util.dtensor import local_tensor
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
@@ -110,7 +110,7 @@ def _sample(copy: Host) -> tuple[list[Tensor], bool]:
     weights = [p for p in copy.parameters() if p.is_floating_point() and p.numel() and not p.is_meta]
     some = weights[:: max(1, len(weights) // _PARAMETERS)]
     with torch.no_grad():
-        flat = [local(parameter).detach().reshape(-1) for parameter in some]
+        flat = [local_tensor(parameter).detach().reshape(-1) for parameter in some]
         return [t[:: max(1, len(t) // _ELEMENTS)].clone() for t in flat], any(
             p.grad is not None for p in some
         )

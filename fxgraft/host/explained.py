@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from fxgraft.words import count
+from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
     from fxgraft.host.explain import Explanation, ModuleReport
@@ -25,8 +25,8 @@ def _summary(explanation: Explanation) -> str:
     traced = sum(report.status == "traced" for report in reports)
     own = traced + sum(bool(report.reason) and report.status != "shared" for report in reports)
     return (
-        f"{explanation.root.kind}: {count(explanation.slots, 'slot')}; {traced} of {count(own, 'module')} "
-        f"with code of their own {_are(traced)} traced; {count(explanation.fallbacks, 'call')} fell back"
+        f"{explanation.root.kind}: {pluralize(explanation.slots, 'slot')}; {traced} of {pluralize(own, 'module')} "
+        f"with code of their own {_are(traced)} traced; {pluralize(explanation.fallbacks, 'call')} fell back"
     )
 
 
@@ -76,14 +76,14 @@ def _facts(report: ModuleReport) -> Iterator[str]:
         case "shared":
             yield f"the same as {report.reason or 'the root'}"
     if report.status == "traced":
-        yield count(len(report.slots), "slot")
+        yield pluralize(len(report.slots), "slot")
         if report.rejected:
             number = len(report.rejected)
-            yield f"{count(number, 'value')} {_are(number)} none"
+            yield f"{pluralize(number, 'value')} {_are(number)} none"
     if report.seeds:
         yield f"seeds: {', '.join(report.seeds)}"
     if report.fallbacks:
-        yield f"{count(report.fallbacks, 'call')} fell back"
+        yield f"{pluralize(report.fallbacks, 'call')} fell back"
 
 
 def _shape(report: ModuleReport) -> tuple[Any, ...]:

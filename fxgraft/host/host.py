@@ -29,7 +29,7 @@ from fxgraft.host.writing import watch, writers
 from fxgraft.slots.branching import Calls
 from fxgraft.slots.places import place
 from fxgraft.slots.selection import NO_SLOTS, Slots
-from fxgraft.structure import Structure, kind_of
+from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.untouched import untouched
@@ -197,9 +197,9 @@ class Host(nn.Module):
     def show(self) -> Any:
         """The graph as a picture: shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML.
 
-        Needs the extra ``show`` and graphviz; see `fxgraft.drawing.Picture`.
+        Needs the extra ``show`` and graphviz; see `fxgraft.report.host_picture.Picture`.
         """
-        from fxgraft.drawing import Picture  # on demand: an extra, and it draws hosts
+        from fxgraft.report.host_picture import Picture  # on demand: an extra, and it draws hosts
 
         return Picture(self)
 

@@ -6,7 +6,7 @@ import weakref
 
 from torch import Tensor, nn
 
-from fxgraft.parts import local
+from fxgraft.util.dtensor import local_tensor
 
 
 class Ownership:
@@ -43,7 +43,7 @@ class Ownership:
 
 def _memory(tensor: Tensor) -> int:
     """Equal for tensors that are one, or that lie in the same memory (``nn.Parameter(other.data)``)."""
-    tensor = local(tensor)
+    tensor = local_tensor(tensor)
     if tensor.device.type == "meta" or not (where := tensor.untyped_storage().data_ptr()):
         return id(tensor)
     return where

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fxgraft.errors import CheckpointError
-from fxgraft.words import count
+from fxgraft.util.text import pluralize
 from fxgraft_passes import GraftSpec
 from fxgraft_passes.graft import SEEDS
 
@@ -137,4 +137,4 @@ def _wiring(host: Host) -> list[tuple[str, GraftSpec]]:
 
 
 def _named(seeds: list[str]) -> str:
-    return f"{count(len(seeds), 'seed')} ({', '.join(seeds[:5])}{', …' if len(seeds) > 5 else ''})"
+    return f"{pluralize(len(seeds), 'seed')} ({', '.join(seeds[:5])}{', …' if len(seeds) > 5 else ''})"

@@ -13,7 +13,7 @@ from torch import nn
 
 from fxgraft.capture.codegen import Generated
 from fxgraft.capture.region import Region
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
 
 if TYPE_CHECKING:

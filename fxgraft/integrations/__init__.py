@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from fxgraft.rooms import on_demand
+from fxgraft.util.lazy_modules import lazy_modules
 
 if TYPE_CHECKING:
     from fxgraft.integrations import accelerate, hugging_face, lightning, peft  # noqa: F401
 
-__getattr__, __dir__ = on_demand(__name__, "accelerate", "hugging_face", "lightning", "peft")
+__getattr__, __dir__ = lazy_modules(__name__, "accelerate", "hugging_face", "lightning", "peft")

@@ -16,7 +16,6 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from fxgraft.bits import bits
 from fxgraft.checkpoint import randomness
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
@@ -24,6 +23,7 @@ from fxgraft.integrations.carrier import Carrier, bare
 from fxgraft.integrations.hugging_face_calls import Call, FirstCall, keep_from_blocks, trace_for
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.wrapped import inner
+from fxgraft.util.bits import bits
 
 FILE = "fxgraft.safetensors"
 """The name of our file in each checkpoint folder."""

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxgraft.bits import same_tensor
 from fxgraft.host.host import Host
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
+from fxgraft.util.bits import same_tensor
 from fxgraft_passes import Phase
 
 _COTANGENT_SEED = 0x5EED

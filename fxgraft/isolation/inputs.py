@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxgraft import _torch
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
+from fxgraft.util import _torch
 
 _number = count()
 _watches: weakref.WeakValueDictionary[int, InputWatch] = weakref.WeakValueDictionary()

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxgraft import _torch
 from fxgraft.errors import IsolationError
 from fxgraft.host.host import Host
 from fxgraft.isolation.check import Violation, check
 from fxgraft.isolation.inputs import InputWatch
 from fxgraft.seeds.seed import Seed
 from fxgraft.telemetry.events import logger
+from fxgraft.util import _torch
 
 DEFAULT_INTERVAL = 500
 LATER = 3

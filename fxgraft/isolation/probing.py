@@ -10,29 +10,29 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from fxgraft import expect
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
-from fxgraft.interrupts import disturbable, undisturbed
 from fxgraft.isolation.generators import generators_of
 from fxgraft.lifecycle.silence import Silence
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
+from fxgraft.util import validate
+from fxgraft.util.interrupts import delay_interrupts, interruptible
 from fxgraft_passes import Phase
 
 
 @contextmanager
 def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     """Let ``seed`` run at ``alpha`` inside. Nothing recompiles: the forward that blends exists."""
-    alpha = expect.number("alpha", alpha, 0, 1)
+    alpha = validate.number("alpha", alpha, 0, 1)
     if not seed.is_live:
         raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
     before, phase, stage = seed.alphas, host.phase, seed.stage
     learning = host.graft(seed.name).learning
     with ExitStack() as stack:
         try:
-            with undisturbed():
+            with delay_interrupts():
                 stack.enter_context(host.borrowing("at_alpha() or measure()"))
                 if stage is Stage.TRAINING:
                     learning.fill_(False)  # units of a compiled host that have no other seed go by it
@@ -40,7 +40,7 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
                 seed.set_alpha(alpha)
             yield
         finally:
-            with undisturbed():
+            with delay_interrupts():
                 seed.set_alpha(*before)
                 if stage is Stage.TRAINING:
                     learning.fill_(True)
@@ -84,7 +84,7 @@ def measure(
         reshard(host)
         with host.untouched(also=draws), at_alpha(host, seed, share), mode_kept(host):
             before = seed.runs, silence.fallbacks(seed)
-            with disturbable(), torch.no_grad():
+            with interruptible(), torch.no_grad():
                 losses.append(_number(evaluate()))
                 reshard(host)
             runs.append(seed.runs - before[0])

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from fxgraft.host.host import Host
-from fxgraft.interrupts import undisturbed
+from fxgraft.util.interrupts import delay_interrupts
 from fxgraft_passes import Phase
 
 
@@ -27,7 +27,7 @@ def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
     others = [p for p in host.parameters() if p.requires_grad and id(p) not in learning]
     stack = ExitStack()
     try:
-        with undisturbed():
+        with delay_interrupts():
             stack.enter_context(host.borrowing("shadow()"))
             stack.enter_context(host.untouched())
             stack.callback(host.adopt, structure, phase, grafts)
@@ -38,5 +38,5 @@ def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
                 stack.callback(parameter.requires_grad_, True)
         yield
     finally:
-        with undisturbed():
+        with delay_interrupts():
             stack.close()

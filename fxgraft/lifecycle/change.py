@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed
-from fxgraft.structure import Placement, Structure
+from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Graft
 
 Names = list[list[str]]

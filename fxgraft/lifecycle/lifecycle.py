@@ -26,7 +26,7 @@ from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
 from fxgraft.slots.neighbours import rings
-from fxgraft.structure import Placement, kind_of
+from fxgraft.slots.structure import Placement, kind_of
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
 from fxgraft_passes.graft import alpha_shape

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.seeds.seed import Seed
-from fxgraft.structure import values_at
+from fxgraft.slots.structure import values_at
 from fxgraft_passes import Slot
 
 

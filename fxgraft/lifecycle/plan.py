@@ -22,7 +22,7 @@ from fxgraft.host.host import Host
 from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.nursery import BlueprintLike, Surroundings
 from fxgraft.optimizers.places import Destination
-from fxgraft.structure import Placement, Structure, kind_of
+from fxgraft.slots.structure import Placement, Structure, kind_of
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.graft import SEEDS, check_name
 

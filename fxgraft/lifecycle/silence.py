@@ -23,7 +23,7 @@ from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.progress import PATIENCE, Progress
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
-from fxgraft.words import count
+from fxgraft.util.text import pluralize
 
 
 class Silent(NamedTuple):
@@ -94,7 +94,7 @@ class Silence:
             amend(seed, did_not_run=None)
         if seed.trained_steps > trained or age > PATIENCE:
             del self._waiting[seed]
-        elif age == PATIENCE and (reason := self._not_trained(seed, birth, count(age, "step"))):
+        elif age == PATIENCE and (reason := self._not_trained(seed, birth, pluralize(age, "step"))):
             return self._tell(seed, reason)
         return None
 
@@ -134,7 +134,7 @@ class Silence:
             )
         if not seed.training_runs:
             return (
-                f"it ran in {count(seed.runs, 'call')} in {steps}, all without gradients (torch.no_grad). "
+                f"it ran in {pluralize(seed.runs, 'call')} in {steps}, all without gradients (torch.no_grad). "
                 f"Expected a training step to call the host with gradients on"
             )
         return (

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 from fxgraft.host.host import Host
-from fxgraft.interrupts import disturbable
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
+from fxgraft.util.interrupts import interruptible
 from fxgraft_passes import Graft, Phase
 
 
@@ -36,11 +36,11 @@ def swap(
     for copy in host.followers:  # back first, with what they had: a culled seed's average is not made anew
         undo.callback(copy.adopt, copy.structure, copy.phase, copy.grafts())
     grafts = {p.seed: (have | dict(new))[p.seed] for p in structure.placements}
-    with disturbable():
+    with interruptible():
         host.prepare(structure, structure.phases)
     host.adopt(structure, phase, grafts)
     if warm_up:
-        with disturbable():
+        with interruptible():
             host.warm_up(before)
 
 

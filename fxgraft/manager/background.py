@@ -29,7 +29,7 @@ from fxgraft.manager.prefetch import Pending
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxgraft.compilations import VariantReport, compile_report
+from fxgraft.host.compile_report import VariantReport, compile_report
 from fxgraft.host.host import Host
 from fxgraft.manager.reporter import Reporter
 from fxgraft.telemetry import logger

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import expect, schedules
+from fxgraft import schedules
 from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed import peers_of
@@ -30,7 +30,6 @@ from fxgraft.explore.measuring import Evaluate, check
 from fxgraft.explore.scoring import Score
 from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.host.introduction import introduce
-from fxgraft.interrupts import disturbable, whole
 from fxgraft.isolation import probing
 from fxgraft.isolation.check import Violation
 from fxgraft.isolation.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
@@ -56,7 +55,9 @@ from fxgraft.seeds.stage import Stage
 from fxgraft.seeds.stage import after as stage_after
 from fxgraft.telemetry import Sink, logger
 from fxgraft.telemetry.metrics import collect
-from fxgraft.words import count
+from fxgraft.util import validate
+from fxgraft.util.interrupts import interruptible, uninterruptible
+from fxgraft.util.text import pluralize
 from fxgraft_passes import GraftSpec, Objective, Slot
 from fxgraft_passes.graft import check_name
 
@@ -114,7 +115,7 @@ class SeedManager:
     ):
         inner = settings.host_of(host)
         settings.check_numbers(check_every, cooldown, metrics_every, prefetch_timeout, shard_from)
-        expect.flag("strict", strict)
+        validate.boolean("strict", strict)
         if inner.structure.placements:
             logger.warning(
                 "the host has seeds of another manager (%s): this one does not lead, save or cull them",
@@ -192,13 +193,13 @@ class SeedManager:
             yield from self.registry.parameters(seed.name)
 
     def __repr__(self) -> str:
-        seeds = count(len(self._seeds), "seed") if self._seeds else "no seeds"
+        seeds = pluralize(len(self._seeds), "seed") if self._seeds else "no seeds"
         lines = [f"SeedManager at step {self.steps}, {seeds}"]
         return "\n".join([*lines, *(f"  {seed!r}" for seed in self._seeds.values())])
 
     # The lifecycle
 
-    @whole
+    @uninterruptible
     def germinate(
         self,
         slot_name: str,
@@ -302,12 +303,12 @@ class SeedManager:
         build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
         began = time.monotonic()
         if self._acts.open is not None:
-            with disturbable():
+            with interruptible():
                 module = build()
             self._plan_germination(seed, slot, module, follower, began)
             self._acts.open.waits &= wait
         elif wait:
-            with disturbable():
+            with interruptible():
                 module = build()
             self._lifecycle.go_live(seed, slot, module, follower)
             self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
@@ -352,7 +353,7 @@ class SeedManager:
         foresee = partial(self.registry.foresee, seed)
         return plan(self.host, slot, seed.spec, blueprint, name, config, behind, foresee)
 
-    @whole
+    @uninterruptible
     def blend(
         self,
         seed: Seed | str,
@@ -399,7 +400,7 @@ class SeedManager:
         told()
         return self._lifecycle.begin_blend(seed, ramp)
 
-    @whole
+    @uninterruptible
     def cull(self, seed: Seed | str, *, wait: bool = True) -> None:
         """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
 
@@ -427,7 +428,7 @@ class SeedManager:
         self._memory.refuses_until[seed.slot] = self._reporter.step + self._cooldown
         return None
 
-    @whole
+    @uninterruptible
     def fossilize(self, seed: Seed | str, *, wait: bool = True, force: bool = False) -> None:
         """Make a seed a plain part of the host, at the alpha that it holds.
 
@@ -447,7 +448,7 @@ class SeedManager:
         seed = self._find(seed)
         if seed.stage is Stage.DORMANT:
             return self._reporter.operation("fossilize", seed, disabled=True)
-        expect.flag("force", force)
+        validate.boolean("force", force)
         course = self._acts.course(seed)
         ramp = at_once(course, force)
         told = None
@@ -470,7 +471,7 @@ class SeedManager:
             self._lifecycle.begin_blend(seed, ramp)
         return self._background.fossilize(seed)
 
-    @whole
+    @uninterruptible
     def cull_all(self, *, wait: bool = True) -> list[str]:
         """Cull every seed that is live or in preparation, in one change; return their names, latest first.
 
@@ -521,19 +522,19 @@ class SeedManager:
             StageError: in another thread than the one that trains, or where seeds cannot change.
         """
         self._allow("open manager.together()")
-        return self._acts.block(expect.flag("wait", wait))
+        return self._acts.block(validate.boolean("wait", wait))
 
-    @whole
+    @uninterruptible
     def pause(self, seed: Seed | str) -> None:
         """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
         self._set_paused(self._find(seed), True)
 
-    @whole
+    @uninterruptible
     def resume(self, seed: Seed | str) -> None:
         """Let a paused seed go on. Raises `StageError` if it is not live."""
         self._set_paused(self._find(seed), False)
 
-    @whole
+    @uninterruptible
     def handle(self, command: Command | Mapping[str, Any] | str | bytes) -> Reply:
         """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says.
 
@@ -546,7 +547,7 @@ class SeedManager:
         is_now = self._inbox.is_here and self.peers.size == 1
         return self._dispatcher.handle(command, None if is_now else self._inbox)
 
-    @whole
+    @uninterruptible
     def carry_out(self, command: Command) -> Reply:
         """As `handle`, but at once and on this rank: for what every rank decides alike."""
         self._inbox.require_here("carry out a command")
@@ -567,7 +568,7 @@ class SeedManager:
             return refused
         return self._dispatcher.submit(command, self._inbox)
 
-    @whole
+    @uninterruptible
     def step(self, loss: float | Tensor | None = None) -> None:
         """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
 
@@ -603,7 +604,7 @@ class SeedManager:
 
     # Where to grow
 
-    @whole
+    @uninterruptible
     def explore(
         self,
         candidates: Choice = "auto",
@@ -653,10 +654,10 @@ class SeedManager:
         self._allow("explore")
         self._acts.refuse("explore")
         settings = explore.Settings(
-            expect.whole("steps", steps, 1),
-            expect.whole("keep", keep),
-            expect.number("at", at, 0, 1),
-            expect.whole("repeats", repeats, 1),
+            validate.integer("steps", steps, 1),
+            validate.integer("keep", keep),
+            validate.number("at", at, 0, 1),
+            validate.integer("repeats", repeats, 1),
         )
         by = scoring.resolve(score)
         bare = check(self.host, evaluate)
@@ -710,7 +711,7 @@ class SeedManager:
         self._inbox.require_here("run a seed at another alpha")
         return probing.at_alpha(self.host, self._find(seed), alpha)
 
-    @whole
+    @uninterruptible
     def measure(self, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0) -> float:
         """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
 
@@ -741,7 +742,7 @@ class SeedManager:
                 "seed %r: the loss is the same with it and without, to the bit, though it ran: it gives "
                 "nothing yet (it was trained in %s)",
                 seed.name,
-                count(seed.trained_steps, "step"),
+                pluralize(seed.trained_steps, "step"),
             )
         self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
         return contribution
@@ -779,7 +780,7 @@ class SeedManager:
         self._saver.save(path)
 
     @classmethod
-    @whole
+    @uninterruptible
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -829,7 +830,7 @@ class SeedManager:
         """
         return self._saver.describe()
 
-    @whole
+    @uninterruptible
     def lead(self, entry: Tensor) -> None:
         """Grow and lead the seeds that an entry says; their weights come with ``host.load_state_dict``.
 
@@ -888,7 +889,7 @@ class SeedManager:
             self._routines.remove(routine)
 
     def _pass_gate(self, action: str, seed: Seed, force: bool) -> None:
-        expect.flag("force", force)
+        validate.boolean("force", force)
         gate = self._gates.get(action)
         if gate is None:
             return

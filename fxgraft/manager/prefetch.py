@@ -10,8 +10,8 @@ from functools import partial
 
 from torch import nn
 
-from fxgraft import threads
 from fxgraft.seeds.seed import Seed
+from fxgraft.util import threads
 from fxgraft_passes import Slot
 
 

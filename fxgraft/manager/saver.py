@@ -17,7 +17,7 @@ from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.reporter import Reporter
 from fxgraft.optimizers.groups import unknown_schedules
 from fxgraft.seeds.names import SeedNames
-from fxgraft.structure import Structure
+from fxgraft.slots.structure import Structure
 from fxgraft.telemetry import logger
 
 

@@ -11,11 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from fxgraft import expect
 from fxgraft.gates import Gate
 from fxgraft.host.host import Host
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import Sink
+from fxgraft.util import validate
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
 _SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
@@ -115,19 +115,19 @@ def check_numbers(
     shard_from: int | None,
 ) -> None:
     """Raise `ValueError` for a number that cannot be."""
-    expect.whole("check_every", check_every)
-    expect.whole("cooldown", cooldown)
-    expect.whole("metrics_every", metrics_every)
+    validate.integer("check_every", check_every)
+    validate.integer("cooldown", cooldown)
+    validate.integer("metrics_every", metrics_every)
     if prefetch_timeout is not None:
-        expect.number("prefetch_timeout", prefetch_timeout, least=0)
+        validate.number("prefetch_timeout", prefetch_timeout, least=0)
     if shard_from is not None:
-        expect.whole("shard_from", shard_from)
+        validate.integer("shard_from", shard_from)
 
 
 def is_enabled(given: bool | None) -> bool:
     """As given, or else as the environment has it. Raises `ValueError`."""
     if given is not None:
-        return expect.flag("enabled", given)
+        return validate.boolean("enabled", given)
     said = os.environ.get(ENABLED_VARIABLE, "1").strip().lower()
     if said not in _SWITCH:
         raise ValueError(f"{ENABLED_VARIABLE}: expected one of {', '.join(_SWITCH)}; got {said!r}")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from fxgraft.errors import StageError
-from fxgraft.interrupts import whole
 from fxgraft.lifecycle.act import Act, Course, refuse_threads
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.background import Background
@@ -24,6 +23,7 @@ from fxgraft.manager.saver import Memory
 from fxgraft.seeds.names import SeedNames
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
+from fxgraft.util.interrupts import uninterruptible
 
 
 class Acts:
@@ -129,7 +129,7 @@ class Block:
         self._acts, self._wait = acts, wait
         self._is_outermost = False
 
-    @whole
+    @uninterruptible
     def __enter__(self) -> None:
         acts = self._acts
         if acts.open is None:
@@ -137,7 +137,7 @@ class Block:
         acts.open.waits &= self._wait
         self._kept = acts.keep()
 
-    @whole
+    @uninterruptible
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import _torch
 from fxgraft.optimizers.wrapped import inner
-from fxgraft.parts import local, whole
+from fxgraft.util import _torch
+from fxgraft.util.dtensor import full_tensor, local_tensor
 
 
 class SeedGradients:
@@ -188,7 +188,7 @@ def norm_of(parameters: Iterable[nn.Parameter]) -> float:
 
     Of parameters that are sharded every rank calls it, and they are gathered.
     """
-    grads = [whole(p.grad) for p in parameters if p.grad is not None]
+    grads = [full_tensor(p.grad) for p in parameters if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
@@ -215,4 +215,4 @@ def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def _grads(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [local(p.grad) for p in parameters if p.grad is not None]
+    return [local_tensor(p.grad) for p in parameters if p.grad is not None]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft.optimizers.gradients import norms
-from fxgraft.parts import local
 from fxgraft.seeds.seed import Seed
+from fxgraft.util.dtensor import local_tensor
 
 PATIENCE = 20
 """After how many steps to tell of a seed that is not trained. A `GradScaler` may skip the first few."""
@@ -103,4 +103,4 @@ def _norms(weights: Sequence[nn.Parameter]) -> Tensor | None:
     if not weights:
         return None
     with torch.no_grad():
-        return norms([local(weight) for weight in weights])
+        return norms([local_tensor(weight) for weight in weights])

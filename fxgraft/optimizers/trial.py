@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.bits import same_tensor
 from fxgraft.optimizers.leaving import take_out
+from fxgraft.util.bits import same_tensor
 
 _STEPS, _SIDE = 3, 8
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from fxgraft.report.reading import Reader, read
 from fxgraft.report.run import Lane, Run
-from fxgraft.rooms import on_demand
+from fxgraft.util.lazy_modules import lazy_modules
 
 if TYPE_CHECKING:
     from fxgraft.report import page, screen  # noqa: F401
 
 __all__ = ["Lane", "Reader", "Run", "read"]
 
-__getattr__, __dir__ = on_demand(__name__, "page", "screen")
+__getattr__, __dir__ = lazy_modules(__name__, "page", "screen")

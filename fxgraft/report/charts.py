@@ -17,11 +17,11 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from fxgraft.colours import STAGE_COLOURS
 from fxgraft.report.lanes import SOFT, add_lane
 from fxgraft.report.points import smooth, thin
 from fxgraft.report.run import Lane, Run
 from fxgraft.report.traces import line, marks
+from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
 
 MOST_POINTS = 4000

@@ -13,10 +13,10 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from fxgraft.colours import STAGE_COLOURS
 from fxgraft.report.points import Points, thin
 from fxgraft.report.run import Lane
 from fxgraft.report.traces import line
+from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
 
 MOST_POINTS = 1000

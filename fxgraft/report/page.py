@@ -10,12 +10,12 @@ from markupsafe import Markup
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from fxgraft.colours import DARK, LIGHT, STAGE_COLOURS
 from fxgraft.report.charts import MOST_LANES, chart
 from fxgraft.report.lanes import describe
 from fxgraft.report.reading import LOG, ReadError, find, read
 from fxgraft.report.run import Run
 from fxgraft.report.tree import structure
+from fxgraft.seeds.colours import DARK, LIGHT, STAGE_COLOURS
 
 MOST_ROWS = 2000
 """How many rows of a table are written: the latest."""

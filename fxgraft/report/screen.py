@@ -14,11 +14,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from fxgraft.colours import STAGE_COLOURS
 from fxgraft.report.points import smooth
 from fxgraft.report.reading import find, read
 from fxgraft.report.run import Entry, Lane, Run
 from fxgraft.report.tail import Tail
+from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
 
 BLOCKS = "▁▂▃▄▅▆▇█"

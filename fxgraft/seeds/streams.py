@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxgraft import _torch
+from fxgraft.util import _torch
 
 _OTHER_MASK = (
     "the dropout of a seed runs inside of a backward pass, for activation checkpointing as it seems: it "

@@ -8,10 +8,10 @@
 Needs hypothesis: ``pip install 'fxgraft[testing]'``.
 """
 
-from fxgraft.bits import same_bits
 from fxgraft.testing.comparing import assert_same_bits, differences, frozen, loss_of, observed_call
 from fxgraft.testing.compiling import counting_backend, no_recompiles
 from fxgraft.testing.hosts import OPERATIONS, Child, Plan, graph_modules, lifecycle_calls, plans
+from fxgraft.util.bits import same_bits
 
 __all__ = [
     "OPERATIONS",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 
 Record = dict[str, Any]
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft import expect
 from fxgraft.controllers import Controller, Link, Recorder
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle.nursery import BlueprintLike
@@ -25,6 +24,7 @@ from fxgraft.training.evaluation import evaluate
 from fxgraft.training.progress import EpochReport, Progress
 from fxgraft.training.rewind import rewind
 from fxgraft.training.watchdog import DivergedError, Watchdog, WatchdogConfig
+from fxgraft.util import validate
 
 Batch = tuple[Any, Any]
 """(inputs, target)."""
@@ -57,11 +57,11 @@ class TrainingConfig:
     watchdog: WatchdogConfig | None = None
 
     def __post_init__(self) -> None:
-        expect.whole("epochs", self.epochs)
-        expect.whole("checkpoint_every", self.checkpoint_every, 1)
-        expect.whole("keep", self.keep, 1)
+        validate.integer("epochs", self.epochs)
+        validate.integer("checkpoint_every", self.checkpoint_every, 1)
+        validate.integer("keep", self.keep, 1)
         if self.clip_norm is not None:
-            expect.number("clip_norm", self.clip_norm, least=0)
+            validate.number("clip_norm", self.clip_norm, least=0)
         if self.autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(
                 f"autocast: expected torch.bfloat16, torch.float16 or None; got {self.autocast!r}"

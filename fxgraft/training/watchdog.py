@@ -7,8 +7,8 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-from fxgraft import expect
 from fxgraft.errors import FxGraftError
+from fxgraft.util import validate
 
 
 class DivergedError(FxGraftError):
@@ -40,10 +40,10 @@ class WatchdogConfig:
 
     def __post_init__(self) -> None:
         for name in ("window", "least", "patience"):
-            expect.whole(name, getattr(self, name), 1)
+            validate.integer(name, getattr(self, name), 1)
         for name in ("confirm", "attempts"):
-            expect.whole(name, getattr(self, name))
-        expect.number("factor", self.factor, least=0)
+            validate.integer(name, getattr(self, name))
+        validate.number("factor", self.factor, least=0)
 
 
 class Watchdog:

@@ -12,11 +12,11 @@ from torch import nn
 
 import fxgraft
 from fxgraft import blueprints
-from fxgraft.bits import same_bits
 from fxgraft.blueprints import registry
 from fxgraft.blueprints.shapes import LAYOUTS
 from fxgraft.errors import BlueprintError
 from fxgraft.optimizers.gradients import norm_of
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Slot
 from fxgraft_passes.objectives import OBJECTIVES
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft import blueprints
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from tests.harness import assert_same_bits, frozen, loss_of
 
 SHAPES = {"NC": (3, 8), "NLC": (2, 5, 8), "NCHW": (2, 8, 4, 4), "any": (3, 8)}

@@ -8,9 +8,9 @@ from torch import nn
 
 import fxgraft
 from fxgraft import blueprints
-from fxgraft.bits import same_bits
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.optimizers.gradients import norm_of
+from fxgraft.util.bits import same_bits
 from tests.harness import assert_same_bits, loss_of, snapshot
 
 

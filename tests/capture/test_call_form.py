@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.bits import same_bits
 from fxgraft.capture.call_form import CallForm, is_constant
+from fxgraft.util.bits import same_bits
 
 X, Y = torch.randn(2, 3), torch.randn(2, 3)
 

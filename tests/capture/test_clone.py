@@ -9,9 +9,9 @@ import torch
 import torch.fx as fx
 from torch import nn
 
-from fxgraft.bits import same_bits
 from fxgraft.capture.clone import clone_tree
 from fxgraft.errors import TraceError
+from fxgraft.util.bits import same_bits
 
 
 class Part(nn.Module):

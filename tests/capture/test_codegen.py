@@ -12,10 +12,10 @@ import torch
 import torch.fx as fx
 from torch import nn
 
-from fxgraft.bits import same_bits
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import generate
 from fxgraft.errors import IsolationError
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Germinate, Graft
 from fxgraft_passes.base import copy_graph
 

@@ -61,7 +61,7 @@ TREES = st.recursive(
 
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and fxgraft.bits.same_tensor(a, b)
+        return isinstance(b, Tensor) and fxgraft.util.bits.same_tensor(a, b)
     if isinstance(a, float):
         return isinstance(b, float) and (a == b or (math.isnan(a) and math.isnan(b)))
     if type(a) is not type(b):

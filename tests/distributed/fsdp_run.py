@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import fxgraft
-from fxgraft.bits import bits
+from fxgraft.util.bits import bits
 from tests.distributed.ranks import RANK, SIZE, Block
 
 

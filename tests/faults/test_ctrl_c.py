@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.interrupts import disturbable, undisturbed
+from fxgraft.util.interrupts import delay_interrupts, interruptible
 from tests.harness import assert_same_bits, frozen
 
 LIBRARY = str(Path(fxgraft.__file__).parent)
@@ -232,7 +232,7 @@ def test_interrupts_wait_and_come_later() -> None:
     log: list[str] = []
 
     def work() -> None:
-        with undisturbed():
+        with delay_interrupts():
             signal.raise_signal(signal.SIGINT)
             log.append("went on")
         log.append("not this")
@@ -247,17 +247,17 @@ def test_interrupts_come_where_they_may() -> None:
 
     def work() -> None:
         try:
-            with disturbable():
+            with interruptible():
                 signal.raise_signal(signal.SIGINT)
                 log.append("not this")
         finally:
             signal.raise_signal(signal.SIGINT)
             log.append("undone in peace")
 
-    with pytest.raises(KeyboardInterrupt), undisturbed():
+    with pytest.raises(KeyboardInterrupt), delay_interrupts():
         work()
     assert log == ["undone in peace"]
-    with disturbable(), undisturbed(), undisturbed():
+    with interruptible(), delay_interrupts(), delay_interrupts():
         pass
 
 
@@ -265,7 +265,7 @@ def test_a_handler_of_the_users_own_gets_the_interrupt() -> None:
     got: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: got.append(number))
     try:
-        with undisturbed():
+        with delay_interrupts():
             signal.raise_signal(signal.SIGINT)
             assert not got
         assert got == [signal.SIGINT]

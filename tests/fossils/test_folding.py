@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fxgraft
-from fxgraft.bits import same_bits
 from fxgraft.errors import SlotError, StageError
 from fxgraft.fossils.linear_maps import Features, NotAffineError, affine_map
+from fxgraft.util.bits import same_bits
 from tests.harness import assert_same_bits, snapshot
 from tests.hosts.transformer_models import bert, gpt2
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Phase
 
 Pair = namedtuple("Pair", ["first", "second"])

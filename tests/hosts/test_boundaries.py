@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 
 
 class Branching(nn.Module):

@@ -8,8 +8,8 @@ import transformers
 from torch import nn
 
 import fxgraft
-from fxgraft.bits import same_bits
 from fxgraft.errors import SlotError
+from fxgraft.util.bits import same_bits
 from tests.hosts.hosts import assert_same, ran
 from tests.hosts.transformer_models import MODELS
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Phase
 from tests.hosts.hosts import Block, Frozen, StraightThrough, Tied
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import fxgraft
-from fxgraft.bits import same_bits
 from fxgraft.errors import SlotError, TraceError
+from fxgraft.util.bits import same_bits
 from tests.hosts.hosts import Given, Tied
 from tests.hosts.transformer_models import MODELS
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from tests.hosts.hosts import Given, assert_same, check, ran
 from tests.hosts.transformer_models import MODELS
 

@@ -7,8 +7,8 @@ import torch
 import transformers
 
 import fxgraft
-from fxgraft.bits import same_bits
 from fxgraft.errors import CheckpointError
+from fxgraft.util.bits import same_bits
 from tests.hosts.test_lives import Bend
 from tests.hosts.transformer_models import MODELS
 

@@ -203,7 +203,7 @@ def test_a_paused_seed_stands_still_bit_for_bit(optimizer: str, stage: str) -> N
     assert sum(moved) > len(moved) // 2, "the host stood still as well"
     manager.resume(seed)
     train(host, trainer, [PLAN.batch(i) for i in range(7, 9)], lambda _: manager.step())
-    assert fxgraft.bits.same_bits(still()[0], before[0]) is False
+    assert fxgraft.util.bits.same_bits(still()[0], before[0]) is False
 
 
 def test_a_paused_host_run_is_that_of_an_isolated_seed() -> None:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import SeedManager, commands
-from fxgraft.bits import same_bits
 from fxgraft.checkpoint.file import _digest
 from fxgraft.errors import StageError
+from fxgraft.util.bits import same_bits
 
 X = torch.arange(6.0).view(3, 2) / 7
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.bits import same_bits
 from fxgraft.capture.region import Region
 from fxgraft.errors import BlueprintError, SlotError, StageError
 from fxgraft.gates import Trained
 from fxgraft.host.running import Running
 from fxgraft.telemetry import Memory
+from fxgraft.util.bits import same_bits
 from tests.harness import assert_same_bits, snapshot
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import operators
 from fxgraft_passes.objectives import seed_gradient
 

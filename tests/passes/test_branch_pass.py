@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Cull, Fossilize, Germinate, GraftSpec, Phase, Verify
 from fxgraft_passes.errors import IsolationError, SlotError
 from fxgraft_passes.graft import MODES

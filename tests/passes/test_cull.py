@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Cull, Fossilize, Germinate, GraftSpec, Phase
 from fxgraft_passes.graft import MODES
 from tests.passes.graphs import (

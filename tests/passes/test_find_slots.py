@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import FindSlots, Germinate, GraftSpec, Phase, rejections_of, slots_of
 from tests.passes.graphs import InPlace, Net, gradients_after, identity_of, input_for, state_of, traced
 

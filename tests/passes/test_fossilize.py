@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Fossilize, Germinate, GraftSpec, Phase, operators
 from fxgraft_passes.graft import MODES
 from fxgraft_passes.sites import chain_at

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes.observe import observation_of
 
 X = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

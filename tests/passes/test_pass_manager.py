@@ -15,7 +15,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pass_constraint
 
 import fxgraft_passes
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Cull, FindSlots, Fossilize, Germinate, Phase, Verify, slots_of
 from fxgraft_passes.base import GraphPass
 from tests.passes.graphs import Net, identity_of, input_for, state_of, traced

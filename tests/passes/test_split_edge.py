@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Cull, Germinate, Phase, SplitEdge
 from fxgraft_passes.errors import SlotError
 from tests.passes.graphs import Fan, Twice, identity_of, input_for, state_of, traced

@@ -15,8 +15,8 @@ from torch.fx.passes.infra.pass_manager import PassManager
 from torch.fx.passes.shape_prop import ShapeProp
 
 import fxgraft
-from fxgraft.bits import same_bits
 from fxgraft.errors import TraceError
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Cull, FindSlots, Fossilize, Germinate, GraftSpec, Phase, Verify
 from fxgraft_passes.errors import IsolationError, SlotError
 from fxgraft_passes.graft import MODES

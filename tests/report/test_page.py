@@ -167,7 +167,7 @@ def test_marks_stand_at_their_steps() -> None:
 
 def test_a_lane_draws_alpha_in_the_colour_of_its_stage() -> None:
     from fxgraft import Stage
-    from fxgraft.colours import STAGE_COLOURS
+    from fxgraft.seeds.colours import STAGE_COLOURS
 
     reader = Reader()
     metrics = [line("metrics", s, **{"kasmina.seed.alpha": {"s": (s - 4) / 4}}) for s in range(5, 8)]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import Stage
-from fxgraft.bits import same_tensor
+from fxgraft.util.bits import same_tensor
 from fxgraft_passes.objectives import DEFAULT_RADIUS, seed_gradient
 from tests.harness import assert_same_bits
 from tests.seed_modules import Poison

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fxgraft.bits import same_bits
 from fxgraft.seeds.streams import (
     GlobalDrawError,
     SeedDropout,
@@ -22,6 +21,7 @@ from fxgraft.seeds.streams import (
     privatize,
     uniform,
 )
+from fxgraft.util.bits import same_bits
 
 KEY = key_of(0, "a")
 CPU = torch.device("cpu")

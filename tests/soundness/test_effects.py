@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.bits import same_bits
 from fxgraft.capture.proxy import ConcreteProxy
+from fxgraft.util.bits import same_bits
 
 AUXILIARY: list[Any] = []
 TOTALS = {"calls": 0}

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 
 
 def adapted() -> tuple[torch.nn.Module, Tensor]:

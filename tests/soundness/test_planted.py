@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from tests.soundness import test_effects, test_reads
 from tests.soundness.test_effects import EFFECTS, Context, Gate
 from tests.soundness.test_reads import CHANGES, Net

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 
 SWITCH = True
 CONFIG = types.SimpleNamespace(scale=1.0)

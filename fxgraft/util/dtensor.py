@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor; a plain tensor itself. Not differentiable."""
     if type(tensor) is Tensor:
         return tensor
@@ -14,6 +14,6 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a DTensor, for which every rank calls it; a plain tensor itself."""
     return tensor.full_tensor() if hasattr(tensor, "_local_tensor") else tensor  # type: ignore[attr-defined,no-any-return]

@@ -12,9 +12,9 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.region import Region
-from fxgraft.colours import STAGE_COLOURS
+from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
-from fxgraft.structure import Placement
+from fxgraft.slots.structure import Placement
 from fxgraft_passes import Graft, Slot
 
 if TYPE_CHECKING:

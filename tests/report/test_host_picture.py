@@ -11,8 +11,8 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.colours import STAGE_COLOURS
-from fxgraft.drawing.graph import Drawing, in_order
+from fxgraft.report.host_graph import Drawing, in_order
+from fxgraft.seeds.colours import STAGE_COLOURS
 from tests.browser import chromium
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxgraft.bits import bits, same_bits, same_tensor
+from fxgraft.util.bits import bits, same_bits, same_tensor
 
 DTYPES = [
     torch.float64,

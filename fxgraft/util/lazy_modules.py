@@ -9,7 +9,7 @@ from importlib import import_module
 from types import ModuleType
 
 
-def on_demand(package: str, *rooms: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
+def lazy_modules(package: str, *rooms: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package some of whose modules take time, or extras, to import.
 
     What importing such a module raises (an extra that is not installed) is raised where it is named.

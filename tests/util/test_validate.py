@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 import torch
 
-from fxgraft import expect
 from fxgraft.controllers import GrowthConfig
 from fxgraft.training import TrainingConfig, WatchdogConfig
+from fxgraft.util import validate
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: expect.whole("n", -1), "n: expected a whole number, 0 or more; got -1"),
-        (lambda: expect.whole("n", True), "n: expected a whole number, 0 or more; got True"),
-        (lambda: expect.whole("n", 0, 1), "n: expected a positive whole number; got 0"),
-        (lambda: expect.number("x", math.nan), "x: expected a number; got nan"),
-        (lambda: expect.number("x", "1"), "x: expected a number; got '1'"),
-        (lambda: expect.number("x", -1, 0), "x: expected a number, 0 or more; got -1"),
-        (lambda: expect.number("x", 2, 0, 1), "x: expected a number between 0 and 1; got 2"),
-        (lambda: expect.flag("f", 1), "f: expected True or False; got 1"),
+        (lambda: validate.integer("n", -1), "n: expected a whole number, 0 or more; got -1"),
+        (lambda: validate.integer("n", True), "n: expected a whole number, 0 or more; got True"),
+        (lambda: validate.integer("n", 0, 1), "n: expected a positive whole number; got 0"),
+        (lambda: validate.number("x", math.nan), "x: expected a number; got nan"),
+        (lambda: validate.number("x", "1"), "x: expected a number; got '1'"),
+        (lambda: validate.number("x", -1, 0), "x: expected a number, 0 or more; got -1"),
+        (lambda: validate.number("x", 2, 0, 1), "x: expected a number between 0 and 1; got 2"),
+        (lambda: validate.boolean("f", 1), "f: expected True or False; got 1"),
         (lambda: GrowthConfig(window=0), "window: expected a positive whole number; got 0"),
         (lambda: GrowthConfig(keep=math.inf), "keep: expected a number; got inf"),
         (lambda: WatchdogConfig(patience=0), "patience: expected a positive whole number; got 0"),
@@ -44,4 +44,8 @@ def test_what_cannot_be(call: Any, says: str) -> None:
 
 
 def test_what_can_be() -> None:
-    assert (expect.whole("n", 3), expect.number("x", 1), expect.flag("f", False)) == (3, 1.0, False)
+    assert (validate.integer("n", 3), validate.number("x", 1), validate.boolean("f", False)) == (
+        3,
+        1.0,
+        False,
+    )

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 Step = Callable[[], object]
 
 
-class Side:
+class Contender:
     """A model in training: forward, backward, one step of AdamW.
 
     Args:
@@ -72,12 +72,12 @@ class Timed:
 
 
 def compare(samples: Mapping[str, Sequence[float]]) -> tuple[Timed, ...]:
-    """What `take_turns` found, against the first side; a ratio is taken within each round."""
+    """What `time_interleaved` found, against the first side; a ratio is taken within each round."""
     first = next(iter(samples.values()))
     return tuple(_timed(name, times, first) for name, times in samples.items())
 
 
-def take_turns(
+def time_interleaved(
     sides: Mapping[str, Step], rounds: int, steps: int, shuffle: Callable[[list[str]], None]
 ) -> dict[str, list[float]]:
     """Let all sides make ``steps`` steps in each of ``rounds`` rounds; seconds per step, of each round.

@@ -12,7 +12,7 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def whole(name: str, given: Any, least: int = 0) -> int:
+def integer(name: str, given: Any, least: int = 0) -> int:
     """A whole number, ``least`` or more (also numpy's). Raises `ValueError`."""
     if isinstance(given, bool) or not isinstance(given, Integral) or int(given) < least:
         wanted = "a positive whole number" if least == 1 else f"a whole number, {least} or more"
@@ -31,7 +31,7 @@ def number(name: str, given: Any, least: float = -math.inf, most: float = math.i
     return float(given)
 
 
-def flag(name: str, given: Any) -> bool:
+def boolean(name: str, given: Any) -> bool:
     """True or False. Raises `ValueError`."""
     if not isinstance(given, bool):
         raise _refusal(name, "True or False", given)

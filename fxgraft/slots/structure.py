@@ -13,9 +13,9 @@ from functools import cached_property
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture.fingerprint import Fingerprint
 from fxgraft.capture.merge import local_name
 from fxgraft.capture.region import Wiring
-from fxgraft.fingerprint import Fingerprint
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.observe import KEY
 
@@ -155,7 +155,7 @@ class Structure:
 
 
 def kind_of(module: nn.Module) -> object:
-    """Equal for seeds' modules that run the same compiled code: see `fxgraft.fingerprint`."""
+    """Equal for seeds' modules that run the same compiled code: see `fxgraft.capture.fingerprint`."""
     found = Fingerprint(module)
     return found.code, found.values
 

@@ -1,6 +1,6 @@
 """Ctrl-C at any moment: changes are whole or not at all.
 
-Inside `undisturbed` an interrupt waits until the block is over; inside `disturbable`, where something may
+Inside `delay_interrupts` an interrupt waits until the block is over; inside `interruptible`, where something may
 take long (a user's code, a compiler) and can be undone, it comes at once. That is for SIGINT in the main
 thread, with a handler in Python, as by default; other threads get no interrupts.
 """
@@ -63,7 +63,7 @@ def _let_go(waiting: _Waiting) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def delay_interrupts() -> Iterator[None]:
     """Let interrupts wait until the block, or the one around it, is over."""
     waiting = _hold()
     try:
@@ -73,8 +73,8 @@ def undisturbed() -> Iterator[None]:
             _let_go(waiting)
 
 
-def whole(function: Callable[P, T]) -> Callable[P, T]:
-    """`undisturbed` around each call. (As a function of its own: each training step goes through one.)"""
+def uninterruptible(function: Callable[P, T]) -> Callable[P, T]:
+    """`delay_interrupts` around each call. (As a function of its own: each training step goes through one.)"""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -90,8 +90,8 @@ def whole(function: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextmanager
-def disturbable() -> Iterator[None]:
-    """Inside `undisturbed`: let interrupts come again, for what takes long and can be undone."""
+def interruptible() -> Iterator[None]:
+    """Inside `delay_interrupts`: let interrupts come again, for what takes long and can be undone."""
     global _outermost
     waiting = _outermost
     if waiting is None or threading.current_thread() is not threading.main_thread():

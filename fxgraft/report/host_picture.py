@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pydot
 
 from fxgraft.capture.region import Region
-from fxgraft.colours import STAGE_COLOURS
-from fxgraft.drawing.graph import Drawing, below, in_order
 from fxgraft.errors import FxGraftError
+from fxgraft.report.host_graph import Drawing, below, in_order
+from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
-from fxgraft.words import count
+from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
@@ -76,7 +76,7 @@ class Picture:
     def html(self) -> str:
         """The page."""
         slots, seeds = len(self._host.slots), len(self._host.structure.placements)
-        counts = f"{count(slots, 'slot')}, {count(seeds, 'seed')}"
+        counts = f"{pluralize(slots, 'slot')}, {pluralize(seeds, 'seed')}"
         title = escape(f"{type(self._host._root).__name__}: {counts}")
         stages = [Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
         key = "".join(
@@ -99,7 +99,7 @@ class Picture:
         drawn = _render(Drawing(self._host, deep=False).of(region), "svg").decode()
         inside = f"{region.name}." if region.name else ""
         seeds = sum(p.slot.name.startswith(inside) for p in self._host.structure.placements)
-        said = count(len(region.slots), "slot") + (f", {count(seeds, 'seed')}" if seeds else "")
+        said = pluralize(len(region.slots), "slot") + (f", {pluralize(seeds, 'seed')}" if seeds else "")
         return (
             f"<details{' open' if seeds or not region.name else ''}>"
             f"<summary><code>{escape(region.name or 'model')}</code> {escape(type(region.module).__name__)} "

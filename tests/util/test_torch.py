@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fxgraft import _torch
+from fxgraft.util import _torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PRIVATE = re.compile(r"\btorch(?:\.[a-z]\w*)*\._[a-zA-Z]|_dynamo_")
 EVERYWHERE = ("torch.utils._pytree", "torch.utils._python_dispatch", "torch._dynamo.config.metrics_count")
 """Half public: torch's own documentation shows them, or only a comment has them."""

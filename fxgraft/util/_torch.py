@@ -1,7 +1,7 @@
 """The private parts of torch that are used, all of them here.
 
 Each has been seen to work with torch 2.13.0 (the CPU wheel) and 2.14.1 (the CUDA build of PyPI), and says
-what happens where it is missing; ``tests/test_torch.py`` calls each. What only compiled hosts need is
+what happens where it is missing; ``tests/util/test_torch.py`` calls each. What only compiled hosts need is
 imported when it is called: the compiler takes a second to import.
 """
 

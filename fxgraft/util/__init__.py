@@ -1,0 +1,1 @@
+"""Small helpers that know nothing of hosts or seeds. They import nothing else of fxgraft."""
