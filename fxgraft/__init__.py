@@ -15,7 +15,7 @@ from fxgraft.seeds.stage import Stage
 from fxgraft.util.lazy_modules import lazy_modules
 from fxgraft_passes import Objective, Slot
 
-_ROOMS = (
+_LAZY_MODULES = (
     "config",
     "controllers",
     "cost",
@@ -64,4 +64,4 @@ __all__ = [
     "unwrap",
 ]
 
-__getattr__, __dir__ = lazy_modules(__name__, *_ROOMS)
+__getattr__, __dir__ = lazy_modules(__name__, *_LAZY_MODULES)

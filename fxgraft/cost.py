@@ -43,7 +43,7 @@ class Cost:
 
     Attributes:
         slot, blueprint, parameters: of the seed that was grown.
-        steps: a training step of each side, the bare model first; see `fxgraft.util.interleaved_timing.Timed`.
+        steps: the time of a training step, the bare model first; see `fxgraft.util.interleaved_timing.Timed`.
         trace_ms, germinate_ms, cull_ms: once each, uncompiled.
         first_step_s: seconds of the first training step of the bare model and of the host, and of a
             germination with the step after it: with what they compile. Empty where nothing was compiled.

@@ -20,5 +20,6 @@
 `codegen`           from a graph to a function
 `merge`             several regions as one graph
 `fallback`          what is done of a call of another form
+`fingerprint`       what the code of a module depends on
 ==================  ==============================================================================
 """

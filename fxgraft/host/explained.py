@@ -25,8 +25,9 @@ def _summary(explanation: Explanation) -> str:
     traced = sum(report.status == "traced" for report in reports)
     own = traced + sum(bool(report.reason) and report.status != "shared" for report in reports)
     return (
-        f"{explanation.root.kind}: {pluralize(explanation.slots, 'slot')}; {traced} of {pluralize(own, 'module')} "
-        f"with code of their own {_are(traced)} traced; {pluralize(explanation.fallbacks, 'call')} fell back"
+        f"{explanation.root.kind}: {pluralize(explanation.slots, 'slot')}; "
+        f"{traced} of {pluralize(own, 'module')} with code of their own {_are(traced)} traced; "
+        f"{pluralize(explanation.fallbacks, 'call')} fell back"
     )
 
 

@@ -134,8 +134,8 @@ class Silence:
             )
         if not seed.training_runs:
             return (
-                f"it ran in {pluralize(seed.runs, 'call')} in {steps}, all without gradients (torch.no_grad). "
-                f"Expected a training step to call the host with gradients on"
+                f"it ran in {pluralize(seed.runs, 'call')} in {steps}, all without gradients (torch.no_grad)."
+                f" Expected a training step to call the host with gradients on"
             )
         return (
             f"no gradient has arrived at its weights in {steps}, though it ran. Expected backward(){inside} "

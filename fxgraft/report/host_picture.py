@@ -1,4 +1,8 @@
-"""A picture of a host, to look at in a notebook or to save."""
+"""A picture of a host, to look at in a notebook or to save: its graph by modules, slots, shapes and seeds.
+
+Layout is graphviz's, through pydot: ``pip install 'fxgraft[show]'``, and the program ``dot``, which comes
+with the system's package ``graphviz``.
+"""
 
 from __future__ import annotations
 

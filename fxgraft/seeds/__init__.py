@@ -5,5 +5,6 @@
 `stage`    the stages, and the transitions between them
 `streams`  random streams of its own
 `names`    a name, where none is given
+`colours`  a colour for each stage
 =========  ============================================
 """

@@ -4,6 +4,7 @@
 `selection`  the table of a host's slots, and how to choose among them
 `places`     edges, inputs, elements and all calls of a module: places that the table does not list
 `branching`  branches: the slots a seed may read from, and the regions that one merges
+`structure`  which seeds a host has, and where: immutable, without tensors
 `terms`      whether a graft at an edge would regroup a sum of gradients
 ===========  ======================================================================================
 """

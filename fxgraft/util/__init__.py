@@ -1,1 +1,14 @@
-"""Small helpers that know nothing of hosts or seeds. They import nothing else of fxgraft."""
+"""Small helpers. They import nothing else of fxgraft.
+
+====================  =======================================================================
+`bits`                comparison of tensors bit by bit
+`dtensor`             the local part, or all, of a DTensor
+`interleaved_timing`  times of training steps that can be compared
+`interrupts`          Ctrl-C: a change is complete, or it has not happened
+`lazy_modules`        modules that are imported when they are first used
+`text`                text for messages
+`threads`             threads that the end of the program waits for, but not forever
+`validate`            checks of arguments: an integer, a number, True or False
+`_torch`              the private parts of torch that are used, all in one file
+====================  =======================================================================
+"""

@@ -1,4 +1,4 @@
-"""Models in training that take turns, so that their times can be compared."""
+"""Interleaved timing of training steps: all contenders run in each round, so that times can be compared."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Timed:
-    """A side: milliseconds per step (the median of all rounds), and its ratio to the first side.
+    """Milliseconds per step of one contender (the median of all rounds), and its ratio to the first one.
 
     Attributes:
         ratio, low, high: median, lowest and highest over the rounds.
@@ -72,24 +72,24 @@ class Timed:
 
 
 def compare(samples: Mapping[str, Sequence[float]]) -> tuple[Timed, ...]:
-    """What `time_interleaved` found, against the first side; a ratio is taken within each round."""
+    """What `time_interleaved` found, against the first contender; a ratio is taken within each round."""
     first = next(iter(samples.values()))
     return tuple(_timed(name, times, first) for name, times in samples.items())
 
 
 def time_interleaved(
-    sides: Mapping[str, Step], rounds: int, steps: int, shuffle: Callable[[list[str]], None]
+    contenders: Mapping[str, Step], rounds: int, steps: int, shuffle: Callable[[list[str]], None]
 ) -> dict[str, list[float]]:
-    """Let all sides make ``steps`` steps in each of ``rounds`` rounds; seconds per step, of each round.
+    """Let each contender make ``steps`` steps in each of ``rounds`` rounds; seconds per step, for each round.
 
-    The order is shuffled in each round, so that drift and neighbours on the machine hit all of them.
+    The order is shuffled in each round, so that drift and other load on the machine reach all of them.
     """
-    order = list(sides)
-    samples: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(contenders)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            samples[name].append(_round(sides[name], steps))
+            samples[name].append(_time_round(contenders[name], steps))
     return samples
 
 
@@ -99,8 +99,8 @@ def repeat(step: Step, times: int) -> None:
         step()
 
 
-def _round(step: Step, steps: int) -> float:
-    step()  # untimed: it finds the caches full of another side's tensors
+def _time_round(step: Step, steps: int) -> float:
+    step()  # untimed: the caches are full of another contender's tensors
     began = time.perf_counter()
     repeat(step, steps)
     return (time.perf_counter() - began) / steps

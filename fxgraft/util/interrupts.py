@@ -1,8 +1,8 @@
-"""Ctrl-C at any moment: changes are whole or not at all.
+"""Ctrl-C at any moment: a change is complete, or it has not happened.
 
-Inside `delay_interrupts` an interrupt waits until the block is over; inside `interruptible`, where something may
-take long (a user's code, a compiler) and can be undone, it comes at once. That is for SIGINT in the main
-thread, with a handler in Python, as by default; other threads get no interrupts.
+Inside `delay_interrupts` an interrupt waits until the block is over. Inside `interruptible`, where something
+may take long (a user's code, a compiler) and can be undone, it is raised at once. Only SIGINT in the main
+thread is handled, and only where its handler is a Python function, as by default.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def delay_interrupts() -> Iterator[None]:
 
 
 def uninterruptible(function: Callable[P, T]) -> Callable[P, T]:
-    """`delay_interrupts` around each call. (As a function of its own: each training step goes through one.)"""
+    """Decorator: `delay_interrupts` around each call; faster than that, as each training step calls it."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -91,7 +91,7 @@ def uninterruptible(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside `delay_interrupts`: let interrupts come again, for what takes long and can be undone."""
+    """Inside `delay_interrupts`: raise interrupts at once again, for what takes long and can be undone."""
     global _outermost
     waiting = _outermost
     if waiting is None or threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Rooms of a package that are imported when they are first named (PEP 562)."""
+"""Modules of a package that are imported when they are first used (PEP 562)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from importlib import import_module
 from types import ModuleType
 
 
-def lazy_modules(package: str, *rooms: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
+def lazy_modules(package: str, *names: str) -> tuple[Callable[[str], ModuleType], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package some of whose modules take time, or extras, to import.
 
     What importing such a module raises (an extra that is not installed) is raised where it is named.
 
     Args:
         package: its ``__name__``.
-        *rooms: the names of these modules in it.
+        *names: the names of these modules in it.
     """
 
-    def named() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *rooms})
+    def list_names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *names})
 
     def find(name: str) -> ModuleType:
-        if name in rooms:
+        if name in names:
             return import_module(f"{package}.{name}")
-        near = [] if name.startswith("_") else difflib.get_close_matches(name, named(), n=1)
+        near = [] if name.startswith("_") else difflib.get_close_matches(name, list_names(), n=1)
         hint = f". Did you mean {near[0]!r}?" if near else ""
         raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
 
-    return find, named
+    return find, list_names
