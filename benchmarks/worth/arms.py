@@ -1,0 +1,94 @@
+"""What is compared. An arm is a network's sizes over the run and how it gets from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.worth.protocols import LARGE, Protocol
+
+PRIMARY = "deepen-1-8"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to come to a trained network.
+
+    Attributes:
+        name: unique.
+        depth: blocks at the start.
+        changes: when (in multiples of N steps) and to how many blocks.
+        how: the kind of learner, a key of `learners.KINDS`.
+        options: for the learner.
+        tuned_as: the arm whose learning rate it takes; its own name if it is tuned itself.
+        ends: multiples of N steps; for fixed sizes, of the large network's FLOPs instead.
+        seeds: "one" or "finalist" (see the plan); fixed sizes become finalists by their results.
+        protocols: where it is run.
+        workloads: likewise.
+    """
+
+    name: str
+    depth: int
+    how: str
+    tuned_as: str
+    ends: tuple[float, ...]
+    changes: tuple[tuple[float, int], ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seeds: str = "one"
+    protocols: tuple[str, ...] = ("short", "full", "quick")
+    workloads: tuple[str, ...] = ("gpt", "cnn")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is one of the fixed sizes, whose ends are at equal FLOPs."""
+        return self.how == "fixed"
+
+
+def fixed(depth: int, ends: tuple[float, ...]) -> Arm:
+    """A network of ``depth`` blocks from scratch."""
+    name = f"fixed-{depth}"
+    return Arm(name, depth, "fixed", name, ends)
+
+
+def _variant(name: str, at: float = 0.5, **options: Any) -> Arm:
+    options = {"init": "zero", "optimizer_state": "fresh", "at": "end"} | options
+    return Arm(f"{PRIMARY}-{name}", 1, "deepen", PRIMARY, (1.0, 1.3), ((at, LARGE),), options)
+
+
+GROWTH = (
+    Arm(
+        PRIMARY, 1, "deepen", PRIMARY, (0.8, 1.0, 1.3), ((0.5, LARGE),),
+        {"init": "zero", "optimizer_state": "fresh", "at": "end"}, seeds="finalist",
+    ),
+    Arm(
+        "deepen-2-4-8", 2, "deepen", PRIMARY, (1.0, 1.3), ((0.3, 4), (0.6, LARGE)),
+        {"init": "zero", "optimizer_state": "fresh", "at": None}, seeds="finalist",
+    ),
+    Arm("gstack-2-8", 2, "stack", PRIMARY, (1.0, 1.3), ((0.5, LARGE),), seeds="finalist"),
+    Arm("net2net-1-8", 1, "net2net", PRIMARY, (1.0, 1.3), ((0.5, LARGE),)),
+    Arm("stochastic-8", LARGE, "stochastic", f"fixed-{LARGE}", (1.0, 1.3)),
+    _variant("early", 0.3),
+    _variant("copy", init="copy"),
+    _variant("random", init="random"),
+    _variant("state", init="copy", optimizer_state="copy"),
+    _variant("late", 0.7),
+    Arm(
+        "deepen-1-8-muon", 1, "deepen", "deepen-1-8-muon", (1.0,), ((0.5, LARGE),),
+        {"init": "zero", "optimizer_state": "fresh", "at": "end", "optimizer": "muon"},
+        protocols=("full",), workloads=("gpt",),
+    ),
+    Arm(
+        "widen", LARGE, "widen", PRIMARY, (1.0,), ((0.5, LARGE),), {"hidden": 64},
+        protocols=("full",), workloads=("gpt",),
+    ),
+    Arm("autogrow", 1, "autogrow", PRIMARY, (1.0,), protocols=("full",)),
+)  # fmt: skip
+
+
+def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
+    """The arms of a protocol on a workload, by name, in the order in which they are wanted."""
+    scale = protocol.scales[workload]
+    sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends) for depth in scale.depths}
+    grown = {arm.name: arm for arm in GROWTH if protocol.name in arm.protocols and workload in arm.workloads}
+    return sizes | grown

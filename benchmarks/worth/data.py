@@ -1,0 +1,131 @@
+"""The data of the workloads: training batches that depend on random seed and step alone, fixed evaluation batches."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from benchmarks.worth.prepare import FILES, fashion_folder, sympy_folder
+
+CHARACTERS = "\n\t" + "".join(map(chr, range(32, 127)))
+VOCABULARY = len(CHARACTERS) + 1  # one more for every byte that is none of them
+PARTS = ("train", "validation", "test")
+
+Batch = tuple[Tensor, Tensor]
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """Random numbers of this step of this random seed: the same in each arm, and after resuming."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Characters as codes, uint8, one long tensor for each of `PARTS`."""
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+    def batch(self, seed: int, step: int, size: int, context: int) -> Batch:
+        """Random pieces of the training text: codes and the codes that follow, (size, context) int64 each."""
+        starts = torch.randint(len(self.train) - context - 1, (size,), generator=generator(seed, step))
+        return _pieces(self.train, starts, context)
+
+    def evaluation(self, part: str, pieces: int, size: int, context: int) -> Iterator[Batch]:
+        """``pieces`` pieces of that part, evenly spread over it, in batches."""
+        text = getattr(self, part)
+        starts = torch.linspace(0, len(text) - context - 2, pieces).long()
+        for some in starts.split(size):
+            yield _pieces(text, some, context)
+
+
+def _pieces(text: Tensor, starts: Tensor, context: int) -> Batch:
+    found = text[starts[:, None] + torch.arange(context + 1)].long()
+    return found[:, :-1].contiguous(), found[:, 1:].contiguous()
+
+
+def part_of(path: str) -> str:
+    """The part that a file belongs to, by a hash of its path: 90, 5 and 5 %."""
+    share = hashlib.sha256(path.encode()).digest()[0] / 256
+    return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+
+
+@cache
+def sympy_text() -> Text:
+    """Sympy's sources, split by file."""
+    folder = sympy_folder()
+    texts: dict[str, list[bytes]] = {part: [] for part in PARTS}
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder).as_posix()
+        texts[part_of(name)].append(path.read_bytes() + b"\n")
+    return Text(*(_codes(b"".join(texts[part])) for part in PARTS))
+
+
+def _codes(text: bytes) -> Tensor:
+    table = numpy.full(256, VOCABULARY - 1, dtype=numpy.uint8)
+    for code, character in enumerate(CHARACTERS):
+        table[ord(character)] = code
+    return torch.from_numpy(table[numpy.frombuffer(text, dtype=numpy.uint8)])
+
+
+@dataclass(frozen=True)
+class Images:
+    """For each of `PARTS` images (N, 1, 28, 28), uint8, and labels (N,), int64."""
+
+    train: Batch
+    validation: Batch
+    test: Batch
+
+    def batch(self, seed: int, step: int, size: int) -> Batch:
+        """Random training images, each flipped or not and shifted by up to 2 pixels; float, about unit scale."""
+        draw = generator(seed, step)
+        images, labels = self.train
+        which = torch.randint(len(images), (size,), generator=draw)
+        flipped = torch.rand(size, generator=draw) < 0.5
+        shifts = torch.randint(5, (2, size, 1), generator=draw)
+        chosen = torch.nn.functional.pad(images[which, 0], (2, 2, 2, 2))
+        rows = (shifts[0] + torch.arange(28))[:, :, None]
+        columns = torch.arange(28).expand(size, 28)
+        columns = torch.where(flipped[:, None], 27 - columns, columns) + shifts[1]
+        moved = chosen[torch.arange(size)[:, None, None], rows, columns[:, None, :]]
+        return _scaled(moved[:, None]), labels[which]
+
+    def evaluation(self, part: str, count: int, size: int) -> Iterator[Batch]:
+        """The first ``count`` images of that part, in batches."""
+        images, labels = getattr(self, part)
+        for some in torch.arange(min(count, len(images))).split(size):
+            yield _scaled(images[some]), labels[some]
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return (images.float() / 255 - 0.286) / 0.353  # mean and deviation of the training images
+
+
+@cache
+def fashion() -> Images:
+    """Fashion-MNIST; the last 5,000 training images are for validation."""
+    folder = fashion_folder()
+    read = [_idx(folder / name) for name in FILES]
+    images, labels, test_images, test_labels = (torch.from_numpy(array.copy()) for array in read)
+    images, test_images = images[:, None], test_images[:, None]
+    labels, test_labels = labels.long(), test_labels.long()
+    return Images(
+        (images[:-5000], labels[:-5000]), (images[-5000:], labels[-5000:]), (test_images, test_labels)
+    )
+
+
+def _idx(path: Path) -> numpy.ndarray:
+    """A file in the IDX format: magic number, whose last byte is the rank, sizes, bytes."""
+    content = gzip.decompress(path.read_bytes())
+    rank = content[3]
+    sizes = numpy.frombuffer(content, dtype=">i4", count=rank, offset=4)
+    return numpy.frombuffer(content, dtype=numpy.uint8, offset=4 + 4 * rank).reshape(sizes)

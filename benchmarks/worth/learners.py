@@ -1,0 +1,247 @@
+"""A network in training that can change its size: plain, by hand, and by fxgraft.
+
+A change draws from torch's global random stream, which is seeded before it by random seed and change: a run that was
+killed makes the same changes again on untrained networks, then loads its state into the result.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fxgraft
+from benchmarks.worth import data
+from benchmarks.worth.arms import Arm
+from benchmarks.worth.costs import Counted, Ledger
+from benchmarks.worth.data import Batch
+from benchmarks.worth.models import set_outputs_zero
+from benchmarks.worth.workloads import Workload, loss_of
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a learner is made for."""
+
+    workload: Workload
+    arm: Arm
+    seed: int
+    rate: float
+    unit: int  # N, the steps that the arm's shares are of
+
+
+class Learner:
+    """A plain network of one size.
+
+    Attributes:
+        model: what is trained and evaluated.
+        optimizers: of its parameters; one, but for Muon.
+        changed: how many of the arm's changes were made.
+    """
+
+    resumable = True
+
+    def __init__(self, setting: Setting):
+        self.setting, self.changed = setting, 0
+        self.ledger, self.counted = Ledger(), Counted()  # the run's own take their place
+        torch.manual_seed(setting.seed)
+        self.make(setting.workload.make(setting.arm.depth, **self.sizes))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Further arguments of the network."""
+        return {key: value for key, value in self.setting.arm.options.items() if key == "hidden"}
+
+    def make(self, model: nn.Module) -> None:
+        """Take up a new network."""
+        self.model = model
+        kind = self.setting.arm.options.get("optimizer", "adamw")
+        self.optimizers = self.setting.workload.optimizers(model, self.setting.rate, kind)
+
+    def begin(self, step: int) -> None:
+        """Before a step: make the changes that are due."""
+        changes = self.setting.arm.changes
+        while self.changed < len(changes) and step >= round(changes[self.changed][0] * self.setting.unit):
+            self.counted.run(self.ledger, "change", None, self.change)
+
+    def change(self) -> None:
+        """Make the next change."""
+        torch.manual_seed(self.setting.seed * 1000 + self.changed + 1)
+        self.grow(self.setting.arm.changes[self.changed][1])
+        self.changed += 1
+
+    def grow(self, depth: int) -> None:
+        """Become that deep."""
+        raise NotImplementedError(f"{self.setting.arm.name} has a fixed size")
+
+    def structure(self) -> Hashable:
+        """What the FLOPs of a step depend on."""
+        return self.changed
+
+    def step(self, batch: Batch, share: float) -> float:
+        """One training step at ``share`` of the learning rate; the loss before it."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = share * self.setting.rate
+            optimizer.zero_grad()
+        loss = loss_of(self.model, batch)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.after(loss)
+        return float(loss.detach())
+
+    def after(self, loss: Tensor) -> None:
+        """At the end of a step."""
+
+    def state(self) -> dict[str, Any]:
+        """A copy of everything that training changes."""
+        kept = {
+            "model": self.model.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+        }
+        return copy.deepcopy(kept) | {"changed": self.changed}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go back, or forward, to that state; of another learner as well."""
+        while self.changed < state["changed"]:
+            self.change()
+        assert self.changed == state["changed"], "a run cannot shrink"
+        self.model.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(copy.deepcopy(kept))
+
+
+class Stacked(Learner):
+    """G_stack: the whole stack of blocks, repeated; everything is copied, the optimizer begins anew."""
+
+    def grow(self, depth: int) -> None:
+        small, large = self.model, self.setting.workload.make(depth)
+        take_over(small, large)
+        for at, block in enumerate(large.blocks):
+            block.load_state_dict(small.blocks[at % len(small.blocks)].state_dict())
+        self.make(large)
+
+
+class Net2Net(Learner):
+    """New blocks behind the old, random within and with zero output layers; old optimizer state is kept."""
+
+    def grow(self, depth: int) -> None:
+        small, large = self.model, self.setting.workload.make(depth)
+        take_over(small, large)
+        for before, block in zip(small.blocks, large.blocks, strict=False):
+            block.load_state_dict(before.state_dict())
+        for block in large.blocks[len(small.blocks) :]:
+            set_outputs_zero(block)
+        (old,) = self.optimizers
+        kept = {name: old.state[p] for name, p in small.named_parameters() if p in old.state}
+        self.make(large)
+        for name, parameter in large.named_parameters():
+            if name in kept:
+                self.optimizers[0].state[parameter] = kept[name]
+
+
+def take_over(small: nn.Module, large: nn.Module) -> None:
+    """Copy everything outside of the blocks."""
+    found = {name: value for name, value in small.state_dict().items() if not name.startswith("blocks.")}
+    missing = large.load_state_dict(found, strict=False)
+    assert not missing.unexpected_keys, missing
+
+
+class Stochastic(Learner):
+    """Stochastic depth: block l of L is left out of a step with probability 0.5 l / L, for the whole batch.
+
+    A block that runs in training adds its branch over its probability, so that evaluation needs no change.
+    """
+
+    def make(self, model: nn.Module) -> None:
+        super().make(model)
+        self.left_out: set[int] = set()
+        for at, block in enumerate(model.blocks):
+            block.forward = self._sometimes(at, block.forward)
+
+    def _sometimes(self, at: int, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        kept = 1 - self.leaving(at)
+
+        def run(x: Tensor) -> Tensor:
+            if not self.model.training:
+                return forward(x)
+            return x if at in self.left_out else x + (forward(x) - x) / kept
+
+        return run
+
+    def leaving(self, at: int) -> float:
+        """The probability that this block is left out."""
+        return 0.5 * (at + 1) / self.setting.arm.depth
+
+    def begin(self, step: int) -> None:
+        draws = torch.rand(self.setting.arm.depth, generator=data.generator(self.setting.seed + 7919, step))
+        self.left_out = {at for at, draw in enumerate(draws.tolist()) if draw < self.leaving(at)}
+
+    def structure(self) -> Hashable:
+        return self.setting.arm.depth - len(self.left_out)
+
+
+class Deepened(Learner):
+    """`fxgraft.SeedManager.deepen`, in a traced host."""
+
+    def make(self, model: nn.Module) -> None:
+        self.host = fxgraft.trace(model, (self.setting.workload.batch(0, 0)[0],))
+        super().make(self.host)
+        self.manager = fxgraft.SeedManager(self.host, self.optimizers)
+        self.depth = self.setting.arm.depth
+
+    def grow(self, depth: int) -> None:
+        wanted = {key: self.setting.arm.options[key] for key in ("at", "init", "optimizer_state")}
+        self.manager.deepen("blocks", depth - self.depth, blend=0, **wanted)
+        self.depth = depth
+
+    def after(self, loss: Tensor) -> None:
+        self.manager.step(loss)
+
+
+class Widened(Deepened):
+    """`fxgraft.SeedManager.widen`: all MLPs from ``hidden`` to 256."""
+
+    def grow(self, depth: int) -> None:
+        missing = 256 - self.sizes["hidden"]
+        with self.manager.together():
+            for at in range(depth):
+                self.manager.widen(f"blocks.{at}.up", missing)
+
+
+class Autogrown(Deepened):
+    """`fxgraft.SeedManager.autogrow`: nothing known but a budget of parameters."""
+
+    resumable = False  # what it tries is not replayed
+    budget = 8.0
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        self.manager.autogrow(self.evaluate, budget=self.budget)
+
+    def evaluate(self, *_: Any) -> float:
+        """The validation loss, charged like every other."""
+        return self.setting.workload.measure(self.host, "validation")["loss"]
+
+    def structure(self) -> Hashable:
+        seeds = tuple((name, seed.stage) for name, seed in self.manager.seeds.items())
+        return seeds, sum(p.numel() for p in self.host.parameters())
+
+    def after(self, loss: Tensor) -> None:
+        self.manager.step(loss)
+
+
+KINDS: dict[str, type[Learner]] = {
+    "fixed": Learner,
+    "stack": Stacked,
+    "net2net": Net2Net,
+    "stochastic": Stochastic,
+    "deepen": Deepened,
+    "widen": Widened,
+    "autogrow": Autogrown,
+}

@@ -1,0 +1,88 @@
+"""Which runs are still missing. What comes later depends on what was found: the learning rates, and who the finalists are."""
+
+from __future__ import annotations
+
+from benchmarks.worth.arms import PRIMARY, Arm, arms
+from benchmarks.worth.protocols import LARGE, TUNING_SEED, Protocol
+from benchmarks.worth.results import Records
+from benchmarks.worth.training import Run
+
+
+class Plan:
+    """The runs of one workload in one protocol, given the records so far."""
+
+    def __init__(self, protocol: Protocol, workload: str, records: Records):
+        self.protocol, self.workload, self.records = protocol, workload, records
+        self.scale, self.arms = protocol.scales[workload], arms(protocol, workload)
+
+    def missing(self) -> list[Run]:
+        """Runs that can be made now, in the order in which they are wanted; empty when all is there."""
+        return [run for run in self.known() if run.name not in self.records]
+
+    def known(self) -> list[Run]:
+        """All runs that can be named now."""
+        first, *others = self.protocol.seeds
+        early = [arm for arm in self.arms.values() if arm.fixed or arm.seeds == "finalist"]
+        found = [run for arm in early if arm.tuned_as == arm.name for run in self._tuning(arm)]
+        found += [run for arm in early for run in self._final(arm, first)]
+        found += [
+            run for seed in others for name in self.finalists() for run in self._final(self.arms[name], seed)
+        ]
+        if self.protocol.variants != "none":
+            late = [arm for arm in self.arms.values() if arm not in early]
+            found += [run for arm in late if arm.tuned_as == arm.name for run in self._tuning(arm)]
+            found += [run for arm in late for run in self._final(arm, first)]
+        return found
+
+    def rate(self, arm: Arm) -> float | None:
+        """The learning rate that was chosen for an arm; None while that is not known."""
+        runs = self._tuning(self.arms[arm.tuned_as])
+        losses = {run.rate: self._validation(run) for run in runs}
+        if any(loss is None for loss in losses.values()):
+            return None
+        return min(losses, key=lambda rate: losses[rate])
+
+    def finalists(self) -> list[str]:
+        """Names of the arms that get all random seeds; fixed sizes as soon as their first runs are there."""
+        growth = [arm.name for arm in self.arms.values() if arm.seeds == "finalist"]
+        return [*self._finalists_of_fixed_size(), *growth]
+
+    def _tuning(self, arm: Arm) -> list[Run]:
+        """The runs that choose its rate: the given ones, and one beyond if the best is at the edge."""
+        rates = sorted(self.scale.rates)
+        runs = [Run(self.workload, arm.name, TUNING_SEED, rate, tuning=True) for rate in rates]
+        losses = [self._validation(run) for run in runs]
+        if len(rates) > 1 and None not in losses:
+            best = losses.index(min(losses))
+            beyond = {0: rates[0] / 2, len(rates) - 1: rates[-1] * 2}
+            if best in beyond:
+                runs.append(Run(self.workload, arm.name, TUNING_SEED, beyond[best], tuning=True))
+        return runs
+
+    def _validation(self, run: Run) -> float | None:
+        record = self.records.get(run.name)
+        return None if record is None else _number(record["ends"][-1]["validation"])
+
+    def _final(self, arm: Arm, seed: int) -> list[Run]:
+        rate = self.rate(arm)
+        return [] if rate is None else [Run(self.workload, arm.name, seed, rate)]
+
+    def _finalists_of_fixed_size(self) -> list[str]:
+        from benchmarks.worth.analysis import Arms  # which reads records by plans
+
+        sizes = [name for name, arm in self.arms.items() if arm.fixed]
+        seen = Arms(self.protocol, self.workload, self.records)
+        first = self.protocol.seeds[0]
+        if any((name, first) not in seen.curves for name in [*sizes, PRIMARY]):
+            return []
+        flops = seen.curves[PRIMARY, first].at_share(1.0).flops
+        at_growth = {name: seen.curves[name, first].loss_at(flops) for name in sizes}
+        at_growth = {name: loss for name, loss in at_growth.items() if loss is not None}
+        best = sorted(at_growth, key=lambda name: at_growth[name])[:2]
+        at_end = min(sizes, key=lambda name: seen.curves[name, first].at_share(1.0).loss)
+        return list(dict.fromkeys([f"fixed-{LARGE}", *best, at_end]))
+
+
+def _number(loss: float) -> float:
+    """A loss that is not finite is worse than any."""
+    return loss if loss == loss else float("inf")

@@ -1,0 +1,49 @@
+"""One plot: the test loss where complete schedules end, over FLOPs, each arm labelled at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib import pyplot
+
+from benchmarks.worth.analysis import Arms, estimate
+
+TITLES = {"gpt": "character GPT, sympy's sources", "cnn": "residual CNN, Fashion-MNIST"}
+
+
+def draw(workloads: dict[str, Arms], path: Path) -> None:
+    """One panel for each workload; nothing without results."""
+    if not workloads:
+        return
+    figure, panels = pyplot.subplots(
+        1, len(workloads), figsize=(7.5 * len(workloads), 5), layout="constrained", squeeze=False
+    )
+    for axes, (name, arms) in zip(panels[0], workloads.items(), strict=True):
+        panel(axes, arms)
+        axes.set_title(TITLES.get(name, name))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def panel(axes: pyplot.Axes, arms: Arms) -> None:
+    """Fixed sizes in grey, growth in colour, with standard errors where there are several random seeds."""
+    names = list(dict.fromkeys(name for name, _ in arms.curves))
+    colours = iter(pyplot.colormaps["tab10"].colors * 2)
+    for name in names:
+        curves = [arms.curves[name, seed] for seed in arms.seeds(name)]
+        if not curves:
+            continue
+        points = list(zip(*(curve.ends for curve in curves), strict=True))
+        flops = [estimate([end.flops for end in same]).mean / 1e12 for same in points]
+        losses = [estimate([end.loss for end in same]) for same in points]
+        fixed = arms.arms[name].fixed
+        colour = "0.45" if fixed else next(colours)
+        style = {"color": colour, "marker": "o", "markersize": 3, "linestyle": "-" if fixed else "--"}
+        errors = [found.standard_error or 0.0 for found in losses]
+        axes.errorbar(flops, [found.mean for found in losses], yerr=errors, capsize=2, linewidth=1, **style)
+        label = f"{arms.arms[name].depth} blocks" if fixed else name
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
+        axes.annotate(label, (flops[-1], losses[-1].mean), color=colour, **place)
+    axes.set(xscale="log", xlabel="training TFLOPs, everything charged", ylabel="test loss, nats")
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3, which="both")

@@ -1,0 +1,86 @@
+"""How long runs are, how many there are and which learning rates are tried. Fixed in PREREGISTERED.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LARGE = 8  # blocks of the large network
+TUNING_SEED, TUNING_SCALE = 100, 0.2
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One workload in one protocol.
+
+    Attributes:
+        steps: N, of the large network.
+        batch: pieces or images of one step.
+        context: characters of a piece; gpt alone.
+        depths: the fixed sizes.
+        fixed_ends: where fixed sizes end, in multiples of the large network's N steps in FLOPs.
+        rates: learning rates that are tried.
+        validation: pieces or images that one evaluation for the curve takes.
+        test: likewise, at the end of a run.
+        points: of a curve.
+    """
+
+    steps: int
+    batch: int
+    context: int
+    depths: tuple[int, ...]
+    fixed_ends: tuple[float, ...]
+    rates: tuple[float, ...]
+    validation: int
+    test: int
+    points: int = 16
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A size of the whole experiment.
+
+    Attributes:
+        scales: by workload.
+        seeds: random seeds of finalists; the first is that of all others.
+        variants: whether arms are run that have one random seed: "none", "some" (after all others), "all".
+    """
+
+    name: str
+    scales: dict[str, Scale]
+    seeds: tuple[int, ...]
+    variants: str
+
+
+GPT_RATES, CNN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008)
+SIX, FOUR = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8)
+THREE_ENDS, FIVE_ENDS = (0.3, 0.6, 1.0), (0.15, 0.3, 0.6, 1.0, 1.5)
+
+PROTOCOLS = {
+    "short": Protocol(
+        "short",
+        {
+            "gpt": Scale(2500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024),
+            "cnn": Scale(1500, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000),
+        },
+        seeds=(0, 1, 2),
+        variants="some",
+    ),
+    "full": Protocol(
+        "full",
+        {
+            "gpt": Scale(12_000, 16, 128, SIX, FIVE_ENDS, GPT_RATES, validation=512, test=4096, points=40),
+            "cnn": Scale(6000, 64, 0, SIX, FIVE_ENDS, CNN_RATES, validation=5000, test=10_000, points=40),
+        },
+        seeds=(0, 1, 2),
+        variants="all",
+    ),
+    "quick": Protocol(
+        "quick",
+        {
+            "gpt": Scale(40, 8, 64, (1, 4, 8), THREE_ENDS, GPT_RATES[1:2], validation=16, test=32, points=4),
+            "cnn": Scale(30, 16, 0, (1, 4, 8), THREE_ENDS, CNN_RATES[1:2], validation=64, test=128, points=4),
+        },
+        seeds=(0, 1),
+        variants="some",
+    ),
+}

@@ -1,0 +1,31 @@
+"""The results as they are kept: a folder for each protocol, in it one JSON file for each run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.worth.training import Run
+
+Records = dict[str, dict[str, Any]]
+
+
+def read(folder: Path) -> Records:
+    """All records in ``folder``, by the name of their run."""
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
+    return {run_of(record).name: record for record in found}
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """Store a record; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{run_of(record).name}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def run_of(record: dict[str, Any]) -> Run:
+    """The run that a record is of."""
+    return Run(**record["run"])
