@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-torch check docs soak bench zoo clean
+.PHONY: demo test test-torch check docs soak bench worth zoo clean
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,12 @@ soak: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+# What growing is worth, against fixed sizes: about 80 minutes of one idle core, with PROTOCOL=full a few nights. It goes on where it was stopped.
+PROTOCOL ?= short
+worth: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.worth.prepare
+	$(BIN)/python -m benchmarks.worth --protocol $(PROTOCOL)
 
 # In an environment of its own: torchvision and timm want the torch that they were built for. Not in CI.
 zoo:

@@ -5,7 +5,8 @@
     python -m benchmarks.worth --list        # what is missing
     python -m benchmarks.worth --report      # only the summary and the plot, from the results that are there
 
-Stopped in any way, it goes on where it was.
+Stopped in any way, it goes on where it was. Results go to runs/worth/results, and are compared with the
+committed ones at the end; --out benchmarks/results is for those who commit.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from benchmarks import environment
 from benchmarks.worth import results, summary
 from benchmarks.worth.arms import arms
 from benchmarks.worth.plan import Plan
-from benchmarks.worth.prepare import DataMissing
+from benchmarks.worth.prepare import DataError
 from benchmarks.worth.progress import Progress
 from benchmarks.worth.protocols import PROTOCOLS, Protocol
 from benchmarks.worth.training import Run, Trainer
 from benchmarks.worth.workloads import Workload, workload
 
-RESULTS = Path(__file__).parent.parent / "results"
+COMMITTED = Path(__file__).parent.parent / "results"
+RESULTS = Path("runs/worth/results")
 SCRATCH = Path("runs/worth/states")
 
 
@@ -52,8 +54,9 @@ def main() -> None:
     torch.set_num_threads(1)  # one process is one core: CPU time is then comparable
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            return carry(PROTOCOLS["quick"], options, Path(folder), Path(folder) / "states")
-    return carry(PROTOCOLS[options.protocol], options, RESULTS, SCRATCH)
+            carry(PROTOCOLS["quick"], options, Path(folder), Path(folder) / "states")
+        return
+    carry(PROTOCOLS[options.protocol], options, options.out, SCRATCH)
 
 
 def carry(protocol: Protocol, options: argparse.Namespace, out: Path, scratch: Path) -> None:
@@ -61,17 +64,22 @@ def carry(protocol: Protocol, options: argparse.Namespace, out: Path, scratch: P
     names = [options.workload] if options.workload else list(protocol.scales)
     folder = out / "worth" / protocol.name
     if options.list:
-        return tell(protocol, names, folder, options.only)
+        tell(protocol, names, folder, options.only)
+        return
     if not options.report:
         until = time.monotonic() + 60 * options.minutes if options.minutes else None
         for name in names:
             try:
                 task = workload(name, protocol.scales[name])
-            except DataMissing as error:
+            except DataError as error:
                 print(f"{name} is left out. {error}")
                 continue
             run_all(protocol, task, folder, scratch / protocol.name, options.only, until)
-    return summary.write(protocol, results.read(folder), out)
+    records = results.read(folder)
+    summary.write(protocol, records, out)
+    committed = COMMITTED / "worth" / protocol.name
+    if folder.resolve() != committed.resolve():
+        print(results.compared(records, results.read(committed)))
 
 
 def run_all(
@@ -111,7 +119,8 @@ def run_all(
 def stamped(record: dict[str, Any], machine: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
     """With where it comes from, and how to repeat it."""
     run = record["run"]
-    command = f"python -m benchmarks.worth --protocol {protocol.name} --workload {run['workload']} --only {run['arm']}"
+    command = f"python -m benchmarks.worth --protocol {protocol.name}"
+    command += f" --workload {run['workload']} --only {run['arm']}"
     return {"command": command, "environment": machine, "protocol": protocol.name, **record}
 
 

@@ -1,4 +1,4 @@
-"""From records to the numbers of PREREGISTERED.md. Nothing is extrapolated: what lies outside of an arm's ends is None."""
+"""The ends of runs, and what lies between them. Nothing is extrapolated: outside of an arm's ends is None."""
 
 from __future__ import annotations
 
@@ -96,11 +96,12 @@ class Arms:
 
     def tuning_flops(self, name: str) -> float:
         """What the choice of this arm's learning rate cost."""
-        found = (
-            record for record in self.records.values()
-            if run_of(record).workload == self.workload and run_of(record).arm == name and run_of(record).tuning
-        )  # fmt: skip
-        return float(sum(sum(record["ends"][-1]["flops"].values()) for record in found))
+        spent = 0.0
+        for record in self.records.values():
+            run = run_of(record)
+            if run.tuning and (run.workload, run.arm) == (self.workload, name):
+                spent += sum(record["ends"][-1]["flops"].values())
+        return spent
 
 
 def curve_of(record: dict[str, Any]) -> Curve:

@@ -1,7 +1,7 @@
 """FLOPs and seconds of one run, by what they were spent on.
 
-FLOPs are those of `torch.utils.flop_counter`, to which attention on the CPU is added, which it does not know. They are
-counted in the step that runs, once for each structure: two steps of one structure cost the same.
+FLOPs are those of `torch.utils.flop_counter`, to which attention on the CPU is added, which it does not know.
+They are counted in the step that runs, once for each structure: two steps of one structure cost the same.
 """
 
 from __future__ import annotations

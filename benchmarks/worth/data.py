@@ -1,4 +1,4 @@
-"""The data of the workloads: training batches that depend on random seed and step alone, fixed evaluation batches."""
+"""The data of the workloads: training batches by random seed and step alone, fixed evaluation batches."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Images:
     test: Batch
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
-        """Random training images, each flipped or not and shifted by up to 2 pixels; float, about unit scale."""
+        """Random training images, each flipped or not, shifted by up to 2 pixels; float, scaled."""
         draw = generator(seed, step)
         images, labels = self.train
         which = torch.randint(len(images), (size,), generator=draw)

@@ -1,7 +1,7 @@
 """A network in training that can change its size: plain, by hand, and by fxgraft.
 
-A change draws from torch's global random stream, which is seeded before it by random seed and change: a run that was
-killed makes the same changes again on untrained networks, then loads its state into the result.
+A change draws from torch's global random stream, which is seeded before it by random seed and change: a run
+that was killed makes the same changes again on untrained networks, then loads its state into the result.
 """
 
 from __future__ import annotations

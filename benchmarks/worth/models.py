@@ -1,4 +1,4 @@
-"""The two networks: a container ``blocks`` of alike blocks, of any depth. ``width`` is that of the MLP, in GPT alone."""
+"""The two networks: each a container ``blocks`` of alike blocks, of any depth, between other layers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Which runs are still missing. What comes later depends on what was found: the learning rates, and who the finalists are."""
+"""Which runs are still missing. Later ones depend on earlier: on learning rates, and who is a finalist."""
 
 from __future__ import annotations
 
+from benchmarks.worth.analysis import Arms
 from benchmarks.worth.arms import PRIMARY, Arm, arms
 from benchmarks.worth.protocols import LARGE, TUNING_SEED, Protocol
 from benchmarks.worth.results import Records
@@ -25,9 +26,10 @@ class Plan:
         early = [arm for arm in self.arms.values() if arm.fixed or arm.seeds == "finalist"]
         found = [run for arm in early if arm.tuned_as == arm.name for run in self._tuning(arm)]
         found += [run for arm in early for run in self._final(arm, first)]
-        found += [
-            run for seed in others for name in self.finalists() for run in self._final(self.arms[name], seed)
-        ]
+        names = self.finalists()  # what the headline needs comes first
+        needed = [name for name in names if self.arms[name].fixed or name == PRIMARY]
+        for some in (needed, [name for name in names if name not in needed]):
+            found += [run for seed in others for name in some for run in self._final(self.arms[name], seed)]
         if self.protocol.variants != "none":
             late = [arm for arm in self.arms.values() if arm not in early]
             found += [run for arm in late if arm.tuned_as == arm.name for run in self._tuning(arm)]
@@ -68,8 +70,6 @@ class Plan:
         return [] if rate is None else [Run(self.workload, arm.name, seed, rate)]
 
     def _finalists_of_fixed_size(self) -> list[str]:
-        from benchmarks.worth.analysis import Arms  # which reads records by plans
-
         sizes = [name for name, arm in self.arms.items() if arm.fixed]
         seen = Arms(self.protocol, self.workload, self.records)
         first = self.protocol.seeds[0]

@@ -1,8 +1,9 @@
 """Makes the data ready, or says what is missing: ``python -m benchmarks.worth.prepare``.
 
 ``gpt`` needs sympy's sources, which are installed with torch. ``cnn`` needs Fashion-MNIST as Debian packs it
-(``dataset-fashion-mnist``, 31 MB): it is taken from where that package installs it, or the package is downloaded by
-``apt-get`` and unpacked into ``runs/worth/data``, which needs no root. Elsewhere: put the four ``*-ubyte.gz`` files there.
+(``dataset-fashion-mnist``, 31 MB): it is taken from where that package installs it, or the package is
+downloaded by ``apt-get`` and unpacked into ``runs/worth/data``, which needs no root. Elsewhere: put the four
+``*-ubyte.gz`` files there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FILES = tuple(
 )
 
 
-class DataMissing(Exception):
+class DataError(Exception):
     """Data that a workload needs is not there; the message says what to do."""
 
 
@@ -29,7 +30,7 @@ def sympy_folder() -> Path:
     """The folder of sympy's sources."""
     found = find_spec("sympy")
     if found is None or found.origin is None:
-        raise DataMissing("gpt: sympy is not installed; it comes with torch: pip install sympy")
+        raise DataError("gpt: sympy is not installed; it comes with torch: pip install sympy")
     return Path(found.origin).parent
 
 
@@ -38,7 +39,7 @@ def fashion_folder() -> Path:
     for folder in (INSTALLED, FOLDER):
         if all((folder / name).exists() for name in FILES):
             return folder
-    raise DataMissing(
+    raise DataError(
         f"cnn: Fashion-MNIST is in neither {INSTALLED} nor {FOLDER}: run python -m benchmarks.worth.prepare, "
         f"or install {PACKAGE}, or put {', '.join(FILES)} into {FOLDER}"
     )
@@ -47,7 +48,7 @@ def fashion_folder() -> Path:
 def download() -> None:
     """Take Debian's package apart into `FOLDER`."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise DataMissing(f"cnn: no apt-get and dpkg here: put {', '.join(FILES)} into {FOLDER}")
+        raise DataError(f"cnn: no apt-get and dpkg here: put {', '.join(FILES)} into {FOLDER}")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["apt-get", "download", "--quiet", PACKAGE], cwd=folder, check=True)
         (package,) = Path(folder).glob("*.deb")
@@ -63,10 +64,10 @@ def main() -> None:
         print(f"gpt: sympy's sources are in {sympy_folder()}")
         try:
             fashion_folder()
-        except DataMissing:
+        except DataError:
             download()
         print(f"cnn: Fashion-MNIST is in {fashion_folder()}")
-    except (DataMissing, subprocess.CalledProcessError) as error:
+    except (DataError, subprocess.CalledProcessError) as error:
         raise SystemExit(str(error)) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.worth.arms import Arm, arms
@@ -49,6 +50,6 @@ class Progress:
             return end
         bounds = [0.0, *(min(at, end) for at, _ in arm.changes), end]
         depths = [arm.depth, *(depth for _, depth in arm.changes)]
-        parts = zip(depths, zip(bounds, bounds[1:], strict=False), strict=True)
+        parts = zip(depths, pairwise(bounds), strict=True)
         large = self.flops[LARGE]
         return sum(self.flops.get(depth, large * depth / LARGE) / large * (b - a) for depth, (a, b) in parts)

@@ -59,8 +59,8 @@ PROTOCOLS = {
     "short": Protocol(
         "short",
         {
-            "gpt": Scale(2500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024),
-            "cnn": Scale(1500, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000),
+            "gpt": Scale(1500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024, points=10),
+            "cnn": Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000, points=10),
         },
         seeds=(0, 1, 2),
         variants="some",

@@ -32,7 +32,7 @@ def share_of_large(arms: Arms, arm: str, of: str) -> dict[str, Any]:
 
 
 def best_smaller_share(arms: Arms) -> dict[str, Any] | None:
-    """The control of (a): the same for the fixed size below the large one that reaches its loss most cheaply."""
+    """The control of (a): the same for the smaller fixed size that reaches the loss most cheaply."""
     found = {}
     for name in arms.fixed():
         answer = share_of_large(arms, name, "flops") if name != LARGEST else {"mean": None}
@@ -45,7 +45,7 @@ def best_smaller_share(arms: Arms) -> dict[str, Any] | None:
 
 
 def below_envelope(arms: Arms, arm: str, share: float = 1.0) -> dict[str, Any] | None:
-    """(b) How far an arm's end lies below the best fixed size of the same FLOPs, in nats; paired by random seed."""
+    """(b) How far an arm's end lies below the best fixed size of the same FLOPs; paired by random seed."""
     differences: dict[str, Estimate] = {}
     wanted = arms.seeds(arm)
     for name in arms.fixed():

@@ -29,3 +29,16 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 def run_of(record: dict[str, Any]) -> Run:
     """The run that a record is of."""
     return Run(**record["run"])
+
+
+def compared(here: Records, committed: Records) -> str:
+    """How far the test losses here are from the committed ones, of the runs that are in both."""
+    found = [
+        abs(end["test"] - other["test"])
+        for name in sorted(here.keys() & committed.keys())
+        for end, other in zip(here[name]["ends"], committed[name]["ends"], strict=True)
+    ]
+    if not found:
+        return "None of these runs is among the committed results."
+    worst, mean = max(found), sum(found) / len(found)
+    return f"{len(found)} ends repeated: test losses differ by {mean:.4f} on average, {worst:.4f} at most"

@@ -77,7 +77,7 @@ def growth(arms: Arms, name: str) -> dict[str, Any]:
 
 
 def best_fixed(arms: Arms) -> str | None:
-    """The fixed size with the lowest loss at 1.0 C on the first random seed, once all have run; is depth worth having?"""
+    """The fixed size with the lowest loss at 1.0 C on the first random seed: is depth worth having?"""
     first = arms.protocol.seeds[0]
     names = [name for name in arms.fixed() if (name, first) in arms.curves]
     if LARGEST not in names:
@@ -145,10 +145,10 @@ def _answers(told: dict[str, Any]) -> list[str]:
 def _with_error(found: dict[str, Any], digits: int) -> str:
     if found.get("mean") is None:
         gap = (found.get("gap") or {}).get("mean")
-        return "–" if gap is None else f"not reached by {gap:+.4f} ({found['reached']} random seeds)"
+        return "-" if gap is None else f"not reached by {gap:+.4f} ({found['reached']} random seeds)"
     error = found["standard_error"]
     return _number(found["mean"], digits) + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,12 +1,11 @@
-"""One run: a part at constant learning rate, and from it a decay to each of the run's ends. Resumes after a kill.
+"""One run: a part at constant learning rate, and from it a decay to each of its ends. Resumes after a kill.
 
-The state is kept every minute and before each decay; a run that was killed goes on from there, bit for bit. What was
-spent between the last state and the kill is spent again, and charged once.
+The state is kept every minute and before each decay; a run that was killed goes on from there, bit for bit.
+What was spent between the last state and the kill is spent again, and charged once.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -79,8 +78,9 @@ class Trainer:
         self.file.unlink(missing_ok=True)
         parameters = sum(p.numel() for p in self.learner.model.parameters())
         return {
-            "run": asdict(self.run), "fixed": self.arm.fixed, "depth": self.arm.depth, "changes": self.arm.changes,
-            "steps": self.workload.scale.steps, "parameters": parameters, "curve": self.curve, "ends": self.ends,
+            "run": asdict(self.run), "fixed": self.arm.fixed, "depth": self.arm.depth,
+            "changes": self.arm.changes, "steps": self.workload.scale.steps, "parameters": parameters,
+            "curve": self.curve, "ends": self.ends,
         }  # fmt: skip
 
     def _adopt(self, ledger: Ledger) -> None:
@@ -134,7 +134,8 @@ class Trainer:
         self.ends.append({
             "share": share, "steps": total, "validation": curve[-1]["loss"], "test": test["loss"],
             "accuracy": test["accuracy"], "flops": dict(self.charged.flops),
-            "seconds": {kind: round(spent, 3) for kind, spent in self.charged.seconds.items()}, "curve": curve,
+            "seconds": {kind: round(spent, 3) for kind, spent in self.charged.seconds.items()},
+            "curve": curve,
         })  # fmt: skip
         self._adopt(self.ledger)
         if not last:
@@ -153,7 +154,7 @@ class Trainer:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
         torch.save(state, partial)
-        os.replace(partial, self.file)
+        partial.replace(self.file)
 
     def _resume(self) -> None:
         state = torch.load(self.file, weights_only=True)

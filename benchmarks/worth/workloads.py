@@ -39,7 +39,7 @@ class Workload:
     decay: float
 
     def optimizers(self, model: nn.Module, rate: float, kind: str = "adamw") -> list[torch.optim.Optimizer]:
-        """AdamW, with weight decay on matrices (convolutions are such); "muon": Muon for the blocks' matrices."""
+        """AdamW, with weight decay on matrices and kernels; "muon": Muon for the blocks' matrices."""
         by_muon = [p for p in model.blocks.parameters() if p.dim() == 2] if kind == "muon" else []
         rest = [p for p in model.parameters() if not any(p is other for other in by_muon)]
         groups = [
@@ -55,7 +55,7 @@ class Workload:
         return found
 
     def measure(self, model: nn.Module, part: str) -> dict[str, float]:
-        """Mean loss and share of right answers on the validation or test data; the model is left in training mode."""
+        """Mean loss and share of right answers on the validation or test data; leaves the model training."""
         count = self.scale.test if part == "test" else self.scale.validation
         loss, right, total = 0.0, 0, 0
         model.eval()
@@ -116,5 +116,5 @@ MAKE: dict[str, Callable[[Scale], Workload]] = {"gpt": _gpt, "cnn": _cnn}
 
 
 def workload(name: str, scale: Scale, **changes: Any) -> Workload:
-    """The workload of that name; reads its data. Raises `prepare.DataMissing` where there is none."""
+    """The workload of that name; reads its data. Raises `prepare.DataError` where there is none."""
     return replace(MAKE[name](scale), **changes)
