@@ -1,0 +1,399 @@
+"""The arithmetic of `benchmarks.worth`, and that its runs are what they say. Nothing is timed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.worth import __main__ as command
+from benchmarks.worth import data, prepare, results, schedule, summary, training
+from benchmarks.worth.analysis import Arms, Curve, End, estimate
+from benchmarks.worth.arms import PRIMARY, arms
+from benchmarks.worth.costs import counter
+from benchmarks.worth.learners import KINDS, Setting
+from benchmarks.worth.models import CNN, GPT
+from benchmarks.worth.plan import Plan
+from benchmarks.worth.protocols import PROTOCOLS, TUNING_SEED, Scale
+from benchmarks.worth.questions import below_envelope, best_smaller_share, share_of_large, unknown_size
+from benchmarks.worth.training import Run, Trainer
+from benchmarks.worth.workloads import Workload, loss_of
+from fxgraft.bits import same_bits
+
+COMMITTED = Path(command.COMMITTED)
+SCALE = Scale(20, 2, 8, (1, 2, 8), (0.3, 0.6, 1.0), (0.003,), validation=4, test=6, points=4)
+
+
+def tiny() -> Workload:
+    """A workload of random characters, in which a step takes a millisecond."""
+    codes = torch.randint(11, (500,), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    text = data.Text(codes, codes, codes)
+    return Workload(
+        "gpt",
+        SCALE,
+        partial(GPT, vocabulary=11, context=8, width=8, hidden=16),
+        partial(text.batch, size=2, context=8),
+        partial(text.evaluation, size=3, context=8),
+        decay=0.1,
+    )
+
+
+ARMS = arms(replace(PROTOCOLS["short"], scales={"gpt": SCALE}), "gpt")
+
+
+def trained(arm: str, scratch: Path, **changes: object) -> dict[str, object]:
+    return Trainer(Run("gpt", arm, 0, 0.003), replace(ARMS[arm], **changes), tiny(), scratch).train()
+
+
+def without_seconds(record: dict[str, object]) -> str:
+    """Everything that has to repeat, to the last digit."""
+
+    def drop(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: drop(each) for key, each in value.items() if key != "seconds"}
+        return [drop(each) for each in value] if isinstance(value, list | tuple) else value
+
+    return json.dumps(drop(record))
+
+
+# What is charged
+
+
+def test_flops_of_a_gpt_step_are_those_of_its_matrices_and_of_attention():
+    width, hidden, tokens, context = 8, 16, 2 * 8, 8
+    matrices = 3 * width * width + width * width + 2 * width * hidden
+    attention = 4 * tokens * context * width  # scores and mixing; backward takes 2.5 times as much
+    head = 11 * width
+    for depth in (1, 3):
+        expected = depth * (6 * tokens * matrices + 3.5 * attention) + 6 * tokens * head
+        assert tiny().step_flops(depth) == expected
+
+
+def test_flops_of_a_cnn_are_those_of_its_convolutions():
+    with FlopCounterMode(display=False) as counting, torch.no_grad():
+        CNN(2, channels=4)(torch.zeros(3, 1, 28, 28))
+    blocks = 2 * 2 * (2 * 9 * 4 * 4) * 14 * 14 * 3
+    stem, head = 2 * 25 * 4 * 14 * 14 * 3, 2 * 4 * 10 * 3
+    assert counting.get_total_flops() == blocks + stem + head
+
+
+def test_every_step_and_every_evaluation_of_an_end_is_charged(tmp_path: Path):
+    record, task = trained("fixed-2", tmp_path), tiny()
+    forward = {}
+    for part in ("validation", "test"):
+        with counter() as counting:
+            task.measure(task.make(2), part)
+        forward[part] = counting.get_total_flops()
+    for end, steps in zip(
+        record["ends"], [task.steps_for(2, share) for share in SCALE.fixed_ends], strict=True
+    ):
+        assert end["steps"] == steps
+        assert end["flops"]["train"] == steps * task.step_flops(2)
+        shared = sum(point["step"] <= schedule.decay_start(steps) for point in record["curve"])
+        evaluations = shared + len(end["curve"])
+        assert end["flops"]["evaluate"] == evaluations * forward["validation"] + forward["test"]
+        assert all(seconds >= 0 for seconds in end["seconds"].values())
+        assert end["seconds"]["train"] > 0
+
+
+def test_fixed_sizes_are_given_the_same_flops():
+    task = tiny()
+    for depth, share in itertools.product((1, 2, 4), (0.5, 1.0)):
+        given_to = task.steps_for(depth, share) * task.step_flops(depth)
+        assert given_to == pytest.approx(share * SCALE.steps * task.step_flops(8), abs=task.step_flops(depth))
+
+
+def test_growth_is_charged_for_the_size_that_it_has(tmp_path: Path):
+    record, task = trained("gstack-2-8", tmp_path), tiny()
+    for end in record["ends"]:
+        expected = 10 * task.step_flops(2) + (end["steps"] - 10) * task.step_flops(8)
+        assert end["flops"]["train"] == expected
+
+
+def test_stochastic_depth_is_charged_for_the_blocks_that_run(tmp_path: Path):
+    record, task = trained("stochastic-8", tmp_path), tiny()
+    learner = KINDS["stochastic"](Setting(task, ARMS["stochastic-8"], 0, 0.003, SCALE.steps))
+    running = []
+    for step in range(20):
+        learner.begin(step)
+        running.append(learner.structure())
+    assert record["ends"][0]["flops"]["train"] == sum(map(task.step_flops, running))
+    assert min(running) < 8
+
+
+# Runs
+
+RESUMED = ["fixed-2", "gstack-2-8", "net2net-1-8", "stochastic-8"]
+
+
+@pytest.mark.parametrize("arm", RESUMED)
+@pytest.mark.parametrize("killed_at", [3, 19])
+def test_a_run_that_was_killed_goes_on_to_the_bit(arm, killed_at, tmp_path: Path, monkeypatch):
+    whole = trained(arm, tmp_path / "whole")
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_STATES", 0.0)
+    step, left = Trainer._train_step, iter(range(killed_at))
+
+    def killed(self: Trainer, *args: object) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(arm, tmp_path / "killed")
+    assert list((tmp_path / "killed").iterdir())
+    assert without_seconds(trained(arm, tmp_path / "killed")) == without_seconds(whole)
+    assert not list((tmp_path / "killed").iterdir())
+
+
+@pytest.mark.parametrize("arm", RESUMED)
+def test_an_end_is_what_it_would_be_alone(arm, tmp_path: Path):
+    together = trained(arm, tmp_path)["ends"]
+    for end in together[1:]:
+        (alone,) = trained(arm, tmp_path, ends=(end["share"],))["ends"]
+        warm = schedule.warm_up(together[0]["steps"]) == schedule.warm_up(alone["steps"])
+        assert not warm or alone["test"] == end["test"]
+
+
+def test_the_schedule_rises_stays_and_falls_to_zero():
+    total, warm = 50, schedule.warm_up(50)
+    start = schedule.decay_start(total)
+    rates = [schedule.constant(step, warm) for step in range(start)]
+    rates += [schedule.decaying(step, total) for step in range(start, total)]
+    assert (warm, start) == (5, 40)
+    assert rates[:6] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+    assert rates[40:42] == [1.0, 0.9]
+    assert rates[-1] == pytest.approx(0.1)
+    assert schedule.warm_up(10_000) == 100
+
+
+def _grown(how: str, depth: int):
+    arm = replace(ARMS[PRIMARY], how=how, depth=depth, changes=((0.5, 8),))
+    learner = KINDS[how](Setting(tiny(), arm, 0, 0.003, SCALE.steps))
+    for step in range(3):
+        learner.step(tiny().batch(0, step), 1.0)
+    before = learner.model
+    learner.change()
+    return before, learner
+
+
+def test_net2net_keeps_the_function_and_the_state_of_what_was_there():
+    before, learner = _grown("net2net", 1)
+    codes = tiny().batch(0, 9)[0]
+    assert same_bits(before(codes), learner.model(codes))
+    stateful = {name for name, p in learner.model.named_parameters() if p in learner.optimizers[0].state}
+    assert stateful == {name for name, _ in before.named_parameters()}
+    loss_of(learner.model, tiny().batch(0, 9)).backward()
+    assert learner.model.blocks[7].down.weight.grad.abs().sum() > 0
+
+
+def test_g_stack_repeats_the_stack_in_its_order():
+    before, learner = _grown("stack", 2)
+    for at, block in enumerate(learner.model.blocks):
+        for ours, theirs in zip(block.parameters(), before.blocks[at % 2].parameters(), strict=True):
+            assert same_bits(ours.detach(), theirs.detach())
+    assert not learner.optimizers[0].state
+
+
+# Between the ends of a curve
+
+
+def curve(*points: tuple[float, float, float]) -> Curve:
+    """(share, FLOPs, loss); seconds are a tenth of the FLOPs."""
+    return Curve(tuple(End(share, flops, flops / 10, loss, loss) for share, flops, loss in points))
+
+
+def test_losses_are_linear_in_the_logarithm_of_the_cost_and_not_known_outside():
+    found = curve((0.3, 1.0, 3.0), (0.6, 100.0, 2.0), (1.0, 400.0, 1.0))
+    assert found.loss_at(1.0) == 3.0
+    assert found.loss_at(10.0) == pytest.approx(2.5)
+    assert found.loss_at(200.0) == pytest.approx(1.5)
+    assert found.loss_at(20.0, "seconds") == pytest.approx(1.5)
+    assert found.loss_at(0.9) is None
+    assert found.loss_at(401.0) is None
+    assert found.cost_of(2.5) == pytest.approx(10.0)
+    assert found.cost_of(1.0) == pytest.approx(400.0)
+    assert found.cost_of(3.5) == 1.0  # an upper bound: it was there at its first end already
+    assert found.cost_of(0.99) is None
+
+
+@given(st.lists(st.floats(0.1, 1.0), min_size=2, max_size=5), st.floats(0.0, 1.0))
+def test_cost_is_the_inverse_of_loss(falls, part):
+    losses = [10.0 - sum(falls[:at]) for at in range(len(falls))]
+    found = curve(*((at, 2.0**at, loss) for at, loss in enumerate(losses)))
+    cost = 2.0 ** (part * (len(falls) - 1))
+    assert found.cost_of(found.loss_at(cost)) == pytest.approx(cost)
+
+
+def test_standard_errors_are_those_of_the_mean():
+    assert estimate([1.0, 2.0, 3.0]).mean == 2.0
+    assert estimate([1.0, 2.0, 3.0]).standard_error == pytest.approx(1 / math.sqrt(3))
+    assert estimate([4.0]).standard_error is None
+
+
+# The questions, on records whose answers are known
+
+
+def record(arm: str, seed: int, *ends: tuple[float, float, float], tuning: bool = False, rate: float = 0.003):
+    """(share, FLOPs, loss) for each end; seconds are a tenth of the FLOPs."""
+    return {
+        "run": {"workload": "gpt", "arm": arm, "seed": seed, "rate": rate, "tuning": tuning},
+        "environment": {},
+        "ends": [
+            {"share": share, "steps": 1, "validation": loss, "test": loss, "accuracy": 0.0,
+             "flops": {"train": flops}, "seconds": {"train": flops / 10}}
+            for share, flops, loss in ends
+        ],
+    }  # fmt: skip
+
+
+PROTOCOL = replace(PROTOCOLS["short"], scales={"gpt": replace(SCALE, depths=(1, 2, 8))}, seeds=(0, 1))
+MADE = [
+    record("fixed-1", 0, (0.3, 30, 2.0), (0.6, 60, 1.9), (1.0, 100, 1.8)),
+    record("fixed-2", 0, (0.3, 30, 2.2), (0.6, 60, 1.7), (1.0, 100, 1.5)),
+    record("fixed-2", 1, (0.3, 30, 2.2), (0.6, 60, 1.72), (1.0, 100, 1.5)),
+    record("fixed-8", 0, (0.3, 30, 2.6), (0.6, 60, 2.0), (1.0, 100, 1.6)),
+    record("fixed-8", 1, (0.3, 30, 2.6), (0.6, 60, 2.0), (1.0, 100, 1.6)),
+    record(PRIMARY, 0, (0.8, 40, 1.8), (1.0, 60, 1.6), (1.3, 90, 1.4)),
+    record(PRIMARY, 1, (0.8, 40, 1.6), (1.0, 60, 1.6), (1.3, 90, 1.4)),
+]
+
+
+def made(*records: dict[str, object]) -> Arms:
+    return Arms(PROTOCOL, "gpt", {results.run_of(each).name: each for each in records or MADE})
+
+
+def test_the_share_of_the_large_network_is_taken_for_each_random_seed():
+    found = share_of_large(made(), PRIMARY, "flops")
+    assert found["values"] == pytest.approx([0.6, 0.4])
+    assert found["mean"] == pytest.approx(0.5)
+    assert found["standard_error"] == pytest.approx(0.1)
+    assert share_of_large(made(), PRIMARY, "seconds")["mean"] == pytest.approx(0.5)
+
+
+def test_a_loss_that_one_random_seed_misses_is_not_reached_and_the_gap_is_told():
+    missed = record(PRIMARY, 1, (0.8, 40, 1.9), (1.0, 60, 1.8), (1.3, 90, 1.7))
+    found = share_of_large(made(*MADE[:-1], missed), PRIMARY, "flops")
+    assert found["mean"] is None
+    assert found["reached"] == "1 of 2"
+    assert found["gap"]["values"] == pytest.approx([-0.2, 0.1])
+
+
+def test_the_control_is_the_smaller_network_that_gets_there_first():
+    found = best_smaller_share(made())
+    expected = [60 * (100 / 60) ** (fall / total) / 100 for fall, total in ((0.1, 0.2), (0.12, 0.22))]
+    assert found["arm"] == "fixed-2"
+    assert found["values"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_envelope_is_the_best_fixed_size_at_equal_flops_paired_by_random_seed():
+    found = below_envelope(made(), PRIMARY)
+    assert found["best_fixed"] == "fixed-2"  # fixed-1 has one random seed only, and is worse
+    assert found["values"] == pytest.approx([0.1, 0.12])
+    assert found["standard_error"] == pytest.approx(0.01)
+
+
+def test_an_unknown_size_costs_growth_over_the_sweep():
+    found = unknown_size(made(), PRIMARY)
+    cost = 60 * (90 / 60) ** ((1.6 - 1.515) / 0.2)
+    assert found["best_fixed"] == "fixed-2"
+    assert found["over_the_sweep"] == pytest.approx(cost / 300, abs=1e-4)
+    assert found["cheap_sweep_chose"] == "fixed-1"  # which is best early, and not later
+    assert found["cheap_sweep_misses_best_by"] == pytest.approx(0.2)
+    assert found["over_the_cheap_sweep"] == pytest.approx(cost / 190, abs=1e-4)
+    every = itertools.product(["fixed-1", "fixed-2", "fixed-8", PRIMARY], (1, 2, 3))
+    tuned = [record(arm, 100, (1.0, 10, 2.0), tuning=True, rate=rate) for arm, rate in every]
+    found = unknown_size(made(*MADE, *tuned), PRIMARY)
+    assert found["over_the_sweep_with_learning_rates"] == pytest.approx((cost + 30) / (300 + 90), abs=1e-4)
+
+
+# Which runs there are
+
+
+def _plan(*records: dict[str, object], rates: tuple[float, ...] = (1.0, 2.0, 4.0)) -> Plan:
+    protocol = replace(PROTOCOL, scales={"gpt": replace(PROTOCOL.scales["gpt"], rates=rates)})
+    return Plan(protocol, "gpt", {results.run_of(each).name: each for each in records})
+
+
+def _tuned(arm: str, losses: dict[float, float]) -> list[dict[str, object]]:
+    return [record(arm, TUNING_SEED, (1.0, 1, loss), tuning=True, rate=rate) for rate, loss in losses.items()]
+
+
+def test_the_learning_rate_is_the_best_of_its_runs_and_one_beyond_the_edge_is_tried():
+    arm = _plan().arms["fixed-2"]
+    assert _plan().rate(arm) is None
+    assert _plan(*_tuned("fixed-2", {1.0: 3, 2.0: 1, 4.0: 2})).rate(arm) == 2.0
+    at_the_edge = _plan(*_tuned("fixed-2", {1.0: 3, 2.0: 2, 4.0: 1}))
+    assert at_the_edge.rate(arm) is None
+    assert Run("gpt", "fixed-2", TUNING_SEED, 8.0, True) in at_the_edge.missing()
+    assert _plan(*_tuned("fixed-2", {1.0: 3, 2.0: 2, 4.0: 1, 8.0: 0.5})).rate(arm) == 8.0
+    assert _plan(*_tuned("fixed-2", {0.5: 1.5, 1.0: 1, 2.0: 2, 4.0: 1.1})).rate(arm) == 1.0
+    assert _plan(*_tuned("fixed-2", {1.0: 3, 2.0: float("nan"), 4.0: 4, 0.5: 5})).rate(arm) == 1.0
+
+
+def test_the_finalists_are_the_large_the_two_best_at_the_cost_of_growth_and_the_best_of_all():
+    plan = Plan(PROTOCOL, "gpt", {results.run_of(each).name: each for each in MADE})
+    assert plan.finalists() == ["fixed-8", "fixed-2", "fixed-1", PRIMARY, "deepen-2-4-8", "gstack-2-8"]
+    assert _plan(*MADE[1:]).finalists()[0] == PRIMARY  # a fixed size is missing
+
+
+def test_other_random_seeds_are_never_used_to_choose():
+    for name, protocol in PROTOCOLS.items():
+        assert TUNING_SEED not in protocol.seeds, name
+
+
+@pytest.mark.parametrize("protocol", ["short", "full"])
+def test_all_changes_come_before_the_first_decay(protocol):
+    for workload in PROTOCOLS[protocol].scales:
+        for arm in arms(PROTOCOLS[protocol], workload).values():
+            assert all(at <= 0.8 * min(arm.ends) for at, _ in arm.changes), arm.name
+
+
+# Data, and what is committed
+
+
+def test_files_are_split_by_their_names_and_missing_data_says_what_to_do(tmp_path: Path, monkeypatch):
+    parts = [data.part_of(f"core/{at}.py") for at in range(2000)]
+    assert 0.87 < parts.count("train") / 2000 < 0.93
+    assert set(parts) == set(data.PARTS)
+    monkeypatch.setattr(prepare, "FOLDER", tmp_path)
+    monkeypatch.setattr(prepare, "INSTALLED", tmp_path)
+    with pytest.raises(prepare.DataError, match=r"run python -m benchmarks\.worth\.prepare"):
+        prepare.fashion_folder()
+
+
+def test_batches_depend_on_random_seed_and_step_alone():
+    first, again, other = (tiny().batch(*at) for at in ((0, 3), (0, 3), (1, 3)))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(first[0][:, 1:], first[1][:, :-1])
+    images = torch.randint(256, (9, 1, 28, 28), dtype=torch.uint8)
+    part = (images, torch.arange(9))
+    x, y = data.Images(part, part, part).batch(0, 0, 500)
+    whole, label = next(iter(data.Images(part, part, part).evaluation("test", 9, 9)))
+    assert x.shape == (500, 1, 28, 28)
+    kept = [
+        (one.flip(-1) == whole[at]).all() or (one == whole[at]).all() for one, at in zip(x, y, strict=True)
+    ]
+    assert 0 < sum(map(bool, kept)) < 500  # those that were shifted by nothing
+    assert label.tolist() == list(range(9))
+
+
+def test_the_committed_summary_is_what_the_committed_runs_say():
+    told = json.loads((COMMITTED / summary.FILE).read_text(encoding="utf-8"))
+    protocol = PROTOCOLS[told["protocol"]]
+    records = results.read(COMMITTED / "worth" / protocol.name)
+    assert records.keys() == {path.stem for path in (COMMITTED / "worth" / protocol.name).iterdir()}
+    for name, found in told["workloads"].items():
+        expected = summary.workload(Arms(protocol, name, records))
+        assert json.loads(json.dumps(expected)) == {k: v for k, v in found.items() if k != "missing_runs"}
