@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.worth import __main__ as command
-from benchmarks.worth import data, prepare, results, schedule, summary, training
+from benchmarks.worth import data, prepare, results, schedule, training
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
 from benchmarks.worth.arms import PRIMARY, arms
 from benchmarks.worth.costs import counter
@@ -387,13 +387,3 @@ def test_batches_depend_on_random_seed_and_step_alone():
     ]
     assert 0 < sum(map(bool, kept)) < 500  # those that were shifted by nothing
     assert label.tolist() == list(range(9))
-
-
-def test_the_committed_summary_is_what_the_committed_runs_say():
-    told = json.loads((COMMITTED / summary.FILE).read_text(encoding="utf-8"))
-    protocol = PROTOCOLS[told["protocol"]]
-    records = results.read(COMMITTED / "worth" / protocol.name)
-    assert records.keys() == {path.stem for path in (COMMITTED / "worth" / protocol.name).iterdir()}
-    for name, found in told["workloads"].items():
-        expected = summary.workload(Arms(protocol, name, records))
-        assert json.loads(json.dumps(expected)) == {k: v for k, v in found.items() if k != "missing_runs"}

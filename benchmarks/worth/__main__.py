@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--workload", choices=["gpt", "cnn"], help="one of them; both unless given")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="runs of these arms alone")
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where results are, and go")
     parser.add_argument(
         "--quick", action="store_true", help="a few steps of each arm, in a folder that is thrown away"
     )
