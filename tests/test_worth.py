@@ -27,7 +27,7 @@ from benchmarks.worth.protocols import PROTOCOLS, TUNING_SEED, Scale
 from benchmarks.worth.questions import below_envelope, best_smaller_share, share_of_large, unknown_size
 from benchmarks.worth.training import Run, Trainer
 from benchmarks.worth.workloads import Workload, loss_of
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 
 COMMITTED = Path(command.COMMITTED)
 SCALE = Scale(20, 2, 8, (1, 2, 8), (0.3, 0.6, 1.0), (0.003,), validation=4, test=6, points=4)
