@@ -85,7 +85,7 @@ def test_the_options_are_those_of_the_manager_with_its_defaults() -> None:
     parameters = inspect.signature(SeedManager).parameters
     for option in dataclasses.fields(ManagerOptions):
         assert option.default == parameters[option.name].default, option.name
-    objects = {"host", "optimizer", "schedulers", "sinks", "gates"}  # which are no data
+    objects = {"host", "optimizer", "schedulers", "sinks", "gates", "ddp"}  # which are no data
     assert {f.name for f in dataclasses.fields(ManagerOptions)} == set(parameters) - objects
 
 

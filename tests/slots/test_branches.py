@@ -148,8 +148,11 @@ def test_a_blended_branch_is_one_written_by_hand(
 
 @given(plans(), st.data())
 def test_a_fossil_is_the_branch_with_all_its_gradients(plan: Plan, data: st.DataObject) -> None:
-    """Against the same branch germinated attached: no gradient is cut off, and no bit of the value moves."""
-    hosts = [fxgraft.trace(plan.build(), (plan.batch(0),)) for _ in range(2)]
+    """Against the same branch germinated attached: no gradient is cut off.
+
+    In float64: in front of a batch norm a gradient can be nothing but rounding.
+    """
+    hosts = [fxgraft.trace(plan.build().double(), (plan.batch(0, torch.float64),)) for _ in range(2)]
     source, slot = drawn_branch(hosts[0], data)
     for host, isolated in zip(hosts, (True, False), strict=True):
         manager = fxgraft.SeedManager(host)
@@ -158,7 +161,7 @@ def test_a_fossil_is_the_branch_with_all_its_gradients(plan: Plan, data: st.Data
         manager.step()
         if isolated:
             manager.fossilize("a")
-    fossil, attached = (observed_call(host, plan.batch(1)) for host in hosts)
+    fossil, attached = (observed_call(host, plan.batch(1, torch.float64)) for host in hosts)
     torch.testing.assert_close(fossil["output"], attached["output"])
     torch.testing.assert_close(fossil["gradients"], attached["gradients"])
 
