@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-torch check docs soak bench worth zoo clean
 
@@ -11,8 +11,10 @@ $(BIN)/pip:
 
 # One stamp for each set of extras, made anew when what is to be installed changes.
 $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) torch==2.13.0
-	$(INSTALL) -e ".[$*]"
+	@echo "Installing into $(VENV), once: 1 of 2, torch (about 200 MB)"
+	@$(INSTALL) torch==2.13.0
+	@echo "Installing into $(VENV), once: 2 of 2, fxgraft with the extra '$*'"
+	@$(INSTALL) -e ".[$*]"
 	@touch $@
 
 demo: $(VENV)/.demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,11 @@ def test_errors_are_told_in_a_line(arguments: tuple[str, ...], code: int, says: 
     assert says in done.stderr
     assert done.stderr.startswith("fxgraft: ")
     assert "Traceback" not in done.output
+
+
+def test_the_demo_names_its_options() -> None:
+    shown = run("demo", "--help").stdout
+    assert {"--out", "--seeds", "--first-seed", "--quick", "--json"} <= set(re.findall(r"--[\w-]+", shown))
 
 
 @pytest.mark.parametrize(
