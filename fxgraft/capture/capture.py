@@ -1,21 +1,22 @@
 """Capture a model region by region, from runs of its example call.
 
-Three runs, each from the same random state and on copies of the buffers:
+Runs of the example call, each from the same random state and on copies of the buffers:
 
 1. as the model is, keeping what each module returned;
 2. traced: every module that is not torch's own is traced in its first call, by carrying the call
    out, and must return what it returned in run 1, bit for bit;
-3. traced in the opposite train/eval mode, to find what depends on it.
+3. traced in the opposite train/eval mode, to find what depends on it;
+4. in each mode, by its own code and by its graphs, which must agree in values and gradients (`comparison`).
 
 A module that any of this fails for stays as it is; its boundary is still a node of its parent.
 
 A model on the ``meta`` device is captured there, in no time and no memory: shapes and dtypes are compared
-in the place of bits.
+in the place of bits, and there is no run 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.capture.boundary import Boundaries, uncovered
 from fxgraft.capture.clone import clone_tree
+from fxgraft.capture.comparison import Comparison, NotComparableError
 from fxgraft.capture.effects import memory_of
 from fxgraft.capture.facts import Fact, steps_to
 from fxgraft.capture.fast_path import keep_slow, why_left_out
@@ -40,6 +42,10 @@ from fxgraft_passes.snapshot import Snapshot
 from fxgraft_passes.untouched import untouched
 
 
+def _as_it_is(root: nn.Module) -> None:
+    """Nothing."""
+
+
 class Capture:
     """What was found out about a model.
 
@@ -53,6 +59,7 @@ class Capture:
         regions: qualified name -> region, parents before children.
         opaque: qualified name -> why the module has no graph.
         left_out: qualified name -> why the boundary of the module is no slot.
+        uncompared: why graphs were not compared with the code that they stand for; empty where they were.
         world: what the model's code names outside of its modules, and may write into.
     """
 
@@ -62,6 +69,7 @@ class Capture:
             args, kwargs = pytree.tree_map_only(torch.Tensor, _without_data, (args, kwargs))
         self.opaque: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
+        self.uncompared = ""
         modules = {name: m for name, m in self.root.named_modules() if not is_leaf(m)}
         self.world = World()
         self._instruments = Instruments()
@@ -85,9 +93,33 @@ class Capture:
                 self.regions[name] = self._region(name, module, traces, flipped, other_mode)
             except UntraceableError as reason:
                 self.opaque[name] = str(reason)
+        self._compare(args, kwargs)
         for name, region in self.regions.items():
             region.form.require(self._facts_of_parts(name, region))
         self._add_boundaries(args, kwargs)
+
+    def _compare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse each region whose graph does not compute, in both modes, what its code does."""
+        if _is_without_data(self.root):
+            self.uncompared = "on the meta device there are no values to compare"
+            return
+        for prepare in (_as_it_is, _other_mode):
+            if not self.regions:
+                return
+
+            @contextmanager
+            def repeated(prepare: Callable[[nn.Module], object] = prepare) -> Iterator[None]:
+                with self._repeated(args, kwargs, prepare, also=self.world.roots(self.root)):
+                    yield
+
+            try:
+                comparison = Comparison(self.root, args, kwargs, repeated)
+                refused = comparison.differing(list(self.regions.values()))
+            except NotComparableError as reason:
+                self.uncompared = str(reason)
+                return
+            self.opaque |= refused
+            self.regions = {n: region for n, region in self.regions.items() if n not in refused}
 
     def _facts_of_parts(self, name: str, region: Region) -> list[Fact]:
         """What the forms of the results that a region relies on depend on: what their modules were told."""
@@ -135,18 +167,14 @@ class Capture:
         watch: Callable[[nn.Module], Callable[..., Any]],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        prepare: Callable[[nn.Module], object] = lambda root: None,
+        prepare: Callable[[nn.Module], object] = _as_it_is,
         gradients: bool = True,
         finish: Callable[[Snapshot], object] = lambda before: None,
     ) -> None:
         with (
-            untouched(self.root, also=[args, kwargs]) as before,
+            self._repeated(args, kwargs, prepare, gradients) as before,
             self._watched_world() as world,
-            torch.set_grad_enabled(gradients),
         ):
-            for holder, name, value in self._settled:
-                vars(holder)[name] = value
-            prepare(self.root)
             for module in modules.values():
                 module.__dict__["forward"] = watch(module)
             try:
@@ -166,6 +194,25 @@ class Capture:
                     f"the example call of {type(self.root).__name__} failed in {mode} mode: "
                     f"{type(error).__name__}: {error}{hint}"
                 ) from error
+
+    @contextmanager
+    def _repeated(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        prepare: Callable[[nn.Module], object],
+        gradients: bool = True,
+        also: Iterable[object] = (),
+    ) -> Iterator[Snapshot]:
+        """Run the example call inside as if it had not run, as it is after the first call."""
+        with (
+            untouched(self.root, also=[args, kwargs, *also]) as before,
+            torch.set_grad_enabled(gradients),
+        ):
+            for holder, name, value in self._settled:
+                vars(holder)[name] = value
+            prepare(self.root)
+            yield before
 
     def _settle(self, before: Snapshot) -> None:
         """What the first call set once and for all is set in the later runs.

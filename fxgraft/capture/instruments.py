@@ -88,6 +88,20 @@ class Instruments:
         self._recorders: list[tuple[Recorder, Callable[[], bool]]] = []
         self._patched: dict[type, dict[str, Any]] = {}
         self._thread = threading.get_ident()
+        self._sees_calls: bool | None = None  # None outside of `used`
+
+    def see_calls(self, wanted: bool) -> bool:
+        """See calls of functions, or not, from now on; returns what it was. To be put back by who asks.
+
+        Nothing has to be seen of the tracer itself, and of torch's operations: Python calls a profiler
+        several times for each function that they call, which is most of what a trace costs.
+        """
+        before = bool(self._sees_calls)
+        if self._sees_calls is None or wanted is before or threading.get_ident() != self._thread:
+            return before
+        sys.setprofile(self._profile if wanted else None)
+        self._sees_calls = wanted
+        return before
 
     @contextmanager
     def recording(self, recorder: Recorder, is_following: Callable[[], bool]) -> Iterator[None]:
@@ -107,10 +121,12 @@ class Instruments:
         self._watch = watch
         self.instrument(nn.Module)
         sys.setprofile(self._profile)
+        self._sees_calls = True
         try:
             yield
         finally:
             sys.setprofile(None)
+            self._sees_calls = None
             if hasattr(profile, "enable"):  # cProfile, which is no function
                 profile.enable()
             else:

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.capture.assuming import AssumingTracer
 from fxgraft.capture.call_form import CallForm
-from fxgraft.capture.code import is_caught, is_own
+from fxgraft.capture.code import is_caught, is_own, is_own_module
 from fxgraft.capture.effects import Effects
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, builtins_of_values, limits_of_proxies
@@ -101,7 +101,11 @@ class RegionTracer(AssumingTracer):
             args, kwargs = self._form.bind(proxies)
             given = form_of((args, kwargs))
             with EveryOperation(self):
-                result = forward(root, *args, **kwargs)
+                seen = self._instruments.see_calls(True)
+                try:
+                    result = forward(root, *args, **kwargs)
+                finally:
+                    self._instruments.see_calls(seen)
             if form_of((args, kwargs)) != given:
                 raise UntraceableError("writes into a list or dictionary that it is given")
             self._follow_gradients()
@@ -173,6 +177,15 @@ class RegionTracer(AssumingTracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, known: tuple[Any, ...], *rest: Any, **more: Any
     ) -> Any:
         """`create_proxy` of an operation that, if ``known`` is not empty, was carried out already."""
+        seen = self._instruments.see_calls(False)
+        try:
+            return self._create_known(kind, target, args, kwargs, known, *rest, **more)
+        finally:
+            self._instruments.see_calls(seen)
+
+    def _create_known(
+        self, kind: str, target: Any, args: Any, kwargs: Any, known: tuple[Any, ...], *rest: Any, **more: Any
+    ) -> Any:
         self._follow_gradients()
         self._refuse_caught()
         name = getattr(target, "__name__", str(target))
@@ -277,7 +290,8 @@ class RegionTracer(AssumingTracer):
 
     def _saw(self, node: fx.Node, value: Any) -> None:
         self.values[node] = value
-        self._observer.saw(node, value)
+        with torch._C.DisableTorchFunction():
+            self._observer.saw(node, value)
 
     def _run(self, node: fx.Node) -> Any:
         """Carry ``node`` out on the example values."""
@@ -288,6 +302,9 @@ class RegionTracer(AssumingTracer):
         if node.op in ("call_function", "call_method"):
             self._effects.refuse_write(getattr(node.target, "__name__", str(node.target)), args, kwargs)
         self._running += 1
+        # A module, or a function of the model's, may run code that is seen.
+        of_model = is_module or is_own_module(str(getattr(node.target, "__module__", "torch")))
+        seen = self._instruments.see_calls(of_model)
         try:
             with limits_of_proxies(False):
                 match node.op:
@@ -307,6 +324,7 @@ class RegionTracer(AssumingTracer):
             self._caught = error
             raise
         finally:
+            self._instruments.see_calls(seen)
             self._running -= 1
             if is_module:
                 self._effects.resume()

@@ -101,6 +101,13 @@ class Traces:
         forward = MethodType(type(module).forward, module)
 
         def traced(*args: Any, **kwargs: Any) -> Any:
+            seen = self._instruments.see_calls(False)
+            try:
+                return in_place_of(*args, **kwargs)
+            finally:
+                self._instruments.see_calls(seen)
+
+        def in_place_of(*args: Any, **kwargs: Any) -> Any:
             if self._inside and not self._expected(module, args, kwargs):
                 raise UntraceableError(f"calls {type(module).__name__} in another way while it is traced")
             before = len(self._finished)
@@ -120,7 +127,11 @@ class Traces:
                 given.restore()
                 self._calls.subtract(self._finished[before:])
                 del self._finished[before:]
-            result = forward(*args, **kwargs)
+            seen = self._instruments.see_calls(True)
+            try:
+                result = forward(*args, **kwargs)
+            finally:
+                self._instruments.see_calls(seen)
             self._finish(module)
             return result
 

@@ -74,9 +74,12 @@ class Explanation:
 
     Attributes:
         root: the report of the model, with those of its modules below.
+        uncompared: why its graphs were not compared with the code that they stand for, in values and
+            gradients; empty where they were.
     """
 
     root: ModuleReport
+    uncompared: str = ""
 
     @property
     def modules(self) -> Mapping[str, ModuleReport]:
@@ -95,7 +98,12 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries, lists, strings and numbers (for JSON)."""
-        return {"slots": self.slots, "fallbacks": self.fallbacks, "root": dataclasses.asdict(self.root)}
+        return {
+            "slots": self.slots,
+            "fallbacks": self.fallbacks,
+            "uncompared": self.uncompared,
+            "root": dataclasses.asdict(self.root),
+        }
 
     def __str__(self) -> str:
         return tree(self)
@@ -103,7 +111,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(host: Host, root: nn.Module) -> Explanation:
+def explain(host: Host, root: nn.Module, uncompared: str = "") -> Explanation:
     """Tell what became of each module of ``root``, the traced model of ``host``."""
     slots: dict[str, list[str]] = {}
     for name, slot in host.slots.items():
@@ -123,7 +131,7 @@ def explain(host: Host, root: nn.Module) -> Explanation:
         alone = _alone(host, name, module, slots.get(name, ()), module in nodes)
         return dataclasses.replace(alone, children=tuple(children))
 
-    return Explanation(report("", root))
+    return Explanation(report("", root), uncompared)
 
 
 def _nodes(host: Host) -> set[nn.Module]:

@@ -17,7 +17,8 @@ WIDTH = 110
 
 def tree(explanation: Explanation) -> str:
     """A line that sums up, and the modules below, each under the one that holds it."""
-    return "\n".join([_summary(explanation), *_lines([explanation.root], "", "")])
+    unsure = [f"not compared with its own code: {explanation.uncompared}"] if explanation.uncompared else []
+    return "\n".join([_summary(explanation), *unsure, *_lines([explanation.root], "", "")])
 
 
 def _summary(explanation: Explanation) -> str:

@@ -73,6 +73,7 @@ class Host(nn.Module):
         self._regions = capture.regions
         self._opaque = capture.opaque
         self._left_out = capture.left_out
+        self._uncompared = capture.uncompared
         self._world = capture.world
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
@@ -168,7 +169,7 @@ class Host(nn.Module):
 
     def explain(self) -> Explanation:
         """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
-        return explain(self, self._root)
+        return explain(self, self._root, self._uncompared)
 
     def unmet(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """What of the traced call such a call is not, in words; None where it is of its form everywhere.
@@ -191,6 +192,7 @@ class Host(nn.Module):
             capture = Capture(self._root, args, dict(kwargs), clone=False)
         self._regions, self._running.regions = capture.regions, capture.regions
         self._opaque, self._left_out = capture.opaque, capture.left_out
+        self._uncompared = capture.uncompared
         self._slot_table = self._calls = None
         self.slots  # noqa: B018
 
