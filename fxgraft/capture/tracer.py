@@ -33,6 +33,7 @@ from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
 from fxgraft.capture.recorder import Recorder
 from fxgraft.capture.sizes import prune_unused_items
 from fxgraft.util import _torch
+from fxgraft_passes._torch import unseen_by_modes
 from fxgraft_passes.observe import Observer
 
 # Facts of a value that a graph may rely on: the ranks and kinds of a host's values do not change.
@@ -290,7 +291,7 @@ class RegionTracer(AssumingTracer):
 
     def _saw(self, node: fx.Node, value: Any) -> None:
         self.values[node] = value
-        with torch._C.DisableTorchFunction():
+        with unseen_by_modes():
             self._observer.saw(node, value)
 
     def _run(self, node: fx.Node) -> Any:
