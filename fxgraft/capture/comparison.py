@@ -23,9 +23,9 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.bits import same_tensor
 from fxgraft.capture.code import is_own_module
 from fxgraft.capture.region import Region
+from fxgraft.util.bits import same_tensor
 
 _COTANGENT_SEED = 0x7AC3
 _TOLERANCE = 1e-3

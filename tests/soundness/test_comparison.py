@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.bits import same_bits
+from fxgraft.util.bits import same_bits
 from tests.harness import gradients
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
