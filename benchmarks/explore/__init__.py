@@ -1,0 +1,9 @@
+"""Which score tells where to grow: what an exploration says, against growing each candidate alone.
+
+==========  ==================================================================
+`plan`      what was decided before anything ran
+`networks`  hosts whose places differ on purpose, and their candidates
+`runs`      one run: the truth of a candidate, or the scores of an exploration
+`results`   from parts to ``benchmarks/results/explore.json``
+==========  ==================================================================
+"""
