@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
+from fxgraft.checkpoint.model import load_model
 from fxgraft.fossils.folding import fold
 from fxgraft.fossils.unwrapping import unwrap
 from fxgraft.host.compile_report import CompileReport, compile_report
@@ -59,6 +60,7 @@ __all__ = [
     "commands",
     "errors",
     "fold",
+    "load_model",
     "compile_report",
     "trace",
     "unwrap",

@@ -76,6 +76,7 @@ def save(
             if seed.module is not None
         ],
         "seeds_in_order": True,
+        "example": host.example,
         "optimizers": optimizers.record(trainers, host, tensors),
         "schedulers": [
             {"type": type(s).__name__, "state": pack(s.state_dict(), f"scheduler.{i}", tensors)}
@@ -124,6 +125,27 @@ def restore(
         raise CheckpointError(f"{path}: cannot be restored: {type(error).__name__}: {error}") from error
 
 
+def restore_model(
+    path: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    lifecycle: Lifecycle,
+    blueprints: Mapping[str, BlueprintLike],
+) -> None:
+    """Bring a fresh host to what a checkpoint has of it and its seeds, without optimizers and random streams.
+
+    Raises:
+        CheckpointError: as `restore`. The host is as before.
+    """
+    try:
+        model = {**manifest, "optimizers": [], "schedulers": []}
+        _Restoration(model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what is in a file is anyone's: it may fail in any way
+        raise CheckpointError(f"{path}: cannot be restored: {type(error).__name__}: {error}") from error
+
+
 class _Restoration:
     """One load: reads and checks in ``__init__`` and touches nothing; changes in `run`, with undo."""
 
@@ -135,6 +157,7 @@ class _Restoration:
         trainers: Sequence[Optimizer],
         schedulers: Sequence[Any],
         streams: Mapping[str, Any] | None,
+        trains: bool = True,
     ):
         self._lifecycle, self._host = lifecycle, lifecycle.host
         self._trainers, self._schedulers = trainers, schedulers
@@ -143,6 +166,8 @@ class _Restoration:
         _check_types("schedulers", manifest["schedulers"], schedulers)
         self._state = RunState(**unpack(manifest["run"], tensors))
         self._records = [SeedRecord(**unpack(packed, tensors)) for packed in manifest["seeds"]]
+        if not trains:  # settings of an optimizer are for one
+            self._records = [dataclasses.replace(record, hyper=None) for record in self._records]
         if not manifest.get("seeds_in_order"):
             self._records.sort(key=self._order_by_names)
         self._weights: dict[str, Any] = unpack(manifest["host"], tensors)

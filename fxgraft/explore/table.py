@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxgraft import commands
-from fxgraft.columns import columns
 from fxgraft.commands import SEED
+from fxgraft.util.columns import columns
 
 LEARNING, MEASURED, FAILED, LEFT_OUT = "learning", "measured", "failed", "left out"
 """What became of a candidate."""

@@ -12,7 +12,9 @@
 `writing`         models that write themselves to a folder, which has no place for what grew
 `compile_report`  what was compiled for a host, how often, and why
 `unmet`           whether a call is of the form that the host was traced in
+`example`         the form of the example call, for who traces the model again
 `explain`         what became of each module, and why; `explained` writes it as text
+`table`           a host as a table, ``print(host)``
 `outdated`        attributes that were set after tracing, and that a trace relies on
 `introduction`    a host in a few lines, for the log of a run
 ================  ================================================================================

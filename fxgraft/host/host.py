@@ -18,10 +18,12 @@ from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
 from fxgraft.errors import FxGraftError, SlotError, StageError, TraceError
 from fxgraft.host.copies import Copies
+from fxgraft.host.example import CallForm, form_of
 from fxgraft.host.explain import Explanation, explain
 from fxgraft.host.ownership import Ownership
 from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
+from fxgraft.host.table import table_of
 from fxgraft.host.ties import ties_kept
 from fxgraft.host.unmet import unmet
 from fxgraft.host.values import Form, Values
@@ -167,6 +169,11 @@ class Host(nn.Module):
         """Modules that are called from code without a graph, and whose results are no slots -> why."""
         return MappingProxyType(self._left_out)
 
+    @property
+    def example(self) -> CallForm | None:
+        """The form of the example call, as JSON; None where something in it is neither data nor tensor."""
+        return self.__dict__.get("_example")
+
     def explain(self) -> Explanation:
         """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
         return explain(self, self._root, self._uncompared)
@@ -194,6 +201,7 @@ class Host(nn.Module):
         self._opaque, self._left_out = capture.opaque, capture.left_out
         self._uncompared = capture.uncompared
         self._slot_table = self._calls = None
+        self.__dict__["_example"] = form_of(args, kwargs)
         self.slots  # noqa: B018
 
     def show(self) -> Any:
@@ -223,6 +231,9 @@ class Host(nn.Module):
     def forget_own(self) -> None:
         """The model has other parameters than before (it was sharded): `owns` looks again."""
         self._own.forget()
+
+    def __str__(self) -> str:
+        return table_of(self)
 
     # Running
 

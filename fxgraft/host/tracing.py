@@ -14,6 +14,7 @@ from fxgraft.capture.clone import is_compiled
 from fxgraft.capture.fallback import logger
 from fxgraft.errors import TraceError
 from fxgraft.host.appearance import host_class
+from fxgraft.host.example import form_of
 from fxgraft.host.host import Host
 
 _WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.jit.ScriptModule, AveragedModel)
@@ -61,4 +62,7 @@ def trace(
             "host, with its seeds",
             ", ".join(name or "the model itself" for name in compiled),
         )
-    return host_class(type(model))(Capture(model, example_args, dict(example_kwargs or {})))
+    form = form_of(example_args, example_kwargs or {})
+    host = host_class(type(model))(Capture(model, example_args, dict(example_kwargs or {})))
+    host.__dict__["_example"] = form  # not by setattr: the model may have an attribute of that name
+    return host

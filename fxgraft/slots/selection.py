@@ -27,6 +27,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.region import Region
+from fxgraft.util.columns import columns
 from fxgraft_passes import Slot, operators
 from fxgraft_passes.errors import SlotError
 
@@ -65,6 +66,13 @@ class Slots(Mapping[str, Slot]):
 
     def __repr__(self) -> str:
         return f"Slots({', '.join(self._slots)})"
+
+    def __str__(self) -> str:
+        rows = [
+            (name, f"{str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}", _at(self, slot))
+            for name, slot in self.items()
+        ]
+        return columns(("slot", "value", "behind"), rows)
 
     def select(self, choice: Choice) -> Slots:
         """The slots that ``choice`` names, in execution order.

@@ -2,6 +2,7 @@
 
 ====================  =======================================================================
 `bits`                comparison of tensors bit by bit
+`columns`             tables as plain text
 `dtensor`             the local part, or all, of a DTensor
 `interleaved_timing`  times of training steps that can be compared
 `interrupts`          Ctrl-C: a change is complete, or it has not happened

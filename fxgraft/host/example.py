@@ -1,0 +1,67 @@
+"""The form of the example call as JSON: enough to trace the same model again, without data of the call.
+
+{"$tensor": {"shape": [4, 6], "dtype": "float32"}}
+
+Numbers, text, flags and containers are kept as they are. A tensor made from a form has random numbers; one of
+whole numbers has the least that was there in all its places (so a mask of ones is one again).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CallForm = Any
+"""JSON types only."""
+
+_TENSOR, _TUPLE, _DICT = "$tensor", "$tuple", "$dict"
+
+
+def form_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallForm | None:
+    """The form of a call; None where something in it is neither data nor a tensor."""
+    try:
+        return {"args": _packed(tuple(args)), "kwargs": _packed(dict(kwargs))}
+    except TypeError:
+        return None
+
+
+def call_of(form: CallForm) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of that form, on the CPU. Draws nothing from the global random stream."""
+    generator = torch.Generator().manual_seed(0)
+    return _unpacked(form["args"], generator), _unpacked(form["kwargs"], generator)
+
+
+def _packed(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if type(value) is Tensor and value.layout is torch.strided:
+        found: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if not value.is_floating_point() and not value.is_complex():
+            found["least"] = int(value.min()) if value.numel() and value.device.type != "meta" else 0
+        return {_TENSOR: found}
+    if type(value) is list:
+        return [_packed(item) for item in value]
+    if type(value) is tuple:
+        return {_TUPLE: [_packed(item) for item in value]}
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {_DICT: [[key, _packed(item)] for key, item in value.items()]}
+    raise TypeError(type(value).__name__)
+
+
+def _unpacked(packed: Any, generator: torch.Generator) -> Any:
+    if isinstance(packed, list):
+        return [_unpacked(item, generator) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, inner),) = packed.items()
+    if kind == _TUPLE:
+        return tuple(_unpacked(item, generator) for item in inner)
+    if kind == _DICT:
+        return {str(key): _unpacked(item, generator) for key, item in inner}
+    dtype = getattr(torch, inner["dtype"])
+    if "least" in inner:
+        return torch.full(inner["shape"], inner["least"], dtype=dtype)
+    return torch.randn(inner["shape"], generator=generator).to(dtype)

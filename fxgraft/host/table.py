@@ -1,0 +1,76 @@
+"""A host as a table: ``print(host)``. One line for each module whose code was traced, equal ones together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fxgraft.util.columns import columns
+from fxgraft.util.text import pluralize
+
+if TYPE_CHECKING:
+    from fxgraft.host.host import Host
+
+ROOT = "(root)"
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    kind: str
+    parameters: int
+    slots: int
+    seeds: tuple[str, ...]
+
+
+def table_of(host: Host) -> str:
+    """The class, how many parameters, slots and seeds there are, and where."""
+    of_seeds = sum(p.numel() for graft in host.grafts().values() for p in graft.parameters())
+    model = sum(parameter.numel() for parameter in host.trees()[0].parameters())
+    grown = f" and {of_seeds:,} of seeds" if host.grafts() else ""
+    head = (
+        f"host of {type(host.trees()[0]).__name__}: {model:,} parameters{grown}, "
+        f"{pluralize(len(host.slots), 'slot')}, {pluralize(len(host.grafts()), 'seed')}"
+    )
+    rows = [_cells(list(run)) for _, run in groupby(_lines(host), key=_alike)]
+    return f"{head}\n{columns(('module', 'class', 'parameters', 'slots', 'seeds'), rows)}"
+
+
+def _lines(host: Host) -> Iterator[_Line]:
+    slots: dict[str, int] = {}
+    for slot in host.slots.values():
+        slots[slot.region] = slots.get(slot.region, 0) + 1
+    seeds: dict[str, list[str]] = {}
+    for placement in host.structure.placements:
+        fossil = placement.spec.fossil is not None
+        alpha = host.graft(placement.seed).alpha
+        state = "fossil" if fossil else f"alpha {float(alpha.float().mean()):.3g}"
+        source, slot = placement.slot.source, placement.slot
+        where = slot.name if source is None else f"{source.name} -> {slot.name}"
+        seeds.setdefault(slot.region, []).append(f"{placement.seed} at {where} ({state})")
+    seen: set[nn.Module] = set()
+    for name, module in host.trees()[0].named_modules():
+        is_traced = name in host.regions
+        if (is_traced or not name) and module not in seen:
+            seen.add(module)
+            parameters = sum(parameter.numel() for parameter in module.parameters())
+            kind = type(module).__name__ + ("" if is_traced else ", not traced")
+            yield _Line(name or ROOT, kind, parameters, slots.get(name, 0), tuple(seeds.get(name, ())))
+
+
+def _alike(line: _Line) -> tuple[object, ...]:
+    """Neighbours with the same key stand on one line: ``blocks.0 … blocks.11``."""
+    parent, _, last = line.name.rpartition(".")
+    if line.seeds or not last.isdecimal():
+        return (line,)
+    return parent, line.kind, line.parameters, line.slots
+
+
+def _cells(run: Sequence[_Line]) -> tuple[object, ...]:
+    first = run[0]
+    name = first.name if len(run) == 1 else f"{first.name} … {run[-1].name}"
+    return name, first.kind, first.parameters, first.slots, ", ".join(first.seeds)
