@@ -5,7 +5,7 @@
 Each benchmark runs in a process of its own, one after the other, on one thread of torch. ``--only`` measures
 anew what it names and leaves the other results as they are. ``--profile`` prints where the time goes instead
 (narrow it: ``--only seeds --workloads MLP-12 --modes eager``). ``--render`` measures nothing: it writes the
-Markdown page, the plots and README's table again from the JSON. ``--quick`` shows that all works.
+Markdown page, the plots and the table of docs/measurements.md from the JSON. ``--quick`` is a smoke test.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path("runs") / "benchmarks"
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measurements.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def render(record: Record, out: Path) -> None:
     report.write(record, out)
     plots.draw(record, out)
     if out == RESULTS:
-        README.write_text(report.into_readme(README.read_text(encoding="utf-8"), record), encoding="utf-8")
+        PAGE.write_text(report.into_page(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -92,7 +92,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=[])
     parser.add_argument("--profile", action="store_true", help="say where the time goes; writes nothing")
     parser.add_argument("--steps", type=int, default=50, help="of each side, with --profile")
-    parser.add_argument("--render", action="store_true", help="the page, plots and README from the JSON")
+    parser.add_argument("--render", action="store_true", help="the pages and plots from the JSON")
     parser.add_argument("--out", type=Path, help=f"default: {RESULTS.name}/ beside the benchmarks")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""The results for people: the Markdown page, and the summary that README quotes."""
+"""The results for people: the Markdown page, and the summary in docs/measurements.md."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def _cells(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def into_readme(text: str, record: Record) -> str:
-    """README's text with the summary between its two markers. Raises `ValueError` without markers."""
+def into_page(text: str, record: Record) -> str:
+    """The page with the summary between its two markers. Raises `ValueError` without markers."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"expected {BEGIN} and {END} once each")
     head, _, rest = text.partition(BEGIN)

@@ -308,14 +308,14 @@ def test_the_page_says_the_worst_and_what_is_missed_and_why():
 
 def test_readme_is_rendered_between_its_markers():
     text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter"
-    made = report.into_readme(text, record())
+    made = report.into_page(text, record())
     assert made.startswith("before\n")
     assert made.endswith("\nafter")
     assert report.summary(record()) in made
     assert "old" not in made
-    assert report.into_readme(made, record()) == made
+    assert report.into_page(made, record()) == made
     with pytest.raises(ValueError, match="once each"):
-        report.into_readme("no markers", record())
+        report.into_page("no markers", record())
 
 
 def test_the_command_writes_json_page_and_plots(tmp_path, monkeypatch):
@@ -371,7 +371,7 @@ def test_a_soak_that_leaks_does_not_pass():
 # What is committed
 
 COMMITTED = Record.read(command.RESULTS)
-README = command.README.read_text(encoding="utf-8")
+PAGE = command.PAGE.read_text(encoding="utf-8")
 
 
 def test_the_committed_soak_is_whole_and_passed():
@@ -406,9 +406,9 @@ def test_the_committed_page_is_that_of_the_committed_results():
         assert page == report.markdown(COMMITTED)
 
 
-def test_readme_quotes_the_committed_results():
-    if COMMITTED.parts and report.BEGIN in README:
-        assert report.into_readme(README, COMMITTED) == README
+def test_the_page_of_measurements_quotes_the_committed_results():
+    if COMMITTED.parts and report.BEGIN in PAGE:
+        assert report.into_page(PAGE, COMMITTED) == PAGE
 
 
 def test_every_missed_budget_has_a_reason_and_no_reason_is_stale():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import importlib
 import inspect
 import re
 import sys
@@ -16,6 +17,7 @@ import fxgraft
 from fxgraft import blueprints
 from fxgraft.blueprints import registry
 from fxgraft.telemetry import METRICS
+from tests.test_public_api import MODULES, public
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -138,7 +140,49 @@ def test_the_blueprints_are_those_that_are_registered():
         assert source == (blueprint.source or "none"), name
 
 
-# What docs/wp101.md names
+# The reference
+
+
+def references() -> set[str]:
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    return {name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page.read_text("utf-8"), re.M)}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "fxgraft.errors"])
+def test_the_reference_has_every_public_name(module):
+    names = {f"{module}.{name}" for name in public(importlib.import_module(module))}
+    modules = {f"fxgraft.{name}" for name in ("averaging", "blueprints", "commands", "errors")}
+    lacking = names - modules - references()
+    assert not lacking, f"docs/reference lacks {sorted(lacking)}: add '::: name' to the page of {module}"
+
+
+def test_the_reference_names_only_what_is_public():
+    known = {f"{module}.{name}" for module in MODULES for name in public(importlib.import_module(module))}
+    assert references() - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_page_begins_with_what_its_reader_can_do_after_it(page):
+    """Of those that are not the text of another file, a list of names, or the front page."""
+    text = page.read_text(encoding="utf-8")
+    if page.name in ("README.md", "index.md") or page.parent.name == "reference" or text.startswith("--8<--"):
+        return
+    assert re.match(r"# .+\n\nAfter this page you (can|know|have) ", text)
+
+
+# What docs/architecture.md and docs/wp101.md name
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_architecture_page_names_only_what_exists():
+    named = re.findall(r"`((?:fxgraft|passes)/[\w./]+\.py)(?:::(\w+))?`(?: \(`(\w+)`)?", ARCHITECTURE)
+    assert len(named) > 20
+    for path, name, member in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        for found in filter(None, (name, member)):
+            assert re.search(rf"^\s*(?:def|class) {found}\b", source, re.MULTILINE), f"{path}::{found}"
+
 
 WP101 = (ROOT / "docs" / "wp101.md").read_text(encoding="utf-8")
 PATHS = sorted(set(re.findall(r"`([\w./-]+\.(?:py|md|json|toml))(?:::\w+)*`", WP101)))

@@ -30,6 +30,7 @@ MODULES = [
     "fxgraft.integrations.peft",
     "fxgraft.report",
     "fxgraft.report.page",
+    "fxgraft.schedules",
     "fxgraft.telemetry",
     "fxgraft.testing",
     "fxgraft.training",

@@ -74,7 +74,7 @@ def test_nothing_of_a_log_runs(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_is_legible_in_light_and_in_dark(dark: bool, run_folder: Path, tmp_path: Path) -> None:
-    from tests.test_colours import contrast
+    from tests.seeds.test_colours import contrast
 
     target = write(run_folder, tmp_path / "run.html")
     with chromium(dark) as driver:
