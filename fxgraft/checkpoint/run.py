@@ -38,12 +38,15 @@ class RunState:
     step: int
     names: dict[str, int]
     refuses_until: dict[str, int]
+    growth: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         integer("run_seed", self.run_seed)
         integer("step", self.step)
         counts("names", self.names)
         counts("refuses_until", self.refuses_until)
+        if self.growth is not None and not isinstance(self.growth, dict):
+            raise CheckpointError(f"growth: expected names and values; got {self.growth!r}")
 
 
 def save(

@@ -1,16 +1,19 @@
 """Where should it grow? Many candidates learn in isolation beside a live run, ranked by what they give.
 
 =============  ======================================================================
+`autogrow`     growth by itself: explores when it is time, and keeps what helps
 `candidates`   what may be explored: where, and with what
 `exploration`  one exploration, from its germination to its end
 `measuring`    the contributions of many seeds, from one evaluation each
 `scoring`      what the candidates are ranked by
+`terms`        when to grow, for how long, and what it may cost
 `table`        what was found, as rows and as text
 =============  ======================================================================
 """
 
+from fxgraft.explore.autogrow import Growth
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.scoring import SCORES
 from fxgraft.explore.table import Row
 
-__all__ = ["SCORES", "Exploration", "Row"]
+__all__ = ["SCORES", "Exploration", "Growth", "Row"]

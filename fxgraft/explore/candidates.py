@@ -129,6 +129,7 @@ def find(
     names: Sequence[str] | None = None,
     cap: Mapping[str, int] | None = None,
     flops: int | None = None,
+    most: Mapping[str, int] | None = None,
 ) -> Found:
     """The candidates that ``choice`` names.
 
@@ -138,6 +139,7 @@ def find(
         names: of the blueprints to take where slots are chosen; all that are registered by default.
         cap: see `Cap`. Where commands are given, all of them are taken.
         flops: of the host's forward pass, where that is known.
+        most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
 
     Raises:
         SlotError, BlueprintError, CommandError: something that was named is not there, or can never grow.
@@ -150,21 +152,26 @@ def find(
     if isinstance(choice, str) and choice == AUTO:
         if not host.slots:
             raise SlotError(NO_SLOTS)
-        return _fitting(host, list(host.slots.values()), names, limit)
+        return _fitting(host, list(host.slots.values()), names, limit, most)
     slots, seeds = _told_apart(host, choice)
     if slots and seeds:
         raise TypeError("candidates: expected slots, or SEED commands; got both")
     if slots:
-        return _fitting(host, slots, names, limit, named=True)
+        return _fitting(host, slots, names, limit, most, named=True)
     for place, seed in enumerate(seeds):
         if not seed.isolated:
             raise ValueError(
                 f"candidates[{place}]: expected an isolated seed, which the host does not feel; "
                 f"got isolated=False"
             )
-        found.candidates.append(_priced(host, seed))
+        candidate = _priced(host, seed)
+        if (reason := _too_much(candidate, most)) is None:
+            found.candidates.append(candidate)
+        else:
+            found.left_out.append((seed, candidate, reason))
     if not found.candidates:
-        raise ValueError("candidates: expected one at least; got none: nothing could grow")
+        why = found.left_out[0][2] if found.left_out else "expected one at least; got none"
+        raise ValueError(f"candidates: nothing could grow: {why}")
     return found
 
 
@@ -211,7 +218,12 @@ def _priced(host: Host, seed: SEED) -> Candidate:
 
 
 def _fitting(
-    host: Host, slots: Sequence[Slot], names: Sequence[str] | None, cap: Cap, named: bool = False
+    host: Host,
+    slots: Sequence[Slot],
+    names: Sequence[str] | None,
+    cap: Cap,
+    most: Mapping[str, int] | None,
+    named: bool = False,
 ) -> Found:
     """All that fits at these slots, as far as the cap goes: the smallest of each slot first."""
     for name in names or ():
@@ -244,7 +256,8 @@ def _fitting(
             found.left_out += misfits
     fitting.sort(key=lambda ranked: ranked[0])  # stable: in the order of the slots
     for _, candidate in fitting:
-        if (reason := cap.objection(found.candidates, candidate)) is None:
+        reason = _too_much(candidate, most) or cap.objection(found.candidates, candidate)
+        if reason is None:
             found.candidates.append(candidate)
         else:
             found.left_out.append((candidate.command, candidate, reason))
@@ -252,6 +265,19 @@ def _fitting(
         why = "; ".join(f"{seed.blueprint} at {seed.slot!r}: {why}" for seed, _, why in found.left_out[:3])
         raise ValueError(f"candidates: nothing that is registered can grow there: {why}")
     return found
+
+
+def _too_much(candidate: Candidate, most: Mapping[str, int] | None) -> str | None:
+    """Why one candidate by itself is too much; None where it is not."""
+    for name, number in (most or {}).items():
+        if name not in ("parameters", "flops", "memory"):
+            raise ValueError(f"most: expected parameters, flops or memory; got {name!r}")
+        if (given := getattr(candidate, name)) > number:
+            return f"it has {given:,} {_SAID[name]}; one may have {number:,} at most"
+    return None
+
+
+_SAID = {"parameters": "parameters", "flops": "FLOPs", "memory": "bytes"}
 
 
 def _places(slots: Sequence[Slot]) -> list[tuple[Slot, str | None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,13 @@ class Memory:
         run_seed: what the seeds' random streams are keyed by.
         names: hands out names.
         refuses_until: slot -> the step until which it refuses seeds.
+        growth: gives the state of what grows by itself, or that state as it was loaded; None: nothing does.
     """
 
     run_seed: int
     names: SeedNames = field(default_factory=SeedNames)
     refuses_until: dict[str, int] = field(default_factory=dict)
+    growth: Callable[[], dict[str, Any]] | dict[str, Any] | None = None
 
 
 class Saver:
@@ -97,6 +99,7 @@ class Saver:
         memory = self._memory
         memory.run_seed, memory.names = state.run_seed, SeedNames(state.names)
         memory.refuses_until = dict(state.refuses_until)
+        memory.growth = state.growth
 
     def describe(self) -> tuple[Tensor, list[str]]:
         """As `SeedManager.describe`."""
@@ -120,6 +123,10 @@ class Saver:
     def _write(self, path: str | os.PathLike[str], *write: Any) -> None:
         memory = self._memory
         state = checkpoint.RunState(
-            memory.run_seed, self._reporter.step, dict(memory.names.next_numbers), dict(memory.refuses_until)
+            memory.run_seed,
+            self._reporter.step,
+            dict(memory.names.next_numbers),
+            dict(memory.refuses_until),
+            memory.growth() if callable(memory.growth) else memory.growth,
         )
         checkpoint.save(path, self._lifecycle, self._optimizers, self.schedulers, state, *write)

@@ -14,60 +14,8 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, SlotError, StageError
-from fxgraft.explore import Exploration
-from tests.harness import assert_same_bits, frozen
-
-X = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
-Y = (X[:, 0] * X[:, 1] > 0).long()
-
-
-class Net(nn.Module):
-    """Draws random numbers, and writes into buffers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.drop = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.2)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.drop(torch.relu(self.norm(self.first(x)))))
-
-
-class Run:
-    """A host in training."""
-
-    def __init__(self, **options: Any):
-        torch.manual_seed(0)
-        self.host = fxgraft.trace(Net(), (X[:4],))
-        self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
-        self.manager = SeedManager(self.host, self.optimizer, **options)
-        torch.manual_seed(0)
-
-    def evaluate(self) -> list[Tensor]:
-        self.host.eval()
-        return [F.cross_entropy(self.host(x), y) for x, y in zip(X.split(12), Y.split(12), strict=True)]
-
-    def train(self, steps: int) -> list[Tensor]:
-        losses = []
-        for _ in range(steps):
-            now = torch.randint(0, len(X), (16,))
-            self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.host(X[now]), Y[now])
-            loss.backward()
-            self.optimizer.step()
-            self.manager.step(loss)
-            losses.append(loss.detach())
-        return losses
-
-    def explored(self, candidates: Any = "auto", steps: int = 5, **options: Any) -> Exploration:
-        exploration = self.manager.explore(candidates, evaluate=self.evaluate, steps=steps, **options)
-        self.train(steps)
-        assert exploration.done
-        return exploration
-
-    def state(self) -> tuple[Any, ...]:
-        moments = [frozen(self.optimizer.state[p]) for p in self.host.host_parameters()]
-        return frozen(self.host.state_dict()), moments, torch.get_rng_state()
+from tests.explore.runs import Run, X, Y
+from tests.harness import assert_same_bits
 
 
 def test_the_host_does_not_feel_an_exploration_of_everything() -> None:
@@ -153,7 +101,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([SEED(slot="first", blueprint="mlp", config={"wide": 3})], {}, BlueprintError, "wide"),
     ([SEED(slot="first", blueprint="mlp", isolated=False)], {}, ValueError, "isolated"),
     ([{"type": "CULL", "seed": "a"}], {}, CommandError, "SEED"),
-    ([], {}, ValueError, "one at least"),
+    ([], {}, ValueError, "expected one at least"),
     (7, {}, TypeError, "auto"),
     ("auto", {"blueprints": ["mpl"]}, BlueprintError, "mlp"),
     ("auto", {"blueprints": ["conv_depthwise"]}, ValueError, "nothing that is registered"),

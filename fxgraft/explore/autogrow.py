@@ -1,0 +1,362 @@
+"""Growth by itself: explores when it is time, keeps what helps, within a budget, until it no longer pays.
+
+    waiting    for the loss to be flat, for a share of the run, or for what a function says
+    exploring  the candidates that the budget has room for; the best by the score stays
+    trying     it is blended in; or, where what it learnt in isolation does not help, it begins anew as a
+               branch that adds nothing, and learns with the host
+    judging    held, it is measured: what helps becomes a part of the host, what does not is taken out
+    done       the budget is spent, or a round did not pay, or all shares of the run are over
+
+All that changes the host is a command, so a log of commands has it all.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fxgraft import blueprints, commands
+from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, Command, Reply
+from fxgraft.errors import CheckpointError, FxGraftError, StageError
+from fxgraft.explore import scoring
+from fxgraft.explore.candidates import Choice, find
+from fxgraft.explore.exploration import Exploration
+from fxgraft.explore.measuring import Evaluate, check, numbers
+from fxgraft.explore.scoring import Score
+from fxgraft.explore.table import Row
+from fxgraft.explore.terms import Budget, Course, When, moments
+from fxgraft.seeds.stage import Stage
+from fxgraft.telemetry.events import logger
+from fxgraft.util.columns import columns
+
+if TYPE_CHECKING:
+    from fxgraft.manager.manager import SeedManager
+
+WAITING, EXPLORING, TRYING, FADING, DONE = "waiting", "exploring", "trying", "fading", "done"
+
+
+@dataclass
+class _Memory:
+    """What a growth remembers, in JSON types."""
+
+    phase: str = WAITING
+    parameters: int = 0
+    flops: int | None = None
+    seed: str | None = None
+    row: dict[str, Any] | None = None
+    held_since: int | None = None
+    fired: int = 0
+    count: int = 0
+    total: float = 0.0
+    before: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Growth:
+    """What `SeedManager.autogrow` returns; ``manager.step(loss)`` drives it. Print it for its history.
+
+    Attributes:
+        exploration: the latest one, or None.
+    """
+
+    def __init__(
+        self,
+        manager: SeedManager,
+        evaluate: Evaluate,
+        candidates: Choice,
+        budget: float | Mapping[str, float],
+        when: When,
+        total_steps: int | None,
+        names: Sequence[str] | None,
+        score: str | Score,
+        course: Course,
+    ):
+        self._manager, self._evaluate, self._candidates = manager, evaluate, candidates
+        self._names, self._score, self._course = names, score, course
+        scoring.resolve(score)
+        self._budget = Budget.of(budget)
+        self._shares, self._ask = moments(when, total_steps)
+        bare = check(manager.host, evaluate)
+        if self._budget.flops is not None and bare.flops is None:
+            raise ValueError("budget: the FLOPs of this host cannot be told; expected a budget of parameters")
+        find(manager.host, candidates, names, None, bare.flops)  # what can never grow is an error now
+        self._memory = _Memory(parameters=self._parameters(), flops=bare.flops)
+        self._losses: list[Tensor | float] = []
+        self.exploration: Exploration | None = None
+
+    # What there is to see
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be grown."""
+        return self._memory.phase == DONE
+
+    @property
+    def phase(self) -> str:
+        """``"waiting"``, ``"exploring"``, ``"trying"``, ``"fading"`` or ``"done"``."""
+        return self._memory.phase
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What was done, in JSON types: step, what, slot, blueprint, parameters, contribution, reason."""
+        return [dict(entry) for entry in self._memory.history]
+
+    def __str__(self) -> str:
+        memory = self._memory
+        kept = sum(entry["what"] == "kept" for entry in memory.history)
+        grown = self._parameters() / max(memory.parameters, 1)
+        head = (
+            f"autogrow: {memory.phase} at step {self._manager.steps}; {kept} kept; "
+            f"{grown:.2f} times the parameters, of {self._budget.parameters:g}"
+        )
+        names = ("step", "what", "slot", "blueprint", "parameters", "contribution", "reason")
+        if not memory.history:
+            return head
+        return f"{head}\n{columns(names, [[entry[name] for name in names] for entry in memory.history])}"
+
+    __repr__ = __str__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything it remembers, in JSON types. `SeedManager.save` keeps it as well."""
+        memory = self._memory
+        if self._losses:
+            memory.total += sum(map(float, self._losses))
+            self._losses.clear()
+        state = asdict(memory)
+        exploring = memory.phase == EXPLORING and self.exploration is not None
+        state["exploration"] = self.exploration.state_dict() if exploring and self.exploration else None
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there. The manager has the seeds of that moment: it was loaded, too.
+
+        Raises:
+            CheckpointError: the state is damaged, or says of other seeds or candidates.
+        """
+        try:
+            given = dict(state)
+            exploration = given.pop("exploration")
+            memory = _Memory(**given)
+            if exploration is not None:
+                seeds = [commands.parse(entry["command"]) for entry in exploration["entries"]]
+                self.exploration = self._manager.explore(
+                    [seed for seed in seeds if isinstance(seed, SEED)],
+                    evaluate=self._evaluate,
+                    steps=self._course.explore,
+                    keep=1,
+                    score=self._score,
+                    state=exploration,
+                )
+        except (KeyError, TypeError, ValueError, FxGraftError) as error:
+            raise CheckpointError(f"the growth cannot go on from that state: {error}") from error
+        self._memory, self._losses = memory, []
+
+    # Its course
+
+    def step(self, loss: float | Tensor | None = None) -> None:
+        """One training step more. Called by ``manager.step(loss)``."""
+        match self._memory.phase:
+            case "waiting":
+                if self._is_time(loss):
+                    self._explore()
+            case "exploring":
+                if self.exploration is not None and self.exploration.done:
+                    self._choose(self.exploration)
+            case "trying":
+                self._judge()
+            case "fading":
+                self._fade()
+
+    def _is_time(self, loss: float | Tensor | None) -> bool:
+        memory, manager = self._memory, self._manager
+        if self._shares is not None:
+            if memory.fired < len(self._shares) and manager.steps >= self._shares[memory.fired]:
+                memory.fired += 1
+                return True
+            return False
+        if self._ask is not None:
+            return bool(manager.peers.share(bool(self._ask(manager))))
+        return self._is_flat(loss)
+
+    def _is_flat(self, loss: float | Tensor | None) -> bool:
+        memory = self._memory
+        memory.count += 1
+        if loss is not None:
+            self._losses.append(loss.detach().mean() if isinstance(loss, Tensor) else loss)
+        if memory.count < self._course.window:
+            return False
+        given = memory.total + sum(map(float, self._losses))
+        # Without a loss in each step the evaluation tells.
+        if self._losses or memory.total:
+            now = given / memory.count
+        else:
+            now = statistics.fmean(check(self._manager.host, self._evaluate).losses)
+        now, before = self._manager.peers.mean(now), memory.before
+        self._losses.clear()
+        memory.count, memory.total, memory.before = 0, 0.0, now
+        return before is not None and before - now < self._course.flat * abs(before)
+
+    def _explore(self) -> None:
+        bare = check(self._manager.host, self._evaluate)
+        most = {"parameters": int(self._budget.parameters * self._memory.parameters) - self._parameters()}
+        if self._budget.flops is not None and bare.flops is not None:
+            most["flops"] = int(self._budget.flops * (self._memory.flops or 0)) - bare.flops
+        try:
+            if min(most.values()) < 1:
+                raise ValueError("the budget is spent")
+            self.exploration = self._manager.explore(
+                self._candidates,
+                evaluate=self._evaluate,
+                steps=self._course.explore,
+                keep=1,
+                blueprints=self._names,
+                score=self._score,
+                most=most,
+            )
+        except (ValueError, FxGraftError) as error:
+            return self._end(str(error))
+        self._note("exploring", None, reason=f"{len(self.exploration.table)} candidates")
+        self._memory.phase = EXPLORING
+        return None
+
+    def _choose(self, exploration: Exploration) -> None:
+        """Try the best."""
+        best = exploration.best(1)
+        if not best:
+            reasons = [row.reason for row in exploration.table if row.reason]
+            return self._end(f"nothing could be measured: {reasons[0] if reasons else 'no candidate'}")
+        row = best[0]
+        self._memory.row = row.to_dict()
+        self._memory.seed = row.seed
+        helps = row.contribution is not None and row.contribution > 2 * (row.standard_error or 0.0)
+        if row.seed not in self._manager.seeds:
+            return self._end("what was chosen is gone: it was culled by somebody else")
+        if helps:
+            self._note("blending", row)
+            reply = self._say(BLEND(seed=str(row.seed), steps=self._course.blend))
+        elif _adds_nothing_at_birth(row.blueprint):
+            self._note("beginning anew", row, reason="what it learnt in isolation does not help")
+            reply = self._begin_anew(row)
+        else:
+            self._drop(row, "what it learnt in isolation does not help")
+            return None
+        if reply.refused:
+            self._drop(row, reply.reason)
+            return None
+        self._memory.phase, self._memory.held_since = TRYING, None
+        return None
+
+    def _begin_anew(self, row: Row) -> Reply:
+        """The best place, with a branch that was not taught by the isolated objective."""
+        with self._manager.no_cooldown():
+            self._say(CULL(seed=str(row.seed)))
+        given = {**commands.to_dict(row.command), "isolated": False, "name": None}
+        command = commands.parse(given)
+        reply = self._say(command)
+        if reply.accepted:
+            self._memory.seed = reply.seed
+            reply = self._say(BLEND(seed=str(reply.seed), steps=0))
+        return reply
+
+    def _judge(self) -> None:
+        """What is held long enough is measured: it stays, or fades."""
+        memory, seed = self._memory, self._manager.seeds.get(self._memory.seed or "")
+        if seed is None:
+            return self._end("what was tried is gone: it was culled by somebody else")
+        if seed.stage is Stage.FOSSILIZED:
+            return self._keep(seed.contribution, "by somebody else")
+        if seed.stage is not Stage.HOLDING:
+            return None
+        if memory.held_since is None:
+            memory.held_since = self._manager.steps
+        # What began anew has been taught by nothing else.
+        hold = self._course.hold if seed.spec.isolated else self._course.blend + self._course.hold
+        if self._manager.steps - memory.held_since < hold:
+            return None
+        try:
+            gained = self._manager.measure(seed, partial(_mean, self._evaluate), at=seed.alpha)
+        except StageError as error:
+            return self._take_out(str(error))
+        if gained > self._course.gain * abs(seed.loss_without or 0.0):
+            reply = self._say(FOSSILIZE(seed=seed.name))
+            return self._keep(gained, "") if reply.accepted else self._take_out(reply.reason)
+        return self._take_out("it no longer pays", gained)
+
+    def _keep(self, gained: float | None, reason: str) -> None:
+        self._note("kept", None, contribution=gained, reason=reason)
+        memory = self._memory
+        memory.phase, memory.before, memory.count, memory.total = WAITING, None, 0, 0.0
+        self._losses.clear()
+        if self._shares is not None and memory.fired >= len(self._shares):
+            self._end("all shares of the run are over")
+
+    def _take_out(self, reason: str, gained: float | None = None) -> None:
+        self._note("dropped", None, contribution=gained, reason=reason)
+        self._say(BLEND(seed=str(self._memory.seed), to=0.0, steps=self._course.fade))
+        self._memory.phase = FADING
+
+    def _fade(self) -> None:
+        seed = self._manager.seeds.get(self._memory.seed or "")
+        if seed is not None and seed.stage is Stage.BLENDING:
+            return
+        if seed is not None:
+            self._say(CULL(seed=seed.name))
+        self._not_paid()
+
+    def _drop(self, row: Row, reason: str) -> None:
+        self._note("dropped", row, reason=reason)
+        if self._memory.seed in self._manager.seeds:
+            self._say(CULL(seed=str(self._memory.seed)))
+        self._not_paid()
+
+    def _not_paid(self) -> None:
+        """A round that brought nothing is the last, unless the moments were given."""
+        if self._shares is not None and self._memory.fired < len(self._shares):
+            self._memory.phase = WAITING
+        else:
+            self._end("the last round did not pay")
+
+    def _end(self, reason: str) -> None:
+        self._note("done", None, reason=reason)
+        self._memory.phase = DONE
+
+    def _say(self, command: Command) -> Reply:
+        reply = self._manager.carry_out(command)
+        if reply.refused:
+            logger.warning("autogrow: %s was refused: %s", type(command).__name__, reply.reason)
+        return reply
+
+    def _note(
+        self, what: str, row: Row | None, *, contribution: float | None = None, reason: str = ""
+    ) -> None:
+        tried = self._memory.row if what in ("kept", "dropped") else None
+        known = (row.to_dict() if row is not None else tried) or {}
+        entry = {name: known.get(name) for name in ("slot", "blueprint", "parameters")}
+        gained = contribution if contribution is not None or row is None else row.contribution
+        self._memory.history.append(
+            {
+                "step": self._manager.steps,
+                "what": what,
+                **entry,
+                "seed": self._memory.seed if known else None,
+                "contribution": gained,
+                "reason": reason,
+            }
+        )
+
+    def _parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self._manager.host.host_parameters())
+
+
+def _mean(evaluate: Evaluate) -> float:
+    return statistics.fmean(numbers(evaluate()))
+
+
+def _adds_nothing_at_birth(name: str) -> bool:
+    known = blueprints.get(name)
+    return known.branch or known.replaces

@@ -1,0 +1,179 @@
+"""Growth by itself: it keeps what helps within a budget, can be resumed and repeated, and refuses at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxgraft
+from fxgraft import SeedManager, Stage
+from fxgraft.commands import SEED
+from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageError
+from fxgraft.explore import Growth
+from fxgraft.telemetry import Event
+from tests.explore.runs import Run
+from tests.harness import assert_same_bits, frozen
+
+QUICK: dict[str, Any] = {"steps": 4, "blend": 3, "hold": 2, "window": 4, "blueprints": ["mlp", "norm"]}
+FEW = [SEED(slot="relu", blueprint="mlp"), SEED(slot="first", blueprint="norm")]
+
+
+def grow(run: Run, **options: Any) -> Growth:
+    given = {"candidates": FEW, "when": [0.1, 0.5], "total_steps": 40, **QUICK, **options}
+    return run.manager.autogrow(run.evaluate, **given)
+
+
+def begun(growth: Growth) -> int:
+    """The step of the first blend."""
+    return next(e["step"] for e in growth.history if e["what"] in ("blending", "beginning anew"))
+
+
+def final(run: Run) -> tuple[Any, ...]:
+    optimizer = [frozen(state) for state in run.optimizer.state.values()]
+    return frozen(run.host.state_dict()), optimizer, torch.get_rng_state()
+
+
+def test_the_host_does_not_feel_it_before_the_first_blend() -> None:
+    plain = Run()
+    losses = plain.train(8)
+    state = plain.state()
+    run = Run()
+    growth = grow(run, candidates="auto")
+    assert_same_bits(losses, run.train(8), "losses")
+    assert growth.phase == "trying"
+    assert_same_bits(state, run.state(), "weights, moments and random streams")
+    assert begun(growth) == 8
+
+
+def test_it_grows_until_the_budget_is_spent_or_nothing_pays() -> None:
+    run = Run()
+    before = sum(p.numel() for p in run.host.parameters())
+    growth = grow(run, candidates="auto", when="flat", budget=1.6, flat=2.0, gain=-10.0)
+    run.train(90)
+    assert growth.done
+    assert growth.history[-1]["what"] == "done"
+    kept = [entry["seed"] for entry in growth.history if entry["what"] == "kept"]
+    assert kept
+    assert [seed.name for seed in run.manager.seeds.values()] == kept
+    assert {seed.stage for seed in run.manager.seeds.values()} == {Stage.FOSSILIZED}
+    assert before < sum(p.numel() for p in run.host.parameters()) <= 1.6 * before
+    assert str(growth).splitlines()[1].split()[:3] == ["step", "what", "slot"]
+    run.train(2)  # and nothing more
+
+
+def test_what_does_not_pay_is_taken_out_and_it_ends() -> None:
+    run = Run()
+    growth = grow(run, when=lambda manager: manager.steps >= 2, gain=1e9)
+    run.train(40)
+    assert [e["what"] for e in growth.history][-2:] == ["dropped", "done"]
+    assert not run.manager.seeds
+    assert growth.history[-2]["reason"] == "it no longer pays"
+    assert growth.done
+
+
+def test_shares_of_the_run_are_its_moments() -> None:
+    run = Run()
+    growth = grow(run, gain=-10.0, budget=5.0)
+    run.train(40)
+    assert [e["step"] for e in growth.history if e["what"] == "exploring"] == [4, 20]
+    assert growth.history[-1]["reason"] == "all shares of the run are over"
+
+
+def test_without_losses_the_evaluation_tells_what_is_flat() -> None:
+    run = Run()
+    growth = grow(run, when="flat", flat=2.0)
+    for _ in range(8):
+        run.manager.step()
+    assert [e["what"] for e in growth.history] == ["exploring"]
+    assert growth.history[0]["step"] == 8
+
+
+@pytest.mark.parametrize("at", [2, 6, 10, 25])
+def test_a_checkpoint_of_any_phase_goes_on_to_the_bit(at: int, tmp_path: Path) -> None:
+    whole = Run()
+    growth = grow(whole, gain=-10.0)
+    whole.train(at)
+    whole.manager.save(tmp_path / "run")
+    losses = whole.train(40 - at)
+    run = Run()
+    run.manager = SeedManager.load(tmp_path / "run", run.host, run.optimizer)
+    resumed = grow(run, gain=-10.0)
+    assert_same_bits(run.train(40 - at), losses, "losses")
+    assert resumed.history == growth.history
+    assert_same_bits(frozen(run.host.state_dict()), frozen(whole.host.state_dict()), "weights")
+
+
+def test_its_state_is_its_own_to_keep() -> None:
+    run = Run()
+    growth = grow(run)
+    run.train(2)
+    other = Run()
+    again = grow(other)
+    again.load_state_dict(growth.state_dict())
+    assert again.state_dict() == growth.state_dict()
+    with pytest.raises(CheckpointError, match="cannot go on"):
+        again.load_state_dict({"phase": "exploring"})
+
+
+def test_its_commands_make_the_run_again() -> None:
+    events: list[Event] = []
+    run = Run(sinks=[events.append])
+    grow(run, gain=-10.0)
+    losses = run.train(40)
+    said = [(e.step, e.data["command"]) for e in events if e.kind == "command"]
+    assert {command["type"] for _, command in said} >= {"SEED", "CULL", "BLEND", "FOSSILIZE"}
+    again = Run()
+    found = []
+    for step in range(1, 41):
+        found += again.train(1)
+        for command in [command for at, command in said if at == step]:
+            assert again.manager.handle(command)
+    assert_same_bits(losses, found, "losses")
+    assert_same_bits(frozen(run.host.state_dict()), frozen(again.host.state_dict()), "weights")
+
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"candidates": "frist"}, SlotError, "first"),
+    ({"candidates": SEED(slot="first", blueprint="conv_depthwise")}, BlueprintError, r"\(N, C, H, W\)"),
+    ({"evaluate": lambda: float("inf")}, ValueError, "finite"),
+    ({"budget": 0.5}, ValueError, "budget"),
+    ({"budget": {"watts": 2.0}}, ValueError, "watts"),
+    ({"when": "soon"}, ValueError, "flat"),
+    ({"when": 0.5, "total_steps": None}, ValueError, "total_steps"),
+    ({"when": 1.5}, ValueError, "when"),
+    ({"steps": 0}, ValueError, "explore"),
+    ({"score": "size"}, ValueError, "score"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "said"), REFUSED)
+def test_what_is_not_right_is_refused_at_once(
+    options: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    run = Run()
+    given = {"evaluate": run.evaluate, "when": 0.5, "total_steps": 40, **options}
+    with pytest.raises(error, match=said):
+        run.manager.autogrow(**given)
+    grow(run)  # nothing is in the way of another try
+    with pytest.raises(StageError, match="another growth"):
+        grow(run)
+
+
+def test_a_budget_of_flops_is_kept() -> None:
+    run = Run()
+    growth = grow(run, budget={"flops": 1.2}, gain=-10.0)
+    run.train(40)
+    assert {e["blueprint"] for e in growth.history if e["what"] == "kept"} == {"norm"}  # without products
+
+
+def test_a_rollback_by_somebody_else_ends_it() -> None:
+    run = Run()
+    growth = grow(run)
+    run.train(6)
+    run.manager.cull_all()
+    run.train(10)
+    assert growth.done
+    assert isinstance(run.host, fxgraft.Host)
