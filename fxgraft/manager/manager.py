@@ -1044,7 +1044,9 @@ class SeedManager:
 class Routine(Protocol):
     """What goes on beside the training: an exploration, say."""
 
-    done: bool
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
 
     def step(self, loss: float | Tensor | None) -> None:
         """One training step is over."""
