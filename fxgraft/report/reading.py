@@ -139,9 +139,8 @@ class Reader:
         self.run.times += [(at, ms) for at, ms in paced if math.isfinite(ms)]
 
     def _metrics(self, step: int, seed: str | None, data: Data) -> None:
-        host = data.get("kasmina.seed.isolation.host_norm", {})
-        own = data.get("kasmina.seed.isolation.seed_norm", {})
-        for name, alpha in data.get("kasmina.seed.alpha", {}).items():
+        alphas, own, host = (next((data[n] for n in names if n in data), {}) for names in METRICS)
+        for name, alpha in alphas.items():
             lane = self.run.lanes.get(name)
             if lane is None:
                 continue
@@ -177,6 +176,14 @@ class Reader:
             raise TypeError("a command is an object")
         row = {"accepted": bool(data["accepted"]), "reason": str(data["reason"]), "command": command}
         self.run.commands.append({"step": step, "seed": seed, **row})
+
+
+METRICS = (
+    ("fxgraft/seed/alpha", "kasmina.seed.alpha"),
+    ("fxgraft/seed/gradient_norm", "kasmina.seed.isolation.seed_norm"),
+    ("fxgraft/seed/host_gradient_norm", "kasmina.seed.isolation.host_norm"),
+)
+"""What is read of a ``metrics`` event; older logs have the second names only."""
 
 
 def _told(kind: str, data: Data) -> str:

@@ -1,6 +1,6 @@
 """What a manager reports: events as they happen, metrics as they stand, and sinks that take both.
 
-Names are those of the source document (see the glossary): ``kasmina.seed.alpha``, ``seed_stage``, ….
+Metrics have plain names, ``fxgraft/seed/alpha``, and the names of WP-101 (``kasmina.seed.alpha``) as aliases.
 """
 
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger

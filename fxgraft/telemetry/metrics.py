@@ -15,35 +15,53 @@ from fxgraft.seeds.stage import Stage
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's unit and meaning. ``per_seed``: one value for each seed, else one in all."""
+    """What a metric is.
 
+    Attributes:
+        alias: its name in WP-101, the document that specified the first version of this library. The values
+            are given under both names.
+        unit: of its values.
+        meaning: in words.
+        per_seed: whether there is one value for each seed, or one for the whole host.
+    """
+
+    alias: str
     unit: str
     meaning: str
     per_seed: bool = True
 
 
+_TABLE = (
+    # name, name in WP-101, unit, meaning
+    ("seed/stage", "seed.stage", "index", "place of the stage in fxgraft.Stage, 0 = DORMANT"),
+    ("seed/alpha", "seed.alpha", "share", "share of the seed in the slot's output, 0 to 1"),
+    ("seed/alpha_steps", "seed.alpha_steps", "steps", "steps done of the current ramp"),
+    ("seed/attached", "seed.kernel_attached", "bool", "1 while the module is in the graph"),
+    ("seed/runs", "seed.runs", "count", "calls in which it ran since it was germinated"),
+    ("seed/trained_steps", "seed.trained_steps", "steps", "training steps in which it ran and was updated"),
+    ("seed/latency_ms", "seed.kernel_latency_ms", "ms", "from germinate() to live"),
+    ("seed/violations", "seed.isolation_violations", "count", "violations found while it was live"),
+    ("seed/host_gradient_norm", "seed.isolation.host_norm", "norm", "2-norm of the host's gradients"),
+    ("seed/gradient_norm", "seed.isolation.seed_norm", "norm", "2-norm of the seed's gradients"),
+    ("seed/contribution", "seed.contribution", "loss", "measured loss without the seed minus with it"),
+    ("seeds/active", "seeds.active", "count", "seeds that are live"),
+    ("isolation/violations", "isolation.violations", "count", "violations found in all"),
+    ("rollback/latency_ms", "rollback.latency_ms", "ms", "the last cull_all()"),
+    ("prefetch/pending", "prefetch.pending", "count", "germinations in preparation"),
+    ("prefetch/completed", "prefetch.completed", "count", "prepared and live"),
+    ("prefetch/failed", "prefetch.failed", "count", "failed, timed out or cancelled"),
+    ("prefetch/latency_ms", "prefetch.latency_ms", "ms", "preparation of the last one"),
+)
+
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
-        "kasmina.seed.stage": Metric("index", "place of the stage in fxgraft.Stage, 0 = DORMANT"),
-        "kasmina.seed.alpha": Metric("share", "share of the seed in the slot's output, 0 to 1"),
-        "kasmina.seed.alpha_steps": Metric("steps", "steps done of the current ramp"),
-        "kasmina.seed.kernel_attached": Metric("bool", "1 while the module is in the graph"),
-        "kasmina.seed.runs": Metric("count", "calls in which it ran since it was germinated"),
-        "kasmina.seed.trained_steps": Metric("steps", "training steps in which it ran and was updated"),
-        "kasmina.seed.kernel_latency_ms": Metric("ms", "from germinate() to live"),
-        "kasmina.seed.isolation_violations": Metric("count", "violations found while it was live"),
-        "kasmina.seed.isolation.host_norm": Metric("norm", "2-norm of the host's gradients"),
-        "kasmina.seed.isolation.seed_norm": Metric("norm", "2-norm of the seed's gradients"),
-        "kasmina.seed.contribution": Metric("loss", "measured loss without the seed minus with it"),
-        "kasmina.seeds.active": Metric("count", "seeds that are live", per_seed=False),
-        "kasmina.isolation.violations": Metric("count", "violations found in all", per_seed=False),
-        "kasmina.rollback.latency_ms": Metric("ms", "the last cull_all()", per_seed=False),
-        "kasmina.prefetch.pending": Metric("count", "germinations in preparation", per_seed=False),
-        "kasmina.prefetch.completed": Metric("count", "prepared and live", per_seed=False),
-        "kasmina.prefetch.failed": Metric("count", "failed, timed out or cancelled", per_seed=False),
-        "kasmina.prefetch.latency_ms": Metric("ms", "preparation of the last one", per_seed=False),
+        f"fxgraft/{name}": Metric(f"kasmina.{alias}", unit, meaning, per_seed=name.startswith("seed/"))
+        for name, alias, unit, meaning in _TABLE
     }
 )
+
+ALIASES = frozenset(metric.alias for metric in METRICS.values())
+"""The names that WP-101 gives them."""
 
 
 @dataclass
@@ -65,7 +83,9 @@ def collect(
     counters: Counters,
     pending: int,
 ) -> dict[str, dict[str, float]]:
-    """Metric -> seed -> value (the seed is ``""`` for a metric of the whole); unknown ones left out.
+    """Metric -> seed -> value, under the metric's name and its alias; unknown values are left out.
+
+    The seed is ``""`` for a metric of the whole host.
 
     Reads the gradients of the step that was just made: one norm over the host's, one over each seed's.
     """
@@ -77,29 +97,30 @@ def collect(
             "stage": list(Stage).index(seed.stage),
             "alpha": seed.alpha,
             "alpha_steps": seed.ramp_step,
-            "kernel_attached": float(seed.module is not None),
+            "attached": float(seed.module is not None),
             "runs": seed.runs,
             "trained_steps": seed.trained_steps,
-            "kernel_latency_ms": seed.latency_ms,
-            "isolation_violations": counters.violations_of.get(seed.name, 0),
-            "isolation.host_norm": host_norm,
-            "isolation.seed_norm": norm_of(registry.parameters(seed.name)) if seed.is_live else None,
+            "latency_ms": seed.latency_ms,
+            "violations": counters.violations_of.get(seed.name, 0),
+            "host_gradient_norm": host_norm,
+            "gradient_norm": norm_of(registry.parameters(seed.name)) if seed.is_live else None,
             "contribution": seed.contribution,
         }
         for name, value in values.items():
-            found[f"kasmina.seed.{name}"][seed.name] = value
+            found[f"fxgraft/seed/{name}"][seed.name] = value
     whole = {
-        "seeds.active": sum(seed.is_live for seed in seeds),
-        "isolation.violations": counters.violations,
-        "rollback.latency_ms": counters.rollback_ms,
-        "prefetch.pending": pending,
-        "prefetch.completed": counters.prefetch_completed,
-        "prefetch.failed": counters.prefetch_failed,
-        "prefetch.latency_ms": counters.prefetch_ms,
+        "seeds/active": sum(seed.is_live for seed in seeds),
+        "isolation/violations": counters.violations,
+        "rollback/latency_ms": counters.rollback_ms,
+        "prefetch/pending": pending,
+        "prefetch/completed": counters.prefetch_completed,
+        "prefetch/failed": counters.prefetch_failed,
+        "prefetch/latency_ms": counters.prefetch_ms,
     }
     for name, value in whole.items():
-        found[f"kasmina.{name}"][""] = value
-    return {
+        found[f"fxgraft/{name}"][""] = value
+    known = {
         metric: {seed: float(value) for seed, value in values.items() if value is not None}
         for metric, values in found.items()
     }
+    return known | {METRICS[metric].alias: dict(values) for metric, values in known.items()}

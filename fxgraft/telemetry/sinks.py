@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from fxgraft.telemetry.events import Event
+from fxgraft.telemetry.metrics import ALIASES
 
 BULKY = frozenset({"run_began", "steps"})
 """Kinds that are long, and made for a log that is read by a program."""
@@ -98,15 +99,16 @@ class Logging:
 
 
 class TensorBoard:
-    """Writes metrics as scalars (``kasmina.seed.alpha/<seed>``) and other events as text.
+    """Writes metrics as scalars (``fxgraft/seed/alpha/<seed>``) and other events as text.
 
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with its ``add_scalar`` and
             ``add_text``.
+        aliases: whether to write each metric under its WP-101 name (``kasmina.seed.alpha/<seed>``), too.
     """
 
-    def __init__(self, writer: Any):
-        self._writer = writer
+    def __init__(self, writer: Any, aliases: bool = False):
+        self._writer, self._aliases = writer, aliases
 
     def __call__(self, event: Event) -> None:
         if event.kind in BULKY:
@@ -115,12 +117,12 @@ class TensorBoard:
             text = json.dumps({"seed": event.seed, **event.data})
             self._writer.add_text(event.kind, text, global_step=event.step)
             return
-        for name, value in scalars(event).items():
+        for name, value in scalars(event, self._aliases).items():
             self._writer.add_scalar(name, value, global_step=event.step)
 
 
 class WeightsAndBiases:
-    """Logs metrics to a run of Weights & Biases, as ``kasmina.seed.alpha/<seed>``, over ``fxgraft/step``.
+    """Logs metrics to a run of Weights & Biases, as ``fxgraft/seed/alpha/<seed>``, over ``fxgraft/step``.
 
     The summary of the run has the stage of each seed (``seed_stage/<seed>``), and its configuration the host.
 
@@ -129,16 +131,18 @@ class WeightsAndBiases:
         commit: False lets the metrics go into the row of your next ``run.log``: W&B throws rows away whose
             step is behind, so a sink must not make rows among yours. True makes a row of each event, for a
             run in which you log nothing yourself.
+        aliases: whether to log each metric under its WP-101 name (``kasmina.seed.alpha/<seed>``), too.
     """
 
-    def __init__(self, run: Any, commit: bool = False):
-        self._run, self._commit = run, commit
+    def __init__(self, run: Any, commit: bool = False, aliases: bool = False):
+        self._run, self._commit, self._aliases = run, commit, aliases
         run.define_metric("fxgraft/step", hidden=True)
-        run.define_metric("kasmina.*", step_metric="fxgraft/step")
+        for names in ("fxgraft/*", *(["kasmina.*"] if aliases else [])):
+            run.define_metric(names, step_metric="fxgraft/step")
 
     def __call__(self, event: Event) -> None:
         if event.kind == "metrics":
-            row = {"fxgraft/step": event.step, **scalars(event)}
+            row = {"fxgraft/step": event.step, **scalars(event, self._aliases)}
             self._run.log(row, commit=self._commit)
         elif event.kind == "seed_stage":
             self._run.summary[f"seed_stage/{event.seed}"] = event.data["stage"]
@@ -147,11 +151,12 @@ class WeightsAndBiases:
             self._run.config.update({"fxgraft": told}, allow_val_change=True)
 
 
-def scalars(event: Event) -> dict[str, float]:
-    """The values of a ``metrics`` event: ``metric/seed`` of a seed, ``metric`` of the whole."""
+def scalars(event: Event, aliases: bool = False) -> dict[str, float]:
+    """The values of a ``metrics`` event: ``metric/seed`` of a seed, ``metric`` of the whole host."""
     return {
         f"{metric}/{seed}" if seed else metric: value
         for metric, values in event.data.items()
+        if aliases or metric not in ALIASES
         for seed, value in values.items()
     }
 

@@ -172,7 +172,7 @@ def a_paused_seed_stands_still_and_metrics_can_be_read() -> None:
     run = Run()
     seed = run.manager.germinate(SLOT, "mlp", name="a", hidden=8)
     run.train(1)
-    norm = run.manager.metrics()["kasmina.seed.isolation.seed_norm"]["a"]
+    norm = run.manager.metrics()["fxgraft/seed/gradient_norm"]["a"]
     whole = torch.cat([gathered(p.grad).reshape(-1) for p in seed.module.parameters() if p.grad is not None])
     assert norm == pytest.approx(float(whole.norm()))
     run.manager.pause("a")

@@ -110,29 +110,29 @@ def test_the_output_of_a_seed_changes_the_loss(grown: Loop, bare: Loop):
 
 def test_the_metrics_of_a_seed_arrive(grown: Loop):
     seed = next(s.name for s in grown.manager.seeds.values() if s.stage is Stage.FOSSILIZED)
-    alphas = grown.series("kasmina.seed.alpha", seed)
+    alphas = grown.series("fxgraft/seed/alpha", seed)
     ramp = alphas[: alphas.index(1.0) + 1]
     assert ramp[0] == 0.0
     assert ramp == sorted(ramp)
     assert len(set(ramp)) == GROWTH.blend + 1
-    stages = grown.series("kasmina.seed.stage", seed)
+    stages = grown.series("fxgraft/seed/stage", seed)
     assert stages == sorted(stages)
     assert {Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED} == {
         list(Stage)[int(index)] for index in stages
     }
-    assert max(grown.series("kasmina.seed.alpha_steps", seed)) == GROWTH.blend
-    assert max(grown.series("kasmina.seeds.active")) == GROWTH.trials
-    norms = grown.series("kasmina.seed.isolation.seed_norm", seed)
+    assert max(grown.series("fxgraft/seed/alpha_steps", seed)) == GROWTH.blend
+    assert max(grown.series("fxgraft/seeds/active")) == GROWTH.trials
+    norms = grown.series("fxgraft/seed/gradient_norm", seed)
     assert norms.index(0.0) == GROWTH.isolate  # the first step of the blend: it ran at alpha 0
     assert norms.count(0.0) == 1
-    assert min(grown.series("kasmina.seed.isolation.host_norm", seed)) > 0
-    assert grown.series("kasmina.seed.contribution", seed)[-1] > 0
+    assert min(grown.series("fxgraft/seed/host_gradient_norm", seed)) > 0
+    assert grown.series("fxgraft/seed/contribution", seed)[-1] > 0
 
 
 def test_isolation_was_looked_at_and_never_violated(grown: Loop):
     assert grown.manager.monitor.checks >= 4
     assert grown.manager.monitor.violations == 0
-    assert set(grown.series("kasmina.isolation.violations")) == {0.0}
+    assert set(grown.series("fxgraft/isolation/violations")) == {0.0}
     assert not grown.memory.of_kind("violation_recorded")
 
 
@@ -149,8 +149,12 @@ def test_a_run_without_seeds_reports_what_it_always_did(digits: Digits, bare: Lo
     metrics = bare.memory.of_kind("metrics")
     assert len(metrics) == len(bare.losses)
     assert set(metrics[0].data) == set(grown.memory.of_kind("metrics")[0].data)
-    assert all(not values for name, values in metrics[-1].data.items() if name.startswith("kasmina.seed."))
-    assert set(bare.series("kasmina.seeds.active")) == {0.0}
+    assert all(
+        not values
+        for name, values in metrics[-1].data.items()
+        if name.startswith(("fxgraft/seed/", "kasmina.seed."))
+    )
+    assert set(bare.series("fxgraft/seeds/active")) == {0.0}
 
 
 @pytest.mark.parametrize("how", ["variable", "argument"])

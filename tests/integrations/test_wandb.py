@@ -97,7 +97,7 @@ def test_metrics_go_into_the_rows_of_the_user(numbered: bool, run: Any, tmp_path
     run.finish()
     found = rows(tmp_path)
     assert [row["loss"] for row in found if "loss" in row] == losses, "no row of the user's is lost"
-    alphas = {row["fxgraft/step"]: row.get("kasmina.seed.alpha/a") for row in found if "fxgraft/step" in row}
+    alphas = {row["fxgraft/step"]: row.get("fxgraft/seed/alpha/a") for row in found if "fxgraft/step" in row}
     assert alphas == {1: None, 2: 0.0, 3: 0.5, 4: 1.0, 5: 1.0}
     assert len(found) == 5 + numbered, "ours stand in theirs"
 
@@ -107,7 +107,7 @@ def test_a_run_without_rows_of_its_own_gets_them(run: Any, tmp_path: Path) -> No
     run.finish()
     found = rows(tmp_path)
     assert [row["fxgraft/step"] for row in found] == [1, 2, 3, 4, 5]
-    assert [row["kasmina.seeds.active"] for row in found] == [0, 1, 1, 1, 1]
+    assert [row["fxgraft/seeds/active"] for row in found] == [0, 1, 1, 1, 1]
 
 
 def test_a_run_that_fails_never_changes_training(run: Any, caplog: pytest.LogCaptureFixture) -> None:

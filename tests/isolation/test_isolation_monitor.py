@@ -129,8 +129,8 @@ def test_planted_leaks_are_found_and_named(kind: str, stage: str) -> None:
     assert felt_in in violations
     assert violations[felt_in] > 0
     metrics = manager.metrics()
-    assert metrics["kasmina.isolation.violations"][""] == len(sink.of_kind("violation_recorded"))
-    assert metrics["kasmina.seed.isolation_violations"]["leak"] > 0
+    assert metrics["fxgraft/isolation/violations"][""] == len(sink.of_kind("violation_recorded"))
+    assert metrics["fxgraft/seed/violations"]["leak"] > 0
 
 
 @pytest.mark.parametrize("kind", ["parameter shared", "buffer written", "in-place change"])

@@ -126,7 +126,7 @@ def test_a_cull_cancels() -> None:
     assert "a" not in manager.seeds
     assert_same_bits(snapshot(host, PLAN.batch(1), [optimizer]), before, "the host")
     assert [e.data["reason"] for e in sink.of_kind("prefetch_failed")] == ["cancelled"]
-    assert manager.metrics()["kasmina.prefetch.pending"] == {"": 0.0}
+    assert manager.metrics()["fxgraft/prefetch/pending"] == {"": 0.0}
     manager.germinate(SLOT, "mlp", name="a")
 
 
@@ -154,7 +154,7 @@ def test_a_failure_is_reported_and_changes_nothing(case: str) -> None:
     assert "a" not in manager.seeds
     assert said in sink.of_kind("prefetch_failed")[0].data["reason"]
     assert_same_bits(snapshot(host, PLAN.batch(1), [optimizer]), before, "the host")
-    assert manager.metrics()["kasmina.prefetch.failed"] == {"": 1.0}
+    assert manager.metrics()["fxgraft/prefetch/failed"] == {"": 1.0}
     manager.germinate(SLOT, "mlp", name="a")
 
 
@@ -230,16 +230,16 @@ def test_several_at_once_land_as_they_become_ready() -> None:
     gates = {name: Gate() for name in "abc"}
     for name, gate in gates.items():
         manager.germinate(SLOT, gate, name=name, wait=False)
-    assert manager.metrics()["kasmina.prefetch.pending"] == {"": 3.0}
+    assert manager.metrics()["fxgraft/prefetch/pending"] == {"": 3.0}
     for name in "cab":
         gates[name].open.set()
         assert gates[name].entered.wait(30)
         gates[name].thread.join(30)
         manager.step()
         assert manager.seeds[name].stage is Stage.TRAINING
-    assert manager.metrics()["kasmina.prefetch.completed"] == {"": 3.0}
-    assert manager.metrics()["kasmina.prefetch.pending"] == {"": 0.0}
-    assert manager.metrics()["kasmina.prefetch.latency_ms"][""] > 0
+    assert manager.metrics()["fxgraft/prefetch/completed"] == {"": 3.0}
+    assert manager.metrics()["fxgraft/prefetch/pending"] == {"": 0.0}
+    assert manager.metrics()["fxgraft/prefetch/latency_ms"][""] > 0
     sync = grown()[2]
     for name in "abc":
         sync.germinate(SLOT, "low_rank", name=name)

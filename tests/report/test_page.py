@@ -170,7 +170,7 @@ def test_a_lane_draws_alpha_in_the_colour_of_its_stage() -> None:
     from fxgraft.seeds.colours import STAGE_COLOURS
 
     reader = Reader()
-    metrics = [line("metrics", s, **{"kasmina.seed.alpha": {"s": (s - 4) / 4}}) for s in range(5, 8)]
+    metrics = [line("metrics", s, **{"fxgraft/seed/alpha": {"s": (s - 4) / 4}}) for s in range(5, 8)]
     for event in (stage(1, "TRAINING"), stage(4, "BLENDING"), *metrics, stage(8, "HOLDING", 1.0)):
         reader.feed(event)
     reader.run.step = 10
@@ -190,7 +190,7 @@ def test_numbers_of_the_page_are_json(run_folder: Path) -> None:
 def test_alpha_and_ratio_may_be_no_numbers(value: float) -> None:
     reader = Reader()
     reader.feed(stage(1, "TRAINING"))
-    norms = {f"kasmina.seed.isolation.{whose}_norm": {"s": repr(value)} for whose in ("host", "seed")}
-    reader.feed(line("metrics", 2, **{"kasmina.seed.alpha": {"s": repr(value)}, **norms}))
+    norms = {f"fxgraft/seed/{whose}": {"s": repr(value)} for whose in ("host_gradient_norm", "gradient_norm")}
+    reader.feed(line("metrics", 2, **{"fxgraft/seed/alpha": {"s": repr(value)}, **norms}))
     assert reader.run.unreadable == 0
     page(reader.run)

@@ -210,7 +210,7 @@ def test_a_long_run_is_thinned_and_keeps_its_spikes() -> None:
         spike = 1e3 if step == 77_777 else 1.0
         reader.feed(line("steps", step, loss=[spike + step % 2 / 10], ms=[spike]))
         if step % 10 == 0:
-            reader.feed(line("metrics", step, **{"kasmina.seed.alpha": {"s": step / 1e5}}))
+            reader.feed(line("metrics", step, **{"fxgraft/seed/alpha": {"s": step / 1e5}}))
     run = reader.run
     assert len(run.losses) == 100_000
     drawn = thin(run.losses, 4000)

@@ -88,7 +88,7 @@ def test_every_operation_and_stage_is_an_event() -> None:
 
 def test_every_metric_has_its_value() -> None:
     host, optimizer, manager = live()
-    assert set(manager.metrics()) == set(METRICS)
+    assert set(manager.metrics()) == {*METRICS, *(metric.alias for metric in METRICS.values())}
     manager.germinate(SLOT, Scale(), name="a")
     manager.germinate("stem", InPlaceArmed(), name="bad")
     manager.germinate("stem", Scale(), name="late", wait=False)
@@ -97,32 +97,33 @@ def test_every_metric_has_its_value() -> None:
     train(host, optimizer, [PLAN.batch(0)], lambda _: manager.step())
     manager.measure("a", lambda: 1.0 if manager.seeds["a"].alpha == 0 else 0.75)
     found = manager.metrics()
-    stages = found["kasmina.seed.stage"]
+    assert all(found[name] == found[metric.alias] for name, metric in METRICS.items())
+    stages = found["fxgraft/seed/stage"]
     assert (stages["a"], stages["bad"], stages["late"]) == (3, 2, 2)
-    assert found["kasmina.seed.alpha"]["a"] == 0.25
-    assert found["kasmina.seed.alpha_steps"]["a"] == 1
-    assert found["kasmina.seed.kernel_attached"]["a"] == 1
-    assert found["kasmina.seed.kernel_latency_ms"]["a"] > 0
-    assert found["kasmina.seed.contribution"] == {"a": 0.25}
+    assert found["fxgraft/seed/alpha"]["a"] == 0.25
+    assert found["fxgraft/seed/alpha_steps"]["a"] == 1
+    assert found["fxgraft/seed/attached"]["a"] == 1
+    assert found["fxgraft/seed/latency_ms"]["a"] > 0
+    assert found["fxgraft/seed/contribution"] == {"a": 0.25}
     norm = sum(float(p.grad.double().square().sum()) for p in host.host_parameters() if p.grad is not None)
-    assert found["kasmina.seed.isolation.host_norm"]["a"] == pytest.approx(norm**0.5, rel=1e-5)
+    assert found["fxgraft/seed/host_gradient_norm"]["a"] == pytest.approx(norm**0.5, rel=1e-5)
     own = sum(float(p.grad.double().square().sum()) for p in manager.seeds["a"].module.parameters())
-    assert found["kasmina.seed.isolation.seed_norm"]["a"] == pytest.approx(own**0.5, rel=1e-5)
-    assert found["kasmina.isolation.violations"][""] > 0
-    assert found["kasmina.seed.isolation_violations"]["bad"] > 0
-    assert found["kasmina.seeds.active"] == {"": 3}
-    assert found["kasmina.prefetch.completed"] == {"": 1}
-    assert found["kasmina.prefetch.latency_ms"][""] > 0
+    assert found["fxgraft/seed/gradient_norm"]["a"] == pytest.approx(own**0.5, rel=1e-5)
+    assert found["fxgraft/isolation/violations"][""] > 0
+    assert found["fxgraft/seed/violations"]["bad"] > 0
+    assert found["fxgraft/seeds/active"] == {"": 3}
+    assert found["fxgraft/prefetch/completed"] == {"": 1}
+    assert found["fxgraft/prefetch/latency_ms"][""] > 0
     manager.germinate("stem", lambda slot: 3, name="fails", wait=False)
-    assert manager.metrics()["kasmina.prefetch.pending"] == {"": 1}
+    assert manager.metrics()["fxgraft/prefetch/pending"] == {"": 1}
     manager._background.wait(30)
     manager.step()
     manager.cull_all()
     found = manager.metrics()
-    assert found["kasmina.prefetch.failed"] == {"": 1}
-    assert found["kasmina.rollback.latency_ms"][""] > 0
-    assert found["kasmina.seeds.active"] == {"": 0}
-    assert found["kasmina.seed.stage"] == {}
+    assert found["fxgraft/prefetch/failed"] == {"": 1}
+    assert found["fxgraft/rollback/latency_ms"][""] > 0
+    assert found["fxgraft/seeds/active"] == {"": 0}
+    assert found["fxgraft/seed/stage"] == {}
 
 
 class InPlaceArmed(InPlace):
@@ -189,6 +190,21 @@ def test_json_lines_hold_no_nan(tmp_path: Path) -> None:
     assert line["data"] == {"contribution": "nan", "of": ["-inf", 1.5]}
 
 
+@pytest.mark.parametrize("aliases", [False, True])
+def test_tensorboard_gets_aliases_on_request(aliases: bool) -> None:
+    class Writer:
+        def __init__(self) -> None:
+            self.names: set[str] = set()
+
+        def add_scalar(self, name: str, value: float, global_step: int) -> None:
+            self.names.add(name)
+
+    writer = Writer()
+    data = {"fxgraft/seed/alpha": {"a": 1.0}, "kasmina.seed.alpha": {"a": 1.0}}
+    TensorBoard(writer, aliases=aliases)(Event("metrics", 1, None, data))
+    assert writer.names == {"fxgraft/seed/alpha/a", *(["kasmina.seed.alpha/a"] if aliases else [])}
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
@@ -198,13 +214,13 @@ def test_tensorboard(tmp_path: Path) -> None:
     writer.close()
     read = EventAccumulator(os.fspath(tmp_path))
     read.Reload()
-    alphas = [(e.step, e.value) for e in read.Scalars("kasmina.seed.alpha/a")]
+    alphas = [(e.step, e.value) for e in read.Scalars("fxgraft/seed/alpha/a")]
     assert alphas == [
-        (e.step, e.data["kasmina.seed.alpha"]["a"])
+        (e.step, e.data["fxgraft/seed/alpha"]["a"])
         for e in memory.of_kind("metrics")
-        if "a" in e.data["kasmina.seed.alpha"]
+        if "a" in e.data["fxgraft/seed/alpha"]
     ]
-    assert [e.value for e in read.Scalars("kasmina.seeds.active")] == [2, 2, 2, 0, 1, 0, 0]
+    assert [e.value for e in read.Scalars("fxgraft/seeds/active")] == [2, 2, 2, 0, 1, 0, 0]
     kinds = {tag.removesuffix("/text_summary") for tag in read.Tags()["tensors"]}
     assert kinds >= {"seed_stage", "seed_operation", "blend_config", "gate_event", "rollback"}
     assert kinds.isdisjoint({"steps", "run_began"}), "the loss of every step is no text"
