@@ -35,6 +35,8 @@ def parts_of(name: str) -> Iterator[Part]:
         yield f"{key} born", lambda seed=seed: runs.at_birth(name, seed)
         for radius in RADII:
             yield f"{key} explored {radius}", lambda seed=seed, r=radius: runs.exploration(name, seed, r)
+    for seed in range(RANDOM_SEEDS[name]):  # last: a control that takes long
+        key = f"{name} {seed}"
         for i, c in enumerate(candidates):
             yield f"{key} shadow {i}", lambda seed=seed, c=c: runs.shadowed(name, seed, c, EXPLORED[1])
 

@@ -4,7 +4,7 @@ Exit codes: 0 done; 1 it cannot be done, or is not so (a model that cannot be tr
 damaged); 2 wrong usage, a target that cannot be loaded included.
 """
 
-from fxgraft.cli import checkpoints, measuring, models, runs
+from fxgraft.cli import checkpoints, exploring, measuring, models, runs
 from fxgraft.cli.app import app
 
-__all__ = ["app", "checkpoints", "measuring", "models", "runs"]
+__all__ = ["app", "checkpoints", "exploring", "measuring", "models", "runs"]

@@ -29,6 +29,45 @@ class Target:
     example_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Task:
+    """A model with what it learns.
+
+    Attributes:
+        model: the model.
+        batches: inputs and targets to train on; inputs are a tensor, or a tuple of arguments.
+        loss: of outputs and targets.
+        held_out: batches to measure on.
+    """
+
+    model: nn.Module
+    batches: list[tuple[Any, Any]]
+    loss: Callable[[Any, Any], Any]
+    held_out: list[tuple[Any, Any]]
+
+
+def load_task(target: str) -> Task:
+    """As `load`, of a callable that returns ``(model, batches, loss)``, or these and ``held_out`` batches.
+
+    Raises:
+        TargetError: as `load`.
+    """
+    made = _called(_found(target), target)
+    is_task = isinstance(made, tuple) and 3 <= len(made) <= 4 and isinstance(made[0], nn.Module)
+    if not is_task or not callable(made[2]):
+        raise TargetError(
+            f"target: expected {target} to return (model, batches, loss) or (model, batches, loss, "
+            f"held_out): an nn.Module, pairs of inputs and targets, and a function of outputs and targets; "
+            f"got {_form(made)}"
+        )
+    batches = list(made[1])
+    held_out = list(made[3]) if len(made) == 4 else batches
+    for name, given in (("batches", batches), ("held_out", held_out)):
+        if not given or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in given):
+            raise TargetError(f"target: {name} of {target}: expected a pair of inputs and targets at least")
+    return Task(made[0], batches, made[2], held_out)
+
+
 def load(target: str) -> Target:
     """Call what ``target`` names, ``module:callable`` or ``file.py:callable``, without arguments.
 
@@ -38,6 +77,19 @@ def load(target: str) -> Target:
     Raises:
         TargetError: the target has another form, or cannot be imported, or raises, or returns other things.
     """
+    made = _called(_found(target), target)
+    kinds = (nn.Module, tuple, dict)
+    is_made = isinstance(made, tuple) and 2 <= len(made) <= 3
+    if not is_made or not all(isinstance(part, kind) for part, kind in zip(made, kinds, strict=False)):
+        raise TargetError(
+            f"target: expected {target} to return (model, example_args) or (model, example_args, "
+            f"example_kwargs), an nn.Module, a tuple and a dict; got {_form(made)}"
+        )
+    return Target(*made)
+
+
+def _found(target: str) -> Callable[[], Any]:
+    """The callable that ``target`` names."""
     place, _, name = target.rpartition(":")
     if not place or not name:
         raise TargetError(f"target: expected module:callable or file.py:callable; got {target!r}")
@@ -51,7 +103,7 @@ def load(target: str) -> Target:
         raise TargetError(f"target: {place} has no {name!r}; it has: {', '.join(there) or 'none'}") from None
     if not callable(made):
         raise TargetError(f"target: expected {name} to be a callable; it is a {type(made).__name__}")
-    return _called(made, target)
+    return made  # type: ignore[no-any-return]
 
 
 def _imported(place: str) -> ModuleType:
@@ -76,17 +128,14 @@ def _look_in(directory: Path) -> None:
         sys.path.insert(0, str(directory))
 
 
-def _called(make: Callable[[], Any], target: str) -> Target:
+def _called(make: Callable[[], Any], target: str) -> Any:
     try:
-        made = make()
+        return make()
     except Exception as error:
         raise TargetError(f"target: {target} raised {type(error).__name__}: {error}") from error
-    kinds = (nn.Module, tuple, dict)
-    is_made = isinstance(made, tuple) and 2 <= len(made) <= 3
-    if not is_made or not all(isinstance(part, kind) for part, kind in zip(made, kinds, strict=False)):
-        given = f"({', '.join(type(part).__name__ for part in made)})" if is_made else type(made).__name__
-        raise TargetError(
-            f"target: expected {target} to return (model, example_args) or (model, example_args, "
-            f"example_kwargs), an nn.Module, a tuple and a dict; got {given}"
-        )
-    return Target(*made)
+
+
+def _form(made: Any) -> str:
+    if isinstance(made, tuple):
+        return f"({', '.join(type(part).__name__ for part in made)})"
+    return type(made).__name__

@@ -11,7 +11,7 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     A cell that is None is empty; a string is shown as it is.
     """
-    cells = [["" if cell is None else shown(cell) for cell in row] for row in rows]
+    cells = [[text_of(cell) for cell in row] for row in rows]
     is_number = [
         any(_counts(row[i]) for row in rows) and all(row[i] is None or _counts(row[i]) for row in rows)
         for i in range(len(headers))
@@ -27,8 +27,10 @@ def columns(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def shown(value: object) -> str:
-    """A value as it stands in a table: whole numbers with commas, others with four digits."""
+def text_of(value: object) -> str:
+    """A value as it stands in a table: whole numbers with commas, others with four digits; None is empty."""
+    if value is None:
+        return ""
     if isinstance(value, bool) or not isinstance(value, Number):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -179,3 +179,29 @@ def test_a_missing_dot_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert done.exit_code == 1
     assert "install graphviz" in done.stderr
     assert not (tmp_path / "host.svg").exists()
+
+
+def test_explore_ranks_what_may_grow() -> None:
+    task = TARGET.replace(":small", ":task")
+    text = run("explore", task, "--steps", "3", "--blueprint", "mlp", "--blueprint", "norm")
+    assert text.exit_code == 0, text.output
+    assert "contribution" in text.stdout
+    assert text.stdout.count("mlp") == 3
+    data = json.loads(run("explore", task, "1", "--steps", "2", "--warm-up", "2", "--json").stdout)
+    assert data["done"]
+    assert {row["slot"] for row in data["rows"]} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((TARGET,), 2, "(model, batches, loss)"),
+        ((TARGET.replace(":small", ":task"), "nowhere"), 1, "nowhere"),
+        ((TARGET.replace(":small", ":task"), "--blueprint", "mpl"), 1, "mlp"),
+        ((TARGET.replace(":small", ":task"), "--steps", "0"), 2, "steps"),
+    ],
+)
+def test_what_cannot_be_explored_is_told(arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = run("explore", *arguments)
+    assert done.exit_code == code
+    assert said in done.stderr
