@@ -2,6 +2,7 @@
 
 from fxgraft_passes.errors import (
     BlueprintError,
+    ChannelError,
     CheckpointError,
     CommandError,
     DistributedError,
@@ -14,6 +15,7 @@ from fxgraft_passes.errors import (
 
 __all__ = [
     "BlueprintError",
+    "ChannelError",
     "CheckpointError",
     "CommandError",
     "DistributedError",

@@ -15,6 +15,10 @@ class TraceError(FxGraftError):
     """The host could not be captured."""
 
 
+class ChannelError(FxGraftError):
+    """Channels cannot grow as they were asked to."""
+
+
 class BlueprintError(FxGraftError):
     """A blueprint is unknown, could not be built, or does not fit its slot."""
 

@@ -1,0 +1,176 @@
+"""What can grow in a model: groups of channels.
+
+    find(subject) -> {"blocks.0.up": ChannelGroup(size=256, grain=1, members=[...], fixed=None), ...}
+
+A group is an atom of the analysis with the dimensions of parameters that it is part of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from itertools import chain, count
+
+from fxgraft_passes.channels.analysis import DOT, MEAN, NORM, Analysis
+from fxgraft_passes.channels.layout import Atom, Layout, atoms, grain_in, known
+from fxgraft_passes.channels.recording import Recording
+from fxgraft_passes.channels.rules import RULES
+from fxgraft_passes.channels.subject import Subject
+
+_ROLES = {"in": "consumer", "out": "producer", "norm": "norm", "scale": "scale"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A dimension of a parameter (or of a norm's buffer) that grows with its group.
+
+    Attributes:
+        path: the module's qualified name; ``""`` is the root.
+        parameter: its name in there.
+        dimension: which one.
+        role: ``"producer"`` makes the channels, ``"consumer"`` reads them, ``"norm"`` belongs to a
+            normalisation, ``"scale"`` meets them number by number.
+    """
+
+    path: str
+    parameter: str
+    dimension: int
+    role: str
+
+    @property
+    def name(self) -> str:
+        """The parameter's qualified name."""
+        return f"{self.path}.{self.parameter}" if self.path else self.parameter
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that can only grow together.
+
+    Attributes:
+        name: the layer whose outputs lead.
+        size: how many channels there are.
+        grain: they grow by multiples of this: of 12 heads of 64 channels, by 64.
+        members: the dimensions of parameters that have these channels.
+        fixed: None, or why it cannot grow.
+        atom: what stands for it in the analysis.
+        analysis: which that is.
+    """
+
+    name: str
+    size: int
+    grain: int
+    members: tuple[Member, ...]
+    fixed: str | None
+    atom: Atom = field(repr=False)
+    analysis: Analysis = field(repr=False)
+
+    def layout(self, member: Member) -> Layout:
+        """What the member's dimension is made of."""
+        return known(self.analysis.tensors[member.name][member.dimension])
+
+    @property
+    def normalised(self) -> bool:
+        """Whether a normalisation is computed over it."""
+        return bool(self.atom.hazards.keys() & {NORM, MEAN})
+
+
+def analyse(subject: Subject) -> Analysis:
+    """Record the subject in both modes, and read what it does.
+
+    Raises:
+        Exception: whatever the model raises in eval mode.
+    """
+    analysis = Analysis()
+    with subject.session():
+        _record(subject, analysis, training=False)
+        try:
+            _record(subject, analysis, training=True)
+        except Exception:  # a batch of one in a batch norm, say: such a model is not trained by such a call
+            analysis.trained = False
+    return analysis
+
+
+def _record(subject: Subject, analysis: Analysis, training: bool) -> None:
+    recording = Recording()
+    try:
+        used = subject.record({}, training, recording)
+    except Exception:
+        if not subject.without_data:
+            raise
+        subject.without_data = False  # code that looks at values has to have some
+        recording = Recording()
+        used = subject.record({}, training, recording)
+    analysis.own(used.items())
+    analysis.read(recording, RULES)
+
+
+def find(subject: Subject, may_own: Callable[[str], str | None] = lambda path: None) -> dict[str, ChannelGroup]:
+    """The groups of a model by their names, those that lead first.
+
+    Args:
+        subject: the model.
+        may_own: for the path of a parameter why nothing in it can grow, or None.
+    """
+    analysis = analyse(subject)
+    found: dict[str, ChannelGroup] = {}
+    for atom, members in _by_atom(analysis):
+        lead = _lead(members)
+        name = _name(lead, found)
+        grain = grain_in(analysis.tensors[lead.name][lead.dimension], atom)
+        fixed = next((why for m in members if (why := may_own(m.name))), None)
+        fixed = fixed or _why_fixed(subject, analysis, atom, members)
+        found[name] = ChannelGroup(name, atom.size * grain, grain, tuple(members), fixed, atom, analysis)
+    return found
+
+
+def _lead(members: list[Member]) -> Member:
+    return next((m for m in members if m.role == "producer"), members[0])
+
+
+def _name(lead: Member, taken: Collection[str]) -> str:
+    base = lead.path if lead.path and lead.role == "producer" else lead.name
+    return next(n for n in chain([base], (f"{base}[{i}]" for i in count(1))) if n not in taken)
+
+
+def _by_atom(analysis: Analysis) -> list[tuple[Atom, list[Member]]]:
+    """The atoms with their members, in the order in which they lead; of one layer the outer ones first."""
+    found: dict[Atom, list[Member]] = {}
+    every = ((path, i) for path, layouts in analysis.tensors.items() for i in range(len(layouts)))
+    order = {place: i for i, place in enumerate(dict.fromkeys([*analysis.roles, *every]))}
+    for path, dimension in order:
+        module, _, parameter = path.rpartition(".")
+        roles = analysis.roles.get((path, dimension), ["scale"])
+        plain = [role for role in roles if role != "scale"] or ["scale"]
+        for atom in atoms(analysis.tensors[path][dimension]):
+            found.setdefault(atom, [])
+            found[atom] += [Member(module, parameter, dimension, _ROLES[role]) for role in plain]
+    # No sizes of kernels and masks, which are only met number by number.
+    groups = [(atom, members) for atom, members in found.items() if {m.role for m in members} != {"scale"}]
+
+    def key(group: tuple[Atom, list[Member]]) -> tuple[int, int]:
+        atom, lead = group[0], _lead(group[1])
+        within = atoms(analysis.tensors[lead.name][lead.dimension])
+        return order[lead.name, lead.dimension], within.index(atom)
+
+    return sorted(groups, key=key)
+
+
+def _why_fixed(subject: Subject, analysis: Analysis, atom: Atom, members: list[Member]) -> str | None:
+    if atom.reasons:
+        return atom.reasons[0]
+    if DOT in atom.hazards:
+        return f"{atom.hazards[DOT][0]} multiplies two computed values along it, and sums up"
+    for member in members:
+        if member.role != "norm" and not subject.is_parameter(member.name):
+            return f"the buffer {member.name} has it"
+    if not any(member.role == "producer" for member in members):
+        return "no layer has it as its outputs"
+    if not any(member.role == "consumer" for member in members):
+        return "no layer reads it"
+    for module in atom.hazards.get(MEAN, ()):
+        owned = [m for m in members if m.path == module]
+        if len(owned) != 1 or not module or owned[0].role != "scale":
+            return f"mean in {module} is computed over it"
+    return None
+
