@@ -14,7 +14,9 @@ from fxgraft.manager.manager import SeedManager
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.util.lazy_modules import lazy_modules
+from fxgraft.wider import Widening
 from fxgraft_passes import Objective, Slot
+from fxgraft_passes.channels.groups import ChannelGroup
 
 _LAZY_MODULES = (
     "config",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChannelGroup",
     "CompileReport",
     "Host",
     "Objective",
@@ -55,6 +58,7 @@ __all__ = [
     "SeedManager",
     "Slot",
     "Stage",
+    "Widening",
     "averaging",
     "blueprints",
     "commands",

@@ -61,12 +61,14 @@ class Capture:
         left_out: qualified name -> why the boundary of the module is no slot.
         uncompared: why graphs were not compared with the code that they stand for; empty where they were.
         world: what the model's code names outside of its modules, and may write into.
+        example: the arguments of the example call.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], clone: bool = True):
         self.root = clone_tree(model) if clone else model
         if _is_without_data(model):
             args, kwargs = pytree.tree_map_only(torch.Tensor, _without_data, (args, kwargs))
+        self.example = (args, kwargs)
         self.opaque: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self.uncompared = ""

@@ -59,6 +59,7 @@ class CompiledHost:
         regions: of the model, by name.
 
     Attributes:
+        given, granularity: as they were given.
         news: counts what may give the helper something to do: units that run other code than before,
             calls that had to run uncompiled.
     """
@@ -66,6 +67,7 @@ class CompiledHost:
     def __init__(
         self, root: nn.Module, options: Mapping[str, Any], granularity: str, regions: Mapping[str, Region]
     ):
+        self.given, self.granularity = options, granularity
         self.options = {"fullgraph": True, **options}
         self.variants = Variants(self.options)
         self._root = root

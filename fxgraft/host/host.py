@@ -17,6 +17,7 @@ from torch import nn
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region, slot_table
 from fxgraft.errors import FxGraftError, SlotError, StageError, TraceError
+from fxgraft.host.channels import Channels, Example
 from fxgraft.host.copies import Copies
 from fxgraft.host.example import CallForm, form_of
 from fxgraft.host.explain import Explanation, explain
@@ -33,6 +34,7 @@ from fxgraft.slots.places import place
 from fxgraft.slots.selection import NO_SLOTS, Slots
 from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Graft, Phase, Slot
+from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.untouched import untouched
 
@@ -77,6 +79,7 @@ class Host(nn.Module):
         self._left_out = capture.left_out
         self._uncompared = capture.uncompared
         self._world = capture.world
+        self._channels = Channels(capture.example)
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
@@ -149,6 +152,33 @@ class Host(nn.Module):
         return self._values.at(slot, self._regions)
 
     @property
+    def channels(self) -> Mapping[str, ChannelGroup]:
+        """Name -> channels that can only grow together, in execution order; see ``SeedManager.widen``.
+
+        A name is that of the layer whose outputs lead, ``"blocks.0.up"``; where one layer leads several groups
+        (heads, and channels within a head), the further ones are ``"attn.qkv[1]"`` and so on. Of sizes that no
+        layer makes it is that of the parameter that reads them, ``"up.weight"``. A group that cannot grow has the
+        reason in ``fixed``.
+
+        Found by running the example call of the trace on copies without data, in train and in eval mode, at the
+        first look and after each change of the structure; code without a graph is seen as well.
+
+        Raises:
+            ChannelError: the host is sharded, or a copy that has not been traced itself.
+        """
+        return self._channels.of(self)
+
+    @property
+    def example(self) -> Example | None:
+        """The arguments of the call that the host was traced with; None of a copy, or read from a file."""
+        return self._channels.example
+
+    def widened(self) -> None:
+        """The layers of the model are of other sizes now."""
+        self._channels.forget()
+        self._own.forget()
+
+    @property
     def regions(self) -> Mapping[str, Region]:
         """Qualified module name -> region; ``""`` is the root (if it could be traced)."""
         return MappingProxyType(self._regions)
@@ -202,6 +232,7 @@ class Host(nn.Module):
         self._uncompared = capture.uncompared
         self._slot_table = self._calls = None
         self.__dict__["_example"] = form_of(args, kwargs)
+        self._channels = Channels((args, dict(kwargs)))
         self.slots  # noqa: B018
 
     def show(self) -> Any:
@@ -481,7 +512,8 @@ class Host(nn.Module):
             "_writers",
         )
         entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
-        return {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
+        kept = {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
+        return {**kept, "_channels": Channels(None)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from fxgraft import schedules
 from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed import peers_of
-from fxgraft.errors import CheckpointError, DistributedError, SlotError, StageError
+from fxgraft.errors import ChannelError, CheckpointError, DistributedError, SlotError, StageError
 from fxgraft.explore import exploration as explore
 from fxgraft.explore import scoring
 from fxgraft.explore.autogrow import Growth
@@ -60,7 +60,9 @@ from fxgraft.telemetry.metrics import collect
 from fxgraft.util import validate
 from fxgraft.util.interrupts import interruptible, uninterruptible
 from fxgraft.util.text import pluralize
+from fxgraft.wider import Widening, widen
 from fxgraft_passes import GraftSpec, Objective, Slot
+from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.graft import check_name
 
 _FOR_RANK_0 = "commands are given to rank 0, which tells the others"
@@ -472,6 +474,66 @@ class SeedManager:
         if ramp is not None:
             self._lifecycle.begin_blend(seed, ramp)
         return self._background.fossilize(seed)
+
+    @uninterruptible
+    def widen(
+        self,
+        group: str | ChannelGroup,
+        by: int,
+        *,
+        init: str = "zero",
+        optimizer_state: str = "fresh",
+        wait: bool = True,
+    ) -> Widening:
+        """Let a group of channels grow: the host is a wider network from then on, and computes the same.
+
+        Each parameter stays the same object, with what optimizers keep for it, its hooks and its gradient;
+        averages that follow (`fxgraft.averaging.follow`) grow along. That the outputs are those of before is
+        checked on copies, with the example of the trace, before anything is changed. The host is traced anew.
+        The model that it was traced from shares the parameters, and does not run any more.
+
+        Args:
+            group: one of ``host.channels``, or its name.
+            by: how many channels more: a multiple of the group's grain.
+            init: ``"zero"``: what makes the new channels begins as the layer initialises it, what reads them is
+                zero. Where a layer norm or RMSNorm is computed over them, the new ones begin as the mean of the
+                others, or zero, the norm makes up for them, and what reads them begins as the layer initialises
+                it. The function is kept to the bit where the matrix product keeps the bits of a sum with zeros
+                in it, and within rounding otherwise. ``"split"``: copies of old ones, among which what reads them
+                is shared in parts not quite equal (Net2Wider); within rounding.
+            optimizer_state: of the new entries: ``"fresh"`` begins at zero; ``"copy"`` as that of the entries that
+                they are made like. Old entries keep theirs.
+            wait: True. A compiled host compiles at its next call; this is not done in the background yet.
+
+        Returns:
+            What was done; ``max_abs`` is the largest difference of the outputs on the example.
+
+        Raises:
+            ChannelError: there is no such group, it cannot grow, or not by this; or the outputs would differ. The
+                host and the optimizers are as before, to the bit.
+            DistributedError: the host is under ``DistributedDataParallel`` or sharded.
+            StageError: a seed is in preparation.
+            ValueError: for an unknown ``init`` or ``optimizer_state``.
+        """
+        self._allow("widen")
+        self._acts.refuse("widen")
+        if not wait:
+            raise ChannelError(
+                "wait: expected True: widening is not prepared in the background; a compiled host compiles at its "
+                "next call"
+            )
+        if self.peers.size > 1 or self.peers.folder is not None:
+            raise DistributedError(
+                "cannot widen a host that several ranks train: save the run, load it in one process, widen, save, "
+                "and load that on all ranks, before DistributedDataParallel or fully_shard"
+            )
+        if len(self._background):
+            raise StageError("cannot widen while a seed is in preparation: do it once that has gone live")
+        key = streams.key_of(self._memory.run_seed, f"widening {len(self._memory.widenings)}")
+        done = widen(self.host, group, by, init, optimizer_state, self._optimizers, key)
+        self._memory.widenings.append((done.group, done.by, done.init))
+        self._reporter.emit("widened", **asdict(done))
+        return done
 
     @uninterruptible
     def cull_all(self, *, wait: bool = True) -> list[str]:

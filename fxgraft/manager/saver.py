@@ -30,12 +30,14 @@ class Memory:
         names: hands out names.
         refuses_until: slot -> the step until which it refuses seeds.
         growth: gives the state of what grows by itself, or that state as it was loaded; None: nothing does.
+        widenings: group, number of channels and init of each widening of the host, in order.
     """
 
     run_seed: int
     names: SeedNames = field(default_factory=SeedNames)
     refuses_until: dict[str, int] = field(default_factory=dict)
     growth: Callable[[], dict[str, Any]] | dict[str, Any] | None = None
+    widenings: list[tuple[str, int, str]] = field(default_factory=list)
 
 
 class Saver:

@@ -1,0 +1,58 @@
+"""Whether a host computes the same as before, on the call that it was traced with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxgraft.errors import ChannelError
+from fxgraft_passes.channels.recording import tensors_in
+from fxgraft_passes.channels.subject import Subject
+
+_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far outputs may differ, as a share of the largest of them: sums of other lengths round otherwise."""
+
+
+def outputs(subject: Subject) -> list[Tensor]:
+    """What the subject returns for its example, in eval mode; run inside of a session."""
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (subject.args, subject.kwargs))
+    with torch.no_grad(), subject.in_mode(False):
+        return [tensor.detach().clone() for tensor in tensors_in(subject.run(*args, **kwargs))]
+
+
+def difference(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """The largest difference of two outputs.
+
+    Raises:
+        ChannelError: it is more than rounding.
+    """
+    largest = 0.0
+    if len(before) != len(after):
+        raise ChannelError(f"{name}: expected {len(before)} outputs, as before; the wider host has {len(after)}")
+    for old, new in zip(before, after, strict=True):
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise ChannelError(
+                f"{name}: expected outputs of shape {tuple(old.shape)} as before; got {tuple(new.shape)}"
+            )
+        if old.is_meta or not old.numel():
+            continue
+        off, size = _off(old, new)
+        if not off <= _ROUNDING.get(old.dtype, 0.0) * max(size, 1e-3):
+            raise ChannelError(
+                f"{name}: expected the outputs that the host had; with more channels they differ by {off:.3g}, "
+                f"where the largest is {size:.3g}: something computes with how many there are. Nothing was changed"
+            )
+        largest = max(largest, off)
+    return largest
+
+
+def _off(old: Tensor, new: Tensor) -> tuple[float, float]:
+    if not (old.is_floating_point() or old.is_complex()):
+        return float(not torch.equal(old, new)), 1.0
+    alike = (old == new) | (old.isnan() & new.isnan())
+    off = torch.where(alike, torch.zeros_like(old), new - old).abs()
+    finite = old[old.isfinite()].abs()
+    return off.max().item(), finite.max().item() if finite.numel() else 0.0

@@ -1,0 +1,105 @@
+"""Wider tensors in the place of those that there are.
+
+A parameter stays the same object: optimizers, averages, hooks and whoever else holds it have the wider one. What
+an optimizer keeps for it grows along: old entries stay where they belong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fxgraft.errors import ChannelError
+from fxgraft.optimizers.nested import nested
+from fxgraft_passes.channels.growth import Growth
+from fxgraft_passes.channels.subject import Subject
+
+
+def check_moments(growth: Growth, subject: Subject, optimizers: Sequence[Optimizer]) -> None:
+    """Raise `ChannelError` where an optimizer keeps something that cannot grow with its parameter."""
+    for path, parameter, holder in _held(growth, subject, optimizers):
+        for key, value in holder.state.get(parameter, {}).items():
+            if not _is_of(parameter, value) and _is_more(value):
+                raise ChannelError(
+                    f"{growth.group.name}: expected an optimizer whose state for {path} has its shape, "
+                    f"{tuple(parameter.shape)}; {type(holder).__name__} keeps {key!r} as "
+                    f"{_told(value)}, which cannot grow with it. Make the optimizer anew, widen first, then train"
+                )
+
+
+def replace_tensors(undo: ExitStack, growth: Growth, subject: Subject) -> None:
+    """Let the subject have the wider tensors.
+
+    Args:
+        undo: is given what puts the old ones back.
+        growth: what grows.
+        subject: whose tensors; gradients grow along, with zeros.
+    """
+    for path, wide in growth.tensors.items():
+        tensor = subject.now(path)
+        grad = tensor.grad
+        undo.callback(_set, tensor, tensor.data, grad)
+        _set(tensor, wide, None if grad is None else growth.spread(path, grad, copies=False))
+
+
+def _set(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    """Another tensor for the same object. Through another dtype: what autograd knows of its shape goes with that."""
+    with torch.no_grad():
+        tensor.grad = None
+        other = torch.float32 if tensor.dtype is torch.float64 else torch.float64
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        tensor.data = data
+        tensor.grad = grad
+
+
+def replace_moments(
+    undo: ExitStack, growth: Growth, subject: Subject, optimizers: Sequence[Optimizer], copies: bool
+) -> None:
+    """Let what optimizers keep for each parameter grow along.
+
+    Args:
+        undo: is given what puts the old ones back.
+        growth: what grows.
+        subject: whose parameters, as they were before.
+        optimizers: those that may have them.
+        copies: whether new entries are those of what they are made like; else they are zero.
+    """
+    for path, parameter, holder in _held(growth, subject, optimizers):
+        state = holder.state.get(parameter)
+        if not state:
+            continue
+        undo.callback(state.update, dict(state))
+        for key, value in list(state.items()):
+            if _is_of(parameter, value):
+                state[key] = growth.spread(path, value, copies)
+
+
+def _held(
+    growth: Growth, subject: Subject, optimizers: Sequence[Optimizer]
+) -> Iterator[tuple[str, nn.Parameter, Optimizer]]:
+    for path in growth.tensors:
+        parameter = subject.now(path)
+        if isinstance(parameter, nn.Parameter):
+            for optimizer in optimizers:
+                for holder in (optimizer, *nested(optimizer)):
+                    yield path, parameter, holder
+
+
+def _is_of(parameter: Tensor, value: Any) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
+def _is_more(value: Any) -> bool:
+    """Whether it may be one number for each of something, and so not just a count of steps."""
+    if isinstance(value, Tensor):
+        return value.numel() > 1
+    return isinstance(value, (list, tuple, dict)) and len(value) > 0
+
+
+def _told(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

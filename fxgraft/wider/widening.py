@@ -1,0 +1,147 @@
+"""One growth of one group of channels: planned, compared with the host as it is, and carried out or not at all.
+
+    group, by ──► wider tensors, settings (a copy) ──► outputs compared ──► parameters, optimizers,
+                                                                          averages, regions: one transaction
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+from fxgraft.errors import ChannelError
+from fxgraft.host.channels import subject_of
+from fxgraft.host.host import Host
+from fxgraft.host.renewing import renew
+from fxgraft.wider.comparing import difference, outputs
+from fxgraft.wider.replacing import check_moments, replace_moments, replace_tensors
+from fxgraft_passes.channels.groups import ChannelGroup
+from fxgraft_passes.channels.growth import Growth, grow
+from fxgraft_passes.channels.settings import applied
+from fxgraft_passes.channels.subject import Subject
+
+STATES = ("fresh", "copy")
+
+
+@dataclass(frozen=True)
+class Widening:
+    """What `SeedManager.widen` did.
+
+    Attributes:
+        group: the name of the group of channels.
+        by: how many more there are.
+        size: how many there are now.
+        init: how the new ones began.
+        parameters: how many parameters the host has more.
+        max_abs: the largest difference of its outputs on the example of the trace, in eval mode; 0.0: to the bit.
+    """
+
+    group: str
+    by: int
+    size: int
+    init: str
+    parameters: int
+    max_abs: float
+
+
+def widen(
+    host: Host,
+    group: str | ChannelGroup,
+    by: int,
+    init: str,
+    optimizer_state: str,
+    optimizers: Sequence[Optimizer],
+    seed: int,
+) -> Widening:
+    """Let a group of channels of ``host`` grow, whole or not at all.
+
+    Args:
+        host: the host.
+        group: its name, or itself.
+        by: how many channels more.
+        init: how new ones begin.
+        optimizer_state: ``"fresh"`` or ``"copy"``.
+        optimizers: that train the host.
+        seed: of the new weights' random streams.
+
+    Raises:
+        ChannelError: it cannot grow so.
+    """
+    if optimizer_state not in STATES:
+        raise ValueError(
+            f"optimizer_state: expected one of {', '.join(map(repr, STATES))}; got {optimizer_state!r}"
+        )
+    found = group_of(host, group)
+    subject = subject_of(host, host.example)
+    with subject.session():
+        before = outputs(subject)
+        growth = grow(subject, found, by, init, seed)
+        with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
+            difference(found.name, before, outputs(subject))
+    check_moments(growth, subject, optimizers)
+    with ExitStack() as undo:
+        _carry_out(undo, host, growth, subject, optimizers, copies=optimizer_state == "copy")
+        with subject.session():
+            max_abs = difference(found.name, before, outputs(subject))
+        undo.pop_all()
+    more = sum(tensor.numel() - _old_size(growth, path) for path, tensor in growth.tensors.items())
+    return Widening(found.name, by, found.size + by, init, more, max_abs)
+
+
+def group_of(host: Host, group: Any) -> ChannelGroup:
+    """The group of that name as the host is now.
+
+    Raises:
+        ChannelError: there is none; with the nearest names.
+    """
+    name = group.name if isinstance(group, ChannelGroup) else group
+    channels = host.channels
+    if not isinstance(name, str):
+        raise ChannelError(f"group: expected a name, one of host.channels; got {type(group).__name__}")
+    if name not in channels:
+        near = difflib.get_close_matches(name, channels, n=3, cutoff=0.3) or list(channels)[:3]
+        raise ChannelError(
+            f"the host has no channels {name!r}; did you mean {', '.join(map(repr, near))}? host.channels has "
+            f"all {len(channels)}"
+        )
+    return channels[name]
+
+
+def _carry_out(
+    undo: ExitStack, host: Host, growth: Growth, subject: Subject, optimizers: Sequence[Optimizer], copies: bool
+) -> None:
+    undo.callback(host.widened)
+    replace_moments(undo, growth, subject, optimizers, copies)
+    replace_tensors(undo, growth, subject)
+    for setting in growth.settings:
+        undo.callback(setting.apply(subject))
+    host.widened()
+    assert host.example is not None
+    renew(undo, host, host.example)
+    for twin in list(host.followers):
+        follow(undo, host, twin, growth)
+
+
+def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth) -> None:
+    """Let an average of the host's weights grow along; its new entries are those of the host."""
+    theirs = subject_of(twin, host.example)
+    tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
+    undo.callback(twin.widened)
+    replace_tensors(undo, Growth(growth.group, growth.by, growth.spreads, tensors, {}, ()), theirs)
+    for setting in growth.settings:
+        undo.callback(setting.apply(theirs))
+    twin.widened()
+    assert host.example is not None
+    renew(undo, twin, host.example)
+
+
+def _old_size(growth: Growth, path: str) -> int:
+    size = growth.tensors[path].numel()
+    for dim, found in growth.spreads[path]:
+        size = size // len(found.origin) * (len(found.origin) - sum(found.fresh))
+    return size
