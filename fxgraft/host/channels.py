@@ -81,4 +81,6 @@ def subject_of(host: Host, example: Example | None) -> Subject:
 def _not_of_seeds(path: str) -> str | None:
     if not path.startswith(f"{SEEDS}."):
         return None
-    return f"the seed {path.split('.')[1]!r} works on it: cull it, or fuse it, before the host grows wider there"
+    return (
+        f"the seed {path.split('.')[1]!r} works on it: cull it, or fuse it, before the host grows wider there"
+    )

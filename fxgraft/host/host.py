@@ -155,13 +155,13 @@ class Host(nn.Module):
     def channels(self) -> Mapping[str, ChannelGroup]:
         """Name -> channels that can only grow together, in execution order; see ``SeedManager.widen``.
 
-        A name is that of the layer whose outputs lead, ``"blocks.0.up"``; where one layer leads several groups
-        (heads, and channels within a head), the further ones are ``"attn.qkv[1]"`` and so on. Of sizes that no
-        layer makes it is that of the parameter that reads them, ``"up.weight"``. A group that cannot grow has the
-        reason in ``fixed``.
+        A name is that of the layer whose outputs lead, ``"blocks.0.up"``; where one layer leads several
+        groups (heads, and channels within a head), the further ones are ``"attn.qkv[1]"`` and so on. Of sizes
+        that no layer makes it is that of the parameter that reads them, ``"up.weight"``. A group that cannot
+        grow has the reason in ``fixed``.
 
-        Found by running the example call of the trace on copies without data, in train and in eval mode, at the
-        first look and after each change of the structure; code without a graph is seen as well.
+        Found by running the example call of the trace on copies without data, in train and in eval mode, at
+        the first look and after each change of the structure; code without a graph is seen as well.
 
         Raises:
             ChannelError: the host is sharded, or a copy that has not been traced itself.

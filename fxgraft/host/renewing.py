@@ -69,4 +69,3 @@ def _compile_anew(undo: ExitStack, host: Host) -> None:
 
     undo.callback(back)
     running.compile(before.given, before.granularity, host.grafts())
-

@@ -495,22 +495,22 @@ class SeedManager:
         Args:
             group: one of ``host.channels``, or its name.
             by: how many channels more: a multiple of the group's grain.
-            init: ``"zero"``: what makes the new channels begins as the layer initialises it, what reads them is
-                zero. Where a layer norm or RMSNorm is computed over them, the new ones begin as the mean of the
-                others, or zero, the norm makes up for them, and what reads them begins as the layer initialises
-                it. The function is kept to the bit where the matrix product keeps the bits of a sum with zeros
-                in it, and within rounding otherwise. ``"split"``: copies of old ones, among which what reads them
-                is shared in parts not quite equal (Net2Wider); within rounding.
-            optimizer_state: of the new entries: ``"fresh"`` begins at zero; ``"copy"`` as that of the entries that
-                they are made like. Old entries keep theirs.
+            init: ``"zero"``: what makes the new channels begins as the layer initialises it, what reads them
+                is zero. Where a layer norm or RMSNorm is computed over them, the new ones begin as the mean
+                of the others, or zero, the norm makes up for them, and what reads them begins as the layer
+                initialises it. The function is kept to the bit where the matrix product keeps the bits of a
+                sum with zeros in it, and within rounding otherwise. ``"split"``: copies of old ones, among
+                which what reads them is shared in parts not quite equal (Net2Wider); within rounding.
+            optimizer_state: of the new entries: ``"fresh"`` begins at zero; ``"copy"`` as that of the entries
+                that they are made like. Old entries keep theirs.
             wait: True. A compiled host compiles at its next call; this is not done in the background yet.
 
         Returns:
             What was done; ``max_abs`` is the largest difference of the outputs on the example.
 
         Raises:
-            ChannelError: there is no such group, it cannot grow, or not by this; or the outputs would differ. The
-                host and the optimizers are as before, to the bit.
+            ChannelError: there is no such group, it cannot grow, or not by this; or the outputs would differ.
+                The host and the optimizers are as before, to the bit.
             DistributedError: the host is under ``DistributedDataParallel`` or sharded.
             StageError: a seed is in preparation.
             ValueError: for an unknown ``init`` or ``optimizer_state``.
@@ -519,12 +519,14 @@ class SeedManager:
         self._acts.refuse("widen")
         if not wait:
             raise ChannelError(
-                "wait: expected True: widening is not prepared in the background; a compiled host compiles at its "
+                "wait: expected True: widening is not prepared in the background; a compiled host compiles "
+                "at its "
                 "next call"
             )
         if self.peers.size > 1 or self.peers.folder is not None:
             raise DistributedError(
-                "cannot widen a host that several ranks train: save the run, load it in one process, widen, save, "
+                "cannot widen a host that several ranks train: save the run, load it in one process, widen, "
+                "save, "
                 "and load that on all ranks, before DistributedDataParallel or fully_shard"
             )
         if len(self._background):

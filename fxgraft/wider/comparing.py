@@ -31,7 +31,9 @@ def difference(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> 
     """
     largest = 0.0
     if len(before) != len(after):
-        raise ChannelError(f"{name}: expected {len(before)} outputs, as before; the wider host has {len(after)}")
+        raise ChannelError(
+            f"{name}: expected {len(before)} outputs, as before; the wider host has {len(after)}"
+        )
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape or old.dtype != new.dtype:
             raise ChannelError(
@@ -42,8 +44,10 @@ def difference(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> 
         off, size = _off(old, new)
         if not off <= _ROUNDING.get(old.dtype, 0.0) * max(size, 1e-3):
             raise ChannelError(
-                f"{name}: expected the outputs that the host had; with more channels they differ by {off:.3g}, "
-                f"where the largest is {size:.3g}: something computes with how many there are. Nothing was changed"
+                f"{name}: expected the outputs that the host had; with more channels they differ by "
+                f"{off:.3g}, "
+                f"where the largest is {size:.3g}: something computes with how many there are. Nothing was "
+                "changed"
             )
         largest = max(largest, off)
     return largest

@@ -1,7 +1,7 @@
 """Wider tensors in the place of those that there are.
 
-A parameter stays the same object: optimizers, averages, hooks and whoever else holds it have the wider one. What
-an optimizer keeps for it grows along: old entries stay where they belong.
+A parameter stays the same object: optimizers, averages, hooks and whoever else holds it have the wider one.
+What an optimizer keeps for it grows along: old entries stay where they belong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def check_moments(growth: Growth, subject: Subject, optimizers: Sequence[Optimiz
                 raise ChannelError(
                     f"{growth.group.name}: expected an optimizer whose state for {path} has its shape, "
                     f"{tuple(parameter.shape)}; {type(holder).__name__} keeps {key!r} as "
-                    f"{_told(value)}, which cannot grow with it. Make the optimizer anew, widen first, then train"
+                    f"{_told(value)}, which cannot grow with it. Make the optimizer anew, widen first, then "
+                    "train"
                 )
 
 
@@ -48,7 +49,7 @@ def replace_tensors(undo: ExitStack, growth: Growth, subject: Subject) -> None:
 
 
 def _set(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
-    """Another tensor for the same object. Through another dtype: what autograd knows of its shape goes with that."""
+    """Another tensor for the same object; through another dtype, with which autograd forgets its shape."""
     with torch.no_grad():
         tensor.grad = None
         other = torch.float32 if tensor.dtype is torch.float64 else torch.float64
@@ -102,4 +103,8 @@ def _is_more(value: Any) -> bool:
 
 
 def _told(value: Any) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )

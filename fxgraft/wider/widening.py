@@ -1,7 +1,8 @@
-"""One growth of one group of channels: planned, compared with the host as it is, and carried out or not at all.
+"""One growth of one group of channels: planned, compared with the host as it is, and carried out or not at
+all.
 
-    group, by ──► wider tensors, settings (a copy) ──► outputs compared ──► parameters, optimizers,
-                                                                          averages, regions: one transaction
+group, by ──► wider tensors, settings (a copy) ──► outputs compared ──► parameters, optimizers,
+                                                                      averages, regions: one transaction
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Widening:
         size: how many there are now.
         init: how the new ones began.
         parameters: how many parameters the host has more.
-        max_abs: the largest difference of its outputs on the example of the trace, in eval mode; 0.0: to the bit.
+        max_abs: the largest difference of its outputs on the example of the trace, in eval mode; 0.0: to the
+            bit.
     """
 
     group: str
@@ -106,14 +108,20 @@ def group_of(host: Host, group: Any) -> ChannelGroup:
     if name not in channels:
         near = difflib.get_close_matches(name, channels, n=3, cutoff=0.3) or list(channels)[:3]
         raise ChannelError(
-            f"the host has no channels {name!r}; did you mean {', '.join(map(repr, near))}? host.channels has "
+            f"the host has no channels {name!r}; did you mean {', '.join(map(repr, near))}? host.channels "
+            "has "
             f"all {len(channels)}"
         )
     return channels[name]
 
 
 def _carry_out(
-    undo: ExitStack, host: Host, growth: Growth, subject: Subject, optimizers: Sequence[Optimizer], copies: bool
+    undo: ExitStack,
+    host: Host,
+    growth: Growth,
+    subject: Subject,
+    optimizers: Sequence[Optimizer],
+    copies: bool,
 ) -> None:
     undo.callback(host.widened)
     replace_moments(undo, growth, subject, optimizers, copies)
@@ -142,6 +150,6 @@ def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth) -> None:
 
 def _old_size(growth: Growth, path: str) -> int:
     size = growth.tensors[path].numel()
-    for dim, found in growth.spreads[path]:
+    for _, found in growth.spreads[path]:
         size = size // len(found.origin) * (len(found.origin) - sum(found.fresh))
     return size

@@ -2,8 +2,8 @@
 
     run -> operations -> (rules) -> layouts of all dimensions -> atoms -> groups
 
-`Analysis` holds the layout of every tensor of a run, and what the rules say of them. An operation without a rule
-makes everything that it touches fixed, by its name.
+`Analysis` holds the layout of every tensor of a run, and what the rules say of them. An operation without a
+rule makes everything that it touches fixed, by its name.
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ class Analysis:
 
     Attributes:
         tensors: path -> layouts of parameters and buffers.
-        roles: (path, dimension) -> ``"out"``, ``"in"``, ``"scale"`` and so on, in the order in which they were seen.
+        roles: (path, dimension) -> ``"out"``, ``"in"``, ``"scale"`` and so on, in the order in which they
+            were seen.
         norms: the normalisations.
-        trained: whether a run in train mode was seen as well.
+        shapes: train or eval -> the shapes of the outputs; of the modes in which the model ran.
     """
 
     tensors: dict[str, list[Layout]] = field(default_factory=dict)
     roles: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     norms: list[Normed] = field(default_factory=list)
-    trained: bool = True
+    shapes: dict[bool, list[tuple[int, ...]]] = field(default_factory=dict)
     _layouts: dict[int, list[Layout]] = field(default_factory=dict)
     _weights: dict[int, Weight] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -129,7 +130,9 @@ class Analysis:
 
     def make(self, operation: Operation, tensor: Tensor, layouts: Sequence[Layout | None]) -> None:
         """``tensor`` was made, with these layouts; None: a dimension that is new."""
-        made = [Atom(n) if layout is None else layout for n, layout in zip(tensor.shape, layouts, strict=True)]
+        made = [
+            Atom(n) if layout is None else layout for n, layout in zip(tensor.shape, layouts, strict=True)
+        ]
         if id(tensor) not in self._layouts:
             self._layouts[id(tensor)] = made
             self._kept.append(tensor)

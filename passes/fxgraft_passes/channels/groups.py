@@ -8,6 +8,7 @@ A group is an atom of the analysis with the dimensions of parameters that it is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 
@@ -84,10 +85,8 @@ def analyse(subject: Subject) -> Analysis:
     analysis = Analysis()
     with subject.session():
         _record(subject, analysis, training=False)
-        try:
+        with suppress(Exception):  # a batch of one in a batch norm, say: it is not trained by such a call
             _record(subject, analysis, training=True)
-        except Exception:  # a batch of one in a batch norm, say: such a model is not trained by such a call
-            analysis.trained = False
     return analysis
 
 
@@ -103,9 +102,12 @@ def _record(subject: Subject, analysis: Analysis, training: bool) -> None:
         used = subject.record({}, training, recording)
     analysis.own(used.items())
     analysis.read(recording, RULES)
+    analysis.shapes[training] = [tuple(tensor.shape) for tensor in recording.result]
 
 
-def find(subject: Subject, may_own: Callable[[str], str | None] = lambda path: None) -> dict[str, ChannelGroup]:
+def find(
+    subject: Subject, may_own: Callable[[str], str | None] = lambda path: None
+) -> dict[str, ChannelGroup]:
     """The groups of a model by their names, those that lead first.
 
     Args:
@@ -114,14 +116,30 @@ def find(subject: Subject, may_own: Callable[[str], str | None] = lambda path: N
     """
     analysis = analyse(subject)
     found: dict[str, ChannelGroup] = {}
-    for atom, members in _by_atom(analysis):
+    for atom, members, fixed in _in_order(subject, analysis, may_own):
         lead = _lead(members)
         name = _name(lead, found)
         grain = grain_in(analysis.tensors[lead.name][lead.dimension], atom)
-        fixed = next((why for m in members if (why := may_own(m.name))), None)
-        fixed = fixed or _why_fixed(subject, analysis, atom, members)
         found[name] = ChannelGroup(name, atom.size * grain, grain, tuple(members), fixed, atom, analysis)
     return found
+
+
+def _in_order(
+    subject: Subject, analysis: Analysis, may_own: Callable[[str], str | None]
+) -> list[tuple[Atom, list[Member], str | None]]:
+    """Atoms, members, and why they are fixed, as they lead; of one layer what can grow first."""
+    places = {place: i for i, place in enumerate(_places(analysis))}
+    found = []
+    for atom, members in _by_atom(analysis).items():
+        fixed = next((why for m in members if (why := may_own(m.name))), None)
+        found.append((atom, members, fixed or _why_fixed(subject, analysis, atom, members)))
+
+    def key(group: tuple[Atom, list[Member], str | None]) -> tuple[int, bool, int]:
+        atom, lead = group[0], _lead(group[1])
+        within = atoms(analysis.tensors[lead.name][lead.dimension])
+        return places[lead.name, lead.dimension], group[2] is not None, within.index(atom)
+
+    return sorted(found, key=key)
 
 
 def _lead(members: list[Member]) -> Member:
@@ -133,12 +151,15 @@ def _name(lead: Member, taken: Collection[str]) -> str:
     return next(n for n in chain([base], (f"{base}[{i}]" for i in count(1))) if n not in taken)
 
 
-def _by_atom(analysis: Analysis) -> list[tuple[Atom, list[Member]]]:
-    """The atoms with their members, in the order in which they lead; of one layer the outer ones first."""
-    found: dict[Atom, list[Member]] = {}
+def _places(analysis: Analysis) -> list[tuple[str, int]]:
+    """Path and dimension of all tensors, those that were used first in the order of their use."""
     every = ((path, i) for path, layouts in analysis.tensors.items() for i in range(len(layouts)))
-    order = {place: i for i, place in enumerate(dict.fromkeys([*analysis.roles, *every]))}
-    for path, dimension in order:
+    return list(dict.fromkeys([*analysis.roles, *every]))
+
+
+def _by_atom(analysis: Analysis) -> dict[Atom, list[Member]]:
+    found: dict[Atom, list[Member]] = {}
+    for path, dimension in _places(analysis):
         module, _, parameter = path.rpartition(".")
         roles = analysis.roles.get((path, dimension), ["scale"])
         plain = [role for role in roles if role != "scale"] or ["scale"]
@@ -146,14 +167,7 @@ def _by_atom(analysis: Analysis) -> list[tuple[Atom, list[Member]]]:
             found.setdefault(atom, [])
             found[atom] += [Member(module, parameter, dimension, _ROLES[role]) for role in plain]
     # No sizes of kernels and masks, which are only met number by number.
-    groups = [(atom, members) for atom, members in found.items() if {m.role for m in members} != {"scale"}]
-
-    def key(group: tuple[Atom, list[Member]]) -> tuple[int, int]:
-        atom, lead = group[0], _lead(group[1])
-        within = atoms(analysis.tensors[lead.name][lead.dimension])
-        return order[lead.name, lead.dimension], within.index(atom)
-
-    return sorted(groups, key=key)
+    return {atom: members for atom, members in found.items() if {m.role for m in members} != {"scale"}}
 
 
 def _why_fixed(subject: Subject, analysis: Analysis, atom: Atom, members: list[Member]) -> str | None:
@@ -173,4 +187,3 @@ def _why_fixed(subject: Subject, analysis: Analysis, atom: Atom, members: list[M
         if len(owned) != 1 or not module or owned[0].role != "scale":
             return f"mean in {module} is computed over it"
     return None
-

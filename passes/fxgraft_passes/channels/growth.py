@@ -1,12 +1,13 @@
 """How a group of channels grows: the wider tensors, and what else changes with them.
 
 ``"zero"``: what new channels are made by is as the layer initialises it, what reads them is zero. Where a
-normalisation is computed over the channels it is the other way round: new channels are zero, or the mean of the
-others where it subtracts the mean, so that they are zero behind it; its weight and eps make up for the channels
-that it counts more (average expansion, LEMON, arXiv 2310.07999); what reads them is as the layer initialises it.
+normalisation is computed over the channels it is the other way round: new channels are zero, or the mean of
+the others where it subtracts the mean, so that they are zero behind it; its weight and eps make up for the
+channels that it counts more (average expansion, LEMON, arXiv 2310.07999); what reads them is as the layer
+initialises it.
 
-``"split"``: new channels are copies of old ones, and what reads them is shared between the copies, in parts that
-are not quite equal, so that they can become different (Net2Wider, arXiv 1511.05641).
+``"split"``: new channels are copies of old ones, and what reads them is shared between the copies, in parts
+that are not quite equal, so that they can become different (Net2Wider, arXiv 1511.05641).
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Growth:
         by: by how many channels.
         spreads: path -> the dimensions that grow, and how.
         tensors: path -> the wider tensor.
-        fills: path -> what makes the wider one from any tensor of the old shape, as for an average of the weights.
+        fills: path -> what makes the wider one from any tensor of the old shape, as for an average of the
+            weights.
         settings: numbers that change with it.
     """
 
@@ -55,8 +57,8 @@ class Growth:
     def spread(self, path: str, tensor: Tensor, copies: bool) -> Tensor:
         """A tensor of the old shape of ``path`` (a moment of an optimizer) in the new one.
 
-        Old entries are where they belong; new ones are zero, or with ``copies`` those of the entries that they
-        are made like.
+        Old entries are where they belong; new ones are zero, or with ``copies`` those of the entries that
+        they are made like.
         """
         wide, fresh = widened(tensor, self.spreads[path])
         return wide if copies else torch.where(fresh, torch.zeros_like(wide), wide)
@@ -77,11 +79,13 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
         raise ChannelError(f"{group.name}: its {group.size} channels cannot grow: {group.fixed}")
     if by % group.grain:
         raise ChannelError(
-            f"{group.name}: by: expected a multiple of {group.grain}, as its channels come in parts of that; got {by}"
+            f"{group.name}: by: expected a multiple of {group.grain}, as its channels come in parts of that; "
+            f"got {by}"
         )
     if init == "split" and group.normalised:
         raise ChannelError(
-            f"{group.name}: a normalisation is computed over these channels, and copies would change it: use init='zero'"
+            f"{group.name}: a normalisation is computed over these channels, and copies would change it: use "
+            "init='zero'"
         )
     return by // group.grain
 
@@ -106,15 +110,10 @@ def grow(subject: Subject, group: ChannelGroup, by: int, init: str, seed: int) -
         tensors = {path: fill(subject.now(path).detach()) for path, fill in plan.fills.items()}
     numbers = group.analysis.numbers(group.atom, units)
     try:
-        settings = fit(subject, tensors, numbers, plan.settings(tensors), modes_of(group))
+        settings = fit(subject, tensors, numbers, plan.settings(tensors), group.analysis.shapes)
     except ChannelError as error:
         raise ChannelError(f"{group.name}: {error}") from None
     return Growth(group, by, plan.spreads, tensors, plan.fills, settings)
-
-
-def modes_of(group: ChannelGroup) -> list[bool]:
-    """The train/eval modes in which the model ran."""
-    return [False, True] if group.analysis.trained else [False]
 
 
 def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, ChannelGroup]:
@@ -148,14 +147,18 @@ def _kind(subject: Subject, group: ChannelGroup) -> object:
     for member in group.members:
         module = subject.modules[member.path]
         around = subject.modules.get(member.path.rpartition(".")[0])
-        numbers = [sorted((n, v) for n, v in m.__dict__.items() if type(v) is int) for m in (module, around) if m]
+        numbers = [
+            sorted((n, v) for n, v in m.__dict__.items() if type(v) is int) for m in (module, around) if m
+        ]
         shape = tuple(subject.tensors[member.name].shape)
-        parts.append((type(module), type(around), str(numbers), member.parameter, member.dimension, member.role, shape))
+        parts.append(
+            (type(module), type(around), str(numbers), member.parameter, member.dimension, member.role, shape)
+        )
     return group.size, group.grain, tuple(parts)
 
 
 def widened(tensor: Tensor, spreads: Sequence[tuple[int, Spread]]) -> tuple[Tensor, Tensor]:
-    """The tensor with the indices of ``spreads``, new ones as those that they are made like; and which are new."""
+    """The tensor with the indices of ``spreads``, new ones like those they are made like; which are new."""
     fresh = torch.zeros((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device)
     for dim, found in spreads:
         tensor = tensor.index_select(dim, torch.tensor(found.origin, device=tensor.device))
@@ -251,7 +254,7 @@ class _Plan:
         return fill
 
     def _new(self, path: str, wide: Tensor, fresh: Tensor) -> Tensor:
-        """The weights as the layer initialises them, at their new size: the same ones whenever they are asked for."""
+        """The weights as the layer initialises them, at their new size: the same ones each time."""
         if path not in self._initial:
             self._initial[path] = self._as_initialised(path, wide, fresh)
         return self._initial[path].to(wide.device, wide.dtype)
@@ -266,10 +269,11 @@ class _Plan:
             for register in ("_parameters", "_buffers"):
                 for key, tensor in getattr(module, register).items():
                     twin.__dict__[register][key] = self._like(f"{owner}.{key}" if owner else key, tensor)
-            twin.reset_parameters()
-            found: Tensor = {**twin._parameters, **twin._buffers}[name].detach()
-            if found.shape == wide.shape:
-                return found
+            twin.__dict__["reset_parameters"] = reset.__func__.__get__(twin)
+            twin.__dict__["reset_parameters"]()
+            found = {**twin._parameters, **twin._buffers}[name]
+            if found is not None and found.shape == wide.shape:
+                return found.detach()
         if wide.dim() < 2:
             return wide.mean().expand(wide.shape)
         return torch.randn_like(wide) * wide.float().std().to(wide.dtype)
@@ -291,7 +295,8 @@ class _Plan:
         norms = self._norms()
         if bare := next((norm for norm in norms if norm.weight is None), None):
             raise ChannelError(
-                f"{self._group.name}: the norm in {bare.module} has no weight, which would have to make up for the "
+                f"{self._group.name}: the norm in {bare.module} has no weight, which would have to make up "
+                "for the "
                 f"channels that it counts more"
             )
         by_hand = self._group.atom.hazards.get(MEAN, ())
@@ -321,7 +326,8 @@ class _Plan:
         small = [n for n, v in module.__dict__.items() if type(v) is float and 0 < v < 1e-2]
         if len(small) > 1:
             raise ChannelError(
-                f"{self._group.name}: {place} has several small numbers ({', '.join(small)}), one of which is its eps"
+                f"{self._group.name}: {place} has several small numbers ({', '.join(small)}), one of which "
+                "is its eps"
             )
         return [Setting(place, n, None, module.__dict__[n], module.__dict__[n] * self.ratio) for n in small]
 

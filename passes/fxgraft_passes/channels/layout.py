@@ -104,7 +104,8 @@ def unify(a: Layout, b: Layout, where: str) -> None:
     """Let both be one from now on; where they cannot be paired index by index, nothing in them can grow.
 
     Args:
-        a, b: of one size.
+        a: a layout.
+        b: another, of that size.
         where: what pairs them, for the reason.
     """
     a, b = known(a), known(b)
@@ -245,7 +246,9 @@ def spread(layout: Layout, atom: Atom, like: Sequence[int]) -> Spread:
         like: for each new unit, an old one.
     """
     found = list(_indices(known(layout), atom, like))
-    return Spread(tuple(i for i, _ in found), tuple(u for _, u in found), tuple(u >= atom.size for _, u in found))
+    return Spread(
+        tuple(i for i, _ in found), tuple(u for _, u in found), tuple(u >= atom.size for _, u in found)
+    )
 
 
 def _indices(layout: Layout, atom: Atom, like: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -268,13 +271,13 @@ def _indices(layout: Layout, atom: Atom, like: Sequence[int]) -> Iterator[tuple[
 
 
 def grain_in(layout: Layout, atom: Atom) -> int:
-    """How many neighbouring indices of a part go with one unit: of 12 heads of 64 channels, 64."""
+    """How many neighbouring indices go with one unit: of 12 heads of 64 channels, 64."""
     layout = known(layout)
     if isinstance(layout, Atom):
         return 1
-    part = next(part for part in layout.parts if atom in atoms(part))
-    rest = size_of(layout) // size_of(part) if isinstance(layout, Product) else 1
-    return rest * grain_in(part, atom)
+    place = next(i for i, part in enumerate(layout.parts) if atom in atoms(part))
+    inside = layout.parts[place + 1 :] if isinstance(layout, Product) else ()
+    return prod(map(size_of, inside)) * grain_in(layout.parts[place], atom)
 
 
 def grown_size(layout: Layout, atom: Atom, by: int) -> int:
@@ -287,7 +290,7 @@ def grown_size(layout: Layout, atom: Atom, by: int) -> int:
 
 
 def grown_sizes(layout: Layout, atom: Atom, by: int) -> Iterator[tuple[int, int]]:
-    """Size now and then of the layout, of its parts, and of neighbouring parts of products, where they differ."""
+    """Size now and then of it, of its parts, and of neighbouring parts of products, where they differ."""
     layout = known(layout)
     if atom not in atoms(layout):
         return

@@ -1,8 +1,8 @@
 """One run of a model, as the list of the operations of torch that it carried out.
 
 What runs is the code itself, so code that has no graph is seen as well as code that has one: a loop over
-blocks, a cache, a helper function. Operations are seen where Python calls them (``F.linear``, ``Tensor.view``),
-with their numbers as the code gave them.
+blocks, a cache, a helper function. Operations are seen where Python calls them (``F.linear``,
+``Tensor.view``), with their numbers as the code gave them.
 """
 
 from __future__ import annotations
@@ -60,13 +60,16 @@ class Recording:
     result: list[Tensor] = field(default_factory=list)
 
 
-def record(run: Callable[..., Any], names: dict[nn.Module, str], args: Any, kwargs: Any, into: Recording) -> None:
+def record(
+    run: Callable[..., Any], names: dict[nn.Module, str], args: Any, kwargs: Any, into: Recording
+) -> None:
     """Call ``run(*args, **kwargs)`` and write into ``into`` what it does, also as far as it comes.
 
     Args:
         run: the model.
         names: module -> its qualified name, of all that may be called.
-        args, kwargs: of the call.
+        args: of the call.
+        kwargs: of the call.
         into: the recording.
     """
     into.given = tensors_in((args, kwargs))

@@ -1,9 +1,10 @@
-"""Numbers that code reads and that depend on how many channels there are: ``self.n_head``, ``view(2, 7, 12, 64)``.
+"""Numbers that code reads and that depend on how many channels there are: ``self.n_head``, ``view(2, 7, 12,
+64)``.
 
-A layer of torch has them in attributes that are known. In other code they are found by trying: where a run with
-the wider tensors fails, a number of the module that fails, that is one of the sizes that grow, is the new size
-from then on, if the run comes further so. A run that comes to its end, with outputs of the shapes they had, fits;
-whether it computes the same is checked as well, with values, before anything is changed.
+A layer of torch has them in attributes that are known. In other code they are found by trying: where a run
+with the wider tensors fails, a number of the module that fails, that is one of the sizes that grow, is the
+new size from then on, if the run comes further so. A run that comes to its end, with outputs of the shapes
+they had, fits; whether it computes the same is checked as well, with values, before anything is changed.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def fit(
     wide: Mapping[str, Tensor],
     numbers: Mapping[int, Sequence[int]],
     fixed: Sequence[Setting],
-    modes: Sequence[bool],
+    shapes: Mapping[bool, list[tuple[int, ...]]],
 ) -> list[Setting]:
     """The numbers that have to be others for the model to run with ``wide``, inside of a session.
 
@@ -120,18 +121,17 @@ def fit(
         wide: the tensors that are wider, by their paths.
         numbers: sizes now -> what they may be then.
         fixed: settings that are known.
-        modes: train or eval.
+        shapes: train or eval -> those of the outputs.
 
     Raises:
         ChannelError: it does not run with any.
     """
     found = list(fixed)
-    shapes = [_run(subject, {}, [], mode, None)[1] for mode in modes]
 
     def tried(settings: Sequence[Setting]) -> Outcome:
         total = 0
-        for mode, expected in zip(modes, shapes, strict=True):
-            outcome, _ = _run(subject, wide, settings, mode, expected)
+        for mode, expected in shapes.items():
+            outcome = _run(subject, wide, settings, mode, expected)
             outcome.progress += total
             if outcome.at is not None:
                 return outcome
@@ -147,9 +147,13 @@ def fit(
                 found, outcome = [*found, *more], further
                 break
         else:
-            raise ChannelError(f"{outcome.at or 'the model itself'} does not run with more of them: {outcome.why}")
+            raise ChannelError(
+                f"{outcome.at or 'the model itself'} does not run with more of them: {outcome.why}"
+            )
         if trials > _MAX_TRIALS:
-            raise ChannelError(f"{outcome.at or 'the model itself'} does not run with more of them: {outcome.why}")
+            raise ChannelError(
+                f"{outcome.at or 'the model itself'} does not run with more of them: {outcome.why}"
+            )
     return found
 
 
@@ -158,19 +162,19 @@ def _run(
     wide: Mapping[str, Tensor],
     settings: Sequence[Setting],
     training: bool,
-    expected: list[Any] | None,
-) -> tuple[Outcome, list[Any]]:
+    expected: list[tuple[int, ...]],
+) -> Outcome:
     recording = Recording()
-    try:
-        with applied(settings, subject):
+    with applied(settings, subject):
+        try:
             subject.record(wide, training, recording)
-    except Exception as error:
-        said = f"{recording.latest}: {type(error).__name__}: {error}".splitlines()[0]
-        return Outcome(len(recording.operations), recording.at, said), []
+        except Exception as error:
+            said = f"{recording.latest}: {type(error).__name__}: {error}".splitlines()[0]
+            return Outcome(len(recording.operations), recording.at, said)
     shapes = [tuple(t.shape) for t in recording.result]
-    if expected is not None and shapes != expected:
-        return Outcome(len(recording.operations), "", f"its outputs are of shape {shapes}, not {expected}"), shapes
-    return Outcome(len(recording.operations)), shapes
+    if shapes != expected:
+        return Outcome(len(recording.operations), "", f"its outputs are of shape {shapes}, not {expected}")
+    return Outcome(len(recording.operations))
 
 
 def _candidates(
@@ -195,7 +199,9 @@ def _key(setting: Setting) -> tuple[str, str, int | None]:
     return setting.path, setting.name, setting.place
 
 
-def _numbers_of(path: str, module: nn.Module | None, numbers: Mapping[int, Sequence[int]]) -> Iterator[Setting]:
+def _numbers_of(
+    path: str, module: nn.Module | None, numbers: Mapping[int, Sequence[int]]
+) -> Iterator[Setting]:
     if module is None:
         return
     for name, value in module.__dict__.items():
@@ -233,7 +239,11 @@ def own_settings(path: str, module: nn.Module, wide: Mapping[str, Tensor]) -> li
                 new *= _groups(module, tensor)
             if new != before:
                 found.append(Setting(path, name, None, before, new))
-    if isinstance(module, _CONV) and "weight" in wide and (groups := _groups(module, wide["weight"])) != module.groups:
+    if (
+        isinstance(module, _CONV)
+        and "weight" in wide
+        and (groups := _groups(module, wide["weight"])) != module.groups
+    ):
         found.append(Setting(path, "groups", None, module.groups, groups))
     if isinstance(module, nn.GroupNorm) and "weight" in wide:  # each group stays as large as it is
         groups = wide["weight"].shape[0] // (module.num_channels // module.num_groups)

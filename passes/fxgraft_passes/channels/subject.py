@@ -14,6 +14,9 @@ from torch.utils import _pytree as pytree
 from fxgraft_passes.channels.recording import Recording, record
 from fxgraft_passes.untouched import untouched
 
+_SMALL = 1_000_000
+"""Numbers in all parameters and buffers."""
+
 
 @dataclass
 class Subject:
@@ -21,9 +24,13 @@ class Subject:
 
     Attributes:
         run: what is called.
-        modules: qualified name -> module, of all that it may call; those of one object under their first name.
+        modules: qualified name -> module, of all that it may call; those of one object under their first
+            name.
         args, kwargs: of the call.
         leave_untouched: a context in which runs leave no trace.
+        places: path of a tensor -> the modules that have it, and under which names.
+        tensors: path -> parameter or buffer; what is tied is there once.
+        without_data: whether runs are on the ``meta`` device.
     """
 
     run: Callable[..., Any]
@@ -36,6 +43,12 @@ class Subject:
     without_data: bool = True
 
     def __post_init__(self) -> None:
+        self._list_tensors()
+        # Of a small model the arithmetic takes less time than what stands for it where there is no data.
+        small = sum(tensor.numel() for tensor in self.tensors.values()) < _SMALL
+        self.without_data = not small or any(tensor.is_meta for tensor in self.tensors.values())
+
+    def _list_tensors(self) -> None:
         first: dict[int, str] = {}
         for path, module in self.modules.items():
             for register in (module._parameters, module._buffers):

@@ -1,4 +1,4 @@
-"""Operations that work number by number, and those that work along one dimension and leave the others alone."""
+"""Operations that work number by number, or along one dimension."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ from fxgraft_passes.channels.layout import Layout, beware, fix, unify
 from fxgraft_passes.channels.recording import Operation, tensors_in
 from fxgraft_passes.channels.rules.table import Unknown, dims_of, given, one, rule, tensor
 
-_UNARY = """abs absolute neg negative __neg__ exp expm1 exp2 log log2 log10 log1p sqrt rsqrt square reciprocal sin
-cos tan asin acos atan sinh cosh tanh asinh acosh atanh sigmoid relu relu6 relu_ gelu silu mish elu selu celu
-leaky_relu hardtanh hardswish hardsigmoid softplus softsign tanhshrink hardshrink softshrink logsigmoid
-log_sigmoid threshold rrelu erf erfc floor ceil round trunc frac sign clamp clamp_ clamp_min clamp_max clip
-nan_to_num logit sigmoid_ tanh_ exp_ sqrt_ rsqrt_ abs_ neg_ square_ elu_ leaky_relu_ hardtanh_ i0
-isnan isinf isfinite logical_not __invert__ bitwise_not zeros_like ones_like empty_like full_like rand_like
-randn_like bernoulli fill_ zero_ normal_ uniform_ requires_grad_ dropout alpha_dropout feature_dropout
-feature_alpha_dropout dropout_ native_dropout positive __pos__ __abs__"""
+_UNARY = """
+abs absolute neg negative __neg__ exp expm1 exp2 log log2 log10 log1p sqrt rsqrt square reciprocal sin cos tan
+asin acos atan sinh cosh tanh asinh acosh atanh sigmoid relu relu6 gelu silu mish elu selu celu leaky_relu
+hardtanh hardswish hardsigmoid softplus softsign tanhshrink hardshrink softshrink logsigmoid threshold rrelu
+erf erfc floor ceil round trunc frac sign clamp clamp_min clamp_max clip nan_to_num logit isnan isinf isfinite
+logical_not __invert__ bitwise_not zeros_like ones_like empty_like full_like rand_like randn_like bernoulli
+positive __pos__ __abs__ dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout
+relu_ clamp_ sigmoid_ tanh_ exp_ sqrt_ rsqrt_ abs_ neg_ square_ elu_ leaky_relu_ hardtanh_ dropout_
+fill_ zero_ normal_ uniform_ requires_grad_
+"""
 
-_BINARY = """add sub mul div true_divide floor_divide remainder fmod pow __add__ __radd__ __sub__ __rsub__
-__mul__ __rmul__ __truediv__ __rtruediv__ __rdiv__ __div__ __floordiv__ __pow__ __rpow__ __mod__ __iadd__ __isub__
-__imul__ __itruediv__ __idiv__ __ipow__ add_ sub_ mul_ div_ pow_ subtract multiply divide maximum minimum fmax fmin
-where masked_fill masked_fill_ lerp lerp_ addcmul addcdiv addcmul_ addcdiv_ eq ne lt le gt ge __eq__ __ne__ __lt__
-__le__ __gt__ __ge__ logical_and logical_or logical_xor __and__ __or__ __xor__ __rand__ __ror__ bitwise_and
-bitwise_or atan2 hypot xlogy rsub copysign copy_ prelu float_power logaddexp dist_ square_"""
+_BINARY = """
+add sub mul div true_divide floor_divide remainder fmod pow subtract multiply divide maximum minimum fmax fmin
+__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ __rdiv__ __floordiv__
+__pow__ __rpow__ __mod__ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__ __and__ __or__ __xor__
+__rand__ __ror__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge logical_and logical_or
+logical_xor bitwise_and bitwise_or where masked_fill lerp addcmul addcdiv atan2 hypot xlogy rsub copysign
+prelu float_power logaddexp add_ sub_ mul_ div_ pow_ masked_fill_ lerp_ addcmul_ addcdiv_ copy_
+"""
 
-_SAME = """clone contiguous detach detach_ to type float double half bfloat16 long int bool cpu cuda type_as
-contiguous data requires_grad_ alias pin_memory"""
+_SAME = """
+clone contiguous detach detach_ to type float double half bfloat16 long int bool cpu cuda type_as data alias
+pin_memory
+"""
 
 
 @rule(_UNARY)
@@ -61,7 +67,10 @@ def same(a: Analysis, operation: Operation) -> None:
     a.is_reordered(result, source, range(source.dim()))
 
 
-@rule("softmax log_softmax softmin cumsum cumprod logcumsumexp sort argsort flip roll glu gumbel_softmax normalize")
+@rule(
+    "softmax log_softmax softmin cumsum cumprod logcumsumexp sort argsort flip roll glu gumbel_softmax "
+    "normalize"
+)
 def along(a: Analysis, operation: Operation) -> None:
     """What is computed over one dimension depends on all of it; others stay."""
     source, result = operation.args[0], operation.result
@@ -74,9 +83,12 @@ def along(a: Analysis, operation: Operation) -> None:
         a.make(operation, made, kept)
 
 
-@rule("sum mean var std amax amin max min argmax argmin prod norm logsumexp any all median nansum var_mean std_mean")
+@rule(
+    "sum mean var std amax amin max min argmax argmin prod norm logsumexp any all median nansum var_mean "
+    "std_mean"
+)
 def reduced(a: Analysis, operation: Operation) -> None:
-    """Dimensions go, or become one. What is computed over them depends on all of them, but for means of squares."""
+    """Dimensions go, or become one; they cannot grow, but for means, which a norm may make up for."""
     source = operation.args[0]
     if len(operation.args) > 1 and isinstance(operation.args[1], Tensor):
         return elementwise(a, operation)  # torch.max(a, b)
@@ -109,9 +121,11 @@ def _dim(operation: Operation, along: bool = False) -> Any:
     return None
 
 
-@rule("""max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d interpolate
-upsample upsample_nearest upsample_bilinear boolean_dispatch _max_pool1d _max_pool2d _max_pool3d""")
+@rule("""
+max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d _max_pool1d _max_pool2d
+_max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+adaptive_max_pool2d adaptive_max_pool3d interpolate upsample upsample_nearest upsample_bilinear
+""")
 def spatial(a: Analysis, operation: Operation) -> None:
     """Batch and channels stay; the dimensions behind them are others."""
     source, result = operation.args[0], one(operation)
@@ -131,8 +145,10 @@ def padded(a: Analysis, operation: Operation) -> None:
     a.make(operation, result, layouts)
 
 
-@rule("""arange zeros ones empty full rand randn randint linspace tensor as_tensor eye scalar_tensor new_zeros new_ones
-new_empty new_full new_tensor tril_indices one_hot""")
+@rule("""
+arange zeros ones empty full rand randn randint linspace tensor as_tensor eye scalar_tensor new_zeros new_ones
+new_empty new_full new_tensor one_hot
+""")
 def factory(a: Analysis, operation: Operation) -> None:
     """A tensor out of nothing: its sizes are those of what it meets."""
     a.make(operation, one(operation), [None] * one(operation).dim())
@@ -145,4 +161,3 @@ def triangle(a: Analysis, operation: Operation) -> None:
     for layout in a.of(source)[-2:]:
         fix(layout, f"{operation.name} counts it")
     a.make(operation, result, a.of(source))
-

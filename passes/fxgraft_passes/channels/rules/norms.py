@@ -29,9 +29,8 @@ def over_the_last(a: Analysis, operation: Operation) -> None:
         beware(layout, NORM, operation.name)
         if count > 1:
             fix(layout, f"{operation.name} is computed over {count} dimensions")
-    paths = [None if (own := a.weight(value)) is None else own.path for value in (weight, bias)]
-    kind = "layer" if is_layer else "rms"
-    a.norms.append(Normed(kind, operation.module, *paths, layout=a.of(x)[-1]))
+    own, off = (None if (found := a.weight(value)) is None else found.path for value in (weight, bias))
+    a.norms.append(Normed("layer" if is_layer else "rms", operation.module, own, off, a.of(x)[-1]))
     a.make(operation, one(operation), a.of(x))
 
 

@@ -15,8 +15,10 @@ from fxgraft_passes.channels.rules.elementwise import same
 from fxgraft_passes.channels.rules.table import Unknown, dims_of, given, one, rule, sizes_of, tensor
 
 
-@rule("""view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel squeeze_ unsqueeze_ atleast_2d
-atleast_3d""")
+@rule("""
+view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel squeeze_ unsqueeze_ atleast_2d
+atleast_3d
+""")
 def viewed(a: Analysis, operation: Operation) -> None:
     """The same numbers in the same order, under other sizes."""
     source, result = tensor(operation, 0, "input"), one(operation)
@@ -71,7 +73,9 @@ def _order(operation: Operation, rank: int) -> list[int]:
         dims = given(operation, 1, "dims")
         return dims_of(dims if isinstance(dims, (tuple, list)) else operation.args[1:], rank)
     if name in ("movedim", "moveaxis"):
-        source, target = (dims_of(given(operation, i, n), rank) for i, n in ((1, "source"), (2, "destination")))
+        source, target = (
+            dims_of(given(operation, i, n), rank) for i, n in ((1, "source"), (2, "destination"))
+        )
         rest = [i for i in order if i not in source]
         for place, dim in sorted(zip(target, source, strict=True)):
             rest.insert(place, dim)
@@ -103,7 +107,9 @@ def repeated(a: Analysis, operation: Operation) -> None:
     layouts: list[Layout] = [Atom(1)] * (len(times) - source.dim()) + list(a.of(source))
     if len(layouts) != len(times):
         raise Unknown("times")
-    made = [Product((Atom(n), layout)) if n != 1 else layout for n, layout in zip(times, layouts, strict=True)]
+    made = [
+        Product((Atom(n), layout)) if n != 1 else layout for n, layout in zip(times, layouts, strict=True)
+    ]
     a.make(operation, result, made)
 
 
@@ -198,7 +204,9 @@ def item(a: Analysis, operation: Operation) -> None:
     result = one(operation)
     keys = list(key) if isinstance(key, tuple) else [key]
     real = sum(k is not None and k is not Ellipsis for k in keys)
-    if any(isinstance(k, Tensor) and k.dtype.is_floating_point is False and k.dtype.itemsize == 1 for k in keys):
+    if any(
+        isinstance(k, Tensor) and k.dtype.is_floating_point is False and k.dtype.itemsize == 1 for k in keys
+    ):
         raise Unknown("a mask")
     if sum(isinstance(k, (Tensor, list)) for k in keys) > 1:
         raise Unknown("several tensors")

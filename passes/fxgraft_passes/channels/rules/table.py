@@ -21,7 +21,7 @@ Rule = Callable[[Analysis, Operation], None]
 RULES: dict[Any, Rule] = {}
 """Function -> rule."""
 
-_NAMESPACES = (torch.Tensor, torch, F, torch._C._nn, torch.special, torch._C._special, torch.functional, torch._C._linalg)
+_NAMESPACES = (torch.Tensor, torch, F, torch.special, torch.functional)
 
 
 class Unknown(ValueError):  # noqa: N818 (it is caught at once, and no error)
