@@ -7,7 +7,9 @@ from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxgraft.errors import ChannelError
 from fxgraft.util.dtensor import local_tensor
@@ -28,17 +30,41 @@ class Channels:
 
     Args:
         example: the call that the host was traced with; None where it is not known any more.
+        root: the model, as it was traced.
     """
 
-    def __init__(self, example: Example | None):
-        self.example = example
+    def __init__(self, example: Example | None = None, root: nn.Module | None = None):
+        self._example = example
+        self._then = None if root is None else _floating(root)
         self._found: Mapping[str, ChannelGroup] = {}
         self._structure: object = None
+
+    def call(self, host: Host) -> Example:
+        """The example call; where the host has been moved or converted since, so is the call.
+
+        Raises:
+            ChannelError: it is not known.
+        """
+        if self._example is None:
+            raise ChannelError(
+                "the host does not know the call that it was traced with, being a copy or read from a file: "
+                "host.retrace(args, kwargs) tells it"
+            )
+        now = _floating(host)
+        if now is None or self._then is None:
+            return self._example
+
+        def fitting(tensor: Tensor) -> Tensor:
+            is_of_then = tensor.dtype is self._then.dtype and now.dtype is not self._then.dtype  # type: ignore[union-attr]
+            return tensor.to(now.device, now.dtype if is_of_then else None)
+
+        args, kwargs = pytree.tree_map_only(Tensor, fitting, self._example)
+        return args, kwargs
 
     def of(self, host: Host) -> Mapping[str, ChannelGroup]:
         """The groups by their names."""
         if self._structure is not host.structure:
-            subject = subject_of(host, self.example)
+            subject = subject_of(host, self.call(host))
             groups = tried(subject, find(subject, _not_of_seeds))
             self._found, self._structure = MappingProxyType(groups), host.structure
         return self._found
@@ -48,17 +74,18 @@ class Channels:
         self._structure = None
 
 
-def subject_of(host: Host, example: Example | None) -> Subject:
+def _floating(model: nn.Module) -> Tensor | None:
+    """A floating parameter, of which dtype and device stand for the model's."""
+    found = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return None if found is None else torch.empty(0, dtype=found.dtype, device=found.device)
+
+
+def subject_of(host: Host, example: Example) -> Subject:
     """The host, its grafts included, with its example call.
 
     Raises:
-        ChannelError: there is no example, or the host is sharded.
+        ChannelError: the host is sharded.
     """
-    if example is None:
-        raise ChannelError(
-            "the host does not know the call that it was traced with, being a copy or read from a file: "
-            "host.retrace(args, kwargs) tells it"
-        )
     if sharded := next((name for name, p in host.named_parameters() if local_tensor(p) is not p), None):
         raise ChannelError(
             f"{sharded} is sharded: expected a host whose parameters are whole. Let it grow wider before "

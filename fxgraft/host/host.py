@@ -79,7 +79,7 @@ class Host(nn.Module):
         self._left_out = capture.left_out
         self._uncompared = capture.uncompared
         self._world = capture.world
-        self._channels = Channels(capture.example)
+        self._channels = Channels(capture.example, root)
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
@@ -164,14 +164,13 @@ class Host(nn.Module):
         the first look and after each change of the structure; code without a graph is seen as well.
 
         Raises:
-            ChannelError: the host is sharded, or a copy that has not been traced itself.
+            ChannelError: the host is sharded, or the call that it was traced with is not known, as of a copy.
         """
         return self._channels.of(self)
 
-    @property
-    def example(self) -> Example | None:
-        """The arguments of the call that the host was traced with; None of a copy, or read from a file."""
-        return self._channels.example
+    def example_call(self) -> Example:
+        """The arguments that the host was traced with, as they fit it now; raises `ChannelError`."""
+        return self._channels.call(self)
 
     def widened(self) -> None:
         """The layers of the model are of other sizes now."""
@@ -232,7 +231,7 @@ class Host(nn.Module):
         self._uncompared = capture.uncompared
         self._slot_table = self._calls = None
         self.__dict__["_example"] = form_of(args, kwargs)
-        self._channels = Channels((args, dict(kwargs)))
+        self._channels = Channels((args, dict(kwargs)), self._root)
         self.slots  # noqa: B018
 
     def show(self) -> Any:
@@ -513,7 +512,7 @@ class Host(nn.Module):
         )
         entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
         kept = {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
-        return {**kept, "_channels": Channels(None)}
+        return {**kept, "_channels": Channels()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

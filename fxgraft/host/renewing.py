@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fxgraft.host.channels import Example
     from fxgraft.host.host import Host
 
-_OF_A_TRACE = ("_regions", "_opaque", "_left_out", "_slot_table", "_calls")
+_OF_A_TRACE = ("_regions", "_opaque", "_left_out", "_uncompared", "_slot_table", "_calls")
 
 
 def renew(undo: ExitStack, host: Host, example: Example) -> None:
@@ -45,6 +45,7 @@ def renew(undo: ExitStack, host: Host, example: Example) -> None:
         capture = Capture(host._root, *example, clone=False)
     host._regions, running.regions = capture.regions, capture.regions
     host._opaque, host._left_out = capture.opaque, capture.left_out
+    host._uncompared = capture.uncompared
     host._slot_table = host._calls = None
     try:
         placements = [replace(p, slot=host.site(*p.slot.names)) for p in structure.placements]

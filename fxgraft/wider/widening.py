@@ -79,7 +79,7 @@ def widen(
             f"optimizer_state: expected one of {', '.join(map(repr, STATES))}; got {optimizer_state!r}"
         )
     found = group_of(host, group)
-    subject = subject_of(host, host.example)
+    subject = subject_of(host, host.example_call())
     with subject.session():
         before = outputs(subject)
         growth = grow(subject, found, by, init, seed)
@@ -129,23 +129,21 @@ def _carry_out(
     for setting in growth.settings:
         undo.callback(setting.apply(subject))
     host.widened()
-    assert host.example is not None
-    renew(undo, host, host.example)
+    renew(undo, host, host.example_call())
     for twin in list(host.followers):
         follow(undo, host, twin, growth)
 
 
 def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth) -> None:
     """Let an average of the host's weights grow along; its new entries are those of the host."""
-    theirs = subject_of(twin, host.example)
+    theirs = subject_of(twin, host.example_call())
     tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
     undo.callback(twin.widened)
     replace_tensors(undo, Growth(growth.group, growth.by, growth.spreads, tensors, {}, ()), theirs)
     for setting in growth.settings:
         undo.callback(setting.apply(theirs))
     twin.widened()
-    assert host.example is not None
-    renew(undo, twin, host.example)
+    renew(undo, twin, host.example_call())
 
 
 def _old_size(growth: Growth, path: str) -> int:
