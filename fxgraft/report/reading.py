@@ -139,7 +139,8 @@ class Reader:
         self.run.times += [(at, ms) for at, ms in paced if math.isfinite(ms)]
 
     def _metrics(self, step: int, seed: str | None, data: Data) -> None:
-        alphas, own, host = (next((data[n] for n in names if n in data), {}) for names in METRICS)
+        empty: Data = {}
+        alphas, own, host = (next((data[n] for n in names if n in data), empty) for names in METRICS)
         for name, alpha in alphas.items():
             lane = self.run.lanes.get(name)
             if lane is None:
