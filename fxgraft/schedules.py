@@ -100,10 +100,15 @@ class Ramp:
         return tuple(self._alpha(s, 2 * progress - d) for s, d in zip(self.starts, late, strict=True))
 
     def _alpha(self, start: float, progress: float) -> float:
-        share = min(max(self.schedule(min(max(progress, 0.0), 1.0)), 0.0), 1.0)
+        target = self.target
+        share = _clamped(self.schedule(_clamped(progress, 0.0, 1.0)), 0.0, 1.0)
         # Rounding must not carry alpha past its target.
-        alpha = self.target if share == 1 else start + (self.target - start) * share
-        return min(max(alpha, min(start, self.target)), max(start, self.target))
+        alpha = target if share == 1 else start + (target - start) * share
+        return _clamped(alpha, start, target) if start <= target else _clamped(alpha, target, start)
+
+
+def _clamped(value: float, low: float, high: float) -> float:
+    return low if value < low else high if value > high else value
 
 
 def resolve(schedule: str | Schedule) -> Schedule:

@@ -41,6 +41,20 @@ def test_import_is_light() -> None:
     assert found.isdisjoint(HEAVY), found & set(HEAVY)
 
 
+def test_the_first_seed_imports_little() -> None:
+    """Beyond what its optimizer does (torch's imports the compiler as it is made)."""
+    program = (
+        "x, sgd = torch.ones(1, 3), torch.optim.SGD([torch.zeros(1)], 0.1); before |= set(sys.modules); "
+        "import fxgraft; model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU()); "
+        "host = fxgraft.trace(model, (x,)); "
+        "manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1)); "
+        "manager.germinate('0', 'mlp'); host(x).sum().backward(); manager.step()"
+    )
+    found = imported(program)
+    assert "fxgraft.manager.manager" in found
+    assert [name for name in found if name.startswith(("networkx", "sklearn", "torch.distributed"))] == []
+
+
 @pytest.mark.parametrize(
     ("room", "needs"),
     [

@@ -116,11 +116,6 @@ class Shards(Replicas):
                     grad.fill_(float("nan"))
 
 
-def is_sharded(host: Host) -> bool:
-    """Whether any part of ``host`` went through ``fully_shard``."""
-    return any(isinstance(module, FSDPModule) for tree in (host, *host.trees()) for module in tree.modules())
-
-
 def check(host: Host, optimizers: Sequence[Optimizer], strict: bool) -> None:
     """Raise `DistributedError` for a sharded host that was made in another order, or cannot be grown."""
     if not isinstance(host, FSDPModule):

@@ -190,18 +190,25 @@ def peers_of(
         DistributedError: the host is sharded in a way in which it cannot be grown; or several ranks train it,
             and it was given without what is around it.
     """
-    if "torch.distributed.fsdp" in sys.modules:  # else nobody has sharded anything
-        from fxgraft.distributed import fsdp
+    if _is_sharded(host):
+        from fxgraft.distributed import fsdp  # which imports seventy modules that no other host needs
 
-        if fsdp.is_sharded(host):
-            fsdp.check(host, optimizers, strict)
-            host.forget_own()
-            return fsdp.Shards(host, inbox, state, backward, shard_from)
+        fsdp.check(host, optimizers, strict)
+        host.forget_own()
+        return fsdp.Shards(host, inbox, state, backward, shard_from)
     if isinstance(given, DistributedDataParallel) and given.process_group.size() > 1:
         return Replicas(given, given.process_group, given.broadcast_buffers, host, inbox, state, backward)
     if not isinstance(given, DistributedDataParallel) and is_one_of_several():
         return Unwrapped(host)
     return Alone()
+
+
+def _is_sharded(host: Host) -> bool:
+    """Whether any part of ``host`` went through ``fully_shard``."""
+    # Where that was not imported nobody has sharded anything. (The compiler imports it, too.)
+    imported = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(imported, "FSDPModule", ())
+    return any(isinstance(module, kind) for tree in (host, *host.trees()) for module in tree.modules())
 
 
 def _nothing() -> None:

@@ -22,6 +22,7 @@ from fxgraft.telemetry.events import logger
 from fxgraft.util import _torch
 
 _number = count()
+_CHANGING = (Stage.BLENDING, Stage.HOLDING)
 _watches: weakref.WeakValueDictionary[int, InputWatch] = weakref.WeakValueDictionary()
 
 
@@ -82,7 +83,7 @@ _torch.constant_when_compiled(_say)
 
 
 def _is_in_the_value(seed: Seed) -> bool:
-    return seed.is_isolated and seed.stage in (Stage.BLENDING, Stage.HOLDING)
+    return seed.stage in _CHANGING and seed.is_isolated
 
 
 def _requires_grad(leaf: object) -> bool:

@@ -274,14 +274,18 @@ class Lifecycle:
         """One training step of these; BLENDING -> HOLDING at the end of the ramp."""
         self.gradients.step_done()
         live = [seed for seed in seeds if seed.is_live]
+        learned = self.gradients.learned
         for seed in live:
-            amend(seed, steps=seed.steps + 1)
-            arrived = seed.name in self.gradients.learned
-            if seed.stage is Stage.TRAINING and self._progress.learned(seed, arrived):
-                amend(seed, trained_steps=seed.trained_steps + 1)
-            elif seed.stage is Stage.BLENDING and seed.advance():
+            seed.count()
+            stage = seed.stage
+            if stage is Stage.TRAINING:
+                if self._progress.learned(seed, seed.name in learned):
+                    seed.count(trained=True)
+            elif stage is Stage.BLENDING and seed.advance():
                 seed.enter(after(seed.stage, "reach", seed.name))
                 self._on_stage(seed)
+        if not self.silence.looks:
+            return
         if silent := [found for seed in live if (found := self.silence.look(seed))]:
             self._on_silent(silent)
 

@@ -80,6 +80,11 @@ class Silence:
         self._waiting[seed] = _Birth(region, region.fallbacks, weight, version, counts)
         self._told.discard(seed)
 
+    @property
+    def looks(self) -> bool:
+        """Whether there is a seed to look at."""
+        return bool(self._waiting)
+
     def look(self, seed: Seed) -> Silent | None:
         """After a training step: whether there is something to say of ``seed``. Says it once."""
         birth = self._waiting.get(seed)

@@ -6,7 +6,6 @@ shrink the host's through a common norm.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
@@ -24,7 +23,7 @@ class SeedGradients:
     """Watches the gradients of seeds and drops those of a seed that has a NaN or an inf among them.
 
     The check runs once at the end of each backward pass, before anything reads the gradients: one
-    norm over all parameters of a seed. A seed whose gradients were dropped keeps its weights and
+    operation over all parameters of all seeds. A seed whose gradients were dropped keeps its weights and
     its optimizer state as they are in that training step, as ``GradScaler`` would have it: what further
     backward passes give it in the same step (accumulation, two losses) is a part of what it should be,
     and is dropped as well.
@@ -56,6 +55,8 @@ class SeedGradients:
         self.ever_dropped: set[str] = set()
         self._learning: set[str] = set()
         self._watched: dict[str, list[nn.Parameter]] = {}
+        self._all: list[nn.Parameter] = []  # that are watched
+        self._finite = Finite()
         self._hooks: dict[str, list[torch.utils.hooks.RemovableHandle]] = {}
         self._paused: set[str] = set()
         self._dropped: set[str] = set()  # in this training step
@@ -67,6 +68,7 @@ class SeedGradients:
         """Begin to watch the parameters of ``seed``."""
         trainable = [p for p in parameters if p.requires_grad]
         self._watched[seed] = trainable
+        self._all = [p for parameters in self._watched.values() for p in parameters]
         flags = {p.device: torch.zeros((), dtype=torch.bool, device=p.device) for p in trainable}
         self._overflowed[seed] = flags
         hook = self._hook(seed, flags)
@@ -78,6 +80,7 @@ class SeedGradients:
     def unwatch(self, seed: str) -> None:
         """Stop watching ``seed`` and remove its hooks."""
         self._watched.pop(seed, None)
+        self._all = [p for parameters in self._watched.values() for p in parameters]
         self._paused.discard(seed)
         self._dropped.discard(seed)
         self._overflowed.pop(seed, None)
@@ -118,7 +121,8 @@ class SeedGradients:
             if torch.compiler.is_compiling():
                 _make_finite(parameter, overflowed)
                 return
-            if parameter.grad is not None:  # as it is after a backward pass that has nothing for the seed
+            # None: after a backward pass that has nothing for the seed.
+            if seed not in learning and parameter.grad is not None:
                 learning.add(seed)
             if not queued and (gradients := owner()) is not None:
                 gradients.arrived()
@@ -150,10 +154,10 @@ class SeedGradients:
             _drop(self._watched[seed])
         overflowed = () if self._has_looked else self._compiled_overflows()
         # All at once first: in nearly every step that is all there is to do.
-        if not overflowed and _all_finite(p for parameters in self._watched.values() for p in parameters):
+        if not overflowed and self._finite(_grads(self._all)):
             return
         for seed, parameters in self._watched.items():
-            if seed in overflowed or not _all_finite(parameters):
+            if seed in overflowed or not self._finite(_grads(parameters)):
                 _drop(parameters)
                 self._dropped.add(seed)
                 self.ever_dropped.add(seed)
@@ -202,17 +206,36 @@ def norms(tensors: list[Tensor]) -> Tensor:
     return torch.stack(found)
 
 
-def _all_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    grads = _grads(parameters)
-    if not grads:
-        return True
-    # 2-norms are not finite where a gradient is not, and on a CPU take a ninth of the time of the largest
-    # magnitudes. They may overflow where nothing is wrong: then a second look decides.
-    # Norms are not negative: their sum is finite only where each of them is.
-    if math.isfinite(norms(grads).sum().item()):
-        return True
-    return all(bool(torch.isfinite(g).all()) for g in grads)
+class Finite:
+    """Whether gradients are finite: one operation for each device, and one wait for it."""
+
+    def __init__(self) -> None:
+        self._scalars: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether all of ``gradients`` are."""
+        if not gradients:
+            return True
+        on: dict[torch.device, list[Tensor]] = {}
+        for gradient in gradients:
+            on.setdefault(gradient.device, []).append(gradient)
+        return all(self._are_finite(device, found) for device, found in on.items())
+
+    def _are_finite(self, device: torch.device, gradients: list[Tensor]) -> bool:
+        scalars = self._scalars.get(device)
+        if scalars is None:
+            numbers = torch.tensor([0.0, 1.0], dtype=torch.float32, device=device)
+            scalars = self._scalars[device] = (numbers[0], numbers[1])
+        try:
+            return _torch.are_finite(gradients, *scalars)
+        except RuntimeError:  # it is for dense, real ones, with memory for each element
+            return all(bool(_parts(gradient).isfinite().all()) for gradient in gradients)
+
+
+def _parts(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 
 def _grads(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [local_tensor(p.grad) for p in parameters if p.grad is not None]
+    found = [grad for parameter in parameters if (grad := parameter.grad) is not None]
+    return [grad if type(grad) is Tensor else local_tensor(grad) for grad in found]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.stage import Stage
@@ -130,7 +130,7 @@ class Seed:
     @property
     def is_live(self) -> bool:
         """Whether it is grafted and not yet a plain part of the host."""
-        return self.stage in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)
+        return self.stage in _LIVE
 
     @property
     def is_isolated(self) -> bool:
@@ -163,11 +163,14 @@ class Seed:
 
     def set_alpha(self, *alphas: float) -> None:
         """Set the share (of each channel), in place: nothing recompiles."""
+        if len(alphas) == 1:  # in each step of a ramp: past what `amend` and ``nn.Module`` look up
+            self.__dict__["alpha"] = alphas[0]
+            if self._graft is not None:
+                cast(Tensor, self._graft._buffers["alpha"]).fill_(alphas[0])
+            return
         uniform = len(set(alphas)) == 1  # the mean of equal numbers may be another one
         amend(self, alpha=alphas[0] if uniform else sum(alphas) / len(alphas))
-        if self._graft is not None and len(alphas) == 1:
-            self._graft.alpha.fill_(alphas[0])
-        elif self._graft is not None:
+        if self._graft is not None:
             values = torch.tensor(alphas, dtype=self._graft.alpha.dtype)
             self._graft.alpha.copy_(values.view_as(self._graft.alpha))
 
@@ -194,9 +197,14 @@ class Seed:
         """One step along the ramp; return whether the target is reached."""
         if self.ramp is None:
             return False
-        self.set_alpha(*self.ramp.alphas(self.ramp_step + 1))  # first: a schedule may raise
-        amend(self, ramp_step=self.ramp_step + 1)
-        return self.ramp_step >= self.ramp.length
+        step = self.ramp_step + 1
+        self.set_alpha(*self.ramp.alphas(step))  # first: a schedule may raise
+        self.__dict__["ramp_step"] = step
+        return step >= self.ramp.length
+
+    def count(self, *, trained: bool = False) -> None:
+        """One training step more, in which it was updated (``trained``), or one in which it was live."""
+        self.__dict__["trained_steps" if trained else "steps"] += 1
 
     def __repr__(self) -> str:
         return f"Seed({self.name!r} at {self.slot!r}, {self.stage.name}, alpha={self.alpha:g})"
@@ -218,6 +226,7 @@ class Seed:
 
 
 _FIELDS = frozenset(field.name for field in fields(Seed))
+_LIVE = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING)  # no set: to hash an enum's member takes longer
 
 
 def amend(seed: Seed, **facts: Any) -> None:

@@ -242,6 +242,21 @@ set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 """What a graph calls to switch gradients, as torch.fx writes it too. Missing: ``import fxgraft`` fails."""
 
 
+def are_finite(tensors: list[Tensor], found: Tensor, one: Tensor) -> bool:
+    """Whether no number in ``tensors`` is a NaN or infinite, in one operation (of GradScaler).
+
+    It multiplies by ``one``, which leaves all bits as they are. Missing: backward passes with seeds raise.
+
+    Args:
+        tensors: on one device; `RuntimeError` for complex and sparse ones, and for an expanded one.
+        found: float32, 0-d, on that device, for what is found.
+        one: likewise, 1.
+    """
+    with torch.no_grad():
+        torch._amp_foreach_non_finite_check_and_unscale_(tensors, found.zero_(), one)
+    return not found.item()
+
+
 def norms(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """The 2-norm of each, computed in ``dtype``, in one operation. Missing: the manager's step raises."""
     return list(torch._foreach_norm(tensors, 2, dtype))

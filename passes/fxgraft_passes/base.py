@@ -30,9 +30,6 @@ class GraphPass(ABC):
     def attach(self, graph_module: fx.GraphModule) -> None:  # noqa: B027 (most attach nothing)
         """Add to the module what the rewritten graph refers to."""
 
-    def detach(self, graph_module: fx.GraphModule) -> None:  # noqa: B027
-        """Remove from the module what the rewritten graph no longer refers to."""
-
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         recover(graph_module.graph)
         graph = copy_graph(graph_module.graph)
@@ -41,7 +38,6 @@ class GraphPass(ABC):
         verify(graph)
         self.attach(graph_module)
         graph_module.graph = graph  # generates the code
-        self.detach(graph_module)
         return PassResult(graph_module, True)
 
 

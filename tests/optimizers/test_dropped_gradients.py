@@ -99,6 +99,45 @@ def test_gradients_that_were_set_by_hand_are_looked_at() -> None:
     assert dropped(events) == 1
 
 
+class OfKind(nn.Module):
+    """A seed with one parameter whose gradient is given by hand."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Parameter(torch.zeros(2, 2, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("kind", ["complex", "expanded", "sparse"])
+def test_a_gradient_of_any_kind_is_looked_at(kind: str, bad: bool) -> None:
+    """Also by the steps that one operation for all cannot look at; those beside it are looked at as well."""
+    host, _, manager, events = grown(germinate=False)
+    seed = manager.germinate(SLOT, OfKind(torch.complex64 if kind == "complex" else torch.float32), name="a")
+    value = torch.full((1, 1), float("nan") if bad else 1.0, dtype=seed.module.second.dtype)
+    grads = {
+        "complex": torch.ones(2, 2) * value * 1j,
+        "expanded": value.expand(2, 2),
+        "sparse": (torch.eye(2) * torch.where(torch.eye(2) > 0, value, 1.0)).to_sparse(),
+    }
+    host(BATCHES[0]).sum().backward()
+    seed.module.second.grad = grads[kind]
+    manager._lifecycle.gradients._look()
+    assert dropped(events) == bad
+    assert (seed.module.first.weight.grad is None) == bad
+
+
+def test_a_float64_default_changes_nothing() -> None:
+    torch.set_default_dtype(torch.float64)
+    host = fxgraft.trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), (torch.ones(1, 3),))
+    manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
+    manager.germinate(next(iter(host.slots)), "mlp")
+    host(torch.ones(1, 3)).sum().backward()
+    assert all(p.grad is not None for p in manager.seed_parameters())
+
+
 def test_no_hook_is_left_in_the_optimizer() -> None:
     _, optimizer, manager, _ = grown()
     manager.germinate(SLOT, "mlp", name="b")

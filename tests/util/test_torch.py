@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxgraft.util import _torch
+from fxgraft.util.bits import same_bits
 
 ROOT = Path(__file__).parents[2]
 PRIVATE = re.compile(r"\btorch(?:\.[a-z]\w*)*\._[a-zA-Z]|_dynamo_")
@@ -141,6 +142,25 @@ def test_sizes() -> None:
         with pytest.raises(_torch.data_dependent_errors()):
             bool(torch.nonzero(mode.from_tensor(torch.ones(3))).shape[0] == 2)
     assert _torch.python_of(torch.sym_int(3)) == "3"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_are_finite_leaves_all_bits(dtype: torch.dtype) -> None:
+    found, one = torch.zeros(()), torch.ones(())
+    numbers = torch.tensor([-0.0, 6e-8, 1e-45, 6e4])
+    tensors = [torch.randn(3, 4).to(dtype).t(), numbers.to(dtype), torch.zeros(0)]
+    before = [tensor.clone() for tensor in tensors]
+    assert _torch.are_finite(tensors, found, one)
+    assert all(map(same_bits, tensors, before))
+    for bad in ("nan", "inf", "-inf"):
+        assert not _torch.are_finite([*tensors, torch.tensor([1.0, float(bad)]).to(dtype)], found, one)
+    assert _torch.are_finite(tensors, found, one)
+
+
+def test_are_finite_refuses_what_it_cannot_look_at() -> None:
+    for strange in (torch.ones(2, dtype=torch.complex64), torch.eye(2).to_sparse(), torch.ones(1).expand(2)):
+        with pytest.raises(RuntimeError):
+            _torch.are_finite([strange], torch.zeros(()), torch.ones(()))
 
 
 def test_norms() -> None:
