@@ -26,6 +26,7 @@ from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.wider.replay import records, replay
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
 
@@ -80,6 +81,7 @@ def save(
         ],
         "seeds_in_order": True,
         "example": host.example,
+        "widenings": records(host),
         "optimizers": optimizers.record(trainers, host, tensors),
         "schedulers": [
             {"type": type(s).__name__, "state": pack(s.state_dict(), f"scheduler.{i}", tensors)}
@@ -98,6 +100,7 @@ def restore(
     schedulers: Sequence[Any],
     blueprints: Mapping[str, BlueprintLike],
     rank: int = 0,
+    alone: bool = True,
     read: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]] = file.read,
 ) -> RunState:
     """Bring a fresh host, optimizers and schedulers to the saved state.
@@ -111,6 +114,7 @@ def restore(
         schedulers: of learning rates.
         blueprints: of seeds that were germinated from code.
         rank: whose random streams to go on with.
+        alone: whether no other rank trains the host.
         read: gives the manifest and the tensors of ``path``.
 
     Raises:
@@ -121,7 +125,12 @@ def restore(
         streams = unpack(manifest["random"], tensors)
         if rank:
             streams = ranks.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
-        return _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams).run(blueprints)
+        with ExitStack() as undo:
+            _widen(undo, lifecycle.host, manifest, trainers, alone)
+            restoration = _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams)
+            state = restoration.run(blueprints)
+            undo.pop_all()
+        return state
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
@@ -142,11 +151,25 @@ def restore_model(
     """
     try:
         model = {**manifest, "optimizers": [], "schedulers": []}
-        _Restoration(model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
+        with ExitStack() as undo:
+            _widen(undo, lifecycle.host, manifest, (), alone=True)
+            _Restoration(model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
+            undo.pop_all()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
         raise CheckpointError(f"{path}: cannot be restored: {type(error).__name__}: {error}") from error
+
+
+def _widen(
+    undo: ExitStack, host: Host, manifest: Mapping[str, Any], trainers: Sequence[Optimizer], alone: bool
+) -> None:
+    """Let the host have the sizes that the saved one had grown to."""
+    if saved := manifest.get("widenings"):
+        if host.structure.placements:
+            raise CheckpointError("expected a freshly traced host; this one has seeds already")
+        shapes = {name: list(shape) for name, shape, _ in manifest["model"]}
+        replay(undo, host, saved, shapes, trainers, alone)
 
 
 class _Restoration:

@@ -28,6 +28,7 @@ from fxgraft.host.table import table_of
 from fxgraft.host.ties import ties_kept
 from fxgraft.host.unmet import unmet
 from fxgraft.host.values import Form, Values
+from fxgraft.host.widened import Widened
 from fxgraft.host.writing import watch, writers
 from fxgraft.slots.branching import Calls
 from fxgraft.slots.places import place
@@ -57,6 +58,7 @@ class Host(nn.Module):
         on_structure: called in the place of growing with that entry of a state to be loaded, or with None
             where the state has all of the model and no seeds; or None.
         led_by: the lifecycle of the host's manager (weakly), or None.
+        widenings: how its channels have grown since it was traced.
         on_write: called in the place of the model's own ``save_pretrained`` while something has grown, with
             that and its arguments; None refuses.
 
@@ -80,6 +82,7 @@ class Host(nn.Module):
         self._uncompared = capture.uncompared
         self._world = capture.world
         self._channels = Channels(capture.example, root)
+        self.widenings: tuple[Widened, ...] = ()
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
@@ -176,6 +179,7 @@ class Host(nn.Module):
         """The layers of the model are of other sizes now."""
         self._channels.forget()
         self._own.forget()
+        self.watch_writing()
 
     @property
     def regions(self) -> Mapping[str, Region]:
@@ -342,7 +346,9 @@ class Host(nn.Module):
         watch(self._writers, self.grown_in, self.on_write, type(self._root).__name__)
 
     def grown_in(self, module: str) -> list[str]:
-        """The seeds within the module of that name."""
+        """The seeds within the module of that name; and whatever has grown wider, wherever that is."""
+        if self.widenings:
+            return [f"{widening.group}, which is wider" for widening in self.widenings]
         within = (r for r in self.structure.by_region if not module or f"{r}.".startswith(f"{module}."))
         return [placement.seed for region in within for placement in self.structure.by_region[region]]
 

@@ -531,9 +531,8 @@ class SeedManager:
             )
         if len(self._background):
             raise StageError("cannot widen while a seed is in preparation: do it once that has gone live")
-        key = streams.key_of(self._memory.run_seed, f"widening {len(self._memory.widenings)}")
+        key = streams.key_of(self._memory.run_seed, f"widening {len(self.host.widenings)}")
         done = widen(self.host, group, by, init, optimizer_state, self._optimizers, key)
-        self._memory.widenings.append((done.group, done.by, done.init))
         self._reporter.emit("widened", **asdict(done))
         return done
 

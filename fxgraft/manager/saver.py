@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fxgraft import checkpoint
 from fxgraft.distributed.peers import Peers
+from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.reporter import Reporter
@@ -30,14 +31,12 @@ class Memory:
         names: hands out names.
         refuses_until: slot -> the step until which it refuses seeds.
         growth: gives the state of what grows by itself, or that state as it was loaded; None: nothing does.
-        widenings: group, number of channels and init of each widening of the host, in order.
     """
 
     run_seed: int
     names: SeedNames = field(default_factory=SeedNames)
     refuses_until: dict[str, int] = field(default_factory=dict)
     growth: Callable[[], dict[str, Any]] | dict[str, Any] | None = None
-    widenings: list[tuple[str, int, str]] = field(default_factory=list)
 
 
 class Saver:
@@ -87,7 +86,8 @@ class Saver:
         host = lifecycle.host
         lifecycle.cold = True  # the structures on the way are not worth compiling
         self._reporter.silent = True
-        given = lifecycle, self._optimizers, self.schedulers, blueprints, self._peers.rank
+        rank, alone = self._peers.rank, self._peers.size == 1
+        given = lifecycle, self._optimizers, self.schedulers, blueprints, rank, alone
         if folder is None:
             state = checkpoint.restore(path, *given)
         else:
@@ -105,6 +105,11 @@ class Saver:
 
     def describe(self) -> tuple[Tensor, list[str]]:
         """As `SeedManager.describe`."""
+        if widenings := self._lifecycle.host.widenings:
+            raise CheckpointError(
+                f"expected a host with the channels of its trace; {widenings[0].group} and perhaps others have "
+                f"grown wider, which a state_dict does not say. manager.save(path) writes everything"
+            )
         return checkpoint.describe(self._lifecycle.seeds.values(), self._memory.run_seed)
 
     def lead(self, entry: Tensor) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.optim import Optimizer
@@ -19,6 +19,7 @@ from fxgraft.errors import ChannelError
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.renewing import renew
+from fxgraft.host.widened import Widened
 from fxgraft.wider.comparing import difference, outputs
 from fxgraft.wider.replacing import check_moments, replace_moments, replace_tensors
 from fxgraft_passes.channels.groups import ChannelGroup
@@ -59,6 +60,7 @@ def widen(
     optimizer_state: str,
     optimizers: Sequence[Optimizer],
     seed: int,
+    outer: ExitStack | None = None,
 ) -> Widening:
     """Let a group of channels of ``host`` grow, whole or not at all.
 
@@ -70,6 +72,7 @@ def widen(
         optimizer_state: ``"fresh"`` or ``"copy"``.
         optimizers: that train the host.
         seed: of the new weights' random streams.
+        outer: is given what takes it back; None: it stays.
 
     Raises:
         ChannelError: it cannot grow so.
@@ -90,7 +93,9 @@ def widen(
         _carry_out(undo, host, growth, subject, optimizers, copies=optimizer_state == "copy")
         with subject.session():
             max_abs = difference(found.name, before, outputs(subject))
-        undo.pop_all()
+        done = undo.pop_all()
+    if outer is not None:
+        outer.push(done)
     more = sum(tensor.numel() - _old_size(growth, path) for path, tensor in growth.tensors.items())
     return Widening(found.name, by, found.size + by, init, more, max_abs)
 
@@ -123,6 +128,9 @@ def _carry_out(
     optimizers: Sequence[Optimizer],
     copies: bool,
 ) -> None:
+    undo.callback(setattr, host, "widenings", host.widenings)
+    numbers = [(s.path, s.name, s.new) for s in growth.settings if type(s.new) is float]
+    host.widenings = (*host.widenings, Widened(growth.group.name, growth.by, growth.init, tuple(numbers)))
     undo.callback(host.widened)
     replace_moments(undo, growth, subject, optimizers, copies)
     replace_tensors(undo, growth, subject)
@@ -138,8 +146,10 @@ def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth) -> None:
     """Let an average of the host's weights grow along; its new entries are those of the host."""
     theirs = subject_of(twin, host.example_call())
     tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
+    undo.callback(setattr, twin, "widenings", twin.widenings)
+    twin.widenings = host.widenings
     undo.callback(twin.widened)
-    replace_tensors(undo, Growth(growth.group, growth.by, growth.spreads, tensors, {}, ()), theirs)
+    replace_tensors(undo, replace(growth, tensors=tensors), theirs)
     for setting in growth.settings:
         undo.callback(setting.apply(theirs))
     twin.widened()

@@ -40,6 +40,7 @@ class Growth:
     Attributes:
         group: which.
         by: by how many channels.
+        init: how new ones begin.
         spreads: path -> the dimensions that grow, and how.
         tensors: path -> the wider tensor.
         fills: path -> what makes the wider one from any tensor of the old shape, as for an average of the
@@ -49,6 +50,7 @@ class Growth:
 
     group: ChannelGroup
     by: int
+    init: str
     spreads: Mapping[str, Sequence[tuple[int, Spread]]]
     tensors: Mapping[str, Tensor]
     fills: Mapping[str, Callable[[Tensor], Tensor]]
@@ -113,7 +115,7 @@ def grow(subject: Subject, group: ChannelGroup, by: int, init: str, seed: int) -
         settings = fit(subject, tensors, numbers, plan.settings(tensors), group.analysis.shapes)
     except ChannelError as error:
         raise ChannelError(f"{group.name}: {error}") from None
-    return Growth(group, by, plan.spreads, tensors, plan.fills, settings)
+    return Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)
 
 
 def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, ChannelGroup]:

@@ -1,0 +1,83 @@
+"""Runs whose host has grown wider, saved and loaded."""
+
+import pytest
+import torch
+from torch import nn
+
+import fxgraft
+from fxgraft.errors import CheckpointError
+from tests.harness import assert_same_bits, snapshot
+from tests.wider.models import Gpt, Mlp
+from tests.wider.test_widening import TOKENS, managed, steps
+
+
+def grown():
+    host, optimizer, manager = managed(Gpt(nn.RMSNorm, depth=1), TOKENS)
+    steps(host, optimizer, manager, TOKENS)
+    manager.widen("blocks.0.mlp.0", 4)
+    manager.germinate("blocks.0.mlp.1", nn.Linear(20, 20), name="a")
+    steps(host, optimizer, manager, TOKENS, 1)
+    manager.widen("token", 4)
+    steps(host, optimizer, manager, TOKENS, 1)
+    return host, optimizer, manager
+
+
+def test_a_run_goes_on_to_the_bit(tmp_path):
+    host, optimizer, manager = grown()
+    manager.save(tmp_path / "run")
+    torch.manual_seed(1)
+    fresh = fxgraft.trace(Gpt(nn.RMSNorm, depth=1), (TOKENS,))
+    again = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
+    loaded = fxgraft.SeedManager.load(
+        tmp_path / "run", fresh, again, blueprints={"a": nn.Linear(20, 20)}, check_every=0
+    )
+    assert fresh.widenings == host.widenings
+    assert fresh.norm.eps == host.norm.eps
+    for one, other, run in ((host, optimizer, manager), (fresh, again, loaded)):
+        steps(one, other, run, TOKENS)
+    assert_same_bits(host.state_dict(), fresh.state_dict())
+    assert_same_bits(optimizer.state_dict()["state"], again.state_dict()["state"])
+    assert loaded.widen("blocks.0.attn.qkv", 4).size == 16
+
+
+def test_a_model_for_inference(tmp_path):
+    host, _, manager = grown()
+    manager.save(tmp_path / "run")
+    found = fxgraft.load_model(
+        tmp_path / "run", Gpt(nn.RMSNorm, depth=1), blueprints={"a": nn.Linear(20, 20)}
+    )
+    assert_same_bits(found(TOKENS), host.eval()(TOKENS))
+
+
+def test_a_model_that_is_as_wide_by_itself(tmp_path):
+    host, _, manager = managed(Mlp(), torch.randn(3, 4))
+    manager.widen("up", 2)
+    manager.save(tmp_path / "run")
+    model = Mlp()
+    model.up, model.down = nn.Linear(4, 10), nn.Linear(10, 3)
+    fresh = fxgraft.trace(model, (torch.randn(3, 4),))
+    fxgraft.SeedManager.load(tmp_path / "run", fresh, torch.optim.AdamW(fresh.parameters()))
+    assert_same_bits(host.state_dict(), fresh.state_dict())
+
+
+def test_a_load_that_fails_leaves_a_narrow_host(tmp_path):
+    _, _, manager = grown()
+    manager.save(tmp_path / "run")
+    fresh = fxgraft.trace(Gpt(nn.RMSNorm, depth=1), (TOKENS,))
+    optimizer = torch.optim.AdamW(fresh.parameters())
+    before = snapshot(fresh, TOKENS, [optimizer])
+    with pytest.raises(CheckpointError, match="blueprints="):
+        fxgraft.SeedManager.load(tmp_path / "run", fresh, optimizer)
+    assert_same_bits(before, snapshot(fresh, TOKENS, [optimizer]))
+    assert fresh.widenings == ()
+    with pytest.raises(CheckpointError, match="does not grow as that of the checkpoint did"):
+        fxgraft.SeedManager.load(
+            tmp_path / "run", fxgraft.trace(Mlp(), (torch.randn(3, 4),)), torch.optim.AdamW([torch.zeros(1)])
+        )
+
+
+def test_a_state_that_does_not_say_it_is_refused():
+    _, _, manager = managed(Mlp(), torch.randn(3, 4))
+    manager.widen("up", 2)
+    with pytest.raises(CheckpointError, match="have grown wider"):
+        manager.describe()
