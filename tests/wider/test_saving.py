@@ -79,5 +79,5 @@ def test_a_load_that_fails_leaves_a_narrow_host(tmp_path):
 def test_a_state_that_does_not_say_it_is_refused():
     _, _, manager = managed(Mlp(), torch.randn(3, 4))
     manager.widen("up", 2)
-    with pytest.raises(CheckpointError, match="have grown wider"):
+    with pytest.raises(CheckpointError, match="up has grown wider"):
         manager.describe()
