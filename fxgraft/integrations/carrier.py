@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft.errors import StageError
+from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.measuring import Evaluate
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.manager.manager import SeedManager
@@ -19,6 +21,10 @@ from fxgraft.optimizers.leaving import take_out
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import logger
 from fxgraft.training.clipping import clip_per_owner
+
+AUTO = "auto"
+LATEST = 8
+"""How many of the latest batches are measured on, where no evaluation was given."""
 
 
 class Carrier:
@@ -28,20 +34,67 @@ class Carrier:
     norm over all the host would feel its seeds.
 
     Args:
-        host: the traced model that is trained.
-        on_step: called with the manager after each optimizer step, to germinate, blend and cull.
+        host: the traced model that is trained; ``"auto"``: the one that the trainer has, which grows by
+            itself (`SeedManager.autogrow`).
+        on_step: called with the manager after each optimizer step, to germinate, blend and cull; ``"auto"``
+            lets ``host`` grow by itself.
+        grow: arguments of `SeedManager.autogrow`. Without an ``evaluate`` there, the latest batches that were
+            trained on are what is measured on; with one of your own, on held-out data, a run that is resumed
+            grows to the bit as one that was not interrupted.
         **options: of `SeedManager`.
 
     Attributes:
         manager: leads the seeds; None before training begins.
+        growth: what `SeedManager.autogrow` returned; None before the first step, and where nobody asked.
     """
 
+    _host: Host
+
     def __init__(
-        self, host: Host, on_step: Callable[[SeedManager], None] = lambda manager: None, **options: Any
+        self,
+        host: Host | str,
+        on_step: Callable[[SeedManager], None] | str = lambda manager: None,
+        *,
+        grow: Mapping[str, Any] | None = None,
+        **options: Any,
     ):
+        for name, given in (("host", host), ("on_step", on_step)):
+            if isinstance(given, str) and given != AUTO:
+                raise ValueError(f"GrowCallback({name}): the only word is {AUTO!r}; got {given!r}")
+        self._auto = isinstance(host, str) or isinstance(on_step, str)
+        if grow is not None and not self._auto:
+            raise ValueError(f"GrowCallback(grow): expected GrowCallback({AUTO!r}, grow=...) with it")
         self.manager: SeedManager | None = None
-        self._host, self._on_step, self._options = host, on_step, options
+        self.growth: Growth | None = None
+        self._on_step = on_step if not isinstance(on_step, str) else lambda manager: None
+        self._options, self._grow = options, dict(grow or {})
+        if not isinstance(host, str):
+            self._bind(host)
         self._clip_norm: float | None = None  # what the trainer would clip to, while we do
+
+    def _bind(self, host: Host) -> None:
+        """This is the host."""
+        self._host = host
+
+    @property
+    def _is_bound(self) -> bool:
+        return "_host" in self.__dict__
+
+    def _evaluation(self) -> Evaluate:
+        """What growth is measured by, where nothing was given."""
+        raise ValueError("GrowCallback: expected grow={'evaluate': ...}, a function that returns a loss")
+
+    def _total_steps(self) -> int | None:
+        """How many steps the trainer will make, where that is known."""
+        return None
+
+    def _begin_growth(self) -> None:
+        """Grow by itself from now on, or go on with that; before the step is counted."""
+        assert self.manager is not None
+        given = {"total_steps": self._total_steps(), **self._grow}
+        if "evaluate" not in given:
+            given["evaluate"] = self._evaluation()
+        self.growth = self.manager.autogrow(**given)
 
     def _start(
         self,
@@ -58,6 +111,7 @@ class Carrier:
             StageError: the host has seeds of which nothing says how they are wired.
         """
         host, options = self._host, {"schedulers": schedulers, **self._options}
+        self.growth = None
         if file is not None:
             with bare(host, optimizers, schedulers):
                 self.manager = SeedManager.load(file, host, optimizers, **options)
@@ -100,7 +154,7 @@ class Carrier:
         told = [", ".join(manager.seeds) or "none" for manager in (before, manager)]
         if told[0] != told[1]:
             logger.warning("a state with other seeds was loaded: there were %s; now there are %s", *told)
-        self.manager = manager
+        self.manager, self.growth = manager, None
         self._carry()
 
     def _clip(self) -> None:
@@ -109,6 +163,8 @@ class Carrier:
 
     def _step(self, loss: float | Tensor | None = None) -> None:
         assert self.manager is not None
+        if self._auto and self.growth is None:
+            self._begin_growth()
         self.manager.step(loss)
         self._on_step(self.manager)
 

@@ -6,7 +6,7 @@ trainer = Trainer(host, arguments, train_dataset=..., callbacks=[GrowCallback(ho
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fxgraft.checkpoint import randomness
 from fxgraft.errors import CheckpointError
+from fxgraft.explore.measuring import Evaluate
 from fxgraft.host.host import Host
-from fxgraft.integrations.carrier import Carrier, bare
-from fxgraft.integrations.hugging_face_calls import Call, FirstCall, keep_from_blocks, trace_for
+from fxgraft.integrations.carrier import AUTO, LATEST, Carrier, bare
+from fxgraft.integrations.hugging_face_calls import (
+    Call,
+    FirstCall,
+    LatestCalls,
+    keep_from_blocks,
+    trace_for,
+)
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.util.bits import bits
@@ -56,7 +63,10 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     Args:
         host: the traced model that the trainer trains. One process, one device. Of seeds that are germinated
             from code, ``host.seed_blueprints`` has the module or factory with which a checkpoint is loaded.
-        on_step: called with the manager after each optimizer step, to germinate, blend and cull.
+            ``"auto"``: the host that the trainer trains, which grows by itself.
+        on_step: called with the manager after each optimizer step, to germinate, blend and cull; ``"auto"``
+            lets ``host`` grow by itself.
+        grow: arguments of `SeedManager.autogrow`, as for a `Carrier`.
         **options: of `SeedManager`.
 
     Attributes:
@@ -65,17 +75,54 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(
-        self, host: Host, on_step: Callable[[SeedManager], None] = lambda manager: None, **options: Any
+        self,
+        host: Host | str,
+        on_step: Callable[[SeedManager], None] | str = lambda manager: None,
+        *,
+        grow: Mapping[str, Any] | None = None,
+        **options: Any,
     ):
-        super().__init__(host, on_step, **options)
+        super().__init__(host, on_step, grow=grow, **options)
         self._optimizer: Optimizer | None = None
         self._schedulers: list[Any] = []
         self._first: FirstCall | None = None
+        self._latest: LatestCalls | None = None
+        self._steps: int | None = None
+
+    def _bind(self, host: Host) -> None:
+        super()._bind(host)
         host.on_write = self._write
         host.watch_writing()
         keep_from_blocks(host)
 
+    def _evaluation(self) -> Evaluate:
+        assert self._latest is not None
+        return self._latest.losses
+
+    def _total_steps(self) -> int | None:
+        return self._steps
+
     # Training
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Find the host, where it was not given.
+
+        Raises:
+            ValueError: the trainer trains no host.
+        """
+        self._find(given.get("model"))
+
+    def _find(self, model: object) -> None:
+        if self._is_bound:
+            return
+        if not isinstance(model, Host):
+            raise ValueError(
+                f"GrowCallback({AUTO!r}): expected a Trainer of a host, Trainer(fxgraft.trace(...), ...); "
+                f"got one of a {type(model).__name__}"
+            )
+        self._bind(model)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -87,7 +134,11 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
             StageError: the host has seeds of which nothing says how they are wired.
             CheckpointError: the checkpoint that is resumed from has no file of ours.
         """
+        self._find(given["model"])
         _check(args, given["model"], self._host)
+        self._steps = state.max_steps if state.max_steps > 0 else None
+        if self._auto and "evaluate" not in self._grow:
+            self._latest = LatestCalls(self._host, LATEST)
         file = _resumed(args, state) if state.global_step else None
         if file is not None and not file.exists():
             raise CheckpointError(
@@ -122,6 +173,8 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         """
         if self._clip_norm is not None:
             args.max_grad_norm, self._clip_norm = self._clip_norm, None
+        if self._latest is not None:
+            self._latest.stop()
         if self._first is not None:
             self._first.come(None)  # it may not have come by itself: in a run that was complete
             self._first = None

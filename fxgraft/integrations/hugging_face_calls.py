@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxgraft.host.host import Host
@@ -37,6 +39,43 @@ class FirstCall:
         self.cancel()
         if then is not None:
             then(call)
+
+
+class LatestCalls:
+    """The latest calls that a training made of a host, to measure on.
+
+    Args:
+        host: which returns a loss, as the models of transformers do.
+        number: of calls.
+    """
+
+    def __init__(self, host: Host, number: int):
+        self._host = host
+        self._calls: deque[Call] = deque(maxlen=number)
+        self._handle = host.register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def stop(self) -> None:
+        """See no more calls."""
+        self._handle.remove()
+
+    def losses(self) -> list[float]:
+        """The losses of these calls, in eval mode. Raises `TypeError` where the host returns none."""
+        self._host.eval()
+        return [_loss(self._host.forward(*args, **kwargs)) for args, kwargs in list(self._calls)]
+
+    def _see(self, host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if host.training and torch.is_grad_enabled():
+            self._calls.append((args, dict(kwargs)))
+
+
+def _loss(out: Any) -> float:
+    found = out.get("loss") if isinstance(out, Mapping) else getattr(out, "loss", None)
+    if found is None:
+        raise TypeError(
+            "GrowCallback('auto'): expected a host that returns a loss; give grow={'evaluate': ...}, a "
+            "function that returns one"
+        )
+    return float(found)
 
 
 def keep_from_blocks(host: Host) -> None:

@@ -6,7 +6,9 @@ trainer.fit(module, loader)
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,11 @@ from torch.utils.hooks import RemovableHandle
 
 from fxgraft.checkpoint import optimizers as optimizers_of_run
 from fxgraft.errors import CheckpointError
-from fxgraft.integrations.carrier import Carrier
+from fxgraft.explore.measuring import Evaluate
+from fxgraft.host.host import Host
+from fxgraft.integrations.carrier import AUTO, LATEST, Carrier
 from fxgraft.optimizers.wrapped import inner
+from fxgraft_passes.untouched import untouched
 
 ENTRY = "fxgraft"
 """The entry of Lightning's checkpoints with the managers' files, by the names of their hosts in the module.
@@ -57,8 +62,11 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     over all the host would feel its seeds.
 
     Args:
-        host: the traced model, anywhere in the ``LightningModule``.
-        on_step: called with the manager after each optimizer step, to germinate, blend and cull.
+        host: the traced model, anywhere in the ``LightningModule``; ``"auto"``: the one that is there, which
+            grows by itself.
+        on_step: called with the manager after each optimizer step, to germinate, blend and cull; ``"auto"``
+            lets ``host`` grow by itself.
+        grow: arguments of `SeedManager.autogrow`, as for a `Carrier`.
         **options: of `SeedManager`.
 
     Attributes:
@@ -72,6 +80,8 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     _shared: dict[int, dict[str, Any]] | None = None
     _stepped = False
     _hooks: Sequence[RemovableHandle] = ()
+    _latest: LatestBatches | None = None
+    _steps: int | None = None
 
     @property
     def state_key(self) -> str:
@@ -86,6 +96,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
                 or a callback averages weights without regard of what grows.
         """
         self._saved = self._loaded = self._shared = None
+        self._find(pl_module)
         paths = [name for name, module in pl_module.named_modules() if module is self._host]
         if not paths:
             raise ValueError(
@@ -107,6 +118,25 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
                     f"would be missing there. Use torch.optim.swa_utils.AveragedModel with "
                     f"fxgraft.averaging.follow, and update it in on_step"
                 )
+
+    def _find(self, pl_module: LightningModule) -> None:
+        """The host, where it was not given."""
+        hosts = [module for module in pl_module.modules() if isinstance(module, Host)]
+        if not self._is_bound:
+            if len(hosts) != 1:
+                raise ValueError(
+                    f"GrowCallback({AUTO!r}): expected one host in {type(pl_module).__name__} (self.host = "
+                    f"fxgraft.trace(...)); there are {len(hosts)}. Give a callback for each: "
+                    f"GrowCallback(module.host, {AUTO!r})"
+                )
+            self._bind(hosts[0])
+
+    def _evaluation(self) -> Evaluate:
+        assert self._latest is not None
+        return self._latest.losses
+
+    def _total_steps(self) -> int | None:
+        return self._steps
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -149,6 +179,11 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the manager; where the run is resumed, go on with the seeds of its checkpoint."""
+        if self._auto:
+            steps = trainer.estimated_stepping_batches
+            self._steps = int(steps) if math.isfinite(steps) and steps > 0 else None
+            if "evaluate" not in self._grow:
+                self._latest = LatestBatches(pl_module)
         optimizers = list(map(inner, trainer.optimizers))
         own = list(filter(self._trains, optimizers)) or optimizers  # of a frozen host: the manager says so
         for place, saved in (self._shared or {}).items():
@@ -195,6 +230,13 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         for parameters in filter(None, seeds):
             clip_grad_norm_(parameters, self._clip_norm)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the batch, to measure on."""
+        if self._latest is not None:
+            self._latest.batches.append(batch)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -233,6 +275,45 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
 
     def _on_optimizer_step(self, *_: Any) -> None:
         self._stepped = True
+
+
+class LatestBatches:
+    """The latest batches of a training, to measure on by the module's own ``training_step``.
+
+    Raises:
+        ValueError: that makes optimizer steps itself.
+    """
+
+    def __init__(self, module: LightningModule):
+        if not module.automatic_optimization:
+            raise ValueError(
+                f"GrowCallback({AUTO!r}): {type(module).__name__}.training_step makes optimizer steps "
+                f"itself: expected grow={{'evaluate': ...}}, a function that returns a loss"
+            )
+        self._module = module
+        self.batches: deque[Any] = deque(maxlen=LATEST)
+
+    def losses(self) -> list[float]:
+        """Their losses, in eval mode; nothing is logged, and the module is as it was."""
+        module = self._module
+        with untouched(module):
+            module.__dict__.update(log=_say_nothing, log_dict=_say_nothing)  # untouched takes them out again
+            module.eval()
+            return [_loss(module.training_step(batch, i)) for i, batch in enumerate(self.batches)]
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    """In the place of logging."""
+
+
+def _loss(found: Any) -> float:
+    loss = found.get("loss") if isinstance(found, dict) else found
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"GrowCallback({AUTO!r}): expected training_step to return a loss; got {type(loss).__name__}. "
+            f"Give grow={{'evaluate': ...}}, a function that returns one"
+        )
+    return float(loss)
 
 
 def _callbacks(trainer: Trainer) -> list[GrowCallback]:
