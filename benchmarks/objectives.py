@@ -104,7 +104,7 @@ class Run:
             seed.spec = dataclasses.replace(seed.spec, radius=radius)
             (old,) = self.host.structure.placements
             placed = self.host.structure.with_placement(dataclasses.replace(old, spec=seed.spec))
-            self.host.adopt(placed, self.host.phase, self.host.grafts())
+            self.host.set_structure(placed, self.host.phase, self.host.grafts())
         seed.module.register_forward_hook(self._look)
 
     def _look(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:

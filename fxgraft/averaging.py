@@ -100,7 +100,7 @@ def _mirror(host: Host, twin: Host) -> None:
     have = twin.grafts()
     grafts = {p.seed: have.get(p.seed) or _copied(host, twin, p) for p in placements}
     twin.prepare(structure, (host.phase,))
-    twin.adopt(structure, host.phase, grafts)
+    twin.set_structure(structure, host.phase, grafts)
     twin.structure_entry = host.structure_entry  # their states have the same entries
 
 

@@ -38,7 +38,7 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostReport:
     """What was measured.
 
     Attributes:
@@ -90,7 +90,7 @@ class Measurement:
     steps: int = 4
     backend: str | None = None
 
-    def run(self) -> Cost:
+    def run(self) -> CostReport:
         """Measure. A helper process compiles nothing here: a germination waits for what it compiles.
 
         Raises:
@@ -120,7 +120,7 @@ class Measurement:
         graphs = self._graphs(hosts)
         steps = {name: side.step for name, side in sides.items()}
         timed = compare(time_interleaved(steps, self.rounds, self.steps, random.Random(0).shuffle))
-        return Cost(
+        return CostReport(
             slot,
             self.blueprint,
             parameters,

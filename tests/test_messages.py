@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = "messages.md"
 SAYS = {"warning", "exception", "error", "warn", "_say_once"}
 """The functions that say something: of loggers, of `warnings`, and our own around them."""
-REASONS = {"fxgraft.lifecycle.silence"}
+REASONS = {"fxgraft.lifecycle.inactivity"}
 """Modules whose texts are said by others: every long one is a message."""
 LEFT_OUT = {"fxgraft.demo"}
 NEVER = {"AssertionError", "NotImplementedError"}

@@ -138,7 +138,7 @@ def exploration(name: str, seed: int, radius: float) -> dict[str, Any]:
         done = steps
         now = contributions(
             run.host, seeds, run.losses, at=1.0, repeats=1, alone=True, mean=float,
-            silence=run.manager._lifecycle.silence,
+            inactivity=run.manager._lifecycle.inactivity,
         )  # fmt: skip
         found[f"after {steps}"] = [now[s.name].contribution for s in seeds]
         seconds[steps] = time.process_time() - began

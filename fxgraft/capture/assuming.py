@@ -49,7 +49,7 @@ class AssumingTracer(fx.Tracer):
             self.create_proxy("call_function", operators.assume, (obj, value), {})
         return bool(value)
 
-    def _told(self, proxy: Any, value: Any) -> Any:
+    def _value_for_code(self, proxy: Any, value: Any) -> Any:
         """What the code gets for a value: the proxy; or a constant itself, which is assumed from then on."""
         node = proxy.node
         base = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None

@@ -210,9 +210,9 @@ class CallForm:
     @property
     def told(self) -> list[str]:
         """The guards for people: with the values of constants in the place of their names."""
-        return [self._told(guard) for guard in self.guards]
+        return [self._readable(guard) for guard in self.guards]
 
-    def _told(self, guard: str) -> str:
+    def _readable(self, guard: str) -> str:
         found = _CONSTANT.fullmatch(guard)
         guard = f"{found['what']} == {found['name']}" if found else guard
         return _NAMES.sub(lambda name: repr(self.constants.get(name[0], name[0])), guard)
@@ -225,7 +225,7 @@ class CallForm:
             except Exception:  # of an argument that is something else altogether
                 passes = False
             if not passes:
-                return self._told(guard)
+                return self._readable(guard)
         return None
 
     def broken(self, module: nn.Module) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxgraft.capture.proxy import UntraceableError
-from fxgraft.capture.recorder import Recorder
+from fxgraft.capture.recorder import ReadRecorder
 from fxgraft.util import _torch
 
 
@@ -26,7 +26,7 @@ class Effects:
         kept: tensors that no forward may write into: the model's parameters.
     """
 
-    def __init__(self, recorder: Recorder, kept: frozenset[int]):
+    def __init__(self, recorder: ReadRecorder, kept: frozenset[int]):
         self._recorder = recorder
         self._kept = kept
         self._contexts = _contexts()

@@ -58,7 +58,7 @@ _is_quiet = False
 _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
 
-def introduce(module: nn.Module, name: str, form: Form) -> None:
+def set_expected_form(module: nn.Module, name: str, form: Form) -> None:
     """Let the log call ``module`` by its qualified name, and say what a call has to be."""
     _known[module] = name, form
 
@@ -121,7 +121,9 @@ def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:
     what = _COMPARES.split(compared or expected)[0]
     what = what.lstrip("(") if what.count("(") > what.count(")") else what
     try:
-        return Mismatch(expected, what, _told(eval(what, {}, scope)))  # of our own making, as the guard is
+        return Mismatch(
+            expected, what, _describe_value(eval(what, {}, scope))
+        )  # of our own making, as the guard is
     except Exception:  # the guard is of another form than "this is that"
         return Mismatch(expected)
 
@@ -129,7 +131,7 @@ def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:
 _COMPARES = re.compile(r" (?:==|!=|<=|>=|<|>|is not|is|not in|in) ")
 
 
-def _told(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
     text = repr(value)

@@ -61,23 +61,23 @@ class Fingerprint:
 
     def __init__(self, module: nn.Module):
         reader = _Reader(module)
-        self.code = Facts(tuple(reader.facts))
-        self.values = Facts(tuple(reader.values))
-        self.watch = Watch([reader])
+        self.code = FingerprintFacts(tuple(reader.facts))
+        self.values = FingerprintFacts(tuple(reader.values))
+        self.watch = FingerprintWatch([reader])
 
     def holds(self) -> bool:
         """Whether ``code`` is what it was."""
         return self.watch.holds()
 
 
-class Watch:
+class FingerprintWatch:
     """Looks whether what fingerprints took down is still so: in microseconds, before each call.
 
     Args:
         parts: of what; several are looked at faster together, as they share classes and globals.
     """
 
-    def __init__(self, parts: Iterable[Watch | _Reader]):
+    def __init__(self, parts: Iterable[FingerprintWatch | _Reader]):
         self.reads: dict[int, tuple[Any, dict[str, Any]]] = {}
         self.cells: list[Any] = []
         self.containers: list[tuple[Any, Any]] = []
@@ -122,7 +122,7 @@ class Watch:
         return "" if self.holds() else "a hook, a submodule or what is in a container"
 
 
-class Facts:
+class FingerprintFacts:
     """Something hashable whose hash is computed once."""
 
     __slots__ = ("_facts", "_hash")
@@ -133,7 +133,7 @@ class Facts:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, Facts) and self._hash == other._hash and self._facts == other._facts
+            isinstance(other, FingerprintFacts) and self._hash == other._hash and self._facts == other._facts
         )
 
     def __hash__(self) -> int:

@@ -30,7 +30,7 @@ from torch import nn
 
 from fxgraft.capture.code import is_own
 from fxgraft.capture.proxy import UntraceableError
-from fxgraft.capture.recorder import Recorder
+from fxgraft.capture.recorder import ReadRecorder
 from fxgraft.capture.world import Watch
 from fxgraft.util import _torch
 
@@ -85,7 +85,7 @@ class Instruments:
 
     def __init__(self) -> None:
         self._watch: Watch | None = None
-        self._recorders: list[tuple[Recorder, Callable[[], bool]]] = []
+        self._recorders: list[tuple[ReadRecorder, Callable[[], bool]]] = []
         self._patched: dict[type, dict[str, Any]] = {}
         self._thread = threading.get_ident()
         self._sees_calls: bool | None = None  # None outside of `used`
@@ -104,7 +104,7 @@ class Instruments:
         return before
 
     @contextmanager
-    def recording(self, recorder: Recorder, is_following: Callable[[], bool]) -> Iterator[None]:
+    def recording(self, recorder: ReadRecorder, is_following: Callable[[], bool]) -> Iterator[None]:
         """Tell ``recorder`` of what happens inside, whenever ``is_following()``."""
         self._recorders.append((recorder, is_following))
         try:
@@ -181,7 +181,7 @@ class Instruments:
             return
         self._patched[cls] = own
 
-    def _now(self, name: str, unseen: tuple[str, ...] = _UNSEEN) -> Recorder | None:
+    def _now(self, name: str, unseen: tuple[str, ...] = _UNSEEN) -> ReadRecorder | None:
         """The recorder to tell of access to the attribute ``name`` by the code two frames above, if any."""
         if not self._recorders or name.startswith("__") or threading.get_ident() != self._thread:
             return None
@@ -223,7 +223,7 @@ class Instruments:
             function = _STATES_IN_PYTHON[code]
             recorder.asked(function, function())
 
-    def _called(self, recorder: Recorder, called: Any) -> None:
+    def _called(self, recorder: ReadRecorder, called: Any) -> None:
         known = id(called)  # not every function can be hashed
         if known in _STATES:
             recorder.asked(called, called())

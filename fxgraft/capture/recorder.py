@@ -1,6 +1,6 @@
 """What the code of one region reads of the world, and what it writes into it.
 
-A `Recorder` is told of each attribute that is read and each function that is entered (see `instruments`),
+A `ReadRecorder` is told of each attribute that is read and each function that is entered (see `instruments`),
 while its region's own code runs. What was read becomes a `Fact`; what holds other things is looked at again
 when the code is left: if it has changed, the forward does more than compute a result, and its region is
 refused.
@@ -49,7 +49,7 @@ Place = tuple[Any, tuple[Step, ...]]
 """Where something was found: the base and the path of a `Fact`."""
 
 
-class Recorder:
+class ReadRecorder:
     """Watches the code of one call of ``module``.
 
     Args:

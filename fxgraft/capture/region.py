@@ -15,7 +15,7 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import Generated, generate
-from fxgraft.capture.fallback import COUNTER, introduce, new_counter
+from fxgraft.capture.fallback import COUNTER, new_counter, set_expected_form
 from fxgraft.capture.flat import flatten, unflatten
 from fxgraft.capture.merge import merge, merged_form
 from fxgraft.capture.preconditions import with_conditions
@@ -78,7 +78,7 @@ class Region:
         self._fallbacks = 0  # under earlier forwards
         self._known: dict[object, Generated] = {}
         FindSlots(region=name).rewrite(base)
-        introduce(module, name, form)
+        set_expected_form(module, name, form)
 
     @property
     def graph(self) -> fx.Graph:
@@ -110,7 +110,7 @@ class Region:
         return self._fallbacks + (0 if live is None else int(live))
 
     @property
-    def outdated(self) -> list[str]:
+    def changed_attributes(self) -> list[str]:
         """What the module's code was told of the module while it was traced, and is not so now."""
         return [] if self.is_boundary else self.form.broken(self.module)
 
@@ -140,7 +140,7 @@ class Region:
                 graph, names = merge(self, parts)
                 form = merged_form(self, parts)
             form = with_conditions(form, self.module, graph)
-            introduce(self.module, self.name, form)  # the log names what a call does not meet
+            set_expected_form(self.module, self.name, form)  # the log names what a call does not meet
             for i, wiring in enumerate(wirings):
                 source = wiring.source and _found(graph, names, wiring.source)
                 for k, node in enumerate((wiring.node, *wiring.others)):

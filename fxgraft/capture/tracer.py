@@ -30,7 +30,7 @@ from fxgraft.capture.effects import Effects
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, builtins_of_values, limits_of_proxies
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
-from fxgraft.capture.recorder import Recorder
+from fxgraft.capture.recorder import ReadRecorder
 from fxgraft.capture.sizes import prune_unused_items
 from fxgraft.util import _torch
 from fxgraft_passes._torch import unseen_by_modes
@@ -113,7 +113,7 @@ class RegionTracer(AssumingTracer):
             return result
 
         self._called = called
-        recorder = Recorder(module, self._instruments.instrument)
+        recorder = ReadRecorder(module, self._instruments.instrument)
         self._effects = Effects(recorder, self._kept)
         try:
             with builtins_of_values(module), limits_of_proxies(True), noted() as raised:
@@ -202,7 +202,7 @@ class RegionTracer(AssumingTracer):
             self._saw(node, value)
         if isinstance(value, torch.Size):
             return tuple(proxy)
-        return self._told(proxy, value)
+        return self._value_for_code(proxy, value)
 
     def refuse_write(self, function: Any, args: Any, kwargs: Any) -> None:
         """Refuse an operation on no proxy that would change a tensor of the model's."""

@@ -22,7 +22,7 @@ from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import integer
 from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.host.host import Host
-from fxgraft.host.receiving import Kept, Reader, read_with
+from fxgraft.host.receiving import Kept, StateReader, read_with
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
@@ -99,7 +99,7 @@ def regrow(host: Host, entry: Tensor) -> None:
     with ExitStack() as undo:
         for name in ("led_by", "on_replaced", "structure_entry"):
             undo.callback(setattr, host, name, getattr(host, name))
-        undo.callback(host.adopt, host.structure, host.phase, host.grafts())
+        undo.callback(host.set_structure, host.structure, host.phase, host.grafts())
         host.clear()
         lifecycle = Lifecycle(host, (), lambda seed: None, lambda name: None, lambda seed: None)
         revive(entry, lifecycle)
@@ -145,4 +145,4 @@ def _bytes(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-read_with(Reader(_names, _alike, regrow))
+read_with(StateReader(_names, _alike, regrow))

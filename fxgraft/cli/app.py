@@ -72,7 +72,7 @@ def tell(text: str, data: Any, as_json: bool) -> None:
 
 
 @contextmanager
-def extras_told() -> Iterator[None]:
+def report_missing_extras() -> Iterator[None]:
     """Turn a missing package of an extra into a line on stderr that says how to get it."""
     try:
         yield
@@ -85,10 +85,10 @@ def extras_told() -> Iterator[None]:
 
 
 @contextmanager
-def errors_told() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Turn the errors that are meant for users into a line on stderr and an exit code."""
     try:
-        with extras_told():
+        with report_missing_extras():
             yield
     except (FxGraftError, ValueError, OSError) as error:
         print(f"fxgraft: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ import typer
 
 from fxgraft.checkpoint import file
 from fxgraft.checkpoint.packing import unpack
-from fxgraft.cli.app import JSON, app, errors_told, tell
+from fxgraft.cli.app import JSON, app, report_errors, tell
 
 SEED_KEYS = ("name", "slot", "source", "blueprint", "registered", "stage", "alpha")
 FILE = Annotated[Path, typer.Argument(help="What manager.save() wrote.")]
@@ -21,7 +21,7 @@ app.add_typer(commands, name="checkpoint")
 @commands.command()
 def inspect(path: FILE, as_json: JSON = False) -> None:
     """Tell what is in a checkpoint: its step, its seeds, how large it is. Runs no code from it."""
-    with errors_told():
+    with report_errors():
         manifest, tensors = file.read(path)
         run = unpack(manifest["run"], tensors)
         seeds = [unpack(seed, tensors) for seed in manifest["seeds"]]
@@ -54,7 +54,7 @@ def inspect(path: FILE, as_json: JSON = False) -> None:
 @commands.command()
 def verify(path: FILE, as_json: JSON = False) -> None:
     """Check every checksum. Ends with 1 if the file is damaged, or is no checkpoint."""
-    with errors_told():
+    with report_errors():
         _, tensors = file.read(path)
         tell(f"{path} is whole: {len(tensors)} tensors", {"whole": True, "tensors": len(tensors)}, as_json)
 

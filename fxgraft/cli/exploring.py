@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from fxgraft.cli.app import JSON, app, errors_told, tell
+from fxgraft.cli.app import JSON, app, report_errors, tell
 from fxgraft.cli.target import Task, load_task
 from fxgraft.explore import Exploration, scoring
 from fxgraft.host.host import Host
@@ -38,7 +38,7 @@ def explore(
     as_json: JSON = False,
 ) -> None:
     """Train a model for a while, let candidates learn beside it, and tell where it should grow."""
-    with errors_told():
+    with report_errors():
         validate.integer("--warm-up", warm_up)
         found = _explored(load_task(target), slots, steps, warm_up, lr, blueprint, score)
         tell(str(found), found.to_dict(), as_json)

@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from fxgraft.cli.app import JSON, TARGET, app, errors_told, options_of, tell
+from fxgraft.cli.app import JSON, TARGET, app, options_of, report_errors, tell
 from fxgraft.cli.target import load
-from fxgraft.cost import Cost, Measurement
+from fxgraft.cost import CostReport, Measurement
 
 
 @app.command()
@@ -28,7 +28,7 @@ def bench(
     as_json: JSON = False,
 ) -> None:
     """Measure a training step of a model, bare and in a host, in turns; and what changes cost."""
-    with errors_told():
+    with report_errors():
         made = load(target)
         cost = Measurement(
             made.model,
@@ -47,7 +47,7 @@ def bench(
             show(cost, rounds, Console())
 
 
-def show(cost: Cost, rounds: int, console: Console) -> None:
+def show(cost: CostReport, rounds: int, console: Console) -> None:
     """Print a table, and what else there is to say."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("a training step of")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxgraft.cli.app import JSON, TARGET, app, errors_told, extras_told, host_of, options_of, tell
+from fxgraft.cli.app import JSON, TARGET, app, host_of, options_of, report_errors, report_missing_extras, tell
 from fxgraft.commands import SEED
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
@@ -16,7 +16,7 @@ from fxgraft.manager.manager import SeedManager
 @app.command()
 def explain(target: TARGET, as_json: JSON = False) -> None:
     """Tell which modules of a model are traced, which are not and why, and where its slots are."""
-    with errors_told():
+    with report_errors():
         told = host_of(target).explain()
         tell(str(told), told.to_dict(), as_json)
 
@@ -28,7 +28,7 @@ def slots(
     as_json: JSON = False,
 ) -> None:
     """List where seeds may germinate, with the shape and dtype of the value there."""
-    with errors_told():
+    with report_errors():
         found = host_of(target).slots.select(choice)
         rows = [
             {"name": s.name, "shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")}
@@ -50,7 +50,7 @@ def plan(
     as_json: JSON = False,
 ) -> None:
     """Tell what a germination would change: parameters, FLOPs, generated code. Changes nothing."""
-    with errors_told():
+    with report_errors():
         seed = SEED(slot=slot, blueprint=blueprint, mode=mode, source=source, config=options_of(config))
         told = SeedManager(host_of(target)).plan(**arguments(seed))
         tell(str(told), told.to_dict(), as_json)
@@ -63,7 +63,7 @@ def graph(
     as_json: JSON = False,
 ) -> None:
     """Draw a model with its slots: one picture, or a page where each module opens."""
-    with errors_told():
+    with report_errors():
         written = host_of(target).show().save(output)
         tell(f"wrote {written}", {"wrote": str(written)}, as_json)
 
@@ -77,7 +77,7 @@ def demo(
     as_json: JSON = False,
 ) -> None:
     """Grow a small network on real data, and compare it with four other ways of training (about a minute)."""
-    with extras_told():
+    with report_missing_extras():
         from fxgraft.demo.__main__ import main  # needs the extra `demo`
 
         flags = [*(["--quick"] if quick else []), *(["--json"] if as_json else [])]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxgraft.cli.app import JSON, app, errors_told, tell
+from fxgraft.cli.app import JSON, app, report_errors, tell
 from fxgraft.report import read
 
 RUN = Annotated[Path, typer.Argument(help="What a JsonLines sink wrote, or a folder with events.jsonl.")]
@@ -22,7 +22,7 @@ def report(
     as_json: JSON = False,
 ) -> None:
     """Turn the log of a run into a page: one HTML file that opens offline. --json tells its numbers."""
-    with errors_told():
+    with report_errors():
         if as_json:
             tell("", read(run).summary(), as_json)
             return
@@ -41,7 +41,7 @@ def watch(
     """Follow a run in the terminal while it trains. Ctrl-C ends the watching, not the run."""
     from fxgraft.report import screen
 
-    with errors_told():
+    with report_errors():
         if as_json:
             tell("", read(run).summary(), as_json)
         elif once:

@@ -80,7 +80,7 @@ def build(
         others: further modules to bring into the kind's mode.
     """
     compiled: Any = torch.compile(entry, **{**_with_filter(options), "fullgraph": True})
-    with kind.made_up(module, *others) as (args, kwargs):
+    with kind.example_call(module, *others) as (args, kwargs):
         made = compiled.aot_compile(((module, *args), kwargs))
     return _torch.artifact_bytes(made, entry.__globals__)
 

@@ -22,7 +22,7 @@ _NUMBERS = (int, float)
 _PLAIN = (bool, *_NUMBERS, str, type(None))
 
 
-def glance(
+def call_key(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], numbers_vary: bool = False
 ) -> object:
     """A cheap key for a call of plain tensors and constants; None for any other call.
@@ -111,7 +111,7 @@ class CallKind:
         return replace(self, leaves=tuple(map(_without_sizes, self.leaves)))
 
     @contextmanager
-    def made_up(self, *modules: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def example_call(self, *modules: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         """Arguments for such a call, with the mode of ``modules``, gradients and autocast as in one."""
         args, kwargs = pytree.tree_unflatten(
             [_example(leaf, is_static=self.numbers_vary) for leaf in self.leaves], self.form

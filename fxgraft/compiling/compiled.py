@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.fingerprint import Facts
+from fxgraft.capture.fingerprint import FingerprintFacts
 from fxgraft.capture.region import Region
 from fxgraft.compiling.artifacts import Entry
-from fxgraft.compiling.calls import CallKind, glance, merge
-from fxgraft.compiling.job import Task
+from fxgraft.compiling.calls import CallKind, call_key, merge
+from fxgraft.compiling.job import CompileTask
 from fxgraft.compiling.keys import Keys
 from fxgraft.compiling.trials import Trials
 from fxgraft.compiling.units import Unit, units_in, units_of
@@ -179,7 +179,7 @@ class CompiledHost:
             if is_block and not self._is_inside and not self._look():  # somebody calls the block by itself
                 return enter(module, *args, **kwargs)
             # In front of every step of a compiled host: nothing but a look at the arguments' forms.
-            form = glance(module, args, kwargs, state.numbers_vary)
+            form = call_key(module, args, kwargs, state.numbers_vary)
             entry = state.known.get(form) if form is not None else None
             if entry is None:
                 entry = self._resolve(state, form, args, kwargs)
@@ -326,7 +326,7 @@ class CompiledHost:
         for kind in self.variants.seen(equal) if equal is not None else ():
             self.variants.see(unit, kind.without_gradients() if is_cut else kind)
 
-    def _code(self, unit: Unit) -> Facts:
+    def _code(self, unit: Unit) -> FingerprintFacts:
         return self._keys.of(unit, Structure(), Phase.ISOLATED).code
 
     # What is ready
@@ -370,7 +370,9 @@ class CompiledHost:
 
     # What the helper is to make
 
-    def tasks_for(self, structure: Structure, before: Structure, grafts: Mapping[str, Graft]) -> list[Task]:
+    def tasks_for(
+        self, structure: Structure, before: Structure, grafts: Mapping[str, Graft]
+    ) -> list[CompileTask]:
         """What is missing for ``structure`` in the units where it is not ``before``; urgent ones first."""
         self._look()
         self.grow(structure, grafts)
@@ -391,7 +393,7 @@ class CompiledHost:
         tasks = [replace(task, is_required=task.kind.trains) for task in tasks]
         return sorted(tasks, key=lambda task: not task.is_required)
 
-    def tasks_wanted(self) -> list[Task]:
+    def tasks_wanted(self) -> list[CompileTask]:
         """What calls of late had to do without."""
         self._look()
         tasks = []
@@ -401,7 +403,7 @@ class CompiledHost:
                 tasks += self._tasks(state.unit, state.local, state.phase, kinds)
         return _distinct(tasks)
 
-    def tasks_settled(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[Task]:
+    def tasks_settled(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[CompileTask]:
         """The forwards that save the objectives, for units of several seeds none of which learns now."""
         self._look()
         tasks = []
@@ -413,11 +415,13 @@ class CompiledHost:
                 tasks += self._tasks(unit, local, Phase.SETTLED, missing)
         return [replace(task, is_extra=True) for task in _distinct(tasks) if not task.variant.given_up]
 
-    def _tasks(self, unit: Unit, local: Structure, phase: Phase, kinds: Iterable[CallKind]) -> list[Task]:
+    def _tasks(
+        self, unit: Unit, local: Structure, phase: Phase, kinds: Iterable[CallKind]
+    ) -> list[CompileTask]:
         variant = self.variant(unit, local, phase)
         kinds = list(kinds) if self.options.get("dynamic") is False else merge(kinds)
         fresh = [kind for kind in kinds if all(kind != made for made, _ in variant.artifacts)]
-        return [Task(unit, variant, phase, kind) for kind in fresh]
+        return [CompileTask(unit, variant, phase, kind) for kind in fresh]
 
     def expect_help(self, structure: Structure) -> None:
         """Let calls of ``structure`` run uncompiled until there is code of the helper for them."""
@@ -441,13 +445,13 @@ class CompiledHost:
     def repeat_eagerly(self, unit: Unit, *others: nn.Module) -> None:
         """Run a unit uncompiled on made-up inputs of its latest kind of call; nothing is left of it."""
         for kind in islice(reversed(self.variants.seen(unit)), 1):
-            with untouched(self._root, *others), kind.made_up(unit.module, *others) as (args, kwargs):
+            with untouched(self._root, *others), kind.example_call(unit.module, *others) as (args, kwargs):
                 enter(unit.module, *args, **kwargs)
 
 
 def _call(variant: Variant, module: nn.Module, kind: CallKind, *others: nn.Module) -> None:
     """Run forward, and backward where gradients are enabled, in a call of that kind."""
-    with kind.made_up(module, *others) as (args, kwargs):
+    with kind.example_call(module, *others) as (args, kwargs):
         out = variant.entry(module, *args, **kwargs)
     learned = [p for m in (module, *others) for p in m.parameters() if p.requires_grad]
     outputs = [o for o in pytree.tree_leaves(out) if isinstance(o, Tensor) and o.requires_grad]
@@ -456,7 +460,7 @@ def _call(variant: Variant, module: nn.Module, kind: CallKind, *others: nn.Modul
         torch.autograd.grad(outputs, learned, zeros, allow_unused=True)
 
 
-def _distinct(tasks: Iterable[Task]) -> list[Task]:
+def _distinct(tasks: Iterable[CompileTask]) -> list[CompileTask]:
     """One task for each piece of code: equal units share it."""
     return list({(task.variant, task.phase, task.kind): task for task in tasks}.values())
 

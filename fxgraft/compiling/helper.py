@@ -58,7 +58,7 @@ _serial = itertools.count()
 _loading = threading.RLock()
 
 
-class Run:
+class HelperRun:
     """One job at the compiler process.
 
     Args:
@@ -129,9 +129,9 @@ class CompilerProcess:
     """
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[HelperRun | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self.now: Run | None = None
+        self.now: HelperRun | None = None
         self._child: _Child | None = None
         self.is_ready = False
         self._is_ending = False
@@ -139,7 +139,7 @@ class CompilerProcess:
         self._why_not = ""
         threads.start(self._serve, "fxgraft-compiler")
 
-    def submit(self, run: Run) -> None:
+    def submit(self, run: HelperRun) -> None:
         """Carry it out after those that came before."""
         self._jobs.put(run)
 
@@ -221,7 +221,7 @@ class CompilerProcess:
         self.is_ready = True
         return None
 
-    def _carry_out(self, run: Run) -> None:
+    def _carry_out(self, run: HelperRun) -> None:
         child = self._child
         assert child is not None
         if run.is_stopped:
@@ -288,7 +288,7 @@ class _Child:
             how = self._ended()
             return how if isinstance(error, EOFError) else f"{type(error).__name__}: {error}; it {how}"
 
-    def carry_out(self, run: Run) -> str | None:
+    def carry_out(self, run: HelperRun) -> str | None:
         """Have ``run`` done; return why it was given up. Raises `EOFError` where the process has ended."""
         try:
             self._to.send(("do", run.number, run.data))
@@ -305,7 +305,7 @@ class _Child:
         except OSError as error:
             raise EOFError from error
 
-    def _take(self, run: Run, what: str, number: int, *rest: Any) -> bool:
+    def _take(self, run: HelperRun, what: str, number: int, *rest: Any) -> bool:
         """Take one message in; return whether it is the last one."""
         if number != run.number:
             raise ValueError(f"an answer to another job: {number}")

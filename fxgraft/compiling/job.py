@@ -14,7 +14,7 @@ from fxgraft.compiling.ambient import Ambient
 from fxgraft.compiling.artifacts import Loading
 from fxgraft.compiling.calls import CallKind
 from fxgraft.compiling.forwards import Forwards
-from fxgraft.compiling.helper import Run
+from fxgraft.compiling.helper import HelperRun
 from fxgraft.compiling.parcel import pack
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Variant
@@ -23,7 +23,7 @@ from fxgraft_passes import Phase
 
 
 @dataclass(frozen=True)
-class Task:
+class CompileTask:
     """One artifact to make.
 
     Attributes:
@@ -65,7 +65,7 @@ class Job:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[CompileTask],
         options: Mapping[str, Any],
         forwards: Mapping[Phase, Forwards],
         others: Sequence[nn.Module],
@@ -85,7 +85,7 @@ class Job:
             forwards,
             others,
         )
-        self._run = Run(pack(order, (*modules, *others)), self._decode)
+        self._run = HelperRun(pack(order, (*modules, *others)), self._decode)
 
     def _decode(
         self, message: tuple[int | None, bytes | None, str | None]

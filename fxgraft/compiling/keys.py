@@ -7,7 +7,7 @@ from types import FunctionType
 
 from torch import nn
 
-from fxgraft.capture.fingerprint import Fingerprint, Same, Watch
+from fxgraft.capture.fingerprint import Fingerprint, FingerprintWatch, Same
 from fxgraft.capture.region import Region
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Key
@@ -29,7 +29,7 @@ class Keys:
         self._blocks = {unit: Fingerprint(unit.module) for unit in blocks}
         self._grown: dict[Unit, Fingerprint] = {}
         self._grafts: dict[str, tuple[nn.Module, Fingerprint]] = {}
-        self._watches = [self._watch_blocks(), Watch(())]
+        self._watches = [self._watch_blocks(), FingerprintWatch(())]
 
     def of(self, unit: Unit, local: Structure, phase: Phase) -> Key:
         """The key of a unit's part of a structure in a phase."""
@@ -79,12 +79,12 @@ class Keys:
         self._watches = [self._watch_blocks(), self._watch_seeds()]
         return changed
 
-    def _watch_blocks(self) -> Watch:
-        return Watch(found.watch for found in self._blocks.values())
+    def _watch_blocks(self) -> FingerprintWatch:
+        return FingerprintWatch(found.watch for found in self._blocks.values())
 
-    def _watch_seeds(self) -> Watch:
+    def _watch_seeds(self) -> FingerprintWatch:
         seeds = (*(found for _, found in self._grafts.values()), *self._grown.values())
-        return Watch(found.watch for found in seeds)
+        return FingerprintWatch(found.watch for found in seeds)
 
 
 def _regions_of(structure: Structure) -> list[str]:

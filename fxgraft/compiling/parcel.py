@@ -68,11 +68,11 @@ def pack(content: Any, modules: Iterable[nn.Module]) -> bytes:
     except Exception as error:
         left_out = _offenders(modules)
         if not left_out:
-            raise CannotTravelError(_told(error)) from error
+            raise CannotTravelError(_describe_error(error)) from error
     try:
         return _pickled(content, left_out)
     except Exception as error:
-        raise CannotTravelError(_told(error)) from error
+        raise CannotTravelError(_describe_error(error)) from error
 
 
 def unpack(data: bytes) -> Any:
@@ -160,9 +160,7 @@ def _offenders(modules: Iterable[nn.Module]) -> dict[tuple[int, str], LeftOut]:
             try:
                 _pickled(value, {}, known)
             except Exception as error:
-                what = (
-                    f"attribute {name!r} of {path or 'the model'!r} ({type(module).__name__}): {_told(error)}"
-                )
+                what = f"attribute {name!r} of {path or 'the model'!r} ({type(module).__name__}): {_describe_error(error)}"
                 found[id(module), name] = LeftOut(f"{what}; the compiler process does not have it")
                 if (key := (type(module), name)) not in _said:
                     _said.add(key)
@@ -172,7 +170,7 @@ def _offenders(modules: Iterable[nn.Module]) -> dict[tuple[int, str], LeftOut]:
     return found
 
 
-def _told(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return (
         text[0]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxgraft.capture.fingerprint import Facts
+from fxgraft.capture.fingerprint import FingerprintFacts
 from fxgraft.compiling.artifacts import Artifact, Entry
 from fxgraft.compiling.calls import CallKind, covers
 from fxgraft.compiling.units import Unit
@@ -72,7 +72,7 @@ class Variant:
     compiled: dict[CallKind, None] = field(default_factory=dict)
     artifacts: list[tuple[CallKind, Artifact]] = field(default_factory=list)
     known: dict[Unit, dict[object, Entry]] = field(default_factory=dict)
-    values: dict[Facts, None] = field(default_factory=dict)
+    values: dict[FingerprintFacts, None] = field(default_factory=dict)
     entered: set[Unit] = field(default_factory=set)
     helped: bool = False
     is_late: bool = False
@@ -173,7 +173,7 @@ class Variants:
         self._options = options
         self._table: OrderedDict[object, Variant] = OrderedDict()
         self._seen: dict[Unit, OrderedDict[CallKind, None]] = {}
-        self._apart: OrderedDict[Facts, None] = OrderedDict()
+        self._apart: OrderedDict[FingerprintFacts, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[Variant]:
         return iter(self._table.values())
@@ -238,8 +238,8 @@ class Key:
         structure: of its part of the structure, and the phase.
     """
 
-    code: Facts
-    values: Facts
+    code: FingerprintFacts
+    values: FingerprintFacts
     structure: object
 
 

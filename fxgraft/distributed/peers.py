@@ -32,9 +32,9 @@ class Peers(Protocol):
         """Say it, where there is something to say; return what the first rank said that did."""
 
     def leader_says(self, topic: str, value: Any) -> Any:
-        """Say it; return what rank 0 said in the last exchange, None if nothing. It stays until `hush`."""
+        """Say it; return what rank 0 said in the last exchange, None if nothing. It stays until `withdraw`."""
 
-    def hush(self) -> None:
+    def withdraw(self) -> None:
         """Take back what was said since the last exchange."""
 
     def settle(self) -> None:
@@ -71,7 +71,7 @@ class Alone:
     def leader_says(self, topic: str, value: Any) -> Any:
         return value
 
-    def hush(self) -> None:
+    def withdraw(self) -> None:
         pass
 
     def settle(self) -> None:

@@ -96,7 +96,7 @@ class Replicas:
         self._conversation.say(topic, value if heard is None else heard)
         return heard
 
-    def hush(self) -> None:
+    def withdraw(self) -> None:
         self._conversation.turn()
 
     def settle(self) -> None:

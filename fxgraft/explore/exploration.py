@@ -19,7 +19,7 @@ from fxgraft.explore.candidates import Candidate, Found
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
 from fxgraft.explore.scoring import Score, rank_of
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
-from fxgraft.lifecycle.silence import Silence
+from fxgraft.lifecycle.inactivity import InactivityWatch
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
@@ -86,13 +86,13 @@ class Exploration:
     def __init__(
         self,
         manager: SeedManager,
-        silence: Silence,
+        inactivity: InactivityWatch,
         found: Found,
         evaluate: Evaluate,
         score: Score,
         settings: Settings,
     ):
-        self._manager, self._silence = manager, silence
+        self._manager, self._inactivity = manager, inactivity
         self._evaluate, self._score, self._settings = evaluate, score, settings
         self._entries = [_Entry(candidate.command, candidate) for candidate in found.candidates]
         self._left_out = [_Entry(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out]
@@ -190,7 +190,7 @@ class Exploration:
                 repeats=settings.repeats,
                 alone=manager.peers.folder is None,
                 mean=manager.peers.mean,
-                silence=self._silence,
+                inactivity=self._inactivity,
             )
             for entry in self._learning():
                 assert entry.seed is not None

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fxgraft.host.host import Host
 from fxgraft.isolation.generators import generators_of
 from fxgraft.isolation.probing import at_alpha, mode_kept, reshard
-from fxgraft.lifecycle.silence import Silence
+from fxgraft.lifecycle.inactivity import InactivityWatch
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.util.interrupts import delay_interrupts, interruptible
@@ -108,7 +108,7 @@ def contributions(
     repeats: int,
     alone: bool,
     mean: Callable[[float], float],
-    silence: Silence,
+    inactivity: InactivityWatch,
 ) -> dict[str, Measured]:
     """The contribution of each of these seeds alone, by the names of the seeds.
 
@@ -126,7 +126,7 @@ def contributions(
     found: dict[str, Measured] = {}
     without: list[float] | None = None
     for seed in seeds:
-        fallbacks = silence.fallbacks(seed)
+        fallbacks = inactivity.fallbacks(seed)
         if without is None:
             without = [mean(loss) for loss in _run(host, seed, names, evaluate, 0.0, repeats, alone)[0]]
         losses, ran = _run(host, seed, names, evaluate, at, repeats, alone)
@@ -136,7 +136,7 @@ def contributions(
                 f"evaluate: expected as many losses each time; got {len(without)}, then {len(losses)}"
             )
         if not mean(ran) and losses == without:
-            cause = silence.cause(seed, silence.fallbacks(seed) - fallbacks)
+            cause = inactivity.cause(seed, inactivity.fallbacks(seed) - fallbacks)
             found[seed.name] = Measured(reason=f"evaluate did not run it: {cause}")
             continue
         amend(seed, loss_without=statistics.fmean(without), loss_with=statistics.fmean(losses))

@@ -136,7 +136,7 @@ class _Folding:
         for name in into:
             structure = structure.without(name)
         grafts = {n: graft for n, graft in self.host.grafts().items() if n not in into}
-        self.host.adopt(structure, self.host.phase, grafts)
+        self.host.set_structure(structure, self.host.phase, grafts)
         return into, refused
 
     def _in_order(self) -> Iterator[Placement]:

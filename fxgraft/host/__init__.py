@@ -15,7 +15,7 @@
 `example`         the form of the example call, for who traces the model again
 `explain`         what became of each module, and why; `explained` writes it as text
 `table`           a host as a table, ``print(host)``
-`outdated`        attributes that were set after tracing, and that a trace relies on
-`introduction`    a host in a few lines, for the log of a run
+`changed_attributes`        attributes that were set after tracing, and that a trace relies on
+`run_summary`    a host in a few lines, for the log of a run
 ================  ================================================================================
 """

@@ -37,7 +37,9 @@ def _lines(siblings: list[ModuleReport], first: str, rest: str) -> Iterator[str]
     runs = [list(run) for _, run in groupby(siblings, key=_shape)]
     for run in runs:
         is_last, is_root = run is runs[-1], not run[0].name
-        yield from _wrapped(first + ("" if is_root else "└─ " if is_last else "├─ "), _told(run), rest)
+        yield from _wrapped(
+            first + ("" if is_root else "└─ " if is_last else "├─ "), _describe_modules(run), rest
+        )
         below = rest if is_root else rest + ("   " if is_last else "│  ")
         if guards := [guard for guard in run[0].guards if not guard.endswith(" is not None")]:
             yield from _wrapped(f"{below}   ", f"guards: {', '.join(guards)}", f"{below}   ")
@@ -49,7 +51,7 @@ def _wrapped(first: str, text: str, rest: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=following, drop_whitespace=True)
 
 
-def _told(run: list[ModuleReport]) -> str:
+def _describe_modules(run: list[ModuleReport]) -> str:
     one = run[0]
     names = [report.name.rpartition(".")[2] for report in run]
     called = f"{names[0]} … {names[-1]}" if len(run) > 1 and names[0].isdigit() else ", ".join(names)

@@ -25,9 +25,9 @@ from fxgraft.host.ownership import Ownership
 from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
 from fxgraft.host.table import table_of
-from fxgraft.host.ties import ties_kept
+from fxgraft.host.tied_weights import keep_tied_weights
 from fxgraft.host.unmet import unmet
-from fxgraft.host.values import Form, Values
+from fxgraft.host.values import ValueForm, Values
 from fxgraft.host.widened import Widened
 from fxgraft.host.writing import watch, writers
 from fxgraft.slots.branching import Calls
@@ -41,7 +41,7 @@ from fxgraft_passes.untouched import untouched
 
 if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
-    from fxgraft.compiling.job import Job, Task
+    from fxgraft.compiling.job import CompileTask, Job
 
 
 class Host(nn.Module):
@@ -122,7 +122,7 @@ class Host(nn.Module):
             SlotError: there is none; with the reason, or with the nearest names.
         """
         if not isinstance(name, str):
-            raise SlotError(f"slot: expected a name, one of host.slots; got {_told(name)}")
+            raise SlotError(f"slot: expected a name, one of host.slots; got {_describe_given(name)}")
         if name in self.slots:
             return self.slots[name]
         if (found := place(name, self.slots, self._regions)) is not None:
@@ -150,7 +150,7 @@ class Host(nn.Module):
             self._calls = Calls(self._regions)
         return self._calls.branch(self.slot(source), slot)
 
-    def value_at(self, slot: Slot) -> Form:
+    def value_at(self, slot: Slot) -> ValueForm:
         """Dtype, device and layout of the value at ``slot`` (not of its source) as the host is now."""
         return self._values.at(slot, self._regions)
 
@@ -328,7 +328,7 @@ class Host(nn.Module):
         """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
         self._running.prepare(structure, phases)
 
-    def adopt(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
+    def set_structure(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
         self._running.enter(structure, phase, grafts)
         self._modules.pop(SEEDS, None)
@@ -357,7 +357,7 @@ class Host(nn.Module):
 
         What was compiled stays compiled, for another manager and another run.
         """
-        self.adopt(Structure(), Phase.ISOLATED, {})
+        self.set_structure(Structure(), Phase.ISOLATED, {})
         self.structure_entry = self.led_by = None
 
     @contextmanager
@@ -402,7 +402,7 @@ class Host(nn.Module):
         self._running.repeat_eagerly(region, *self.trees()[1:])
 
     def compile_in_helper(
-        self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[Task]
+        self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[CompileTask]
     ) -> Job:
         """Let the compiler process compile for ``structure``. What runs here is as before afterwards.
 
@@ -457,7 +457,7 @@ class Host(nn.Module):
         self._own.forget()
         if self.compiled is not None:
             self.compiled.variants.forget_calls()  # what is called from now on may be of another dtype
-        with ties_kept(*self.trees()):
+        with keep_tied_weights(*self.trees()):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
                 self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
@@ -533,10 +533,10 @@ class Host(nn.Module):
             for p in self.structure.placements
         ]
         self._running.structure = Structure(tuple(placements))
-        self.adopt(self.structure, self.phase, grafts)
+        self.set_structure(self.structure, self.phase, grafts)
 
 
-def _told(given: object) -> str:
+def _describe_given(given: object) -> str:
     """What somebody gave for a name; of a `Slot` its own."""
     own = getattr(given, "name", None)
     return f"a {type(given).__name__}, whose name is {own!r}" if own else repr(given)

@@ -60,7 +60,7 @@ def say(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
 
 
 @dataclass(frozen=True)
-class Reader:
+class StateReader:
     """What reads entries. It builds on this package, and is given by `read_with`.
 
     Attributes:
@@ -74,10 +74,10 @@ class Reader:
     grow: Callable[[Host, Tensor], None]
 
 
-_readers: list[Reader] = []
+_readers: list[StateReader] = []
 
 
-def read_with(reader: Reader) -> None:
+def read_with(reader: StateReader) -> None:
     """Let ``reader`` read the entries of states."""
     _readers[:] = [reader]
 

@@ -31,7 +31,7 @@ _LOOKED_AT, _WALKED = 512, 1024
 
 
 @dataclass(frozen=True)
-class Form:
+class ValueForm:
     """What a tensor is like, beside its shape.
 
     Attributes:
@@ -44,12 +44,12 @@ class Form:
     channels_last: bool | None = None
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Form:
+    def of(cls, tensor: Tensor) -> ValueForm:
         """The form of a tensor."""
         return cls(tensor.dtype, tensor.device, _is_channels_last(tensor))
 
 
-_Fits = Callable[[Form], bool]
+_Fits = Callable[[ValueForm], bool]
 
 
 class Values:
@@ -60,11 +60,11 @@ class Values:
     """
 
     def __init__(self, root: nn.Module):
-        self._then = {name: Form.of(tensor) for name, tensor in _named_tensors(root)}
+        self._then = {name: ValueForm.of(tensor) for name, tensor in _named_tensors(root)}
         self._dtypes = {form.dtype for form in self._then.values()}
         self._devices = {form.device for form in self._then.values()}
 
-    def at(self, slot: Slot, regions: Regions) -> Form:
+    def at(self, slot: Slot, regions: Regions) -> ValueForm:
         """The form of the value at ``slot`` (not of its source) as the host is now."""
         search = _Search(self._then, regions)
         seen = observation_of(slot.node)
@@ -83,17 +83,17 @@ class Values:
             pair = search.nearest(slot, lambda form: form.channels_last is not None, lambda node: False)
             if pair is not None and pair[0].channels_last != pair[1].channels_last:
                 channels_last = bool(pair[1].channels_last)
-        return Form(dtype, device, channels_last)
+        return ValueForm(dtype, device, channels_last)
 
 
 @dataclass(frozen=True)
 class _Search:
-    then: Mapping[str, Form]
+    then: Mapping[str, ValueForm]
     regions: Regions
 
     def nearest(
         self, slot: Slot, fits: _Fits, makes_its_own: Callable[[fx.Node], bool]
-    ) -> tuple[Form, Form] | None:
+    ) -> tuple[ValueForm, ValueForm] | None:
         """The nearest tensor on the way to ``slot`` that fitted at tracing: its form then and now.
 
         None where the value does not come from a tensor: its code makes it so, or there is none.
@@ -107,7 +107,7 @@ class _Search:
                     return found
         return self._around(slot.region, fits)
 
-    def _own(self, place: Place, fits: _Fits) -> tuple[Form, Form] | None:
+    def _own(self, place: Place, fits: _Fits) -> tuple[ValueForm, ValueForm] | None:
         """Of the tensors that a node brings in: its own, those of its module (unless that has a graph)."""
         if not place.path or called(place, self.regions) is not None:
             return None
@@ -127,7 +127,7 @@ class _Search:
             if seen is None or seen.kind != "Tensor" or _may_bring(seen, fits):
                 yield other
 
-    def _around(self, region: str, fits: _Fits) -> tuple[Form, Form] | None:
+    def _around(self, region: str, fits: _Fits) -> tuple[ValueForm, ValueForm] | None:
         """The first that fits of the region's module, of the modules around it, of the whole host."""
         while True:
             if region in self.regions:
@@ -138,20 +138,20 @@ class _Search:
                 return None
             region = region.rpartition(".")[0]
 
-    def _first(self, module: nn.Module, path: str, fits: _Fits) -> tuple[Form, Form] | None:
+    def _first(self, module: nn.Module, path: str, fits: _Fits) -> tuple[ValueForm, ValueForm] | None:
         tensors = islice(_telling_tensors(module), _LOOKED_AT)
         pairs = (self._pair(joined(path, name), tensor, fits) for name, tensor in tensors)
         return next((pair for pair in pairs if pair is not None), None)
 
-    def _pair(self, name: str, tensor: Any, fits: _Fits) -> tuple[Form, Form] | None:
+    def _pair(self, name: str, tensor: Any, fits: _Fits) -> tuple[ValueForm, ValueForm] | None:
         then = self.then.get(name)
         if then is None or not isinstance(tensor, Tensor) or not fits(then):
             return None
-        return then, Form.of(tensor)
+        return then, ValueForm.of(tensor)
 
 
 def _may_bring(seen: Observation, fits: _Fits) -> bool:
-    return fits(Form(seen.dtype, seen.device, seen.channels_last))
+    return fits(ValueForm(seen.dtype, seen.device, seen.channels_last))
 
 
 def _makes_its_dtype(node: fx.Node) -> bool:

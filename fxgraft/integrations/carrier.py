@@ -17,7 +17,7 @@ from fxgraft.explore.measuring import Evaluate
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.manager.manager import SeedManager
-from fxgraft.optimizers.leaving import take_out
+from fxgraft.optimizers.removal import take_out
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import logger
 from fxgraft.training.clipping import clip_per_owner
@@ -179,7 +179,7 @@ def bare(
     with ExitStack() as undo:
         for name in ("led_by", "on_replaced", "structure_entry"):
             undo.callback(setattr, host, name, getattr(host, name))
-        undo.callback(host.adopt, host.structure, host.phase, host.grafts())
+        undo.callback(host.set_structure, host.structure, host.phase, host.grafts())
         host.clear()
         for scheduler in map(inner, schedulers):
             undo.callback(scheduler.load_state_dict, copy.deepcopy(scheduler.state_dict()))

@@ -144,10 +144,10 @@ class IsolationMonitor:
         self.violations += len(found)
         self._report(found)
         if self._strict:
-            raise IsolationError(self._told(found))
-        logger.warning(self._told(found))
+            raise IsolationError(self._describe(found))
+        logger.warning(self._describe(found))
 
-    def _told(self, found: list[Violation]) -> str:
+    def _describe(self, found: list[Violation]) -> str:
         listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
         return (
             f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "

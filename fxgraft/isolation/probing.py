@@ -13,7 +13,7 @@ from torch import Tensor
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.isolation.generators import generators_of
-from fxgraft.lifecycle.silence import Silence
+from fxgraft.lifecycle.inactivity import InactivityWatch
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
@@ -36,7 +36,7 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
                 stack.enter_context(host.borrowing("at_alpha() or measure()"))
                 if stage is Stage.TRAINING:
                     learning.fill_(False)  # units of a compiled host that have no other seed go by it
-                    host.adopt(host.structure, _blending(host), host.grafts())
+                    host.set_structure(host.structure, _blending(host), host.grafts())
                 seed.set_alpha(alpha)
             yield
         finally:
@@ -44,7 +44,7 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
                 seed.set_alpha(*before)
                 if stage is Stage.TRAINING:
                     learning.fill_(True)
-                    host.adopt(host.structure, phase, host.grafts())
+                    host.set_structure(host.structure, phase, host.grafts())
                 stack.close()
 
 
@@ -60,7 +60,7 @@ def measure(
     evaluate: Callable[[], float | Tensor],
     alpha: float,
     mean: Callable[[float], float],
-    silence: Silence,
+    inactivity: InactivityWatch,
 ) -> float:
     """The loss at alpha 0 minus the loss at ``alpha``, remembered by the seed for its gates.
 
@@ -83,16 +83,16 @@ def measure(
     for share in (0.0, alpha):
         reshard(host)
         with host.untouched(also=draws), at_alpha(host, seed, share), mode_kept(host):
-            before = seed.runs, silence.fallbacks(seed)
+            before = seed.runs, inactivity.fallbacks(seed)
             with interruptible(), torch.no_grad():
                 losses.append(_number(evaluate()))
                 reshard(host)
             runs.append(seed.runs - before[0])
-            fallbacks += silence.fallbacks(seed) - before[1]
+            fallbacks += inactivity.fallbacks(seed) - before[1]
     losses = [mean(loss) for loss in losses]
     if not mean(min(runs)):
         if mean(fallbacks) or losses[0] == losses[1] or math.isnan(losses[0] - losses[1]):
-            why = silence.cause(seed, fallbacks)
+            why = inactivity.cause(seed, fallbacks)
             raise StageError(f"cannot measure seed {seed.name!r}: evaluate did not run it: {why}")
         logger.warning(
             "seed %r: evaluate gives other losses with it and without, but runs it in no call of the host "

@@ -30,9 +30,9 @@ def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
         with delay_interrupts():
             stack.enter_context(host.borrowing("shadow()"))
             stack.enter_context(host.untouched())
-            stack.callback(host.adopt, structure, phase, grafts)
+            stack.callback(host.set_structure, structure, phase, grafts)
             host.prepare(structure, (Phase.SHADOW,))
-            host.adopt(structure, Phase.SHADOW, grafts)
+            host.set_structure(structure, Phase.SHADOW, grafts)
             for parameter in others:
                 parameter.requires_grad_(False)
                 stack.callback(parameter.requires_grad_, True)

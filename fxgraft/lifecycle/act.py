@@ -26,7 +26,7 @@ from fxgraft_passes.graft import alpha_shape
 
 
 @dataclass(frozen=True)
-class Course:
+class PlannedCourse:
     """What a seed goes through.
 
     Attributes:
@@ -85,17 +85,17 @@ class Act:
     def __init__(self, waits: bool = True):
         self.waits = waits
         self.thread = threading.current_thread()
-        self._courses: dict[Seed, Course] = {}
+        self._courses: dict[Seed, PlannedCourse] = {}
 
     @property
-    def courses(self) -> list[Course]:
+    def courses(self) -> list[PlannedCourse]:
         """In the order in which the seeds were first spoken of."""
         return list(self._courses.values())
 
-    def course(self, seed: Seed) -> Course:
+    def course(self, seed: Seed) -> PlannedCourse:
         """That of ``seed``, as far as it is planned."""
         known = self._courses.get(seed)
-        return known or Course(seed, seed.stage, seed.alphas)
+        return known or PlannedCourse(seed, seed.stage, seed.alphas)
 
     def __contains__(self, seed: Seed) -> bool:
         return seed in self._courses
@@ -112,7 +112,9 @@ class Act:
         channels = math.prod(alpha_shape(seed.spec.mode, slot.shape))
         stage = after(seed.stage, "go live", seed.name)
         alphas = (0.0,) * channels
-        self._courses[seed] = Course(seed, stage, alphas, slot, birth.graft.module, birth.graft, told=(told,))
+        self._courses[seed] = PlannedCourse(
+            seed, stage, alphas, slot, birth.graft.module, birth.graft, told=(told,)
+        )
 
     def blend(self, seed: Seed, ramp: Ramp, told: Callable[[], None]) -> None:
         """Let a seed set out on ``ramp``; in place of an earlier one of the act."""
@@ -142,15 +144,15 @@ class Act:
         """Let ``seed`` have no part in it after all; return whether it had one."""
         return self._courses.pop(seed, None) is not None
 
-    def _plan(self, course: Course, told: Callable[[], None] | None, **changes: object) -> None:
+    def _plan(self, course: PlannedCourse, told: Callable[[], None] | None, **changes: object) -> None:
         told_all = course.told if told is None else (*course.told, told)
         self._courses[course.seed] = replace(course, told=told_all, **changes)  # type: ignore[arg-type]
 
-    def kept(self) -> Mapping[Seed, Course]:
+    def kept(self) -> Mapping[Seed, PlannedCourse]:
         """What is planned now, for `take_back`."""
         return dict(self._courses)
 
-    def take_back(self, kept: Mapping[Seed, Course]) -> list[Seed]:
+    def take_back(self, kept: Mapping[Seed, PlannedCourse]) -> list[Seed]:
         """Let it be what it was; return the seeds that are born no more."""
         dropped = [c.seed for c in self.courses if c.module is not None and c.seed not in kept]
         self._courses = dict(kept)
@@ -175,7 +177,7 @@ class Act:
         return Change(tuple(births), tuple(deaths), (), tuple(fossils), tuple(ramps), whole=True)
 
 
-def at_once(course: Course, force: bool) -> Ramp | None:
+def at_once(course: PlannedCourse, force: bool) -> Ramp | None:
     """The ramp that takes a seed to its target at once, so that it can be fossilized; None where it is there.
 
     Raises:
@@ -200,8 +202,8 @@ def refuse_threads(act: Act) -> None:
         )
 
 
-def _born(lifecycle: Lifecycle, course: Course) -> Birth:
+def _born(lifecycle: Lifecycle, course: PlannedCourse) -> Birth:
     assert course.module is not None
     assert course.slot is not None
     follow(course.module, surroundings(lifecycle.host, course.slot))
-    return lifecycle.conceive(course.seed, course.slot, course.module)
+    return lifecycle.plan_birth(course.seed, course.slot, course.module)

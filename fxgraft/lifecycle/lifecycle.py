@@ -12,15 +12,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import StageError
+from fxgraft.host.changed_attributes import changed_attributes
 from fxgraft.host.host import Host
-from fxgraft.host.outdated import outdated
 from fxgraft.lifecycle import order
 from fxgraft.lifecycle.change import Birth, Change
+from fxgraft.lifecycle.inactivity import InactiveSeed, InactivityWatch
 from fxgraft.lifecycle.nursery import surroundings
-from fxgraft.lifecycle.silence import Silence, Silent
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
 from fxgraft.optimizers.gradients import SeedGradients
-from fxgraft.optimizers.progress import Progress
+from fxgraft.optimizers.progress import SeedProgress
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed, amend
@@ -58,7 +58,7 @@ class Lifecycle:
         optimizers: Sequence[Optimizer],
         on_stage: Callable[[Seed], None],
         on_dropped: Callable[[str], None],
-        on_silent: Callable[[Sequence[Silent]], None],
+        on_inactive: Callable[[Sequence[InactiveSeed]], None],
         schedulers: Sequence[Any] = (),
     ):
         self.host = host
@@ -72,18 +72,20 @@ class Lifecycle:
         self.cold = False
         self.distribute: Callable[[Birth], Callable[[], None]] = lambda birth: lambda: None
         self._on_stage = on_stage
-        self._on_silent = on_silent
-        self._progress = Progress(self.registry.parameters)
+        self._on_inactive = on_inactive
+        self._progress = SeedProgress(self.registry.parameters)
         known = "the optimizer that the manager was made with"
         unknown = "an optimizer with manager.seed_parameters(), as the manager was made without one"
-        self.silence = Silence(host, self._progress, self.gradients, known if optimizers else unknown)
+        self.inactivity = InactivityWatch(
+            host, self._progress, self.gradients, known if optimizers else unknown
+        )
         replaced = weakref.WeakMethod(self._replaced)
         host.on_replaced = lambda new: (follow := replaced()) and follow(new)
         host.led_by = weakref.ref(self)
 
     # One change of the structure, or several at once
 
-    def conceive(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> Birth:
+    def plan_birth(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> Birth:
         """The graft and the placement of a seed as they fit the host now. Changes nothing.
 
         Args:
@@ -93,7 +95,7 @@ class Lifecycle:
             module: what it runs.
             before: the name of a seed.
         """
-        self._refuse_strangers(seed)
+        self._refuse_foreign_seeds(seed)
         self.registry.check_places(seed, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
@@ -128,7 +130,9 @@ class Lifecycle:
                 phase = phase_for(self.seeds.values())
                 swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
             elif is_first:  # a new target is for the forward that runs already
-                undo.callback(self.host.adopt, self.host.structure, self.host.phase, self.host.grafts())
+                undo.callback(
+                    self.host.set_structure, self.host.structure, self.host.phase, self.host.grafts()
+                )
                 follow_stages(self.host, self.seeds.values())
             for birth in change.births:
                 self._join(undo, birth)
@@ -144,7 +148,7 @@ class Lifecycle:
         moved += [seed for seed, _ in (*change.ramps, *change.fossils)]
         for seed in dict.fromkeys(moved):
             self._on_stage(seed)
-        if found := outdated(self.host, [birth.placement.slot for birth in change.births]):
+        if found := changed_attributes(self.host, [birth.placement.slot for birth in change.births]):
             logger.warning(
                 "set after tracing, so that no call there runs with seeds: expected %s. "
                 "Trace again, or keep what changes in a buffer, or in a module",
@@ -175,7 +179,7 @@ class Lifecycle:
     def begin(self, seed: Seed) -> None:
         """What a seed does is followed from here: it is live, or its state was loaded."""
         self._progress.begin(seed)
-        self.silence.begin(seed)
+        self.inactivity.begin(seed)
 
     def _set_out(self, undo: ExitStack, seed: Seed, ramp: Ramp) -> None:
         """TRAINING, BLENDING or HOLDING -> BLENDING; or -> HOLDING, where the ramp takes no step."""
@@ -231,16 +235,16 @@ class Lifecycle:
     def go_live(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> None:
         """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers.
 
-        ``before`` is as for `conceive`.
+        ``before`` is as for `plan_birth`.
         """
-        self.commit(Change(births=(self.conceive(seed, slot, module, before),)))
+        self.commit(Change(births=(self.plan_birth(seed, slot, module, before),)))
 
-    def strangers(self) -> list[str]:
+    def foreign_seeds(self) -> list[str]:
         """The seeds in the host that are of another manager, fossils included."""
         placed = [placement.seed for placement in self.host.structure.placements]
         return [name for name in placed if name not in self.seeds and name not in self.departing]
 
-    def _refuse_strangers(self, seed: Seed) -> None:
+    def _refuse_foreign_seeds(self, seed: Seed) -> None:
         """Raise `StageError` if the host has live grafts of another manager, or one of that name."""
         for placement in self.host.structure.placements:
             if placement.seed in self.departing and placement.seed != seed.name:
@@ -284,10 +288,10 @@ class Lifecycle:
             elif stage is Stage.BLENDING and seed.advance():
                 seed.enter(after(seed.stage, "reach", seed.name))
                 self._on_stage(seed)
-        if not self.silence.looks:
+        if not self.inactivity.looks:
             return
-        if silent := [found for seed in live if (found := self.silence.look(seed))]:
-            self._on_silent(silent)
+        if silent := [found for seed in live if (found := self.inactivity.look(seed))]:
+            self._on_inactive(silent)
 
     def cull(self, *seeds: Seed) -> None:
         """Any stage before FOSSILIZED -> CULLED: out of graph, modules, optimizers and hooks."""

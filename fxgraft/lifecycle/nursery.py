@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxgraft import blueprints
 from fxgraft.host.host import Host
-from fxgraft.host.values import Form
+from fxgraft.host.values import ValueForm
 from fxgraft.seeds import streams
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError, SlotError
@@ -34,8 +34,8 @@ class Surroundings:
         training: whether the slot's module is in train mode.
     """
 
-    reads: Form
-    value: Form
+    reads: ValueForm
+    value: ValueForm
     training: bool
 
     @property

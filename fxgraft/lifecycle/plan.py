@@ -28,7 +28,7 @@ from fxgraft_passes.graft import SEEDS, check_name
 
 
 @dataclass(frozen=True)
-class Plan:
+class GerminationPlan:
     """What a germination would change; ``str`` gives a page.
 
     Attributes:
@@ -115,7 +115,7 @@ def plan(
     config: Mapping[str, Any],
     behind: Container[str] = (),
     foresee: Callable[[nn.Module], Mapping[str, Destination]] = lambda module: {},
-) -> Plan:
+) -> GerminationPlan:
     """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`.
 
     ``behind`` are the names of the seeds that it would stand before. ``foresee`` tells where each trainable
@@ -127,7 +127,7 @@ def plan(
     forward, backward = _flops(module, slot, around, spec.isolated)
     placement = Placement(name, slot, spec, kind_of(module))
     structure = host.structure.with_placement(placement, behind)
-    return Plan(
+    return GerminationPlan(
         name=name,
         slot=slot.name,
         source=slot.source.name if slot.source is not None else None,

@@ -32,13 +32,13 @@ def swap(
         warm_up: whether to compile what is missing.
     """
     have, before = host.grafts(), host.structure
-    undo.callback(host.adopt, host.structure, host.phase, have)
+    undo.callback(host.set_structure, host.structure, host.phase, have)
     for copy in host.followers:  # back first, with what they had: a culled seed's average is not made anew
-        undo.callback(copy.adopt, copy.structure, copy.phase, copy.grafts())
+        undo.callback(copy.set_structure, copy.structure, copy.phase, copy.grafts())
     grafts = {p.seed: (have | dict(new))[p.seed] for p in structure.placements}
     with interruptible():
         host.prepare(structure, structure.phases)
-    host.adopt(structure, phase, grafts)
+    host.set_structure(structure, phase, grafts)
     if warm_up:
         with interruptible():
             host.warm_up(before)
@@ -56,4 +56,4 @@ def follow_stages(host: Host, seeds: Iterable[Seed]) -> None:
     """Let the forward run that fits the stages now; all of them exist already."""
     phase = phase_for(seeds)
     if host.phase is not phase or host.compiled is not None:  # whose units follow their own seeds
-        host.adopt(host.structure, phase, host.grafts())
+        host.set_structure(host.structure, phase, host.grafts())

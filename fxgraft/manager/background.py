@@ -21,7 +21,7 @@ from torch import nn
 from fxgraft.compiling import helper
 from fxgraft.distributed.peers import Peers
 from fxgraft.errors import DistributedError
-from fxgraft.lifecycle.act import Act, Course
+from fxgraft.lifecycle.act import Act, PlannedCourse
 from fxgraft.lifecycle.change import Birth, Change, Names, is_whole
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import follow, surroundings
@@ -118,7 +118,7 @@ class Background:
             for told in course.told:
                 told()
 
-    def _let_go(self, course: Course) -> None:
+    def _let_go(self, course: PlannedCourse) -> None:
         seed = course.seed
         if course.module is not None:  # it never came
             self._lifecycle.seeds.pop(seed.name, None)
@@ -297,7 +297,7 @@ class Background:
         around = surroundings(self._host, pending.slot)
         try:
             follow(pending.module, around)
-            return self._lifecycle.conceive(pending.seed, pending.slot, pending.module)
+            return self._lifecycle.plan_birth(pending.seed, pending.slot, pending.module)
         except Exception as error:
             self._fail(pending.seed, f"{type(error).__name__}: {error}")
             return None
@@ -358,7 +358,7 @@ class Background:
 
     def _look_again(self) -> None:
         """Let each unit run what there is code for now."""
-        self._host.adopt(self._host.structure, self._host.phase, self._host.grafts())
+        self._host.set_structure(self._host.structure, self._host.phase, self._host.grafts())
 
     def _land_prepared(self, job: Job) -> None:
         change = self._next_change().only(self._lands.names)
@@ -401,7 +401,7 @@ class Background:
         """Nothing is agreed on any more: the next change is chosen anew."""
         self._choice = self._unaided = self._broken = None
         self._failures = 0
-        self._peers.hush()
+        self._peers.withdraw()
 
     # Landing
 

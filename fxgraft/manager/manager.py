@@ -31,7 +31,7 @@ from fxgraft.explore.measuring import Evaluate, check
 from fxgraft.explore.scoring import Score
 from fxgraft.explore.terms import Course, When
 from fxgraft.gates import DEFAULT_GATES, Gate
-from fxgraft.host.introduction import introduce
+from fxgraft.host.run_summary import summarize_run
 from fxgraft.isolation import probing
 from fxgraft.isolation.check import Violation
 from fxgraft.isolation.monitor import DEFAULT_INTERVAL, LATER, IsolationMonitor
@@ -40,16 +40,16 @@ from fxgraft.lifecycle import nursery, order
 from fxgraft.lifecycle.act import Act, at_once
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
-from fxgraft.lifecycle.plan import Plan, plan
+from fxgraft.lifecycle.plan import GerminationPlan, plan
 from fxgraft.manager import settings
 from fxgraft.manager.background import Background
 from fxgraft.manager.dispatch import Dispatcher
 from fxgraft.manager.journal import Journal, check_loss
 from fxgraft.manager.reporter import Reporter
-from fxgraft.manager.saver import Memory, Saver
+from fxgraft.manager.saver import ManagerState, Saver
 from fxgraft.manager.together import Acts
 from fxgraft.optimizers.registry import SeedParameterRegistry
-from fxgraft.optimizers.wishes import Groups
+from fxgraft.optimizers.requests import Groups
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
@@ -128,7 +128,9 @@ class SeedManager:
         self.host = inner
         self.schedulers = settings.schedulers_of(schedulers)
         self.enabled = settings.is_enabled(enabled)
-        self._reporter = Reporter(settings.sinks_of(sinks), lambda: introduce(inner, self._seeds.values()))
+        self._reporter = Reporter(
+            settings.sinks_of(sinks), lambda: summarize_run(inner, self._seeds.values())
+        )
         self._optimizers = settings.optimizers_of(optimizer)
         if self._optimizers and not any(map(inner.owns, settings.parameters_of(self._optimizers))):
             logger.warning("the optimizer has no parameter of the host's: is it the one of another model?")
@@ -137,7 +139,7 @@ class SeedManager:
             self._optimizers,
             self._on_stage,
             self._reporter.gradients_dropped,
-            self._reporter.silent_seeds,
+            self._reporter.inactive_seeds,
             self.schedulers,
         )
         self._seeds = self._lifecycle.seeds
@@ -162,7 +164,7 @@ class SeedManager:
         self._journal = Journal(inner, self._reporter, self.metrics, metrics_every)
         self._gates = settings.gates_of(gates)
         self._cooldown = cooldown
-        self._memory = Memory(self.peers.share(torch.initial_seed()))
+        self._memory = ManagerState(self.peers.share(torch.initial_seed()))
         self._acts = Acts(self._lifecycle, self._background, self._memory)
         self._routines: list[Routine] = []
         self._saver = Saver(
@@ -285,7 +287,7 @@ class SeedManager:
         follower = order.place(self.host, self._acts.staying(), slot, before, after)
         label = nursery.label(blueprint)
         registered = isinstance(blueprint, str)
-        groups, config = _told_apart(blueprint, groups, config)
+        groups, config = _separate_groups(blueprint, groups, config)
         seed = Seed(self._name(name, blueprint), slot_name, label, spec, config=config, registered=registered)
         if not self.enabled:
             self._lifecycle.enlist(seed, order.behind(self._seeds, seed.name, follower))
@@ -338,7 +340,7 @@ class SeedManager:
         before: str | None = None,
         after: str | None = None,
         **config: Any,
-    ) -> Plan:
+    ) -> GerminationPlan:
         """What `germinate` with these arguments would change. Changes nothing, and needs no data.
 
         The seed is built on the ``meta`` device, so the host may be there too. What can only be known from
@@ -351,7 +353,7 @@ class SeedManager:
         name = name or self._memory.names.foresee(nursery.label(blueprint), self._taken())
         follower = order.place(self.host, self._seeds, slot, before, after)
         behind = order.behind(self._seeds, name, follower)
-        groups, config = _told_apart(blueprint, groups, config)
+        groups, config = _separate_groups(blueprint, groups, config)
         seed = Seed(name, slot.name, nursery.label(blueprint), _spec(slot, mode, objective, isolated))
         self.registry.wish(seed, hyper, optimizer, groups)
         foresee = partial(self.registry.foresee, seed)
@@ -732,7 +734,7 @@ class SeedManager:
         by = scoring.resolve(score)
         bare = check(self.host, evaluate)
         found = find(self.host, candidates, blueprints, cap, bare.flops, most)
-        exploration = explore.Exploration(self, self._lifecycle.silence, found, evaluate, by, settings)
+        exploration = explore.Exploration(self, self._lifecycle.inactivity, found, evaluate, by, settings)
         if state is None:
             exploration.begin()
         else:
@@ -873,7 +875,7 @@ class SeedManager:
         self._inbox.require_here("measure a seed")
         seed = self._find(seed)
         contribution = probing.measure(
-            self.host, seed, evaluate, at, self.peers.mean, self._lifecycle.silence
+            self.host, seed, evaluate, at, self.peers.mean, self._lifecycle.inactivity
         )
         if contribution == 0.0 and at > 0:
             logger.warning(
@@ -909,7 +911,7 @@ class SeedManager:
         """
         self._inbox.require_here("save")
         self._acts.refuse("save")
-        if strange := self._lifecycle.strangers():
+        if strange := self._lifecycle.foreign_seeds():
             raise CheckpointError(
                 f"{os.fspath(path)}: expected a host with seeds of this manager only; it has {strange} of "
                 f"another one, whose save() knows them. fxgraft.trace(fxgraft.unwrap(host), ...) makes "
@@ -1055,7 +1057,7 @@ class SeedManager:
         """Into the open act: the seed is among the others from now on."""
         act = self._acts.open
         assert act is not None
-        birth = self._lifecycle.conceive(seed, slot, module, follower)
+        birth = self._lifecycle.plan_birth(seed, slot, module, follower)
         act.germinate(birth, partial(self._tell_birth, seed, began, act))
         self._lifecycle.enlist(seed, birth.before)
 
@@ -1118,7 +1120,7 @@ class Routine(Protocol):
 _GIVEN_ONCE = frozenset(inspect.signature(SeedManager).parameters) - {"enabled"}
 
 
-def _told_apart(
+def _separate_groups(
     blueprint: BlueprintLike, groups: Groups | None, config: dict[str, Any]
 ) -> tuple[Groups | None, dict[str, Any]]:
     """A number of groups (of a convolution, a norm) is for the blueprint that has such an option."""

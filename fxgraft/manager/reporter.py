@@ -8,7 +8,7 @@ from typing import Any
 from fxgraft.commands import Reply
 from fxgraft.gates import Verdict
 from fxgraft.isolation.check import Violation
-from fxgraft.lifecycle.silence import Silent, together
+from fxgraft.lifecycle.inactivity import InactiveSeed, together
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger
@@ -27,9 +27,9 @@ class Reporter:
         counters: what metrics are made of beside the seeds.
     """
 
-    def __init__(self, sinks: Sequence[Sink], introduction: Callable[[], dict[str, Any]]):
+    def __init__(self, sinks: Sequence[Sink], run_summary: Callable[[], dict[str, Any]]):
         self._sinks = Sinks(sinks)
-        self._introduction: Callable[[], dict[str, Any]] | None = introduction if sinks else None
+        self._run_summary: Callable[[], dict[str, Any]] | None = run_summary if sinks else None
         self.step = self._began = 0
         self.silent = False
         self.counters = Counters()
@@ -42,9 +42,9 @@ class Reporter:
         """Send an event to every sink. The first is led by the event ``run_began``."""
         if self.silent:
             return
-        if self._introduction is not None:
-            introduction, self._introduction = self._introduction, None
-            self._sinks.emit(Event("run_began", self._began, None, introduction()))
+        if self._run_summary is not None:
+            run_summary, self._run_summary = self._run_summary, None
+            self._sinks.emit(Event("run_began", self._began, None, run_summary()))
         self._sinks.emit(Event(kind, self.step, seed, data))
 
     def stage(self, seed: Seed) -> None:
@@ -70,7 +70,7 @@ class Reporter:
         """A seed's gradients were not finite in this step."""
         self.emit("gradients_dropped", seed)
 
-    def silent_seeds(self, silent: Sequence[Silent]) -> None:
+    def inactive_seeds(self, silent: Sequence[InactiveSeed]) -> None:
         """Seeds do not run, or nothing trains them."""
         for reason, seeds in together(silent).items():
             who = ", ".join(f"seed {seed.name!r} at slot {seed.slot!r}" for seed in seeds)

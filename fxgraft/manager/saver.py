@@ -23,7 +23,7 @@ from fxgraft.telemetry import logger
 
 
 @dataclass
-class Memory:
+class ManagerState:
     """What a manager remembers beside its seeds.
 
     Attributes:
@@ -57,7 +57,7 @@ class Saver:
         schedulers: Sequence[Any],
         reporter: Reporter,
         peers: Peers,
-        memory: Memory,
+        memory: ManagerState,
     ):
         self._lifecycle, self._optimizers, self.schedulers = lifecycle, optimizers, schedulers
         self._reporter, self._peers, self._memory = reporter, peers, memory

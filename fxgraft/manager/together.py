@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from fxgraft.errors import StageError
-from fxgraft.lifecycle.act import Act, Course, refuse_threads
+from fxgraft.lifecycle.act import Act, PlannedCourse, refuse_threads
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.background import Background
-from fxgraft.manager.saver import Memory
+from fxgraft.manager.saver import ManagerState
 from fxgraft.seeds.names import SeedNames
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -38,15 +38,15 @@ class Acts:
         open: the act that is planned now, or None.
     """
 
-    def __init__(self, lifecycle: Lifecycle, background: Background, memory: Memory):
+    def __init__(self, lifecycle: Lifecycle, background: Background, memory: ManagerState):
         self._lifecycle, self._background, self._memory = lifecycle, background, memory
         self.open: Act | None = None
 
-    def block(self, wait: bool) -> Block:
+    def block(self, wait: bool) -> TogetherBlock:
         """What ``with`` is given."""
-        return Block(self, wait)
+        return TogetherBlock(self, wait)
 
-    def course(self, seed: Seed) -> Course:
+    def course(self, seed: Seed) -> PlannedCourse:
         """What is planned of ``seed``; without an act, where it is."""
         return (self.open or Act()).course(seed)
 
@@ -65,7 +65,7 @@ class Acts:
         if self.open is not None:
             refuse_threads(self.open)
 
-    def take_back(self, kept: Kept) -> None:
+    def take_back(self, kept: ActSnapshot) -> None:
         """Let everything be as it was when ``kept`` was."""
         act, lifecycle, memory = self.open, self._lifecycle, self._memory
         assert act is not None
@@ -78,11 +78,11 @@ class Acts:
         for seed in dropped:
             seed.leave(Stage.CULLED)
 
-    def keep(self) -> Kept:
+    def keep(self) -> ActSnapshot:
         """What `take_back` needs."""
         act, memory = self.open, self._memory
         assert act is not None
-        return Kept(
+        return ActSnapshot(
             act.kept(),
             dict(self._lifecycle.seeds),
             dict(memory.names.next_numbers),
@@ -90,7 +90,7 @@ class Acts:
             act.waits,
         )
 
-    def land(self) -> None:
+    def apply(self) -> None:
         """Carry the act out, now or in the background."""
         act = self.open
         assert act is not None
@@ -104,25 +104,25 @@ class Acts:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ActSnapshot:
     """What there was at some moment of a block.
 
     Attributes:
         courses: what was planned.
         seeds: those of the manager, in their order.
         names: the numbers of the names that come next.
-        refuses_until: as in `Memory`.
+        refuses_until: as in `ManagerState`.
         waits: whether the act waited.
     """
 
-    courses: Mapping[Seed, Course]
+    courses: Mapping[Seed, PlannedCourse]
     seeds: Mapping[str, Seed]
     names: Mapping[str, int]
     refuses_until: Mapping[str, int]
     waits: bool
 
 
-class Block:
+class TogetherBlock:
     """One ``with`` block."""
 
     def __init__(self, acts: Acts, wait: bool):
@@ -147,7 +147,7 @@ class Block:
                 acts.take_back(self._kept)
             elif self._is_outermost:
                 try:
-                    acts.land()
+                    acts.apply()
                 except BaseException:
                     acts.take_back(self._kept)
                     raise

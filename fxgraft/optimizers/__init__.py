@@ -8,7 +8,7 @@
 `kinds`      matrix, vector, norm, embedding
 `census`     which groups hold what of which part of a model
 `groups`     groups of a seed's own, kept in step with the schedulers
-`fitness`    what an optimizer cannot take, refused at once
+`compatibility`    what an optimizer cannot take, refused at once
 `trial`      optimizers that are not known, tried on stand-ins
 `leaving`    out of groups and states without a trace
 `nested`     optimizers inside of optimizers

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers import fitness, placement, wishes
+from fxgraft.optimizers import compatibility, placement, requests
 from fxgraft.optimizers.census import Census, Group, shared_groups
 from fxgraft.optimizers.kinds import kinds_in
 from fxgraft.seeds.seed import Seed
@@ -124,7 +124,7 @@ class Places:
             if group not in reasons:
                 optimizer = self._optimizers[group[0]]
                 settings = shared_groups(optimizer)[group[1]]
-                reasons[group] = fitness.unfit(optimizer, settings, parameter, tries)
+                reasons[group] = compatibility.why_incompatible(optimizer, settings, parameter, tries)
             return reasons[group] is None
 
         group = wanted(name, parameter)
@@ -149,7 +149,7 @@ class Places:
 
         def ask(name: str, parameter: nn.Parameter) -> Group | None:
             answer = asked(name, parameter)
-            return None if answer is None else wishes.group_of(answer, seed.optimizer, self._optimizers)
+            return None if answer is None else requests.group_of(answer, seed.optimizer, self._optimizers)
 
         return ask
 

@@ -21,7 +21,7 @@ PATIENCE = 20
 """After how many steps to tell of a seed that is not trained. A `GradScaler` may skip the first few."""
 
 
-class Progress:
+class SeedProgress:
     """Follows the weights of each seed from step to step.
 
     Costs a look at version counters on the host; nothing waits for a device where gradients arrive and

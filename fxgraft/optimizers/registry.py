@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers import groups, wishes
+from fxgraft.optimizers import groups, requests
 from fxgraft.optimizers.census import Group, shared_groups
 from fxgraft.optimizers.groups import OwnGroup
-from fxgraft.optimizers.leaving import take_out
 from fxgraft.optimizers.places import Destination, Places, Rings
-from fxgraft.optimizers.wishes import Groups
+from fxgraft.optimizers.removal import take_out
+from fxgraft.optimizers.requests import Groups
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft_passes.errors import BlueprintError
 
@@ -115,11 +115,11 @@ class SeedParameterRegistry:
                 raise ValueError(f"{name}: expected an optimizer to train the seed by; the manager has none")
         if hyper is not None:
             groups.check(hyper, [group for o in self._optimizers for group in o.param_groups])
-        number = None if optimizer is None else wishes.number_of(optimizer, self._optimizers)
+        number = None if optimizer is None else requests.number_of(optimizer, self._optimizers)
         if groups_ is None or callable(groups_):
             asked: Any = groups_
         else:
-            asked = wishes.group_of(groups_, number, self._optimizers)
+            asked = requests.group_of(groups_, number, self._optimizers)
         amend(seed, hyper=hyper if hyper is None else dict(hyper), optimizer=number, groups=asked)
 
     def check_places(self, seed: Seed, module: nn.Module) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers.leaving import take_out
+from fxgraft.optimizers.removal import take_out
 from fxgraft.util.bits import same_tensor
 
 _STEPS, _SIDE = 3, 8
@@ -55,7 +55,7 @@ def _tried(
     try:
         alone, quiet, loud = trial.run(None), trial.run(1.0), trial.run(100.0)
     except Exception as error:
-        return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and raised {_told(error)}"
+        return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and raised {_describe_error(error)}"
     if not same_tensor(quiet.host, loud.host) or not same_tensor(quiet.host, alone.host):
         return (
             f"{kind} was tried on stand-ins, and moves a parameter by the gradients of others too: the host "
@@ -167,7 +167,7 @@ def _random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn([min(size, _SIDE) for size in shape], generator=generator)
 
 
-def _told(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     return text if len(text) <= 160 else text[:157] + "..."
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fxgraft.errors import FxGraftError
-from fxgraft.report.run import Entry, Lane, Run
+from fxgraft.report.run import Lane, LogLine, Run
 from fxgraft.seeds.stage import Stage
 
 LOG = "events.jsonl"
@@ -90,7 +90,7 @@ class Reader:
                 take(step, seed, data)
             self.run.step = max(self.run.step, step)
             if kind not in ("metrics", "steps"):
-                self.run.log.append(Entry(step, kind, seed, _told(kind, data)))
+                self.run.log.append(LogLine(step, kind, seed, _describe_event(kind, data)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             self.run.unreadable += 1
 
@@ -187,7 +187,7 @@ METRICS = (
 """What is read of a ``metrics`` event; older logs have the second names only."""
 
 
-def _told(kind: str, data: Data) -> str:
+def _describe_event(kind: str, data: Data) -> str:
     """The data of an event, in a line."""
     if kind == "run_began":
         return f"{data['host']}, {len(data['slots'])} slots, {len(data['seeds'])} seeds"

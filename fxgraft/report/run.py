@@ -14,7 +14,7 @@ from fxgraft.seeds.stage import Stage
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogLine:
     """A line of the log that people read: what happened at a step, and to which seed."""
 
     step: int
@@ -116,7 +116,7 @@ class Run:
     violations: list[dict[str, Any]] = field(default_factory=list)
     compiles: list[dict[str, Any]] = field(default_factory=list)
     commands: list[dict[str, Any]] = field(default_factory=list)
-    log: list[Entry] = field(default_factory=list)
+    log: list[LogLine] = field(default_factory=list)
     resumed: list[tuple[int, int]] = field(default_factory=list)
     earlier: int = 0
     lines: int = 0
@@ -135,7 +135,7 @@ class Run:
         """Of all steps that have a time."""
         return statistics.median(ms for _, ms in self.times) if self.times else None
 
-    def stalls(self, most: int = 10) -> list[tuple[int, float, list[Entry]]]:
+    def stalls(self, most: int = 10) -> list[tuple[int, float, list[LogLine]]]:
         """The longest steps, above three times the median: (step, milliseconds, what happened then)."""
         median = self.median_ms or 0.0
         long = sorted((point for point in self.times if point[1] > 3 * median), key=lambda point: -point[1])

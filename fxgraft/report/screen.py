@@ -16,7 +16,7 @@ from rich.text import Text
 
 from fxgraft.report.points import smooth
 from fxgraft.report.reading import find, read
-from fxgraft.report.run import Entry, Lane, Run
+from fxgraft.report.run import Lane, LogLine, Run
 from fxgraft.report.tail import Tail
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
@@ -136,7 +136,7 @@ def _bar(share: float, width: int = 6) -> str:
     return "█" * full + "░" * (width - full)
 
 
-def _line(entry: Entry) -> RenderableType:
+def _line(entry: LogLine) -> RenderableType:
     line = Text(f"{entry.step:>7}  {entry.kind}", style="dim", no_wrap=True, overflow="ellipsis")
     if entry.seed:
         line.append(f"  {entry.seed}", style="bold")

@@ -10,7 +10,7 @@ from fxgraft.seeds.stage import Stage
 
 
 @dataclass
-class Place:
+class TreeNode:
     """A slot and what lives there; ``shape`` is that of the example, empty where it is not known."""
 
     name: str
@@ -23,7 +23,7 @@ class Module:
     """A module by its qualified name, with its own slots and the modules inside of it."""
 
     name: str
-    places: list[Place] = field(default_factory=list)
+    places: list[TreeNode] = field(default_factory=list)
     inside: dict[str, Module] = field(default_factory=dict)
 
     @property
@@ -40,14 +40,14 @@ class Module:
 def structure(run: Run) -> Module:
     """The host as a tree; the root has the empty name. Seeds that were culled are not there."""
     root = Module("")
-    places: dict[str, Place] = {}
+    places: dict[str, TreeNode] = {}
     for slot in run.slots:
         shape = " x ".join(map(str, slot["shape"]))
-        places[slot["name"]] = place = Place(slot["name"], f"{slot['dtype']} {shape}")
+        places[slot["name"]] = place = TreeNode(slot["name"], f"{slot['dtype']} {shape}")
         _around(root, slot["name"]).places.append(place)
     for lane in _there(run.lanes.values()):
         if lane.slot not in places:  # an edge, an element: one of the places without a name in host.slots
-            places[lane.slot] = place = Place(lane.slot, "")
+            places[lane.slot] = place = TreeNode(lane.slot, "")
             _around(root, lane.slot.split("->")[-1]).places.append(place)
         places[lane.slot].seeds.append(lane)
     for place in places.values():

@@ -28,7 +28,7 @@ def check_moments(growth: Growth, subject: Subject, optimizers: Sequence[Optimiz
                 raise ChannelError(
                     f"{growth.group.name}: expected an optimizer whose state for {path} has its shape, "
                     f"{tuple(parameter.shape)}; {type(holder).__name__} keeps {key!r} as "
-                    f"{_told(value)}, which cannot grow with it. Make the optimizer anew, widen first, then "
+                    f"{_describe_value(value)}, which cannot grow with it. Make the optimizer anew, widen first, then "
                     "train"
                 )
 
@@ -102,7 +102,7 @@ def _is_more(value: Any) -> bool:
     return isinstance(value, (list, tuple, dict)) and len(value) > 0
 
 
-def _told(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     return (
         f"a tensor of shape {tuple(value.shape)}"
         if isinstance(value, Tensor)

@@ -20,7 +20,7 @@ from tests.seed_modules import Scale
 STEPS = {
     "claim the parameters": (SeedParameterRegistry, "claim"),
     "generate the code": (Host, "prepare"),
-    "swap the structure": (Host, "adopt"),
+    "swap the structure": (Host, "set_structure"),
     "compile": (Host, "warm_up"),
     "join the optimizer": (SeedParameterRegistry, "join"),
     "watch the gradients": (SeedGradients, "watch"),

@@ -32,7 +32,7 @@ _INSTEAD = (
 _untried: set[type[Optimizer]] = set()
 
 
-def unfit(
+def why_incompatible(
     optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, tries: bool = True
 ) -> str | None:
     """Why ``optimizer`` cannot train a new ``parameter`` in its ``group`` now; None if it can.

@@ -8,7 +8,11 @@ from fxgraft.host.host import Host
 from fxgraft_passes import Slot
 
 
-def outdated(host: Host, slots: Iterable[Slot]) -> list[str]:
+def changed_attributes(host: Host, slots: Iterable[Slot]) -> list[str]:
     """The conditions that do not hold in the modules that have a seed at one of ``slots``."""
     names = dict.fromkeys(name for slot in slots for name in (slot.region, *slot.merged))
-    return [f"in {name or 'the model'}, {what}" for name in names for what in host.regions[name].outdated]
+    return [
+        f"in {name or 'the model'}, {what}"
+        for name in names
+        for what in host.regions[name].changed_attributes
+    ]

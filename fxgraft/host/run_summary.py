@@ -13,7 +13,7 @@ from fxgraft.host.host import Host
 from fxgraft.seeds.seed import Seed
 
 
-def introduce(host: Host, seeds: Iterable[Seed]) -> dict[str, Any]:
+def summarize_run(host: Host, seeds: Iterable[Seed]) -> dict[str, Any]:
     """The data of the event ``run_began``, in JSON types."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -20,13 +20,13 @@ from fxgraft.capture.fallback import Mismatch, mismatch_of, quiet
 from fxgraft.capture.region import Region
 from fxgraft.host.host import Host
 from fxgraft.optimizers.gradients import SeedGradients
-from fxgraft.optimizers.progress import PATIENCE, Progress
+from fxgraft.optimizers.progress import PATIENCE, SeedProgress
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.util.text import pluralize
 
 
-class Silent(NamedTuple):
+class InactiveSeed(NamedTuple):
     """A seed that does not run, or is not trained, and why."""
 
     seed: Seed
@@ -54,7 +54,7 @@ class _Birth:
     arrived: bool = False
 
 
-class Silence:
+class InactivityWatch:
     """Looks at each live seed after each step, until it has run.
 
     Args:
@@ -64,7 +64,7 @@ class Silence:
         trained_by: what steps these, in words.
     """
 
-    def __init__(self, host: Host, progress: Progress, gradients: SeedGradients, trained_by: str):
+    def __init__(self, host: Host, progress: SeedProgress, gradients: SeedGradients, trained_by: str):
         self._host, self._progress, self._gradients = host, progress, gradients
         self._trained_by = trained_by
         self._waiting: weakref.WeakKeyDictionary[Seed, _Birth] = weakref.WeakKeyDictionary()
@@ -85,7 +85,7 @@ class Silence:
         """Whether there is a seed to look at."""
         return bool(self._waiting)
 
-    def look(self, seed: Seed) -> Silent | None:
+    def look(self, seed: Seed) -> InactiveSeed | None:
         """After a training step: whether there is something to say of ``seed``. Says it once."""
         birth = self._waiting.get(seed)
         if birth is None:
@@ -103,7 +103,7 @@ class Silence:
             return self._tell(seed, reason)
         return None
 
-    def _not_running(self, seed: Seed, birth: _Birth, age: int) -> Silent | None:
+    def _not_running(self, seed: Seed, birth: _Birth, age: int) -> InactiveSeed | None:
         if (region := self._region(seed)) is not birth.region:  # it is merged into another one, or no longer
             birth.region, birth.fallbacks = region, region.fallbacks
         calls = region.fallbacks - birth.fallbacks
@@ -116,11 +116,11 @@ class Silence:
             return None
         return self._tell(seed, f"it did not run{'' if calls else f' in {age} steps'}: {seed.did_not_run}")
 
-    def _tell(self, seed: Seed, reason: str) -> Silent | None:
+    def _tell(self, seed: Seed, reason: str) -> InactiveSeed | None:
         if seed in self._told:
             return None
         self._told.add(seed)
-        return Silent(seed, reason)
+        return InactiveSeed(seed, reason)
 
     def _not_trained(self, seed: Seed, birth: _Birth, steps: str) -> str | None:
         """Why a seed that runs is not trained, the first cause first; None where it is not to be."""
@@ -232,7 +232,7 @@ def _named(region: Region) -> str:
     return f"{region.name!r} ({kind})" if region.name else f"the {kind}"
 
 
-def together(silent: Sequence[Silent]) -> dict[str, list[Seed]]:
+def together(silent: Sequence[InactiveSeed]) -> dict[str, list[Seed]]:
     """Reason -> the seeds that it holds for: several in one module have the same."""
     found: dict[str, list[Seed]] = {}
     for seed, reason in silent:

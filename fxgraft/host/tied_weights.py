@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def ties_kept(*roots: nn.Module) -> Iterator[None]:
+def keep_tied_weights(*roots: nn.Module) -> Iterator[None]:
     """Let parameters and buffers that are one tensor before be one tensor afterwards.
 
     ``nn.Module._apply`` makes a new tensor for each place, where it cannot fill the old one (from the
