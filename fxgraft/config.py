@@ -36,7 +36,7 @@ from fxgraft.telemetry import JsonLines, Sink, logger
 
 
 class ConfigError(FxGraftError):
-    """A configuration says something that cannot be."""
+    """A configuration is invalid."""
 
 
 @dataclass(frozen=True)

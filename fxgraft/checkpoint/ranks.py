@@ -18,7 +18,7 @@ from fxgraft.telemetry.events import logger
 
 
 def save_streams(path: str | os.PathLike[str], rank: int, step: int) -> None:
-    """Write this rank's random streams. Raises `CheckpointError` where that cannot be."""
+    """Write this rank's random streams. Raises `CheckpointError` if it cannot be written."""
     tensors: dict[str, Tensor] = {}
     manifest = {"step": step, "random": pack(randomness.state(), "random", tensors)}
     file.write(_of(path, rank), manifest, tensors)

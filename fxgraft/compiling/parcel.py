@@ -160,7 +160,8 @@ def _offenders(modules: Iterable[nn.Module]) -> dict[tuple[int, str], LeftOut]:
             try:
                 _pickled(value, {}, known)
             except Exception as error:
-                what = f"attribute {name!r} of {path or 'the model'!r} ({type(module).__name__}): {_describe_error(error)}"
+                place = f"attribute {name!r} of {path or 'the model'!r} ({type(module).__name__})"
+                what = f"{place}: {_describe_error(error)}"
                 found[id(module), name] = LeftOut(f"{what}; the compiler process does not have it")
                 if (key := (type(module), name)) not in _said:
                     _said.add(key)

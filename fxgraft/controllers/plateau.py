@@ -40,7 +40,7 @@ class GrowthConfig:
         keep: what a blended seed has to contribute, more than this, to stay.
 
     Raises:
-        ValueError: for a number that cannot be.
+        ValueError: a number is invalid.
     """
 
     window: int = 30

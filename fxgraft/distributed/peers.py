@@ -32,7 +32,7 @@ class Peers(Protocol):
         """Say it, where there is something to say; return what the first rank said that did."""
 
     def leader_says(self, topic: str, value: Any) -> Any:
-        """Say it; return what rank 0 said in the last exchange, None if nothing. It stays until `withdraw`."""
+        """Say it; return what rank 0 said in the last exchange, or None. It stays until `withdraw`."""
 
     def withdraw(self) -> None:
         """Take back what was said since the last exchange."""

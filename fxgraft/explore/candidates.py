@@ -94,7 +94,7 @@ class Cap:
             flops: of the host's forward pass; None where that is not known: then there is no such limit.
 
         Raises:
-            ValueError: for another name, or a number that cannot be.
+            ValueError: another name, or an invalid number.
         """
         size = sum(parameter.numel() for parameter in host.host_parameters())
         caps = {

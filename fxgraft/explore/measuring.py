@@ -58,7 +58,7 @@ class Checked:
 
     Attributes:
         losses: what ``evaluate`` returned.
-        flops: of a forward pass at the shape of the example call; None where that cannot be told.
+        flops: of a forward pass at the shape of the example call; None where it is unknown.
     """
 
     losses: list[float]
@@ -120,7 +120,7 @@ def contributions(
         repeats: how often each evaluation is repeated, with other random numbers each time.
         alone: whether the others may be taken out meanwhile: not on a host that is sharded.
         mean: makes one number of those of several ranks.
-        silence: knows why a seed does not run.
+        inactivity: knows why a seed does not run.
     """
     names = [seed.name for seed in seeds]
     found: dict[str, Measured] = {}

@@ -1,21 +1,21 @@
 """The host: a model that was traced, and whose structure can change.
 
-================  ================================================================================
-`tracing`         from a model to a host
-`host`            the host itself, an ``nn.Module``
-`appearance`      what a host looks like to code that reads the class of a model
-`running`         the forwards of a structure, installed in the model's modules, plain or compiled
-`ownership`       which tensors are the host's own: what a seed must not have
-`copies`          deep copies of a host that live: averages that lack what grew
-`receiving`       a ``state_dict`` that says of other seeds: the host grows them, or refuses
-`ties`            tied weights stay tied where a host is converted
-`writing`         models that write themselves to a folder, which has no place for what grew
-`compile_report`  what was compiled for a host, how often, and why
-`unmet`           whether a call is of the form that the host was traced in
-`example`         the form of the example call, for who traces the model again
-`explain`         what became of each module, and why; `explained` writes it as text
-`table`           a host as a table, ``print(host)``
-`changed_attributes`        attributes that were set after tracing, and that a trace relies on
-`run_summary`    a host in a few lines, for the log of a run
-================  ================================================================================
+====================  ================================================================================
+`tracing`             from a model to a host
+`host`                the host itself, an ``nn.Module``
+`appearance`          what a host looks like to code that reads the class of a model
+`running`             the forwards of a structure, installed in the model's modules, plain or compiled
+`ownership`           which tensors are the host's own: what a seed must not have
+`copies`              deep copies of a host that live: averages that lack what grew
+`receiving`           a ``state_dict`` that says of other seeds: the host grows them, or refuses
+`tied_weights`        tied weights stay tied where a host is converted
+`writing`             models that write themselves to a folder, which has no place for what grew
+`compile_report`      what was compiled for a host, how often, and why
+`unmet`               whether a call is of the form that the host was traced in
+`example`             the form of the example call, for who traces the model again
+`explain`             what became of each module, and why; `explained` writes it as text
+`table`               a host as a table, ``print(host)``
+`changed_attributes`  attributes that were set after tracing, and that a trace relies on
+`run_summary`         a host in a few lines, for the log of a run
+====================  ================================================================================
 """

@@ -36,7 +36,7 @@ class ValueForm:
 
     Attributes:
         dtype, device: of the tensor.
-        channels_last: whether it is laid out so; None where that cannot be told (not 4-D, 1x1 kernels).
+        channels_last: whether it is laid out so; None where it is unknown (not 4-D, 1x1 kernels).
     """
 
     dtype: torch.dtype

@@ -72,7 +72,7 @@ def measure(
         evaluate: computes a loss.
         alpha: the other alpha.
         mean: makes one number of those of several ranks.
-        silence: knows why a seed does not run.
+        inactivity: knows why a seed does not run.
 
     Raises:
         StageError: the seed is not live; or ``evaluate`` does not run it (on any rank), as its calls fall

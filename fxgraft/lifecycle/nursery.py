@@ -174,7 +174,7 @@ def grow(
 
 
 def size_on_meta(blueprint: BlueprintLike, slot: Slot, mode: str, config: Mapping[str, Any]) -> int | None:
-    """How many parameters a seed would have, without memory for it; None where that cannot be told."""
+    """How many parameters a seed would have, without memory for it; None where it is unknown."""
     try:
         with torch.device("meta"), streams.private_stream(0):
             module: Any = _build(blueprint, slot, mode, config)

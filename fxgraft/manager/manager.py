@@ -268,7 +268,7 @@ class SeedManager:
         Raises:
             SlotError: there is no such slot, or no branch from that source to it.
             BlueprintError: the blueprint is unknown, fails, or does not fit the slot.
-            ValueError: for an unknown mode, objective or hyper-parameter, a name that cannot be one, an
+            ValueError: for an unknown mode, objective or hyper-parameter, an invalid name, an
                 optimizer or a group that is not there, or a ``hyper`` where an optimizer has a scheduler that
                 is not in ``schedulers``.
             StageError: the name is taken, or there are no such seeds as ``before`` and ``after`` name there.
@@ -389,7 +389,7 @@ class SeedManager:
 
         Raises:
             StageError: the seed cannot be blended now, or a gate refuses it: it has not run, say.
-            ValueError: for a target, number of steps or schedule that cannot be.
+            ValueError: the target, the number of steps or the schedule is invalid.
         """
         self._allow("blend")
         seed = self._find(seed)
@@ -720,7 +720,7 @@ class SeedManager:
         Raises:
             SlotError, BlueprintError, CommandError: what was named is not there, or can never grow there.
             TypeError: ``candidates`` or ``evaluate`` is something else, or ``evaluate`` returns no numbers.
-            ValueError: a number that cannot be, a loss that is not finite, or nothing that could grow.
+            ValueError: an invalid number, a loss that is not finite, or nothing that could grow.
             StageError: seeds cannot change now.
         """
         self._allow("explore")

@@ -107,8 +107,8 @@ class Saver:
         """As `SeedManager.describe`."""
         if widenings := self._lifecycle.host.widenings:
             raise CheckpointError(
-                f"expected a host with the channels of its trace; {widenings[0].group} has grown wider, which "
-                f"a state_dict does not say. manager.save(path) writes everything"
+                f"expected a host with the channels of its trace; {widenings[0].group} has grown wider, "
+                f"which a state_dict does not say. manager.save(path) writes everything"
             )
         return checkpoint.describe(self._lifecycle.seeds.values(), self._memory.run_seed)
 

@@ -114,7 +114,7 @@ def check_numbers(
     prefetch_timeout: float | None,
     shard_from: int | None,
 ) -> None:
-    """Raise `ValueError` for a number that cannot be."""
+    """Raise `ValueError` for an invalid number."""
     validate.integer("check_every", check_every)
     validate.integer("cooldown", cooldown)
     validate.integer("metrics_every", metrics_every)

@@ -61,7 +61,7 @@ def plan(
     """A group for ``owner`` with the settings of the group ``like``, but for those in ``hyper``.
 
     Raises:
-        ValueError: for a value that cannot be one, or a schedule that is not among those ``given``.
+        ValueError: for an invalid value, or a schedule that is not among those ``given``.
     """
     schedulers = list(_schedulers(given, optimizer))
     if _is_unknown(like, schedulers):

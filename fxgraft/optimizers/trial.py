@@ -55,7 +55,8 @@ def _tried(
     try:
         alone, quiet, loud = trial.run(None), trial.run(1.0), trial.run(100.0)
     except Exception as error:
-        return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and raised {_describe_error(error)}"
+        raised = _describe_error(error)
+        return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and raised {raised}"
     if not same_tensor(quiet.host, loud.host) or not same_tensor(quiet.host, alone.host):
         return (
             f"{kind} was tried on stand-ins, and moves a parameter by the gradients of others too: the host "

@@ -45,7 +45,7 @@ class TrainingConfig:
         watchdog: when to roll back, or None for never.
 
     Raises:
-        ValueError: for a value that cannot be.
+        ValueError: a value is invalid.
     """
 
     epochs: int = 1

@@ -28,7 +28,7 @@ class WatchdogConfig:
         attempts: how many rollbacks in a row, before `DivergedError`. All but the first also cull.
 
     Raises:
-        ValueError: for a number that cannot be.
+        ValueError: a number is invalid.
     """
 
     window: int = 50

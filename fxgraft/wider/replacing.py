@@ -28,8 +28,8 @@ def check_moments(growth: Growth, subject: Subject, optimizers: Sequence[Optimiz
                 raise ChannelError(
                     f"{growth.group.name}: expected an optimizer whose state for {path} has its shape, "
                     f"{tuple(parameter.shape)}; {type(holder).__name__} keeps {key!r} as "
-                    f"{_describe_value(value)}, which cannot grow with it. Make the optimizer anew, widen first, then "
-                    "train"
+                    f"{_describe_value(value)}, which cannot grow with it. Make the optimizer anew, "
+                    f"widen first, then train"
                 )
 
 

@@ -185,7 +185,7 @@ def _alpha_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_name(name: str) -> None:
-    """Raise `ValueError` for a name that cannot be an attribute of the module that holds the grafts."""
+    """Raise `ValueError` for a name that is invalid for an attribute of the module that holds the grafts."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or name in dir(nn.Module()):
         raise ValueError(
             f"name: expected letters, digits, '_' and '-', and no attribute of nn.Module; got {name!r}"
