@@ -1,10 +1,10 @@
 """A host that grows wider: more channels in its own layers, while it trains.
 
-==========  =====================================================================
-widening    one growth of one group, as a transaction
-replacing   wider tensors in the place of those that there are, optimizers included
-comparing   the function is kept: proved on the example, before anything changes
-==========  =====================================================================
+========  ===========================================================
+widening  one growth of one group, as a transaction
+moments   what optimizers keep for parameters that grow
+replay    the growths of a host in a checkpoint
+========  ===========================================================
 """
 
 from fxgraft.wider.widening import Widening, widen

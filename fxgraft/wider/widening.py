@@ -20,10 +20,11 @@ from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.renewing import renew
 from fxgraft.host.widened import Widened
-from fxgraft.wider.comparing import difference, outputs
-from fxgraft.wider.replacing import check_moments, replace_moments, replace_tensors
+from fxgraft.wider.moments import check_moments, replace_moments
+from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import Growth, grow
+from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 

@@ -7,6 +7,7 @@
 
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.cull import Cull
+from fxgraft_passes.find_channels import FindChannels, channels_of
 from fxgraft_passes.find_slots import FindSlots, Slot, rejections_of, slots_of
 from fxgraft_passes.fossilize import Fossilize
 from fxgraft_passes.germinate import Germinate
@@ -15,9 +16,11 @@ from fxgraft_passes.objectives import Objective
 from fxgraft_passes.sites import GraftSite
 from fxgraft_passes.split_edge import SplitEdge
 from fxgraft_passes.verify import Verify
+from fxgraft_passes.widen import Widen
 
 __all__ = [
     "Cull",
+    "FindChannels",
     "FindSlots",
     "Fossilize",
     "Germinate",
@@ -30,6 +33,8 @@ __all__ = [
     "Slot",
     "SplitEdge",
     "Verify",
+    "Widen",
+    "channels_of",
     "rejections_of",
     "slots_of",
 ]

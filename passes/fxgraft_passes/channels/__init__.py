@@ -9,5 +9,7 @@ subject     a model, its example call, and runs of it with other tensors
 groups      what can grow
 settings    numbers in code that grow with it
 growth      the wider tensors
+comparing   the function is kept
+replacing   wider tensors in the place of those that there are
 ==========  =============================================================
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxgraft_passes.channels.layout import Atom, Layout, beware, fix, grown_sizes, unify
+from fxgraft_passes.channels.layout import Atom, Layout, beware, fix, grown_size, grown_sizes, unify
 from fxgraft_passes.channels.recording import Operation, Recording, tensors_in
 
 SUM, DOT, NORM, MEAN = "sum", "dot", "norm", "mean"
@@ -52,6 +52,23 @@ class Normed:
     layout: Layout
 
 
+@dataclass(frozen=True)
+class Step:
+    """An operation of a run, without its tensors.
+
+    Attributes:
+        target: the function.
+        results: the layouts of what it made.
+    """
+
+    target: Any
+    results: list[list[Layout]]
+
+    def sizes(self, atom: Atom, by: int) -> list[tuple[int, ...]]:
+        """The shapes of what it makes once ``atom`` has ``by`` more units."""
+        return [tuple(grown_size(layout, atom, by) for layout in layouts) for layouts in self.results]
+
+
 @dataclass
 class Analysis:
     """What is known of the dimensions of all tensors.
@@ -61,13 +78,13 @@ class Analysis:
         roles: (path, dimension) -> ``"out"``, ``"in"``, ``"scale"`` and so on, in the order in which they
             were seen.
         norms: the normalisations.
-        shapes: train or eval -> the shapes of the outputs; of the modes in which the model ran.
+        steps: train or eval -> what each operation made, of the modes in which the model ran.
     """
 
     tensors: dict[str, list[Layout]] = field(default_factory=dict)
     roles: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     norms: list[Normed] = field(default_factory=list)
-    shapes: dict[bool, list[tuple[int, ...]]] = field(default_factory=dict)
+    steps: dict[bool, list[Step]] = field(default_factory=dict)
     _layouts: dict[int, list[Layout]] = field(default_factory=dict)
     _weights: dict[int, Weight] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
@@ -82,8 +99,8 @@ class Analysis:
             self._weights[id(tensor)] = Weight(path, tuple(range(tensor.dim())))
             self._kept.append(tensor)
 
-    def read(self, recording: Recording, rules: Mapping[Any, Any]) -> None:
-        """Take in what a run did."""
+    def read(self, recording: Recording, rules: Mapping[Any, Any], training: bool) -> None:
+        """Take in what a run did, in train or in eval mode."""
         self._kept.append(recording)
         for tensor in recording.given:
             self._new(tensor, "is a size of the input")
@@ -99,6 +116,10 @@ class Analysis:
         for tensor in recording.result:
             for layout in self.of(tensor):
                 fix(layout, "is a size of the output")
+        self.steps[training] = [
+            Step(operation.target, [self.of(t) for t in tensors_in(operation.result)])
+            for operation in recording.operations
+        ]
 
     def refuse(self, operation: Operation, why: str) -> None:
         """Nothing that the operation reads or makes can grow."""

@@ -101,8 +101,7 @@ def _record(subject: Subject, analysis: Analysis, training: bool) -> None:
         recording = Recording()
         used = subject.record({}, training, recording)
     analysis.own(used.items())
-    analysis.read(recording, RULES)
-    analysis.shapes[training] = [tuple(tensor.shape) for tensor in recording.result]
+    analysis.read(recording, RULES, training)
 
 
 def find(

@@ -112,7 +112,11 @@ def grow(subject: Subject, group: ChannelGroup, by: int, init: str, seed: int) -
         tensors = {path: fill(subject.now(path).detach()) for path, fill in plan.fills.items()}
     numbers = group.analysis.numbers(group.atom, units)
     try:
-        settings = fit(subject, tensors, numbers, plan.settings(tensors), group.analysis.shapes)
+        expected = {
+            mode: [(step.target, step.sizes(group.atom, units)) for step in steps]
+            for mode, steps in group.analysis.steps.items()
+        }
+        settings = fit(subject, tensors, numbers, plan.settings(tensors), expected)
     except ChannelError as error:
         raise ChannelError(f"{group.name}: {error}") from None
     return Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)

@@ -1,28 +1,27 @@
 """Numbers that code reads and that depend on how many channels there are: ``self.n_head``, ``view(2, 7, 12,
 64)``.
 
-A layer of torch has them in attributes that are known. In other code they are found by trying: where a run
-with the wider tensors fails, a number of the module that fails, that is one of the sizes that grow, is the
-new size from then on, if the run comes further so. A run that comes to its end, with outputs of the shapes
-they had, fits; whether it computes the same is checked as well, with values, before anything is changed.
+A layer of torch has them in attributes that are known. In other code they are found by trying. The analysis says
+of which shape everything is that a run makes once a group has grown. Where a run with the wider tensors first
+makes something else, or fails, a number of the module that does so, that is one of the sizes that grow, is the
+new size from then on, if the run then goes on as it should. What goes on to its end fits; that it computes the
+same is checked as well, with values, before anything is changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.fx as fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft_passes.channels.recording import Recording
+from fxgraft_passes.channels.recording import Recording, tensors_in
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
-
-_MAX_TRIALS = 2000
 
 
 @dataclass(frozen=True)
@@ -92,14 +91,14 @@ def applied(settings: Sequence[Setting], subject: Subject) -> Iterator[None]:
             back()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Outcome:
-    """How far a run came.
+    """How far a run came as it should.
 
     Attributes:
-        progress: how many operations there were.
-        at: where it failed, or None.
-        why: what it raised.
+        progress: how many operations did what was expected.
+        at: the module of the first that did not, or None.
+        why: what happened there.
     """
 
     progress: int
@@ -107,12 +106,16 @@ class Outcome:
     why: str = ""
 
 
+Expected = Sequence[tuple[Any, list[tuple[int, ...]]]]
+"""The operations of a run, and the shapes of what they make."""
+
+
 def fit(
     subject: Subject,
     wide: Mapping[str, Tensor],
     numbers: Mapping[int, Sequence[int]],
-    fixed: Sequence[Setting],
-    shapes: Mapping[bool, list[tuple[int, ...]]],
+    known: Sequence[Setting],
+    expected: Mapping[bool, Expected],
 ) -> list[Setting]:
     """The numbers that have to be others for the model to run with ``wide``, inside of a session.
 
@@ -120,37 +123,31 @@ def fit(
         subject: the model.
         wide: the tensors that are wider, by their paths.
         numbers: sizes now -> what they may be then.
-        fixed: settings that are known.
-        shapes: train or eval -> those of the outputs.
+        known: settings that are known.
+        expected: train or eval -> what the model does then.
 
     Raises:
         ChannelError: it does not run with any.
     """
-    found = list(fixed)
+    found = list(known)
 
     def tried(settings: Sequence[Setting]) -> Outcome:
         total = 0
-        for mode, expected in shapes.items():
-            outcome = _run(subject, wide, settings, mode, expected)
-            outcome.progress += total
+        for mode, operations in expected.items():
+            outcome = _run(subject, wide, settings, mode, operations)
             if outcome.at is not None:
-                return outcome
-            total = outcome.progress
-        return outcome
+                return replace(outcome, progress=total + outcome.progress)
+            total += outcome.progress
+        return Outcome(total)
 
-    outcome, trials = tried(found), 0
+    outcome = tried(found)
     while outcome.at is not None:
         for more in _candidates(subject, outcome.at, numbers, found):
-            trials += 1
             further = tried([*found, *more])
-            if further.at is None or further.progress > outcome.progress:
+            if further.progress > outcome.progress:
                 found, outcome = [*found, *more], further
                 break
         else:
-            raise ChannelError(
-                f"{outcome.at or 'the model itself'} does not run with more of them: {outcome.why}"
-            )
-        if trials > _MAX_TRIALS:
             raise ChannelError(
                 f"{outcome.at or 'the model itself'} does not run with more of them: {outcome.why}"
             )
@@ -162,19 +159,23 @@ def _run(
     wide: Mapping[str, Tensor],
     settings: Sequence[Setting],
     training: bool,
-    expected: list[tuple[int, ...]],
+    expected: Expected,
 ) -> Outcome:
-    recording = Recording()
+    recording, failed = Recording(), ""
     with applied(settings, subject):
         try:
             subject.record(wide, training, recording)
         except Exception as error:
-            said = f"{recording.latest}: {type(error).__name__}: {error}".splitlines()[0]
-            return Outcome(len(recording.operations), recording.at, said)
-    shapes = [tuple(t.shape) for t in recording.result]
-    if shapes != expected:
-        return Outcome(len(recording.operations), "", f"its outputs are of shape {shapes}, not {expected}")
-    return Outcome(len(recording.operations))
+            failed = f"{recording.latest}: {type(error).__name__}: {error}".splitlines()[0]
+    done = 0
+    for operation, (target, shapes) in zip(recording.operations, expected, strict=False):
+        made = [tuple(tensor.shape) for tensor in tensors_in(operation.result)]
+        if operation.target is not target or made != shapes:
+            return Outcome(done, operation.module, f"{operation.name} makes {made}, not {shapes}")
+        done += 1
+    if failed or done < max(len(expected), len(recording.operations)):
+        return Outcome(done, recording.at, failed or "its code goes another way")
+    return Outcome(done)
 
 
 def _candidates(

@@ -1,8 +1,4 @@
-"""Wider tensors in the place of those that there are.
-
-A parameter stays the same object: optimizers, averages, hooks and whoever else holds it have the wider one.
-What an optimizer keeps for it grows along: old entries stay where they belong.
-"""
+"""What optimizers keep for parameters that grow: old entries stay where they belong."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,31 +26,6 @@ def check_moments(growth: Growth, subject: Subject, optimizers: Sequence[Optimiz
                     f"{_describe_value(value)}, which cannot grow with it. Make the optimizer anew, "
                     f"widen first, then train"
                 )
-
-
-def replace_tensors(undo: ExitStack, growth: Growth, subject: Subject) -> None:
-    """Let the subject have the wider tensors.
-
-    Args:
-        undo: is given what puts the old ones back.
-        growth: what grows.
-        subject: whose tensors; gradients grow along, with zeros.
-    """
-    for path, wide in growth.tensors.items():
-        tensor = subject.now(path)
-        grad = tensor.grad
-        undo.callback(_set, tensor, tensor.data, grad)
-        _set(tensor, wide, None if grad is None else growth.spread(path, grad, copies=False))
-
-
-def _set(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
-    """Another tensor for the same object; through another dtype, with which autograd forgets its shape."""
-    with torch.no_grad():
-        tensor.grad = None
-        other = torch.float32 if tensor.dtype is torch.float64 else torch.float64
-        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
-        tensor.data = data
-        tensor.grad = grad
 
 
 def replace_moments(

@@ -1,4 +1,4 @@
-"""Whether a host computes the same as before, on the call that it was traced with."""
+"""Whether a model computes the same as before, on its example call."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxgraft.errors import ChannelError
 from fxgraft_passes.channels.recording import tensors_in
 from fxgraft_passes.channels.subject import Subject
+from fxgraft_passes.errors import ChannelError
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far outputs may differ, as a share of the largest of them: sums of other lengths round otherwise."""
@@ -32,7 +32,7 @@ def difference(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> 
     largest = 0.0
     if len(before) != len(after):
         raise ChannelError(
-            f"{name}: expected {len(before)} outputs, as before; the wider host has {len(after)}"
+            f"{name}: expected {len(before)} outputs, as before; the wider model has {len(after)}"
         )
     for old, new in zip(before, after, strict=True):
         if old.shape != new.shape or old.dtype != new.dtype:
@@ -44,7 +44,7 @@ def difference(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> 
         off, size = _off(old, new)
         if not off <= _ROUNDING.get(old.dtype, 0.0) * max(size, 1e-3):
             raise ChannelError(
-                f"{name}: expected the outputs that the host had; with more channels they differ by "
+                f"{name}: expected the outputs that the model had; with more channels they differ by "
                 f"{off:.3g}, "
                 f"where the largest is {size:.3g}: something computes with how many there are. Nothing was "
                 "changed"

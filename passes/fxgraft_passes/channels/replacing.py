@@ -1,0 +1,39 @@
+"""Wider tensors in the place of those that there are.
+
+A parameter stays the same object: optimizers, averages, hooks and whoever else holds it have the wider one.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from fxgraft_passes.channels.growth import Growth
+from fxgraft_passes.channels.subject import Subject
+
+
+def replace_tensors(undo: ExitStack, growth: Growth, subject: Subject) -> None:
+    """Let the subject have the wider tensors.
+
+    Args:
+        undo: is given what puts the old ones back.
+        growth: what grows.
+        subject: whose tensors; gradients grow along, with zeros.
+    """
+    for path, wide in growth.tensors.items():
+        tensor = subject.now(path)
+        grad = tensor.grad
+        undo.callback(_set, tensor, tensor.data, grad)
+        _set(tensor, wide, None if grad is None else growth.spread(path, grad, copies=False))
+
+
+def _set(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    """Another tensor for the same object; through another dtype, with which autograd forgets its shape."""
+    with torch.no_grad():
+        tensor.grad = None
+        other = torch.float32 if tensor.dtype is torch.float64 else torch.float64
+        tensor.data = torch.empty(0, dtype=other, device=tensor.device)
+        tensor.data = data
+        tensor.grad = grad

@@ -1,0 +1,83 @@
+"""Let channels grow, with all that goes with them; the function stays.
+
+before::
+
+    up = self.up(x)                         # Linear(4, 8)
+    view = up.view(2, 7, 2, 4)
+    ...
+    down = self.down(flat)                  # Linear(8, 3)
+
+after, ``Widen("up", by=4)``::
+
+    up = self.up(x)                         # Linear(4, 12)
+    view = up.view(2, 7, 3, 4)
+    ...
+    down = self.down(flat)                  # Linear(12, 3), the new columns zero
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.fx as fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxgraft_passes.base import GraphPass
+from fxgraft_passes.channels.comparing import difference, outputs
+from fxgraft_passes.channels.groups import find
+from fxgraft_passes.channels.growth import check, grow
+from fxgraft_passes.channels.replacing import replace_tensors
+from fxgraft_passes.channels.settings import applied
+from fxgraft_passes.channels.subject import Subject
+from fxgraft_passes.errors import ChannelError
+
+
+@dataclass(frozen=True, eq=False)
+class Widen(GraphPass):
+    """Let one group of channels of a ``GraphModule`` grow, whole or not at all.
+
+    Parameters stay the same objects. That the outputs are those of before is checked on copies first.
+
+    Attributes:
+        group: its name, as `FindChannels` has it.
+        by: how many channels more.
+        example_args: inputs to run it with.
+        example_kwargs: the same, by name.
+        init: ``"zero"`` or ``"split"``, see ``SeedManager.widen``.
+        seed: of the new weights.
+    """
+
+    group: str
+    by: int
+    example_args: tuple[Any, ...]
+    example_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    init: str = "zero"
+    seed: int = 0
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        subject = Subject.of(graph_module, self.example_args, self.example_kwargs)
+        groups = find(subject)
+        if self.group not in groups:
+            raise ChannelError(
+                f"there are no channels {self.group!r}; there are: {', '.join(groups) or 'none'}"
+            )
+        group = groups[self.group]
+        check(group, self.by, self.init)
+        with subject.session():
+            before = outputs(subject)
+            growth = grow(subject, group, self.by, self.init, self.seed)
+            with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
+                difference(group.name, before, outputs(subject))
+        with ExitStack() as undo:
+            replace_tensors(undo, growth, subject)
+            for setting in growth.settings:
+                undo.callback(setting.apply(subject))
+            undo.pop_all()
+        graph_module.meta.pop("channels", None)
+        return PassResult(graph_module, True)
+
+    def rewrite(self, graph: fx.Graph) -> bool:
+        raise ChannelError("Widen changes parameters, and needs a GraphModule: call it on one")
