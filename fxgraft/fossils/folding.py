@@ -85,7 +85,7 @@ def fold(
         if name not in placements:
             raise StageError(f"the host has no fossil {name!r}; it has {', '.join(placements) or 'none'}")
     twin = copy.deepcopy(host)
-    into, refused = _Folding(twin).run(placements if seeds is None else seeds)
+    into, refused = Folding(twin).run(placements if seeds is None else seeds)
     if seeds is not None and refused:
         name, why = next(iter(refused.items()))
         raise SlotError(f"seed {name!r} at slot {placements[name].slot.name!r} cannot be folded: it {why}")
@@ -98,7 +98,7 @@ def fold(
     return Folded(module, into, refused, max_abs, max_abs / largest if largest else max_abs)
 
 
-class _Folding:
+class Folding:
     """Merges seeds of a host that may be changed."""
 
     def __init__(self, host: Host):
@@ -126,7 +126,7 @@ class _Folding:
                 if name in seeds:
                     if node in left:
                         raise NotAffineError(f"stands behind {left[node]!r}, which is not merged")
-                    into[name] = self._merge(placement)
+                    into[name] = self.merge(placement)
                     continue
             except NotAffineError as why:
                 refused[name] = str(why)
@@ -144,7 +144,7 @@ class _Folding:
         for placements in self.host.structure.by_region.values():
             yield from placements
 
-    def _merge(self, placement: Placement) -> str:
+    def merge(self, placement: Placement) -> str:
         """Merge one seed, or raise `NotAffineError`; returns the name of the layer."""
         slot, spec = placement.slot, placement.spec
         if slot.source is not None:
@@ -153,7 +153,7 @@ class _Folding:
             raise NotAffineError(f"stands on one edge, and {slot.node.name!r} may have other readers")
         if slot.others:
             raise NotAffineError("stands behind several calls")
-        name, layer = self._layer(slot)
+        name, layer = self.layer(slot)
         where = Features(axis_of(layer, len(slot.shape)), len(slot.shape), slot.device)
         one = where.unit(slot.shape[where.axis])
         found = affine_map(self.host.graft(placement.seed).module, len(one.bias), where)
@@ -161,7 +161,7 @@ class _Folding:
         merge_into(layer, one.plus(branch, float(spec.fossil or 0.0)))
         return name
 
-    def _layer(self, slot: Slot) -> tuple[str, nn.Module]:
+    def layer(self, slot: Slot) -> tuple[str, nn.Module]:
         """The layer whose result is the slot's value and nobody else's, with its name."""
         region, node = self.host.regions[slot.region], slot.node
         if node.op == "call_module":

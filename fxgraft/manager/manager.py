@@ -60,7 +60,7 @@ from fxgraft.telemetry.metrics import collect
 from fxgraft.util import validate
 from fxgraft.util.interrupts import interruptible, uninterruptible
 from fxgraft.util.text import pluralize
-from fxgraft.wider import Widening, widen
+from fxgraft.wider import Widening, fuse, widen
 from fxgraft_passes import GraftSpec, Objective, Slot
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.graft import check_name
@@ -525,18 +525,51 @@ class SeedManager:
                 "at its "
                 "next call"
             )
-        if self.peers.size > 1 or self.peers.folder is not None:
-            raise DistributedError(
-                "cannot widen a host that several ranks train: save the run, load it in one process, widen, "
-                "save, "
-                "and load that on all ranks, before DistributedDataParallel or fully_shard"
-            )
+        self._refuse_ranks("widen")
         if len(self._background):
             raise StageError("cannot widen while a seed is in preparation: do it once that has gone live")
         key = streams.key_of(self._memory.run_seed, f"widening {len(self.host.widenings)}")
         done = widen(self.host, group, by, init, optimizer_state, self._optimizers, key)
         self._reporter.emit("widened", **asdict(done))
         return done
+
+    @uninterruptible
+    def fuse(self, *seeds: Seed | str) -> Mapping[str, str]:
+        """Make fossils part of the host's own layers: they are gone then, and the host computes the same.
+
+        A linear fossil goes into the weights of the layer in front of it, as `fxgraft.fold` does with a copy.
+        A branch (``germinate(slot, module, source=...)``) of the same form as what it stands beside, node by
+        node, gives its channels to those layers, with what optimizers keep for them: the host is as wide as
+        one by hand. Where no other fossil is left in a region it runs its class's own forward again.
+
+        Biases that both add up become one, which is trained as one from then on; and the counts of steps of
+        the optimizer are those of the host's parameters.
+
+        Args:
+            *seeds: the fossils; without any, all that can be fused, and those that cannot stay.
+
+        Returns:
+            Fossil -> the layer, or the group of channels, that it has become part of.
+
+        Raises:
+            StageError: one is no fossil.
+            SlotError: one cannot be fused; says why. Nothing is changed.
+            ChannelError: the outputs would differ. Nothing is changed.
+            DistributedError: the host is under ``DistributedDataParallel`` or sharded.
+        """
+        self._allow("fuse")
+        self._acts.refuse("fuse")
+        self._refuse_ranks("fuse")
+        fossils = {seed.name for seed in self._seeds.values() if seed.stage is Stage.FOSSILIZED}
+        names = [self._find(seed).name for seed in seeds]
+        for name in names:
+            if name not in fossils:
+                stage = self._seeds[name].stage.name
+                raise StageError(f"cannot fuse seed {name!r}: it is {stage}, and no fossil")
+        found = fuse(self._lifecycle, names or sorted(fossils), self._optimizers, skip=not seeds)
+        for name, layer in found.items():
+            self._reporter.emit("fused", name, into=layer)
+        return MappingProxyType(found)
 
     @uninterruptible
     def cull_all(self, *, wait: bool = True) -> list[str]:
@@ -1013,6 +1046,13 @@ class SeedManager:
         self._inbox.require_here(action)
         self._acts.refuse_threads()
         self._refuse_while_borrowed(action)
+
+    def _refuse_ranks(self, action: str) -> None:
+        if self.peers.size > 1 or self.peers.folder is not None:
+            raise DistributedError(
+                f"cannot {action} a host that several ranks train: save the run, load it in one process, "
+                f"{action}, save, and load that on all ranks, before DistributedDataParallel or fully_shard"
+            )
 
     def _refuse_while_borrowed(self, action: str) -> None:
         if self.host.borrowed:

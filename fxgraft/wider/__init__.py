@@ -3,10 +3,14 @@
 ========  ===========================================================
 widening  one growth of one group, as a transaction
 moments   what optimizers keep for parameters that grow
+fusing    fossils that become part of the host's own layers
+alike     whether a branch is of the form of what it stands beside
+joining   its channels, behind those of the layers there
 replay    the growths of a host in a checkpoint
 ========  ===========================================================
 """
 
+from fxgraft.wider.fusing import fuse
 from fxgraft.wider.widening import Widening, widen
 
-__all__ = ["Widening", "widen"]
+__all__ = ["Widening", "fuse", "widen"]

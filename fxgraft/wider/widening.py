@@ -91,7 +91,7 @@ def widen(
             difference(found.name, before, outputs(subject))
     check_moments(growth, subject, optimizers)
     with ExitStack() as undo:
-        _carry_out(undo, host, growth, subject, optimizers, copies=optimizer_state == "copy")
+        carry_out(undo, host, growth, subject, optimizers, copies=optimizer_state == "copy")
         with subject.session():
             max_abs = difference(found.name, before, outputs(subject))
         done = undo.pop_all()
@@ -121,7 +121,7 @@ def group_of(host: Host, group: Any) -> ChannelGroup:
     return channels[name]
 
 
-def _carry_out(
+def carry_out(
     undo: ExitStack,
     host: Host,
     growth: Growth,
@@ -129,6 +129,16 @@ def _carry_out(
     optimizers: Sequence[Optimizer],
     copies: bool,
 ) -> None:
+    """Let the host be as planned: moments, tensors, numbers, regions, averages.
+
+    Args:
+        undo: is given what takes it back.
+        host: the host.
+        growth: what grows.
+        subject: the host, as it is looked at.
+        optimizers: that train it.
+        copies: whether new moments are copies.
+    """
     undo.callback(setattr, host, "widenings", host.widenings)
     numbers = [(s.path, s.name, s.new) for s in growth.settings if type(s.new) is float]
     host.widenings = (*host.widenings, Widened(growth.group.name, growth.by, growth.init, tuple(numbers)))

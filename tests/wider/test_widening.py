@@ -242,7 +242,7 @@ def test_bad_input_changes_nothing(arguments, error, said):
         "fxgraft.wider.widening.check_moments",
         "fxgraft.wider.widening.replace_moments",
         "fxgraft.wider.widening.replace_tensors",
-        "fxgraft_passes.channels.replacing._set",
+        "fxgraft_passes.channels.replacing.set_tensor",
         "fxgraft_passes.channels.growth.Growth.spread",
         "fxgraft_passes.channels.settings.Setting.apply",
         "fxgraft.wider.widening.renew",

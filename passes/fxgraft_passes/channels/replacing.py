@@ -25,11 +25,11 @@ def replace_tensors(undo: ExitStack, growth: Growth, subject: Subject) -> None:
     for path, wide in growth.tensors.items():
         tensor = subject.now(path)
         grad = tensor.grad
-        undo.callback(_set, tensor, tensor.data, grad)
-        _set(tensor, wide, None if grad is None else growth.spread(path, grad, copies=False))
+        undo.callback(set_tensor, tensor, tensor.data, grad)
+        set_tensor(tensor, wide, None if grad is None else growth.spread(path, grad, copies=False))
 
 
-def _set(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
+def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
     """Another tensor for the same object; through another dtype, with which autograd forgets its shape."""
     with torch.no_grad():
         tensor.grad = None

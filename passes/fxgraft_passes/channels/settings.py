@@ -1,11 +1,10 @@
-"""Numbers that code reads and that depend on how many channels there are: ``self.n_head``, ``view(2, 7, 12,
-64)``.
+"""Numbers in code that depend on how many channels there are: ``self.n_head``, ``view(2, 7, 12, 64)``.
 
-A layer of torch has them in attributes that are known. In other code they are found by trying. The analysis says
-of which shape everything is that a run makes once a group has grown. Where a run with the wider tensors first
-makes something else, or fails, a number of the module that does so, that is one of the sizes that grow, is the
-new size from then on, if the run then goes on as it should. What goes on to its end fits; that it computes the
-same is checked as well, with values, before anything is changed.
+A layer of torch has them in attributes that are known. In other code they are found by trying. The analysis
+says of which shape everything is that a run makes once a group has grown. Where a run with the wider tensors
+first makes something else, or fails, a number of the module that does so, that is one of the sizes that grow,
+is the new size from then on, if the run then goes on as it should. What goes on to its end fits; that it
+computes the same is checked as well, with values, before anything is changed.
 """
 
 from __future__ import annotations
