@@ -3,7 +3,7 @@
     python -m benchmarks.explore [--workloads MLP CNN GPT] [--parts FILE] [--write]
 
 Each part that is done is appended to FILE at once; what is there is not run again, so it can be stopped and
-gone on with. ``--write`` only makes ``benchmarks/results/explore.json`` and ``.md`` from the parts.
+gone on with. ``--write`` runs nothing: it makes ``benchmarks/results/explore.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -44,20 +44,21 @@ def parts_of(name: str) -> Iterator[Part]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.explore", description=__doc__)
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument("--parts", type=Path, default=Path("runs") / "explore.jsonl")
+    parser.add_argument("--parts", type=Path, nargs="+", default=[Path("runs") / "explore.jsonl"])
     parser.add_argument("--write", action="store_true", help="run nothing; make the results from the parts")
     options = parser.parse_args()
     if options.write:
         from benchmarks.explore.results import write
 
-        write(options.parts)
+        write(*options.parts)
         return
+    (parts,) = options.parts
     torch.set_num_threads(1)
-    options.parts.parent.mkdir(parents=True, exist_ok=True)
+    parts.parent.mkdir(parents=True, exist_ok=True)
     done = set()
-    if options.parts.exists():
-        done = {json.loads(line)["key"] for line in options.parts.read_text().splitlines()}
-    with options.parts.open("a") as file:
+    if parts.exists():
+        done = {json.loads(line)["key"] for line in parts.read_text().splitlines()}
+    with parts.open("a") as file:
         for name in options.workloads:
             for key, work in parts_of(name):
                 if key not in done:

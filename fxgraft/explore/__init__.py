@@ -4,6 +4,7 @@
 `autogrow`     growth by itself: explores when it is time, and keeps what helps
 `candidates`   what may be explored: where, and with what
 `exploration`  one exploration, from its germination to its end
+`gradients`    what the gradients of candidates say before they learn
 `measuring`    the contributions of many seeds, from one evaluation each
 `scoring`      what the candidates are ranked by
 `terms`        when to grow, for how long, and what it may cost

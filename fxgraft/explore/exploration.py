@@ -1,7 +1,8 @@
 """An exploration: many isolated candidates learn beside the host, are measured, ranked and taken out again.
 
 manager.explore(...)      all germinate in one act
-manager.step() x steps    they learn; the host does not feel them
+manager.step() x steps    for half of these, at most 50, they stand as they were born, and their gradients
+                          are gathered; then they learn. The host does not feel them
 the last of these         each is measured alone, all are ranked, all but the best are culled
 """
 
@@ -16,10 +17,11 @@ from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.candidates import Candidate, Found
+from fxgraft.explore.gradients import BirthGradients
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
-from fxgraft.explore.scoring import Score, rank_of
+from fxgraft.explore.scoring import Ranking, rank_of
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
-from fxgraft.lifecycle.inactivity import InactivityWatch
+from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
@@ -27,6 +29,9 @@ from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
+
+LONGEST_BIRTH = 50
+"""Steps: more gradients tell little more."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class Settings:
     keep: int
     at: float
     repeats: int
+
+    @property
+    def born(self) -> int:
+        """For how many steps the candidates stand as they were born."""
+        return min(self.steps // 2, LONGEST_BIRTH)
 
 
 @dataclass
@@ -50,6 +60,7 @@ class _Entry:
     reason: str = ""
     found: Measured = field(default_factory=Measured)
     step_cost: float | None = None
+    expected: float | None = None
     gradient: float | None = None
     trained_steps: int = 0
     score: float | None = None
@@ -64,6 +75,7 @@ class _Entry:
             standard_error=self.found.standard_error,
             score=self.score,
             step_cost=self.step_cost,
+            expected=self.expected,
             gradient=self.gradient,
             trained_steps=self.trained_steps,
             status=self.status,
@@ -86,17 +98,18 @@ class Exploration:
     def __init__(
         self,
         manager: SeedManager,
-        inactivity: InactivityWatch,
+        lifecycle: Lifecycle,
         found: Found,
         evaluate: Evaluate,
-        score: Score,
+        score: Ranking,
         settings: Settings,
     ):
-        self._manager, self._inactivity = manager, inactivity
+        self._manager, self._lifecycle = manager, lifecycle
         self._evaluate, self._score, self._settings = evaluate, score, settings
         self._entries = [_Entry(candidate.command, candidate) for candidate in found.candidates]
         self._left_out = [_Entry(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out]
         self._began, self._steps = manager.steps, 0
+        self._births: dict[str, BirthGradients] = {}
         self.done = False
 
     # What it found
@@ -152,6 +165,7 @@ class Exploration:
         for entry, reply in zip(self._entries, replies, strict=True):
             if reply.accepted:
                 entry.seed = reply.seed
+                self._hold(entry)
             else:
                 entry.fail(reply.reason)
         if not self._learning():
@@ -169,10 +183,27 @@ class Exploration:
             if seed is None or seed.stage is not Stage.TRAINING:
                 what = "culled" if seed is None else f"{seed.stage.name} by somebody else"
                 entry.fail(f"it was {what} before it was measured")
-            elif entry.gradient is None:
-                entry.gradient = _norm(seed)
+            elif (birth := self._births.get(seed.name)) is not None:
+                birth.step()
+                entry.gradient = birth.norm
+                self._lifecycle.taken_back(seed)
+        if self._births and self._steps >= self._settings.born:
+            self._release()
         if self._steps >= self._settings.steps or not self._learning():
             self._finish()
+
+    def _hold(self, entry: _Entry) -> None:
+        """Let a candidate stand as it was born, for a while."""
+        seed = self._manager.seeds.get(entry.seed or "")
+        if self._steps < self._settings.born and seed is not None and seed.module is not None:
+            self._births[seed.name] = BirthGradients(seed.module)
+
+    def _release(self) -> None:
+        """Let the candidates learn from now on."""
+        for entry in self._entries:
+            if (birth := self._births.get(entry.seed or "")) is not None:
+                entry.expected = birth.end()
+        self._births.clear()
 
     def cancel(self) -> None:
         """Give up: what still learns is culled."""
@@ -190,11 +221,12 @@ class Exploration:
                 repeats=settings.repeats,
                 alone=manager.peers.folder is None,
                 mean=manager.peers.mean,
-                inactivity=self._inactivity,
+                inactivity=self._lifecycle.inactivity,
             )
             for entry in self._learning():
                 assert entry.seed is not None
                 self._take_in(entry, seeds[entry.seed], found[entry.seed])
+            self._rank()
         except BaseException as error:
             self._end([], f"measuring failed: {type(error).__name__}: {error}")
             raise
@@ -205,16 +237,20 @@ class Exploration:
         entry.trained_steps, entry.found = seed.trained_steps, found
         if found.contribution is None:
             return entry.fail(found.reason)
-        if not seed.trained_steps:
+        if not seed.trained_steps and self._settings.steps > self._settings.born:
             return entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
         entry.step_cost = step_ms(seed, self._manager.host.site(seed.slot, seed.source))
-        score = self._score(entry.row())
-        entry.score = None if score is None or math.isnan(score) else float(score)
         entry.status = MEASURED
         return None
 
+    def _rank(self) -> None:
+        measured = [entry for entry in self._entries if entry.status == MEASURED]
+        for entry, score in zip(measured, self._score([entry.row() for entry in measured]), strict=True):
+            entry.score = None if score is None or math.isnan(score) else float(score)
+
     def _end(self, kept: Sequence[str | None], reason: str) -> None:
         """Cull all seeds but those, in one act."""
+        self._release()
         self.done = True
         gone = []
         for entry in self._entries:
@@ -232,15 +268,15 @@ class Exploration:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, in JSON types; its seeds are in the manager's checkpoint."""
-        fields = ("seed", "status", "reason", "gradient")
+        """Where it stands, in JSON types and tensors; its seeds are in the manager's checkpoint."""
         return {
             "steps": self._steps,
             "began": self._began,
             "entries": [
                 {
                     "command": commands.to_dict(entry.command),
-                    **{name: getattr(entry, name) for name in fields},
+                    **{name: getattr(entry, name) for name in _KEPT},
+                    "birth": birth.state() if (birth := self._births.get(entry.seed or "")) else None,
                 }
                 for entry in self._entries
             ],
@@ -256,15 +292,14 @@ class Exploration:
         for entry, saved in zip(self._entries, state["entries"], strict=True):
             if commands.to_dict(entry.command) != saved["command"]:
                 raise CheckpointError(f"the exploration was one of other candidates: {saved['command']}")
-            for name in ("seed", "status", "reason", "gradient"):
+            for name in _KEPT:
                 setattr(entry, name, saved[name])
             if entry.status == LEARNING and entry.seed not in self._manager.seeds:
                 raise CheckpointError(f"the exploration's seed {entry.seed!r} is not in the checkpoint")
+            if saved["birth"] is not None:
+                self._hold(entry)
+                self._births[str(entry.seed)].go_on(saved["birth"])
 
 
-def _norm(seed: Seed) -> float | None:
-    """The norm of the gradients that are there now; None where there are none."""
-    gradients = [p.grad for p in seed.module.parameters() if p.grad is not None] if seed.module else []
-    if not gradients:
-        return None
-    return math.sqrt(sum(float(gradient.detach().double().square().sum()) for gradient in gradients))
+_KEPT = ("seed", "status", "reason", "expected", "gradient")
+"""What a checkpoint says of a candidate, beside its command."""

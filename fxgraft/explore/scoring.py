@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from fxgraft.explore.table import Row
 
 Score = Callable[[Row], float | None]
 """Gives a number for a row, or None where it cannot."""
+
+Ranking = Callable[[Sequence[Row]], list[float | None]]
+"""Gives each of several rows its score."""
 
 
 def contribution(row: Row) -> float | None:
@@ -25,6 +28,11 @@ def per_parameter(row: Row) -> float | None:
 def per_flop(row: Row) -> float | None:
     """The contribution by FLOP of a forward pass."""
     return _share(row.contribution, row.flops)
+
+
+def expected(row: Row) -> float | None:
+    """How fast the loss would fall with it, to first order, from its gradients before it learns."""
+    return row.expected
 
 
 def gradient(row: Row) -> float | None:
@@ -48,20 +56,49 @@ SCORES: Mapping[str, Score] = MappingProxyType(
         "contribution": contribution,
         "per_parameter": per_parameter,
         "per_flop": per_flop,
+        "expected": expected,
         "gradient": gradient,
         "parameters": parameters,
     }
 )
+"""By name: each a function of a row."""
+
+MIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "expected_and_parameters": ("expected", "parameters"),
+        "expected_and_contribution": ("expected", "contribution"),
+    }
+)
+"""By name: the mean of the ranks by several scores."""
+
 DEFAULT = "contribution"
 
 
-def resolve(score: str | Score) -> Score:
-    """The score of that name, or a function of rows. Raises `ValueError`."""
+def resolve(score: str | Score) -> Ranking:
+    """What gives all rows their scores, by a name or by a function of a row. Raises `ValueError`."""
+    if isinstance(score, str) and score in MIXES:
+        parts = [SCORES[name] for name in MIXES[score]]
+        return lambda rows: _mean([_ranks([part(row) for row in rows]) for part in parts])
     if isinstance(score, str) and score in SCORES:
-        return SCORES[score]
+        of_row = SCORES[score]
+        return lambda rows: [of_row(row) for row in rows]
     if callable(score):
-        return score
-    raise ValueError(f"score: expected one of {', '.join(SCORES)}, or a function of a row; got {score!r}")
+        return lambda rows: [score(row) for row in rows]
+    names = ", ".join([*SCORES, *MIXES])
+    raise ValueError(f"score: expected one of {names}, or a function of a row; got {score!r}")
+
+
+def _ranks(scores: Sequence[float | None]) -> list[float]:
+    """0 for the lowest, 1 for the highest; equal scores share the mean of their ranks."""
+    values = [rank_of(score) for score in scores]
+    most = max(len(values) - 1, 1)
+    below = [sum(other < value for other in values) for value in values]
+    equal = [sum(other == value for other in values) - 1 for value in values]
+    return [(less + same / 2) / most for less, same in zip(below, equal, strict=True)]
+
+
+def _mean(ranks: Sequence[Sequence[float]]) -> list[float | None]:
+    return [sum(several) / len(several) for several in zip(*ranks, strict=True)]
 
 
 def rank_of(score: float | None) -> float:

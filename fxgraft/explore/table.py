@@ -30,8 +30,10 @@ class Row:
         score: what the rows are ranked by; higher is better.
         step_cost: milliseconds of a forward and a backward pass of the candidate alone at the shape of the
             example call, the median of five; None before it was measured.
-        gradient: the norm of its gradient in its first step; None where none was there to be seen.
-        trained_steps: in how many steps it ran and was updated.
+        expected: how fast the loss would fall with it, to first order and by learning rate, from its
+            gradients while it stood as it was born; None where none have arrived.
+        gradient: the norm of its gradient in its first step; None likewise.
+        trained_steps: in how many steps it ran and was updated, after that.
         status: ``"learning"``, ``"measured"``, ``"failed"`` or ``"left out"``.
         reason: why it failed or was left out; empty otherwise.
         seed: the name of its seed; None where there was none.
@@ -46,6 +48,7 @@ class Row:
     standard_error: float | None
     score: float | None
     step_cost: float | None
+    expected: float | None
     gradient: float | None
     trained_steps: int
     status: str
@@ -63,7 +66,7 @@ class Row:
 
 
 HEADERS = (
-    "slot", "blueprint", "parameters", "FLOPs", "contribution", "± error", "step ms", "score", "",
+    "slot", "blueprint", "parameters", "FLOPs", "contribution", "± error", "expected", "step ms", "score", "",
 )  # fmt: skip
 
 
@@ -79,6 +82,7 @@ def cells(row: Row) -> tuple[object, ...]:
         row.flops,
         row.contribution,
         row.standard_error,
+        row.expected,
         row.step_cost,
         row.score,
         said,

@@ -181,6 +181,11 @@ class Lifecycle:
         self._progress.begin(seed)
         self.inactivity.begin(seed)
 
+    def taken_back(self, seed: Seed) -> None:
+        """The parameters of a seed are where they were at its birth: that it was trained counts no more."""
+        self._progress.begin(seed)
+        amend(seed, trained_steps=0)
+
     def _set_out(self, undo: ExitStack, seed: Seed, ramp: Ramp) -> None:
         """TRAINING, BLENDING or HOLDING -> BLENDING; or -> HOLDING, where the ramp takes no step."""
         undo.callback(self._back, seed, seed.stage, seed.alphas, seed.ramp, seed.ramp_step)

@@ -738,7 +738,8 @@ class SeedManager:
             steps: for how many training steps they learn.
             keep: how many of the best stay, in TRAINING; the others are culled.
             blueprints: the names of those to take in the place of all; not where commands are given.
-            score: what they are ranked by: one of ``fxgraft.explore.SCORES``, or a function of a `Row`.
+            score: what they are ranked by: one of ``fxgraft.explore.SCORES``, the mean of the ranks by two
+                (``"expected_and_parameters"``, ``"expected_and_contribution"``), or a function of a `Row`.
             at: the alpha at which they are measured.
             repeats: how often each evaluation is repeated, for one that draws random numbers.
             cap: how much is tried at once where slots are given: ``{"candidates": 64, "parameters": ...,
@@ -767,7 +768,7 @@ class SeedManager:
         by = scoring.resolve(score)
         bare = check(self.host, evaluate)
         found = find(self.host, candidates, blueprints, cap, bare.flops, most)
-        exploration = explore.Exploration(self, self._lifecycle.inactivity, found, evaluate, by, settings)
+        exploration = explore.Exploration(self, self._lifecycle, found, evaluate, by, settings)
         if state is None:
             exploration.begin()
         else:

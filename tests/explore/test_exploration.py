@@ -43,7 +43,8 @@ def test_the_rows_say_all_and_are_ranked() -> None:
         assert row.standard_error > 0
         assert row.step_cost > 0
         assert row.gradient > 0
-        assert row.trained_steps == 5
+        assert row.trained_steps == 3  # it stood as it was born for two
+        assert row.expected > 0
         assert row.parameters > 0
     assert exploration.best(2)[0].to_dict() == exploration.to_json()["rows"][0]
     lines = str(exploration).splitlines()
@@ -218,6 +219,11 @@ def test_it_can_be_given_up_and_leaves_no_cooldown() -> None:
 def test_scores_are_chosen(caplog: pytest.LogCaptureFixture) -> None:
     by_size = Run().explored("relu", steps=1, score="parameters").best(100)
     assert [row.parameters for row in by_size] == sorted((row.parameters for row in by_size), reverse=True)
+    names = ["mlp", "net2net", "norm"]  # of different sizes
+    mixed = Run().explored("relu", steps=4, score="expected_and_parameters", blueprints=names).best(3)
+    places = [sorted(mixed, key=lambda row: row[name]).index for name in ("expected", "parameters")]
+    for row in mixed:
+        assert row.score == sum(place(row) for place in places) / 2 / (len(mixed) - 1)
     own = Run().explored("relu", steps=1, score=lambda row: -row.parameters).best(100)
     assert [row.parameters for row in own] == sorted(row.parameters for row in own)
 
@@ -243,3 +249,28 @@ def test_repeats_draw_other_numbers() -> None:
     exploration = run.manager.explore("relu", evaluate=evaluate, steps=4, blueprints=["mlp"], repeats=6)
     run.train(4)
     assert exploration.best()[0].standard_error > 0
+
+
+def test_what_is_expected_comes_from_gradients_at_birth() -> None:
+    """By hand, from a run in which nothing of the seed is updated; also where gradients are cleared early."""
+    run = Run(check_every=0)
+    seed = run.manager.germinate("relu", "mlp", name="mlp_0", hidden=3)
+    seen: dict[nn.Parameter, list[Tensor]] = {p: [] for p in seed.module.parameters()}
+
+    def see(parameter: nn.Parameter) -> None:
+        seen[parameter].append(parameter.grad)
+        parameter.grad = None
+
+    for parameter in seen:
+        parameter.register_post_accumulate_grad_hook(see)
+    group = run.optimizer.param_groups[0]
+    group["params"] = [p for p in group["params"] if p not in seen]
+    run.train(2)
+    total = 0.0
+    for gradients in seen.values():
+        found = torch.stack(gradients).double()
+        total += float((found.mean(0).square() / (found.square().mean(0).sqrt() + 1e-12)).sum())
+    again = Run(check_every=0)
+    again.optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
+    command = SEED(slot="relu", blueprint="mlp", name="mlp_0", config={"hidden": 3})
+    assert again.explored(command, steps=4).best()[0].expected == pytest.approx(total, rel=1e-5)

@@ -1,0 +1,235 @@
+"""From parts to results: how well each score orders the candidates, and what it costs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import spearmanr
+
+from benchmarks.environment import as_markdown
+from benchmarks.explore.networks import WORKLOADS
+from benchmarks.explore.plan import EXPLORED, RADII, RANDOM_SEEDS, REPEATS, SPLITS
+from fxgraft.explore.scoring import DEFAULT
+
+OUT = Path(__file__).parents[1] / "results"
+SEPARATE = ("shadow", "inserted")
+"""Controls that need a run for each candidate: they cannot be the default."""
+
+Parts = dict[str, dict[str, Any]]
+Scores = dict[str, Callable[[int], list[float] | None]]
+"""Name -> (random seed -> a score for each candidate, or None where the part is missing)."""
+
+
+def rho(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0 where one of them is constant."""
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return 0.0
+    return float(spearmanr(a, b).statistic)
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """The rank of each, the smallest 0; equal ones in their order."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    found = [0.0] * len(values)
+    for rank, i in enumerate(order):
+        found[i] = float(rank)
+    return found
+
+
+class Workload:
+    """The parts of one workload, as far as they are there."""
+
+    def __init__(self, name: str, parts: Parts):
+        self.name, self._parts = name, parts
+        self.candidates = WORKLOADS[name].candidates
+        number = range(len(self.candidates))
+        self.seeds = [
+            seed
+            for seed in range(RANDOM_SEEDS[name])
+            if all(f"{name} {seed} truth {i}" in parts for i in ("none", *number))
+        ]
+        self.gains = {s: [self._gain(s, i, "end") for i in number] for s in self.seeds}
+
+    def part(self, seed: int, what: str) -> dict[str, Any] | None:
+        return self._parts.get(f"{self.name} {seed} {what}")
+
+    def _gain(self, seed: int, candidate: int, when: str) -> float:
+        none, one = self.part(seed, "truth none"), self.part(seed, f"truth {candidate}")
+        assert none is not None
+        assert one is not None
+        return float(none[when] - one[when])
+
+    def truth(self, seeds: Iterable[int] | None = None) -> list[float]:
+        """The mean gain of each candidate over random seeds."""
+        chosen = self.seeds if seeds is None else list(seeds)
+        return [statistics.fmean(gains) for gains in zip(*(self.gains[s] for s in chosen), strict=True)]
+
+    def repeats(self) -> float | None:
+        """How far the truth of one half of the random seeds agrees with that of the other."""
+        if len(self.seeds) < 4:
+            return None
+        draw, found = random.Random(0), []
+        for _ in range(SPLITS):
+            order = draw.sample(self.seeds, len(self.seeds))
+            half = len(order) // 2
+            found.append(rho(self.truth(order[:half]), self.truth(order[half:])))
+        return statistics.median(found)
+
+    def scores(self) -> Scores:
+        def of(what: str, key: str) -> Callable[[int], list[float] | None]:
+            return lambda seed: (self.part(seed, what) or {}).get(key)
+
+        def mixed(*names: str) -> Callable[[int], list[float] | None]:
+            def mean(seed: int) -> list[float] | None:
+                both = [found[name](seed) for name in names]
+                if any(one is None for one in both):
+                    return None
+                return [statistics.fmean(r) for r in zip(*(ranks(one) for one in both if one), strict=True)]
+
+            return mean
+
+        def shadow(seed: int) -> list[float] | None:
+            each = [self.part(seed, f"shadow {i}") for i in range(len(self.candidates))]
+            return None if None in each else [one["contribution"] for one in each if one is not None]
+
+        found: Scores = {
+            f"contribution, radius {radius:g}, {steps} steps": of(f"explored {radius}", f"after {steps}")
+            for radius, steps in itertools.product(RADII, EXPLORED)
+        }
+        born = ("gradient", "mean gradient", "adam", "fisher")
+        found |= {name: of("born", name) for name in born}
+        found["parameters"] = of(f"explored {RADII[0]}", "parameters")
+        found["contribution and adam"] = mixed(f"contribution, radius {0.1:g}, 100 steps", "adam")
+        found["parameters and adam"] = mixed("parameters", "adam")
+        found["shadow"] = shadow
+        found["inserted"] = lambda seed: [
+            self._gain(seed, i, "inserted") for i in range(len(self.candidates))
+        ]
+        return found
+
+    def regret(self, scores: Sequence[float]) -> float | None:
+        truth = self.truth()
+        span = max(truth) - statistics.median(truth)
+        return (max(truth) - truth[scores.index(max(scores))]) / span if span else None
+
+    def separate(self) -> float:
+        """CPU seconds of all separate runs of one random seed."""
+        each = [
+            sum(self.part(s, f"truth {i}")["seconds"] for i in range(len(self.candidates)))  # type: ignore[index]
+            for s in self.seeds
+        ]
+        return statistics.fmean(each)
+
+    def cost(self, name: str) -> float | None:
+        """Of an exploration with that score, against the separate runs."""
+        spent = []
+        for seed in self.seeds:
+            if name.startswith("contribution, "):
+                _, radius, steps = name.split(", ")
+                part = self.part(seed, f"explored {float(radius.split()[1])}")
+                spent += [part["seconds"][steps.split()[0]]] if part else []
+            elif name in ("gradient", "mean gradient", "adam", "fisher"):
+                part = self.part(seed, "born")
+                spent += [part["seconds"]] if part else []
+        return statistics.fmean(spent) / self.separate() if spent else None
+
+    def results(self) -> dict[str, Any]:
+        truth = self.truth()
+        rows = []
+        for name, of in self.scores().items():
+            there = [(seed, scores) for seed in self.seeds if (scores := of(seed)) is not None]
+            if there:
+                regrets = [self.regret(scores) for _, scores in there]
+                own = [rho(scores, self.gains[seed]) for seed, scores in there]
+                rows.append(
+                    {
+                        "score": name,
+                        "spearman": statistics.fmean(rho(scores, truth) for _, scores in there),
+                        "spearman with the run itself": statistics.fmean(own),
+                        "regret": statistics.fmean(r for r in regrets if r is not None),
+                        "cost": self.cost(name),
+                        "random seeds": len(there),
+                    }
+                )
+        span = max(truth) - statistics.median(truth)
+        return {
+            "random_seeds": len(self.seeds),
+            "repeats": self.repeats(),
+            "candidates": [
+                {
+                    "slot": c.slot, "source": c.source, "blueprint": c.blueprint, "config": c.config,
+                    "gain": gain, "gains": [self.gains[s][i] for s in self.seeds],
+                }
+                for i, (c, gain) in enumerate(zip(self.candidates, truth, strict=True))
+            ],
+            "regret of a random choice": (max(truth) - statistics.fmean(truth)) / span if span else None,
+            "separate_cpu_seconds": self.separate(),
+            "scores": sorted(rows, key=lambda row: -row["spearman"]),
+        }  # fmt: skip
+
+
+def write(*files: Path) -> None:
+    """Write ``explore.json`` and ``explore.md`` from files of parts."""
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    parts = {line["key"]: line for line in lines}
+    found: dict[str, Any] = {}
+    for name in WORKLOADS:
+        workload = Workload(name, parts)
+        if len(workload.seeds) >= 2:
+            found[name] = workload.results()
+    named = {"contribution": "contribution, radius 0.03, 100 steps"}.get(DEFAULT, DEFAULT)
+    default = {}
+    for name, results in found.items():
+        row = next((row for row in results["scores"] if row["score"] == named), None)
+        if row is not None:
+            default[name] = {key: row[key] for key in ("spearman", "regret", "cost")}
+            default[name]["repeats"] = results["repeats"]
+    data = {
+        "command": "python -m benchmarks.explore",
+        "environment": lines[-1]["environment"],
+        "default": named,
+        "workloads": {name: {**default.get(name, {}), **results} for name, results in found.items()},
+    }
+    OUT.mkdir(exist_ok=True)
+    (OUT / "explore.json").write_text(json.dumps(data, indent=1) + "\n")
+    (OUT / "explore.md").write_text(_page(data))
+
+
+def _page(data: dict[str, Any]) -> str:
+    blocks = [
+        "# Which score tells where to grow",
+        f"`{data['command']}`; what was decided before it ran is in `benchmarks/explore/plan.py`. "
+        f"{as_markdown(data['environment'])}.",
+        f"The default score of `manager.explore` is that of the row *{data['default']}*.",
+    ]
+    for name, results in data["workloads"].items():
+        repeats = results["repeats"]
+        said = "not known" if repeats is None else f"{repeats:.2f}"
+        enough = repeats is not None and repeats >= REPEATS
+        truth = "" if enough else f": below {REPEATS}, so nothing is decided here"
+        blocks.append(
+            f"## {name}\n\n{len(results['candidates'])} candidates, {results['random_seeds']} random seeds. "
+            f"The truth of one half of them agrees with that of the other by {said}{truth}. A random choice "
+            f"has a regret of {results['regret of a random choice']:.2f}."
+        )
+        head = "| score | Spearman's rho | rho with the gains of the run itself | regret | cost | seeds |"
+        rows = [head, "|---|---|---|---|---|---|"]
+        for row in results["scores"]:
+            cost = "" if row["cost"] is None else f"{row['cost']:.3f}"
+            rows.append(
+                f"| {row['score']} | {row['spearman']:.2f} | {row['spearman with the run itself']:.2f} "
+                f"| {row['regret']:.2f} | {cost} | {row['random seeds']} |"
+            )
+        gains = ["| candidate | gain in held-out loss |", "|---|---|"]
+        for c in sorted(results["candidates"], key=lambda c: -c["gain"]):
+            where = f"{c['source']} -> {c['slot']}" if c["source"] else c["slot"]
+            options = ", ".join(f"{key}={value}" for key, value in c["config"].items())
+            gains.append(f"| {c['blueprint']}({options}) at {where} | {c['gain']:.4f} |")
+        blocks += ["\n".join(rows), "\n".join(gains)]
+    return "\n\n".join(blocks) + "\n"
