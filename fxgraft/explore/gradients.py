@@ -36,7 +36,8 @@ class BirthGradients:
         self._steps = 0
         self.norm: float | None = None
         self._hooks: list[RemovableHandle] = [
-            p.register_post_accumulate_grad_hook(self._see) for p in self._parameters
+            p.register_post_accumulate_grad_hook(self._see)  # type: ignore[no-untyped-call]
+            for p in self._parameters
         ]
 
     def _see(self, parameter: nn.Parameter) -> None:
