@@ -9,6 +9,7 @@
 `scoring`      what the candidates are ranked by
 `terms`        when to grow, for how long, and what it may cost
 `table`        what was found, as rows and as text
+`widths`       widening as a candidate, tried as a branch that stands for it
 =============  ======================================================================
 """
 

@@ -233,6 +233,8 @@ class Growth:
         row = best[0]
         self._memory.row = row.to_dict()
         self._memory.seed = row.seed
+        if row.widens is not None:
+            return self._widen(row)
         helps = row.contribution is not None and row.contribution > 2 * (row.standard_error or 0.0)
         if row.seed not in self._manager.seeds:
             return self._end("what was chosen is gone: it was culled by somebody else")
@@ -250,6 +252,18 @@ class Growth:
             return None
         self._memory.phase, self._memory.held_since = TRYING, None
         return None
+
+    def _widen(self, row: Row) -> None:
+        """The layers themselves grow: the host computes what it did, and learns with more channels."""
+        assert row.widens is not None
+        with self._manager.no_cooldown():
+            self._say(CULL(seed=str(row.seed)))
+        try:
+            self._manager.widen(*row.widens)
+        except FxGraftError as error:
+            return self._drop(row, str(error))
+        self._note("widened", row, reason=f"{row.widens[0]} by {row.widens[1]}")
+        return self._wait_again()
 
     def _begin_anew(self, row: Row) -> Reply:
         """The best place, with a branch that was not taught by the isolated objective."""
@@ -289,6 +303,10 @@ class Growth:
 
     def _keep(self, gained: float | None, reason: str) -> None:
         self._note("kept", None, contribution=gained, reason=reason)
+        self._wait_again()
+
+    def _wait_again(self) -> None:
+        """The next round."""
         memory = self._memory
         memory.phase, memory.before, memory.count, memory.total = WAITING, None, 0, 0.0
         self._losses.clear()

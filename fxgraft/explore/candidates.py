@@ -1,6 +1,7 @@
 """What may be explored: where, and with what.
 
-    "auto"                                   every slot, every registered blueprint that fits there
+    "auto"                                   every slot, every registered blueprint that fits there, and
+                                             the hidden channels that can grow (see `widths`)
     host.slots.select("blocks.*"), a name,   these slots, likewise
     or several of either
     SEED commands (also as dictionaries)     these, and no others
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxgraft import blueprints as registered
 from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, SlotError
+from fxgraft.explore.widths import Width, widths
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.plan import price
 from fxgraft.slots.selection import NO_SLOTS, Slots
@@ -45,12 +47,14 @@ class Candidate:
         parameters, flops: as of `fxgraft.blueprints.Cost`.
         memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
             backward pass, estimated as three of the slot's.
+        width: the channels that the command's branch stands for; None for a branch as such.
     """
 
     command: SEED
     parameters: int
     flops: int
     memory: int
+    width: Width | None = None
 
 
 @dataclass
@@ -130,6 +134,7 @@ def find(
     cap: Mapping[str, int] | None = None,
     flops: int | None = None,
     most: Mapping[str, int] | None = None,
+    widens: bool = False,
 ) -> Found:
     """The candidates that ``choice`` names.
 
@@ -140,6 +145,7 @@ def find(
         cap: see `Cap`. Where commands are given, all of them are taken.
         flops: of the host's forward pass, where that is known.
         most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
+        widens: whether "auto" has the channels that can grow, where no blueprints are named.
 
     Raises:
         SlotError, BlueprintError, CommandError: something that was named is not there, or can never grow.
@@ -152,7 +158,8 @@ def find(
     if isinstance(choice, str) and choice == AUTO:
         if not host.slots:
             raise SlotError(NO_SLOTS)
-        return _fitting(host, list(host.slots.values()), names, limit, most)
+        wider = _wider(host) if widens and names is None else []
+        return _fitting(host, list(host.slots.values()), names, limit, most, wider=wider)
     slots, seeds = _told_apart(host, choice)
     if slots and seeds:
         raise TypeError("candidates: expected slots, or SEED commands; got both")
@@ -217,6 +224,17 @@ def _priced(host: Host, seed: SEED) -> Candidate:
     return Candidate(seed, cost.parameters, cost.flops, 4 * cost.parameters * slot.dtype.itemsize + kept)
 
 
+def _wider(host: Host) -> list[Candidate]:
+    found = []
+    for seed, width in widths(host):
+        try:
+            candidate = _priced(host, seed)
+        except (SlotError, BlueprintError):  # no branch can stand for these channels
+            continue
+        found.append(replace(candidate, parameters=width.parameters, width=width))
+    return found
+
+
 def _fitting(
     host: Host,
     slots: Sequence[Slot],
@@ -224,8 +242,9 @@ def _fitting(
     cap: Cap,
     most: Mapping[str, int] | None,
     named: bool = False,
+    wider: Sequence[Candidate] = (),
 ) -> Found:
-    """All that fits at these slots, as far as the cap goes: the smallest of each slot first."""
+    """All that fits at these slots, as far as the cap goes, the smallest of each slot first; and ``wider``."""
     for name in names or ():
         registered.get(name)
     found = Found()
@@ -254,6 +273,7 @@ def _fitting(
                 found.left_out[-1] = (misfits[0][0], None, f"no registered blueprint fits: {misfits[0][2]}")
         elif names is not None:
             found.left_out += misfits
+    fitting += ((0, candidate) for candidate in wider)
     fitting.sort(key=lambda ranked: ranked[0])  # stable: in the order of the slots
     for _, candidate in fitting:
         reason = _too_much(candidate, most) or cap.objection(found.candidates, candidate)

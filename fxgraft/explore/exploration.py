@@ -21,6 +21,7 @@ from fxgraft.explore.gradients import BirthGradients
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
 from fxgraft.explore.scoring import Ranking, rank_of
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
+from fxgraft.explore.widths import Width
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -64,11 +65,12 @@ class _Entry:
     gradient: float | None = None
     trained_steps: int = 0
     score: float | None = None
+    widens: tuple[str, int] | None = None
 
     def row(self) -> Row:
         return Row(
             slot=self.command.slot,
-            blueprint=self.command.blueprint,
+            blueprint=self.command.blueprint if self.widens is None else "widen",
             parameters=None if self.candidate is None else self.candidate.parameters,
             flops=None if self.candidate is None else self.candidate.flops,
             contribution=self.found.contribution,
@@ -82,6 +84,7 @@ class _Entry:
             reason=self.reason,
             seed=self.seed,
             command=self.command,
+            widens=self.widens,
         )
 
     def fail(self, reason: str) -> None:
@@ -106,8 +109,11 @@ class Exploration:
     ):
         self._manager, self._lifecycle = manager, lifecycle
         self._evaluate, self._score, self._settings = evaluate, score, settings
-        self._entries = [_Entry(candidate.command, candidate) for candidate in found.candidates]
-        self._left_out = [_Entry(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out]
+        self._entries = [_Entry(one.command, one, widens=_widens(one.width)) for one in found.candidates]
+        self._left_out = [
+            _Entry(seed, one, status=LEFT_OUT, reason=why, widens=_widens(one.width) if one else None)
+            for seed, one, why in found.left_out
+        ]
         self._began, self._steps = manager.steps, 0
         self._births: dict[str, BirthGradients] = {}
         self.done = False
@@ -301,5 +307,9 @@ class Exploration:
                 self._births[str(entry.seed)].go_on(saved["birth"])
 
 
-_KEPT = ("seed", "status", "reason", "expected", "gradient")
+def _widens(width: Width | None) -> tuple[str, int] | None:
+    return None if width is None else (width.group, width.by)
+
+
+_KEPT = ("seed", "status", "reason", "expected", "gradient", "widens")
 """What a checkpoint says of a candidate, beside its command."""

@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         slot: the name of the slot that it would grow at.
-        blueprint: what it is made from.
+        blueprint: what it is made from; ``"widen"`` where ``widens`` says what would grow.
         parameters: how many it has that are trained; None where it could not be built.
         flops: of a forward pass at the shape of the example call, as torch's ``FlopCounterMode`` counts.
         contribution: the loss without it minus the loss with it alone, the mean over what ``evaluate``
@@ -37,7 +37,10 @@ class Row:
         status: ``"learning"``, ``"measured"``, ``"failed"`` or ``"left out"``.
         reason: why it failed or was left out; empty otherwise.
         seed: the name of its seed; None where there was none.
-        command: what plants it: ``manager.handle(row.command)``.
+        command: what plants it: ``manager.handle(row.command)``; of one that widens, the branch that it was
+            tried as.
+        widens: the group of channels that would grow and by how many, for ``manager.widen(*row.widens)``;
+            None for a branch.
     """
 
     slot: str
@@ -55,6 +58,7 @@ class Row:
     reason: str
     seed: str | None
     command: SEED
+    widens: tuple[str, int] | None = None
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
@@ -74,6 +78,8 @@ def cells(row: Row) -> tuple[object, ...]:
     """One row below `HEADERS`."""
     where = row.slot if row.command.source is None else f"{row.command.source} -> {row.slot}"
     options = ", ".join(f"{name}={value}" for name, value in row.command.config.items())
+    if row.widens is not None:
+        where, options = row.widens[0], f"by={row.widens[1]}"
     said = "" if row.status == MEASURED else row.status + (f": {row.reason}" if row.reason else "")
     return (
         where,

@@ -728,7 +728,8 @@ class SeedManager:
         each calls it.
 
         Args:
-            candidates: ``"auto"``: every slot, with every registered blueprint that fits; a selection of
+            candidates: ``"auto"``: every slot, with every registered blueprint that fits, and the hidden
+                channels between two linear layers, a quarter more of them, as `widen` would; a selection of
                 slots (``host.slots.select(...)``, a name, several names), likewise; or SEED commands (or
                 dictionaries).
             evaluate: computes a loss of the host without arguments, best on held-out data and in eval mode: a
@@ -767,7 +768,8 @@ class SeedManager:
         )
         by = scoring.resolve(score)
         bare = check(self.host, evaluate)
-        found = find(self.host, candidates, blueprints, cap, bare.flops, most)
+        alone = self.peers.size == 1 and self.peers.folder is None  # else the host cannot grow wider
+        found = find(self.host, candidates, blueprints, cap, bare.flops, most, widens=alone)
         exploration = explore.Exploration(self, self._lifecycle, found, evaluate, by, settings)
         if state is None:
             exploration.begin()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
@@ -14,6 +15,7 @@ from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageError
 from fxgraft.explore import Growth
 from fxgraft.telemetry import Event
+from tests.explore import runs
 from tests.explore.runs import Run
 from tests.harness import assert_same_bits, frozen
 
@@ -177,3 +179,37 @@ def test_a_rollback_by_somebody_else_ends_it() -> None:
     run.train(10)
     assert growth.done
     assert isinstance(run.host, fxgraft.Host)
+
+
+class Residual(nn.Module):
+    """A block whose hidden layer can grow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+        self.up, self.down = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.head(x + self.down(torch.relu(self.up(self.norm(x)))))
+
+
+def test_a_layer_grows_wider_where_the_branch_that_stands_for_it_wins(monkeypatch: Any) -> None:
+    monkeypatch.setattr(runs, "Net", Residual)
+    run = Run()
+    given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40}
+    growth = run.manager.autogrow(
+        run.evaluate, "auto", 9.0, score=lambda row: float(row.widens is not None), **given
+    )
+    run.train(7)
+    before = run.evaluate()
+    (row,) = [row for row in growth.exploration.table if row.widens is not None]
+    assert (row.slot, row.command.source, row.widens, row.parameters) == ("down", "norm", ("up", 1), 17)
+    assert "widen(by=1)" in str(growth.exploration)
+    run.train(1)
+    assert [entry["what"] for entry in growth.history] == ["exploring", "widened", "done"]
+    assert (run.host.up.out_features, run.host.down.in_features) == (5, 5)
+    assert not run.manager.seeds
+    assert len(before) == len(run.evaluate())
+    run.train(2)
+    assert run.host.down.weight[:, 4:].abs().sum() > 0, "the new units learn"
