@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft_passes.channels.analysis import MEAN
+from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.layout import Spread, atoms, spread
-from fxgraft_passes.channels.settings import Setting, fit, own_settings
+from fxgraft_passes.channels.settings import Setting, applied, fit, own_settings
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 
@@ -125,23 +126,28 @@ def grow(subject: Subject, group: ChannelGroup, by: int, init: str, seed: int) -
 def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, ChannelGroup]:
     """The groups; those with which the model's own code does not run when they are larger are fixed.
 
-    Groups of equal layers are tried once.
+    So are those with which it computes something else, where runs have data. Groups of equal layers are tried
+    once.
     """
     known: dict[object, str | None] = {}
     found = dict(groups)
     with subject.session():
+        before = None if subject.without_data else outputs(subject)
         for name, group in groups.items():
             if group.fixed is None:
                 key = _kind(subject, group)
                 if key not in known:
-                    known[key] = _why_not(subject, group)
+                    known[key] = _why_not(subject, group, before)
                 found[name] = replace(group, fixed=known[key])
     return found
 
 
-def _why_not(subject: Subject, group: ChannelGroup) -> str | None:
+def _why_not(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> str | None:
     try:
-        grow(subject, group, group.grain, "zero", 0)
+        growth = grow(subject, group, group.grain, "zero", 0)
+        if before is not None:
+            with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
+                difference(group.name, before, outputs(subject))
     except ChannelError as error:
         return str(error).removeprefix(f"{group.name}: ")
     return None
