@@ -315,7 +315,7 @@ def test_a_function_that_depends_on_how_many_there_are_is_refused():
     batch = torch.randn(3, 4)
     host, optimizer, manager = managed(Scaled(), batch)
     before = snapshot(host, batch, [optimizer])
-    with pytest.raises(ChannelError, match="something computes with how many there are"):
+    with pytest.raises(ChannelError, match="something in between depends on how many there are"):
         manager.widen("up", 2, init="split")
     assert_same_bits(before, snapshot(host, batch, [optimizer]))
 

@@ -44,10 +44,8 @@ def difference(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> 
         off, size = _off(old, new)
         if not off <= _ROUNDING.get(old.dtype, 0.0) * max(size, 1e-3):
             raise ChannelError(
-                f"{name}: expected the outputs that the model had; with more channels they differ by "
-                f"{off:.3g}, "
-                f"where the largest is {size:.3g}: something computes with how many there are. Nothing was "
-                "changed"
+                f"{name}: expected the outputs of before; with more channels they differ by {off:.3g}, "
+                f"where the largest is {size:.3g}: something in between depends on how many there are"
             )
         largest = max(largest, off)
     return largest

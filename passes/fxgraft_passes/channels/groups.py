@@ -54,6 +54,7 @@ class ChannelGroup:
         grain: they grow by multiples of this: of 12 heads of 64 channels, by 64.
         members: the dimensions of parameters that have these channels.
         fixed: None, or why it cannot grow.
+        unit: how many channels are one unit of the atom.
         atom: what stands for it in the analysis.
         analysis: which that is.
     """
@@ -63,6 +64,7 @@ class ChannelGroup:
     grain: int
     members: tuple[Member, ...]
     fixed: str | None
+    unit: int = field(repr=False)
     atom: Atom = field(repr=False)
     analysis: Analysis = field(repr=False)
 
@@ -119,7 +121,8 @@ def find(
         lead = _lead(members)
         name = _name(lead, found)
         grain = grain_in(analysis.tensors[lead.name][lead.dimension], atom)
-        found[name] = ChannelGroup(name, atom.size * grain, grain, tuple(members), fixed, atom, analysis)
+        size = atom.size * grain
+        found[name] = ChannelGroup(name, size, grain, tuple(members), fixed, grain, atom, analysis)
     return found
 
 

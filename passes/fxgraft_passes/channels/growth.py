@@ -30,6 +30,9 @@ from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 
 INITS = ("zero", "split")
+_ALIGNED = 8
+"""Units at a time, where a kernel (a grouped product) takes only strides that are a multiple of 16 bytes."""
+
 _NOISE = 0.05
 """By how much the shares of copies differ from equal ones, at most."""
 
@@ -90,7 +93,7 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
             f"{group.name}: a normalisation is computed over these channels, and copies would change it: use "
             "init='zero'"
         )
-    return by // group.grain
+    return by // group.unit
 
 
 def grow(subject: Subject, group: ChannelGroup, by: int, init: str, seed: int) -> Growth:
@@ -129,7 +132,7 @@ def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, Cha
     So are those with which it computes something else, where runs have data. Groups of equal layers are tried
     once.
     """
-    known: dict[object, str | None] = {}
+    known: dict[object, tuple[int, str | None]] = {}
     found = dict(groups)
     with subject.session():
         before = None if subject.without_data else outputs(subject)
@@ -137,9 +140,20 @@ def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, Cha
             if group.fixed is None:
                 key = _kind(subject, group)
                 if key not in known:
-                    known[key] = _why_not(subject, group, before)
-                found[name] = replace(group, fixed=known[key])
+                    known[key] = _tried(subject, group, before)
+                times, why = known[key]
+                found[name] = replace(group, fixed=why, grain=group.unit * times)
     return found
+
+
+def _tried(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> tuple[int, str | None]:
+    """By how many units at least it can grow, and why it cannot."""
+    why = _why_not(subject, group, before)
+    if why is not None and "multiple" in why:  # kernels of which the strides have to be aligned
+        aligned = replace(group, grain=group.unit * _ALIGNED)
+        if _why_not(subject, aligned, before) is None:
+            return _ALIGNED, None
+    return 1, why
 
 
 def _why_not(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> str | None:

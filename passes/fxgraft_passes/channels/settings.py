@@ -169,7 +169,7 @@ def _run(
     done = 0
     for operation, (target, shapes) in zip(recording.operations, expected, strict=False):
         made = [tuple(tensor.shape) for tensor in tensors_in(operation.result)]
-        if operation.target is not target or made != shapes:
+        if operation.target != target or made != shapes:
             return Outcome(done, operation.module, f"{operation.name} makes {made}, not {shapes}")
         done += 1
     if failed or done < max(len(expected), len(recording.operations)):

@@ -154,6 +154,15 @@ def factory(a: Analysis, operation: Operation) -> None:
     a.make(operation, one(operation), [None] * one(operation).dim())
 
 
+@rule("""
+cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div
+binary_cross_entropy_with_logits cosine_similarity
+""")
+def compared(a: Analysis, operation: Operation) -> None:
+    """A loss depends on all of what it is given."""
+    a.refuse(operation, f"{operation.name} is computed over it")
+
+
 @rule("tril triu tril_ triu_")
 def triangle(a: Analysis, operation: Operation) -> None:
     """The last two dimensions are counted."""

@@ -78,6 +78,18 @@ def added_product(a: Analysis, operation: Operation) -> None:
     a.make(operation, one(operation), made)
 
 
+@rule("_grouped_mm grouped_mm")
+def grouped_product(a: Analysis, operation: Operation) -> None:
+    """Rows of ``x``, in runs, each times the matrix of its run: of experts."""
+    x, y = tensor(operation, 0, "self"), tensor(operation, 1, "mat2")
+    if (x.dim(), y.dim()) != (2, 3):
+        raise Unknown("form")
+    fix(a.of(y)[0], f"{operation.name} counts it")
+    a.contract(operation, (x, 1), (y, 1))
+    a.role(y, 2, "out")
+    a.make(operation, one(operation), [a.of(x)[0], a.of(y)[2]])
+
+
 @rule("einsum")
 def einsum(a: Analysis, operation: Operation) -> None:
     """Letters that are written twice are one dimension; those that the result lacks are summed up."""
