@@ -9,6 +9,7 @@ from fxgraft.fossils.folding import fold
 from fxgraft.fossils.unwrapping import unwrap
 from fxgraft.host.compile_report import CompileReport, compile_report
 from fxgraft.host.host import Host
+from fxgraft.host.stacks import Stack
 from fxgraft.host.tracing import trace
 from fxgraft.manager.manager import SeedManager
 from fxgraft.seeds.seed import Seed
@@ -57,6 +58,7 @@ __all__ = [
     "Seed",
     "SeedManager",
     "Slot",
+    "Stack",
     "Stage",
     "Widening",
     "averaging",

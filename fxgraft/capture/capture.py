@@ -61,14 +61,15 @@ class Capture:
         left_out: qualified name -> why the boundary of the module is no slot.
         uncompared: why graphs were not compared with the code that they stand for; empty where they were.
         world: what the model's code names outside of its modules, and may write into.
-        example: the arguments of the example call.
+        runs: qualified name -> how the module ran in the example call, of those that are not torch's own.
+        example: args and kwargs of the example call, with copies of the tensors.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], clone: bool = True):
         self.root = clone_tree(model) if clone else model
         if _is_without_data(model):
             args, kwargs = pytree.tree_map_only(torch.Tensor, _without_data, (args, kwargs))
-        self.example = (args, kwargs)
+        self.example = pytree.tree_map_only(torch.Tensor, _fresh, (args, kwargs))
         self.opaque: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         self.uncompared = ""
@@ -79,6 +80,7 @@ class Capture:
         kept = frozenset(memory for p in self.root.parameters() if (memory := memory_of(p)) is not None)
         returned = Returned()
         self._run(modules, returned.watch, args, kwargs, finish=self._settle)
+        self.runs = returned.following.runs(modules)
         traces = Traces(self._instruments, kept, returned)
         self._run(modules, traces.watch, args, kwargs, finish=lambda before: traces.finish())
         flipped = Traces(self._instruments, kept, skip=traces)

@@ -18,6 +18,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.fallback import nothing_lost
 from fxgraft_passes.proofs import verify
 
 _functions: weakref.WeakValueDictionary[Any, FunctionType] = weakref.WeakValueDictionary()
@@ -43,13 +44,14 @@ class Generated:
         return MethodType(self.function, module)
 
 
-def generate(graph: fx.Graph, form: CallForm, fallback: Callable[..., Any]) -> Generated:
+def generate(graph: fx.Graph, form: CallForm, fallback: Callable[..., Any], lacks: bool = True) -> Generated:
     """Verify ``graph`` and write its ``forward``.
 
     Args:
         graph: the region's graph.
         form: the calls that the graph is right for.
         fallback: the module's own ``forward``, for calls of another form.
+        lacks: whether such calls lack some of what grew, and are counted.
     """
     verify(graph)
     code = graph.python_code("self")
@@ -57,6 +59,8 @@ def generate(graph: fx.Graph, form: CallForm, fallback: Callable[..., Any]) -> G
     if not form.is_plain:
         source = source.replace("def forward(", "def _graph(", 1) + "\n\n" + form.entry_source()
         scope.update(form.scope(), _fallback=fallback)
+        if not lacks:
+            scope["_fell_back"] = nothing_lost
     return Generated(graph, source, _function(source, scope))
 
 

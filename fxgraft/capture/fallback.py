@@ -96,6 +96,10 @@ def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
         _say(f"{name} ({kind})" if name else f"the {kind}", f" ({mismatch})" if mismatch.expected else "")
 
 
+def nothing_lost(module: nn.Module, given: Mapping[str, Any]) -> None:
+    """A call of another form of a module in which all that grew runs in such a call, too."""
+
+
 def mismatch_of(module: nn.Module) -> Mismatch | None:
     """Why its first call in eager mode fell back; None if none did."""
     return _mismatches.get(module)

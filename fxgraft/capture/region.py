@@ -17,6 +17,7 @@ from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import Generated, generate
 from fxgraft.capture.fallback import COUNTER, new_counter, set_expected_form
 from fxgraft.capture.flat import flatten, unflatten
+from fxgraft.capture.inserted import arguments, without_graph
 from fxgraft.capture.merge import merge, merged_form
 from fxgraft.capture.preconditions import with_conditions
 from fxgraft_passes import (
@@ -32,6 +33,7 @@ from fxgraft_passes import (
     slots_of,
 )
 from fxgraft_passes.base import copy_graph
+from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.naming import OWN_FORWARD
 from fxgraft_passes.observe import KEY
 
@@ -143,6 +145,7 @@ class Region:
             set_expected_form(self.module, self.name, form)  # the log names what a call does not meet
             for i, wiring in enumerate(wirings):
                 source = wiring.source and _found(graph, names, wiring.source)
+                call = None if wiring.spec.call is None else arguments(graph, form, wiring.spec.call)
                 for k, node in enumerate((wiring.node, *wiring.others)):
                     Germinate(
                         _found(graph, names, node),
@@ -151,8 +154,11 @@ class Region:
                         phase=phase,
                         path=_attribute(i),
                         source=source,
+                        arguments=call,
                     ).rewrite(graph)
-            self._known[key] = generate(graph, form, type(self.module).forward)
+            specs = tuple((_attribute(i), wiring.spec) for i, wiring in enumerate(wirings))
+            fallback, lacks = without_graph(type(self.module).forward, specs)
+            self._known[key] = generate(graph, form, fallback, lacks)
             if len(self._known) > MAX_KNOWN:
                 del self._known[next(iter(self._known))]
         return self._known[key]
@@ -211,15 +217,24 @@ def _attribute(i: int) -> str:
     return f"_graft_{i}"
 
 
-def slot_table(regions: Iterable[Region]) -> Mapping[str, Slot]:
-    """Name -> slot over all regions, in execution order.
+def slot_table(
+    regions: Iterable[Region], turns: Mapping[str, tuple[float, int]] = MappingProxyType({})
+) -> Mapping[str, Slot]:
+    """Name -> slot over all regions, in execution order; ``turns`` says when inserted blocks run.
 
     Two regions may come to the same name, where a module calls its grandchild past its child: the
     later one gets ``_1``.
     """
     found: dict[str, Slot] = {}
     every = [slot for region in regions for slot in region.slots]
-    for slot in sorted(every, key=lambda slot: slot.node.meta[KEY].order):
+
+    def turn(slot: Slot) -> tuple[float, int, int]:
+        order = slot.node.meta[KEY].order
+        if not slot.region.startswith(f"{SEEDS}."):
+            return order, -1, order
+        return (*turns[".".join(slot.region.split(".", 3)[:3])], order)
+
+    for slot in sorted(every, key=turn):
         name = next(
             n for n in chain([slot.name], map(f"{slot.name}_{{}}".format, count(1))) if n not in found
         )

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxgraft.capture.call_form import CallForm, is_constant
+from fxgraft.capture.following import Following
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
 from fxgraft.capture.tracer import RegionTracer
@@ -25,11 +26,16 @@ from fxgraft_passes.snapshot import Snapshot
 
 
 class Returned:
-    """Keeps what each module returned, call by call."""
+    """Keeps what each module returned, call by call.
+
+    Attributes:
+        following: knows whose results each module read.
+    """
 
     def __init__(self) -> None:
         self.values: dict[nn.Module, list[Any]] = {}
         self.forms: dict[nn.Module, list[CallForm]] = {}
+        self.following = Following()
 
     def watch(self, module: nn.Module) -> Callable[..., Any]:
         forward = type(module).forward
@@ -37,7 +43,9 @@ class Returned:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             form = CallForm(MethodType(forward, module), args, kwargs)
             self.forms.setdefault(module, []).append(form)
+            self.following.called(module, form.signature.bind(*args, **kwargs))
             result = forward(module, *args, **kwargs)
+            self.following.returned(module, result)
             # A copy: the caller may write into it.
             self.values.setdefault(module, []).append(
                 pytree.tree_map_only(torch.Tensor, _copy, _opened(result))

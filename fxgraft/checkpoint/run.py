@@ -208,11 +208,10 @@ class _Restoration:
 
     def run(self, blueprints: Mapping[str, BlueprintLike]) -> RunState:
         host, lifecycle = self._host, self._lifecycle
-        for record in self._records:
-            record.check_size(lifecycle, blueprints, self._weights)
         with ExitStack() as undo:
             undo.callback(setattr, host, "on_call", host.on_call)
-            for record in self._records:
+            for record in self._records:  # one by one: seeds may be in blocks that came before
+                record.check_size(lifecycle, blueprints, self._weights)
                 seed = record.revive(lifecycle, self._state.run_seed, blueprints)
                 undo.callback(lifecycle.forget, seed)
             _check_weights("weights", self._weights, host.state_dict())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fxgraft import schedules
 from fxgraft.checkpoint.validate import integer, number, optional, share, text, truth
+from fxgraft.deeper import growing
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -21,7 +22,7 @@ from fxgraft.schedules import SCHEDULES, Ramp
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
-from fxgraft_passes import GraftSpec
+from fxgraft_passes import Call, GraftSpec
 from fxgraft_passes.graft import check_name
 
 _SAVED_STAGES = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
@@ -106,6 +107,8 @@ class SeedRecord:
         So a file cannot make its reader allocate more than the file holds. A factory that cannot
         build without memory (one that reads its own weights' values) is not checked.
         """
+        if self.spec.get("call") is not None:
+            return  # a copy of a block of the host
         source = self._source(blueprints)
         if isinstance(source, nn.Module):
             return
@@ -132,14 +135,18 @@ class SeedRecord:
             raise CheckpointError(f"there are two seeds {self.name!r}")
         slot = lifecycle.host.site(self.slot, self.source)
         copy_source = slot.input.copy and slot.source is not None
-        spec = GraftSpec(**{**self.spec, "copy": slot.copy, "copy_source": copy_source})
+        call = None if self.spec.get("call") is None else Call(**self.spec["call"])
+        spec = GraftSpec(**{**self.spec, "copy": slot.copy, "copy_source": copy_source, "call": call})
         seed = Seed(
             self.name, self.slot, self.blueprint, spec, Stage.GERMINATED, config=self.config,
             registered=self.registered, hyper=self.hyper, source=self.source, places=self.places,
         )  # fmt: skip
-        around = nursery.surroundings(lifecycle.host, slot)
         key = streams.key_of(run_seed, self.name)
-        grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)
+        if call is not None:
+            grown = growing.again(lifecycle.host, slot, key, self.config)
+        else:
+            around = nursery.surroundings(lifecycle.host, slot)
+            grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)
         lifecycle.go_live(seed, slot, grown)
         stage = Stage[self.stage]
         seed.set_alpha(*self.alphas)

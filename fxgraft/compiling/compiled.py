@@ -301,7 +301,7 @@ class CompiledHost:
     def grow(self, structure: Structure, grafts: Mapping[str, Graft]) -> None:
         """Find the units of seeds that stand between blocks."""
         for placement in structure.placements:
-            name, region = placement.seed, structure.runs_in(placement)
+            name, region = placement.seed, structure.home(structure.runs_in(placement))
             if name not in grafts or any(unit.holds(region) for unit in self._blocks):
                 continue
             module, known = grafts[name].module, self._grown.get(name)
@@ -363,7 +363,7 @@ class CompiledHost:
 
     def touched(self, *structures: Structure) -> list[Unit]:
         """The units that have a graft in one of the structures, or are one."""
-        regions = [region for structure in structures for region in structure.by_region]
+        regions = [structure.home(region) for structure in structures for region in structure.by_region]
         seeds = {placement.seed for structure in structures for placement in structure.placements}
         grown = [unit for seed, (_, units) in self._grown.items() if seed in seeds for unit in units]
         return [*(unit for unit in self._blocks if any(map(unit.holds, regions))), *grown]

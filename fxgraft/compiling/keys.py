@@ -13,6 +13,7 @@ from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Key
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
+from fxgraft_passes.graft import SEEDS
 
 
 class Keys:
@@ -44,7 +45,7 @@ class Keys:
 
     def _forward(self, unit: Unit, region: str) -> Same:
         """What is generated of a region's own graph, numbers included: equal graphs have one function."""
-        name = f"{unit.name}.{region}".strip(".")
+        name = region if region.startswith(f"{SEEDS}.") else f"{unit.name}.{region}".strip(".")
         if name not in self._forwards:
             self._forwards[name] = self._regions[name].forward_for((), Phase.ISOLATED).function
         return Same(self._forwards[name])

@@ -25,22 +25,20 @@ from torch import nn
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.codegen import Generated, generate
-from fxgraft.capture.fallback import COUNTER
 from fxgraft.capture.intercept import AutogradCall
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import plain_code
 from fxgraft.fossils.plain_code import GrownCode
 from fxgraft.host.host import Host
-from fxgraft.host.writing import WRITE, writers
+from fxgraft.host.plain import is_own, take_out
+from fxgraft.host.writing import writers
 from fxgraft.seeds.streams import SeedDropout
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.blends import FULL_PRECISION
-from fxgraft_passes.naming import OWN_FORWARD
 
 _TEXT = inspect.getsource(plain_code)
-_OWN = ("fxgraft.", "fxgraft_passes.")
 
 
 def unwrap(host: Host) -> nn.Module:
@@ -73,7 +71,7 @@ class _Unwrapping:
         self._dims = {p.seed: len(p.slot.shape) for p in host.structure.placements}
         self._codes: dict[Any, GrownCode] = {}
         for module in self.root.modules():
-            _take_out(module)
+            take_out(module)
         self._writers = writers(self.root)
         for name in host.structure.by_region:
             self._grow(host.regions[name])
@@ -121,7 +119,7 @@ class _Unwrapping:
                 module._modules[name] = self._plain_seed(child, dims, done)
         if isinstance(module, SeedDropout):
             done[module] = _dropout(module, dims)
-        elif type(module).__module__.startswith(_OWN):
+        elif is_own(type(module)):
             graph = _LayerByLayer().trace(module)
             for node in graph.nodes:
                 node.type = None
@@ -145,7 +143,7 @@ class _Unwrapping:
         if key not in self._codes:
             scope = {n: v.function.apply if isinstance(v, AutogradCall) else v for n, v in scope.items()}
             modules = {n: value.__name__ for n, value in scope.items() if isinstance(value, ModuleType)}
-            functions = {n: _plain_name(value) for n, value in scope.items() if _is_own(value)}
+            functions = {n: _plain_name(value) for n, value in scope.items() if is_own(value)}
             values = {n: value for n, value in scope.items() if n not in modules and n not in functions}
             used = (modules, functions, values, grown, inside)
             self._codes[key] = GrownCode(_TEXT, base, name, source, *used)
@@ -168,22 +166,6 @@ class _LayerByLayer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
-
-
-def _take_out(module: nn.Module) -> None:
-    """Take out of a clone by what the host runs the module: generated and compiled code."""
-    attributes = module.__dict__
-    attributes.pop("_compiled_call_impl", None)
-    attributes.pop(WRITE, None)
-    for number in [number for number, hook in module._forward_pre_hooks.items() if _is_own(hook)]:
-        del module._forward_pre_hooks[number]
-        module._forward_pre_hooks_with_kwargs.pop(number, None)
-    if OWN_FORWARD not in attributes:
-        return
-    for name in ("forward", OWN_FORWARD, COUNTER):
-        attributes.pop(name, None)
-    for name in [name for name, value in attributes.items() if isinstance(value, Graft)]:
-        del attributes[name]
 
 
 def _write_out(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
@@ -211,10 +193,6 @@ def _scope_of(generated: Generated) -> dict[str, Any]:
             found.update({n: scope[n] for n in function.__code__.co_names if n in scope})
             found.update({n: v for n, v in scope.items() if n.startswith("_default_")})
     return {n: v for n, v in found.items() if n not in ("_fallback", "_graph", "forward")}
-
-
-def _is_own(value: Any) -> bool:
-    return str(getattr(value, "__module__", None)).startswith(_OWN)
 
 
 def _plain_name(value: Any) -> str:

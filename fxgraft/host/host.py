@@ -19,11 +19,15 @@ from fxgraft.capture.region import Region, slot_table
 from fxgraft.errors import FxGraftError, SlotError, StageError, TraceError
 from fxgraft.host.channels import Channels, Example
 from fxgraft.host.copies import Copies
+from fxgraft.host.depth import Depths
 from fxgraft.host.example import CallForm, form_of
+from fxgraft.host.example_call import ExampleCall
 from fxgraft.host.explain import Explanation, explain
+from fxgraft.host.insertions import Insertions, orders
 from fxgraft.host.ownership import Ownership
 from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
+from fxgraft.host.stacks import Stacks
 from fxgraft.host.table import table_of
 from fxgraft.host.tied_weights import keep_tied_weights
 from fxgraft.host.unmet import unmet
@@ -83,6 +87,10 @@ class Host(nn.Module):
         self._world = capture.world
         self._channels = Channels(capture.example, root)
         self.widenings: tuple[Widened, ...] = ()
+        self._runs = capture.runs
+        self._example_call = ExampleCall(args=capture.example[0], kwargs=capture.example[1])
+        self._insertions = Insertions(capture.regions)
+        self._depths = Depths()
         self._running = Running(root, capture.regions)
         self.borrowed: str | None = None  # by what the host runs otherwise for a moment
         self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
@@ -96,6 +104,7 @@ class Host(nn.Module):
         self.on_write: Callable[..., None] | None = None
         self._writers = writers(root)
         self._slot_table: Slots | None = None
+        self._stacks: Stacks | None = None
         self._calls: Calls | None = None
         self.training = root.training
         self._modules.update(root._modules)
@@ -112,7 +121,9 @@ class Host(nn.Module):
     def slots(self) -> Slots:
         """Name -> slot, in execution order. ``host.slots.select(...)`` chooses among them."""
         if self._slot_table is None:
-            self._slot_table = Slots(slot_table(self._regions.values()), self._regions, self.rejected)
+            turns = orders(self.structure, self._regions)
+            table = slot_table(self._regions.values(), turns)
+            self._slot_table = Slots(table, self._regions, self.rejected)
         return self._slot_table
 
     def slot(self, name: str) -> Slot:
@@ -182,6 +193,16 @@ class Host(nn.Module):
         self.watch_writing()
 
     @property
+    def stacks(self) -> Stacks:
+        """Name of a container -> `Stack`: alike blocks that run one after the other, inserted ones too.
+
+        ``host.stacks.rejected`` says of the other containers why they are none.
+        """
+        if self._stacks is None:
+            self._stacks = Stacks(self._root, self._regions, self._runs, self._opaque, self.structure)
+        return self._stacks
+
+    @property
     def regions(self) -> Mapping[str, Region]:
         """Qualified module name -> region; ``""`` is the root (if it could be traced)."""
         return MappingProxyType(self._regions)
@@ -231,9 +252,11 @@ class Host(nn.Module):
         with self.compiled.stopped() if self.compiled else nullcontext():
             capture = Capture(self._root, args, dict(kwargs), clone=False)
         self._regions, self._running.regions = capture.regions, capture.regions
+        self._runs, self._insertions = capture.runs, Insertions(capture.regions)
+        self._example_call = ExampleCall(args=capture.example[0], kwargs=capture.example[1])
         self._opaque, self._left_out = capture.opaque, capture.left_out
         self._uncompared = capture.uncompared
-        self._slot_table = self._calls = None
+        self._slot_table = self._calls = self._stacks = None
         self.__dict__["_example"] = form_of(args, kwargs)
         self._channels = Channels((args, dict(kwargs)), self._root)
         self.slots  # noqa: B018
@@ -330,7 +353,13 @@ class Host(nn.Module):
 
     def set_structure(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
         """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
+        self.provide(structure, grafts)
         self._running.enter(structure, phase, grafts)
+        if self._insertions.go(structure):
+            self._slot_table = self._calls = None
+        before, self._stacks = self._stacks, None
+        if any(p.spec.call for p in structure.placements) or before is not None:
+            self._depths.follow(self._root, self.stacks, self._regions)
         self._modules.pop(SEEDS, None)
         if grafts:
             seeds = self._modules[SEEDS] = nn.Module()
@@ -340,6 +369,11 @@ class Host(nn.Module):
         self.watch_writing()
         for twin, follow in list(self.followers.items()):
             follow(self, twin)
+
+    def provide(self, structure: Structure, grafts: Mapping[str, Graft]) -> None:
+        """Have the regions that are in inserted blocks of ``structure``; nothing that runs is touched."""
+        if self._insertions.come(structure, grafts):
+            self._slot_table = self._calls = None
 
     def watch_writing(self) -> None:
         """Let parts of the model that can write themselves to a folder do so only where nothing grew."""
@@ -420,12 +454,22 @@ class Host(nn.Module):
         assert self.compiled is not None
         units = {task.unit for task in tasks}
         names = self.structure.by_region.keys() | structure.by_region.keys()
-        modules = [self._regions[name].module for name in names if any(unit.holds(name) for unit in units)]
+
+        def home(name: str) -> str:
+            return (structure if name in structure.by_region else self.structure).home(name)
+
+        modules = [
+            self._regions[name].module for name in names if any(unit.holds(home(name)) for unit in units)
+        ]
         forwards = {}
         for phase in {task.phase for task in tasks}:
             with self.probing(structure, phase, grafts):
                 forwards[phase] = [(module, forward_of(module)) for module in modules]
-        seeds = [p for p in structure.placements if any(unit.holds(structure.runs_in(p)) for unit in units)]
+        seeds = [
+            p
+            for p in structure.placements
+            if any(unit.holds(structure.home(structure.runs_in(p))) for unit in units)
+        ]
         return Job(tasks, self.compiled.options, forwards, [grafts[p.seed] for p in seeds])
 
     # nn.Module's protocol: the root's state is the host's
@@ -512,6 +556,7 @@ class Host(nn.Module):
             "followers",
             "copies",
             "_slot_table",
+            "_stacks",
             "_calls",
             "_own",
             "_writers",
@@ -526,6 +571,7 @@ class Host(nn.Module):
         self.copies = Copies()
         self._own = Ownership(self._root)
         self._writers = writers(self._root)
+        self._insertions = Insertions(self._regions)
         # Copies of slots belong to the copied graphs: take each structure's from there.
         grafts = self.grafts()
         placements = [

@@ -123,7 +123,7 @@ class Running:
             return
         with self.compiled.stopped():
             for unit in self.compiled.units:
-                if unit.holds(region):
+                if unit.holds(self.structure.home(region)):
                     self.compiled.repeat_eagerly(unit, *seeds)
 
     def _enter(self, grafts: Grafts, before: Structure, units: Iterable[Unit]) -> None:
@@ -133,7 +133,8 @@ class Running:
         phases = dict.fromkeys(regions, self.phase)
         if compiled is not None:
             of_units = {unit: compiled.phase_in(unit, structure, self.phase, grafts) for unit in units}
-            phases |= {region: of_units[u] for u in of_units for region in regions if u.holds(region)}
+            homes = {r: (structure if r in structure.by_region else before).home(r) for r in regions}
+            phases |= {region: of_units[u] for u in of_units for region in regions if u.holds(homes[region])}
         self._install(structure, phases, grafts)
         self._phases = phases
         if compiled is None:

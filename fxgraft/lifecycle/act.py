@@ -10,7 +10,7 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -40,6 +40,7 @@ class PlannedCourse:
         fossil: whether it becomes permanent.
         paused: whether it is paused then; None: as before.
         told: called when the act has landed.
+        like: of a seed to be born, see `Birth`.
     """
 
     seed: Seed
@@ -53,6 +54,7 @@ class PlannedCourse:
     fossil: bool = False
     paused: bool | None = None
     told: tuple[Callable[[], None], ...] = ()
+    like: Mapping[nn.Parameter, nn.Parameter] = field(default_factory=dict)
 
     @property
     def is_birth(self) -> bool:
@@ -112,9 +114,8 @@ class Act:
         channels = math.prod(alpha_shape(seed.spec.mode, slot.shape))
         stage = after(seed.stage, "go live", seed.name)
         alphas = (0.0,) * channels
-        self._courses[seed] = PlannedCourse(
-            seed, stage, alphas, slot, birth.graft.module, birth.graft, told=(told,)
-        )
+        module, graft = birth.graft.module, birth.graft
+        self._courses[seed] = PlannedCourse(seed, stage, alphas, slot, module, graft, told=(told,), like=birth.like)
 
     def blend(self, seed: Seed, ramp: Ramp, told: Callable[[], None]) -> None:
         """Let a seed set out on ``ramp``; in place of an earlier one of the act."""
@@ -205,5 +206,6 @@ def refuse_threads(act: Act) -> None:
 def _born(lifecycle: Lifecycle, course: PlannedCourse) -> Birth:
     assert course.module is not None
     assert course.slot is not None
-    follow(course.module, surroundings(lifecycle.host, course.slot))
-    return lifecycle.plan_birth(course.seed, course.slot, course.module)
+    if course.seed.spec.call is None:  # a block has the dtypes of that which it is a copy of
+        follow(course.module, surroundings(lifecycle.host, course.slot))
+    return replace(lifecycle.plan_birth(course.seed, course.slot, course.module), like=course.like)

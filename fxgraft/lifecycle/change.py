@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
 
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed
@@ -29,12 +32,14 @@ class Birth:
         placement: where it goes.
         graft: its module.
         before: the names of the seeds that stand behind it.
+        like: parameters of it -> those whose optimizer state they begin with.
     """
 
     seed: Seed
     placement: Placement
     graft: Graft
     before: tuple[str, ...] = ()
+    like: Mapping[nn.Parameter, nn.Parameter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

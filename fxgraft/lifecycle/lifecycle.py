@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fxgraft.errors import StageError
 from fxgraft.host.changed_attributes import changed_attributes
 from fxgraft.host.host import Host
+from fxgraft.host.insertions import path_of
 from fxgraft.lifecycle import order
 from fxgraft.lifecycle.change import Birth, Change
 from fxgraft.lifecycle.inactivity import InactiveSeed, InactivityWatch
@@ -100,7 +101,10 @@ class Lifecycle:
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
         graft = Graft(module, dtype=around.dtype, device=around.device, alpha_shape=shape)
-        graft.train(around.training)
+        if seed.spec.call is None:
+            graft.train(around.training)
+        else:  # a block keeps the modes of its parts, as that which it is a copy of has them
+            graft.training = around.training
         placement = Placement(seed.name, slot, seed.spec, kind_of(module))
         return Birth(seed, placement, graft, order.behind(self.seeds, seed.name, before))
 
@@ -114,6 +118,7 @@ class Lifecycle:
         warm_up = warm_up and not self.cold
         if not change.moves_grafts and not change.ramps:
             return
+        self._refuse_blocks_around(change.deaths)
         with ExitStack() as undo:
             for birth in change.births:
                 self._enter(undo, birth)
@@ -155,6 +160,32 @@ class Lifecycle:
                 "; ".join(found),
             )
 
+    def _refuse_blocks_around(self, deaths: Sequence[Seed]) -> None:
+        """Raise `StageError` for an inserted block that is to go while a seed that stays is inside of it."""
+        for seed in deaths:
+            if seed.spec.call is None:
+                continue
+            inside = [
+                s.name
+                for s in self.seeds.values()
+                if s not in deaths and s.slot.startswith(path_of(seed.name))
+            ]
+            if inside:
+                raise StageError(
+                    f"cannot cull block {seed.name!r}: expected one without seeds in it; it has "
+                    f"{', '.join(inside)}. Cull those before it, or together with it"
+                )
+
+    def _refuse_in_passing_block(self, seed: Seed) -> None:
+        """Raise `StageError` where a seed is to become permanent in a block that is not."""
+        for other in self.seeds.values():
+            is_around = other.spec.call is not None and seed.slot.startswith(path_of(other.name))
+            if is_around and other.stage is not Stage.FOSSILIZED:
+                raise StageError(
+                    f"cannot fossilize seed {seed.name!r}: expected it in a block that is permanent; it is "
+                    f"in {other.name!r}, which is {other.stage.name}. Fossilize that one first"
+                )
+
     def _enter(self, undo: ExitStack, birth: Birth) -> None:
         """GERMINATED -> TRAINING, as far as comes before the swap."""
         seed, module = birth.seed, birth.graft.module
@@ -172,6 +203,7 @@ class Lifecycle:
         seed, module = birth.seed, birth.graft.module
         undo.callback(self.registry.leave, list(module.parameters()))
         self.registry.join(seed, module, f"_seeds.{seed.name}.module")
+        self.registry.copy_state(birth.like)
         undo.callback(self.gradients.unwatch, seed.name)
         self.gradients.watch(seed.name, list(module.parameters()))
         self.begin(seed)
@@ -323,6 +355,7 @@ class Lifecycle:
         The graft departs from the graph with a later `commit`; its name is not free until then.
         """
         stage = after(seed.stage, "cull", seed.name)
+        self._refuse_blocks_around([seed])
         if seed.module is None:
             self.cull(seed)
             return
@@ -347,6 +380,7 @@ class Lifecycle:
 
     def fossil(self, seed: Seed, alpha: float, module: nn.Module | None = None) -> Placement:
         """The placement of a seed as a plain part of the host; with ``module``, if it has none yet."""
+        self._refuse_in_passing_block(seed)
         module = seed.module if module is None else module
         assert module is not None
         slot = self.host.site(seed.slot, seed.source)

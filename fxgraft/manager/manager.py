@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from fxgraft import schedules
 from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
+from fxgraft.deeper.spread import At
 from fxgraft.distributed import peers_of
 from fxgraft.errors import ChannelError, CheckpointError, DistributedError, SlotError, StageError
 from fxgraft.explore import exploration as explore
@@ -43,6 +44,7 @@ from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.lifecycle.plan import GerminationPlan, plan
 from fxgraft.manager import settings
 from fxgraft.manager.background import Background
+from fxgraft.manager.deepening import Deepening, Wish
 from fxgraft.manager.dispatch import Dispatcher
 from fxgraft.manager.journal import Journal, check_loss
 from fxgraft.manager.reporter import Reporter
@@ -167,6 +169,9 @@ class SeedManager:
         self._memory = ManagerState(self.peers.share(torch.initial_seed()))
         self._acts = Acts(self._lifecycle, self._background, self._memory)
         self._routines: list[Routine] = []
+        self._deepening = Deepening(
+            inner, self._lifecycle, self._acts, self._reporter, self._memory, self._name, self._tell_birth
+        )
         self._saver = Saver(
             self._lifecycle, self._optimizers, self.schedulers, self._reporter, self.peers, self._memory
         )
@@ -323,6 +328,59 @@ class SeedManager:
             self._background.germinate(seed, slot, build)
             self._on_stage(seed)
         return seed
+
+    @uninterruptible
+    def deepen(
+        self,
+        stack: str,
+        count: int = 1,
+        *,
+        at: At = None,
+        init: str = "zero",
+        blend: int = 0,
+        isolated: bool = False,
+        optimizer_state: str = "fresh",
+        name: str | None = None,
+        wait: bool = True,
+        like: Sequence[int] | None = None,
+    ) -> list[Seed]:
+        """Insert further blocks in a stack, as copies of those that are there: whole, or not at all.
+
+        An inserted block gets all the arguments that the block in front of it gets, runs in calls of any
+        form, and is a place like any other: it has slots, and more blocks can be put behind it.
+
+        Args:
+            stack: one of ``host.stacks``.
+            count: how many blocks.
+            at: None spreads them evenly; ``"end"``, ``"start"`` (in front of the first block), or a list of
+                the indices, in ``host.stacks[stack].blocks``, of the blocks to stand behind.
+            init: ``"zero"`` copies the block in front (at the start: the first one) and zeroes the output
+                layers of its branches, which are found on its graph: the function is kept to the bit.
+                ``"copy"`` copies it. ``"random"`` initialises anew, as the model does.
+            blend: in how many steps their share grows from 0 to 1; 0: they are there at once, as fossils.
+            isolated: whether they learn first without the host feeling them: with ``blend=0`` they are seeds
+                in TRAINING then, for `blend` and `fossilize`.
+            optimizer_state: ``"copy"`` gives each parameter the optimizer's state of that which it is a copy
+                of; ``"fresh"`` none. Each joins the group of that one either way: its lr and weight decay.
+            name: the name of the seed; of several, ``<name>_0``, ``<name>_1``, …; by default new ones.
+            wait: False lets them land at a later `step`, prepared in the background.
+            like: the indices of the blocks to copy, one for each new block, in the place of those in front.
+
+        Returns:
+            The seeds, in running order: FOSSILIZED ones with ``blend=0``. Seeds in a block, and hooks on it,
+            are not copied; ``nn.Dropout`` in a copy draws from a stream of its own.
+
+        Raises:
+            SlotError: there is no such stack, no block can stand there, or there are no output layers.
+            BlueprintError: nothing initialises a parameter of the block; or it is isolated, and would draw
+                from the global random stream.
+            ValueError: for a count, place or option that cannot be.
+            StageError: the name is taken.
+        """
+        self._allow("deepen")
+        wish = Wish(init, blend, isolated, optimizer_state)
+        with self._acts.block(validate.boolean("wait", wait)):
+            return self._deepening.deepen(stack, count, at, like, wish, name, self.enabled)
 
     def plan(
         self,
@@ -1178,5 +1236,5 @@ def _is_settled(seed: Seed) -> bool:
 
 def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:
     law = objective if isinstance(objective, Objective) else Objective(objective)
-    copies = {"copy": slot.copy, "copy_source": slot.input.copy and slot.source is not None}
-    return GraftSpec(mode or "residual", law.name, law.radius, isolated, **copies)
+    copy_source = slot.input.copy and slot.source is not None
+    return GraftSpec(mode or "residual", law.name, law.radius, isolated, slot.copy, copy_source=copy_source)

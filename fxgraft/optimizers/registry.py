@@ -7,6 +7,7 @@ seed's own that is otherwise like that one (see ``fxgraft.optimizers.groups``).
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -47,6 +48,11 @@ class SeedParameterRegistry:
     def trains(self) -> bool:
         """Whether there is any optimizer."""
         return bool(self._optimizers)
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """What trains the seeds."""
+        return self._optimizers
 
     def reschedule(self, schedulers: Sequence[Any]) -> None:
         """Keep these schedulers in step from now on."""
@@ -163,6 +169,14 @@ class SeedParameterRegistry:
                 _add(group, name, parameter)
         self._where.accept()
         amend(seed, places=places)
+
+    def copy_state(self, like: Mapping[nn.Parameter, nn.Parameter]) -> None:
+        """Let parameters begin with the state that others have in their optimizer: new -> old."""
+        for optimizer in self._optimizers if like else ():
+            trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            for new, old in like.items():
+                if old in optimizer.state and id(new) in trained:
+                    optimizer.state[new] = copy.deepcopy(optimizer.state[old])
 
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take parameters out of every group and every optimizer's state; a seed's own group goes too."""

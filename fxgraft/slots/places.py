@@ -4,6 +4,7 @@
     "->fc2"         the input of ``fc2``: the one value that it reads
     "lstm[0]"       element 0 of what ``lstm`` returns (another name for the slot behind that element)
     "fc@*"          all calls of the module that is called at ``fc``, with one seed for all
+    "h.0@x"         the argument ``x`` of the module ``h.0``, inside of it: in front of an inserted block
 
 The names between these signs are names of slots, or of places that are none (`Host.rejected`).
 """
@@ -40,7 +41,9 @@ def place(name: str, slots: Mapping[str, Slot], regions: Mapping[str, Region]) -
         return places.edge(name)
     if element := _ELEMENT.fullmatch(name):
         return places.element(element[1], int(element[2]))
-    return places.all_calls(name) if name.endswith(ALL_CALLS) else None
+    if name.endswith(ALL_CALLS):
+        return places.all_calls(name)
+    return places.argument(*name.rsplit("@", 1)) if "@" in name else None
 
 
 class _Places:
@@ -115,6 +118,30 @@ class _Places:
             raise SlotError(f"{name!r}: expected calls with one shape and dtype; got {shapes}")
         copies = any(slot.copy for slot in (first, *others))
         return replace(first, name=name, copy=copies, others=tuple(slot.node for slot in others))
+
+    def argument(self, module: str, parameter: str) -> Slot:
+        """An argument of a module, for what stands in front of that module."""
+        region = self._regions.get(module)
+        inputs = () if region is None else region.form.inputs
+        name = next((known.name for known in inputs if known.expression == parameter), None)
+        node = None
+        if region is not None:
+            node = next((n for n in region.base.nodes if n.op == "placeholder" and n.target == name), None)
+        seen = None if node is None else observation_of(node)
+        if node is None or seen is None or not _is_tensor(node):
+            raise SlotError(
+                f"'{module}@{parameter}': expected a module with a graph, and an argument that is a tensor"
+            )
+        return Slot(
+            f"{module}@{parameter}",
+            node,
+            seen.shape,
+            seen.dtype,
+            seen.device,
+            seen.channels_last,
+            seen.written_later,
+            module,
+        )
 
     def _find(self, name: str) -> tuple[str, fx.Node]:
         """The region and the node of a slot, or of a place that is none."""

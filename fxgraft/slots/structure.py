@@ -17,6 +17,7 @@ from fxgraft.capture.fingerprint import Fingerprint
 from fxgraft.capture.merge import local_name
 from fxgraft.capture.region import Wiring
 from fxgraft_passes import GraftSpec, Phase, Slot
+from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
 
 Value = tuple[fx.Node, fx.Node | None]
@@ -114,6 +115,20 @@ class Structure:
         return next((root for root, parts in self.merged.items() if region in parts), region)
 
     @cached_property
+    def _homes(self) -> Mapping[str, str]:
+        """Inserted block -> the region whose graph calls it."""
+        return {f"{SEEDS}.{p.seed}.module": p.slot.region for p in self.placements if p.spec.call}
+
+    def home(self, region: str) -> str:
+        """The region of the model in whose call a region runs: itself, or that around an inserted block."""
+        while region.startswith(f"{SEEDS}."):
+            block = ".".join(region.split(".", 3)[:3])
+            if block not in self._homes:
+                break
+            region = self._homes[block]
+        return region
+
+    @cached_property
     def by_region(self) -> Mapping[str, tuple[Placement, ...]]:
         """Region -> the placements in its graph, in its order; at one value in that of `placements`."""
         regions: dict[str, list[Placement]] = {}
@@ -127,7 +142,7 @@ class Structure:
 
     def within(self, prefix: str) -> Structure:
         """The part that runs inside the module ``prefix``, as seen from it."""
-        inside = [p for p in self.placements if is_within(self.runs_in(p), prefix)]
+        inside = [p for p in self.placements if is_within(self.home(self.runs_in(p)), prefix)]
         return Structure(tuple(p.seen_from(prefix) for p in inside))
 
     @cached_property
@@ -172,7 +187,9 @@ def is_within(region: str, prefix: str) -> bool:
 
 
 def relative(region: str, prefix: str) -> str:
-    """The name of a region as seen from the module ``prefix``, which it is in."""
+    """The name of a region as seen from the module ``prefix``, which it is in; in an inserted block it stays."""
+    if region.startswith(f"{SEEDS}."):
+        return region
     return region[len(prefix) :].lstrip(".")
 
 

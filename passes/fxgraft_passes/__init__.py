@@ -11,7 +11,7 @@ from fxgraft_passes.find_channels import FindChannels, channels_of
 from fxgraft_passes.find_slots import FindSlots, Slot, rejections_of, slots_of
 from fxgraft_passes.fossilize import Fossilize
 from fxgraft_passes.germinate import Germinate
-from fxgraft_passes.graft import Graft, GraftSpec, Phase
+from fxgraft_passes.graft import Call, Graft, GraftSpec, Phase
 from fxgraft_passes.objectives import Objective
 from fxgraft_passes.sites import GraftSite
 from fxgraft_passes.split_edge import SplitEdge
@@ -19,6 +19,7 @@ from fxgraft_passes.verify import Verify
 from fxgraft_passes.widen import Widen
 
 __all__ = [
+    "Call",
     "Cull",
     "FindChannels",
     "FindSlots",

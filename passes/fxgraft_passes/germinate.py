@@ -35,6 +35,14 @@ behind all seeds there; ``spec.copy_source`` copies it, where something writes i
     seed = self._seeds.a(seed_input)
     graft = isolated(relu, seed, 'residual', 'trust', 0.03, False)
     fc2 = self.fc2(graft)
+
+A block that takes more than the one value, ``arguments=((x, mask), {})`` and ``spec.call`` (``x`` stands for
+the value, and is given no other time; what the block is given beside it, it gets from the graph)::
+
+    add = x + attn
+    seed = self._seeds.a(add, mask)
+    graft = residual(add, seed, ...)
+    return graft
 """
 
 from __future__ import annotations
@@ -42,6 +50,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -54,7 +63,11 @@ from fxgraft_passes.describing import describe, shape_of
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, alpha_shape, check_name
 from fxgraft_passes.homes import is_home
-from fxgraft_passes.sites import GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
+from fxgraft_passes.observe import observation_of
+from fxgraft_passes.sites import CALLED_WITH, GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any], int | str]
+"""Args and kwargs of a call, nodes among them, and the place or the name of the value in there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +83,8 @@ class Germinate(GraphPass):
         path: the attribute that holds the `Graft`; by default ``_seeds.<name>``.
         source: the name of an earlier node, whose value the seed reads; by default it reads that of ``node``.
         before, after: the names of seeds at this node; by default it comes behind all of them.
+        arguments: with ``spec.call``: args and kwargs of the call, nodes of the graph in them; the argument
+            that ``spec.call`` names is where the value goes. An input of the graph can be the slot then.
     """
 
     node: str
@@ -81,10 +96,12 @@ class Germinate(GraphPass):
     source: str | None = None
     before: str | None = None
     after: str | None = None
+    arguments: Arguments | None = None
 
     def rewrite(self, graph: fx.Graph) -> bool:
         slot = node_named(graph, self.node)
-        if slot is None or slot.op in ("placeholder", "output", "get_attr"):
+        none = ("output", "get_attr") if self.spec.call else ("placeholder", "output", "get_attr")
+        if slot is None or slot.op in none:
             raise SlotError(
                 f"node {self.node!r}: expected a node of the graph that computes a value; got "
                 f"{'no such node' if slot is None else slot.op}. FindSlots lists the slots."
@@ -136,9 +153,14 @@ class Germinate(GraphPass):
         )
         read = None if source is None else end_of_chain(source)
         written = [] if read is None else _read_early(graph, read, site, self.phase)
+        while following.op == "placeholder":
+            following = following.next
+        first = following.prev
         with graph.inserting_before(following):
-            exit_node = _write(graph, host, written[-1] if written else read, site, self.phase)
-        written += _between(host, following)
+            exit_node = _write(
+                graph, host, written[-1] if written else read, site, self.phase, self.arguments
+            )
+        written += _between(first, following)
         mark(site, exit_node, written)
         for node in written:
             if read in node.all_input_nodes:
@@ -210,7 +232,14 @@ def _read_early(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) 
     return _between(before, following)
 
 
-def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite, phase: Phase) -> fx.Node:
+def _write(
+    graph: fx.Graph,
+    host: fx.Node,
+    read: fx.Node | None,
+    site: GraftSite,
+    phase: Phase,
+    arguments: Arguments | None = None,
+) -> fx.Node:
     """Write the nodes of one graft; return the one whose value leaves the slot.
 
     ``read`` is what a branch reads; None where the seed reads the host's value.
@@ -220,9 +249,9 @@ def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite
         return _named(graph.call_method("view_as", (host, host)), "fossil")
     seed_input = _seed_input(graph, host, site, phase) if read is None else read
     if spec.fossil is not None:
-        seed = _named(graph.call_module(f"{site.path}.module", (seed_input,)), "seed")
+        seed = _call(graph, f"{site.path}.module", seed_input, site, phase, arguments)
         return _fossil(graph, host, seed, spec)
-    seed = _named(graph.call_module(site.path, (seed_input,)), "seed")  # which counts
+    seed = _call(graph, site.path, seed_input, site, phase, arguments)  # the graft, which counts
     law = (spec.objective, spec.radius)
     if phase is Phase.ISOLATED:
         passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *law, spec.copy))
@@ -239,6 +268,34 @@ def _write(graph: fx.Graph, host: fx.Node, read: fx.Node | None, site: GraftSite
         shadowed = graph.call_function(operators.shadowed, (host, seed, alpha, learning, spec.mode))
         return _named(shadowed, "graft")
     return _named(graph.call_function(blend, (host, seed, alpha, learning, *law, *attached)), "graft")
+
+
+def _call(
+    graph: fx.Graph, path: str, value: fx.Node, site: GraftSite, phase: Phase, arguments: Arguments | None
+) -> fx.Node:
+    """Write the call of the seed; return what it makes of ``value``."""
+    if arguments is None or site.spec.call is None:
+        return _named(graph.call_module(path, (value,)), "seed")
+    args, kwargs, place = arguments
+
+    def beside(node: fx.Node) -> fx.Node:
+        seen = observation_of(node)
+        is_tensor = seen is not None and seen.kind == "Tensor" and seen.dtype.is_floating_point
+        return _seed_input(graph, node, site, phase) if is_tensor else node
+
+    keys: list[int | str] = [*range(len(args)), *kwargs]
+    given = {
+        key: value
+        if key == place
+        else fx.node.map_arg(args[key] if isinstance(key, int) else kwargs[key], beside)
+        for key in keys
+    }
+    named = {key: argument for key, argument in given.items() if isinstance(key, str)}
+    seed = _named(graph.call_module(path, tuple(given[i] for i in range(len(args))), named), "seed")
+    seed.meta[CALLED_WITH] = place
+    if site.spec.call.element is None:
+        return seed
+    return _named(graph.call_function(operator.getitem, (seed, site.spec.call.element)), "seed_value")
 
 
 def _seed_input(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:

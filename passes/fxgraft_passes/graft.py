@@ -36,6 +36,21 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
+class Call:
+    """How a seed is called that takes all that the module takes whose value it stands behind, or in front of.
+
+    Attributes:
+        input: the name of the parameter by which it gets the value; all others it gets as that module does.
+        element: which element of its result is the value; None where the result is.
+        before: whether it stands in front of the module: the value is that input itself.
+    """
+
+    input: str
+    element: int | None = None
+    before: bool = False
+
+
+@dataclass(frozen=True)
 class GraftSpec:
     """How a seed is wired to its slot. A static part of the structure: another spec, another graph.
 
@@ -49,6 +64,7 @@ class GraftSpec:
         copy: whether a consumer writes into the value, so that an alias would not do.
         fossil: None, or the constant alpha that the seed was made permanent at.
         copy_source: likewise ``copy``, of the value that a branch reads from an earlier node.
+        call: of an inserted block, how it is called; None of a seed that reads one value.
     """
 
     mode: str = "residual"
@@ -58,6 +74,7 @@ class GraftSpec:
     copy: bool = False
     fossil: float | None = None
     copy_source: bool = False
+    call: Call | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -79,6 +96,7 @@ class Graft(nn.Module):
         runs_with_grad, runs_without_grad: int64, 0-d; how often it ran in compiled code, with gradients on
             and with them off.
         eager_runs: how often in eager mode: without gradients, with them.
+        regions: of an inserted block, what is known of the code in it; for the host that runs it.
     """
 
     alpha: Tensor
@@ -105,15 +123,19 @@ class Graft(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=device), persistent=False)
 
         self.eager_runs = [0, 0]
+        self.regions: dict[str, Any] | None = None
 
-    def forward(self, value: Tensor) -> Any:
-        """What the seed makes of ``value``; counted."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "regions": None}  # which whoever runs the graft makes again
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the seed makes of a value (an inserted block: of all that it is called with); counted."""
         grad = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             _count(self.runs_with_grad if grad else self.runs_without_grad)
         elif not _torch.is_in_backward():  # else torch.utils.checkpoint repeats a run
             self.eager_runs[grad] += 1  # costs a twentieth of what a tensor does, and no device hears of it
-        return self.module(value)
+        return self.module(*args, **kwargs)
 
     @property
     def runs(self) -> tuple[int, int]:

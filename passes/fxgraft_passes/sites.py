@@ -16,6 +16,9 @@ import torch.fx as fx
 from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.graft import GraftSpec
 
+CALLED_WITH = "called_with"
+"""In the ``meta`` of a call with further arguments: the place, or the name, of the value among these."""
+
 
 @dataclass(frozen=True)
 class GraftSite:
@@ -77,11 +80,21 @@ def host_value(exit_node: fx.Node) -> fx.Node:
     front = [exit_node]
     while front:
         node = front.pop()
-        for value in () if "reads_source" in node.meta else node.all_input_nodes:
+        for value in () if "reads_source" in node.meta else _read(node):
             if value.meta.get("graft_of") != name:
                 return value
             front.append(value)
     raise FxGraftError(f"the graft of seed {name!r} reads nothing of the graph that it is in")
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """What a node of a graft reads of values; of a call with further arguments, the one that it is of."""
+    if CALLED_WITH not in node.meta:
+        return node.all_input_nodes
+    place = node.meta[CALLED_WITH]
+    value = node.kwargs[place] if isinstance(place, str) else node.args[place]
+    assert isinstance(value, fx.Node)
+    return [value]
 
 
 def chain_at(slot: fx.Node) -> list[tuple[GraftSite, fx.Node]]:

@@ -1,0 +1,87 @@
+"""How deep a model's configuration says that it is: what a cache is made for.
+
+transformers' models have ``config.num_hidden_layers`` (and ``config.layer_types``), and make a cache with a
+part for each. While blocks with numbers are inserted, the modules of a host read a copy of the configuration,
+in which there are as many; the model's own stays as it is, and comes back when they are gone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fxgraft.capture.region import Region
+from fxgraft.host.numbers import numbers_in
+from fxgraft.host.stacks import Stack, Stacks, is_inserted
+
+DEPTH = "num_hidden_layers"
+
+
+class Depths:
+    """The configurations of a host's stacks."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, Any] = {}
+        self._now: dict[str, Any] = {}
+
+    def follow(self, root: nn.Module, stacks: Stacks, regions: Mapping[str, Region]) -> None:
+        """Let the modules of ``root`` read configurations that are as deep as the stacks are now."""
+        for path, stack in stacks.items():
+            has_grown = any(is_inserted(block) for block in stack.blocks)
+            if path not in self._own and (not has_grown or path.startswith("_")):
+                continue
+            if path not in self._own and (found := config_of(root, path)) is not None:
+                self._own[path] = self._now[path] = found
+            if path in self._own:
+                self._give(
+                    root, path, deep_as(self._own[path], stack, regions) if has_grown else self._own[path]
+                )
+        for path in [path for path in self._own if path not in stacks]:
+            self._give(root, path, self._own[path])
+
+    def _give(self, root: nn.Module, path: str, config: Any) -> None:
+        give(root, self._now[path], config)
+        self._now[path] = config
+
+
+def config_of(root: nn.Module, stack: str) -> Any:
+    """The configuration that says how many blocks a stack has; None where there is none."""
+    count = len(root.get_submodule(stack)._modules)
+    path = stack
+    while path:
+        path = path.rpartition(".")[0]
+        found = root.get_submodule(path).__dict__.get("config")
+        if found is not None and getattr(found, DEPTH, None) == count:
+            return found
+    return None
+
+
+def give(root: nn.Module, old: Any, new: Any) -> None:
+    """Let modules have ``new`` in the place of ``old``."""
+    for module in root.modules():
+        if module.__dict__.get("config") is old and old is not new:
+            module.__dict__["config"] = new
+
+
+def deep_as(config: Any, stack: Stack, regions: Mapping[str, Region]) -> Any:
+    """A copy of ``config`` with a part for each number that a block of the stack has."""
+    blocks = [name for name in stack.blocks if not is_inserted(name)]
+    numbers = numbers_in([regions[name].module for name in blocks])
+    if not numbers:
+        return config
+    path, attribute = numbers[0]
+    taken = {name: getattr(regions[name].module.get_submodule(path), attribute) for name in stack.blocks}
+    made = copy.deepcopy(config)
+    setattr(made, DEPTH, max(taken.values()) + 1)
+    kinds = getattr(config, "layer_types", None)
+    if isinstance(kinds, (list, tuple)) and len(kinds) == getattr(config, DEPTH):
+        found = [*kinds, *[kinds[-1]] * (max(taken.values()) + 1 - len(kinds))]
+        last = kinds[0]
+        for name in stack.blocks:  # a new block runs with what its neighbour in front is given
+            last = last if is_inserted(name) else found[taken[name]]
+            found[taken[name]] = last
+        made.layer_types = found
+    return made

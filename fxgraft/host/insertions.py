@@ -1,0 +1,116 @@
+"""Inserted blocks as places like any others: regions and slots in them.
+
+An inserted block is a copy of the block that it stands behind, in class and shapes, so the graphs of that one
+are right for it. They are copied, with the names ``_seeds.<seed>.module...``, which are those of its weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+
+from fxgraft.capture.region import Region
+from fxgraft.slots.structure import Placement, Structure
+from fxgraft_passes import Graft
+from fxgraft_passes.base import copy_graph
+from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.observe import KEY
+
+Order = tuple[float, int, int]
+
+
+def path_of(seed: str) -> str:
+    """The qualified name of an inserted block."""
+    return f"{SEEDS}.{seed}.module"
+
+
+def regions_within(name: str, regions: Mapping[str, Region]) -> dict[str, Region]:
+    """The region of a module, and those inside of it."""
+    return {n: r for n, r in regions.items() if n == name or n.startswith(f"{name}.")}
+
+
+def copied(block: str, module: nn.Module, seed: str, regions: Mapping[str, Region]) -> dict[str, Region]:
+    """The regions of an inserted block.
+
+    Args:
+        block: the name of the module of whose class it is.
+        module: the inserted block.
+        seed: its name.
+        regions: of the host.
+    """
+    found = {}
+    for name, region in regions_within(block, regions).items():
+        path = name[len(block) :]
+        own = module.get_submodule(path.lstrip("."))
+        form = copy.copy(region.form)
+        found[path_of(seed) + path] = Region(path_of(seed) + path, own, form, copy_graph(region.base))
+    return found
+
+
+class Insertions:
+    """The regions of the blocks that are inserted in a host. Lives beside its table of regions, and keeps it.
+
+    Args:
+        regions: of the host: regions of inserted blocks come and go there.
+    """
+
+    def __init__(self, regions: dict[str, Region]):
+        self._regions = regions
+
+    def come(self, structure: Structure, grafts: Mapping[str, Graft]) -> bool:
+        """Have the regions of all blocks of ``structure``; return whether there are new ones."""
+        came = False
+        for placement in structure.placements:
+            if placement.spec.call is None:
+                continue
+            graft, path = grafts[placement.seed], path_of(placement.seed)
+            known = self._regions.get(path)
+            if known is not None and known.module is graft.module:
+                continue
+            if graft.regions is None or graft.regions[path].module is not graft.module:
+                block = placement.slot.region
+                # With the graft they come back as they were, where a change is taken back.
+                graft.regions = copied(block, graft.module, placement.seed, self._regions)
+            self._regions.update(graft.regions)
+            came = True
+        return came
+
+    def go(self, structure: Structure) -> bool:
+        """Drop the regions of blocks that are not in ``structure``; return whether there were any."""
+        stay = {path_of(p.seed) for p in structure.placements if p.spec.call is not None}
+        gone = [n for n in self._regions if n.startswith(f"{SEEDS}.") and _block_of(n) not in stay]
+        for name in gone:
+            del self._regions[name]
+        return bool(gone)
+
+
+def orders(structure: Structure, regions: Mapping[str, Region]) -> dict[str, tuple[float, int]]:
+    """When inserted blocks run: name of the block -> behind which node of the model, and the how manieth."""
+    found: dict[str, tuple[float, int]] = {}
+    for number, placement in enumerate(structure.placements):
+        if placement.spec.call is not None:
+            found[path_of(placement.seed)] = _turn(placement, regions, found), number
+    return found
+
+
+def _turn(
+    placement: Placement, regions: Mapping[str, Region], known: Mapping[str, tuple[float, int]]
+) -> float:
+    region = placement.slot.region
+    if region.startswith(f"{SEEDS}."):
+        return known[_block_of(region)][0] if _block_of(region) in known else 0.0
+    inside = regions_within(region, regions).values()
+    seen = [node.meta[KEY].order for part in inside for node in part.base.nodes if KEY in node.meta]
+    own = [
+        node for part in inside for node in part.base.nodes if KEY in node.meta and node.op != "placeholder"
+    ]
+    first = min((node.meta[KEY].order for node in own), default=0)
+    last = max(seen, default=0)
+    assert placement.spec.call is not None
+    return first - 0.5 if placement.spec.call.before else last + 0.5
+
+
+def _block_of(region: str) -> str:
+    return ".".join(region.split(".", 3)[:3])

@@ -1,0 +1,253 @@
+"""Stacks: containers of alike blocks that run one after the other, in which further blocks can be inserted.
+
+    self.h = nn.ModuleList([Block() for _ in range(12)])      host.stacks["transformer.h"]
+
+What the example run showed decides, so it does not matter whether the code that calls the blocks has a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import torch.fx as fx
+from torch import Tensor, nn
+
+from fxgraft.capture.following import Run
+from fxgraft.capture.region import Region
+from fxgraft.host.insertions import path_of
+from fxgraft.slots.structure import Structure
+from fxgraft_passes import Call
+from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.observe import KEY
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A container of alike blocks that run one after the other.
+
+    Attributes:
+        path: the qualified name of the container.
+        blocks: the qualified names of its blocks in running order, inserted ones (``_seeds.<name>.module``)
+            among them. Children of the container in front of them or behind, that are not alike, are none.
+        cls: the class of the blocks.
+        call: how a block of it is called.
+    """
+
+    path: str
+    blocks: tuple[str, ...]
+    cls: type[nn.Module]
+    call: Call = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+
+class _NoStackError(Exception):
+    """Why a container is no stack."""
+
+
+class Stacks(Mapping[str, Stack]):
+    """The stacks of a host, by the names of their containers, as it is now.
+
+    Attributes:
+        rejected: containers that are none -> why.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        regions: Mapping[str, Region],
+        runs: Mapping[str, Run],
+        opaque: Mapping[str, str],
+        structure: Structure,
+    ):
+        self.rejected: dict[str, str] = {}
+        self._found: dict[str, Stack] = {}
+        for path, module in root.named_modules():
+            if isinstance(module, (nn.ModuleList, nn.Sequential)):
+                try:
+                    self._found[path] = _stack(path, module, regions, runs, opaque)
+                except _NoStackError as reason:
+                    self.rejected[path] = str(reason)
+        for placement in structure.placements:
+            if placement.spec.call is not None:
+                self._insert(placement.seed, placement.slot.region, placement.spec.call.before)
+
+    def _insert(self, seed: str, block: str, before: bool) -> None:
+        """A block runs behind (in front of) ``block``, and behind those that were inserted there before."""
+        for path, stack in list(self._found.items()):
+            if block in stack.blocks:
+                self._found[path] = replace(stack, blocks=_with(stack.blocks, seed, block, before, self._at))
+                self._at[path_of(seed)] = block, before
+            elif path.startswith(f"{block}."):  # a stack in the block is one in its copy, too
+                inner = tuple(path_of(seed) + b[len(block) :] for b in stack.blocks if b not in self._at)
+                self._found[path_of(seed) + path[len(block) :]] = replace(
+                    stack, path=path_of(seed) + path[len(block) :], blocks=inner
+                )
+
+    @property
+    def _at(self) -> dict[str, tuple[str, bool]]:
+        """Inserted block -> the block of the model that it is at, and whether in front of it."""
+        return self.__dict__.setdefault("_places", {})  # type: ignore[no-any-return]
+
+    def __getitem__(self, path: str) -> Stack:
+        return self._found[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{path!r}: {len(stack)} x {stack.cls.__name__} ({', '.join(stack.blocks)})"
+            for path, stack in self._found.items()
+        ]
+        return "\n".join(lines) or "no stacks"
+
+
+def _with(
+    blocks: tuple[str, ...], seed: str, block: str, before: bool, at: Mapping[str, tuple[str, bool]]
+) -> tuple[str, ...]:
+    place = blocks.index(block)
+    if not before:
+        place += 1
+        while place < len(blocks) and at.get(blocks[place]) == (block, False):
+            place += 1
+    return (*blocks[:place], path_of(seed), *blocks[place:])
+
+
+def output_of(region: Region, call: Call) -> fx.Node | None:
+    """The node whose value leaves a block: what a block behind it reads."""
+    found: Any = region.base.output_node().args[0]
+    if call.element is not None:
+        found = (
+            found[call.element] if isinstance(found, (tuple, list)) and len(found) > call.element else None
+        )
+    return found if isinstance(found, fx.Node) else None
+
+
+def input_of(region: Region, call: Call) -> fx.Node | None:
+    """The input of a block's graph that the block in front gives it."""
+    name = next((known.name for known in region.form.inputs if known.expression == call.input), None)
+    return next((n for n in region.base.nodes if n.op == "placeholder" and n.target == name), None)
+
+
+def _stack(
+    path: str,
+    container: nn.Module,
+    regions: Mapping[str, Region],
+    runs: Mapping[str, Run],
+    opaque: Mapping[str, str],
+) -> Stack:
+    blocks = {f"{path}.{name}".lstrip("."): child for name, child in container.named_children()}
+    if not blocks:
+        raise _NoStackError("is empty")
+    classes = {type(block) for block in blocks.values()}
+    if len(classes) > 1:
+        raise _NoStackError(
+            f"has blocks of several classes ({', '.join(sorted(c.__name__ for c in classes))})"
+        )
+    if len(blocks) != sum(child is not None for child in container._modules.values()):
+        raise _NoStackError("has one block several times")
+    missing = next((name for name in blocks if name not in runs), None)
+    if missing is not None:
+        why = "of torch's own" if type(blocks[missing]).__module__.startswith("torch.nn") else "not called"
+        raise _NoStackError(
+            f"has a block, {missing!r}, that is {why}, so that nothing is known of its inside"
+        )
+    several = next((name for name in blocks if runs[name].calls != 1), None)
+    if several is not None:
+        raise _NoStackError(f"has a block, {several!r}, that is called {runs[several].calls} times in a run")
+    parts = [list(part) for part in _chains(blocks, runs)]
+    longest = max(parts, key=len)
+    if len(longest) == 1 and len(blocks) > 1:
+        alike = [part for part in parts if _keeps_its_form(part[0], regions, runs)]
+        if not alike or not _in_a_row(list(blocks), runs):
+            raise _NoStackError("has no two alike blocks of which one reads what the other returns")
+        longest = alike[0]
+    if (bare := next((name for name in longest if name not in regions), None)) is not None:
+        raise _NoStackError(
+            f"has a block, {bare!r}, that has no graph: it {opaque.get(bare, 'is not traced')}"
+        )
+    call = _call_of(longest, regions, runs)
+    return Stack(path, tuple(longest), type(blocks[longest[0]]), call)
+
+
+def _in_a_row(names: Sequence[str], runs: Mapping[str, Run]) -> bool:
+    return all(a in runs[b].follows for a, b in pairwise(names))
+
+
+def _chains(blocks: Mapping[str, nn.Module], runs: Mapping[str, Run]) -> Iterator[list[str]]:
+    """The longest parts in which each block is like the one in front of it, and reads what that returns."""
+    part: list[str] = []
+    for name, block in blocks.items():
+        if part and (part[-1] not in runs[name].follows or _shapes(block) != _shapes(blocks[part[-1]])):
+            yield part
+            part = []
+        part.append(name)
+    yield part
+
+
+def _shapes(block: nn.Module) -> list[tuple[str, Any, Any]]:
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    return [(name, tensor.shape, tensor.dtype) for name, tensor in tensors]
+
+
+def _call_of(names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, Run]) -> Call:
+    """How the blocks are called."""
+    found = {_by(runs[b], a) for a, b in pairwise(names)}
+    elements = {runs[name].element for name in names[:-1]}
+    returns = {runs[name].returns for name in names}
+    if len(found) > 1 or len(elements) > 1 or len(returns) > 1:
+        raise _NoStackError("has blocks that are called in different ways")
+    element = next(iter(elements), runs[names[0]].element)
+    if returns == {"Tensor"}:
+        element = None
+    elif not returns <= {"tuple", "list"}:
+        raise _NoStackError(f"has blocks that return a {min(returns)}, and no tensor")
+    elif element is None:
+        element = 0
+    if None in found:
+        raise _NoStackError("has blocks that read what the one in front returns as several arguments")
+    region = regions[names[0]]
+    candidates = [i.expression for i in region.form.inputs if i.expression.isidentifier()]
+    wanted = [name for name in found if name is not None] or candidates
+    for name in wanted:
+        call = Call(name, element)
+        if _same_form(input_of(region, call), output_of(region, call)):
+            return call
+    raise _NoStackError("has blocks whose results have not the form of what they read")
+
+
+def _keeps_its_form(name: str, regions: Mapping[str, Region], runs: Mapping[str, Run]) -> bool:
+    try:
+        return name in regions and _call_of([name], regions, runs) is not None
+    except _NoStackError:
+        return False
+
+
+def _by(run: Run, maker: str) -> str | None:
+    parameters = run.follows.get(maker, ())
+    return parameters[0] if len(set(parameters)) == 1 else None
+
+
+def _same_form(a: fx.Node | None, b: fx.Node | None) -> bool:
+    ours, theirs = (None if node is None else node.meta.get(KEY) for node in (a, b))
+    if ours is None or theirs is None or ours.kind != "Tensor" or theirs.kind != "Tensor":
+        return False
+    return bool((ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and ours.dtype.is_floating_point)
+
+
+def is_inserted(block: str) -> bool:
+    """Whether a block of a stack was inserted."""
+    return block.startswith(f"{SEEDS}.")
+
+
+def inside_of(module: nn.Module) -> list[Tensor]:
+    """All tensors of a block."""
+    return [*module.parameters(), *module.buffers()]
