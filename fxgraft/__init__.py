@@ -6,6 +6,7 @@ from fxgraft import averaging, blueprints, commands, errors
 from fxgraft.capture.region import Region
 from fxgraft.checkpoint.model import load_model
 from fxgraft.fossils.folding import fold
+from fxgraft.fossils.transplanting import Transplanted, transplant
 from fxgraft.fossils.unwrapping import unwrap
 from fxgraft.host.compile_report import CompileReport, compile_report
 from fxgraft.host.host import Host
@@ -61,6 +62,7 @@ __all__ = [
     "Stack",
     "Stage",
     "Widening",
+    "Transplanted",
     "averaging",
     "blueprints",
     "commands",
@@ -69,6 +71,7 @@ __all__ = [
     "load_model",
     "compile_report",
     "trace",
+    "transplant",
     "unwrap",
 ]
 

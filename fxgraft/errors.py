@@ -11,6 +11,7 @@ from fxgraft_passes.errors import (
     SlotError,
     StageError,
     TraceError,
+    TransplantError,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "SlotError",
     "StageError",
     "TraceError",
+    "TransplantError",
 ]

@@ -48,7 +48,7 @@ class Returned:
             self.following.returned(module, result)
             # A copy: the caller may write into it.
             self.values.setdefault(module, []).append(
-                pytree.tree_map_only(torch.Tensor, _copy, _opened(result))
+                pytree.tree_map_only(torch.Tensor, _copy, opened(result))
             )
             return result
 
@@ -193,7 +193,7 @@ class Traces:
             return True
         call = self._calls[module]
         expected = self._returned.values.get(module, [])
-        return call < len(expected) and same_bits(_opened(result), expected[call])
+        return call < len(expected) and same_bits(opened(result), expected[call])
 
 
 def _has_proxies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -220,13 +220,13 @@ def _reason(error: Exception) -> str:
     return f"cannot be traced: {type(error).__name__}: {text[0] if text else ''}"
 
 
-def _opened(value: Any) -> Any:
+def opened(value: Any) -> Any:
     """``value`` with its dataclasses as dictionaries, which can be compared part by part."""
 
     def opened(leaf: Any) -> Any:
         if not is_dataclass(leaf) or isinstance(leaf, type):
             return leaf
-        parts = {field.name: _opened(getattr(leaf, field.name, None)) for field in fields(leaf)}
+        parts = {field.name: opened(getattr(leaf, field.name, None)) for field in fields(leaf)}
         return type(leaf).__qualname__, parts
 
     return pytree.tree_map(opened, value)

@@ -43,6 +43,8 @@ def places(blocks: int, count: int, at: Any, like: Any = None) -> list[Place]:
         indices = [-(-(k + 1) * blocks // count) - 1 for k in range(count)]
     else:
         indices = _indices("at", at, blocks)
+        if len(indices) == 1:
+            indices *= count
         if count not in (1, len(indices)):
             raise ValueError(
                 f"count: expected {len(indices)}, as many as there are indices in at ({list(at)}), or none; "

@@ -2,6 +2,8 @@
 
 =============  ==============================================================
 `unwrapping`   from a host with fossils to a module that runs without fxgraft
+`containers`   inserted blocks as children of their containers
+`transplanting`  what grew, in a plain model of that size
 `plain_code`   classes with a generated ``forward``, for such modules
 `folding`      linear fossils, merged into the layers in front of them
 `linear_maps`  which modules are affine, and which map each is

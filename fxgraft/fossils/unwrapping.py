@@ -27,16 +27,21 @@ from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.codegen import Generated, generate
 from fxgraft.capture.intercept import AutogradCall
 from fxgraft.capture.region import Region
+from fxgraft.capture.traces import opened
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import plain_code
+from fxgraft.fossils.containers import CannotContainError, put_in
 from fxgraft.fossils.plain_code import GrownCode
 from fxgraft.host.host import Host
+from fxgraft.host.insertions import path_of
 from fxgraft.host.plain import is_own, take_out
 from fxgraft.host.writing import writers
 from fxgraft.seeds.streams import SeedDropout
+from fxgraft.util.bits import same_bits
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.blends import FULL_PRECISION
+from fxgraft_passes.untouched import state_untouched
 
 _TEXT = inspect.getsource(plain_code)
 
@@ -47,7 +52,9 @@ def unwrap(host: Host) -> nn.Module:
     It shares parameters and buffers with the host, as the host does with the model, and leaves the host
     alone: ``copy.deepcopy`` it for one of its own. It can be pickled, saved, exported and compiled (it
     is not, where the host is). Its ``state_dict`` has the model's keys, and the seeds' under
-    ``<region>.seed_<name>.``.
+    ``<region>.seed_<name>.``. Inserted blocks stand in their container in running order, under the keys that
+    a model of that depth has, and the class's own forward runs them, if it computes the same bits then (the
+    host's example call shows it); else they are seeds of the block in front.
 
     What it is not: dropout in seeds draws from the global stream, as ``nn.Dropout`` does; calls of
     another form than the example's run without the fossils, with a warning; hooks on the host itself
@@ -57,56 +64,147 @@ def unwrap(host: Host) -> nn.Module:
     Raises:
         StageError: it has seeds that are no fossils.
     """
-    return _Unwrapping(host).root
+    return plain_form(host).root
 
 
-class _Unwrapping:
-    """One run of `unwrap`; ``root`` is the plain module."""
+def plain_form(host: Host) -> Unwrapping:
+    """The plain form of a host, with what became of its blocks; see `unwrap`."""
+    refuse_live(host, "unwrap")
+    if any(p.spec.call is not None for p in host.structure.placements):
+        for depths in (True, False):
+            try:
+                found = Unwrapping(host, in_containers=True, depths=depths)
+            except CannotContainError:
+                break
+            if computes_the_same(host, found.root):
+                return found
+    return Unwrapping(host)
 
-    def __init__(self, host: Host):
-        _check(host)
+
+def computes_the_same(host: Host, plain: nn.Module) -> bool:
+    """Whether a module returns, for the host's example call in eval mode, the bits that the host does."""
+    if any(tensor.is_meta for tensor in plain.parameters()):
+        return False  # which cannot be seen
+    wanted = returned_by(host)
+    try:
+        return same_bits(opened(wanted), opened(run_example(host, plain)))
+    except Exception:  # the code is made for another number of blocks
+        return False
+
+
+def returned_by(host: Host) -> Any:
+    """What the host returns for its example call in eval mode; leaves it as it was."""
+    with host.untouched(), host.probing(host.structure, host.phase) as model:
+        return run_example(host, model)
+
+
+def run_example(host: Host, module: nn.Module) -> Any:
+    """What ``module`` returns for the host's example call in eval mode; leaves it as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    args, kwargs = host.example_for(module)
+    try:
+        with torch.no_grad(), state_untouched(module):
+            module.eval()
+            return module(*args, **kwargs)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+class Unwrapping:
+    """One run of `unwrap`.
+
+    Args:
+        host: the host.
+        in_containers: whether inserted blocks become children of their containers.
+        depths: see `put_in`.
+
+    Attributes:
+        root: the plain module.
+        renamed: name of a module in the host -> in the plain one, where that is another.
+    """
+
+    def __init__(self, host: Host, in_containers: bool = False, depths: bool = True):
         self.root = clone_tree(host.trees()[0])
-        self._host = host
+        self.renamed: dict[str, str] = {}
+        self._host, self._in_containers = host, in_containers
         self._names = {id(graft): name for name, graft in host.grafts().items()}
         self._dims = {p.seed: len(p.slot.shape) for p in host.structure.placements}
         self._codes: dict[Any, GrownCode] = {}
         for module in self.root.modules():
             take_out(module)
+        self._blocks = {
+            path_of(p.seed): self._plain_block(p.seed) for p in host.structure.placements if p.spec.call
+        }
         self._writers = writers(self.root)
         for name in host.structure.by_region:
             self._grow(host.regions[name])
         for name, module in self._writers.items():
-            if name not in host.structure.by_region and (inside := tuple(host.grown_in(name))):
+            if name not in host.structure.by_region and (inside := self._grown_in(name)):
                 self._become(module, type(module), None, (), inside)
+        if in_containers:
+            self.renamed.update(put_in(host, self.root, self._module_of, depths))
+
+    def _plain_block(self, seed: str) -> nn.Module:
+        block = clone_tree(self._host.graft(seed).module)
+        for module in block.modules():
+            take_out(module)
+        return self._plain_seed(block, self._dims[seed], {})
+
+    def _module_of(self, name: str) -> nn.Module:
+        """The plain form of a module of the host's."""
+        for path, block in self._blocks.items():
+            if name == path or name.startswith(f"{path}."):
+                return block.get_submodule(name[len(path) :].lstrip("."))
+        return self.root.get_submodule(name)
+
+    def _grown_in(self, name: str) -> tuple[str, ...]:
+        """What grew in a module, and is not as its class has it."""
+        found = self._host.grown_in(name)
+        if not self._in_containers:
+            return tuple(found)
+        return tuple(seed for seed in found if path_of(seed) not in self._blocks)
 
     def _grow(self, region: Region) -> None:
         """Give the clone of a region's module its seeds as children, and the code that runs them."""
-        module = self.root.get_submodule(region.name)
-        graph = copy_graph(region.graph)
+        structure = self._host.structure
+        placements = structure.by_region[region.name]
+        if self._in_containers:
+            placements = tuple(p for p in placements if p.spec.call is None)
+        if not placements:
+            return
+        parts = [self._host.regions[name] for name in structure.merged.get(region.name, ())]
+        wirings = tuple(p.wired_in(region.name) for p in placements)
+        grafts = {f"_graft_{i}": self._host.graft(p.seed) for i, p in enumerate(placements)}
+        module = self._module_of(region.name)
+        graph = copy_graph(region.forward_for(wirings, self._host.phase, parts).graph)
         children: dict[str, str] = {}
         for node in graph.nodes:
             node.meta.pop("graft", None)
             node.meta.pop("graft_of", None)
             attribute, _, _ = str(node.target).partition(".")
-            graft = region.module.__dict__.get(attribute)
-            if node.op == "call_module" and isinstance(graft, Graft):
+            graft = grafts.get(attribute)
+            if node.op == "call_module" and graft is not None:
                 if attribute not in children:  # a seed may stand behind several calls
-                    children[attribute] = self._add_child(module, graft)
+                    children[attribute] = self._add_child(module, graft, region.name)
                 node.target = children[attribute]
         for node in graph.find_nodes(op="call_function", target=operators.folded):
             _write_out(graph, node, next(self._host.parameters()).dtype)
-        parts = [self._host.regions[name] for name in self._host.structure.merged.get(region.name, ())]
         form = region.form_for(parts)
         generated = generate(graph, form, type(module).forward)
-        inside = self._host.grown_in(region.name) if region.name in self._writers else ()
-        self._become(module, type(module), generated, tuple(children.values()), tuple(inside))
+        inside = self._grown_in(region.name) if region.name in self._writers else ()
+        self._become(module, type(module), generated, tuple(children.values()), inside)
 
-    def _add_child(self, module: nn.Module, graft: Graft) -> str:
+    def _add_child(self, module: nn.Module, graft: Graft, region: str) -> str:
         seed = self._names[id(graft)]
         child = f"seed_{seed}".replace("-", "_")
         while hasattr(module, child):
             child += "_"
-        module.add_module(child, self._plain_seed(clone_tree(graft.module), self._dims[seed], {}))
+        made = self._blocks.get(path_of(seed))
+        if made is None:
+            made = self._plain_seed(clone_tree(graft.module), self._dims[seed], {})
+        module.add_module(child, made)
+        self.renamed[path_of(seed)] = f"{region}.{child}".lstrip(".")
         return child
 
     def _plain_seed(self, module: nn.Module, dims: int, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -150,13 +248,14 @@ class _Unwrapping:
         module.__class__ = self._codes[key].made
 
 
-def _check(host: Host) -> None:
+def refuse_live(host: Host, action: str) -> None:
+    """Raise `StageError` for a host with seeds that are no fossils; `TypeError` for what is none."""
     if not isinstance(host, Host):
         raise TypeError(f"host: expected a fxgraft.Host, from fxgraft.trace; got {type(host).__name__}")
     live = [p.seed for p in host.structure.placements if p.spec.fossil is None]
     if live:
         raise StageError(
-            f"cannot unwrap a host with live seeds: expected fossils only; fossilize or cull "
+            f"cannot {action} a host with live seeds: expected fossils only; fossilize or cull "
             f"{', '.join(live)}"
         )
 

@@ -42,6 +42,10 @@ class Depths:
         for path in [path for path in self._own if path not in stacks]:
             self._give(root, path, self._own[path])
 
+    def is_copy(self, config: Any) -> bool:
+        """Whether that is a copy that modules read while blocks are inserted."""
+        return any(now is config and self._own[path] is not config for path, now in self._now.items())
+
     def _give(self, root: nn.Module, path: str, config: Any) -> None:
         give(root, self._now[path], config)
         self._now[path] = config

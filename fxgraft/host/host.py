@@ -261,6 +261,10 @@ class Host(nn.Module):
         self._channels = Channels((args, dict(kwargs)), self._root)
         self.slots  # noqa: B018
 
+    def example_for(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fresh arguments of the example call for ``module``: where its parameters are, of their dtype."""
+        return self._example_call.for_(module)
+
     def show(self) -> Any:
         """The graph as a picture: shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML.
 
@@ -369,6 +373,10 @@ class Host(nn.Module):
         self.watch_writing()
         for twin, follow in list(self.followers.items()):
             follow(self, twin)
+
+    def has_deepened(self, config: Any) -> bool:
+        """Whether a configuration is the host's own copy, which is as deep as its stacks are now."""
+        return self._depths.is_copy(config)
 
     def provide(self, structure: Structure, grafts: Mapping[str, Graft]) -> None:
         """Have the regions that are in inserted blocks of ``structure``; nothing that runs is touched."""

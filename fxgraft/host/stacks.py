@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch.fx as fx
-from torch import Tensor, nn
+from torch import nn
 
 from fxgraft.capture.following import Run
 from fxgraft.capture.region import Region
@@ -244,10 +244,5 @@ def _same_form(a: fx.Node | None, b: fx.Node | None) -> bool:
 
 
 def is_inserted(block: str) -> bool:
-    """Whether a block of a stack was inserted."""
-    return block.startswith(f"{SEEDS}.")
-
-
-def inside_of(module: nn.Module) -> list[Tensor]:
-    """All tensors of a block."""
-    return [*module.parameters(), *module.buffers()]
+    """Whether a block of a stack was inserted itself; one inside of such a block was not."""
+    return block.startswith(f"{SEEDS}.") and block.count(".") == 2

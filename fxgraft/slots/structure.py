@@ -187,7 +187,7 @@ def is_within(region: str, prefix: str) -> bool:
 
 
 def relative(region: str, prefix: str) -> str:
-    """The name of a region as seen from the module ``prefix``, which it is in; in an inserted block it stays."""
+    """The name of a region as seen from the module ``prefix``, which it is in; in inserted blocks its own."""
     if region.startswith(f"{SEEDS}."):
         return region
     return region[len(prefix) :].lstrip(".")

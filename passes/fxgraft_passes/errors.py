@@ -35,6 +35,10 @@ class CheckpointError(FxGraftError):
     """A checkpoint is damaged, of another host, or could not be written."""
 
 
+class TransplantError(FxGraftError):
+    """What grew does not fit into the plain model that it is to be put into."""
+
+
 class CommandError(FxGraftError):
     """A command is malformed."""
 

@@ -7,19 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
-from tests.deeper.deep_models import MODELS, Block, CharGPT, Given, ResNet
+from tests.deeper.deep_models import Block, CharGPT, ResNet
 
 X = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.mark.parametrize("given", MODELS.values(), ids=list(MODELS))
-def test_the_stacks_of_models(given: Given) -> None:
-    host = given.host()
-    stack = host.stacks[given.stack]
-    assert isinstance(stack, fxgraft.Stack)
-    assert stack.path == given.stack
-    assert stack.blocks == tuple(f"{given.stack}.{i}" for i in range(given.layers))
-    assert all(type(host.get_submodule(name)) is stack.cls for name in stack.blocks)
 
 
 def test_blocks_that_are_not_alike_are_not_of_the_stack() -> None:

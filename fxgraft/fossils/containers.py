@@ -1,0 +1,128 @@
+"""Inserted blocks as children of their container, in running order, so that the class's own code runs them.
+
+    blocks.0, _seeds.new.module, blocks.1        ->        blocks.0, blocks.1, blocks.2
+
+What says how deep a model is (``config.num_hidden_layers``, ``layer_idx``, ``n_layer`` of a module around
+the blocks) says it of the deeper one. Whether the model's code computes the same then, who calls this has to see.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fxgraft.host.depth import DEPTH, config_of, give
+from fxgraft.host.host import Host
+from fxgraft.host.numbers import numbers_in
+from fxgraft.host.stacks import Stack, is_inserted
+from fxgraft_passes.graft import SEEDS
+
+_DEPTHS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers", "depth", "n_blocks", "num_blocks")
+"""Attributes of modules around blocks that may say how many there are."""
+
+
+class CannotContainError(Exception):
+    """Why a container cannot have them."""
+
+
+def put_in(
+    host: Host, root: nn.Module, module_of: Callable[[str], nn.Module], depths: bool
+) -> dict[str, str]:
+    """Put the inserted blocks of a host into the containers of its plain form.
+
+    Args:
+        host: whose stacks tell where they run.
+        root: the plain form, which has no blocks in it yet.
+        module_of: the plain form of a module, by its name in the host.
+        depths: whether attributes of modules that may say how deep a model is are set.
+
+    Returns:
+        Name of a block in the host -> in the plain form, where that is another one.
+
+    Raises:
+        CannotContainError: a container has names that are no numbers.
+    """
+    renamed: dict[str, str] = {}
+    stacks = [s for s in host.stacks.values() if any(is_inserted(block) for block in s.blocks)]
+    for stack in sorted(stacks, key=lambda stack: stack.path.count(".")):
+        container = module_of(stack.path)
+        names = _in_order(stack, container)
+        old = len(container._modules)
+        config = None if stack.path.startswith(SEEDS) else config_of(root, stack.path)
+        if config is None and not stack.path.startswith(SEEDS):
+            config = _grown_config(host, root, stack)
+        children = [module_of(name) for name in names]
+        container._modules.clear()
+        for i, child in enumerate(children):
+            container._modules[str(i)] = child
+            renamed[names[i]] = f"{stack.path}.{i}".lstrip(".")
+        _number(children, stack, names)
+        if config is not None:
+            deep = _deep(config, stack, names, old)
+            give(root, config, deep)
+            for part in (part for child in children for part in child.modules()):
+                if type(part.__dict__.get("config")) is type(
+                    deep
+                ):  # copied with its block, at some other depth
+                    part.__dict__["config"] = deep
+        if depths and not stack.path.startswith(SEEDS):
+            _set_depths(root, stack.path, old, len(children))
+    return renamed
+
+
+def _in_order(stack: Stack, container: nn.Module) -> list[str]:
+    """The names of all children, those in front of the stack's blocks and behind among them."""
+    if any(not name.isdigit() for name in container._modules):
+        raise CannotContainError(f"the children of {stack.path!r} have names that are no numbers")
+    own = [f"{stack.path}.{name}".lstrip(".") for name in container._modules]
+    first = next(block for block in stack.blocks if not is_inserted(block))
+    last = next(block for block in reversed(stack.blocks) if not is_inserted(block))
+    return [*own[: own.index(first)], *stack.blocks, *own[own.index(last) + 1 :]]
+
+
+def _number(children: Sequence[nn.Module], stack: Stack, names: Sequence[str]) -> None:
+    """Let the blocks have their numbers in running order."""
+    own = [child for child, name in zip(children, names, strict=True) if not is_inserted(name)]
+    if any(type(child) is not stack.cls for child in own):
+        return
+    for path, name in numbers_in(own):
+        first = getattr(own[0].get_submodule(path), name)
+        for i, child in enumerate(children):
+            setattr(child.get_submodule(path), name, first + i)
+
+
+def _grown_config(host: Host, root: nn.Module, stack: Stack) -> Any:
+    """The configuration as the host's modules read it now, which has a part for each number in use."""
+    path = stack.path
+    while path:
+        path = path.rpartition(".")[0]
+        found = root.get_submodule(path).__dict__.get("config")
+        if found is not None and host.has_deepened(found):
+            return found
+    return None
+
+
+def _deep(config: Any, stack: Stack, names: Sequence[str], old: int) -> Any:
+    made = copy.deepcopy(config)
+    kinds = getattr(config, "layer_types", None)
+    setattr(made, DEPTH, len(names))
+    if isinstance(kinds, (list, tuple)):
+        found, last = [], kinds[0]
+        own = iter(kinds[:old])
+        for name in names:
+            last = last if is_inserted(name) else next(own)
+            found.append(last)
+        made.layer_types = found
+    return made
+
+
+def _set_depths(root: nn.Module, path: str, old: int, new: int) -> None:
+    while path:
+        path = path.rpartition(".")[0]
+        attributes = root.get_submodule(path).__dict__
+        for name in _DEPTHS:
+            if type(attributes.get(name)) is int and attributes[name] == old:
+                attributes[name] = new

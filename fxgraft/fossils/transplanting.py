@@ -1,0 +1,258 @@
+"""What grew, put into a plain model of the grown size: the larger class by hand, or of transformers.
+
+    host                          target
+      blocks.0                      blocks.0
+      _seeds.new.module      ->     blocks.1
+      blocks.1                      blocks.2
+
+Weights and buffers are copied, and the outputs compared. The optimizer's state goes with them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from fxgraft.capture.traces import opened
+from fxgraft.errors import TransplantError
+from fxgraft.fossils.containers import CannotContainError
+from fxgraft.fossils.unwrapping import Unwrapping, refuse_live, returned_by, run_example
+from fxgraft.host.host import Host
+from fxgraft_passes.graft import SEEDS
+
+
+@dataclass(frozen=True)
+class Transplanted:
+    """What `transplant` did.
+
+    Attributes:
+        renamed: name in ``host.state_dict()`` -> in the target's, of tensors that have another name there.
+        max_abs: the largest difference between two elements of the outputs of host and target, for the host's
+            example call in eval mode; 0.0 where they are equal to the bit.
+    """
+
+    renamed: Mapping[str, str]
+    max_abs: float
+
+
+def transplant(
+    host: Host,
+    target: nn.Module,
+    *,
+    optimizer: Optimizer | None = None,
+    target_optimizer: Optimizer | None = None,
+) -> Transplanted:
+    """Copy weights and buffers of a host, with all that grew in it, into a plain model of the grown size.
+
+    Modules are matched by their names, and where names differ by their order in the module around them;
+    blocks of a stack by the order in which they run.
+
+    Args:
+        host: with fossils only.
+        target: a model of that size, with the same classes or such as have the same parameters. Keeps its own
+            modes, settings and ``requires_grad``.
+        optimizer: what trained the host; with ``target_optimizer``, which is to go on in the target: that
+            gets the state (moments, steps) of each parameter. Its groups and their lr are yours.
+        target_optimizer: of the same class, over the target's parameters.
+
+    Raises:
+        TransplantError: a layer of one has no counterpart in the other, the first of them is named; or the
+            target computes something else with these weights. The target is as before.
+        StageError: the host has seeds that are no fossils.
+        ValueError: one optimizer was given, and not the other; they are of different classes; or that of the
+            target does not train what it should. The target is as before.
+    """
+    refuse_live(host, "transplant")
+    if not isinstance(target, nn.Module):
+        raise TypeError(f"target: expected an nn.Module; got {type(target).__name__}")
+    if (optimizer is None) != (target_optimizer is None) or type(optimizer) is not type(target_optimizer):
+        raise ValueError(
+            f"optimizer, target_optimizer: expected two of one class, or none; got "
+            f"{type(optimizer).__name__}, {type(target_optimizer).__name__}"
+        )
+    try:
+        plain = Unwrapping(host, in_containers=True)
+    except CannotContainError:
+        plain = Unwrapping(host)
+    match = _Match(plain.root, target)
+    if optimizer is not None and target_optimizer is not None:
+        _check_trained(optimizer, target_optimizer, match)
+    wanted = returned_by(host)
+    with ExitStack() as undo:
+        _copy_tensors(undo, match.tensors)
+        max_abs = _difference(wanted, run_example(host, target))
+        if optimizer is not None and target_optimizer is not None:
+            _copy_state(optimizer, target_optimizer, match)
+        undo.pop_all()
+    return Transplanted(_renamed(host, plain.renamed, match.names), max_abs)
+
+
+class _Match:
+    """Which tensor of a model is which of another one.
+
+    Attributes:
+        names: name of a tensor -> in the target.
+        tensors: pairs of them.
+    """
+
+    def __init__(self, source: nn.Module, target: nn.Module):
+        self.names: dict[str, str] = {}
+        self.tensors: list[tuple[Tensor, Tensor]] = []
+        self._match(source, target, "", "")
+
+    def _match(self, source: nn.Module, target: nn.Module, ours: str, theirs: str) -> None:
+        for kind in ("_parameters", "_buffers"):
+            self._match_tensors(source, target, ours, theirs, kind)
+        left = {n: m for n, m in source._modules.items() if _has_tensors(m)}
+        there = {n: m for n, m in target._modules.items() if _has_tensors(m)}
+        pairs = [(name, name) for name in left if name in there]
+        rest = [n for n in left if n not in there], [n for n in there if n not in left]
+        for ours_name, theirs_name in zip(*rest, strict=False):
+            pairs.append((ours_name, theirs_name))
+        for lacking, names, who, other in (
+            (rest[0][len(rest[1]) :], ours, "the grown model", "the target"),
+            (rest[1][len(rest[0]) :], theirs, "the target", "the grown model"),
+        ):
+            if lacking:
+                self._refuse(_joined(names, lacking[0]), who, other, len(left), len(there))
+        for a, b in pairs:
+            self._match(_child(left, a), _child(there, b), _joined(ours, a), _joined(theirs, b))
+
+    def _refuse(self, layer: str, who: str, other: str, ours: int, theirs: int) -> None:
+        hint = ""
+        if ".seed_" in f".{layer}":
+            hint = ": it is a seed; fxgraft.fold(host) puts linear ones into the layers in front of them"
+        raise TransplantError(
+            f"layer {layer!r} of {who} has no counterpart in {other}{hint} (expected {ours} layers beside "
+            f"each other there, as in the grown model; the target has {theirs})"
+        )
+
+    def _match_tensors(self, source: nn.Module, target: nn.Module, ours: str, theirs: str, kind: str) -> None:
+        mine, others = (
+            {n: t for n, t in getattr(m, kind).items() if t is not None} for m in (source, target)
+        )
+        if kind == "_buffers":  # what is computed anew by whoever needs it may be of any size
+            mine = {n: t for n, t in mine.items() if _is_saved(source, n) or _same_shape(t, others.get(n))}
+            others = {n: t for n, t in others.items() if n in mine or _is_saved(target, n)}
+        for name in dict.fromkeys((*mine, *others)):
+            a, b = mine.get(name), others.get(name)
+            if a is None or b is None:
+                who, other = (
+                    ("the grown model", "the target") if b is None else ("the target", "the grown model")
+                )
+                layer = _joined(ours if b is None else theirs, name)
+                raise TransplantError(f"{layer!r} of {who} has no counterpart in {other}")
+            if not _same_shape(a, b):
+                raise TransplantError(
+                    f"{_joined(theirs, name)!r} of the target: expected shape {tuple(a.shape)}, that of "
+                    f"{_joined(ours, name)!r} of the grown model; got {tuple(b.shape)}"
+                )
+            self.names[_joined(ours, name)] = _joined(theirs, name)
+            self.tensors.append((a, b))
+
+
+def _child(modules: Mapping[str, nn.Module | None], name: str) -> nn.Module:
+    found = modules[name]
+    assert found is not None
+    return found
+
+
+def _has_tensors(module: nn.Module | None) -> bool:
+    return module is not None and any(True for _ in (*module.parameters(), *module.buffers()))
+
+
+def _is_saved(module: nn.Module, buffer: str) -> bool:
+    return buffer not in module._non_persistent_buffers_set
+
+
+def _same_shape(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and a.shape == b.shape
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _copy_tensors(undo: ExitStack, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def put_back(kept: list[tuple[Tensor, Tensor]]) -> None:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
+
+    undo.callback(put_back, [(target, target.detach().clone()) for _, target in pairs])
+    with torch.no_grad():
+        for source, target in pairs:
+            target.copy_(source)
+
+
+def _difference(wanted: Any, given: Any) -> float:
+    """The largest one between two elements. Raises `TransplantError` where it is more than rounding."""
+    ours, theirs = (
+        [leaf for leaf in pytree.tree_leaves(opened(value)) if isinstance(leaf, Tensor)]
+        for value in (wanted, given)
+    )
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        raise TransplantError(
+            f"the target returns tensors of shapes {[tuple(t.shape) for t in theirs]}; expected "
+            f"{[tuple(t.shape) for t in ours]}, as the host does"
+        )
+    largest = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.is_meta or not a.numel():
+            continue
+        largest = max(largest, float((a.double() - b.double()).abs().nan_to_num().max()))
+        try:
+            torch.testing.assert_close(b, a.to(b.device, b.dtype), equal_nan=True)
+        except AssertionError as error:
+            raise TransplantError(
+                f"the target computes something else with these weights: expected the host's output for its "
+                f"example call; it differs by up to {largest:g}. Are its settings those of the host?"
+            ) from error
+    return largest
+
+
+def _check_trained(optimizer: Optimizer, target_optimizer: Optimizer, match: _Match) -> None:
+    trained = {id(p) for group in target_optimizer.param_groups for p in group["params"]}
+    for (source, target), name in zip(match.tensors, match.names.values(), strict=True):
+        if isinstance(source, nn.Parameter) and source in optimizer.state and id(target) not in trained:
+            raise ValueError(
+                f"target_optimizer: expected one that trains {name!r} of the target, whose counterpart has "
+                f"state in the host's; it does not"
+            )
+
+
+def _copy_state(optimizer: Optimizer, target_optimizer: Optimizer, match: _Match) -> None:
+    for source, target in match.tensors:
+        if isinstance(source, nn.Parameter) and source in optimizer.state:
+            target_optimizer.state[target] = copy.deepcopy(optimizer.state[source])
+
+
+def _renamed(host: Host, modules: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    found = {}
+    for name in host.state_dict():
+        there = names.get(_in_plain(name, modules))
+        if there is not None and there != name:
+            found[name] = there
+    return found
+
+
+def _in_plain(name: str, modules: Mapping[str, str]) -> str:
+    """The name of a tensor of the host's in its plain form."""
+    used: set[str] = set()
+    while True:
+        known = [old for old in modules if name.startswith(f"{old}.") and old not in used]
+        if not known:
+            return name
+        old = max(known, key=len)
+        used.add(old)
+        name = modules[old] + name[len(old) :]
+        if not name.startswith(f"{SEEDS}."):  # a block in an inserted one has a way to go
+            return name
