@@ -3,7 +3,7 @@
     blocks.0, _seeds.new.module, blocks.1        ->        blocks.0, blocks.1, blocks.2
 
 What says how deep a model is (``config.num_hidden_layers``, ``layer_idx``, ``n_layer`` of a module around
-the blocks) says it of the deeper one. Whether the model's code computes the same then, who calls this has to see.
+the blocks) says it of the deeper one. Whether its code computes the same then, who calls this has to see.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ class Act:
         stage = after(seed.stage, "go live", seed.name)
         alphas = (0.0,) * channels
         module, graft = birth.graft.module, birth.graft
-        self._courses[seed] = PlannedCourse(seed, stage, alphas, slot, module, graft, told=(told,), like=birth.like)
+        self._courses[seed] = PlannedCourse(
+            seed, stage, alphas, slot, module, graft, told=(told,), like=birth.like
+        )
 
     def blend(self, seed: Seed, ramp: Ramp, told: Callable[[], None]) -> None:
         """Let a seed set out on ``ramp``; in place of an earlier one of the act."""

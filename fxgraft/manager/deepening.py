@@ -22,7 +22,7 @@ from fxgraft.lifecycle import order
 from fxgraft.lifecycle.act import Act
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.reporter import Reporter
-from fxgraft.manager.saver import Memory
+from fxgraft.manager.saver import ManagerState
 from fxgraft.manager.together import Acts
 from fxgraft.optimizers.census import shared_groups
 from fxgraft.schedules import Ramp
@@ -60,7 +60,7 @@ class Deepening:
         lifecycle: Lifecycle,
         acts: Acts,
         reporter: Reporter,
-        memory: Memory,
+        memory: ManagerState,
         name: Callable[[str | None, Any], str],
         tell_birth: Callable[[Seed, float, Act], None],
     ):
@@ -114,7 +114,7 @@ class Deepening:
         module = growing.build(self._host, origin, like, wish.init, key, seed.config["number"])
         lifecycle.admit(seed, module)
         growing.tried(self._host, origin, like, module, wish.init, wish.isolated)
-        birth = lifecycle.conceive(seed, origin.slot, module, follower)
+        birth = lifecycle.plan_birth(seed, origin.slot, module, follower)
         if wish.optimizer_state == "copy":
             birth = replace(birth, like={new: known for _, new, known in counterparts(module, old)})
         act.germinate(birth, partial(self._tell_birth, seed, began, act))
