@@ -35,6 +35,8 @@ ENTRY = "fxgraft"
 Each is a tensor of bytes: no seed is pickled.
 """
 
+__all__ = ["GrowCallback"]
+
 SHARED = "fxgraft.optimizers"
 """The entry with the states of optimizers that train several hosts: each manager knows a part of them."""
 
