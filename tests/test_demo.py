@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -13,7 +14,7 @@ from rich.console import Console
 
 import fxgraft
 from fxgraft.demo import __main__ as program
-from fxgraft.demo import arms, data, drawing, summary
+from fxgraft.demo import arms, data, summary
 from fxgraft.demo.controller import Blend, Controller, Cull, Fossilize, Germinate, Policy
 from fxgraft.demo.measure import (
     CountingBackend,
@@ -108,7 +109,6 @@ def grown_host(digits, **germination):
     host = fxgraft.trace(SmallNet(), (digits.train.images[:64],))
     manager = fxgraft.SeedManager(host)
     check = IsolationCheck()
-    check.remember(host)
     seed = manager.germinate("stage1", wide_conv, name="s", **germination)
     torch.nn.init.normal_(seed.module[2].weight)
     return host, manager, check
@@ -136,12 +136,12 @@ class TestMeasurements:
     def test_an_isolated_seed_is_found_to_be_isolated(self, digits):
         host, _, check = grown_host(digits)
         batch = next(digits.batches(1, 0))
-        assert check.compare(host, batch) == 0
+        assert check.compare(host, ["s"], batch) == 0
         assert (check.parameters, check.violations) == (len(list(SmallNet().parameters())), 0)
 
     def test_a_leak_is_found(self, digits):
         host, _, check = grown_host(digits, isolated=False)
-        assert check.compare(host, next(digits.batches(1, 0))) > 0
+        assert check.compare(host, ["s"], next(digits.batches(1, 0))) > 0
         assert check.violations > 0
 
     def test_measuring_leaves_the_host_alone(self, digits):
@@ -149,7 +149,7 @@ class TestMeasurements:
         before = {key: value.clone() for key, value in host.state_dict().items()}
         stream = torch.get_rng_state()
         contribution(manager, "s", digits.held_out)
-        check.compare(host, next(digits.batches(1, 0)))
+        check.compare(host, ["s"], next(digits.batches(1, 0)))
         assert fxgraft.util.bits.same_bits(before, dict(host.state_dict()))
         manager.blend("s", steps=1)
         manager.step()
@@ -252,19 +252,6 @@ def text_of(svg):
     return " ".join("".join(element.itertext()) for element in root.iter() if element.tag.endswith("text"))
 
 
-def test_the_drawing_names_regions_nodes_shapes_and_seeds(digits):
-    host = fxgraft.trace(SmallNet(), (digits.train.images[:64],))
-    seeds = [
-        SeedRecord("one", "stage1", "wide_conv", "FOSSILIZED", 0.25),
-        SeedRecord("two", "stage1.norm", "wide_conv", "CULLED", -0.5),
-    ]
-    svg = drawing.picture(host, seeds)
-    shown = text_of(svg)
-    for word in ("stage1: Stage", "conv", "N x 4 x 8 x 8", "one", "culled, contributes -0.500"):
-        assert word in shown
-    assert svg.count('class="slot"') == len(host.slots) + 1  # and one in the legend
-
-
 def test_disabled_follows_the_commands_and_matches_the_baseline(digits):
     bench = Bench(digits, 12, POLICY, Silent(), compiled=False)
     commands = [(2, Germinate("s", "stage1", "wide_conv")), (4, Blend("s", 2)), (8, Fossilize("s"))]
@@ -298,7 +285,7 @@ def test_initial_weights_depend_on_the_random_seed_alone():
     assert not torch.equal(once, other)
 
 
-def test_a_quick_run_writes_everything(tmp_path, capsys):
+def test_a_quick_run_writes_everything(tmp_path, capsys, caplog):
     program.main(["--quick", "--seeds", "2", "--out", str(tmp_path), "--json"])
     result = json.loads((tmp_path / "summary.json").read_text())
     for arm in ("baseline", "grown", "scratch", "no_isolation"):
@@ -317,7 +304,8 @@ def test_a_quick_run_writes_everything(tmp_path, capsys):
     assert {"name", "slot", "blueprint", "final_stage", "contribution"} <= set(result["seeds"][0])
     assert {seed["final_stage"] for seed in result["seeds"]} == {"FOSSILIZED"}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "stage1: Stage" in text_of((tmp_path / "host.svg").read_text())
+    if shutil.which("dot"):
+        assert "stage1" in text_of((tmp_path / "host.svg").read_text())
     run = read(tmp_path / "events.jsonl")
     assert run.unreadable == 0
     assert run.step == program.QUICK_STEPS
@@ -327,6 +315,7 @@ def test_a_quick_run_writes_everything(tmp_path, capsys):
     assert kept[0] in (tmp_path / "report.html").read_text()
     out, printed = capsys.readouterr()
     assert json.loads(out) == result
+    assert not caplog.records, "the output of the demo has no warnings"
     assert "\x1b" not in printed
     assert all(sentence in printed for sentence in result["verdict"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,12 +13,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fxgraft.demo import arms, curves, data, drawing, summary
+from fxgraft.demo import arms, curves, data, summary
 from fxgraft.demo.controller import Policy
 from fxgraft.demo.records import Record
 from fxgraft.demo.training import Bench
 from fxgraft.demo.view import View
 from fxgraft.report import page as report
+from fxgraft.report.host_picture import Picture
 from fxgraft.telemetry import JsonLines, Sink
 
 STEPS = 600
@@ -52,17 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log = options.out / "events.jsonl"
         log.unlink(missing_ok=True)  # a sink appends
         with JsonLines(log) as sink:
-            records, architecture = run_all(bench, random_seeds, view, sink)
+            records, picture = run_all(bench, random_seeds, view, sink)
     how = "eager" if options.quick else "inductor"
     execution = {**dict.fromkeys(summary.ARMS, how), "no_isolation": "eager", "measurements": "eager"}
     seconds = time.perf_counter() - began
     result = summary.summarize(records, execution, bench.backend.compiles, seconds)
     summary.write(result, options.out)
     curves.draw(records, options.out / "curves.png")
-    (options.out / "host.svg").write_text(architecture, encoding="utf-8")
+    drawn = [picture.save(options.out / "host.svg").name] if picture else []
     written = report.write(log, options.out / "report.html", f"Demo: the grown arm, run {random_seeds[-1]}")
     view.conclude(result)
-    view.console.print(f"\nwrote summary.json, curves.png, host.svg and report.html to {options.out}/")
+    files = ", ".join(["summary.json", "curves.png", *drawn])
+    view.console.print(f"\nwrote {files} and report.html to {options.out}/")
     if options.json:
         print(json.dumps(result, indent=2))
     view.console.print(f"open {written} in a browser: the last grown run, step by step", soft_wrap=True)
@@ -70,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_all(
     bench: Bench, random_seeds: Sequence[int], view: View, sink: Sink
-) -> tuple[dict[str, list[Record]], str]:
-    """All arms with all random seeds, and the picture of the last grown host.
+) -> tuple[dict[str, list[Record]], Picture | None]:
+    """All arms with all random seeds, and the picture of the last grown host, if graphviz is installed.
 
     The grown arm leads: the others follow its script, or take over what it ended up with. With the last
     random seed it tells ``sink`` everything.
@@ -89,13 +92,11 @@ def run_all(
         records["grown"].append(grown)
         view.finished(grown)
         if is_last:
-            architecture = drawing.picture(
-                bench.host, grown.seeds, f"The host and what grew on it in run {random_seed}"
-            )
+            picture = bench.host.show() if shutil.which("dot") else None
         for arm, run in runs.items():
             records[arm].append(run())
             view.finished(records[arm][-1])
-    return records, architecture
+    return records, picture
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Everything the demo measures: loss, FLOPs, gains, isolation, compiles. Nothing here trains the host.
+"""Everything the demo measures: loss, FLOPs, gains, isolation, compilations. Nothing here trains the host.
 
-Measurements run on eager copies of the host, so that they neither compile anything nor leave a trace.
+Measurements run in eager mode, so that they compile nothing.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +36,14 @@ class CountingBackend:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
-    """Loss and accuracy, eager and in eval mode; ``model`` is left alone."""
-    twin = copy.deepcopy(model).eval()
-    scores = twin(part.images)
+    """Loss and accuracy in eval mode. A compiled host runs in eager mode for it."""
+    eager = model.probing(model.structure, model.phase) if isinstance(model, Host) else nullcontext(model)
+    model.eval()
+    try:
+        with eager as called:
+            scores = called(part.images)
+    finally:
+        model.train()
     accuracy = (scores.argmax(1) == part.labels).double().mean()
     return float(F.cross_entropy(scores, part.labels)), float(accuracy)
 
@@ -83,32 +89,28 @@ class Probe:
 
 @dataclass
 class IsolationCheck:
-    """Compares the host's gradients with an isolated seed in it to those without, to the bit.
+    """Compares the host's gradients with isolated seeds in it to those without, to the bit.
 
     Attributes:
-        without: a copy of the host from before the germination.
         parameters: how many were compared so far.
         violations: how many of them had different gradients.
     """
 
-    without: Host | None = None
     parameters: int = 0
     violations: int = 0
 
-    def remember(self, host: Host) -> None:
-        """Call it before a germination."""
-        self.without = copy.deepcopy(host)
-
-    def compare(self, host: Host, batch: Part) -> int:
-        """Run one batch through both, on copies; return how many gradients differ."""
-        assert self.without is not None, "nothing to compare with: call remember before germinating"
-        # The seed under test has no place in the copy. All that the copy has is loaded.
-        weights, known = host.state_dict(), self.without.state_dict().keys()
-        self.without.load_state_dict({name: weights[name] for name in known})
-        ours = _gradients(copy.deepcopy(host), batch)
-        theirs = _gradients(copy.deepcopy(self.without), batch)
-        differing = sum(not same_tensor(ours[name], grad) for name, grad in theirs.items())
-        self.parameters += len(theirs)
+    def compare(self, host: Host, seeds: Collection[str], batch: Part) -> int:
+        """Run one batch with and without ``seeds``, on copies; return how many gradients differ."""
+        without = host.structure
+        for seed in seeds:
+            without = without.without(seed)
+        ours, twin = _gradients(copy.deepcopy(host), batch), copy.deepcopy(host)
+        of_seeds = {id(parameter) for seed in seeds for parameter in twin.graft(seed).parameters()}
+        names = [name for name, parameter in twin.named_parameters() if id(parameter) not in of_seeds]
+        with twin.probing(without, twin.phase):
+            theirs = _gradients(twin, batch)
+        differing = sum(not same_tensor(ours[name], theirs[name]) for name in names)
+        self.parameters += len(names)
         self.violations += differing
         return differing
 

@@ -159,7 +159,6 @@ class Run:
         self.gains[action.seed] = action.gain
         match action:
             case Germinate():
-                self.isolation.remember(manager.host)
                 blueprint = BLUEPRINTS[action.blueprint]
                 seed = manager.germinate(action.slot, blueprint, name=action.seed, isolated=isolated)
                 self.seeds[action.seed] = seed
@@ -208,7 +207,7 @@ class Run:
             self.record.alphas.setdefault(seed.name, []).append((step, seed.alpha))
         isolated = live and all(s.stage is Stage.TRAINING and s.spec.isolated for s in live)
         if isolated and step % (self.bench.policy.isolate // 3 or 1) == 0:
-            self.isolation.compare(self.manager.host, batch)
+            self.isolation.compare(self.manager.host, [seed.name for seed in live], batch)
         if step % EVALUATE_EVERY == 0 or step == self.bench.steps:
             self.record.curve.append((step, *evaluate(self.model, self.bench.digits.held_out)))
         self.bench.watcher.step(self.record, step, self._rows(step))
