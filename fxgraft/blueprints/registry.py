@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxgraft.blueprints.shapes import LAYOUTS
 from fxgraft.seeds import streams
+from fxgraft.util.flops import count_flops
 from fxgraft_passes import Slot
 from fxgraft_passes.errors import BlueprintError
 from fxgraft_passes.graft import MODES
@@ -88,9 +88,9 @@ class Blueprint:
         with torch.device("meta"), streams.private_stream(0):
             module = self.build(slot, **config)
             value = torch.empty(slot.input.shape, dtype=torch.get_default_dtype())
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(value)
-        return Cost(sum(p.numel() for p in module.parameters()), counter.get_total_flops())
+        with torch.no_grad():
+            flops = count_flops(lambda: module(value))
+        return Cost(sum(p.numel() for p in module.parameters()), flops)
 
 
 _blueprints: dict[str, Blueprint] = {}

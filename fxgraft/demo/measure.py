@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxgraft import Host, SeedManager
 from fxgraft.demo.data import BATCH, Part
 from fxgraft.demo.model import BLUEPRINTS
 from fxgraft.util import _torch
 from fxgraft.util.bits import same_tensor
+from fxgraft.util.flops import count_flops
 
 
 @dataclass
@@ -126,17 +126,14 @@ def _gradients(model: nn.Module, batch: Part) -> dict[str, Tensor]:
 def step_flops(model: nn.Module, batch: int = BATCH) -> int:
     """Floating point operations of matrix products and convolutions, forward and backward."""
     twin = copy.deepcopy(model)
-    with FlopCounterMode(display=False) as counter:
-        twin(torch.zeros(batch, 1, 8, 8)).sum().backward()
-    return int(counter.get_total_flops())
+    return count_flops(lambda: twin(torch.zeros(batch, 1, 8, 8)).sum().backward())
 
 
 def forward_flops(model: nn.Module, batch: int = 1) -> int:
     """The same, forward only."""
     twin = copy.deepcopy(model).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(torch.zeros(batch, 1, 8, 8))
-    return int(counter.get_total_flops())
+    with torch.no_grad():
+        return count_flops(lambda: twin(torch.zeros(batch, 1, 8, 8)))
 
 
 @dataclass

@@ -95,8 +95,8 @@ def measure(
             why = inactivity.cause(seed, fallbacks)
             raise StageError(f"cannot measure seed {seed.name!r}: evaluate did not run it: {why}")
         logger.warning(
-            "seed %r: evaluate gives other losses with it and without, but runs it in no call of the host "
-            "here: its word is taken",
+            "seed %r: evaluate gives different losses with it and without it, but does not call the host: "
+            "its losses are used as they are",
             seed.name,
         )
     amend(seed, loss_without=losses[0], loss_with=losses[1])

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxgraft.blueprints import Cost
 from fxgraft.errors import BlueprintError
@@ -23,6 +22,7 @@ from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.nursery import BlueprintLike, Surroundings
 from fxgraft.optimizers.places import Destination
 from fxgraft.slots.structure import Placement, Structure, kind_of
+from fxgraft.util.flops import count_flops
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.graft import SEEDS, check_name
 
@@ -189,12 +189,12 @@ def _without_data(module: nn.Module) -> nn.Module:
 def _flops(module: nn.Module, slot: Slot, around: Surroundings, isolated: bool) -> tuple[int, int]:
     """Of one forward and its backward pass; the input has a gradient where the host is to feel the seed."""
     read = torch.empty(slot.input.shape, dtype=around.reads.dtype, device="meta", requires_grad=not isolated)
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        out = module(read)
-        forward = counter.get_total_flops()
-        if out.requires_grad:
-            out.sum().backward()
-    return forward, counter.get_total_flops() - forward
+    outputs: list[Any] = []
+    with torch.enable_grad():
+        forward = count_flops(lambda: outputs.append(module(read)))
+        (out,) = outputs
+        backward = count_flops(out.sum().backward) if out.requires_grad else 0
+    return forward, backward
 
 
 def _diffs(host: Host, structure: Structure) -> dict[str, str]:

@@ -4,6 +4,7 @@
 `bits`                comparison of tensors bit by bit
 `columns`             tables as plain text
 `dtensor`             the local part, or all, of a DTensor
+`flops`               counting FLOPs
 `interleaved_timing`  times of training steps that can be compared
 `interrupts`          Ctrl-C: a change is complete, or it has not happened
 `lazy_modules`        modules that are imported when they are first used

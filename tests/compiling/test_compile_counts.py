@@ -13,6 +13,7 @@ from torch import nn
 import fxgraft
 from fxgraft.compiling import variants
 from fxgraft.seeds.streams import SeedDropout
+from fxgraft.testing import no_recompiles
 from tests.harness import assert_same_bits, counting_backend, loss_of, observed_call
 from tests.seed_modules import Drawing, Scale
 
@@ -54,12 +55,6 @@ class World:
         before = self.backend.frame_count
         yield
         assert self.backend.frame_count - before == graphs
-
-
-@contextmanager
-def no_recompiles() -> Iterator[None]:
-    with torch.compiler.set_stance("fail_on_recompile"):
-        yield
 
 
 def test_a_new_structure_compiles_two_graphs_and_a_life_none() -> None:

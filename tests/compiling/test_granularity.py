@@ -14,6 +14,7 @@ from torch import nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.compiling.units import units_of
+from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
 from tests.harness import assert_same_bits, counting_backend, frozen, loss_of
 from tests.seed_modules import Drawing, Scale
@@ -71,10 +72,6 @@ class World:
     def phases(self) -> dict[str, Phase]:
         running = self.host.compiled._running
         return {unit.name: state.phase for unit, state in running.items()}
-
-
-def no_recompiles() -> Any:
-    return torch.compiler.set_stance("fail_on_recompile")
 
 
 def test_the_units_of_a_model() -> None:

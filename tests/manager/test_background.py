@@ -26,6 +26,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.compiling import artifacts, helper
 from fxgraft.telemetry import Memory
+from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
 from tests.harness import assert_same_bits, counting_backend, frozen, loss_of, snapshot
 from tests.seed_modules import Drawing, Scale
@@ -151,10 +152,6 @@ def until(is_so: Callable[[], Any], seconds: float = 300) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def no_recompiles() -> Any:
-    return torch.compiler.set_stance("fail_on_recompile")
 
 
 def test_a_whole_life_without_a_compilation_in_the_trainer() -> None:
