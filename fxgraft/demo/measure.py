@@ -6,8 +6,9 @@ Measurements run in eager mode, so that they compile nothing.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from fxgraft import Host, SeedManager
 from fxgraft.demo.data import BATCH, Part
 from fxgraft.demo.model import BLUEPRINTS
+from fxgraft.telemetry import logger
 from fxgraft.util import _torch
 from fxgraft.util.bits import same_tensor
 from fxgraft.util.flops import count_flops
@@ -73,7 +75,8 @@ class Probe:
     def __call__(self, host: Host, candidates: Sequence[tuple[str, str]]) -> list[float]:
         """The held-out loss that each candidate would save at alpha 1."""
         twin = copy.deepcopy(host)
-        manager = SeedManager(twin)
+        with _no_warnings():  # that this manager does not save the fossils of the copy: it saves nothing
+            manager = SeedManager(twin)
         seeds = [manager.germinate(slot, BLUEPRINTS[blueprint]).name for slot, blueprint in candidates]
         optimizer = torch.optim.AdamW(manager.seed_parameters(), self.rate)
         self.flops += self.steps * step_flops(twin)
@@ -85,6 +88,16 @@ class Probe:
             manager.step()
         self.flops += 2 * len(seeds) * forward_flops(twin, len(self.held_out.labels))
         return [contribution(manager, seed, self.held_out) for seed in seeds]
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @dataclass

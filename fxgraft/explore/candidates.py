@@ -244,7 +244,7 @@ def _fitting(
     named: bool = False,
     wider: Sequence[Candidate] = (),
 ) -> Found:
-    """All that fits at these slots, as far as the cap goes, the smallest of each slot first; and ``wider``."""
+    """All that fits at these slots, up to the cap, the smallest of each slot first; and ``wider``."""
     for name in names or ():
         registered.get(name)
     found = Found()
