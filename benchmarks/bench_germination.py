@@ -59,7 +59,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     for workload, mode in settings.pairs(*wanted):
         repeats = 1 if workload.name in LESS else settings.repeats
         found = measure(workload, mode, repeats, settings)
-        yield from _tell(workload, mode, found)
+        yield from tell(workload, mode, found)
 
 
 def measure(workload: Workload, mode: Mode, repeats: int, settings: Settings) -> Germinations:
@@ -93,7 +93,8 @@ def _changed_by_hand(workload: Workload, mode: Mode, place: str, config: dict[st
     for _ in range(3):
         trainer.step()
     slot = workload.host().slot(place)
-    seed = by_hand.graft(model, place, fxgraft.blueprints.get(BLUEPRINT).build(slot, **config), "blending")
+    module = fxgraft.blueprints.get(BLUEPRINT).build(slot, **config).to(next(model.parameters()))
+    seed = by_hand.graft(model, place, module, "blending")
     trainer.optimizer.add_param_group({"params": list(seed.parameters())})
     return trainer
 
@@ -134,7 +135,8 @@ class _Grown:
         self._manager.cull_all()
 
 
-def _tell(workload: Workload, mode: Mode, found: Germinations) -> Iterator[Row]:
+def tell(workload: Workload, mode: Mode, found: Germinations) -> Iterator[Row]:
+    """The rows."""
     stall, step = "the recompile by hand", "the median step"
     median = statistics.median
 

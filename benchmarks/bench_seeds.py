@@ -38,10 +38,11 @@ def rows(settings: Settings) -> Iterator[Row]:
         # Each number of seeds is four compilations more: all of them for one compiled workload only.
         every = mode.name == "eager" or (workload.name, mode.name) == ("MLP-12", "inductor")
         numbers = SEEDS if every and not settings.quick else FEW
-        yield from _compare(workload, mode, numbers, settings)
+        yield from compare(workload, mode, numbers, settings)
 
 
-def _compare(workload: Workload, mode: Mode, numbers: tuple[int, ...], settings: Settings) -> Iterator[Row]:
+def compare(workload: Workload, mode: Mode, numbers: tuple[int, ...], settings: Settings) -> Iterator[Row]:
+    """One row for each number of seeds and stage."""
     stages = STAGES if mode.is_compiled else EAGER_STAGES
     pairs = {(k, stage): _at_work(workload, mode, k, stage) for k in numbers for stage in stages}
     steps = {}

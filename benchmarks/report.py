@@ -22,7 +22,7 @@ def markdown(record: Record, why: Mapping[str, Mapping[str, str]] | None = None)
     why = reasons() if why is None else why
     parts = ["# Budgets", INTRODUCTION, summary(record), _missed(record.rows, why)]
     for name, part in record.parts.items():
-        parts += [f"## {name}", _origin(part), _table(part.rows)]
+        parts += [f"## {name}", _origin(part), table(part.rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -64,7 +64,8 @@ def _origin(part: Part) -> str:
     return f"`{part.command}`, {part.minutes:.1f} minutes; {environment.as_markdown(dict(part.environment))}"
 
 
-def _table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[Row]) -> str:
+    """A line for each row."""
     lines = ["| workload | mode | what | against | measured | range | figures | budget | |"]
     lines.append("|---" * 9 + "|")
     for row in rows:

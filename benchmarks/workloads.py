@@ -137,7 +137,8 @@ class Trainer:
         logits = (out if isinstance(out, Tensor) else out.logits).flatten(0, -2)
         if self._targets is None:
             generator = torch.Generator().manual_seed(2)
-            self._targets = torch.randint(self._classes, logits.shape[:1], generator=generator)
+            targets = torch.randint(self._classes, logits.shape[:1], generator=generator)
+            self._targets = targets.to(logits.device)
         self.loss = nn.functional.cross_entropy(logits, self._targets)
         self.loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -28,6 +28,7 @@ from benchmarks import (
     budgets,
     by_hand,
     environment,
+    gpu,
     report,
     soak,
 )
@@ -161,7 +162,7 @@ def test_changes_count_what_the_design_allows(fresh_compiler):
 
 def test_a_tiny_germination(fresh_compiler):
     found = bench_germination.measure(SMALL, CHEAP, 1, TINY)
-    rows = list(bench_germination._tell(SMALL, CHEAP, found))
+    rows = list(bench_germination.tell(SMALL, CHEAP, found))
     assert [row.budget for row in rows][:3] == [budgets.LONGEST, budgets.PREPARING, budgets.FIRST]
     assert rows[0].sides[1] == pytest.approx(found.recompile[0] * 1e3)
     assert rows[0].measured.median == pytest.approx(found.longest[0] / found.recompile[0])
@@ -415,3 +416,44 @@ def test_every_missed_budget_has_a_reason_and_no_reason_is_stale():
     missed = {row.key for row in COMMITTED.rows if not row.is_met}
     assert reasons().keys() == missed
     assert all(reason["why"] for reason in reasons().values())
+
+
+# On a GPU
+
+
+def test_the_script_for_a_gpu_works_on_a_cpu(tmp_path: Path) -> None:
+    """A little of every part: it is not there to measure, but to show that it would run."""
+    assert gpu.main(["--dry-run", "--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    rows = [Row.from_json(row) for row in record["rows"]]
+    assert {row.question for row in rows} == {"seeds", "germination", "memory"}
+    assert record["notes"] == ["a dry run on a CPU: nothing was measured"]
+    assert "dry run" in (tmp_path / "gpu.md").read_text()
+
+
+def test_parts_on_a_gpu_end_in_time_and_keep_what_they_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, float]] = []
+    row = Row("seeds", "MLP-12", "reduce-overhead", "step", "by hand", Spread.exactly(1.0), "x")
+
+    def run(command: list[str], limit: float) -> tuple[str, str]:
+        asked.append((command[2], limit))
+        if "pytest" in command:
+            return "3 passed in 1 s\n", ""
+        return json.dumps(row.as_json()) + "\nnoise\n", "ended after 5 s" if "memory" in command else ""
+
+    monkeypatch.setattr(gpu, "_run", run)
+    rows, notes = gpu._each_in_time(["tests", "seeds", "memory"], "cuda")
+    assert asked[0] == ("pytest", 150)
+    assert rows == [row, row]
+    assert notes == ["tests: ; 3 passed in 1 s", "memory: ended after 5 s"]
+    assert sum(gpu.LIMITS.values()) <= gpu.SECONDS == 480
+    monkeypatch.setattr(gpu, "SECONDS", 0)
+    assert gpu._each_in_time(["seeds"], "cuda") == ([], ["seeds: not run, as the time was up"])
+
+
+def test_without_a_gpu_the_script_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.devices, "accelerator", lambda: None)
+    assert gpu.main([]) == 1
+    assert "--dry-run" in capsys.readouterr().err

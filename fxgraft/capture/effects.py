@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.recorder import ReadRecorder
 from fxgraft.util import _torch
+from fxgraft_passes import devices
 
 
 class Effects:
@@ -90,10 +91,10 @@ def memory_of(tensor: Tensor) -> int | None:
 
 
 def _contexts() -> tuple[tuple[str, Any], ...]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kinds = devices.types()
     return (
-        ("autocast", tuple(map(torch.is_autocast_enabled, ("cpu", device)))),
-        ("the autocast dtype", tuple(map(torch.get_autocast_dtype, ("cpu", device)))),
+        ("autocast", tuple(map(torch.is_autocast_enabled, kinds))),
+        ("the autocast dtype", tuple(map(torch.get_autocast_dtype, kinds))),
         ("inference mode", torch.is_inference_mode_enabled()),
         ("the default dtype", torch.get_default_dtype()),
     )

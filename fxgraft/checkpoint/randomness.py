@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxgraft_passes import devices
+
 
 def state() -> dict[str, Any]:
     """All streams as data and tensors."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "cpu": torch.get_rng_state(),
-        "cuda": devices,
+        "cuda": devices.accelerator_streams(),  # of whatever kind they are
         "python": [version, list(words), gauss],
         "numpy": [str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
     }
@@ -30,16 +31,13 @@ def setter(saved: Mapping[str, Any]) -> Callable[[], None]:
     random.Random().setstate(python)
     np.random.RandomState().set_state(_numpy(saved["numpy"]))
     torch.Generator().set_state(saved["cpu"])
-    devices = list(saved["cuda"]) if torch.cuda.is_available() else []
-    for device, stream in zip(range(torch.cuda.device_count()), devices, strict=False):
-        torch.Generator(f"cuda:{device}").set_state(stream)
+    set_accelerators = devices.set_accelerator_streams(list(saved["cuda"]))
 
     def apply() -> None:
         random.setstate(python)
         np.random.set_state(_numpy(saved["numpy"]))
         torch.set_rng_state(saved["cpu"])
-        for device, stream in zip(range(torch.cuda.device_count()), devices, strict=False):
-            torch.cuda.set_rng_state(stream, device)
+        set_accelerators()
 
     return apply
 

@@ -5,7 +5,8 @@
 `units`        which modules are compiled as a whole: the host, or its blocks
 `variants`     the compiled code of one structure of one kind of unit, and the table that keeps them
 `keys`         what code is shared by, and whether that is still so: looked at before each call
-`trials`       compiled code compared with eager mode, in its first real call
+`trials`       when code is compared with eager mode: in its first real calls
+`comparison`   how: both run on the call's own arguments, and what rounding can do is tried out
 `artifacts`    compiled code as bytes: made in one process, run in another
 `job`          what the compiler process is asked for, and what comes of it
 `helper`       that process as the trainer sees it: started, given jobs, ended

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.capture.call_form import is_constant
 from fxgraft.util import _torch
+from fxgraft_passes import devices
 
 Autocast = tuple[str, torch.dtype] | None
 """Device type and dtype of the autocast that is on, or None."""
@@ -251,7 +252,6 @@ def _example(kind: Any, is_static: bool) -> Any:
 
 def autocast(leaves: Sequence[Any]) -> Autocast:
     """The autocast that is on for the device of the first tensor."""
-    device = next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")
-    if not torch.is_autocast_enabled(device):
-        return None
-    return device, torch.get_autocast_dtype(device)
+    device = devices.type_of(leaves)
+    dtype = devices.autocast(device)
+    return None if dtype is None else (device, dtype)

@@ -28,7 +28,7 @@ from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Birth
 from fxgraft.util.dtensor import local_tensor
-from fxgraft_passes import Graft
+from fxgraft_passes import Graft, devices
 
 if TYPE_CHECKING:
     from fxgraft.distributed.dcp import Folder
@@ -250,8 +250,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def _timeout(group: dist.ProcessGroup) -> timedelta | None:
     """How long ``group`` waits for a rank; None where its backend does not say."""
-    devices = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
-    for device in devices:
+    for device in reversed(devices.types()):
         try:
             found: timedelta = group._get_backend(torch.device(device)).options._timeout
             return found

@@ -26,7 +26,7 @@ from fxgraft.lifecycle.inactivity import InactivityWatch
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.util.interrupts import delay_interrupts, interruptible
-from fxgraft_passes import Slot
+from fxgraft_passes import Slot, devices
 from fxgraft_passes.observe import KEY
 from fxgraft_passes.untouched import state_untouched
 
@@ -226,14 +226,9 @@ def step_ms(seed: Seed, slot: Slot) -> float:
     times = []
     with state_untouched(module), torch.enable_grad():
         for _ in range(ROUNDS):
-            _wait(value)
+            devices.wait(value)
             began = time.perf_counter()
             torch.autograd.grad(module(value).sum(), [value, *parameters], allow_unused=True)
-            _wait(value)
+            devices.wait(value)
             times.append((time.perf_counter() - began) * 1e3)
     return statistics.median(times)
-
-
-def _wait(value: Tensor) -> None:
-    if value.is_cuda:
-        torch.cuda.synchronize(value.device)

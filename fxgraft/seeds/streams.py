@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxgraft.util import _torch
+from fxgraft_passes import devices
 
 _OTHER_MASK = (
     "the dropout of a seed runs inside of a backward pass, for activation checkpointing as it seems: it "
@@ -66,8 +67,7 @@ class _Private(TorchDispatchMode):  # type: ignore[no-untyped-call]
         device = tensor.device if tensor is not None else kwargs.get("device") or torch.get_default_device()
         device = torch.device(device)
         if device not in self._generators:
-            where = "cpu" if device.type == "meta" else device
-            self._generators[device] = torch.Generator(where).manual_seed(self._key)
+            self._generators[device] = devices.generator(device).manual_seed(self._key)
         return self._generators[device]
 
 

@@ -78,6 +78,11 @@ def mark_static(tensor: Tensor, dimension: int) -> None:
     torch._dynamo.mark_static(tensor, dimension)
 
 
+def marks_of(tensor: Tensor) -> dict[str, Any]:
+    """What `mark_static` and the like have left in a tensor. Missing: as above."""
+    return {name: mark for name, mark in tensor.__dict__.items() if name.startswith("_dynamo")}
+
+
 def mode_options(mode: str) -> dict[str, Any]:
     """The options that a mode of Inductor stands for. Missing: modes compile at the swap."""
     import torch._inductor

@@ -97,7 +97,8 @@ class Blend(torch.autograd.Function):
         mode, objective, radius, isolated = ctx.law
         to_host = ((1 - alpha) * g).to(g.dtype) if mode == "convex" else g
         (to_seed,) = _constants(g) if isolated else (g,)
-        to_seed = (alpha * to_seed).to(ctx.seed_dtype)
+        # In this order, as autograd has it: the other one rounds alpha to half precision first.
+        to_seed = (to_seed * alpha).to(ctx.seed_dtype)
         if learner:
             learning, h, s = learner
             to_seed = torch.where(learning, _learn((mode, objective, radius), g, h, s), to_seed)

@@ -14,6 +14,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft_passes import devices
 from fxgraft_passes.aliases import read_elsewhere
 from fxgraft_passes.untouched import untouched
 from fxgraft_passes.writes import Writes, memory_of, tensors_in
@@ -166,7 +167,7 @@ def _sum_up(entries: list[_Sight]) -> Observation:
 
 
 def _is_autocast() -> bool:
-    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    return devices.is_autocast()
 
 
 def _is_dense(value: Tensor) -> bool:

@@ -40,8 +40,8 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
-from fxgraft_passes import _torch
 from fxgraft_passes.blends import FULL_PRECISION, Blend, Isolated, Release, add, between, gets_constants, mix
+from fxgraft_passes.devices import is_free_to_look_at
 from fxgraft_passes.errors import FxGraftError
 
 
@@ -108,7 +108,7 @@ def release(h: Tensor, released: Tensor) -> Tensor:
     """``h`` for a seed to read; its gradient reaches the host only once ``released`` is set."""
     if _is_traced(h):
         return _stays(h, release, released)
-    if _is_free_to_look_at(released):
+    if is_free_to_look_at(released):
         # No gradient is computed then only to be dropped.
         return h.view_as(h) if released.item() else h.detach()
     return Release.apply(h, released)  # type: ignore[no-any-return, no-untyped-call]
@@ -164,16 +164,9 @@ def _stays(h: Any, operator: Callable[..., Tensor], *args: Any) -> Tensor:
     return cast(Tensor, h.tracer.create_proxy("call_function", operator, (h, *args), {}))
 
 
-def _is_free_to_look_at(flag: Tensor) -> bool:
-    """Whether the value of a 0-d tensor can be had without waiting or specialising: in eager, on a CPU."""
-    is_plain = type(flag) is Tensor and flag.is_cpu and flag.dim() == 0
-    # Not while something looks on that may record operations for later, or have no values at all.
-    return is_plain and not torch.compiler.is_compiling() and not _torch.is_watched()
-
-
 def _known_share(alpha: Tensor, learning: Tensor | None) -> float:
     """Alpha, where plain operations may have the value and the gradients of a blend; else 0."""
-    if not _is_free_to_look_at(alpha):
+    if not is_free_to_look_at(alpha):
         return 0.0
     return 0.0 if learning is not None and learning.item() else alpha.item()
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxgraft_passes import devices
 from fxgraft_passes.snapshot import Snapshot
 
 
@@ -69,7 +70,7 @@ def streams_untouched() -> Iterator[None]:
     numpy: Any = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
     of_python = random.getstate()
-    with torch.random.fork_rng():
+    with devices.streams_kept():
         try:
             yield
         finally:

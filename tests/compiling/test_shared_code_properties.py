@@ -123,12 +123,21 @@ def lives(draw: Any) -> list[tuple[Any, ...]]:
         ]
     )
     edits = st.tuples(st.just("edit seed"), st.integers(0, 1), EDITS)
+    after = st.sampled_from(
+        [
+            [("fossilize", 0), ("germinate", here, second, wait)],
+            [("retarget", draw(st.integers(0, 1)))],
+            [("together", here, there, first, second, wait)],
+            [("together", there, there, second, second, wait)],
+        ]
+    )
     return [
         ("germinate", here, first, wait),
         ("blend", 0),
         *draw(again),
         ("blend", draw(st.integers(0, 1))),
         *draw(st.lists(edits, min_size=1, max_size=2)),
+        *draw(after),
         *draw(again),
     ]
 
@@ -147,11 +156,14 @@ class World:
         live = [seed for seed in self.manager.seeds.values() if seed.stage is not Stage.FOSSILIZED]
         if what == "germinate":
             act, wait = rest
-            self.count += 1
-            seed = self.manager.germinate(f"{i}.a", Block(act, i), name=f"s{self.count}", wait=wait)
-            while seed.stage is Stage.GERMINATED:
-                self.manager._background.wait(60)
-                self.manager.step()
+            self.land(self.germinate(i, act, wait))
+        elif what == "together":
+            other, *acts, wait = rest
+            with self.manager.together():
+                for seed in live[:1]:
+                    self.manager.cull(seed, wait=wait)
+                born = [self.germinate(place, act, wait) for place, act in zip((i, other), acts, strict=True)]
+            self.land(*born)
         elif live:
             seed = live[i % len(live)]
             if what == "cull":
@@ -159,8 +171,24 @@ class World:
             elif what == "blend":
                 self.manager.blend(seed, to=0.5, steps=1)
                 self.manager.step()
+            elif what == "retarget":
+                self.manager.blend(seed, to=0.9, steps=3)
+                self.manager.step()
+                self.manager.blend(seed, to=0.0, steps=2)
+                self.manager.step()
+            elif what == "fossilize":
+                self.manager.fossilize(seed, force=True)
             else:
                 rest[0](seed.module)
+
+    def germinate(self, i: int, act: str, wait: bool) -> fxgraft.Seed:
+        self.count += 1
+        return self.manager.germinate(f"{i}.a", Block(act, i), name=f"s{self.count}", wait=wait)
+
+    def land(self, *seeds: fxgraft.Seed) -> None:
+        while any(seed.stage is Stage.GERMINATED for seed in seeds):
+            self.manager._background.wait(60)
+            self.manager.step()
 
     def check(self, when: str) -> None:
         for _ in range(2):
@@ -190,6 +218,14 @@ class World:
     changes=[
         *(("germinate", 0, "relu", False), ("blend", 0), ("cull", 0)),
         *(("germinate", 0, "tanh", False), ("blend", 0), ("edit seed", 0, act_to("twice"))),
+    ],
+)
+@example(  # several changes in one act, in the background; a fossil beside a live seed of its class
+    blocks=[("relu", 0), ("tanh", 0), ("relu", 1)],
+    granularity="region",
+    changes=[
+        *(("germinate", 0, "relu", False), ("blend", 0), ("fossilize", 0)),
+        *(("germinate", 0, "tanh", False), ("together", 0, 2, "twice", "relu", False), ("retarget", 1)),
     ],
 )
 @given(

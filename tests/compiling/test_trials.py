@@ -92,6 +92,44 @@ def test_rounding_is_no_difference_where_the_compiler_may_round(caplog: pytest.L
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+class Kink(nn.Module):
+    """A number so close to zero that rounding decides what the gradient of a ReLU is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1, bias=False)
+        self.layer.weight = nn.Parameter(torch.tensor([[1.0, -1.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layer(x))
+
+
+def test_rounding_across_a_kink_is_no_difference(caplog: pytest.LogCaptureFixture) -> None:
+    """The gradient is another one; but so it is in eager mode where weights differ by rounding."""
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        factor = torch.tensor([1.0, 1.0 + 3e-7])
+        return lambda *args: graph.forward(*(a * factor if a.shape == (1, 2) else a for a in args))
+
+    x = torch.tensor([[1.0, 1.0 - 2**-24]])
+    host = fxgraft.trace(Kink(), (x,))
+    host.compile(backend=backend)
+    before = frozen(list(host.state_dict().values()))
+    for _ in range(3):
+        host(x).sum().backward()
+    assert fxgraft.compile_report(host).variants[0].distrusted is None
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert_same_bits(frozen(list(host.state_dict().values())), before, "the weights")
+    assert host(x).item() == 0.0  # compiled; eager mode has 2 ** -24
+
+
+@pytest.mark.parametrize("what", ["outputs", "gradients"])
+def test_an_error_of_a_thousandth_is_no_rounding(what: str) -> None:
+    host, _ = grown(wrong(what, by=1e-3), nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    life(host)
+    assert what in str(fxgraft.compile_report(host).variants[0].distrusted)
+
+
 def test_eval_mode_is_compared_by_itself() -> None:
     """Right in training, wrong in evaluation."""
 

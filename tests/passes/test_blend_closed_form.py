@@ -153,7 +153,7 @@ def test_isolated_shadow_gives_the_seed_nothing(values):
 def flags(request, monkeypatch):
     """Flags whose values are free to look at (eager, on a CPU), and as they are everywhere else."""
     if request.param == "never looked at":
-        monkeypatch.setattr(operators, "_is_free_to_look_at", lambda flag: False)
+        monkeypatch.setattr(operators, "is_free_to_look_at", lambda flag: False)
     return request.param
 
 
@@ -270,6 +270,23 @@ def test_each_side_keeps_its_dtype(mode, shape, dtypes):
     assert value.dtype is dtypes[0]
     value, _, _ = run(operators.folded, h, s, g, mode, 0.3)
     assert value.dtype is dtypes[0]
+
+
+@pytest.mark.parametrize("dtypes", [*HALVES, (torch.float16, torch.float16), (torch.float32, torch.float32)])
+@pytest.mark.parametrize("mode", BLENDS)
+def test_the_bits_are_the_same_where_alpha_is_looked_at_and_where_not(mode, dtypes, monkeypatch):
+    """In half precision torch rounds ``alpha * g`` otherwise than ``g * alpha``."""
+    h, s, g = (
+        torch.randn(3, 40).to(dtypes[0]),
+        torch.randn(3, 40).to(dtypes[1]),
+        torch.randn(3, 40).to(dtypes[0]),
+    )
+    kind = torch.float64 if dtypes[0] is torch.float64 else torch.float32
+    for alpha in (1e-6, 0.3, 0.7, 1.0):
+        looked = run(BLENDS[mode], h, s, g, scalar(alpha, kind), None, *TRUST)
+        with monkeypatch.context() as never:
+            never.setattr(operators, "is_free_to_look_at", lambda flag: False)
+            assert same_bits(looked, run(BLENDS[mode], h, s, g, scalar(alpha, kind), None, *TRUST)), alpha
 
 
 def layouts():
