@@ -25,7 +25,6 @@ from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import Growth, grow
 from fxgraft_passes.channels.replacing import replace_tensors
-from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 
 STATES = ("fresh", "copy")
@@ -86,9 +85,7 @@ def widen(
     subject = subject_of(host, host.example_call())
     with subject.session():
         before = outputs(subject)
-        growth = grow(subject, found, by, init, seed)
-        with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
-            difference(found.name, before, outputs(subject))
+        growth = grow(subject, found, by, init, seed, before)
     check_moments(growth, subject, optimizers)
     with ExitStack() as undo:
         carry_out(undo, host, growth, subject, optimizers, copies=optimizer_state == "copy")

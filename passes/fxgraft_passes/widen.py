@@ -26,11 +26,10 @@ import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.base import GraphPass
-from fxgraft_passes.channels.comparing import difference, outputs
+from fxgraft_passes.channels.comparing import outputs
 from fxgraft_passes.channels.groups import find
-from fxgraft_passes.channels.growth import check, grow
+from fxgraft_passes.channels.growth import grow, tried
 from fxgraft_passes.channels.replacing import replace_tensors
-from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 
@@ -59,18 +58,15 @@ class Widen(GraphPass):
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         subject = Subject.of(graph_module, self.example_args, self.example_kwargs)
-        groups = find(subject)
+        groups = tried(subject, find(subject))
         if self.group not in groups:
             raise ChannelError(
                 f"there are no channels {self.group!r}; there are: {', '.join(groups) or 'none'}"
             )
         group = groups[self.group]
-        check(group, self.by, self.init)
         with subject.session():
             before = outputs(subject)
-            growth = grow(subject, group, self.by, self.init, self.seed)
-            with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
-                difference(group.name, before, outputs(subject))
+            growth = grow(subject, group, self.by, self.init, self.seed, before)
         with ExitStack() as undo:
             replace_tensors(undo, growth, subject)
             for setting in growth.settings:

@@ -135,3 +135,51 @@ class Experts(nn.Module):
         share = self.route(x).softmax(dim=-1)
         hidden = torch.einsum("bi,eih->beh", x, self.up).relu()
         return (torch.einsum("beh,eho->beo", hidden, self.down) * share[..., None]).sum(dim=1)
+
+
+class Shared(nn.Module):
+    """Attention whose heads share the width between them; ``by_hand`` without torch's own attention."""
+
+    def __init__(self, width: int = 12, heads: int = 3, by_hand: bool = False):
+        super().__init__()
+        self.heads, self.width, self.by_hand = heads, width, by_hand
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = (
+            part.view(b, t, self.heads, c // self.heads).transpose(1, 2)
+            for part in self.qkv(x).split(self.width, dim=2)
+        )
+        if self.by_hand:
+            y = (q @ k.transpose(-2, -1) * (1.0 / k.size(-1) ** 0.5)).softmax(dim=-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(y.transpose(1, 2).reshape(b, t, c))
+
+
+class CharGpt(nn.Module):
+    """As the small language models that people write by hand."""
+
+    def __init__(self, by_hand: bool = False):
+        super().__init__()
+        self.token = nn.Embedding(11, 12)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "ln1": nn.LayerNorm(12),
+                    "attn": Shared(by_hand=by_hand),
+                    "ln2": nn.LayerNorm(12),
+                    "mlp": nn.Sequential(nn.Linear(12, 16), nn.GELU(), nn.Linear(16, 12)),
+                }
+            )
+            for _ in range(2)
+        )
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.token(tokens)
+        for block in self.blocks:
+            x = x + block["attn"](block["ln1"](x))
+            x = x + block["mlp"](block["ln2"](x))
+        return self.head(self.norm(x))

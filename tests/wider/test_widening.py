@@ -15,7 +15,7 @@ from fxgraft_passes.channels.growth import grow, tried
 from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 from tests.harness import assert_same_bits, counting_backend, snapshot, train
-from tests.wider.models import Attention, Cnn, Experts, Gated, Gpt, Mlp, ResNet
+from tests.wider.models import Attention, CharGpt, Cnn, Experts, Gated, Gpt, Mlp, ResNet
 
 TOKENS = torch.arange(12).reshape(2, 6) % 11
 
@@ -28,6 +28,8 @@ MODELS = {
     "heads": (Attention, torch.randn(2, 5, 12)),
     "gpt, layer norm": (lambda: Gpt(depth=1), TOKENS),
     "gpt, rms norm": (lambda: Gpt(nn.RMSNorm, depth=1), TOKENS),
+    "shared width": (CharGpt, TOKENS),
+    "shared width by hand": (lambda: CharGpt(by_hand=True), TOKENS),
     "experts": (Experts, torch.randn(3, 4)),
 }
 
@@ -96,6 +98,23 @@ def test_new_units_learn():
     before = {name: host.get_parameter(name)[at].clone() for name, at in new.items()}
     steps(host, optimizer, manager, TOKENS, 3)
     assert all((host.get_parameter(name)[at] != before[name]).any() for name, at in new.items())
+
+
+def test_heads_that_share_the_width_grow_with_it():
+    host, optimizer, manager = managed(CharGpt(), TOKENS)
+    steps(host, optimizer, manager, TOKENS)
+    group = host.channels["token"]
+    assert (group.size, group.grain, group.fixed) == (12, 3, None)
+    assert {m.name for m in group.members} >= {"blocks.1.attn.qkv.weight", "blocks.0.attn.proj.weight"}
+    before = outputs(host, TOKENS)
+    manager.widen("token", 6)
+    assert host.blocks[1]["attn"].qkv.weight.shape == (54, 18)
+    torch.testing.assert_close(outputs(host, TOKENS), before, rtol=1e-4, atol=1e-5)
+    new = host.blocks[0]["attn"].qkv.weight.detach().clone()
+    steps(host, optimizer, manager, TOKENS, 3)
+    rows = [4, 5, 10, 11, 16, 17]  # of the queries, then of the keys and of the values
+    moved = (host.blocks[0]["attn"].qkv.weight != new).any(dim=1)
+    assert all(moved[[18 * part + row for part in range(3) for row in rows]])
 
 
 def test_zero_keeps_the_function_to_the_last_digits():

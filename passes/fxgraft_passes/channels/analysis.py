@@ -14,7 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
-from fxgraft_passes.channels.layout import Atom, Layout, beware, fix, grown_size, grown_sizes, unify
+from fxgraft_passes.channels.layout import (
+    Atom,
+    Growths,
+    Layout,
+    Product,
+    beware,
+    fix,
+    grown_size,
+    grown_sizes,
+    known,
+    unify,
+)
 from fxgraft_passes.channels.recording import Operation, Recording, tensors_in
 
 SUM, DOT, NORM, MEAN = "sum", "dot", "norm", "mean"
@@ -64,9 +75,9 @@ class Step:
     target: Any
     results: list[list[Layout]]
 
-    def sizes(self, atom: Atom, by: int) -> list[tuple[int, ...]]:
-        """The shapes of what it makes once ``atom`` has ``by`` more units."""
-        return [tuple(grown_size(layout, atom, by) for layout in layouts) for layouts in self.results]
+    def sizes(self, growths: Growths) -> list[tuple[int, ...]]:
+        """The shapes of what it makes once atoms have grown."""
+        return [tuple(grown_size(layout, growths) for layout in layouts) for layouts in self.results]
 
 
 @dataclass
@@ -78,12 +89,16 @@ class Analysis:
         roles: (path, dimension) -> ``"out"``, ``"in"``, ``"scale"`` and so on, in the order in which they
             were seen.
         norms: the normalisations.
+        queries: what was the first operand of a product of computed values.
+        ties: what has to be of one size, and where.
         steps: train or eval -> what each operation made, of the modes in which the model ran.
     """
 
     tensors: dict[str, list[Layout]] = field(default_factory=dict)
     roles: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     norms: list[Normed] = field(default_factory=list)
+    queries: set[Atom] = field(default_factory=set)
+    ties: list[tuple[Layout, Layout, str]] = field(default_factory=list)
     steps: dict[bool, list[Step]] = field(default_factory=dict)
     _layouts: dict[int, list[Layout]] = field(default_factory=dict)
     _weights: dict[int, Weight] = field(default_factory=dict)
@@ -127,12 +142,30 @@ class Analysis:
             for layout in self.of(tensor):
                 fix(layout, why)
 
-    def numbers(self, atom: Atom, by: int) -> dict[int, list[int]]:
-        """The sizes that depend on an atom -> what they are when it has ``by`` more."""
+    def tied(self) -> list[tuple[Atom, Atom]]:
+        """The atoms that have to be of one size; where it cannot be told which, all are fixed."""
+        found = []
+        for one, other, where in self.ties:
+            ours, theirs = (
+                [*layout.parts] if isinstance(layout, Product) else [layout]
+                for layout in map(known, (one, other))
+            )
+            pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a is not b]
+            if len(ours) == len(theirs) and all(
+                isinstance(a, Atom) and isinstance(b, Atom) and a.size == b.size for a, b in pairs
+            ):
+                found += pairs
+                continue
+            for layout in (one, other):
+                fix(layout, f"{where} cuts it into parts that are laid out in two ways")
+        return found  # type: ignore[return-value]
+
+    def numbers(self, growths: Growths) -> dict[int, list[int]]:
+        """The sizes that depend on atoms that grow -> what they are then."""
         found: dict[int, list[int]] = {}
         for layouts in [*self._layouts.values(), *self.tensors.values()]:
             for layout in layouts:
-                for before, after in grown_sizes(layout, atom, by):
+                for before, after in grown_sizes(layout, growths):
                     if after not in found.setdefault(before, []):
                         found[before].append(after)
         return found
@@ -180,12 +213,19 @@ class Analysis:
     def contract(self, operation: Operation, *operands: tuple[Tensor, int]) -> None:
         """A dimension of one operand is multiplied with that of the other, and summed up."""
         first, second = operands
-        unify(self.of(first[0])[first[1]], self.of(second[0])[second[1]], operation.name)
         weights = [operand for operand in operands if self.weight(operand[0]) is not None]
+        if not weights:
+            self.dot(self.of(first[0])[first[1]], self.of(second[0])[second[1]], operation)
+        unify(self.of(first[0])[first[1]], self.of(second[0])[second[1]], operation.name)
         for tensor, dim in weights:
             self.role(tensor, dim, "in")
-        if not weights:
-            beware(self.of(first[0])[first[1]], DOT, operation.name)
+
+    def dot(self, queries: Layout, keys: Layout, operation: Operation) -> None:
+        """Two computed values are multiplied along these, and summed up. Said before they are unified."""
+        ours, theirs = known(queries), known(keys)
+        if isinstance(ours, Atom) and ours is not theirs:
+            self.queries.add(ours)
+        beware(ours, DOT, operation.name)
 
     def _new(self, tensor: Tensor, why: str) -> None:
         if id(tensor) not in self._layouts:

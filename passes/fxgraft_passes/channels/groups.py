@@ -7,13 +7,15 @@ A group is an atom of the analysis with the dimensions of parameters that it is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count
 
+import networkx as nx
+
 from fxgraft_passes.channels.analysis import DOT, MEAN, NORM, Analysis
-from fxgraft_passes.channels.layout import Atom, Layout, atoms, grain_in, known
+from fxgraft_passes.channels.layout import Atom, atoms, grain_in
 from fxgraft_passes.channels.recording import Recording
 from fxgraft_passes.channels.rules import RULES
 from fxgraft_passes.channels.subject import Subject
@@ -55,6 +57,7 @@ class ChannelGroup:
         members: the dimensions of parameters that have these channels.
         fixed: None, or why it cannot grow.
         unit: how many channels are one unit of the atom.
+        companions: other atoms that the model's code gives sizes in proportion, with their members.
         atom: what stands for it in the analysis.
         analysis: which that is.
     """
@@ -67,10 +70,12 @@ class ChannelGroup:
     unit: int = field(repr=False)
     atom: Atom = field(repr=False)
     analysis: Analysis = field(repr=False)
+    companions: Mapping[Atom, tuple[Member, ...]] = field(default_factory=dict, repr=False)
 
-    def layout(self, member: Member) -> Layout:
-        """What the member's dimension is made of."""
-        return known(self.analysis.tensors[member.name][member.dimension])
+    def growths(self, units: int) -> dict[Atom, int]:
+        """By how much each atom grows with that many more units of the leading one."""
+        rest = {atom: atom.size * units // self.atom.size for atom in self.companions}
+        return {self.atom: units, **rest}
 
     @property
     def normalised(self) -> bool:
@@ -117,31 +122,60 @@ def find(
     """
     analysis = analyse(subject)
     found: dict[str, ChannelGroup] = {}
-    for atom, members, fixed in _in_order(subject, analysis, may_own):
-        lead = _lead(members)
+    for one in _in_order(subject, analysis, may_own):
+        lead = _lead(one.members)
         name = _name(lead, found)
-        grain = grain_in(analysis.tensors[lead.name][lead.dimension], atom)
-        size = atom.size * grain
-        found[name] = ChannelGroup(name, size, grain, tuple(members), fixed, grain, atom, analysis)
+        grain = grain_in(analysis.tensors[lead.name][lead.dimension], one.atom)
+        size, companions = one.atom.size * grain, {a: tuple(members) for a, members in one.companions.items()}
+        members = dict.fromkeys((*one.members, *chain.from_iterable(companions.values())))
+        found[name] = ChannelGroup(
+            name, size, grain, tuple(members), one.fixed, grain, one.atom, analysis, companions
+        )
     return found
 
 
-def _in_order(
-    subject: Subject, analysis: Analysis, may_own: Callable[[str], str | None]
-) -> list[tuple[Atom, list[Member], str | None]]:
-    """Atoms, members, and why they are fixed, as they lead; of one layer what can grow first."""
+@dataclass(frozen=True)
+class _Found:
+    """A group that has no name yet."""
+
+    atom: Atom
+    members: list[Member]
+    fixed: str | None
+    companions: Mapping[Atom, list[Member]] = field(default_factory=dict)
+
+
+def _with_ties(found: list[_Found], tied: nx.Graph[Atom]) -> list[_Found]:
+    """What has to be of one size is one group; the first of them leads."""
+    by_atom = {one.atom: one for one in found}
+    kept: list[_Found] = []
+    gone: set[Atom] = set()
+    for one in found:
+        if one.atom in gone:
+            continue
+        class_ = nx.node_connected_component(tied, one.atom) if one.atom in tied else {one.atom}
+        others = {atom: by_atom[atom] for atom in class_ - {one.atom} if atom in by_atom}
+        gone |= others.keys()
+        why = next((other.fixed for other in (one, *others.values()) if other.fixed), None)
+        kept.append(replace(one, fixed=why, companions={a: other.members for a, other in others.items()}))
+    return kept
+
+
+def _in_order(subject: Subject, analysis: Analysis, may_own: Callable[[str], str | None]) -> list[_Found]:
+    """The groups as they lead; of one layer those first that can grow."""
     places = {place: i for i, place in enumerate(_places(analysis))}
+    tied = nx.Graph(analysis.tied())
+    every = _by_atom(analysis)
     found = []
-    for atom, members in _by_atom(analysis).items():
+    for atom, members in every.items():
         fixed = next((why for m in members if (why := may_own(m.name))), None)
-        found.append((atom, members, fixed or _why_fixed(subject, analysis, atom, members)))
+        found.append(_Found(atom, members, fixed or _why_fixed(subject, analysis, atom, members)))
 
-    def key(group: tuple[Atom, list[Member], str | None]) -> tuple[int, bool, int]:
-        atom, lead = group[0], _lead(group[1])
+    def key(group: _Found) -> tuple[int, bool, int]:
+        lead = _lead(group.members)
         within = atoms(analysis.tensors[lead.name][lead.dimension])
-        return places[lead.name, lead.dimension], group[2] is not None, within.index(atom)
+        return places[lead.name, lead.dimension], group.fixed is not None, within.index(group.atom)
 
-    return sorted(found, key=key)
+    return _with_ties(sorted(found, key=key), tied)
 
 
 def _lead(members: list[Member]) -> Member:

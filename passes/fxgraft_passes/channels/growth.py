@@ -15,17 +15,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import lcm, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxgraft_passes.channels.analysis import MEAN
+from fxgraft_passes.channels.analysis import DOT, MEAN
 from fxgraft_passes.channels.comparing import difference, outputs
-from fxgraft_passes.channels.groups import ChannelGroup
-from fxgraft_passes.channels.layout import Spread, atoms, spread
-from fxgraft_passes.channels.settings import Setting, applied, fit, own_settings
+from fxgraft_passes.channels.groups import ChannelGroup, Member
+from fxgraft_passes.channels.layout import Atom, Spread, atoms, passes_through, spread
+from fxgraft_passes.channels.settings import Setting, UnfitError, applied, fit, own_settings
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 
@@ -91,12 +91,19 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
     if init == "split" and group.normalised:
         raise ChannelError(
             f"{group.name}: a normalisation is computed over these channels, and copies would change it: use "
-            "init='zero'"
+            f"init='zero'"
         )
     return by // group.unit
 
 
-def grow(subject: Subject, group: ChannelGroup, by: int, init: str, seed: int) -> Growth:
+def grow(
+    subject: Subject,
+    group: ChannelGroup,
+    by: int,
+    init: str,
+    seed: int,
+    before: Sequence[Tensor] | None = None,
+) -> Growth:
     """Plan it, inside of a session of the subject: wider tensors, and the numbers that go with them.
 
     Args:
@@ -105,25 +112,43 @@ def grow(subject: Subject, group: ChannelGroup, by: int, init: str, seed: int) -
         by: how many channels more.
         init: ``"zero"`` or ``"split"``.
         seed: of the new weights.
+        before: the outputs that it is to have, where they are to be compared.
 
     Raises:
         ChannelError: it cannot grow so.
     """
     units = check(group, by, init)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        plan = _Plan(subject, group, units, init)
-        tensors = {path: fill(subject.now(path).detach()) for path, fill in plan.fills.items()}
-    numbers = group.analysis.numbers(group.atom, units)
-    try:
-        expected = {
-            mode: [(step.target, step.sizes(group.atom, units)) for step in steps]
-            for mode, steps in group.analysis.steps.items()
-        }
-        settings = fit(subject, tensors, numbers, plan.settings(tensors), expected)
-    except ChannelError as error:
-        raise ChannelError(f"{group.name}: {error}") from None
-    return Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)
+    growths = group.growths(units)
+    expected = {
+        mode: [(step.target, step.sizes(growths)) for step in steps]
+        for mode, steps in group.analysis.steps.items()
+    }
+    # Attention divides by the root of the head's size, or by a number that stays.
+    ratio = max((1 + n / atom.size for atom, n in growths.items() if DOT in atom.hazards), default=1.0)
+    failed: ChannelError | None = None
+    for queries in dict.fromkeys((sqrt(ratio), 1.0)):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            plan = _Plan(subject, group, growths, init, queries)
+            tensors = {path: fill(subject.now(path).detach()) for path, fill in plan.fills.items()}
+        try:
+            settings = fit(
+                subject, tensors, group.analysis.numbers(growths), plan.settings(tensors), expected
+            )
+        except UnfitError as error:
+            error.args = (f"{group.name}: {error}",)
+            raise
+        growth = Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)
+        try:
+            if before is not None:
+                with subject.with_tensors(tensors), applied(settings, subject):
+                    difference(group.name, before, outputs(subject))
+        except ChannelError as error:
+            failed = failed or error
+            continue
+        return growth
+    assert failed is not None
+    raise failed
 
 
 def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, ChannelGroup]:
@@ -132,39 +157,84 @@ def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, Cha
     So are those with which it computes something else, where runs have data. Groups of equal layers are tried
     once.
     """
-    known: dict[object, tuple[int, str | None]] = {}
+    known: dict[object, ChannelGroup] = {}
     found = dict(groups)
     with subject.session():
         before = None if subject.without_data else outputs(subject)
         for name, group in groups.items():
-            if group.fixed is None:
-                key = _kind(subject, group)
-                if key not in known:
-                    known[key] = _tried(subject, group, before)
-                times, why = known[key]
-                found[name] = replace(group, fixed=why, grain=group.unit * times)
+            if group.fixed is not None:
+                continue
+            key = _kind(subject, group)
+            if key not in known or known[key].companions or group.companions:
+                known[key] = _tried(subject, group, groups, before)
+            like = known[key]
+            is_own = like.companions or like.atom is group.atom
+            found[name] = like if is_own else replace(group, fixed=like.fixed, grain=like.grain)
     return found
 
 
-def _tried(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> tuple[int, str | None]:
-    """By how many units at least it can grow, and why it cannot."""
+def _tried(
+    subject: Subject,
+    group: ChannelGroup,
+    groups: Mapping[str, ChannelGroup],
+    before: Sequence[Tensor] | None,
+) -> ChannelGroup:
+    """The group as it can grow: by itself, by aligned numbers, with others in proportion, or not at all."""
     why = _why_not(subject, group, before)
-    if why is not None and "multiple" in why:  # kernels of which the strides have to be aligned
+    if why is None:
+        return group
+    if "multiple" in why.reason:  # kernels of which the strides have to be aligned
         aligned = replace(group, grain=group.unit * _ALIGNED)
         if _why_not(subject, aligned, before) is None:
-            return _ALIGNED, None
-    return 1, why
+            return aligned
+    together, further = group, why
+    while (larger := _with_companions(together, groups, further.at)) is not None:
+        together, again = larger, _why_not(subject, larger, before)
+        if again is None:
+            return together
+        further = again
+    return replace(group, fixed=why.reason)
 
 
-def _why_not(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> str | None:
+@dataclass(frozen=True)
+class _Why:
+    """Why a group cannot grow, and the module that does not run."""
+
+    reason: str
+    at: str
+
+
+def _why_not(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> _Why | None:
     try:
-        growth = grow(subject, group, group.grain, "zero", 0)
-        if before is not None:
-            with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
-                difference(group.name, before, outputs(subject))
+        grow(subject, group, group.grain, "zero", 0, before)
     except ChannelError as error:
-        return str(error).removeprefix(f"{group.name}: ")
+        return _Why(str(error).removeprefix(f"{group.name}: "), getattr(error, "at", ""))
     return None
+
+
+def _with_companions(group: ChannelGroup, groups: Mapping[str, ChannelGroup], at: str) -> ChannelGroup | None:
+    """The group with the sizes of heads of the module that fails, which code takes as shares of its size."""
+    size, others = group.atom.size, dict(group.companions)
+    for other in groups.values():
+        inside = at and all(m.path == at or m.path.startswith(f"{at}.") for m in other.members)
+        is_free = not other.atom.reasons and other.atom is not group.atom and other.atom not in others
+        if (
+            inside
+            and is_free
+            and other.unit == 1
+            and 1 < other.atom.size < size
+            and size % other.atom.size == 0
+        ):
+            others |= {other.atom: _own(other), **other.companions}
+    if len(others) == len(group.companions):
+        return None
+    times = lcm(*(size // atom.size for atom in others))
+    return replace(
+        group,
+        companions=others,
+        grain=group.unit * times,
+        members=(*dict.fromkeys((*group.members, *(m for each in others.values() for m in each))),),
+    )
 
 
 def _kind(subject: Subject, group: ChannelGroup) -> object:
@@ -201,19 +271,23 @@ def _along(dim: int, values: Sequence[Any], like: Tensor, dtype: torch.dtype | N
 class _Plan:
     """What becomes of each tensor of a group."""
 
-    def __init__(self, subject: Subject, group: ChannelGroup, units: int, init: str):
-        self._subject, self._group, self._units = subject, group, units
-        old = group.atom.size
-        self.ratio = old / (old + units)
-        order = torch.randperm(old).tolist()
-        like = [order[i % old] for i in range(units)]
-        self._shares = _shares(old, like)
+    def __init__(
+        self, subject: Subject, group: ChannelGroup, growths: Mapping[Atom, int], init: str, queries: float
+    ):
+        self._subject, self._group, self._queries = subject, group, queries
+        self.ratio = group.atom.size / (group.atom.size + growths[group.atom])
+        like = {group.atom: _like(group.atom.size, growths[group.atom])}
+        for atom, units in growths.items():  # what is tied to the leading atom is copied alike
+            alike = like[group.atom] if atom.size == group.atom.size else _like(atom.size, units)
+            like.setdefault(atom, alike)
+        leads = {atom for atom in like if like[atom] is like[group.atom]}
+        self._shares = _shares(group.atom.size, like[group.atom])
         self._roles: dict[str, dict[int, set[str]]] = {}
         for member in group.members:
             self._roles.setdefault(member.name, {}).setdefault(member.dimension, set()).add(member.role)
-        layouts = group.analysis.tensors
+        self._layouts = group.analysis.tensors
         self.spreads = {
-            path: [(dim, spread(layouts[path][dim], group.atom, like)) for dim in dims]
+            path: [(dim, spread(self._layouts[path][dim], like, leads)) for dim in dims]
             for path, dims in self._roles.items()
         }
         self._initial: dict[str, Tensor] = {}
@@ -224,7 +298,10 @@ class _Plan:
     def _fill(self, path: str, init: str) -> Callable[[Tensor], Tensor]:
         if init == "split":
             return self._split(path)
-        return self._averaged(path) if self._group.normalised else self._zeroed(path)
+        weights, biases = self._of_norms() if self._group.normalised else (set(), set())
+        if path in weights or path in biases:
+            return self._of_a_norm(path, 0.0 if path in biases else None)
+        return self._zeroed(path)
 
     def _split(self, path: str) -> Callable[[Tensor], Tensor]:
         spreads, roles, shares = self.spreads[path], self._roles[path], self._shares
@@ -239,45 +316,57 @@ class _Plan:
 
         return fill
 
+    def _of_a_norm(self, path: str, new: float | None) -> Callable[[Tensor], Tensor]:
+        """The weight or the bias of a norm, which makes up for the channels that it counts more."""
+        spreads = self.spreads[path]
+
+        def fill(tensor: Tensor) -> Tensor:
+            wide, fresh = widened(tensor, spreads)
+            if new is not None:
+                return wide.masked_fill(fresh, new)
+            return torch.where(fresh, tensor.mean(), wide) * sqrt(self.ratio)
+
+        return fill
+
     def _zeroed(self, path: str) -> Callable[[Tensor], Tensor]:
-        spreads, roles = self.spreads[path], self._roles[path]
+        """What is new on one side is as initialised, what is new on the other makes nothing of it."""
 
         def fill(tensor: Tensor) -> Tensor:
-            wide, fresh = widened(tensor, spreads)
+            wide, fresh = widened(tensor, self.spreads[path])
             wide = torch.where(fresh, self._new(path, wide, fresh), wide)
-            for dim, found in spreads:
-                if "consumer" in roles[dim]:
-                    wide = wide.masked_fill(_along(dim, found.fresh, wide), 0)
+            for dim, found in self.spreads[path]:
+                wide = self._along_one(path, dim, found, wide)
             return wide
 
         return fill
 
-    def _averaged(self, path: str) -> Callable[[Tensor], Tensor]:
-        """The stream between blocks, over which norms are computed."""
-        spreads, roles = self.spreads[path], self._roles[path]
-        weights, biases = self._of_norms()
-        means = any(norm.kind == "layer" for norm in self._norms())
+    def _along_one(self, path: str, dim: int, found: Spread, wide: Tensor) -> Tensor:
+        inside, roles = atoms(self._layouts[path][dim]), self._roles[path][dim]
+        fresh = _along(dim, found.fresh, wide)
+        if self._group.normalised and self._group.atom in inside:
+            if "consumer" in roles and "producer" not in roles:
+                return wide
+            return torch.where(fresh, self._mean(wide, dim, found), wide)
+        if any(DOT in atom.hazards for atom in inside if atom in self._group.companions):
+            marked = passes_through(self._layouts[path][dim], self._group.analysis.queries)
+            is_query = _along(dim, [marked[i] for i in found.origin], wide)
+            wide = torch.where(is_query, wide * self._queries, wide)
+            is_key = _along(dim, self._of_companions(path, dim, found), wide) & ~is_query
+            return wide.masked_fill(fresh & is_key, 0)
+        return wide.masked_fill(fresh, 0) if "consumer" in roles else wide
 
-        def fill(tensor: Tensor) -> Tensor:
-            if path in biases:
-                wide, fresh = widened(tensor, spreads)
-                return torch.where(fresh, torch.zeros_like(wide), wide)
-            if path in weights:
-                wide, fresh = widened(tensor, spreads)
-                return torch.where(fresh, wide.mean(), wide) * sqrt(self.ratio)
-            wide, fresh = widened(tensor, spreads)
-            wide = torch.where(fresh, self._new(path, wide, fresh), wide)
-            for dim, found in spreads:
-                if "consumer" in roles[dim] and "producer" not in roles[dim]:
-                    continue
-                mean = tensor.mean(dim, keepdim=True) if means else torch.zeros((), device=wide.device)
-                for other, along in spreads:
-                    if other != dim and means:
-                        mean = mean.index_select(other, torch.tensor(along.origin, device=mean.device))
-                wide = torch.where(_along(dim, found.fresh, wide), mean.to(wide.dtype), wide)
-            return wide
+    def _of_companions(self, path: str, dim: int, found: Spread) -> list[bool]:
+        """Which indices are of an atom along which computed values are multiplied."""
+        dots = [atom for atom in self._group.companions if DOT in atom.hazards]
+        marked = passes_through(self._layouts[path][dim], dots)
+        return [marked[i] for i in found.origin]
 
-        return fill
+    def _mean(self, wide: Tensor, dim: int, found: Spread) -> Tensor:
+        """What new channels of a normalised stream begin as."""
+        if not any(norm.kind == "layer" for norm in self._norms()):
+            return torch.zeros((), dtype=wide.dtype, device=wide.device)
+        old = torch.tensor([i for i, new in enumerate(found.fresh) if not new], device=wide.device)
+        return wide.index_select(dim, old).mean(dim, keepdim=True)
 
     def _new(self, path: str, wide: Tensor, fresh: Tensor) -> Tensor:
         """The weights as the layer initialises them, at their new size: the same ones each time."""
@@ -356,6 +445,18 @@ class _Plan:
                 "is its eps"
             )
         return [Setting(place, n, None, module.__dict__[n], module.__dict__[n] * self.ratio) for n in small]
+
+
+def _own(group: ChannelGroup) -> tuple[Member, ...]:
+    """The members of the leading atom."""
+    others = {member for members in group.companions.values() for member in members}
+    return tuple(member for member in group.members if member not in others)
+
+
+def _like(size: int, units: int) -> list[int]:
+    """For each new unit an old one, at random, each equally often."""
+    order = torch.randperm(size).tolist()
+    return [order[i % size] for i in range(units)]
 
 
 def _shares(old: int, like: Sequence[int]) -> list[float]:

@@ -105,6 +105,18 @@ class Outcome:
     why: str = ""
 
 
+class UnfitError(ChannelError):
+    """The model does not run with wider tensors.
+
+    Attributes:
+        at: the module that does not.
+    """
+
+    def __init__(self, at: str, why: str):
+        super().__init__(f"{at or 'the model itself'} does not run with more of them: {why}")
+        self.at = at
+
+
 Expected = Sequence[tuple[Any, list[tuple[int, ...]]]]
 """The operations of a run, and the shapes of what they make."""
 
@@ -126,7 +138,7 @@ def fit(
         expected: train or eval -> what the model does then.
 
     Raises:
-        ChannelError: it does not run with any.
+        UnfitError: it does not run with any.
     """
     found = list(known)
 
@@ -147,9 +159,7 @@ def fit(
                 found, outcome = [*found, *more], further
                 break
         else:
-            raise ChannelError(
-                f"{outcome.at or 'the model itself'} does not run with more of them: {outcome.why}"
-            )
+            raise UnfitError(str(outcome.at), outcome.why)
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fxgraft_passes.channels.analysis import DOT, Analysis
-from fxgraft_passes.channels.layout import Atom, Layout, Product, beware, fix, known, size_of, unify
+from fxgraft_passes.channels.analysis import Analysis
+from fxgraft_passes.channels.layout import Atom, Layout, Product, fix, known, size_of, unify
 from fxgraft_passes.channels.recording import Operation
 from fxgraft_passes.channels.rules.table import Unknown, given, one, rule, tensor
 
@@ -129,9 +129,9 @@ def attention(a: Analysis, operation: Operation) -> None:
     """Queries with keys, over positions with values."""
     q, k, v = (tensor(operation, i, n) for i, n in enumerate(("query", "key", "value")))
     mask = given(operation, 3, "attn_mask", None)
+    a.dot(a.of(q)[-1], a.of(k)[-1], operation)
     unify(a.of(q)[-1], a.of(k)[-1], operation.name)
     unify(a.of(k)[-2], a.of(v)[-2], operation.name)
-    beware(a.of(q)[-1], DOT, operation.name)
     if given(operation, 7, "enable_gqa", False):
         times = q.shape[-3] // k.shape[-3]
         grouped: Layout = Product((a.of(k)[-3], Atom(times))) if times != 1 else a.of(k)[-3]

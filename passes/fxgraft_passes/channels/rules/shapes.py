@@ -167,17 +167,17 @@ def cut(a: Analysis, operation: Operation) -> None:
     dim = int(given(operation, 2, "dim", 0)) % source.dim()
     cuts: list[Layout] = [Atom(part.shape[dim]) for part in parts]
     if isinstance(given(operation, 1, "chunks", given(operation, 1, "split_size", 1)), int):
-        _cut_equally(operation, cuts)
+        _cut_equally(a, operation, cuts)
     unify(a.of(source)[dim], Concat(tuple(cuts)), operation.name)
     for part, own in zip(parts, cuts, strict=True):
         a.make(operation, part, [own if i == dim else layout for i, layout in enumerate(a.of(source))])
 
 
-def _cut_equally(operation: Operation, cuts: list[Layout]) -> None:
+def _cut_equally(a: Analysis, operation: Operation, cuts: list[Layout]) -> None:
     """Parts of one size stay so: where one grows, all do."""
     for part in cuts[1:]:
         if size_of(part) == size_of(cuts[0]):
-            unify(part, cuts[0], operation.name)
+            a.ties.append((cuts[0], part, operation.name))
         else:
             fix(part, f"{operation.name} cuts it into parts that are not equal")
             fix(cuts[0], f"{operation.name} cuts it into parts that are not equal")
