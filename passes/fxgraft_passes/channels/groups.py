@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 
-import networkx as nx
-
 from fxgraft_passes.channels.analysis import DOT, MEAN, NORM, Analysis
 from fxgraft_passes.channels.layout import Atom, atoms, grain_in
 from fxgraft_passes.channels.recording import Recording
@@ -144,7 +142,7 @@ class _Found:
     companions: Mapping[Atom, list[Member]] = field(default_factory=dict)
 
 
-def _with_ties(found: list[_Found], tied: nx.Graph[Atom]) -> list[_Found]:
+def _with_ties(found: list[_Found], tied: list[tuple[Atom, Atom]]) -> list[_Found]:
     """What has to be of one size is one group; the first of them leads."""
     by_atom = {one.atom: one for one in found}
     kept: list[_Found] = []
@@ -152,8 +150,7 @@ def _with_ties(found: list[_Found], tied: nx.Graph[Atom]) -> list[_Found]:
     for one in found:
         if one.atom in gone:
             continue
-        class_ = nx.node_connected_component(tied, one.atom) if one.atom in tied else {one.atom}
-        others = {atom: by_atom[atom] for atom in class_ - {one.atom} if atom in by_atom}
+        others = {atom: by_atom[atom] for atom in _connected(one.atom, tied) if atom in by_atom}
         gone |= others.keys()
         why = next((other.fixed for other in (one, *others.values()) if other.fixed), None)
         kept.append(replace(one, fixed=why, companions={a: other.members for a, other in others.items()}))
@@ -163,7 +160,7 @@ def _with_ties(found: list[_Found], tied: nx.Graph[Atom]) -> list[_Found]:
 def _in_order(subject: Subject, analysis: Analysis, may_own: Callable[[str], str | None]) -> list[_Found]:
     """The groups as they lead; of one layer those first that can grow."""
     places = {place: i for i, place in enumerate(_places(analysis))}
-    tied = nx.Graph(analysis.tied())
+    tied = analysis.tied()
     every = _by_atom(analysis)
     found = []
     for atom, members in every.items():
@@ -176,6 +173,14 @@ def _in_order(subject: Subject, analysis: Analysis, may_own: Callable[[str], str
         return places[lead.name, lead.dimension], group.fixed is not None, within.index(group.atom)
 
     return _with_ties(sorted(found, key=key), tied)
+
+
+def _connected(atom: Atom, tied: list[tuple[Atom, Atom]]) -> list[Atom]:
+    """The other atoms that it is tied to, be it through others."""
+    found = [atom]
+    for one in found:
+        found += {other for pair in tied if one in pair for other in pair if other not in found}
+    return found[1:]
 
 
 def _lead(members: list[Member]) -> Member:
