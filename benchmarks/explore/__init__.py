@@ -4,6 +4,7 @@
 `plan`      what was decided before anything ran
 `networks`  hosts whose places differ on purpose, and their candidates
 `runs`      one run: the truth of a candidate, or the scores of an exploration
+`steps`     what a training step costs with many candidates beside it
 `results`   from parts to ``benchmarks/results/explore.json``
 ==========  ==================================================================
 """

@@ -20,6 +20,7 @@ from benchmarks.environment import describe
 from benchmarks.explore import runs
 from benchmarks.explore.networks import WORKLOADS
 from benchmarks.explore.plan import EXPLORED, RADII, RANDOM_SEEDS
+from benchmarks.explore.steps import steps
 
 Part = tuple[str, Callable[[], dict[str, Any]]]
 
@@ -45,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.explore", description=__doc__)
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--parts", type=Path, nargs="+", default=[Path("runs") / "explore.jsonl"])
+    parser.add_argument("--steps", action="store_true", help="measure what a step costs, and nothing else")
     parser.add_argument("--write", action="store_true", help="run nothing; make the results from the parts")
     options = parser.parse_args()
     if options.write:
@@ -59,6 +61,11 @@ def main() -> None:
     if parts.exists():
         done = {json.loads(line)["key"] for line in parts.read_text().splitlines()}
     with parts.open("a") as file:
+        if options.steps:
+            for size in (64, 128):
+                line = {"key": f"steps {size}", **steps(size), "environment": describe()}
+                file.write(json.dumps(line) + "\n")
+            return
         for name in options.workloads:
             for key, work in parts_of(name):
                 if key not in done:

@@ -134,7 +134,7 @@ class Workload:
                 _, radius, steps = name.split(", ")
                 part = self.part(seed, f"explored {float(radius.split()[1])}")
                 spent += [part["seconds"][steps.split()[0]]] if part else []
-            elif name in ("gradient", "mean gradient", "adam", "fisher"):
+            elif name in ("gradient", "mean gradient", "adam", "fisher", "parameters and adam"):
                 part = self.part(seed, "born")
                 spent += [part["seconds"]] if part else []
         return statistics.fmean(spent) / self.separate() if spent else None
@@ -194,6 +194,11 @@ def write(*files: Path) -> None:
         "command": "python -m benchmarks.explore",
         "environment": lines[-1]["environment"],
         "default": named,
+        "steps": [
+            {key: line[key] for key in ("d_model", "ms", "ratio")}
+            for name, line in parts.items()
+            if name.startswith("steps ")
+        ],
         "workloads": {name: {**default.get(name, {}), **results} for name, results in found.items()},
     }
     OUT.mkdir(exist_ok=True)
@@ -208,6 +213,16 @@ def _page(data: dict[str, Any]) -> str:
         f"{as_markdown(data['environment'])}.",
         f"The default score of `manager.explore` is that of the row *{data['default']}*.",
     ]
+    if data["steps"]:
+        arms = list(data["steps"][0]["ratio"])
+        rows = [f"| d_model | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
+        for found in data["steps"]:
+            ratios = " | ".join(format(found["ratio"][arm], ".2f") for arm in arms)
+            rows.append(f"| {found['d_model']} | {ratios} |")
+        blocks.append(
+            "## A step\n\nCPU time of a training step of a GPT of four blocks with candidates beside it, "
+            "against that of the bare host (medians of 15, in turns).\n\n" + "\n".join(rows)
+        )
     for name, results in data["workloads"].items():
         repeats = results["repeats"]
         said = "not known" if repeats is None else f"{repeats:.2f}"
