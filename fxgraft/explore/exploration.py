@@ -30,6 +30,7 @@ from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
+    from fxgraft.manager.reporter import Reporter
 
 LONGEST_BIRTH = 50
 """Steps: more gradients tell little more."""
@@ -102,12 +103,13 @@ class Exploration:
         self,
         manager: SeedManager,
         lifecycle: Lifecycle,
+        reporter: Reporter,
         found: Found,
         evaluate: Evaluate,
         score: Ranking,
         settings: Settings,
     ):
-        self._manager, self._lifecycle = manager, lifecycle
+        self._manager, self._lifecycle, self._reporter = manager, lifecycle, reporter
         self._evaluate, self._score, self._settings = evaluate, score, settings
         self._entries = [_Entry(one.command, one, widens=_widens(one.width)) for one in found.candidates]
         self._left_out = [
@@ -267,6 +269,7 @@ class Exploration:
                 gone.append(seed.name)
         with self._manager.no_cooldown():
             self._manager.carry_out_together([commands.CULL(seed=name) for name in gone])
+        self._reporter.emit("explored", steps=self._steps, rows=[row.to_dict() for row in self.table])
 
     def _learning(self) -> list[_Entry]:
         return [entry for entry in self._entries if entry.status == LEARNING]

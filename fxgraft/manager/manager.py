@@ -828,7 +828,9 @@ class SeedManager:
         bare = check(self.host, evaluate)
         alone = self.peers.size == 1 and self.peers.folder is None  # else the host cannot grow wider
         found = find(self.host, candidates, blueprints, cap, bare.flops, most, widens=alone)
-        exploration = explore.Exploration(self, self._lifecycle, found, evaluate, by, settings)
+        exploration = explore.Exploration(
+            self, self._lifecycle, self._reporter, found, evaluate, by, settings
+        )
         if state is None:
             exploration.begin()
         else:

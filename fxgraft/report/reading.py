@@ -72,6 +72,7 @@ class Reader:
             "violation_recorded": self._violation,
             "compiled": self._compiled,
             "command": self._command,
+            "explored": self._explored,
         }
 
     def feed(self, line: str | bytes) -> None:
@@ -178,6 +179,17 @@ class Reader:
         row = {"accepted": bool(data["accepted"]), "reason": str(data["reason"]), "command": command}
         self.run.commands.append({"step": step, "seed": seed, **row})
 
+    def _explored(self, step: int, seed: str | None, data: Data) -> None:
+        rows = []
+        for row in data["rows"]:
+            found: dict[str, Any] = {
+                name: str(row[name]) for name in ("slot", "blueprint", "status", "reason")
+            }
+            numbers = ("parameters", "contribution", "standard_error", "expected", "score")
+            found |= {name: None if row[name] is None else _number(row[name]) for name in numbers}
+            rows.append(found)
+        self.run.explorations.append((step, rows))
+
 
 METRICS = (
     ("fxgraft/seed/alpha", "kasmina.seed.alpha"),
@@ -193,6 +205,8 @@ def _describe_event(kind: str, data: Data) -> str:
         return f"{data['host']}, {len(data['slots'])} slots, {len(data['seeds'])} seeds"
     if kind == "seed_stage":
         return f"{data['stage']} at {data['slot']}, alpha {_number(data['alpha']):g}"
+    if kind == "explored":
+        return f"{len(data['rows'])} candidates in {data['steps']} steps"
     if kind == "compiled":
         return f"{data['label']}: {data['graphs']} graphs, {data['artifacts']} by the helper"
     if kind == "command":

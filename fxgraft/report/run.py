@@ -98,6 +98,7 @@ class Run:
         losses: of training steps. ``times``: milliseconds from one step to the next.
         lanes: by seed.
         violations, compiles, commands: the data of those events, with ``step`` and ``seed``.
+        explorations: (step, rows with slot, blueprint, parameters, contribution, score, status and reason).
         log: what happened, but for steps and metrics.
         resumed: (step that the run went on from, step that had been reached).
         earlier: how many other runs the log has before this one.
@@ -116,6 +117,7 @@ class Run:
     violations: list[dict[str, Any]] = field(default_factory=list)
     compiles: list[dict[str, Any]] = field(default_factory=list)
     commands: list[dict[str, Any]] = field(default_factory=list)
+    explorations: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)
     log: list[LogLine] = field(default_factory=list)
     resumed: list[tuple[int, int]] = field(default_factory=list)
     earlier: int = 0
@@ -128,6 +130,7 @@ class Run:
         for lane in self.lanes.values():
             lane.cut(step)
         self.lanes = {name: lane for name, lane in self.lanes.items() if lane.stages}
+        self.explorations = [found for found in self.explorations if found[0] <= step]
         self.step = step
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, SlotError, StageError
+from fxgraft.telemetry import Event
 from tests.explore.runs import Run, X, Y
 from tests.harness import assert_same_bits
 
@@ -274,3 +276,12 @@ def test_what_is_expected_comes_from_gradients_at_birth() -> None:
     again.optimizer.register_step_post_hook(lambda optimizer, *_: optimizer.zero_grad())
     command = SEED(slot="relu", blueprint="mlp", name="mlp_0", config={"hidden": 3})
     assert again.explored(command, steps=4).best()[0].expected == pytest.approx(total, rel=1e-5)
+
+
+def test_sinks_are_told_what_was_found() -> None:
+    events: list[Event] = []
+    run = Run(sinks=[events.append])
+    exploration = run.explored("relu", steps=2)
+    (told,) = [event for event in events if event.kind == "explored"]
+    assert told.data == {"steps": 2, "rows": [row.to_dict() for row in exploration.table]}
+    json.dumps(told.data, allow_nan=False)

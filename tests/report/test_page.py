@@ -47,6 +47,8 @@ def evil_run(text: str = EVIL) -> Run:
     began = {**BEGAN, "host": text, "time": text, "slots": slots, "versions": {text: text}}
     facts = {"name": text, "slot": f"a.{text}", "source": text, "blueprint": text, "mode": text}
     command = {"type": text, text: text, "nested": {text: [text]}}
+    explored = dict.fromkeys(("slot", "blueprint", "status", "reason"), text)
+    explored |= dict.fromkeys(("parameters", "contribution", "standard_error", "expected", "score"))
     compiled = {
         "label": text,
         "graphs": 1,
@@ -58,6 +60,7 @@ def evil_run(text: str = EVIL) -> Run:
     for event in (
         line("run_began", 0, **began),
         line("seed_stage", 1, text, **facts, stage="TRAINING", alpha=0.0),
+        line("explored", 1, steps=1, rows=[explored]),
         line("seed_stage", 9, text, **facts, stage="HOLDING", alpha=1.0),
         line("contribution", 5, text, contribution=0.5, alpha=1.0),
         line("violation_recorded", 5, text, what=text, name=text, magnitude=1.0),

@@ -232,3 +232,20 @@ def test_thinning_keeps_the_ends_and_the_extremes(values: list[float], most: int
 
 def test_the_average_of_a_constant_is_the_constant() -> None:
     assert [value for _, value in smooth([(i, 3.0) for i in range(50)])] == pytest.approx([3.0] * 50)
+
+
+def test_an_exploration_is_read() -> None:
+    row = {
+        "slot": "a", "blueprint": "mlp", "status": "measured", "reason": "", "parameters": 12,
+        "contribution": 0.5, "standard_error": None, "expected": 0.25, "score": "nan",
+    }  # fmt: skip
+    reader = Reader()
+    reader.feed(line("run_began", 0, **BEGAN))
+    reader.feed(line("explored", 7, steps=5, rows=[row]))
+    ((step, (found,)),) = reader.run.explorations
+    assert step == 7
+    assert (found["slot"], found["parameters"], found["standard_error"]) == ("a", 12.0, None)
+    assert reader.run.log[-1].text == "1 candidates in 5 steps"
+    reader.feed(line("explored", 8, steps=5, rows=[{}]))
+    assert reader.run.unreadable == 1
+    assert "Exploration until step 7" in page(reader.run)
