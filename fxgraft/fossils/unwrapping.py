@@ -37,6 +37,7 @@ from fxgraft.host.insertions import path_of
 from fxgraft.host.plain import is_own, take_out
 from fxgraft.host.writing import writers
 from fxgraft.seeds.streams import SeedDropout
+from fxgraft.telemetry.events import logger
 from fxgraft.util.bits import same_bits
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
@@ -54,7 +55,7 @@ def unwrap(host: Host) -> nn.Module:
     is not, where the host is). Its ``state_dict`` has the model's keys, and the seeds' under
     ``<region>.seed_<name>.``. Inserted blocks stand in their container in running order, under the keys that
     a model of that depth has, and the class's own forward runs them, if it computes the same bits then (the
-    host's example call shows it); else they are seeds of the block in front.
+    host's example call shows it); else they are seeds of the block in front, which a warning says.
 
     What it is not: dropout in seeds draws from the global stream, as ``nn.Dropout`` does; calls of
     another form than the example's run without the fossils, with a warning; hooks on the host itself
@@ -64,13 +65,24 @@ def unwrap(host: Host) -> nn.Module:
     Raises:
         StageError: it has seeds that are no fossils.
     """
-    return plain_form(host).root
+    found = plain_form(host)
+    if not found.in_containers and _has_inserted(host):
+        logger.warning(
+            "unwrap: the code of %s does not compute the same with the inserted blocks in their containers: "
+            "they run as parts of the blocks in front of them, and have keys of their own",
+            type(found.root).__name__,
+        )
+    return found.root
+
+
+def _has_inserted(host: Host) -> bool:
+    return any(p.spec.call is not None for p in host.structure.placements)
 
 
 def plain_form(host: Host) -> Unwrapping:
     """The plain form of a host, with what became of its blocks; see `unwrap`."""
     refuse_live(host, "unwrap")
-    if any(p.spec.call is not None for p in host.structure.placements):
+    if _has_inserted(host):
         for depths in (True, False):
             try:
                 found = Unwrapping(host, in_containers=True, depths=depths)
@@ -100,11 +112,15 @@ def returned_by(host: Host) -> Any:
 
 def run_example(host: Host, module: nn.Module) -> Any:
     """What ``module`` returns for the host's example call in eval mode; leaves it as it was."""
-    modes = [(part, part.training) for part in module.modules()]
+    modules = [
+        part for tree in (module, *host.trees()[1:]) for part in tree.modules()
+    ]  # seeds have their own
+    modes = [(part, part.training) for part in modules]
     args, kwargs = host.example_for(module)
     try:
         with torch.no_grad(), state_untouched(module):
-            module.eval()
+            for part in modules:
+                part.training = False
             return module(*args, **kwargs)
     finally:
         for part, mode in modes:
@@ -121,13 +137,14 @@ class Unwrapping:
 
     Attributes:
         root: the plain module.
+        in_containers: the argument.
         renamed: name of a module in the host -> in the plain one, where that is another.
     """
 
     def __init__(self, host: Host, in_containers: bool = False, depths: bool = True):
         self.root = clone_tree(host.trees()[0])
         self.renamed: dict[str, str] = {}
-        self._host, self._in_containers = host, in_containers
+        self._host, self.in_containers = host, in_containers
         self._names = {id(graft): name for name, graft in host.grafts().items()}
         self._dims = {p.seed: len(p.slot.shape) for p in host.structure.placements}
         self._codes: dict[Any, GrownCode] = {}
@@ -161,7 +178,7 @@ class Unwrapping:
     def _grown_in(self, name: str) -> tuple[str, ...]:
         """What grew in a module, and is not as its class has it."""
         found = self._host.grown_in(name)
-        if not self._in_containers:
+        if not self.in_containers:
             return tuple(found)
         return tuple(seed for seed in found if path_of(seed) not in self._blocks)
 
@@ -169,7 +186,7 @@ class Unwrapping:
         """Give the clone of a region's module its seeds as children, and the code that runs them."""
         structure = self._host.structure
         placements = structure.by_region[region.name]
-        if self._in_containers:
+        if self.in_containers:
             placements = tuple(p for p in placements if p.spec.call is None)
         if not placements:
             return

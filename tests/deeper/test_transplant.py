@@ -91,14 +91,35 @@ class Counted(nn.Module):
         return x
 
 
-def test_where_the_own_code_would_not_run_them_blocks_are_parts_of_their_neighbours() -> None:
+def test_where_the_own_code_would_not_run_them_blocks_are_parts_of_their_neighbours(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     host = fxgraft.trace(Chosen(), (X,))
     fxgraft.SeedManager(host).deepen("blocks", 2, init="random", name="n")
     plain = fxgraft.unwrap(host)
+    assert "the code of Chosen does not compute the same with the inserted blocks" in caplog.text
     assert_same_bits(plain(X), host(X))
     assert "blocks.0.seed_n_0.out.weight" in plain.state_dict()
     # The model by hand can have them all the same.
     assert fxgraft.transplant(host, nn.Sequential(Counted(4))[0]).max_abs == 0.0
+
+
+def test_a_host_that_trains_with_batch_norms_is_unwrapped_as_one_that_does_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = MODELS["resnet"]
+    host = given.host().train()
+    optimizer = torch.optim.SGD(host.parameters(), 0.1)
+    manager = fxgraft.SeedManager(host, optimizer)
+    manager.deepen("layer1", 2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        given.run(host).square().mean().backward()
+        optimizer.step()
+        manager.step()
+    plain: Any = fxgraft.unwrap(host)
+    assert (host.training, len(plain.layer1), caplog.text) == (True, 4, "")
+    assert all(seed.module.training for seed in manager.seeds.values() if seed.module)
 
 
 def test_a_count_beside_the_blocks_follows() -> None:
