@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,8 @@ from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
-from fxgraft.wider.replay import records, replay
+from fxgraft.slots.structure import Structure
+from fxgraft.wider.replay import Replay, records
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
 
@@ -125,12 +126,8 @@ def restore(
         streams = unpack(manifest["random"], tensors)
         if rank:
             streams = ranks.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
-        with ExitStack() as undo:
-            _widen(undo, lifecycle.host, manifest, trainers, alone)
-            restoration = _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams)
-            state = restoration.run(blueprints)
-            undo.pop_all()
-        return state
+        restoration = _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams, alone=alone)
+        return restoration.run(blueprints)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
@@ -151,25 +148,11 @@ def restore_model(
     """
     try:
         model = {**manifest, "optimizers": [], "schedulers": []}
-        with ExitStack() as undo:
-            _widen(undo, lifecycle.host, manifest, (), alone=True)
-            _Restoration(model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
-            undo.pop_all()
+        _Restoration(model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
         raise CheckpointError(f"{path}: cannot be restored: {type(error).__name__}: {error}") from error
-
-
-def _widen(
-    undo: ExitStack, host: Host, manifest: Mapping[str, Any], trainers: Sequence[Optimizer], alone: bool
-) -> None:
-    """Let the host have the sizes that the saved one had grown to."""
-    if saved := manifest.get("widenings"):
-        if host.structure.placements:
-            raise CheckpointError("expected a freshly traced host; this one has seeds already")
-        shapes = {name: list(shape) for name, shape, _ in manifest["model"]}
-        replay(undo, host, saved, shapes, trainers, alone)
 
 
 class _Restoration:
@@ -184,10 +167,17 @@ class _Restoration:
         schedulers: Sequence[Any],
         streams: Mapping[str, Any] | None,
         trains: bool = True,
+        alone: bool = True,
     ):
         self._lifecycle, self._host = lifecycle, lifecycle.host
         self._trainers, self._schedulers = trainers, schedulers
-        _check_model(self._host, manifest["model"])
+        if self._host.structure.placements:
+            raise CheckpointError("expected a freshly traced host; this one has seeds already")
+        shapes = {name: list(shape) for name, shape, _ in manifest["model"]}
+        self._replay = Replay(self._host, manifest.get("widenings", ()), shapes, trainers, alone)
+        self._model = manifest["model"]
+        if not self._replay.growths:  # else once it has grown
+            _check_model(self._host, self._model)
         _check_types("optimizers", manifest["optimizers"], trainers)
         _check_types("schedulers", manifest["schedulers"], schedulers)
         self._state = RunState(**unpack(manifest["run"], tensors))
@@ -210,10 +200,14 @@ class _Restoration:
         host, lifecycle = self._host, self._lifecycle
         with ExitStack() as undo:
             undo.callback(setattr, host, "on_call", host.on_call)
-            for record in self._records:  # one by one: seeds may be in blocks that came before
-                record.check_size(lifecycle, blueprints, self._weights)
-                seed = record.revive(lifecycle, self._state.run_seed, blueprints)
-                undo.callback(lifecycle.forget, seed)
+            waiting = list(self._records)
+            for growth in self._replay.growths:  # each with what had grown by then
+                waiting = self._revive(undo, waiting, blueprints, growth.seeds)
+                self._replay.do(undo, growth)
+            self._revive(undo, waiting, blueprints)
+            self._in_order()
+            self._replay.end(undo)
+            _check_model(self._host, self._model)
             _check_weights("weights", self._weights, host.state_dict())
             _check_weights("buffers", self._buffers, _unsaved_buffers(host))
             self._load_optimizers(undo)
@@ -232,6 +226,32 @@ class _Restoration:
                 lifecycle.begin(seed)
         return self._state
 
+    def _revive(
+        self,
+        undo: ExitStack,
+        records: Sequence[SeedRecord],
+        blueprints: Mapping[str, BlueprintLike],
+        names: Collection[str] | None = None,
+    ) -> list[SeedRecord]:
+        """Grow those seeds, or all; returns the records of the others. One by one: seeds may be in seeds."""
+        for record in records:
+            if names is None or record.name in names:
+                record.check_size(self._lifecycle, blueprints, self._weights)
+                seed = record.revive(self._lifecycle, self._state.run_seed, blueprints)
+                undo.callback(self._lifecycle.forget, seed)
+        return [record for record in records if names is not None and record.name not in names]
+
+    def _in_order(self) -> None:
+        """The seeds stand as they stood, in whatever order they have come."""
+        host, lifecycle = self._host, self._lifecycle
+        names = [record.name for record in self._records]
+        if list(lifecycle.seeds) != names:
+            lifecycle.reorder({name: lifecycle.seeds[name] for name in names})
+            placements = sorted(host.structure.placements, key=lambda p: names.index(p.seed))
+            structure = Structure(tuple(placements))
+            host.prepare(structure, structure.phases)
+            host.set_structure(structure, host.phase, host.grafts())
+
     def _order_by_names(self, record: SeedRecord) -> tuple[int, str]:
         """How the seeds at one slot stood in files of version 1."""
         slot = self._host.site(record.slot, record.source)
@@ -246,8 +266,6 @@ class _Restoration:
 
 
 def _check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
-    if host.structure.placements:
-        raise CheckpointError("expected a freshly traced host; this one has seeds already")
     state = host.model_state()
     ours = {n: (list(t.shape), str(t.dtype)) for n, t in state.items() if isinstance(t, Tensor)}
     theirs = {name: (shape, dtype) for name, shape, dtype in saved}

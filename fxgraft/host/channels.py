@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,8 @@ class Channels:
         """The groups by their names."""
         if self._structure is not host.structure:
             subject = subject_of(host, self.call(host))
-            groups = tried(subject, find(subject, _not_of_seeds))
+            fossils = {p.seed for p in host.structure.placements if p.spec.fossil is not None}
+            groups = tried(subject, find(subject, lambda path: _of_a_seed(path, fossils)))
             self._found, self._structure = MappingProxyType(groups), host.structure
         return self._found
 
@@ -105,9 +106,8 @@ def subject_of(host: Host, example: Example) -> Subject:
     return Subject(root, modules, args, kwargs, leave_untouched)
 
 
-def _not_of_seeds(path: str) -> str | None:
-    if not path.startswith(f"{SEEDS}."):
+def _of_a_seed(path: str, fossils: Collection[str]) -> str | None:
+    """Why the parameter cannot grow, where it is a live seed's; those of fossils are the host's."""
+    if not path.startswith(f"{SEEDS}.") or (seed := path.split(".")[1]) in fossils:
         return None
-    return (
-        f"the seed {path.split('.')[1]!r} works on it: cull it, or fuse it, before the host grows wider there"
-    )
+    return f"the seed {seed!r} works on it: cull or fossilize it before the host grows wider there"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fxgraft.capture.capture import Capture
 from fxgraft.errors import SlotError
-from fxgraft.slots.structure import Structure
+from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Phase
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ def renew(undo: ExitStack, host: Host, example: Example) -> None:
     host._uncompared = capture.uncompared
     host._slot_table = host._calls = None
     try:
-        placements = [replace(p, slot=host.site(*p.slot.names)) for p in structure.placements]
+        placements = [
+            replace(p, slot=host.site(*p.slot.names), kind=kind_of(grafts[p.seed].module))
+            for p in structure.placements
+        ]
     except SlotError as error:
         raise SlotError(f"what has grown has no place in the wider host: {error}") from error
     renewed = Structure(tuple(placements))

@@ -14,9 +14,11 @@ class Widened:
         by: how many channels more.
         init: how they began.
         numbers: module, attribute, value: what norms were given, that no shape tells.
+        seeds: what had grown in the host by then.
     """
 
     group: str
     by: int
     init: str
     numbers: tuple[tuple[str, str, float], ...] = ()
+    seeds: tuple[str, ...] = ()

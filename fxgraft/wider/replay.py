@@ -13,62 +13,76 @@ from fxgraft.errors import ChannelError, CheckpointError
 from fxgraft.host.host import Host
 from fxgraft.host.widened import Widened
 from fxgraft.wider.widening import widen
+from fxgraft_passes.graft import SEEDS
 
 
 def records(host: Host) -> list[dict[str, Any]]:
     """The growths of ``host``, as JSON."""
     return [
-        {"group": w.group, "by": w.by, "init": w.init, "numbers": [list(n) for n in w.numbers]}
+        {
+            "group": w.group,
+            "by": w.by,
+            "init": w.init,
+            "numbers": [list(number) for number in w.numbers],
+            "seeds": list(w.seeds),
+        }
         for w in host.widenings
     ]
 
 
-def replay(
-    undo: ExitStack,
-    host: Host,
-    saved: Sequence[Any],
-    shapes: dict[str, list[int]],
-    optimizers: Sequence[Optimizer],
-    alone: bool,
-) -> None:
-    """Let ``host`` have the sizes of a checkpoint.
+class Replay:
+    """The growths that a checkpoint says, for a fresh host of the model, or of one that is as wide by itself.
 
     Args:
-        undo: is given what takes it back; also where this fails.
-        host: of the model as it was traced, or of one that has these sizes already.
+        host: the host, without seeds yet.
         saved: what `records` gave.
         shapes: name -> shape, of the tensors of the saved model.
         optimizers: of the host.
         alone: whether no other rank trains it.
 
+    Attributes:
+        growths: those that are to be done, in order.
+
     Raises:
-        CheckpointError: it cannot have them.
+        CheckpointError: the host cannot have them.
     """
-    found = [_checked(record, shapes) for record in saved]
-    if not found:
-        return
-    ours = {n: list(t.shape) for n, t in host.model_state().items() if isinstance(t, Tensor)}
-    if ours != shapes:
-        if not alone:
+
+    def __init__(
+        self,
+        host: Host,
+        saved: Sequence[Any],
+        shapes: dict[str, list[int]],
+        optimizers: Sequence[Optimizer],
+        alone: bool,
+    ):
+        self._host, self._optimizers = host, optimizers
+        self._all = self.growths = [_checked(record, shapes) for record in saved]
+        ours = {n: list(t.shape) for n, t in host.model_state().items() if isinstance(t, Tensor)}
+        if ours == shapes:
+            self.growths = [growth for growth in self._all if growth.group.startswith(f"{SEEDS}.")]
+        elif host.widenings:
+            raise CheckpointError("expected a freshly traced host; this one has grown wider already")
+        if self.growths and not alone:
             raise CheckpointError(
                 "the host of the checkpoint has grown wider, and one that several ranks train cannot: "
-                "expected a "
-                "host of its sizes. host = fxgraft.load_model(path, model); host.clear(); then wrap that, "
-                "and load"
+                "expected "
+                "a host of its sizes. host = fxgraft.load_model(path, model); host.clear(); then wrap that, "
+                "and "
+                "load"
             )
-        done = host.widenings
-        if list(done) != found[: len(done)]:
-            raise CheckpointError(f"expected a host that has grown as that of the checkpoint; it has {done}")
-        for record in found[len(done) :]:
-            try:
-                widen(host, record.group, record.by, record.init, "fresh", optimizers, 0, undo)
-            except ChannelError as error:
-                raise CheckpointError(
-                    f"the host does not grow as that of the checkpoint did: {error}"
-                ) from error
-    undo.callback(setattr, host, "widenings", host.widenings)
-    host.widenings = tuple(found)
-    _set_numbers(undo, host, found)
+
+    def do(self, undo: ExitStack, growth: Widened) -> None:
+        """One of them; ``undo`` is given what takes it back."""
+        try:
+            widen(self._host, growth.group, growth.by, growth.init, "fresh", self._optimizers, 0, undo)
+        except ChannelError as error:
+            raise CheckpointError(f"the host does not grow as that of the checkpoint did: {error}") from error
+
+    def end(self, undo: ExitStack) -> None:
+        """All are done, and all seeds are there."""
+        undo.callback(setattr, self._host, "widenings", self._host.widenings)
+        self._host.widenings = tuple(self._all)
+        _set_numbers(undo, self._host, self._all)
 
 
 def _set_numbers(undo: ExitStack, host: Host, found: Sequence[Widened]) -> None:
@@ -84,8 +98,10 @@ def _set_numbers(undo: ExitStack, host: Host, found: Sequence[Widened]) -> None:
 
 def _checked(record: Any, shapes: dict[str, list[int]]) -> Widened:
     largest = max((size for shape in shapes.values() for size in shape), default=0)
-    if not isinstance(record, dict) or record.keys() != {"group", "by", "init", "numbers"}:
-        raise CheckpointError(f"a growth of channels: expected group, by, init and numbers; got {record!r}")
+    if not isinstance(record, dict) or record.keys() != {"group", "by", "init", "numbers", "seeds"}:
+        raise CheckpointError(
+            f"a growth of channels: expected group, by, init, numbers and seeds; got {record!r}"
+        )
     group, by, init, numbers = (record[key] for key in ("group", "by", "init", "numbers"))
     if not isinstance(group, str) or type(by) is not int or not 0 < by <= largest:
         raise CheckpointError(f"a growth of channels: expected a name and a number; got {group!r}, {by!r}")
@@ -95,4 +111,4 @@ def _checked(record: Any, shapes: dict[str, list[int]]) -> Widened:
         if not (isinstance(path, str) and isinstance(name, str) and type(value) is float):
             raise CheckpointError(f"{group}: expected a module, a name and a number; got {number!r}")
         plain.append((path, name, value))
-    return Widened(group, by, str(init), tuple(plain))
+    return Widened(group, by, str(init), tuple(plain), tuple(map(str, record["seeds"])))

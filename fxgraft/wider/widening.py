@@ -138,7 +138,9 @@ def carry_out(
     """
     undo.callback(setattr, host, "widenings", host.widenings)
     numbers = [(s.path, s.name, s.new) for s in growth.settings if type(s.new) is float]
-    host.widenings = (*host.widenings, Widened(growth.group.name, growth.by, growth.init, tuple(numbers)))
+    seeds = tuple(placement.seed for placement in host.structure.placements)
+    done = Widened(growth.group.name, growth.by, growth.init, tuple(numbers), seeds)
+    host.widenings = (*host.widenings, done)
     undo.callback(host.widened)
     replace_moments(undo, growth, subject, optimizers, copies)
     replace_tensors(undo, growth, subject)

@@ -7,8 +7,8 @@ from torch import nn
 import fxgraft
 from fxgraft.errors import CheckpointError
 from tests.harness import assert_same_bits, snapshot
-from tests.wider.models import Gpt, Mlp
-from tests.wider.test_widening import TOKENS, managed, steps
+from tests.wider.models import Block, Gpt, Mlp
+from tests.wider.test_widening import TOKENS, managed, outputs, steps
 
 
 def grown():
@@ -81,3 +81,38 @@ def test_a_state_that_does_not_say_it_is_refused():
     manager.widen("up", 2)
     with pytest.raises(CheckpointError, match="up has grown wider"):
         manager.describe()
+
+
+class Stacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token, self.norm, self.head = nn.Embedding(11, 12), nn.LayerNorm(12), nn.Linear(12, 11)
+        self.blocks = nn.Sequential(Block(), Block())
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.blocks(self.token(tokens))))
+
+
+def test_inserted_blocks_grow_wider_and_are_loaded(tmp_path):
+    host, optimizer, manager = managed(Stacked(), TOKENS)
+    steps(host, optimizer, manager, TOKENS, 1)
+    manager.widen("blocks.0.mlp.0", 4)
+    manager.deepen("blocks", 2, at=[0, 1], name="new")  # copies of blocks of 20 and of 16 hidden units
+    steps(host, optimizer, manager, TOKENS, 1)
+    before = outputs(host, TOKENS)
+    manager.widen("blocks.1.mlp.0", 4)
+    manager.widen("_seeds.new_0.module.mlp.0", 2)
+    manager.widen("token", 4)
+    torch.testing.assert_close(outputs(host, TOKENS), before, rtol=1e-4, atol=1e-5)
+    steps(host, optimizer, manager, TOKENS, 1)
+    manager.save(tmp_path / "run")
+    fresh = fxgraft.trace(Stacked(), (TOKENS,))
+    again = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
+    loaded = fxgraft.SeedManager.load(tmp_path / "run", fresh, again, check_every=0)
+    for one, other, run in ((host, optimizer, manager), (fresh, again, loaded)):
+        steps(one, other, run, TOKENS, 1)
+    assert_same_bits(host.state_dict(), fresh.state_dict())
+    assert list(loaded.seeds) == list(manager.seeds)
+    plain = fxgraft.unwrap(host)
+    assert_same_bits(plain(TOKENS), host(TOKENS))
+    assert [block.mlp[0].out_features for block in plain.blocks] == [20, 22, 20, 16]
