@@ -96,8 +96,9 @@ class Stacked(nn.Module):
 def test_inserted_blocks_grow_wider_and_are_loaded(tmp_path):
     host, optimizer, manager = managed(Stacked(), TOKENS)
     steps(host, optimizer, manager, TOKENS, 1)
-    manager.widen("blocks.0.mlp.0", 4)
-    manager.deepen("blocks", 2, at=[0, 1], name="new")  # copies of blocks of 20 and of 16 hidden units
+    for i in range(2):
+        manager.widen(f"blocks.{i}.mlp.0", 4)
+    manager.deepen("blocks", 2, at=[0, 1], name="new")
     steps(host, optimizer, manager, TOKENS, 1)
     before = outputs(host, TOKENS)
     manager.widen("blocks.1.mlp.0", 4)
@@ -115,4 +116,4 @@ def test_inserted_blocks_grow_wider_and_are_loaded(tmp_path):
     assert list(loaded.seeds) == list(manager.seeds)
     plain = fxgraft.unwrap(host)
     assert_same_bits(plain(TOKENS), host(TOKENS))
-    assert [block.mlp[0].out_features for block in plain.blocks] == [20, 22, 20, 16]
+    assert [block.mlp[0].out_features for block in plain.blocks] == [20, 22, 24, 20]
