@@ -1,18 +1,6 @@
 """The errors that fxgraft raises on purpose; all derive from `FxGraftError`."""
 
-from fxgraft_passes.errors import (
-    BlueprintError,
-    ChannelError,
-    CheckpointError,
-    CommandError,
-    DistributedError,
-    FxGraftError,
-    IsolationError,
-    SlotError,
-    StageError,
-    TraceError,
-    TransplantError,
-)
+from fxgraft_passes.errors import ChannelError, FxGraftError, IsolationError, SlotError
 
 __all__ = [
     "BlueprintError",
@@ -27,3 +15,31 @@ __all__ = [
     "TraceError",
     "TransplantError",
 ]
+
+
+class TraceError(FxGraftError):
+    """The host could not be captured."""
+
+
+class BlueprintError(FxGraftError):
+    """A blueprint is unknown, could not be built, or does not fit its slot."""
+
+
+class StageError(FxGraftError):
+    """A lifecycle transition that the seed's stage does not allow."""
+
+
+class CheckpointError(FxGraftError):
+    """A checkpoint is damaged, of another host, or could not be written."""
+
+
+class TransplantError(FxGraftError):
+    """What grew does not fit into the plain model that it is to be put into."""
+
+
+class CommandError(FxGraftError):
+    """A command is malformed."""
+
+
+class DistributedError(FxGraftError):
+    """The ranks of a distributed run have drifted apart, or lost each other."""

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft.blueprints.shapes import is_image, positive, width
+from fxgraft.errors import BlueprintError
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import BlueprintError
 
 
 def norm(slot: Slot, *, groups: int = 1) -> nn.Module:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fxgraft.blueprints.initial import he_normal, silent, zero_bias
 from fxgraft.blueprints.shapes import channels, is_image, positive, unfit
+from fxgraft.errors import BlueprintError
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import BlueprintError
 
 
 class SelfAttention(nn.Module):

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from fxgraft.blueprints.initial import zero_bias
 from fxgraft.blueprints.registry import Factory, get
 from fxgraft.blueprints.shapes import positive
+from fxgraft.errors import BlueprintError
 from fxgraft.host.host import Host
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Graft, GraftSpec, Slot
-from fxgraft_passes.errors import BlueprintError
 
 _LAST = "\U0010ffff"
 """A name behind all names: the probe stands where a new seed of any name would at the latest."""

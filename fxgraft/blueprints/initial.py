@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fxgraft_passes.errors import BlueprintError
+from fxgraft.errors import BlueprintError
 
 INITS = ("zero", "rezero")
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from fxgraft.blueprints.shapes import LAYOUTS
+from fxgraft.errors import BlueprintError
 from fxgraft.seeds import streams
 from fxgraft.util.flops import count_flops
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import BlueprintError
 from fxgraft_passes.graft import MODES
 
 Factory = Callable[..., nn.Module]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fxgraft.errors import BlueprintError
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import BlueprintError
 
 LAYOUTS = {
     "NC": "(N, C)",

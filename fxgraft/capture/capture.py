@@ -37,7 +37,7 @@ from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.region import Region
 from fxgraft.capture.traces import Returned, Traces
 from fxgraft.capture.world import Watch, World
-from fxgraft_passes.errors import TraceError
+from fxgraft.errors import TraceError
 from fxgraft_passes.snapshot import Snapshot
 from fxgraft_passes.untouched import untouched
 

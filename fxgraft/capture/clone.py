@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft_passes.errors import TraceError
+from fxgraft.errors import TraceError
 
 
 def clone_tree(model: nn.Module) -> nn.Module:

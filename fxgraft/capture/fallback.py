@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fxgraft.errors import FxGraftError
 from fxgraft.util import _torch
-from fxgraft_passes.errors import FxGraftError
 
 logger = logging.getLogger("fxgraft")
 

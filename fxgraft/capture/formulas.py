@@ -18,8 +18,8 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.errors import SlotError
 from fxgraft.util import _torch
-from fxgraft_passes.errors import SlotError
 from fxgraft_passes.observe import observation_of
 from fxgraft_passes.untouched import untouched
 

@@ -31,8 +31,8 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.facts import Fact, steps_to
+from fxgraft.errors import SlotError
 from fxgraft_passes import operators
-from fxgraft_passes.errors import SlotError
 from fxgraft_passes.naming import OWN_FORWARD
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft import blueprints
+from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host.host import Host
 from fxgraft.host.values import ValueForm
 from fxgraft.seeds import streams
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import BlueprintError, SlotError
 from fxgraft_passes.graft import complex_kept
 from fxgraft_passes.untouched import restored_on_failure, state_untouched
 

@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from fxgraft.errors import BlueprintError
 from fxgraft.optimizers import compatibility, placement, requests
 from fxgraft.optimizers.census import Census, Group, shared_groups
 from fxgraft.optimizers.kinds import kinds_in
 from fxgraft.seeds.seed import Seed
-from fxgraft_passes.errors import BlueprintError
 
 Rings = Callable[[str, Callable[[str], bool]], Iterator[tuple[str, ...]]]
 """Slot, and what counts as a layer -> names of the modules and parameters around it, nearest first."""

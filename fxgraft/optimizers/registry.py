@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft.errors import BlueprintError
 from fxgraft.optimizers import groups, requests
 from fxgraft.optimizers.census import Group, shared_groups
 from fxgraft.optimizers.groups import OwnGroup
@@ -23,7 +24,6 @@ from fxgraft.optimizers.places import Destination, Places, Rings
 from fxgraft.optimizers.removal import take_out
 from fxgraft.optimizers.requests import Groups
 from fxgraft.seeds.seed import Seed, amend
-from fxgraft_passes.errors import BlueprintError
 
 
 class SeedParameterRegistry:

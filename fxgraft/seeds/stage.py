@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from fxgraft_passes.errors import StageError
+from fxgraft.errors import StageError
 
 
 class Stage(Enum):

@@ -14,9 +14,9 @@ from torch import nn
 
 from fxgraft.capture.merge import merge
 from fxgraft.capture.region import Region
+from fxgraft.errors import SlotError
 from fxgraft.slots.structure import is_within
 from fxgraft_passes import Slot
-from fxgraft_passes.errors import SlotError
 from fxgraft_passes.observe import KEY, observation_of
 
 

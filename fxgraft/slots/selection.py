@@ -27,9 +27,9 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.region import Region
+from fxgraft.errors import SlotError
 from fxgraft.util.columns import columns
 from fxgraft_passes import Slot, operators
-from fxgraft_passes.errors import SlotError
 
 Choice = str | re.Pattern[str] | type | Collection[Any] | Callable[[Slot], bool]
 """What `Slots.select` takes."""

@@ -45,7 +45,6 @@ class Cull(GraphPass):
             consumer.replace_input_with(exit_node, host)
         for node in reversed(graft):
             graph.erase_node(node)
-        _restore_order(host)
         return True
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
@@ -55,9 +54,3 @@ class Cull(GraphPass):
         if found is not None:
             take_out(graph_module, found[0].path)
         return result
-
-
-def _restore_order(host: fx.Node) -> None:
-    """``users`` remembers the order of arrival; execution order is what it was built in."""
-    position = {node: i for i, node in enumerate(host.graph.nodes)}
-    host.users = dict(sorted(host.users.items(), key=lambda item: position[item[0]]))
