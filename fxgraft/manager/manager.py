@@ -576,6 +576,8 @@ class SeedManager:
             ValueError: for an unknown ``init`` or ``optimizer_state``.
         """
         self._allow("widen")
+        if torch.is_inference_mode_enabled():
+            raise StageError("cannot widen in torch.inference_mode(): what is made there cannot be trained")
         self._acts.refuse("widen")
         if not wait:
             raise ChannelError(

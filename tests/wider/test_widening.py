@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxgraft
-from fxgraft.errors import ChannelError
+from fxgraft.errors import ChannelError, DistributedError, StageError
 from fxgraft_passes.channels.groups import find
 from fxgraft_passes.channels.growth import grow, tried
 from fxgraft_passes.channels.settings import applied
@@ -350,3 +350,50 @@ def test_parametrized_weights_are_refused_by_name(kind):
         if any(m.name == "down.weight" and m.dimension == 1 for m in g.members)
     )
     assert group.fixed is not None
+
+
+def test_channels_last_stays():
+    batch = torch.randn(2, 3, 8, 8)
+    host, optimizer, manager = managed(Cnn().to(memory_format=torch.channels_last), batch)
+    steps(host, optimizer, manager, batch, 1)
+    manager.widen("first", 2)
+    weight = host.second.weight
+    assert all(
+        tensor.is_contiguous(memory_format=torch.channels_last)
+        for tensor in (weight, weight.grad, optimizer.state[weight]["exp_avg"])
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_host_that_was_converted_since_its_trace(dtype):
+    batch = MODELS["cnn"][1]
+    host, _, manager = managed(Cnn(), batch)
+    host.to(dtype)
+    assert manager.widen("first", 2).max_abs <= (0.05 if dtype is torch.bfloat16 else 1e-12)
+    assert host.second.weight.dtype is dtype
+
+
+def test_a_host_without_data_grows():
+    with torch.device("meta"):
+        model = Mlp()
+    host = fxgraft.trace(model, (torch.randn(3, 4),))
+    assert fxgraft.SeedManager(host).widen("up", 2).size == 10
+    assert host.down.weight.is_meta
+
+
+def test_where_it_cannot_be_asked_for(monkeypatch):
+    batch = torch.randn(3, 4)
+    host, optimizer, manager = managed(Mlp(), batch)
+    before = snapshot(host, batch, [optimizer])
+    with manager.together(), pytest.raises(StageError, match="together"):
+        manager.widen("up", 1)
+    with torch.inference_mode(), pytest.raises(StageError, match="inference_mode"):
+        manager.widen("up", 1)
+    with pytest.raises(ChannelError, match="wait: expected True"):
+        manager.widen("up", 1, wait=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.peers, "size", 2, raising=False)
+        for call in (lambda: manager.widen("up", 1), manager.fuse):
+            with pytest.raises(DistributedError, match="several ranks"):
+                call()
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))

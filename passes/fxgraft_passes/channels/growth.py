@@ -67,7 +67,7 @@ class Growth:
         they are made like.
         """
         wide, fresh = widened(tensor, self.spreads[path])
-        return wide if copies else torch.where(fresh, torch.zeros_like(wide), wide)
+        return _laid_out_as(tensor, wide if copies else torch.where(fresh, torch.zeros_like(wide), wide))
 
 
 def check(group: ChannelGroup, by: int, init: str) -> int:
@@ -130,7 +130,7 @@ def grow(
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             plan = _Plan(subject, group, growths, init, queries)
-            tensors = {path: fill(subject.now(path).detach()) for path, fill in plan.fills.items()}
+            tensors = {path: _filled(subject.now(path).detach(), fill) for path, fill in plan.fills.items()}
         try:
             settings = fit(
                 subject, tensors, group.analysis.numbers(growths), plan.settings(tensors), expected
@@ -260,6 +260,17 @@ def widened(tensor: Tensor, spreads: Sequence[tuple[int, Spread]]) -> tuple[Tens
         tensor = tensor.index_select(dim, torch.tensor(found.origin, device=tensor.device))
         fresh = fresh | _along(dim, found.fresh, tensor)
     return tensor, fresh.expand(tensor.shape)
+
+
+def _filled(tensor: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:
+    return _laid_out_as(tensor, fill(tensor))
+
+
+def _laid_out_as(tensor: Tensor, wide: Tensor) -> Tensor:
+    """``wide`` with its channels last where those of ``tensor`` are."""
+    last = torch.channels_last
+    is_so = tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
+    return wide.contiguous(memory_format=last if is_so else torch.contiguous_format)
 
 
 def _along(dim: int, values: Sequence[Any], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
