@@ -3,6 +3,7 @@
 =============  ======================================================================
 `autogrow`     growth by itself: explores when it is time, and keeps what helps
 `candidates`   what may be explored: where, and with what
+`depths`       deepening as a candidate, isolated while it is tried
 `exploration`  one exploration, from its germination to its end
 `gradients`    what the gradients of candidates say before they learn
 `measuring`    the contributions of many seeds, from one evaluation each

@@ -235,15 +235,14 @@ class Growth:
         self._memory.seed = row.seed
         if row.widens is not None:
             return self._widen(row)
-        helps = row.contribution is not None and row.contribution > 2 * (row.standard_error or 0.0)
         if row.seed not in self._manager.seeds:
             return self._end("what was chosen is gone: it was culled by somebody else")
-        if helps:
+        if _helps(row):
             self._note("blending", row)
             reply = self._say(BLEND(seed=str(row.seed), steps=self._course.blend))
-        elif _adds_nothing_at_birth(row.blueprint):
+        elif row.deepens is not None or _adds_nothing_at_birth(row.blueprint):
             self._note("beginning anew", row, reason="what it learnt in isolation does not help")
-            reply = self._begin_anew(row)
+            reply = self._begin_anew(row) if row.deepens is None else self._deepen_anew(row)
         else:
             self._drop(row, "what it learnt in isolation does not help")
             return None
@@ -276,6 +275,19 @@ class Growth:
             self._memory.seed = reply.seed
             reply = self._say(BLEND(seed=str(reply.seed), steps=0))
         return reply
+
+    def _deepen_anew(self, row: Row) -> Reply:
+        """The same place in the stack, with a block that keeps the function and learns with the host."""
+        assert row.deepens is not None
+        with self._manager.no_cooldown():
+            self._say(CULL(seed=str(row.seed)))
+        stack, at = row.deepens
+        try:
+            (seed,) = self._manager.deepen(stack, at=[at], blend=max(self._course.blend, 1))
+        except FxGraftError as error:
+            return Reply(False, f"{type(error).__name__}: {error}")
+        self._memory.seed = seed.name
+        return Reply(True, "deepened", seed=seed.name)
 
     def _judge(self) -> None:
         """What is held long enough is measured: it stays, or fades."""
@@ -373,6 +385,11 @@ class Growth:
 
 def _mean(evaluate: Evaluate) -> float:
     return statistics.fmean(numbers(evaluate()))
+
+
+def _helps(row: Row) -> bool:
+    """Whether what it has learnt in isolation makes the loss lower, beyond two standard errors."""
+    return row.contribution is not None and row.contribution > 2 * (row.standard_error or 0.0)
 
 
 def _adds_nothing_at_birth(name: str) -> bool:

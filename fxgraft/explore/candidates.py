@@ -1,7 +1,7 @@
 """What may be explored: where, and with what.
 
     "auto"                                   every slot, every registered blueprint that fits there, and
-                                             the hidden channels that can grow (see `widths`)
+                                             the channels and stacks that can grow (`widths`, `depths`)
     host.slots.select("blocks.*"), a name,   these slots, likewise
     or several of either
     SEED commands (also as dictionaries)     these, and no others
@@ -22,6 +22,7 @@ from fxgraft import blueprints as registered
 from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, SlotError
+from fxgraft.explore.depths import DEEPEN, Depth, depth_of, depths
 from fxgraft.explore.widths import Width, widths
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.plan import price
@@ -48,6 +49,7 @@ class Candidate:
         memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
             backward pass, estimated as three of the slot's.
         width: the channels that the command's branch stands for; None for a branch as such.
+        depth: the block that it is; None for a branch.
     """
 
     command: SEED
@@ -55,6 +57,7 @@ class Candidate:
     flops: int
     memory: int
     width: Width | None = None
+    depth: Depth | None = None
 
 
 @dataclass
@@ -158,7 +161,9 @@ def find(
     if isinstance(choice, str) and choice == AUTO:
         if not host.slots:
             raise SlotError(NO_SLOTS)
-        wider = _wider(host) if widens and names is None else []
+        wider = [(0, one) for one in _wider(host)] if widens and names is None else []
+        # After the first candidate of each slot: blocks are large.
+        wider += [(1, _priced(host, seed)) for seed in depths(host)] if names is None else []
         return _fitting(host, list(host.slots.values()), names, limit, most, wider=wider)
     slots, seeds = _told_apart(host, choice)
     if slots and seeds:
@@ -216,6 +221,10 @@ def _seed(given: SEED | Mapping[str, Any]) -> SEED:
 
 def _priced(host: Host, seed: SEED) -> Candidate:
     """The candidate of a command. Raises what germinating it would."""
+    if seed.blueprint == DEEPEN:
+        depth = depth_of(host, seed)
+        size = 4 * next(host.host_parameters()).element_size()
+        return Candidate(seed, depth.parameters, 0, depth.parameters * size, depth=depth)
     registered.get(seed.blueprint)
     slot = host.site(seed.slot, seed.source)
     spec = GraftSpec(seed.mode or "residual")
@@ -242,7 +251,7 @@ def _fitting(
     cap: Cap,
     most: Mapping[str, int] | None,
     named: bool = False,
-    wider: Sequence[Candidate] = (),
+    wider: Sequence[tuple[int, Candidate]] = (),
 ) -> Found:
     """All that fits at these slots, up to the cap, the smallest of each slot first; and ``wider``."""
     for name in names or ():
@@ -273,7 +282,7 @@ def _fitting(
                 found.left_out[-1] = (misfits[0][0], None, f"no registered blueprint fits: {misfits[0][2]}")
         elif names is not None:
             found.left_out += misfits
-    fitting += ((0, candidate) for candidate in wider)
+    fitting += wider
     fitting.sort(key=lambda ranked: ranked[0])  # stable: in the order of the slots
     for _, candidate in fitting:
         reason = _too_much(candidate, most) or cap.objection(found.candidates, candidate)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
 from fxgraft.commands import SEED
-from fxgraft.errors import CheckpointError
+from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.explore.candidates import Candidate, Found
+from fxgraft.explore.depths import Depth
 from fxgraft.explore.gradients import BirthGradients
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
 from fxgraft.explore.scoring import Ranking, rank_of
@@ -73,7 +74,7 @@ class _Entry:
             slot=self.command.slot,
             blueprint=self.command.blueprint if self.widens is None else "widen",
             parameters=None if self.candidate is None else self.candidate.parameters,
-            flops=None if self.candidate is None else self.candidate.flops,
+            flops=None if self.candidate is None or self.depth is not None else self.candidate.flops,
             contribution=self.found.contribution,
             standard_error=self.found.standard_error,
             score=self.score,
@@ -86,7 +87,12 @@ class _Entry:
             seed=self.seed,
             command=self.command,
             widens=self.widens,
+            deepens=None if self.depth is None else (self.depth.stack, self.depth.at),
         )
+
+    @property
+    def depth(self) -> Depth | None:
+        return None if self.candidate is None else self.candidate.depth
 
     def fail(self, reason: str) -> None:
         self.status, self.reason = FAILED, reason
@@ -169,17 +175,34 @@ class Exploration:
         """Germinate all candidates in one act."""
         if not self._manager.enabled:
             return self._end([], "seeds are disabled (SeedManager(enabled=False), FXGRAFT_DYNAMIC_SEEDS=0)")
-        replies = self._manager.carry_out_together([entry.command for entry in self._entries])
-        for entry, reply in zip(self._entries, replies, strict=True):
+        branches = [entry for entry in self._entries if entry.depth is None]
+        replies = self._manager.carry_out_together([entry.command for entry in branches])
+        for entry, reply in zip(branches, replies, strict=True):
             if reply.accepted:
                 entry.seed = reply.seed
-                self._hold(entry)
             else:
                 entry.fail(reply.reason)
+        self._insert([entry for entry in self._entries if entry.depth is not None])
+        for entry in self._learning():
+            self._hold(entry)
         if not self._learning():
             self.done = True
-            logger.warning("nothing of the exploration could germinate: %s", replies[0].reason)
+            reason = self._entries[0].reason
+            logger.warning("nothing of the exploration could germinate: %s", reason)
         return None
+
+    def _insert(self, entries: Sequence[_Entry]) -> None:
+        """The blocks, isolated, in one act."""
+        if not entries:
+            return
+        with self._manager.together():
+            for entry in entries:
+                assert entry.depth is not None
+                try:
+                    (seed,) = self._manager.deepen(entry.depth.stack, at=[entry.depth.at], isolated=True)
+                    entry.seed = seed.name
+                except FxGraftError as error:
+                    entry.fail(f"{type(error).__name__}: {error}")
 
     def step(self, loss: object = None) -> None:
         """One training step more; the last one measures. Called by ``manager.step()``."""
@@ -247,7 +270,8 @@ class Exploration:
             return entry.fail(found.reason)
         if not seed.trained_steps and self._settings.steps > self._settings.born:
             return entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
-        entry.step_cost = step_ms(seed, self._manager.host.site(seed.slot, seed.source))
+        if entry.depth is None:  # a block is called with more than its slot's value
+            entry.step_cost = step_ms(seed, self._manager.host.site(seed.slot, seed.source))
         entry.status = MEASURED
         return None
 

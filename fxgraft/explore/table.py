@@ -21,7 +21,8 @@ class Row:
 
     Attributes:
         slot: the name of the slot that it would grow at.
-        blueprint: what it is made from; ``"widen"`` where ``widens`` says what would grow.
+        blueprint: what it is made from; ``"widen"`` and ``"deepen"`` where ``widens`` and ``deepens`` say
+            what would grow.
         parameters: how many it has that are trained; None where it could not be built.
         flops: of a forward pass at the shape of the example call, as torch's ``FlopCounterMode`` counts.
         contribution: the loss without it minus the loss with it alone, the mean over what ``evaluate``
@@ -40,7 +41,9 @@ class Row:
         command: what plants it: ``manager.handle(row.command)``; of one that widens, the branch that it was
             tried as.
         widens: the group of channels that would grow and by how many, for ``manager.widen(*row.widens)``;
-            None for a branch.
+            None for another.
+        deepens: the stack that would get one more block, and the index of the block that it stands behind,
+            for ``manager.deepen(stack, at=[index])``; None for another.
     """
 
     slot: str
@@ -59,6 +62,7 @@ class Row:
     seed: str | None
     command: SEED
     widens: tuple[str, int] | None = None
+    deepens: tuple[str, int] | None = None
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
@@ -80,6 +84,8 @@ def cells(row: Row) -> tuple[object, ...]:
     options = ", ".join(f"{name}={value}" for name, value in row.command.config.items())
     if row.widens is not None:
         where, options = row.widens[0], f"by={row.widens[1]}"
+    if row.deepens is not None:
+        where, options = f"behind {row.slot}", ""
     said = "" if row.status == MEASURED else row.status + (f": {row.reason}" if row.reason else "")
     return (
         where,

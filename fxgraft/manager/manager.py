@@ -789,7 +789,8 @@ class SeedManager:
 
         Args:
             candidates: ``"auto"``: every slot, with every registered blueprint that fits, and the hidden
-                channels between two linear layers, a quarter more of them, as `widen` would; a selection of
+                channels between two linear layers, a quarter more of them, as `widen` would, and one more
+                block behind each block of a stack, as `deepen` would; a selection of
                 slots (``host.slots.select(...)``, a name, several names), likewise; or SEED commands (or
                 dictionaries).
             evaluate: computes a loss of the host without arguments, best on held-out data and in eval mode: a

@@ -213,3 +213,69 @@ def test_a_layer_grows_wider_where_the_branch_that_stands_for_it_wins(monkeypatc
     assert len(before) == len(run.evaluate())
     run.train(2)
     assert run.host.down.weight[:, 4:].abs().sum() > 0, "the new units learn"
+
+
+class Stacked(nn.Module):
+    """Two alike blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.head = nn.Linear(6, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList([Hidden(), Hidden()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Hidden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) -> None:
+    monkeypatch.setattr(runs, "Net", Stacked)
+    run = Run()
+    given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40, "gain": -10.0}
+    growth = run.manager.autogrow(
+        run.evaluate, "auto", 9.0, score=lambda row: float(row.deepens == ("blocks", 1)), **given
+    )
+    if not helps:  # whatever it has learnt: as if it were nothing
+        monkeypatch.setattr("fxgraft.explore.autogrow._helps", lambda row: False)
+    run.train(7)
+    rows = [row for row in growth.exploration.table if row.deepens is not None]
+    assert {row.deepens for row in rows} == {("blocks", 0), ("blocks", 1)}
+    assert {row.parameters for row in rows} == {8 + 15 + 16}
+    run.train(14)
+    assert [entry["what"] for entry in growth.history][-2:] == ["kept", "done"], growth
+    assert len(run.host.stacks["blocks"].blocks) == 3
+    (seed,) = run.manager.seeds.values()
+    assert (seed.stage, seed.blueprint) == (Stage.FOSSILIZED, "Hidden")
+
+
+def test_an_exploration_with_blocks_does_not_touch_the_host_and_is_resumed(
+    monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runs, "Net", Stacked)
+    plain = Run()
+    losses, state = plain.train(7), plain.state()
+    given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40}
+    run = Run()
+    growth = run.manager.autogrow(run.evaluate, "auto", 9.0, **given)
+    assert_same_bits(losses, run.train(7), "losses")
+    assert growth.phase == "exploring"
+    assert_same_bits(state, run.state(), "weights, moments and random streams")
+    run.manager.save(tmp_path / "run")
+    rest = run.train(9)
+    again = Run()
+    again.manager = SeedManager.load(tmp_path / "run", again.host, again.optimizer)
+    resumed = again.manager.autogrow(again.evaluate, "auto", 9.0, **given)
+    assert_same_bits(again.train(9), rest, "losses")
+    assert resumed.history == growth.history

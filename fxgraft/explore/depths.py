@@ -1,0 +1,49 @@
+"""Deepening as a candidate: one more block behind each block of a stack, isolated while it is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fxgraft.commands import SEED
+from fxgraft.errors import SlotError
+from fxgraft.host.host import Host
+
+DEEPEN = "deepen"
+"""In the place of a blueprint's name."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A place for one more block.
+
+    Attributes:
+        stack: one of ``host.stacks``.
+        at: the index of the block to stand behind.
+        parameters: how many the block has.
+    """
+
+    stack: str
+    at: int
+    parameters: int
+
+
+def depths(host: Host) -> Iterator[SEED]:
+    """A place behind each block of each stack, in the form of a command."""
+    for name, stack in host.stacks.items():
+        for at, block in enumerate(stack.blocks):
+            yield SEED(slot=block, blueprint=DEEPEN, config={"stack": name, "at": at})
+
+
+def depth_of(host: Host, seed: SEED) -> Depth:
+    """The place that such a command names. Raises `SlotError`."""
+    name, at = seed.config.get("stack"), seed.config.get("at")
+    stack = host.stacks.get(name) if isinstance(name, str) else None
+    if stack is None or type(at) is not int or not 0 <= at < len(stack.blocks):
+        known = ", ".join(f"{path} ({len(found)} blocks)" for path, found in host.stacks.items()) or "none"
+        raise SlotError(
+            f"deepen: expected {{'stack': name, 'at': index of a block}} of one of host.stacks; got "
+            f"{dict(seed.config)}; there are: {known}"
+        )
+    block = host.get_submodule(stack.blocks[at])
+    return Depth(str(name), at, sum(p.numel() for p in block.parameters() if p.requires_grad))
