@@ -111,6 +111,15 @@ class AssumingTracer(fx.Tracer):
         elif not isinstance(self.values[node], torch.Tensor):
             self._rely_on(node)
 
+    def fix_type(self, node: fx.Node) -> type:
+        """The code asked for the class of a value; returns it."""
+        found = type(self.values[node])
+        if is_found(node):
+            self._assume_of(type, node, found, operator.is_)
+        elif not isinstance(self.values[node], torch.Tensor):
+            self._rely_on(node)
+        return found
+
     def fix_missing(self, node: fx.Node, name: str) -> None:
         """The code asked for an attribute that is not there."""
         if is_found(node):

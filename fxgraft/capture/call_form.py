@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from fxgraft.capture.defaults import printed_default
-from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self
+from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, check_of
 from fxgraft.capture.fallback import fell_back
 from fxgraft.util import _torch
 
@@ -127,7 +127,9 @@ class CallForm:
     @property
     def guards(self) -> list[str]:
         """Python expressions over the arguments and ``self`` that hold for a call of this form."""
-        facts = dict.fromkeys(fact.source(self._name_of) for fact in self.facts)
+        facts = [fact.source(self._name_of) for fact in self.facts if not fact.is_of_code]
+        if of_code := [fact for fact in self.facts if fact.is_of_code]:
+            facts.append(f"{self._name_of(check_of(of_code))}()")
         return list(dict.fromkeys((*self._of_arguments, *facts)))
 
     def require(self, facts: Iterable[Fact]) -> None:
@@ -209,8 +211,14 @@ class CallForm:
 
     @property
     def told(self) -> list[str]:
-        """The guards for people: with the values of constants in the place of their names."""
-        return [self._readable(guard) for guard in self.guards]
+        """The guards for people: with the values of constants in the place of their names.
+
+        That functions and classes are the ones that they were is left out.
+        """
+        of_code = [fact for fact in self.facts if fact.is_of_code]
+        check = f"{self._name_of(check_of(of_code))}()" if of_code else ""
+        told = [self._readable(guard) for guard in self.guards if guard != check]
+        return [*told, *(fact.said for fact in of_code if not fact.is_identity and not fact.is_default)]
 
     def _readable(self, guard: str) -> str:
         found = _CONSTANT.fullmatch(guard)
@@ -225,7 +233,19 @@ class CallForm:
             except Exception:  # of an argument that is something else altogether
                 passes = False
             if not passes:
-                return self._readable(guard)
+                return self._broken_code() or self._readable(guard)
+        return None
+
+    def _broken_code(self) -> str | None:
+        """The first condition on functions, classes and the like that does not hold, in words."""
+        for fact in self.facts:
+            if fact.is_of_code:
+                try:
+                    holds = check_of([fact])()
+                except Exception:  # what it looks at is gone
+                    holds = False
+                if not holds:
+                    return fact.said
         return None
 
     def broken(self, module: nn.Module) -> list[str]:

@@ -4,45 +4,153 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
+from typing import Any
 
-from fxgraft_passes.snapshot import LIBRARIES
+from fxgraft_passes.saved import LIBRARIES
 
 _CATCHES = ("CHECK_EXC_MATCH", "CHECK_EG_MATCH", "POP_EXCEPT")
 
 
 @dataclass(frozen=True)
 class Names:
-    """The names of globals in a code object.
+    """The names in a code object, whether it comes to them or not.
 
     Attributes:
         read: each global with the attributes read of it: ``("settings", "SWITCH")``.
         written: the globals that it assigns or deletes.
+        attributes: what it may read of any object: names of attributes, of what it imports from a module, and
+            texts that are names, for ``getattr`` and the like.
+        texts: those of them that are texts.
+        kept: those of them that it does more with than to call them, or to read an attribute of theirs.
+        stored: the names of attributes that it sets.
+        imported: the modules of Python that it imports.
     """
 
     read: tuple[tuple[str, ...], ...]
     written: tuple[str, ...]
+    attributes: frozenset[str]
+    texts: frozenset[str]
+    kept: frozenset[str]
+    stored: frozenset[str]
+    imported: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=4096)
 def names_in(code: CodeType) -> Names:
-    """The globals that ``code`` names, whether it comes to them or not."""
-    read: dict[tuple[str, ...], None] = {}
-    written: dict[str, None] = {}
+    """The names in ``code``."""
+    found: dict[str, dict[Any, None]] = {kind: {} for kind in ("read", "written", "attributes", "stored")}
     chain: list[str] = []
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
-            chain.append(str(instruction.argval))
-            continue
+    instructions = list(dis.get_instructions(code))
+    texts = {text for text in code.co_consts if isinstance(text, str) and text.isidentifier()}
+    kept = set(texts)
+    imported: dict[str, None] = {}
+    for instruction, following in zip(instructions, [*instructions[1:], None], strict=True):
+        name, kind = instruction.argval, instruction.opname
+        if kind in _LOADS:
+            found["attributes"][name] = None
+            if not (_is_method(instruction) or (following is not None and following.opname in _LOADS)):
+                kept.add(name)
+            if chain:
+                chain.append(str(name))
+                continue
         if chain:
-            read[tuple(chain)] = None
+            found["read"][tuple(chain)] = None
         chain = []
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            chain = [str(instruction.argval)]
-        elif instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-            written[str(instruction.argval)] = None
-    return Names(tuple(read), tuple(written))
+        if kind in ("LOAD_GLOBAL", "LOAD_NAME"):
+            chain = [str(name)]
+        elif kind in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+            found["written"][name] = None
+        elif kind in ("STORE_ATTR", "DELETE_ATTR"):
+            found["stored"][name] = None
+        elif kind == "IMPORT_FROM":
+            found["attributes"][name] = None
+        elif kind == "IMPORT_NAME":
+            imported[name] = None
+    return Names(
+        read=tuple(found["read"]),
+        written=tuple(found["written"]),
+        attributes=frozenset(found["attributes"]) | texts,
+        texts=frozenset(texts),
+        kept=frozenset(kept),
+        stored=frozenset(found["stored"]),
+        imported=tuple(imported),
+    )
+
+
+CACHED = type(functools.lru_cache(lambda: None))
+"""What ``functools.lru_cache`` and ``functools.cache`` make of a function."""
+
+_LOADS = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
+
+
+def _is_method(instruction: dis.Instruction) -> bool:
+    """Whether an attribute is read to be called."""
+    if instruction.opname == "LOAD_METHOD":
+        return True
+    return sys.version_info >= (3, 12) and bool((instruction.arg or 0) & 1)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a function is found in a class.
+
+    Attributes:
+        cls: the class of the object that it was called on, or one of its bases.
+        name: what it is called there.
+        held: what stands under that name: a function, a property, or what wraps one.
+        is_overridden: whether that class gives another one for the name: it was called by ``super()``.
+    """
+
+    cls: type
+    name: str
+    held: Any
+    is_overridden: bool
+
+
+def reached(frame: FrameType) -> Method | None:
+    """The method, property or the like whose code ``frame`` runs, if it is one."""
+    code = frame.f_code
+    if not code.co_argcount:
+        return None
+    first = frame.f_locals.get(code.co_varnames[0])
+    leaf = first if isinstance(first, type) else type(first)
+    bases = [cls for cls in leaf.__mro__ if is_own_class(cls)]
+    for names in ((code.co_name,), None):  # the name of the function, or else any
+        for cls in bases:
+            for name in names or list(vars(cls)):
+                held = cls.__dict__.get(name)
+                if held is not None and any(function.__code__ is code for function in functions_of(held)):
+                    given = next(base for base in leaf.__mro__ if name in base.__dict__)
+                    return Method(cls if given is not cls else leaf, name, held, given is not cls)
+    return None
+
+
+def functions_of(held: Any) -> Iterator[FunctionType]:
+    """The functions in what a class has under a name: wrapped ones, those of properties."""
+    if isinstance(held, FunctionType):
+        yield held
+    for inner, _ in wrapped_in(held):
+        yield from functions_of(inner)
+
+
+def wrapped_in(value: Any) -> list[tuple[Any, tuple[str, str]]]:
+    """What a function, or what a class has in the place of one, is made of; each with the step to it."""
+    names: tuple[str, ...] = ()
+    if isinstance(value, FunctionType):
+        names = ("__wrapped__",) if "__wrapped__" in value.__dict__ else ()
+    elif isinstance(value, (staticmethod, classmethod)):
+        names = ("__func__",)
+    elif isinstance(value, property):
+        names = ("fget",)
+    elif isinstance(value, functools.cached_property):
+        names = ("func",)
+    elif isinstance(value, CACHED):
+        names = ("__wrapped__",)
+    return [(getattr(value, name), ("attr", name)) for name in names]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -79,3 +187,14 @@ def is_own(frame: FrameType) -> bool:
 def is_own_module(name: str) -> bool:
     """Whether a module of Python of that name is of a model's code."""
     return name.split(".")[0] not in LIBRARIES
+
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that can be changed
+
+
+def is_own_class(value: Any) -> bool:
+    """Whether it is a class of a model's code: also one made by ``exec`` where no module has a name."""
+    if not isinstance(value, type):
+        return False
+    module = str(value.__module__)
+    return is_own_module(module) or (module == "builtins" and bool(value.__flags__ & _HEAP_TYPE))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -29,7 +29,8 @@ MAX_ITEMS = 1000
 """The most items of a container that are compared at each call."""
 
 Step = tuple[str, Any]
-"""One step of a path: ``("attr", name)`` or ``("item", key)``."""
+"""One step of a path: ``("attr", name)``, ``("item", key)``, ``("value", i)`` of a dictionary, or ``("call",
+name)`` of a method that is given None."""
 Naming = Callable[[Any], str]
 """Gives an object the name that code knows it by."""
 
@@ -58,13 +59,14 @@ class Written:
 _checks: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
 
 
-def _checked(fact: Fact) -> Callable[[], bool]:
-    """A function that looks whether a fact about a closure holds: one for all equal facts.
+def check_of(facts: Iterable[Fact]) -> Callable[[], bool]:
+    """A function that looks whether facts about code hold: one for all equal facts.
 
-    Dynamo must not look into the cells of functions that it follows elsewhere, so it takes the answer for a
-    constant; that a closure has changed is what the key of compiled code notices.
+    Dynamo must not look into functions that it follows elsewhere, nor at what it has no picture of, so it
+    takes the answer for a constant; that code has changed is what the key of compiled code notices.
     """
-    key = (*fact._key(), tuple(map(repr, fact.objects)))
+    facts = list(facts)
+    key = tuple((*fact._key(), tuple(map(repr, fact.objects))) for fact in facts)
     if (known := _checks.get(key)) is not None:
         return known  # type: ignore[no-any-return]
     scope: dict[str, Any] = {}
@@ -73,16 +75,15 @@ def _checked(fact: Fact) -> Callable[[], bool]:
         scope[f"_{id(value)}"] = value
         return f"_{id(value)}"
 
-    test = fact.test.replace("$", expression(name_of(fact.base), fact.path))
-    for i, value in enumerate(fact.objects):
-        test = test.replace(f"§{i}", name_of(value))
+    test = " and ".join(fact.written(name_of) for fact in facts)
+    holds = eval(f"lambda: bool({test})", scope)  # of our own making
 
-    def closure_holds() -> bool:
-        return bool(eval(test, scope))  # of our own making
+    def code_holds() -> bool:
+        return holds()  # type: ignore[no-any-return]
 
-    _torch.constant_when_compiled(closure_holds)
-    _checks[key] = closure_holds
-    return closure_holds
+    _torch.constant_when_compiled(code_holds)
+    _checks[key] = code_holds
+    return code_holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +95,15 @@ class Fact:
         path: from there to the value.
         test: Python, with ``$`` in the place of the value and ``§0``, ``§1`` in that of ``objects``.
         objects: what the test compares with, where that has no literal.
+        of_code: whether it is about functions, classes and the like, which compilers take for constant. Its
+            ``base`` is an object.
     """
 
     base: Any
     path: tuple[Step, ...]
     test: str
     objects: tuple[Any, ...] = ()
+    of_code: bool = False
 
     def _key(self) -> tuple[Any, ...]:
         base = self.base if isinstance(self.base, (Self, Written)) else id(self.base)
@@ -112,9 +116,33 @@ class Fact:
         return hash(self._key())
 
     def source(self, name_of: Naming) -> str:
+        """The condition as Python, for code that may be compiled."""
+        return f"{name_of(check_of([self]))}()" if self.is_of_code else self.written(name_of)
+
+    @property
+    def is_of_code(self) -> bool:
+        """Whether it is about what compilers take for constant."""
+        return self.of_code or ("attr", "__closure__") in self.path
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it says that something is the very object that it was."""
+        return self.test == "$ is §0"
+
+    @property
+    def is_default(self) -> bool:
+        """Whether it is about the defaults of a function."""
+        return bool(self.path) and self.path[-1][1] in ("__defaults__", "__kwdefaults__")
+
+    @property
+    def said(self) -> str:
+        """The condition for people."""
+        if self.is_identity:
+            return f"{replace(self, test='$').written(_word)} is as it was"
+        return self.written(_word)
+
+    def written(self, name_of: Naming) -> str:
         """The condition as Python."""
-        if ("attr", "__closure__") in self.path:
-            return f"{name_of(_checked(self))}()"
         match self.base:
             case Self():
                 base = "self"
@@ -132,12 +160,25 @@ class Fact:
         return replace(self, path=(*steps, *self.path)) if self.base == Self() else self
 
     def portable(self, named: Callable[[str], Any]) -> Fact:
-        """The same for a file: a module of Python is replaced by what stands for its name."""
-        return replace(self, base=named(self.base.__name__)) if isinstance(self.base, ModuleType) else self
+        """The same for a file: a module of Python is replaced by what stands for its name.
+
+        Where the code of another process is another, that is the code that the model has there.
+        """
+        base = named(self.base.__name__) if isinstance(self.base, ModuleType) else self.base
+        as_found = self.of_code and self.is_identity
+        return replace(self, base=base, objects=() if as_found else self.objects)
 
     def found(self, find: Callable[[Any], Any]) -> Fact:
         """The inverse of `portable`."""
-        return replace(self, base=find(self.base))
+        fact = replace(self, base=find(self.base))
+        if "§0" in fact.test and not fact.objects:
+            scope = {"base": fact.base}
+            return replace(fact, objects=(eval(expression("base", fact.path), scope),))  # of our own making
+        return fact
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "__name__", None) or getattr(value, "name", None) or repr(value))
 
 
 def steps_to(path: str) -> tuple[Step, ...]:
@@ -150,6 +191,10 @@ def expression(base: str, path: tuple[Step, ...]) -> str:
     for kind, key in path:
         if kind == "item":
             base = f"{base}[{key!r}]"
+        elif kind == "value":
+            base = f"list({base}.values())[{key}]"
+        elif kind == "call":
+            base = f"{base}.{key}(None)"
         else:
             base = f"{base}.{key}" if key.isidentifier() else f"getattr({base}, {key!r})"
     return base
@@ -161,26 +206,27 @@ def equals(base: Any, path: tuple[Step, ...], value: Any) -> Fact:
         return Fact(base, path, f"$ is {value}")
     if isinstance(value, float) and math.isnan(value):
         return Fact(base, path, "$ != $")
-    if type(value) in (list, dict, set, tuple, str) and _has_literal(value):
+    if type(value) in (list, dict, set, tuple, str) and has_literal(value):
         return Fact(base, path, f"$ == {value!r}")
-    if _has_literal(value):
+    if has_literal(value):
         return Fact(base, path, f"(type($) is {type(value).__name__} and $ == {value!r})")
     is_one = isinstance(value, (torch.dtype, torch.layout, torch.memory_format, enum.Enum, type(...)))
     return Fact(base, path, "$ is §0" if is_one else "$ == §0", (value,))
 
 
-def is_object(base: Any, path: tuple[Step, ...], value: Any) -> Fact:
+def is_object(base: Any, path: tuple[Step, ...], value: Any, of_code: bool = False) -> Fact:
     """The fact that a value is that very object (a function, a class)."""
-    return Fact(base, path, "$ is §0", (value,))
+    return Fact(base, path, "$ is §0", (value,), of_code)
 
 
-def _has_literal(value: Any) -> bool:
+def has_literal(value: Any) -> bool:
+    """Whether Python's text for a constant gives it again."""
     if type(value) in (list, tuple):
-        return all(map(_has_literal, value))
+        return all(map(has_literal, value))
     if type(value) is set:
-        return len(value) > 0 and all(map(_has_literal, value))
+        return len(value) > 0 and all(map(has_literal, value))
     if type(value) is dict:
-        return all(_has_literal(k) and _has_literal(v) for k, v in value.items())
+        return all(has_literal(k) and has_literal(v) for k, v in value.items())
     if type(value) is float:
         return math.isfinite(value)
     if type(value) in (str, bytes):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import gc
+import importlib
 import inspect
 import os
 import sys
@@ -21,7 +22,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from contextvars import ContextVar
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -31,11 +33,13 @@ from torch import nn
 from fxgraft.capture.code import is_own
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.recorder import ReadRecorder
+from fxgraft.capture.stand_ins import StandIns
 from fxgraft.capture.world import Watch
 from fxgraft.util import _torch
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that can be changed
 _HOOKS = ("__getattribute__", "__setattr__", "__delattr__")
+_ALL_HOOKS = (*_HOOKS, "__getattr__")
 _UNSEEN_WRITES = ("torch.fx", "torch.overrides", "torch._", "fxgraft", "copy")
 _UNSEEN = (*_UNSEEN_WRITES, "torch.nn.modules.module")
 _STATES = set(map(id, (torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.get_default_dtype)))
@@ -61,6 +65,9 @@ _REFUSED = {
     id(builtins.print): "prints in its forward",
     id(builtins.open): "opens a file in its forward",
     id(builtins.input): "waits for input in its forward",
+    id(builtins.globals): "looks at all its globals in its forward",
+    id(builtins.eval): "runs code from a text in its forward",
+    id(builtins.exec): "runs code from a text in its forward",
     **{
         id(clock): "reads the clock in its forward"
         for clock in (time.time, time.time_ns, time.perf_counter, time.perf_counter_ns, time.monotonic)
@@ -76,6 +83,7 @@ _REFUSED_IN_PYTHON = {
         (inspect.unwrap(torch.nn.attention.sdpa_kernel), "chooses attention kernels in its forward"),
     )
 }
+_IMPORTS = importlib.import_module.__code__
 _MAKES_MODULE = nn.Module.__init__.__code__
 _READS_ENVIRONMENT = type(os.environ).__getitem__.__code__
 
@@ -89,6 +97,7 @@ class Instruments:
         self._patched: dict[type, dict[str, Any]] = {}
         self._thread = threading.get_ident()
         self._sees_calls: bool | None = None  # None outside of `used`
+        self._stand_ins = StandIns(self._asked_for_class)
 
     def see_calls(self, wanted: bool) -> bool:
         """See calls of functions, or not, from now on; returns what it was. To be put back by who asks.
@@ -127,6 +136,7 @@ class Instruments:
         finally:
             sys.setprofile(None)
             self._sees_calls = None
+            self._stand_ins.release()
             if hasattr(profile, "enable"):  # cProfile, which is no function
                 profile.enable()
             else:
@@ -134,10 +144,10 @@ class Instruments:
             if collects:
                 gc.enable()
             for cls, own in self._patched.items():
-                for name in _HOOKS:
+                for name in _ALL_HOOKS:
                     if name in own:
                         setattr(cls, name, own[name])
-                    else:
+                    elif name in _HOOKS:
                         delattr(cls, name)
             self._patched.clear()
 
@@ -157,7 +167,16 @@ class Instruments:
                     recorder.missed(owner, name)
                 raise
             if (recorder := self._now(name)) is not None:
-                recorder.read(owner, name, value)
+                if name == "__dict__":
+                    recorder.read_all(owner)
+                else:
+                    recorder.read(owner, name, value)
+            return value
+
+        def found(owner: Any, name: str) -> Any:
+            value = own["__getattr__"](owner, name)
+            if (recorder := self._now(name)) is not None:
+                recorder.found(owner, name, value)
             return value
 
         def written(owner: Any, name: str, value: Any) -> None:
@@ -173,17 +192,21 @@ class Instruments:
                 recorder.wrote(owner, name)
             delete(owner, name)
 
-        own = {name: cls.__dict__[name] for name in _HOOKS if name in cls.__dict__}
+        own = {name: cls.__dict__[name] for name in _ALL_HOOKS if name in cls.__dict__}
         try:
             for name, hook in zip(_HOOKS, (recorded, written, deleted), strict=True):
                 setattr(cls, name, hook)
+            if isinstance(own.get("__getattr__"), FunctionType) and cls is not nn.Module:
+                setattr(cls, "__getattr__", found)  # noqa: B010
         except (TypeError, AttributeError):  # its metaclass does not allow that
             return
         self._patched[cls] = own
 
     def _now(self, name: str, unseen: tuple[str, ...] = _UNSEEN) -> ReadRecorder | None:
         """The recorder to tell of access to the attribute ``name`` by the code two frames above, if any."""
-        if not self._recorders or name.startswith("__") or threading.get_ident() != self._thread:
+        if not self._recorders or threading.get_ident() != self._thread:
+            return None
+        if name.startswith("__") and name != "__dict__":
             return None
         recorder, is_following = self._recorders[-1]
         if not is_following() or str(sys._getframe(2).f_globals.get("__name__", "")).startswith(unseen):
@@ -209,12 +232,15 @@ class Instruments:
             return
         code = frame.f_code
         if own:
+            self._stand_ins.enter(frame)
             try:
                 recorder.enter(frame)
             except UntraceableError as error:  # Python would drop a profiler that raises
                 recorder.refuse(error)
         elif code is _MAKES_MODULE:
             recorder.made(frame.f_locals["self"])
+        elif code is _IMPORTS and frame.f_back is not None and is_own(frame.f_back):
+            recorder.imported(str(frame.f_locals["name"]))
         elif code is _READS_ENVIRONMENT:
             recorder.read_environment(os.environ, frame.f_locals["key"])
         elif code in _REFUSED_IN_PYTHON and _is_asked_by_own(frame):
@@ -222,6 +248,12 @@ class Instruments:
         elif code in _STATES_IN_PYTHON and frame.f_back is not None and is_own(frame.f_back):
             function = _STATES_IN_PYTHON[code]
             recorder.asked(function, function())
+
+    def _asked_for_class(self, module: nn.Module) -> None:
+        if self._recorders:
+            recorder, is_following = self._recorders[-1]
+            if is_following():
+                recorder.asked_for_class(module)
 
     def _called(self, recorder: ReadRecorder, called: Any) -> None:
         known = id(called)  # not every function can be hashed
@@ -231,6 +263,11 @@ class Instruments:
             recorder.asked_autocast()
         elif known in _REFUSED:
             recorder.refuse(UntraceableError(_REFUSED[known]))
+        elif isinstance(variable := getattr(called, "__self__", None), ContextVar):
+            try:
+                recorder.used_context(variable, called.__name__)
+            except UntraceableError as error:
+                recorder.refuse(error)
 
 
 _WRAPPERS = ("contextlib", *_torch.COMPILER_WRAPPERS)

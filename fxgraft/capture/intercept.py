@@ -2,15 +2,14 @@
 
 ``torch.fx`` records what is called with a proxy. Three things slip by it, and each would make a graph
 that computes something else than the code: operations on no proxy (``torch.arange(n)``), custom
-autograd functions (their ``forward`` is followed and their ``backward`` lost), and ``isinstance``.
+autograd functions (their ``forward`` is followed and their ``backward`` lost), and what torch asks of the
+type of a value. (The built-ins that do are in `stand_ins`.)
 """
 
 from __future__ import annotations
 
-import builtins
 import functools
 import operator
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.fx as fx
-from torch import nn
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils import _pytree as pytree
+
+from fxgraft.capture.proxy import is_instance
 
 if TYPE_CHECKING:
     from fxgraft.capture.tracer import RegionTracer
@@ -106,12 +106,15 @@ def whole_calls() -> Iterator[None]:
         return proxy.tracer.create_proxy("call_function", autograd_call(cls), args, kwargs)
 
     factories = {name: getattr(torch, name) for name in _FACTORIES}
+    is_tensor = torch.is_tensor
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         for name, factory in factories.items():
             setattr(torch, name, _of_sizes(factory))
+        torch.is_tensor = lambda obj: is_instance(obj, torch.Tensor)  # type: ignore[assignment]
         yield
     finally:
+        torch.is_tensor = is_tensor
         torch.autograd.Function.apply = own  # type: ignore[method-assign]
         for name, factory in factories.items():
             setattr(torch, name, factory)
@@ -165,45 +168,6 @@ def limits_of_proxies(followed: bool) -> Iterator[None]:
     finally:
         for name, found in before.items():
             setattr(torch, name, found)
-
-
-@contextmanager
-def builtins_of_values(module: nn.Module) -> Iterator[None]:
-    """Let the built-ins in the files that define ``module``'s class look at what proxies stand for.
-
-    Not a ``__class__`` of the proxies: torch's C++ would believe it, and read a tensor where none is.
-    """
-    defined_in = {cls.__module__ for cls in type(module).__mro__}
-    scopes = [
-        vars(sys.modules[name])
-        for name in defined_in
-        if name in sys.modules and name != "builtins" and name.split(".")[0] not in ("torch", "fxgraft")
-    ]
-    patches = {"isinstance": _isinstance, "len": _len}
-    added = [(scope, name) for scope in scopes for name in patches if name not in scope]
-    for scope, name in added:
-        scope[name] = patches[name]
-    try:
-        yield
-    finally:
-        for scope, name in added:
-            scope.pop(name, None)
-
-
-def _isinstance(value: Any, kinds: Any) -> bool:
-    if builtins.isinstance(value, kinds):
-        return True
-    if not builtins.isinstance(value, fx.Proxy) or not hasattr(type(value), "_example"):
-        return False
-    found = builtins.isinstance(value._example, kinds)
-    value.tracer.fix_kind(value.node, kinds, found)  # type: ignore[attr-defined]
-    return found
-
-
-def _len(value: Any) -> Any:
-    if isinstance(value, fx.Proxy) and isinstance(getattr(value, "_example", None), torch.Tensor):
-        return value.size(0)
-    return builtins.len(value)
 
 
 def any_proxy(*structures: Any) -> fx.Proxy | None:

@@ -16,6 +16,7 @@ from fxgraft.capture.sizes import (
     drop_conditions,
     facts_of,
     kinds_of_example,
+    layouts_of_example,
     ranks_of_example,
     sizes_of_example,
 )
@@ -36,6 +37,8 @@ def with_conditions(form: CallForm, module: nn.Module, graph: fx.Graph) -> CallF
         facts += kinds_of_example(module, graph, inputs)
     if "device" in asked:
         facts += devices_of_example(graph, inputs)
+    if "layout" in asked:
+        facts += layouts_of_example(module, graph, inputs)
     if "rank" in asked:
         facts += ranks_of_example(graph, inputs)
     if of_size := dict.fromkeys(condition.node for condition in unknown if condition.of == "size"):

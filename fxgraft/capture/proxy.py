@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dis
+import functools
+import math
 import operator
 import sys
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
@@ -38,6 +40,34 @@ def noted() -> Iterator[list[UntraceableError]]:
         yield _raised[-1]
     finally:
         _raised.pop()
+
+
+class ProxySize(tuple[Any, ...]):
+    """The sizes of a tensor, each a proxy: what ``torch.Size`` is of numbers."""
+
+    def numel(self) -> Any:
+        """How many elements a tensor of these sizes has."""
+        return functools.reduce(operator.mul, self, 1)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return ProxySize(found) if isinstance(index, slice) else found
+
+    def __add__(self, other: Any) -> Any:
+        return ProxySize(super().__add__(other))
+
+
+def is_instance(value: Any, kinds: Any) -> bool:
+    """``isinstance``, of what a proxy stands for."""
+    if isinstance(value, ProxySize):
+        return isinstance(torch.Size(), kinds)
+    if isinstance(value, kinds):
+        return True
+    if not isinstance(value, fx.Proxy) or not hasattr(type(value), "_example"):
+        return False
+    found = isinstance(value._example, kinds)
+    value.tracer.fix_kind(value.node, kinds, found)  # type: ignore[attr-defined]
+    return found
 
 
 class ConcreteProxy(fx.Proxy):
@@ -105,6 +135,22 @@ class ConcreteProxy(fx.Proxy):
         raise UntraceableError(f"needs {self.node} as a Python number, and it depends on the input")
 
     __int__ = __index__
+
+    def __round__(self, *digits: Any) -> Any:
+        return self._number(round, *digits)
+
+    def __ceil__(self) -> Any:
+        return self._number(math.ceil)
+
+    def __floor__(self) -> Any:
+        return self._number(math.floor)
+
+    def __trunc__(self) -> Any:
+        return self._number(math.trunc)
+
+    def _number(self, function: Any, *more: Any) -> Any:
+        """What Python's own ``function`` makes of a number that it stands for."""
+        return self.tracer.create_proxy("call_function", function, (self, *more), {})
 
     def __contains__(self, item: Any) -> bool:
         value = self._example

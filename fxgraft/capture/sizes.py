@@ -16,6 +16,7 @@ of the inputs (`fxgraft.capture.formulas`).
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -34,6 +35,22 @@ _INFIX = {
     operator.truediv: "/", operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|",
     operator.is_: "is", operator.is_not: "is not",
 }  # fmt: skip
+ROUNDING = (
+    *(
+        int,
+        round,
+        abs,
+        math.ceil,
+        math.floor,
+        math.trunc,
+        math.sqrt,
+        math.log,
+        math.log2,
+        math.pow,
+        math.prod,
+    ),
+)
+"""Functions of Python's own that make a number of sizes."""
 _BUILT_IN = (len, list, type, isinstance, hasattr)
 _PREFIX = {operator.neg: "-", operator.not_: "not ", operator.pos: "+"}
 _SIZES = ("size", "numel", "nelement", "dim", "ndimension")
@@ -51,7 +68,7 @@ class UnwritableError(Exception):
 
     Attributes:
         node: the value on the way that it asks for.
-        of: what it asks for: ``"size"``, ``"rank"``, ``"kind"`` (a dtype) or ``"device"``.
+        of: what it asks for: ``"size"``, ``"rank"``, ``"kind"`` (a dtype), ``"layout"`` or ``"device"``.
     """
 
     def __init__(self, node: fx.Node, of: str = "size"):
@@ -83,6 +100,11 @@ class Writer:
             return expression("self", steps_to(str(node.target)))
         if node.op == "call_method" and node.target in _SIZES:
             return self._size(node)
+        if node.op == "call_method" and node.target == "is_contiguous" and len(node.args) == 1:
+            try:
+                return f"{self(node.args[0])}.is_contiguous({self._options(node)})"
+            except UnwritableError as error:
+                raise UnwritableError(error.node, of="layout") from None
         if node.op == "call_method" and node.target in _KINDS:
             return f"{self._of_kind(node.args[0])}.{node.target}()"
         if node.op == "call_method" and node.target == "get" and not node.kwargs:
@@ -102,9 +124,14 @@ class Writer:
                 return f"({self(args[1])} in {self(args[0])})"
             if node.target is len:
                 return f"len({self._rank(args[0])})"
+            if node.target in ROUNDING:
+                return f"{self._constant(node.target)}({', '.join(map(self, args))})"
             if node.target in _BUILT_IN:
                 return f"{node.target.__name__}({', '.join(map(self, args))})"  # type: ignore[union-attr]
         raise UnwritableError(node)
+
+    def _options(self, node: fx.Node) -> str:
+        return ", ".join(f"{name}={self._constant(value)}" for name, value in node.kwargs.items())
 
     def _attribute(self, of: Any, name: str) -> str:
         kind = "device" if name in ("device", "is_cuda") else "kind"
@@ -161,7 +188,7 @@ class Writer:
 def is_condition(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     """Whether a value is computed from sizes, dtypes and devices of tensors, and from nothing else."""
     if node.op == "call_method":
-        return node.target in _SIZES
+        return node.target in (*_SIZES, "is_contiguous")
     if node.op != "call_function":
         return False
     if node.target is getattr:
@@ -169,7 +196,7 @@ def is_condition(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
         if isinstance(values.get(of), torch.Tensor):  # type: ignore[arg-type]
             return name in _FACTS
         return is_found(of) or is_condition(of, values)  # type: ignore[arg-type]
-    arithmetic = getattr(node.target, "__module__", "") == "_operator"
+    arithmetic = getattr(node.target, "__module__", "") == "_operator" or node.target in ROUNDING
     return arithmetic and all(is_condition(part, values) for part in node.all_input_nodes)
 
 
@@ -254,7 +281,9 @@ def _drop_unused(graph: fx.Graph, node: Any) -> None:
         return
     is_size = node.op == "call_method" and node.target in _SIZES
     is_field = node.target is getattr
-    is_asked = (node.op == "call_method" and node.target in (*_KINDS, "get")) or node.target in _BUILT_IN
+    is_asked = (
+        node.op == "call_method" and node.target in (*_KINDS, "get", "is_contiguous")
+    ) or node.target in (*_BUILT_IN, *ROUNDING)
     if is_size or is_field or is_asked or getattr(node.target, "__module__", "") == "_operator":
         inputs = node.all_input_nodes
         graph.erase_node(node)
@@ -303,6 +332,22 @@ def ranks_of_example(graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
         for node in graph.find_nodes(op="placeholder")
         if (seen := observation_of(node)) is not None and seen.kind == "Tensor" and str(node.target) in inputs
     ]
+
+
+def layouts_of_example(module: nn.Module, graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
+    """The facts that every input is dense, and weights are laid out, as in the example; with its sizes."""
+    found = sizes_of_example(graph, inputs)
+    for node in graph.find_nodes(op="placeholder"):
+        seen = observation_of(node)
+        if seen is not None and seen.kind == "Tensor" and str(node.target) in inputs:
+            source = inputs[str(node.target)]
+            test = "$.is_contiguous()" if seen.contiguous else f"$.stride() == {seen.strides!r}"
+            found.append(Fact(Written(source), (), test))
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 3:
+            test = f"$.is_contiguous() is {parameter.is_contiguous()}"
+            found.append(Fact(Self(), steps_to(name), test))
+    return found
 
 
 def sizes_of_example(graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:

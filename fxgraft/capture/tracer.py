@@ -28,8 +28,8 @@ from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.code import is_caught, is_own, is_own_module
 from fxgraft.capture.effects import Effects
 from fxgraft.capture.instruments import Instruments
-from fxgraft.capture.intercept import EveryOperation, builtins_of_values, limits_of_proxies
-from fxgraft.capture.proxy import ConcreteProxy, UntraceableError, noted
+from fxgraft.capture.intercept import EveryOperation, limits_of_proxies
+from fxgraft.capture.proxy import ConcreteProxy, ProxySize, UntraceableError, noted
 from fxgraft.capture.recorder import ReadRecorder
 from fxgraft.capture.sizes import prune_unused_items
 from fxgraft.util import _torch
@@ -116,13 +116,14 @@ class RegionTracer(AssumingTracer):
         recorder = ReadRecorder(module, self._instruments.instrument)
         self._effects = Effects(recorder, self._kept)
         try:
-            with builtins_of_values(module), limits_of_proxies(True), noted() as raised:
+            with limits_of_proxies(True), noted() as raised:
                 with self._instruments.recording(recorder, lambda: self.is_following):
                     graph = self.trace(module)
                 if raised:  # and caught by the module's own code
                     raise raised[0]
             if self._caught is not None:
                 raise UntraceableError(f"catches an exception in its forward ({type(self._caught).__name__})")
+            recorder.release()
             self._effects.check()
             recorder.check_registers()
         except Exception:
@@ -201,7 +202,7 @@ class RegionTracer(AssumingTracer):
         if kind != "get_attr":
             self._saw(node, value)
         if isinstance(value, torch.Size):
-            return tuple(proxy)
+            return ProxySize(proxy)
         return self._value_for_code(proxy, value)
 
     def refuse_write(self, function: Any, args: Any, kwargs: Any) -> None:
@@ -243,6 +244,8 @@ class RegionTracer(AssumingTracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, ProxySize):
+            a = tuple(a)
         if isinstance(a, torch.Generator):
             raise UntraceableError("draws from a torch.Generator of its own")
         if isinstance(a, torch.Tensor) and not self._is_known(a):
@@ -261,6 +264,11 @@ class RegionTracer(AssumingTracer):
 
     def _rebuilt(self, a: Any) -> fx.Node:
         """The node that makes a dataclass, a named tuple or an ordered dictionary from its parts."""
+        known = {field.name for field in fields(a)} if is_dataclass(a) else set()
+        others = set(getattr(a, "__dict__", {})) - known
+        if others:
+            names = ", ".join(map(repr, others))
+            raise UntraceableError(f"sets {names} of a {type(a).__name__} beside its fields")
         if is_dataclass(a):
             parts = {field.name: getattr(a, field.name) for field in fields(a) if field.init}
             proxy = self.create_proxy("call_function", type(a), (), parts)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft.capture.code import is_own_module, names_in
+from fxgraft.capture.code import functions_of, is_own_class, is_own_module, names_in, reached
 from fxgraft_passes.saved import Variable
 from fxgraft_passes.snapshot import Snapshot
 
@@ -28,19 +28,21 @@ class World:
     Attributes:
         names: the module of Python, with the name of a global and of what is read of it.
         written: those of globals that the code assigns.
+        functions: methods that were entered, for what they close over and hold.
     """
 
     def __init__(self) -> None:
         self.names: dict[tuple[str, ...], None] = {}
         self.written: dict[tuple[str, str], None] = {}
+        self.functions: dict[FunctionType, None] = {}
 
     def roots(self, model: nn.Module) -> list[object]:
         """What may be written into, as it is now: for `fxgraft_passes.untouched`."""
         found: list[object] = []
         for cls in {cls for module in model.modules() for cls in type(module).__mro__}:
-            if is_own_module(cls.__module__):
+            if is_own_class(cls):
                 found.append(cls)
-        for function in {type(module).forward for module in model.modules()}:
+        for function in {type(module).forward for module in model.modules()} | self.functions.keys():
             found += _of_closure(function)
         for module, name in self.written:
             if module in sys.modules:
@@ -70,6 +72,10 @@ class Watch:
         names = names_in(code)
         found: list[object] = [Variable(scope, name) for name in names.written]
         self._world.written |= {(module, name): None for name in names.written}
+        if (method := reached(frame)) is not None:
+            for function in functions_of(method.held):
+                self._world.functions[function] = None
+                found += _of_closure(function)
         for chain in names.read:
             if behind := list(_behind(scope, list(chain))):
                 self._world.names[(module, *chain)] = None
@@ -98,6 +104,7 @@ def _behind(scope: dict[str, Any], chain: list[str]) -> Iterator[object]:
 
 def _of_closure(function: Any) -> Iterable[object]:
     while isinstance(function, FunctionType) and is_own_module(function.__module__ or ""):
+        yield function
         yield from function.__closure__ or ()
         yield from (
             default for default in function.__defaults__ or () if isinstance(default, (list, dict, set))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,12 +137,12 @@ def explain(host: Host, root: nn.Module, uncompared: str = "") -> Explanation:
 
 def _nodes(host: Host) -> set[nn.Module]:
     """The modules that are nodes of a graph."""
-    return {
-        region.module.get_submodule(str(node.target))
-        for region in host.regions.values()
-        for node in region.base.nodes
-        if node.op == "call_module"
-    }
+    found = set()
+    for region in host.regions.values():
+        for node in region.base.find_nodes(op="call_module"):
+            with suppress(AttributeError):  # one that was taken out since
+                found.add(region.module.get_submodule(str(node.target)))
+    return found
 
 
 def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_node: bool) -> ModuleReport:

@@ -36,6 +36,8 @@ class Observation:
         uniform: whether shape and dtype were the same each time.
         shape, dtype, device: of the (first) tensor.
         memory: values of equal ``memory`` share storage.
+        strides: of a strided tensor.
+        contiguous: whether it is laid out row by row.
         dense: strided, without gaps or overlaps, so that a copy preserves the strides.
         channels_last: whether a 4-D value was laid out so.
         written_later: whether something changed the value in place after it was computed.
@@ -56,6 +58,8 @@ class Observation:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     memory: int = -1
+    strides: tuple[int, ...] = ()
+    contiguous: bool = False
     dense: bool = False
     channels_last: bool = False
     written_later: bool = False
@@ -154,6 +158,8 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         dtype=value.dtype,
         device=value.device,
         memory=memory_of(value),
+        strides=value.stride() if strided else (),
+        contiguous=strided and value.is_contiguous(),
         dense=strided and _is_dense(value),
         channels_last=value.dim() == 4
         and value.is_contiguous(memory_format=torch.channels_last)

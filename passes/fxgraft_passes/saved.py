@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import random
+import sys
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -16,12 +19,30 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from fxgraft_passes import _torch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice)
+LIBRARIES = frozenset(sys.stdlib_module_names) | {
+    *(
+        "torch",
+        "functorch",
+        "numpy",
+        "sympy",
+        "networkx",
+        "fxgraft",
+        "fxgraft_passes",
+        "hypothesis",
+        "_pytest",
+    ),
+}
+"""The packages whose code is not a model's own."""
+
 NOT_THE_MODELS = (
     "_thread", "threading", "queue", "multiprocessing", "concurrent", "asyncio", "logging", "weakref",
     "socket", "torch.optim", "torch.utils.data", "torch.distributed", "torch.fx", "lightning",
     "pytorch_lightning", "accelerate", "fxgraft",
 )  # fmt: skip
 """Where classes are from whose objects hold a model, or are shared with other threads."""
+
+
+_EMPTY = object()
 
 
 class Saved:
@@ -64,6 +85,15 @@ class Variables(Saved):
     def restore(self) -> None:
         vars(self.value).clear()
         vars(self.value).update(self.before)
+
+
+class _OfFunction(Variables):
+    """The attributes of a function; it holds its closure and its defaults too."""
+
+    def parts(self) -> Iterable[object]:
+        function = self.value
+        defaults = (function.__defaults__ or (), function.__kwdefaults__ or {})
+        return (*self.before.values(), *(function.__closure__ or ()), *defaults)
 
 
 class _OfClass(Variables):
@@ -198,6 +228,24 @@ class _Tensor(Saved):
             self.value.requires_grad_(self._requires_grad)
 
 
+class OfContext(Saved):
+    """A context variable, as far as it has a value: none can be taken away again."""
+
+    def __init__(self, value: contextvars.ContextVar[Any]):
+        super().__init__(value)
+        self._before = value.get(_EMPTY)
+
+    def parts(self) -> Iterable[object]:
+        return () if self._before is _EMPTY else (self._before,)
+
+    def change(self) -> str | None:
+        return None if _is_same(self._before, self.value.get(_EMPTY)) else "its value"
+
+    def restore(self) -> None:
+        if self._before is not _EMPTY:
+            self.value.set(self._before)
+
+
 class _State(Saved):
     """What gives its state and takes it back: generators of random numbers, counters of ``itertools``."""
 
@@ -251,9 +299,6 @@ class _Cell(Saved):
             self.value.cell_contents = self._before
 
 
-_EMPTY = object()
-
-
 class Variable:
     """A name in a namespace (the globals of a module of Python), as a root of a snapshot."""
 
@@ -295,6 +340,12 @@ def save(value: Any, is_root: bool = False) -> Saved | None:
     if isinstance(value, Variable):
         return _Variable(value)
     if isinstance(value, nn.Module):
+        return Variables(value)
+    if isinstance(value, FunctionType):
+        return _OfFunction(value) if _is_of_model(value) else None
+    if isinstance(value, contextvars.ContextVar):
+        return OfContext(value)
+    if isinstance(value, threading.local):
         return Variables(value)
     if _is_function(value) or isinstance(value, (tuple, frozenset, functools.partial)):
         return None
@@ -342,6 +393,10 @@ def _has(value: Any, name: str) -> bool:
 
 def _variables_of(container: Any) -> Iterable[object]:
     return vars(container).values() if hasattr(container, "__dict__") else ()
+
+
+def _is_of_model(function: FunctionType) -> bool:
+    return (function.__module__ or "").split(".")[0] not in LIBRARIES
 
 
 def _is_function(value: Any) -> bool:

@@ -12,7 +12,6 @@ work there. What is done for each kind of object is in `saved`.
 from __future__ import annotations
 
 import functools
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
@@ -21,25 +20,10 @@ from typing import Any
 import torch
 
 from fxgraft_passes._torch import unseen_by_modes
-from fxgraft_passes.saved import PLAIN, Saved, Variables, save
+from fxgraft_passes.saved import LIBRARIES, PLAIN, Saved, Variables, save
 
 MAX_OBJECTS = 200_000
 """How many objects a snapshot holds at most: what is further away is left as it is."""
-
-LIBRARIES = frozenset(sys.stdlib_module_names) | {
-    *(
-        "torch",
-        "functorch",
-        "numpy",
-        "sympy",
-        "networkx",
-        "fxgraft",
-        "fxgraft_passes",
-        "hypothesis",
-        "_pytest",
-    ),
-}
-"""The packages whose code is not a model's own."""
 
 
 class Snapshot:

@@ -54,7 +54,7 @@ class Model(nn.Module):
 TREE = """\
 Model: 13 slots; 4 of 5 modules with code of their own are traced; 0 calls fell back
 Model: traced, 6 slots, 1 value is none
-   guards: mask is None
+   guards: mask is None, len(self.blocks) == 3
 ├─ blocks (ModuleList): holds modules
 │  └─ 0 … 2 (Scaled, 3 alike): traced, 2 slots
 │        guards: mask is None, scale == 0.5

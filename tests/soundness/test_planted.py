@@ -40,7 +40,7 @@ class Planted(Net, Gate):
         self.plan = plan
         self.a = nn.Linear(6, 6)
         self.scale, self.flag, self.names, self.act = 1.0, True, ["default"], torch.tanh
-        self.settings, self.slotted2, self.kinds = test_reads.Settings(), test_reads.Slotted(), {"on": True}
+        self.settings, self.slotted, self.kinds = test_reads.Settings(), Slotted(), {"on": True}
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
@@ -82,8 +82,13 @@ def _model(plans: list[Layer]) -> nn.Sequential:
     return nn.Sequential(*map(Planted, plans))
 
 
-def _fix(layer: Planted) -> None:
-    layer.slotted = layer.slotted2 if layer.plan.read == "slot of an object" else layer.slotted
+class Slotted:
+    """Read in one slot and written in another."""
+
+    __slots__ = ("flag", "last")
+
+    def __init__(self) -> None:
+        self.flag, self.last = True, None
 
 
 def _clear() -> None:
@@ -106,8 +111,6 @@ THOROUGH = settings().max_examples > 100
 def test_every_effect_is_found_and_every_read_is_a_condition(plans: list[Layer], rows: int):
     _clear()
     model = _model(plans)
-    for layer in model:
-        _fix(layer)
     reference = copy.deepcopy(model)
     x = torch.randn(4, 6)
     host = fxgraft.trace(model, (x,))
