@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
@@ -58,6 +59,7 @@ class CallForm:
         relied_on: submodules of whose results the form was looked at (how many, which are None).
         constants: the names used in guards that are not literals.
         switches_gradients: whether the graph has parts under ``no_grad``.
+        switches_autocast: whether it has parts under ``torch.autocast``.
     """
 
     def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -67,6 +69,7 @@ class CallForm:
         self.relied_on: set[str] = set()
         self.constants: dict[str, Any] = {}
         self.switches_gradients = False
+        self.switches_autocast = False
         self._of_arguments: list[str] = []
         self._positional = len(args)
         bound = self.signature.bind(*args, **kwargs)
@@ -205,7 +208,7 @@ class CallForm:
     @property
     def is_plain(self) -> bool:
         """Whether the graph's own signature already is the module's, with nothing to guard."""
-        if self.guards or self.switches_gradients:
+        if self.guards or self.switches_gradients or self.switches_autocast:
             return False
         return [known.name for known in self.inputs] == list(self.signature.parameters)
 
@@ -274,9 +277,15 @@ class CallForm:
         given = ", ".join(f"{name!r}: {name}" for name in self.signature.parameters)
         inputs = ", ".join(known.expression for known in self.inputs)
         run = f"    return _graph(self, {inputs})"
+        # Where the graph raises inside of its part under no_grad, gradients are on again outside.
         if self.switches_gradients:
-            # Where the graph raises inside of its part under no_grad, gradients are on again outside.
             run = f"    with _set_gradients(_gradients_on()):\n    {run}"
+        if self.switches_autocast:  # likewise
+            run = (
+                f"    opened = _open_autocasts()\n"
+                f"    try:\n{textwrap.indent(run, '    ')}\n"
+                f"    except BaseException:\n        _leave_autocasts(opened)\n        raise"
+            )
         condition = "\n            and ".join(self.guards) or "True"
         check = f"    if not (\n            {condition}\n    ):\n"
         if self.facts:  # what they look at may be gone
@@ -316,6 +325,8 @@ class CallForm:
             "_fell_back": fell_back,
             "_set_gradients": torch.set_grad_enabled,
             "_gradients_on": torch.is_grad_enabled,
+            "_open_autocasts": _torch.open_autocasts,
+            "_leave_autocasts": _torch.leave_autocasts,
         }
         return {**defaults, **self.constants, **called}
 

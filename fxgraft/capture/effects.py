@@ -50,6 +50,10 @@ class Effects:
             raise UntraceableError("draws from NumPy's global random stream in its forward")
         self._recorder.check()
 
+    def follow_contexts(self) -> None:
+        """The code has switched autocast, and the graph does so too."""
+        self._contexts = _contexts()
+
     def resume(self) -> None:
         """From here on it is the module's own code that runs."""
         self._random = random.getstate()

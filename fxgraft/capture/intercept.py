@@ -33,6 +33,14 @@ class EveryOperation(TorchFunctionMode):
         super().__init__()
         self._tracer = tracer
 
+    def __enter__(self) -> Any:
+        _followed.append(self._tracer)
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> Any:
+        _followed.pop()
+        return super().__exit__(*error)  # type: ignore[no-untyped-call]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self._tracer.is_following:
@@ -106,18 +114,58 @@ def whole_calls() -> Iterator[None]:
         return proxy.tracer.create_proxy("call_function", autograd_call(cls), args, kwargs)
 
     factories = {name: getattr(torch, name) for name in _FACTORIES}
+    of_autocast = {name: getattr(torch.autocast, name) for name in ("__init__", "__enter__", "__exit__")}
     is_tensor = torch.is_tensor
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         for name, factory in factories.items():
             setattr(torch, name, _of_sizes(factory))
+        for name, method in of_autocast.items():
+            setattr(torch.autocast, name, _AUTOCAST[name](method))
         torch.is_tensor = lambda obj: is_instance(obj, torch.Tensor)  # type: ignore[assignment]
         yield
     finally:
         torch.is_tensor = is_tensor
+        for name, method in of_autocast.items():
+            setattr(torch.autocast, name, method)
         torch.autograd.Function.apply = own  # type: ignore[method-assign]
         for name, factory in factories.items():
             setattr(torch, name, factory)
+
+
+def _made(method: Any) -> Any:
+    def made(
+        self: Any, device_type: Any, dtype: Any = None, enabled: Any = True, cache_enabled: Any = None
+    ) -> None:
+        self._asked = (device_type, dtype, enabled, cache_enabled)
+        method(self, *(value._example if isinstance(value, fx.Proxy) else value for value in self._asked))
+
+    return made
+
+
+def _entered(method: Any) -> Any:
+    def entered(self: Any) -> Any:
+        result = method(self)
+        if _followed and _followed[-1].is_following and hasattr(self, "_asked"):
+            self._node = _followed[-1].enter_autocast(self._asked)
+        return result
+
+    return entered
+
+
+def _left(method: Any) -> Any:
+    def left(self: Any, *error: Any) -> Any:
+        result = method(self, *error)
+        if (node := self.__dict__.pop("_node", None)) is not None and _followed:
+            _followed[-1].exit_autocast(node)
+        return result
+
+    return left
+
+
+_AUTOCAST = {"__init__": _made, "__enter__": _entered, "__exit__": _left}
+_followed: list[RegionTracer] = []
+"""The tracers at work, outermost first."""
 
 
 def _of_sizes(factory: Any) -> Any:

@@ -75,6 +75,7 @@ def merged_form(root: Region, parts: Sequence[Region]) -> CallForm:
     listed = ", ".join(map(repr, paths))
     form.require([Fact(not_watched, (), f"$(self, {listed})")])
     form.switches_gradients = any(region.form.switches_gradients for region in (root, *parts))
+    form.switches_autocast = any(region.form.switches_autocast for region in (root, *parts))
     for part, path in zip(parts, paths, strict=True):
         form.require(fact.below(steps_to(path)) for fact in part.form.facts)
     return form

@@ -72,6 +72,7 @@ class RegionTracer(AssumingTracer):
         self.proxies: list[weakref.ref[ConcreteProxy]] = []
         self._caught: Exception | None = None
         self._of_parameters: dict[str, Any] = {}
+        self._inside_autocast: list[fx.Node] = []
 
     @property
     def is_following(self) -> bool:
@@ -82,6 +83,11 @@ class RegionTracer(AssumingTracer):
     def switches_gradients(self) -> bool:
         """Whether the code has parts under ``no_grad``."""
         return any(node.target is _torch.set_grad_enabled for node in self.graph.nodes)
+
+    @property
+    def switches_autocast(self) -> bool:
+        """Whether the code has parts under ``torch.autocast``."""
+        return any(node.target is _torch.enter_autocast for node in self.graph.nodes)
 
     def trace_call(self, module: nn.Module, forward: Callable[..., Any]) -> tuple[fx.Graph, Any]:
         """The graph of ``forward(module, ...)``, and its result.
@@ -124,6 +130,8 @@ class RegionTracer(AssumingTracer):
             if self._caught is not None:
                 raise UntraceableError(f"catches an exception in its forward ({type(self._caught).__name__})")
             recorder.release()
+            if self._inside_autocast:
+                raise UntraceableError("switches autocast in its forward")
             self._effects.check()
             recorder.check_registers()
         except Exception:
@@ -236,6 +244,24 @@ class RegionTracer(AssumingTracer):
             target = now
         node = self.create_node("call_function", _torch.set_grad_enabled, (target,), {})
         self._saw(node, None)
+
+    def enter_autocast(self, asked: tuple[Any, ...]) -> fx.Node:
+        """The code has entered ``torch.autocast``, which it gave these arguments: so does the graph."""
+        self._follow_gradients()
+        args = self.create_arg(asked)
+        node = self.create_node("call_function", _torch.enter_autocast, args, {})
+        self._saw(node, None)
+        self._inside_autocast.append(node)
+        self._effects.follow_contexts()
+        return node
+
+    def exit_autocast(self, entered: fx.Node) -> None:
+        """The code has left it."""
+        if not self._inside_autocast or self._inside_autocast.pop() is not entered:
+            raise UntraceableError("switches autocast in its forward")
+        self._follow_gradients()
+        self._saw(self.create_node("call_function", _torch.exit_autocast, (entered,), {}), None)
+        self._effects.follow_contexts()
 
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **options)

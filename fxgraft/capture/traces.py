@@ -168,6 +168,7 @@ class Traces:
         finally:
             self._inside -= 1
         form.switches_gradients = tracer.switches_gradients
+        form.switches_autocast = tracer.switches_autocast
         self._proxies[module] = tracer.proxies
         self._found[module] = (form, graph)
         return result

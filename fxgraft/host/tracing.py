@@ -62,7 +62,13 @@ def trace(
             "host, with its seeds",
             ", ".join(name or "the model itself" for name in compiled),
         )
+    if made := [name for name, parameter in model.named_parameters() if parameter.is_inference()]:
+        raise TraceError(
+            f"model: {made[0]!r} was made inside torch.inference_mode(), so that no gradient can be computed "
+            f"with it, and no seed can be trained. Make the model outside of it"
+        )
     form = form_of(example_args, example_kwargs or {})
-    host = host_class(type(model))(Capture(model, example_args, dict(example_kwargs or {})))
+    with torch.inference_mode(False):
+        host = host_class(type(model))(Capture(model, example_args, dict(example_kwargs or {})))
     host.__dict__["_example"] = form  # not by setattr: the model may have an attribute of that name
     return host

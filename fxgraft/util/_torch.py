@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -241,6 +242,44 @@ def python_of(expression: Any) -> str:
 def has_saved_tensor_hooks() -> bool:
     """Whether something looks after what backward passes need. Missing: new code is not compared."""
     return bool(torch._C._autograd._top_saved_tensors_default_hooks(True) is not None)
+
+
+def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
+    """`torch.autocast(...).__enter__()`, that compilers follow. Missing: what switches it has no graph."""
+    entered = torch.amp.autocast_mode._enter_autocast(device_type, dtype, enabled, cache)
+    if not torch.compiler.is_compiling():
+        _open().append(entered)
+    return entered
+
+
+def exit_autocast(entered: Any) -> None:
+    """Leave what `enter_autocast` returned. Missing: as above."""
+    if not torch.compiler.is_compiling():
+        _open().pop()
+    torch.amp.autocast_mode._exit_autocast(entered)  # type: ignore[no-untyped-call]
+
+
+_of_thread = threading.local()
+
+
+def _open() -> list[Any]:
+    """What this thread has entered by `enter_autocast` and not left."""
+    found: list[Any] = _of_thread.__dict__.setdefault("open", [])
+    return found
+
+
+def open_autocasts() -> int:
+    """How many this thread has entered and not left."""
+    return len(_open())
+
+
+def leave_autocasts(wanted: int) -> None:
+    """Leave all but so many: where a graph has raised inside of them."""
+    while len(_open()) > wanted:
+        exit_autocast(_open()[-1])
+
+
+constant_when_compiled(open_autocasts)
 
 
 set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled

@@ -157,3 +157,15 @@ def test_without_gradients_values_are_compared():
     for block in (Rounds(None), Stubborn(None)):
         host = fxgraft.trace(block, (X,))
         assert not host.explain().uncompared
+
+
+def test_tracing_in_inference_mode():
+    model, plain = Model(lambda m, h: h), Model(lambda m, h: h)
+    with torch.inference_mode():
+        host = fxgraft.trace(model, (torch.randn(4, 6),))
+        inference = Model(lambda m, h: h)
+    manager = fxgraft.SeedManager(host, check_every=0)
+    manager.germinate("blocks.0.a", "mlp")
+    _same_training(host, plain)
+    with pytest.raises(fxgraft.errors.TraceError, match="inference_mode"):
+        fxgraft.trace(inference, (X,))
