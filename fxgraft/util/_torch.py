@@ -246,7 +246,7 @@ def has_saved_tensor_hooks() -> bool:
 
 def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
     """`torch.autocast(...).__enter__()`, that compilers follow. Missing: what switches it has no graph."""
-    entered = torch.amp.autocast_mode._enter_autocast(device_type, dtype, enabled, cache)
+    entered = torch.amp.autocast_mode._enter_autocast(device_type, dtype, enabled, cache)  # type: ignore[no-untyped-call]
     if not torch.compiler.is_compiling():
         _open().append(entered)
     return entered

@@ -54,7 +54,7 @@ ASKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a branch on int": lambda m, h: h * 2 if int(h.shape[0] / 2) > 2 else h,
     "numel": lambda m, h: h / h.shape.numel(),
     "numel of a part": lambda m, h: h.reshape(h.shape[1:].numel(), -1),
-    "sum of sizes": lambda m, h: h.new_zeros(h.shape[:1] + (3,)),
+    "sum of sizes": lambda m, h: h.new_zeros(h.shape[:1] + (3,)),  # noqa: RUF005
     "is_contiguous": _contiguous,
     "is_contiguous of an input": lambda m, h: h if h.is_contiguous() else h * 2,
     "is_tensor": lambda m, h: h * 2 if torch.is_tensor(h) else h,
