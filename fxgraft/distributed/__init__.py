@@ -12,10 +12,11 @@ to the manager, and keeps the loop.
   ready for, so that they act in the same step; and the commands of rank 0.
 * `averaging`: the gradients of seeds, which ``DistributedDataParallel`` does not know of.
 * `unwrapped`: one of several processes whose manager was given the host alone; refuses where ranks train it.
+* `choice`: which ranks train a host.
 * `peers`: what the manager asks. `Alone` answers for one process and costs nothing, `replicas` for several.
 """
 
+from fxgraft.distributed.choice import peers_of
 from fxgraft.distributed.peers import Alone, Peers
-from fxgraft.distributed.replicas import peers_of
 
 __all__ = ["Alone", "Peers", "peers_of"]

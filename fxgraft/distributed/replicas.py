@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from fxgraft import commands
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed.averaging import average_gradients, broadcast
 from fxgraft.distributed.conversation import Conversation
-from fxgraft.distributed.peers import Alone, Order, Peers
-from fxgraft.distributed.unwrapped import Unwrapped, is_one_of_several
+from fxgraft.distributed.peers import Order
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Birth
@@ -172,43 +169,6 @@ class Replicas:
                 broadcast((*graft.module.parameters(), *graft.module.buffers()), self._group)
                 found.append(name)
         return found
-
-
-def peers_of(
-    given: nn.Module,
-    host: Host,
-    inbox: Inbox,
-    state: Callable[[], str],
-    backward: Callable[[], None],
-    optimizers: Sequence[Optimizer] = (),
-    strict: bool = False,
-    shard_from: int | None = None,
-) -> Peers:
-    """The ranks that train ``given``: of the ``DistributedDataParallel`` that it is, or of a sharded host.
-
-    Raises:
-        DistributedError: the host is sharded in a way in which it cannot be grown; or several ranks train it,
-            and it was given without what is around it.
-    """
-    if _is_sharded(host):
-        from fxgraft.distributed import fsdp  # which imports seventy modules that no other host needs
-
-        fsdp.check(host, optimizers, strict)
-        host.forget_own()
-        return fsdp.Shards(host, inbox, state, backward, shard_from)
-    if isinstance(given, DistributedDataParallel) and given.process_group.size() > 1:
-        return Replicas(given, given.process_group, given.broadcast_buffers, host, inbox, state, backward)
-    if not isinstance(given, DistributedDataParallel) and is_one_of_several():
-        return Unwrapped(host)
-    return Alone()
-
-
-def _is_sharded(host: Host) -> bool:
-    """Whether any part of ``host`` went through ``fully_shard``."""
-    # Where that was not imported nobody has sharded anything. (The compiler imports it, too.)
-    imported = sys.modules.get("torch.distributed.fsdp")
-    kind = getattr(imported, "FSDPModule", ())
-    return any(isinstance(module, kind) for tree in (host, *host.trees()) for module in tree.modules())
 
 
 def _nothing() -> None:

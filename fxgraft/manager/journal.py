@@ -58,14 +58,16 @@ class Pace:
 class CompileWatch:
     """Tells what was compiled since it last looked."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._known: dict[str, VariantReport] = {}
+        self.news()  # what is there already was compiled in another run
 
-    def news(self, host: Host) -> list[VariantReport]:
+    def news(self) -> list[VariantReport]:
         """The variants for which something was compiled, or that had to run uncompiled."""
-        if host.compiled is None:
+        if self._host.compiled is None:
             return []
-        rows = compile_report(host).variants
+        rows = compile_report(self._host).variants
         news = [row for row in rows if _work(row) != _work(self._known.get(row.label))]
         self._known = {row.label: row for row in rows}
         return news
@@ -82,8 +84,9 @@ class Journal:
     """
 
     def __init__(self, host: Host, reporter: Reporter, metrics: Callable[[], dict[str, Any]], every: int):
-        self._host, self._reporter, self._metrics, self._every = host, reporter, metrics, every
-        self._pace, self._compiles = Pace(), CompileWatch()
+        self._reporter, self._metrics, self._every = reporter, metrics, every
+        self._pace = Pace()
+        self._compiles = CompileWatch(host) if every else None
 
     def step(self, loss: float | Tensor | None) -> None:
         """After each training step. What goes wrong here is logged, and never changes training."""
@@ -99,7 +102,7 @@ class Journal:
         if self._reporter.step % self._every:
             return
         self._reporter.emit("steps", **self._pace.take())
-        for row in self._compiles.news(self._host):
+        for row in self._compiles.news() if self._compiles else ():
             self._reporter.emit("compiled", **asdict(row))
         self._reporter.emit("metrics", **self._metrics())
 

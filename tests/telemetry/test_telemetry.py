@@ -358,3 +358,23 @@ def test_compilations_are_events(fresh_compiler: None) -> None:
     told = sink.of_kind("compiled")[1:]
     assert told
     assert all("a" in e.data["label"] for e in told)
+
+
+def test_what_was_compiled_in_an_earlier_run_is_not_told_in_this_one() -> None:
+    host = fxgraft.trace(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU()), (torch.randn(2, 3),))
+    host.compile(backend="aot_eager")
+
+    def run(*slots: str) -> set[str]:
+        memory = Memory()
+        manager = fxgraft.SeedManager(host, sinks=[memory], metrics_every=1)
+        for slot in slots:
+            manager.germinate(slot, "low_rank", name=f"at_{slot}")
+            host(torch.randn(2, 3)).sum().backward()
+            manager.step()
+        host.clear()
+        return {event.data["label"] for event in memory.of_kind("compiled")}
+
+    first, second = run("0"), run("0", "1")
+    assert first
+    assert second
+    assert first.isdisjoint(second)
