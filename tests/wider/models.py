@@ -183,3 +183,15 @@ class CharGpt(nn.Module):
             x = x + block["attn"](block["ln1"](x))
             x = x + block["mlp"](block["ln2"](x))
         return self.head(self.norm(x))
+
+
+class OffsetNorm(nn.Module):
+    """An RMSNorm by hand that multiplies by its weight and one more."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight, self.epsilon = nn.Parameter(torch.randn(width) * 0.1), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return x * (1.0 + self.weight)

@@ -15,7 +15,7 @@ from fxgraft_passes.channels.growth import grow, tried
 from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 from tests.harness import assert_same_bits, counting_backend, snapshot, train
-from tests.wider.models import Attention, CharGpt, Cnn, Experts, Gated, Gpt, Mlp, ResNet
+from tests.wider.models import Attention, CharGpt, Cnn, Experts, Gated, Gpt, Mlp, OffsetNorm, ResNet
 
 TOKENS = torch.arange(12).reshape(2, 6) % 11
 
@@ -28,6 +28,7 @@ MODELS = {
     "heads": (Attention, torch.randn(2, 5, 12)),
     "gpt, layer norm": (lambda: Gpt(depth=1), TOKENS),
     "gpt, rms norm": (lambda: Gpt(nn.RMSNorm, depth=1), TOKENS),
+    "gpt, norm by hand": (lambda: Gpt(OffsetNorm, depth=1), TOKENS),
     "shared width": (CharGpt, TOKENS),
     "shared width by hand": (lambda: CharGpt(by_hand=True), TOKENS),
     "experts": (Experts, torch.randn(3, 4)),
@@ -66,7 +67,7 @@ def test_every_free_group_of_a_plain_model_grows_and_keeps_the_function(name, in
             continue
         with subject.session(), torch.no_grad():
             before = model(batch)
-            growth = grow(subject, group, 2 * group.grain, init, seed=0)
+            growth = grow(subject, group, 2 * group.grain, init, seed=0, before=[before])
             with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
                 torch.testing.assert_close(model(batch), before, rtol=1e-4, atol=1e-5)
                 assert sum(p.numel() for p in model.parameters()) > sum(

@@ -13,7 +13,7 @@ that are not quite equal, so that they can become different (Net2Wider, arXiv 15
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import lcm, sqrt
 from typing import Any
@@ -123,21 +123,21 @@ def grow(
         mode: [(step.target, step.sizes(growths)) for step in steps]
         for mode, steps in group.analysis.steps.items()
     }
-    # Attention divides by the root of the head's size, or by a number that stays.
-    ratio = max((1 + n / atom.size for atom, n in growths.items() if DOT in atom.hazards), default=1.0)
     failed: ChannelError | None = None
-    for queries in dict.fromkeys((sqrt(ratio), 1.0)):
+    settings: list[Setting] | None = None
+    for attempt in _attempts(group, growths):
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            plan = _Plan(subject, group, growths, init, queries)
+            plan = _Plan(subject, group, growths, init, *attempt)
             tensors = {path: _filled(subject.now(path).detach(), fill) for path, fill in plan.fills.items()}
-        try:
-            settings = fit(
-                subject, tensors, group.analysis.numbers(growths), plan.settings(tensors), expected
-            )
-        except UnfitError as error:
-            error.args = (f"{group.name}: {error}",)
-            raise
+        if settings is None:  # shapes are those of the first attempt
+            try:
+                settings = fit(
+                    subject, tensors, group.analysis.numbers(growths), plan.settings(tensors), expected
+                )
+            except UnfitError as error:
+                error.args = (f"{group.name}: {error}",)
+                raise
         growth = Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)
         try:
             if before is not None:
@@ -149,6 +149,19 @@ def grow(
         return growth
     assert failed is not None
     raise failed
+
+
+def _attempts(group: ChannelGroup, growths: Mapping[Atom, int]) -> Iterator[tuple[float, float]]:
+    """What only values tell: by what queries are scaled, and what is added to the weight of a norm by hand.
+
+    Attention divides by the root of the head's size, or by a number that stays. A norm multiplies by its
+    weight, or by one more.
+    """
+    ratio = max((1 + n / atom.size for atom, n in growths.items() if DOT in atom.hazards), default=1.0)
+    for queries in dict.fromkeys((sqrt(ratio), 1.0)):
+        yield queries, 0.0
+        if MEAN in group.atom.hazards:
+            yield queries, 1.0
 
 
 def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, ChannelGroup]:
@@ -283,9 +296,15 @@ class _Plan:
     """What becomes of each tensor of a group."""
 
     def __init__(
-        self, subject: Subject, group: ChannelGroup, growths: Mapping[Atom, int], init: str, queries: float
+        self,
+        subject: Subject,
+        group: ChannelGroup,
+        growths: Mapping[Atom, int],
+        init: str,
+        queries: float,
+        added: float,
     ):
-        self._subject, self._group, self._queries = subject, group, queries
+        self._subject, self._group, self._queries, self._added = subject, group, queries, added
         self.ratio = group.atom.size / (group.atom.size + growths[group.atom])
         like = {group.atom: _like(group.atom.size, growths[group.atom])}
         for atom, units in growths.items():  # what is tied to the leading atom is copied alike
@@ -330,12 +349,15 @@ class _Plan:
     def _of_a_norm(self, path: str, new: float | None) -> Callable[[Tensor], Tensor]:
         """The weight or the bias of a norm, which makes up for the channels that it counts more."""
         spreads = self.spreads[path]
+        by_hand = path.rpartition(".")[0] in self._group.atom.hazards.get(MEAN, ())
+        added = self._added if by_hand else 0.0
 
         def fill(tensor: Tensor) -> Tensor:
             wide, fresh = widened(tensor, spreads)
             if new is not None:
                 return wide.masked_fill(fresh, new)
-            return torch.where(fresh, tensor.mean(), wide) * sqrt(self.ratio)
+            wide = torch.where(fresh, tensor.mean(), wide)
+            return (wide + added) * sqrt(self.ratio) - added
 
         return fill
 

@@ -68,7 +68,9 @@ def _paired(a: Analysis, operation: Operation, tensors: tuple[Tensor, ...], last
 @rule("addmm baddbmm")
 def added_product(a: Analysis, operation: Operation) -> None:
     """``bias + x @ y``."""
-    bias, x, y = (tensor(operation, i, n) for i, n in enumerate(("input", "mat1", "mat2")))
+    batched = getattr(operation.target, "__name__", "") == "baddbmm"
+    names = ("input", "batch1", "batch2") if batched else ("input", "mat1", "mat2")
+    bias, x, y = (tensor(operation, i, name) for i, name in enumerate(names))
     made = _multiplied(a, operation, x, y)
     for i in range(bias.dim()):
         layout = made[len(made) - bias.dim() + i]
