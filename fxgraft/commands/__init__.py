@@ -3,13 +3,14 @@
     {"type": "SEED", "slot": "layer1.relu", "blueprint": "mlp", "config": {"hidden": 32}}
     {"type": "BLEND", "seed": "mlp_0", "to": 1.0, "steps": 200, "schedule": "cosine"}
     {"type": "CULL", "seed": "mlp_0"}        FOSSILIZE, PAUSE and RESUME likewise
+    {"type": "WIDEN", "group": "blocks.0.up", "by": 64}
 
 As Python objects they are small frozen dataclasses, ``commands.SEED(slot=..., blueprint=...)``. Any
 command may carry an ``id``; a manager carries out each id once and repeats its reply. `schema` is the
 JSON schema of a command. Blueprints are named, never code: nothing in a command is ever executed.
 """
 
-from fxgraft.commands.messages import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, Command, Reply
+from fxgraft.commands.messages import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, WIDEN, Command, Reply
 from fxgraft.commands.parsing import MAX_BYTES, parse, read, schema, to_dict
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "PAUSE",
     "RESUME",
     "SEED",
+    "WIDEN",
     "Command",
     "Reply",
     "parse",

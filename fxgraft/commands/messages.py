@@ -70,9 +70,20 @@ class RESUME:
     id: str | None = None
 
 
-Command = SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME
+@dataclass(frozen=True, kw_only=True)
+class WIDEN:
+    """Let the channels ``group`` of the host grow by ``by``."""
+
+    group: str
+    by: int = field(metadata={"minimum": 1, "maximum": 10**6})
+    init: str = field(default="zero", metadata={"enum": ["zero", "split"]})
+    optimizer_state: str = field(default="fresh", metadata={"enum": ["fresh", "copy"]})
+    id: str | None = None
+
+
+Command = SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME | WIDEN
 TYPES: dict[str, type[Command]] = {
-    kind.__name__: kind for kind in (SEED, BLEND, CULL, FOSSILIZE, PAUSE, RESUME)
+    kind.__name__: kind for kind in (SEED, BLEND, CULL, FOSSILIZE, PAUSE, RESUME, WIDEN)
 }
 
 

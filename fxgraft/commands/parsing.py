@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fxgraft.commands.messages import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, TYPES, Command
+from fxgraft.commands.messages import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, TYPES, WIDEN, Command
 from fxgraft.errors import CommandError
 
 MAX_BYTES = 65_536
@@ -22,7 +22,7 @@ def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
     Raises:
         CommandError: what is wrong with it, with what was expected.
     """
-    if isinstance(message, SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME):
+    if isinstance(message, SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME | WIDEN):
         message = to_dict(message)
     if isinstance(message, Mapping):  # through its text: one set of rules for every form
         message = _encode(message)

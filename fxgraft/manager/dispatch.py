@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
-from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, Command, Reply
+from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, WIDEN, Command, Reply
 from fxgraft.commands.inbox import Inbox
 from fxgraft.errors import CommandError
 from fxgraft.lifecycle import nursery
@@ -70,10 +70,11 @@ class Dispatcher:
         """Carry commands out, and give each future its reply.
 
         All land as one change. One that is refused changes nothing for the others; where the change as a
-        whole cannot land, each is carried out for itself.
+        whole cannot land, or a WIDEN is among them, each is carried out for itself.
         """
         waiting, self._left = [*self._left, *orders], []
-        if len(waiting) > 1 and self._carry_out_together(waiting):
+        widens = any(isinstance(command, WIDEN) for command, _ in waiting)
+        if len(waiting) > 1 and not widens and self._carry_out_together(waiting):
             return
         while waiting:
             command, future = waiting.pop(0)
@@ -147,7 +148,7 @@ class Dispatcher:
             refused.set_result(Reply(False, str(error)))
             return refused
 
-    def _carry_out(self, command: Command) -> tuple[str, Callable[[], str]]:
+    def _carry_out(self, command: Command) -> tuple[str | None, Callable[[], str]]:
         """The seed that the command was about, and what was done, in words."""
         manager = self._manager
         match command:
@@ -172,6 +173,26 @@ class Dispatcher:
             case RESUME():
                 manager.resume(command.seed)
                 return command.seed, lambda: "goes on"
+            case WIDEN():
+                self._check_growth(command)
+                done = manager.widen(
+                    command.group, command.by, init=command.init, optimizer_state=command.optimizer_state
+                )
+                return None, lambda: f"{done.group} has {done.size} channels"
+
+    def _check_growth(self, command: WIDEN) -> None:
+        """Refuse a growth that could exhaust the memory, before any is taken for it."""
+        group = self._manager.host.channels.get(command.group)
+        if group is None:
+            return  # which is told when it is looked for
+        grown = {member.name for member in group.members if member.role != "norm"}
+        numbers = [self._manager.host.get_parameter(name).numel() for name in grown]
+        if (size := sum(numbers) * command.by // group.size) > MAX_PARAMETERS:
+            raise CommandError(
+                f"by: the host would have {size:,} parameters more; a command may ask for {MAX_PARAMETERS:,} "
+                "at "
+                f"most (fxgraft.manager.dispatch.MAX_PARAMETERS), the manager's widen() for any number"
+            )
 
     def _check_size(self, command: SEED) -> None:
         """Refuse a seed that could exhaust the memory, before any is taken for it."""
@@ -224,4 +245,6 @@ def _queued(command: Command) -> Reply:
 
 
 def _subject(command: Command) -> str | None:
+    if isinstance(command, WIDEN):
+        return None
     return command.name if isinstance(command, SEED) else command.seed

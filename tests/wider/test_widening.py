@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxgraft
+from fxgraft.commands import SEED, WIDEN
 from fxgraft.errors import ChannelError, DistributedError, StageError
 from fxgraft_passes.channels.groups import find
 from fxgraft_passes.channels.growth import grow, tried
@@ -398,3 +399,17 @@ def test_where_it_cannot_be_asked_for(monkeypatch):
             with pytest.raises(DistributedError, match="several ranks"):
                 call()
     assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+def test_a_command_widens():
+    batch = torch.randn(3, 4)
+    host, _, manager = managed(Mlp(), batch)
+    reply = manager.handle({"type": "WIDEN", "group": "up", "by": 2, "init": "split"})
+    assert (reply.accepted, reply.reason) == (True, "up has 10 channels")
+    refused = manager.handle(WIDEN(group="down", by=2))
+    assert not refused.accepted
+    assert "is a size of the output" in refused.reason
+    futures = [manager.submit(WIDEN(group="up", by=1)), manager.submit(SEED(slot="down", blueprint="mlp"))]
+    manager.step()
+    assert [future.result().accepted for future in futures] == [True, True]
+    assert host.channels["up"].size == 11
