@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.base import GraphPass
+from fxgraft_passes.channels.examples import example_of
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.growth import tried
 from fxgraft_passes.channels.layout import atoms
@@ -42,15 +43,17 @@ class FindChannels(GraphPass):
     """Annotate a ``GraphModule`` with the groups of its channels; never modifies.
 
     Attributes:
-        example_args: inputs to run it with, in eval and in train mode.
+        example_args: inputs to run it with, in eval and in train mode; None: made up, where its placeholders
+            say of what form they are.
         example_kwargs: the same, by name.
     """
 
-    example_args: tuple[Any, ...]
+    example_args: tuple[Any, ...] | None = None
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        subject = Subject.of(graph_module, self.example_args, self.example_kwargs)
+        args = example_of(graph_module) if self.example_args is None else self.example_args
+        subject = Subject.of(graph_module, args, self.example_kwargs)
         run = _Run(graph_module)
         subject.run = run.run_by_name
         groups = tried(subject, find(subject))

@@ -27,6 +27,7 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.channels.comparing import outputs
+from fxgraft_passes.channels.examples import example_of
 from fxgraft_passes.channels.groups import find
 from fxgraft_passes.channels.growth import grow, tried
 from fxgraft_passes.channels.replacing import replace_tensors
@@ -43,7 +44,7 @@ class Widen(GraphPass):
     Attributes:
         group: its name, as `FindChannels` has it.
         by: how many channels more.
-        example_args: inputs to run it with.
+        example_args: inputs to run it with; None as for `FindChannels`.
         example_kwargs: the same, by name.
         init: ``"zero"`` or ``"split"``, see ``SeedManager.widen``.
         seed: of the new weights.
@@ -51,13 +52,14 @@ class Widen(GraphPass):
 
     group: str
     by: int
-    example_args: tuple[Any, ...]
+    example_args: tuple[Any, ...] | None = None
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
     init: str = "zero"
     seed: int = 0
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        subject = Subject.of(graph_module, self.example_args, self.example_kwargs)
+        args = example_of(graph_module) if self.example_args is None else self.example_args
+        subject = Subject.of(graph_module, args, self.example_kwargs)
         groups = tried(subject, find(subject))
         if self.group not in groups:
             raise ChannelError(

@@ -7,6 +7,7 @@ import torch
 import torch.fx as fx
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from fxgraft_passes import FindChannels, Widen, channels_of
 from fxgraft_passes.errors import ChannelError
@@ -42,6 +43,17 @@ def test_nodes_are_annotated_and_nothing_changes():
     }
     assert channels_of(gm)["up"].fixed is None
     assert_same_bits(before, dict(gm.state_dict()))
+
+
+def test_inputs_are_made_up_where_the_graph_has_their_form():
+    gm, x = traced(Mlp()), torch.randn(3, 4)
+    with pytest.raises(ChannelError, match="x: expected example_args, or a graph that says of what form"):
+        FindChannels()(gm)
+    ShapeProp(gm).propagate(x)
+    before = gm(x)
+    assert channels_of(FindChannels()(gm).graph_module)["up"].fixed is None
+    assert Widen("up", 3)(gm).modified
+    torch.testing.assert_close(gm(x), before)
 
 
 @pytest.mark.parametrize("init", ["zero", "split"])

@@ -123,6 +123,19 @@ class Gpt(nn.Module):
         return self.head(self.norm(x))
 
 
+class Bare(nn.Module):
+    """A residual stream that the head reads as it is, without a norm in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 12), nn.Linear(12, 3)
+        self.norm, self.up, self.down = nn.LayerNorm(12), nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.down(F.gelu(self.up(self.norm(x)))))
+
+
 class Experts(nn.Module):
     """Each token by its expert, as batched products of three-dimensional weights."""
 

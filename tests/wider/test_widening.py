@@ -16,7 +16,7 @@ from fxgraft_passes.channels.growth import grow, tried
 from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 from tests.harness import assert_same_bits, counting_backend, snapshot, train
-from tests.wider.models import Attention, CharGpt, Cnn, Experts, Gated, Gpt, Mlp, OffsetNorm, ResNet
+from tests.wider.models import Attention, Bare, CharGpt, Cnn, Experts, Gated, Gpt, Mlp, OffsetNorm, ResNet
 
 TOKENS = torch.arange(12).reshape(2, 6) % 11
 
@@ -30,6 +30,7 @@ MODELS = {
     "gpt, layer norm": (lambda: Gpt(depth=1), TOKENS),
     "gpt, rms norm": (lambda: Gpt(nn.RMSNorm, depth=1), TOKENS),
     "gpt, norm by hand": (lambda: Gpt(OffsetNorm, depth=1), TOKENS),
+    "no norm in front of the head": (Bare, torch.randn(3, 4)),
     "shared width": (CharGpt, TOKENS),
     "shared width by hand": (lambda: CharGpt(by_hand=True), TOKENS),
     "experts": (Experts, torch.randn(3, 4)),
@@ -100,6 +101,15 @@ def test_new_units_learn():
     before = {name: host.get_parameter(name)[at].clone() for name, at in new.items()}
     steps(host, optimizer, manager, TOKENS, 3)
     assert all((host.get_parameter(name)[at] != before[name]).any() for name, at in new.items())
+
+
+def test_what_reads_a_stream_behind_its_norm_is_initialised_and_what_reads_it_in_front_is_zero():
+    host, optimizer, manager = managed(Bare(), torch.randn(3, 4))
+    manager.widen("stem", 3)
+    assert host.up.weight[:, 12:].abs().min() > 0
+    assert host.head.weight[:, 12:].abs().max() == 0
+    steps(host, optimizer, manager, torch.randn(3, 4))
+    assert host.head.weight[:, 12:].abs().min() > 0
 
 
 def test_heads_that_share_the_width_grow_with_it():

@@ -80,6 +80,11 @@ class ChannelGroup:
         """Whether a normalisation is computed over it."""
         return bool(self.atom.hazards.keys() & {NORM, MEAN})
 
+    @property
+    def readers(self) -> frozenset[str]:
+        """The parameters that read the channels."""
+        return frozenset(member.name for member in self.members if member.role == "consumer")
+
 
 def analyse(subject: Subject) -> Analysis:
     """Record the subject in both modes, and read what it does.

@@ -3,8 +3,8 @@
 ``"zero"``: what new channels are made by is as the layer initialises it, what reads them is zero. Where a
 normalisation is computed over the channels it is the other way round: new channels are zero, or the mean of
 the others where it subtracts the mean, so that they are zero behind it; its weight and eps make up for the
-channels that it counts more (average expansion, LEMON, arXiv 2310.07999); what reads them is as the layer
-initialises it.
+channels that it counts more (average expansion, LEMON, arXiv 2310.07999); what reads them there is as the
+layer initialises it, and what reads them in front of it is zero.
 
 ``"split"``: new channels are copies of old ones, and what reads them is shared between the copies, in parts
 that are not quite equal, so that they can become different (Net2Wider, arXiv 1511.05641).
@@ -13,7 +13,7 @@ that are not quite equal, so that they can become different (Net2Wider, arXiv 15
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import lcm, sqrt
 from typing import Any
@@ -123,12 +123,13 @@ def grow(
         mode: [(step.target, step.sizes(growths)) for step in steps]
         for mode, steps in group.analysis.steps.items()
     }
-    failed: ChannelError | None = None
     settings: list[Setting] | None = None
-    for attempt in _attempts(group, growths):
+
+    def attempt(guess: _Guess) -> Growth:
+        nonlocal settings
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            plan = _Plan(subject, group, growths, init, *attempt)
+            plan = _Plan(subject, group, growths, init, guess)
             tensors = {path: _filled(subject.now(path).detach(), fill) for path, fill in plan.fills.items()}
         if settings is None:  # shapes are those of the first attempt
             try:
@@ -138,30 +139,64 @@ def grow(
             except UnfitError as error:
                 error.args = (f"{group.name}: {error}",)
                 raise
-        growth = Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)
+        if before is not None:
+            with subject.with_tensors(tensors), applied(settings, subject):
+                difference(group.name, before, outputs(subject))
+        return Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)
+
+    return _first_that_fits(attempt, _guesses(group, growths))
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """What only values tell of a model.
+
+    Attributes:
+        queries: by what queries are scaled: attention divides by the root of the head's size, or by a number
+            that stays.
+        added: what is added to the weight of a norm by hand: it multiplies by its weight, or by one more.
+        bare: of normalised channels, the weights that read them as they are, not behind the normalisation.
+    """
+
+    queries: float
+    added: float
+    bare: frozenset[str] = frozenset()
+
+
+def _guesses(group: ChannelGroup, growths: Mapping[Atom, int]) -> Iterator[_Guess]:
+    ratio = max((1 + n / atom.size for atom, n in growths.items() if DOT in atom.hazards), default=1.0)
+    for bare in dict.fromkeys((frozenset[str](), group.readers if group.normalised else frozenset[str]())):
+        for queries in dict.fromkeys((sqrt(ratio), 1.0)):
+            yield _Guess(queries, 0.0, bare)
+            if MEAN in group.atom.hazards:
+                yield _Guess(queries, 1.0, bare)
+
+
+def _first_that_fits(attempt: Callable[[_Guess], Growth], guesses: Iterable[_Guess]) -> Growth:
+    """The growth by the first guess that keeps the function, with as few ``bare`` weights as do."""
+    failed: ChannelError | None = None
+    for guess in guesses:
         try:
-            if before is not None:
-                with subject.with_tensors(tensors), applied(settings, subject):
-                    difference(group.name, before, outputs(subject))
+            growth = attempt(guess)
+        except UnfitError:
+            raise
         except ChannelError as error:
             failed = failed or error
             continue
-        return growth
+        needed = frozenset(
+            path for path in guess.bare if not _fits(attempt, replace(guess, bare=guess.bare - {path}))
+        )
+        return growth if needed == guess.bare else attempt(replace(guess, bare=needed))
     assert failed is not None
     raise failed
 
 
-def _attempts(group: ChannelGroup, growths: Mapping[Atom, int]) -> Iterator[tuple[float, float]]:
-    """What only values tell: by what queries are scaled, and what is added to the weight of a norm by hand.
-
-    Attention divides by the root of the head's size, or by a number that stays. A norm multiplies by its
-    weight, or by one more.
-    """
-    ratio = max((1 + n / atom.size for atom, n in growths.items() if DOT in atom.hazards), default=1.0)
-    for queries in dict.fromkeys((sqrt(ratio), 1.0)):
-        yield queries, 0.0
-        if MEAN in group.atom.hazards:
-            yield queries, 1.0
+def _fits(attempt: Callable[[_Guess], Growth], guess: _Guess) -> bool:
+    try:
+        attempt(guess)
+    except ChannelError:
+        return False
+    return True
 
 
 def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, ChannelGroup]:
@@ -301,10 +336,9 @@ class _Plan:
         group: ChannelGroup,
         growths: Mapping[Atom, int],
         init: str,
-        queries: float,
-        added: float,
+        guess: _Guess,
     ):
-        self._subject, self._group, self._queries, self._added = subject, group, queries, added
+        self._subject, self._group, self._guess = subject, group, guess
         self.ratio = group.atom.size / (group.atom.size + growths[group.atom])
         like = {group.atom: _like(group.atom.size, growths[group.atom])}
         for atom, units in growths.items():  # what is tied to the leading atom is copied alike
@@ -350,7 +384,7 @@ class _Plan:
         """The weight or the bias of a norm, which makes up for the channels that it counts more."""
         spreads = self.spreads[path]
         by_hand = path.rpartition(".")[0] in self._group.atom.hazards.get(MEAN, ())
-        added = self._added if by_hand else 0.0
+        added = self._guess.added if by_hand else 0.0
 
         def fill(tensor: Tensor) -> Tensor:
             wide, fresh = widened(tensor, spreads)
@@ -378,12 +412,12 @@ class _Plan:
         fresh = _along(dim, found.fresh, wide)
         if self._group.normalised and self._group.atom in inside:
             if "consumer" in roles and "producer" not in roles:
-                return wide
+                return wide.masked_fill(fresh, 0) if path in self._guess.bare else wide
             return torch.where(fresh, self._mean(wide, dim, found), wide)
         if any(DOT in atom.hazards for atom in inside if atom in self._group.companions):
             marked = passes_through(self._layouts[path][dim], self._group.analysis.queries)
             is_query = _along(dim, [marked[i] for i in found.origin], wide)
-            wide = torch.where(is_query, wide * self._queries, wide)
+            wide = torch.where(is_query, wide * self._guess.queries, wide)
             is_key = _along(dim, self._of_companions(path, dim, found), wide) & ~is_query
             return wide.masked_fill(fresh & is_key, 0)
         return wide.masked_fill(fresh, 0) if "consumer" in roles else wide
