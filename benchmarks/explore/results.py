@@ -72,7 +72,7 @@ class Workload:
 
     def repeats(self) -> float | None:
         """How far the truth of one half of the random seeds agrees with that of the other."""
-        if len(self.seeds) < 4:
+        if len(self.seeds) < 2:
             return None
         draw, found = random.Random(0), []
         for _ in range(SPLITS):
@@ -183,7 +183,7 @@ def write(*files: Path) -> None:
         workload = Workload(name, parts)
         if len(workload.seeds) >= 2:
             found[name] = workload.results()
-    named = {"contribution": "contribution, radius 0.03, 100 steps"}.get(DEFAULT, DEFAULT)
+    named = {"expected_and_parameters": "parameters and adam", "expected": "adam"}.get(DEFAULT, DEFAULT)
     default = {}
     for name, results in found.items():
         row = next((row for row in results["scores"] if row["score"] == named), None)

@@ -71,7 +71,8 @@ MIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """By name: the mean of the ranks by several scores."""
 
-DEFAULT = "contribution"
+DEFAULT = "expected_and_parameters"
+"""Of those that need no run of their own, it orders best in ``benchmarks/results/explore.md``."""
 
 
 def resolve(score: str | Score) -> Ranking:

@@ -130,6 +130,9 @@ class Carrier:
                 "callback grow it; or trace it anew: fxgraft.trace(fxgraft.unwrap(host), ...)"
             )
         self._carry()
+        # Before the first call: what it explores has to see all gradients. Latest batches there are none yet.
+        if file is not None and self._auto and "evaluate" in self._grow:
+            self._begin_growth()
 
     def _carry(self) -> None:
         """Let each ``state_dict`` of the host say how its seeds are wired; follow one that says otherwise."""

@@ -179,7 +179,11 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
             self._first.come(None)  # it may not have come by itself: in a run that was complete
             self._first = None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._bring(Path(state.best_model_checkpoint) / FILE, keep_streams=True)
+            auto, self._auto = self._auto, False  # the training is over
+            try:
+                self._bring(Path(state.best_model_checkpoint) / FILE, keep_streams=True)
+            finally:
+                self._auto = auto
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

@@ -33,7 +33,7 @@ def test_the_host_does_not_feel_an_exploration_of_everything() -> None:
 
 
 def test_the_rows_say_all_and_are_ranked() -> None:
-    exploration = Run().explored()
+    exploration = Run().explored(score="contribution")
     rows = exploration.table
     assert {(row.slot, row.blueprint) for row in rows} >= {("first", "mlp"), ("relu", "low_rank")}
     scores = [row.score for row in rows if row.status == "measured"]
