@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fxgraft import blueprints, commands
-from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, Command, Reply
+from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, WIDEN, Command, Reply
 from fxgraft.errors import CheckpointError, FxGraftError, StageError
 from fxgraft.explore import scoring
 from fxgraft.explore.candidates import Choice, find
@@ -257,10 +257,9 @@ class Growth:
         assert row.widens is not None
         with self._manager.no_cooldown():
             self._say(CULL(seed=str(row.seed)))
-        try:
-            self._manager.widen(*row.widens)
-        except FxGraftError as error:
-            return self._drop(row, str(error))
+        reply = self._say(WIDEN(group=row.widens[0], by=row.widens[1]))
+        if reply.refused:
+            return self._drop(row, reply.reason)
         self._note("widened", row, reason=f"{row.widens[0]} by {row.widens[1]}")
         return self._wait_again()
 

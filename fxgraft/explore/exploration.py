@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
-from fxgraft.commands import SEED
+from fxgraft.commands import SEED, WIDEN
 from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.explore.candidates import Candidate, Found
 from fxgraft.explore.depths import Depth
@@ -85,7 +85,7 @@ class _Entry:
             status=self.status,
             reason=self.reason,
             seed=self.seed,
-            command=self.command,
+            command=self.command if self.widens is None else WIDEN(group=self.widens[0], by=self.widens[1]),
             widens=self.widens,
             deepens=None if self.depth is None else (self.depth.stack, self.depth.at),
         )

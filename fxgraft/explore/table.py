@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxgraft import commands
-from fxgraft.commands import SEED
+from fxgraft.commands import SEED, WIDEN
 from fxgraft.util.columns import columns
 
 LEARNING, MEASURED, FAILED, LEFT_OUT = "learning", "measured", "failed", "left out"
@@ -38,10 +38,8 @@ class Row:
         status: ``"learning"``, ``"measured"``, ``"failed"`` or ``"left out"``.
         reason: why it failed or was left out; empty otherwise.
         seed: the name of its seed; None where there was none.
-        command: what plants it: ``manager.handle(row.command)``; of one that widens, the branch that it was
-            tried as.
-        widens: the group of channels that would grow and by how many, for ``manager.widen(*row.widens)``;
-            None for another.
+        command: what lets it grow: ``manager.handle(row.command)``; not for one that deepens.
+        widens: the group of channels that would grow, and by how many; None for another.
         deepens: the stack that would get one more block, and the index of the block that it stands behind,
             for ``manager.deepen(stack, at=[index])``; None for another.
     """
@@ -60,7 +58,7 @@ class Row:
     status: str
     reason: str
     seed: str | None
-    command: SEED
+    command: SEED | WIDEN
     widens: tuple[str, int] | None = None
     deepens: tuple[str, int] | None = None
 
@@ -80,12 +78,7 @@ HEADERS = (
 
 def cells(row: Row) -> tuple[object, ...]:
     """One row below `HEADERS`."""
-    where = row.slot if row.command.source is None else f"{row.command.source} -> {row.slot}"
-    options = ", ".join(f"{name}={value}" for name, value in row.command.config.items())
-    if row.widens is not None:
-        where, options = row.widens[0], f"by={row.widens[1]}"
-    if row.deepens is not None:
-        where, options = f"behind {row.slot}", ""
+    where, options = _place(row)
     said = "" if row.status == MEASURED else row.status + (f": {row.reason}" if row.reason else "")
     return (
         where,
@@ -99,6 +92,16 @@ def cells(row: Row) -> tuple[object, ...]:
         row.score,
         said,
     )
+
+
+def _place(row: Row) -> tuple[str, str]:
+    """Where it would grow, and the options."""
+    if isinstance(row.command, WIDEN):
+        return row.command.group, f"by={row.command.by}"
+    if row.deepens is not None:
+        return f"behind {row.slot}", ""
+    where = row.slot if row.command.source is None else f"{row.command.source} -> {row.slot}"
+    return where, ", ".join(f"{name}={value}" for name, value in row.command.config.items())
 
 
 def text_of(rows: Sequence[Row], most: int = 40) -> str:

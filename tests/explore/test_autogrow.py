@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.commands import SEED
+from fxgraft.commands import SEED, WIDEN
 from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageError
 from fxgraft.explore import Growth
 from fxgraft.telemetry import Event
@@ -204,7 +204,8 @@ def test_a_layer_grows_wider_where_the_branch_that_stands_for_it_wins(monkeypatc
     run.train(7)
     before = run.evaluate()
     (row,) = [row for row in growth.exploration.table if row.widens is not None]
-    assert (row.slot, row.command.source, row.widens, row.parameters) == ("down", "norm", ("up", 1), 17)
+    assert (row.slot, row.widens, row.parameters) == ("down", ("up", 1), 17)
+    assert row.command == WIDEN(group="up", by=1)
     assert "widen(by=1)" in str(growth.exploration)
     run.train(1)
     assert [entry["what"] for entry in growth.history] == ["exploring", "widened", "done"]
