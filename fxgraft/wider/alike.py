@@ -9,11 +9,9 @@ Layers may differ in sizes; all else has to be equal. What is found is which par
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch.fx as fx
-from networkx.algorithms.isomorphism import DiGraphMatcher
 from torch import nn
 
 from fxgraft.capture.merge import local_name, merge
@@ -21,6 +19,9 @@ from fxgraft.capture.region import Region
 from fxgraft.host.host import Host
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Slot, operators
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class NotAlikeError(Exception):
@@ -54,6 +55,8 @@ def counterparts(host: Host, placement: Placement, module: nn.Module) -> dict[st
     ours = _form(beside, region.module, start)
     theirs = _form(*_traced(module, {type(layer) for layer in layers.values()}))
     same_kind = (lambda a, b: a["kind"] == b["kind"]), (lambda a, b: a["at"] == b["at"])
+    from networkx.algorithms.isomorphism import DiGraphMatcher  # heavy: imported when it is needed
+
     found = next(DiGraphMatcher(ours, theirs, *same_kind).isomorphisms_iter(), None)
     if found is None:
         raise NotAlikeError(f"is of another form than what lies between {source.name!r} and {slot.name!r}")
@@ -137,6 +140,8 @@ def _traced(module: nn.Module, leaves: Collection[type]) -> tuple[list[fx.Node],
 
 def _form(nodes: Collection[fx.Node], root: nn.Module, source: fx.Node) -> nx.DiGraph[Any]:
     """Nodes with what they do, edges with the place among the arguments."""
+    import networkx as nx  # heavy: imported when it is needed
+
     form: nx.DiGraph[Any] = nx.DiGraph()
     form.add_node("source", kind="source")
     for node in nodes:
