@@ -30,6 +30,7 @@ from benchmarks.worth.training import Run, Trainer
 from benchmarks.worth.workloads import Workload, workload
 
 COMMITTED = Path(__file__).parent.parent / "results"
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "worth.png"
 RESULTS = Path("runs/worth/results")
 SCRATCH = Path("runs/worth/states")
 
@@ -77,9 +78,10 @@ def carry(protocol: Protocol, options: argparse.Namespace, out: Path, scratch: P
                 continue
             run_all(protocol, task, folder, scratch / protocol.name, options.only, until)
     records = results.read(folder)
-    summary.write(protocol, records, out)
     committed = COMMITTED / "worth" / protocol.name
-    if folder.resolve() != committed.resolve():
+    ours = folder.resolve() == committed.resolve()
+    summary.write(protocol, records, out, PICTURE if ours else out / "worth.png")
+    if not ours:
         print(results.compared(records, results.read(committed)))
 
 

@@ -23,7 +23,8 @@ class Arm:
         options: for the learner.
         tuned_as: the arm whose learning rate it takes; its own name if it is tuned itself.
         ends: multiples of N steps; for fixed sizes, of the large network's FLOPs instead.
-        seeds: "one" or "finalist" (see the plan); fixed sizes become finalists by their results.
+        like: N is of a network of so many blocks, which costs what the large one costs in its own N steps.
+        seeds: "one", "all", or "finalist" (all, and early); fixed sizes become finalists by their results.
         protocols: where it is run.
         workloads: likewise.
     """
@@ -38,6 +39,7 @@ class Arm:
     seeds: str = "one"
     protocols: tuple[str, ...] = ("short", "full", "quick")
     workloads: tuple[str, ...] = ("gpt", "cnn")
+    like: int = LARGE
 
     @property
     def fixed(self) -> bool:
@@ -68,6 +70,10 @@ GROWTH = (
     Arm("gstack-2-8", 2, "stack", PRIMARY, (1.0, 1.3), ((0.5, LARGE),), seeds="finalist"),
     Arm("net2net-1-8", 1, "net2net", PRIMARY, (1.0, 1.3), ((0.5, LARGE),)),
     Arm("stochastic-8", LARGE, "stochastic", f"fixed-{LARGE}", (1.0, 1.3)),
+    Arm(
+        "deepen-1-2", 1, "deepen", PRIMARY, (0.6, 1.0), ((0.4, 2),),
+        {"init": "zero", "optimizer_state": "fresh", "at": "end"}, seeds="all", workloads=("gpt",), like=2,
+    ),
     _variant("early", 0.3),
     _variant("copy", init="copy"),
     _variant("random", init="random"),

@@ -33,7 +33,13 @@ class Plan:
         if self.protocol.variants != "none":
             late = [arm for arm in self.arms.values() if arm not in early]
             found += [run for arm in late if arm.tuned_as == arm.name for run in self._tuning(arm)]
-            found += [run for arm in late for run in self._final(arm, first)]
+            for seed in self.protocol.seeds:
+                found += [
+                    run
+                    for arm in late
+                    if seed == first or arm.seeds == "all"
+                    for run in self._final(arm, seed)
+                ]
         return found
 
     def rate(self, arm: Arm) -> float | None:

@@ -14,13 +14,13 @@ from benchmarks.worth.workloads import Workload
 
 
 class Progress:
-    """Of one workload. Costs are in steps of the large network; the speed is that of the runs so far."""
+    """Of one workload. Costs are in multiples of the large network's; the speed is that of the runs so far."""
 
     def __init__(self, protocol: Protocol, task: Workload):
         self.task, self.arms = task, arms(protocol, task.name)
-        self.flops = {
-            depth: task.step_flops(depth) for depth in {LARGE, *(arm.depth for arm in self.arms.values())}
-        }
+        depths = {LARGE, *(arm.depth for arm in self.arms.values())}
+        depths |= {depth for arm in self.arms.values() for _, depth in arm.changes}
+        self.flops = {depth: task.step_flops(depth) for depth in depths}
         self.done, self.spent = 0.0, 0.0
 
     def begin(self, run: Run, left: list[Run]) -> None:
@@ -51,5 +51,4 @@ class Progress:
         bounds = [0.0, *(min(at, end) for at, _ in arm.changes), end]
         depths = [arm.depth, *(depth for _, depth in arm.changes)]
         parts = zip(depths, pairwise(bounds), strict=True)
-        large = self.flops[LARGE]
-        return sum(self.flops.get(depth, large * depth / LARGE) / large * (b - a) for depth, (a, b) in parts)
+        return sum(self.flops[depth] / self.flops[arm.like] * (b - a) for depth, (a, b) in parts)

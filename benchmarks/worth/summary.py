@@ -23,7 +23,7 @@ from benchmarks.worth.results import Records
 FILE, TABLE = "worth.json", "worth.md"
 
 
-def write(protocol: Protocol, records: Records, out: Path) -> None:
+def write(protocol: Protocol, records: Records, out: Path, picture: Path) -> None:
     """Write summary, table and plot; the workloads of which nothing has run are left out."""
     found = {name: workload(Arms(protocol, name, records)) for name in protocol.scales}
     found = {name: told for name, told in found.items() if told is not None}
@@ -38,7 +38,7 @@ def write(protocol: Protocol, records: Records, out: Path) -> None:
     }
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     (out / TABLE).write_text(table(whole), encoding="utf-8")
-    plot.draw({name: Arms(protocol, name, records) for name in found}, out / "worth.png")
+    plot.draw({name: Arms(protocol, name, records) for name in found}, picture)
     print((out / TABLE).read_text(encoding="utf-8"))
 
 

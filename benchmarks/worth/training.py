@@ -51,7 +51,7 @@ class Trainer:
         self.file = scratch / f"{run.name}.pt"
         scale = TUNING_SCALE if run.tuning else 1.0
         self.shares = (1.0,) if run.tuning else arm.ends
-        unit = round(scale * workload.scale.steps)
+        unit = workload.steps_for(arm.like, scale)
         self.totals = [
             workload.steps_for(arm.depth, share * scale) if arm.fixed else round(share * unit)
             for share in self.shares
