@@ -14,7 +14,7 @@ from benchmarks.worth.workloads import Workload
 
 
 class Progress:
-    """Of one workload. Costs are in multiples of the large network's; the speed is that of the runs so far."""
+    """Of one workload. Costs are in multiples of the large network's; the speed is that of earlier runs."""
 
     def __init__(self, protocol: Protocol, task: Workload):
         self.task, self.arms = task, arms(protocol, task.name)
