@@ -132,7 +132,7 @@ def test_stochastic_depth_is_charged_for_the_blocks_that_run(tmp_path: Path):
 
 # Runs
 
-RESUMED = ["fixed-2", "gstack-2-8", "net2net-1-8", "stochastic-8"]
+RESUMED = ["fixed-2", "gstack-2-8", "net2net-1-8", "stochastic-8", "deepen-2-4-8"]
 
 
 @pytest.mark.parametrize("arm", RESUMED)
@@ -210,7 +210,7 @@ def test_g_stack_repeats_the_stack_in_its_order():
 
 def curve(*points: tuple[float, float, float]) -> Curve:
     """(share, FLOPs, loss); seconds are a tenth of the FLOPs."""
-    return Curve(tuple(End(share, flops, flops / 10, loss, loss) for share, flops, loss in points))
+    return Curve(tuple(End(share, flops, flops / 10, loss, loss, flops) for share, flops, loss in points))
 
 
 def test_losses_are_linear_in_the_logarithm_of_the_cost_and_not_known_outside():

@@ -16,13 +16,14 @@ from benchmarks.worth.results import Records, run_of
 
 @dataclass(frozen=True)
 class End:
-    """Where a run ended: one complete schedule."""
+    """Where a run ended: one complete schedule. ``training_flops`` are without evaluations and changes."""
 
     share: float
     flops: float
     seconds: float
     loss: float
     validation: float
+    training_flops: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def curve_of(record: dict[str, Any]) -> Curve:
     ends = [
         End(
             end["share"], sum(end["flops"].values()), sum(end["seconds"].values()),
-            end["test"], end["validation"],
+            end["test"], end["validation"], end["flops"]["train"],
         )
         for end in record["ends"]
     ]  # fmt: skip

@@ -92,11 +92,10 @@ class Learner:
         loss.backward()
         for optimizer in self.optimizers:
             optimizer.step()
-        self.after(loss)
         return float(loss.detach())
 
-    def after(self, loss: Tensor) -> None:
-        """At the end of a step."""
+    def finish(self, loss: float) -> None:
+        """At the end of a step; charges for itself."""
 
     def state(self) -> dict[str, Any]:
         """A copy of everything that training changes."""
@@ -200,8 +199,9 @@ class Deepened(Learner):
         self.manager.deepen("blocks", depth - self.depth, blend=0, **wanted)
         self.depth = depth
 
-    def after(self, loss: Tensor) -> None:
-        self.manager.step(loss)
+    def finish(self, loss: float) -> None:
+        with self.ledger.time("train"):
+            self.manager.step(loss)
 
 
 class Widened(Deepened):
@@ -232,8 +232,8 @@ class Autogrown(Deepened):
         seeds = tuple((name, seed.stage) for name, seed in self.manager.seeds.items())
         return seeds, sum(p.numel() for p in self.host.parameters())
 
-    def after(self, loss: Tensor) -> None:
-        self.manager.step(loss)
+    def finish(self, loss: float) -> None:
+        self.counted.run(self.ledger, "change", None, lambda: self.manager.step(loss))
 
 
 KINDS: dict[str, type[Learner]] = {

@@ -70,6 +70,7 @@ def growth(arms: Arms, name: str) -> dict[str, Any]:
     """The three questions for one arm."""
     return {
         "share_of_flops": share_of_large(arms, name, "flops"),
+        "share_of_training_flops": share_of_large(arms, name, "training_flops"),
         "share_of_seconds": share_of_large(arms, name, "seconds"),
         "below_envelope": below_envelope(arms, name),
         "unknown_size": unknown_size(arms, name),

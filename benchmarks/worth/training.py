@@ -103,6 +103,7 @@ class Trainer:
         self.loss = self.counted.run(
             self.charged, "train", self.learner.structure(), lambda: self.learner.step(batch, share)
         )
+        self.learner.finish(self.loss)
 
     def _point(self, step: int, curve: list[dict[str, Any]]) -> dict[str, Any]:
         measured = self._measure("validation")
