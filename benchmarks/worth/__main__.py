@@ -1,6 +1,7 @@
 """Run what is missing, then write the summary: ``make worth``, or
 
-    python -m benchmarks.worth [--protocol short|full] [--workload gpt|cnn] [--only ARM ...] [--minutes M]
+    python -m benchmarks.worth [--protocol short|full] [--workload gpt|cnn] [--only ARM ...]
+        [--seeds N ...] [--minutes M]
     python -m benchmarks.worth --quick       # does everything run? five minutes, nothing is kept
     python -m benchmarks.worth --list        # what is missing
     python -m benchmarks.worth --report      # only the summary and the plot, from the results that are there
@@ -45,6 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--workload", choices=["gpt", "cnn"], help="one of them; both unless given")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="runs of these arms alone")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="runs of these random seeds alone")
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results are, and go")
     parser.add_argument(
@@ -66,7 +68,7 @@ def carry(protocol: Protocol, options: argparse.Namespace, out: Path, scratch: P
     names = [options.workload] if options.workload else list(protocol.scales)
     folder = out / "worth" / protocol.name
     if options.list:
-        tell(protocol, names, folder, options.only)
+        tell(protocol, names, folder, options)
         return
     if not options.report:
         until = time.monotonic() + 60 * options.minutes if options.minutes else None
@@ -76,7 +78,7 @@ def carry(protocol: Protocol, options: argparse.Namespace, out: Path, scratch: P
             except DataError as error:
                 print(f"{name} is left out. {error}")
                 continue
-            run_all(protocol, task, folder, scratch / protocol.name, options.only, until)
+            run_all(protocol, task, folder, scratch / protocol.name, options, until)
     records = results.read(folder)
     committed = COMMITTED / "worth" / protocol.name
     ours = folder.resolve() == committed.resolve()
@@ -90,7 +92,7 @@ def run_all(
     task: Workload,
     folder: Path,
     scratch: Path,
-    only: list[str] | None,
+    options: argparse.Namespace,
     until: float | None,
 ) -> None:
     """Run what is missing of one workload, one run after the other."""
@@ -101,7 +103,7 @@ def run_all(
     failed: set[str] = set()
     progress = Progress(protocol, task)
     while until is None or time.monotonic() < until:
-        missing = wanted(Plan(protocol, task.name, results.read(folder)).missing(), only)
+        missing = wanted(Plan(protocol, task.name, results.read(folder)).missing(), options)
         left = [run for run in missing if run.name not in failed]
         if not left:
             break
@@ -127,15 +129,20 @@ def stamped(record: dict[str, Any], machine: dict[str, Any], protocol: Protocol)
     return {"command": command, "environment": machine, "protocol": protocol.name, **record}
 
 
-def wanted(runs: list[Run], only: list[str] | None) -> list[Run]:
-    """Those of the arms that were asked for."""
-    return [run for run in runs if only is None or run.arm in only]
+def wanted(runs: list[Run], options: argparse.Namespace) -> list[Run]:
+    """Those of the arms and random seeds that were asked for."""
+    return [
+        run
+        for run in runs
+        if (options.only is None or run.arm in options.only)
+        and (options.seeds is None or run.seed in options.seeds)
+    ]
 
 
-def tell(protocol: Protocol, names: list[str], folder: Path, only: list[str] | None) -> None:
+def tell(protocol: Protocol, names: list[str], folder: Path, options: argparse.Namespace) -> None:
     """What is missing; runs that depend on results to come are not among them yet."""
     for name in names:
-        for run in wanted(Plan(protocol, name, results.read(folder)).missing(), only):
+        for run in wanted(Plan(protocol, name, results.read(folder)).missing(), options):
             print(run.name)
 
 
