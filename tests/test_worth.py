@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.worth import __main__ as command
-from benchmarks.worth import data, prepare, results, schedule, training
+from benchmarks.worth import data, prepare, results, schedule, summary, training
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
 from benchmarks.worth.arms import PRIMARY, arms
 from benchmarks.worth.costs import counter

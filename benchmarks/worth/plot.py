@@ -29,21 +29,32 @@ def panel(axes: pyplot.Axes, arms: Arms) -> None:
     """Fixed sizes in grey, growth in colour, with standard errors where there are several random seeds."""
     names = list(dict.fromkeys(name for name, _ in arms.curves))
     colours = iter(pyplot.colormaps["tab10"].colors * 2)
+    labels = []
     for name in names:
         curves = [arms.curves[name, seed] for seed in arms.seeds(name)]
-        if not curves:
-            continue
         points = list(zip(*(curve.ends for curve in curves), strict=True))
         flops = [estimate([end.flops for end in same]).mean / 1e12 for same in points]
         losses = [estimate([end.loss for end in same]) for same in points]
-        fixed = arms.arms[name].fixed
+        fixed, depth = arms.arms[name].fixed, arms.arms[name].depth
         colour = "0.45" if fixed else next(colours)
         style = {"color": colour, "marker": "o", "markersize": 3, "linestyle": "-" if fixed else "--"}
         errors = [found.standard_error or 0.0 for found in losses]
         axes.errorbar(flops, [found.mean for found in losses], yerr=errors, capsize=2, linewidth=1, **style)
-        label = f"{arms.arms[name].depth} blocks" if fixed else name
-        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 7}
-        axes.annotate(label, (flops[-1], losses[-1].mean), color=colour, **place)
+        text = f"{depth} block{'s' if depth > 1 else ''}" if fixed else name
+        labels.append((losses[-1].mean, flops[-1], text, colour))
+    _label(axes, labels)
     axes.set(xscale="log", xlabel="training TFLOPs, everything charged", ylabel="test loss, nats")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.margins(x=0.15)
     axes.grid(alpha=0.3, which="both")
+
+
+def _label(axes: pyplot.Axes, labels: list[tuple[float, float, str, str | tuple[float, ...]]]) -> None:
+    """Write (loss, FLOPs, text, colour) right of each end, moved up where it would lie on the one below."""
+    low, high = axes.get_ylim()
+    at = float("-inf")
+    for loss, flops, text, colour in sorted(labels):
+        at = max(loss, at + 0.035 * (high - low))
+        place = {"xytext": (1.02 * flops, at), "textcoords": "data", "va": "center", "fontsize": 7}
+        axes.annotate(text, (flops, loss), color=colour, **place)
