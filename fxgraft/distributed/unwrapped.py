@@ -71,11 +71,19 @@ def is_one_of_several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _around(host: Host) -> list[DistributedDataParallel]:
-    """What averages gradients of the host's own parameters over several ranks."""
+def is_wrapped(host: Host) -> bool:
+    """Whether a ``DistributedDataParallel``, be it of one rank, has buckets for the host's own parameters."""
+    if not (dist.is_available() and dist.is_initialized()) or not _around(host, least=1):
+        return False
+    gc.collect()  # one that is dead, and not yet collected, is none
+    return bool(_around(host, least=1))
+
+
+def _around(host: Host, least: int = 2) -> list[DistributedDataParallel]:
+    """What averages gradients of the host's own parameters over that many ranks, or more."""
     own = {id(parameter) for parameter in host.host_parameters()}
     living = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
-    return [one for one in living if _size(one) > 1 and _has(one.parameters(), own)]
+    return [one for one in living if _size(one) >= least and _has(one.parameters(), own)]
 
 
 def _size(wrapper: DistributedDataParallel) -> int:

@@ -21,7 +21,7 @@ from fxgraft import schedules
 from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
 from fxgraft.deeper.spread import At
-from fxgraft.distributed import peers_of
+from fxgraft.distributed import is_wrapped, peers_of
 from fxgraft.errors import ChannelError, CheckpointError, DistributedError, SlotError, StageError
 from fxgraft.explore import exploration as explore
 from fxgraft.explore import scoring
@@ -1114,10 +1114,13 @@ class SeedManager:
         self._refuse_while_borrowed(action)
 
     def _refuse_ranks(self, action: str) -> None:
-        if self.peers.size > 1 or self.peers.folder is not None:
+        if self.peers.size > 1 or self.peers.folder is not None or is_wrapped(self.host):
             raise DistributedError(
-                f"cannot {action} a host that several ranks train: save the run, load it in one process, "
-                f"{action}, save, and load that on all ranks, before DistributedDataParallel or fully_shard"
+                f"cannot {action} a host that several ranks train, or that is wrapped for them: save the "
+                "run, "
+                f"load it in one process, {action}, save; for all ranks, host = fxgraft.load_model(path, "
+                "model); "
+                f"host.clear(); then wrap that, and SeedManager.load(path, ...)"
             )
 
     def _refuse_while_borrowed(self, action: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft import checkpoint
+from fxgraft.distributed import is_wrapped
 from fxgraft.distributed.peers import Peers
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -86,7 +87,7 @@ class Saver:
         host = lifecycle.host
         lifecycle.cold = True  # the structures on the way are not worth compiling
         self._reporter.silent = True
-        rank, alone = self._peers.rank, self._peers.size == 1
+        rank, alone = self._peers.rank, self._peers.size == 1 and not is_wrapped(host)
         given = lifecycle, self._optimizers, self.schedulers, blueprints, rank, alone
         if folder is None:
             state = checkpoint.restore(path, *given)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import fxgraft
-from fxgraft.errors import CheckpointError
+from fxgraft.errors import CheckpointError, DistributedError
 from tests.harness import assert_same_bits, snapshot
 from tests.wider.models import Block, Gpt, Mlp
 from tests.wider.test_widening import TOKENS, managed, outputs, steps
@@ -117,3 +119,32 @@ def test_inserted_blocks_grow_wider_and_are_loaded(tmp_path):
     plain = fxgraft.unwrap(host)
     assert_same_bits(plain(TOKENS), host(TOKENS))
     assert [block.mlp[0].out_features for block in plain.blocks] == [20, 22, 24, 20]
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_wrapped_host_is_refused_and_a_wide_one_can_be_wrapped(one_rank, tmp_path):
+    batch = torch.randn(3, 4)
+    host, _, manager = managed(Mlp(), batch)
+    manager.widen("up", 2)
+    manager.save(tmp_path / "run")
+    wrapped = DistributedDataParallel(host)
+    with pytest.raises(DistributedError, match="wrapped for them"):
+        manager.widen("up", 2)
+    narrow = fxgraft.trace(Mlp(), (batch,))
+    ddp = DistributedDataParallel(narrow)
+    with pytest.raises(CheckpointError, match=r"host\.clear\(\)"):
+        fxgraft.SeedManager.load(tmp_path / "run", ddp, torch.optim.AdamW(ddp.parameters()))
+    fresh = fxgraft.load_model(tmp_path / "run", Mlp()).train()
+    fresh.clear()
+    again = DistributedDataParallel(fresh)
+    optimizer = torch.optim.AdamW(again.parameters(), lr=1e-2)
+    loaded = fxgraft.SeedManager.load(tmp_path / "run", again, optimizer, check_every=0)
+    steps(again, optimizer, loaded, batch, 1)
+    assert fresh.widenings == host.widenings
+    assert wrapped.module is host
