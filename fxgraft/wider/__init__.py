@@ -4,7 +4,7 @@
 widening  one growth of one group, as a transaction
 moments   what optimizers keep for parameters that grow
 fusing    fossils that become part of the host's own layers
-alike     whether a branch is of the form of what it stands beside
+alike     whether a branch is of the form of what it stands beside (needs networkx)
 joining   its channels, behind those of the layers there
 replay    the growths of a host in a checkpoint
 ========  ===========================================================

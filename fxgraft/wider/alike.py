@@ -18,14 +18,11 @@ from fxgraft.capture.merge import local_name, merge
 from fxgraft.capture.region import Region
 from fxgraft.host.host import Host
 from fxgraft.slots.structure import Placement
+from fxgraft.wider.not_alike import NotAlikeError
 from fxgraft_passes import Slot, operators
 
 if TYPE_CHECKING:
     import networkx as nx
-
-
-class NotAlikeError(Exception):
-    """A branch is of another form; the message says why, as the end of a sentence."""
 
 
 def counterparts(host: Host, placement: Placement, module: nn.Module) -> dict[str, str]:

@@ -23,8 +23,8 @@ from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Change
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.slots.structure import Placement, Structure
-from fxgraft.wider.alike import NotAlikeError, counterparts
 from fxgraft.wider.joining import join
+from fxgraft.wider.not_alike import NotAlikeError
 from fxgraft_passes import Phase
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.replacing import set_tensor
@@ -77,6 +77,8 @@ def _fuse(undo: ExitStack, host: Host, name: str, fused: set[str], optimizers: S
     placement = _placement(host, name)
     in_front = _in_front(host, placement, fused)
     if placement.slot.source is not None:
+        from fxgraft.wider.alike import counterparts  # networkx is imported where a branch is joined
+
         same = counterparts(host, placement, host.graft(name).module)
         return join(undo, host, placement, same, optimizers)
     if in_front is not None:

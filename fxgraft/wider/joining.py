@@ -17,7 +17,7 @@ from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.optimizers.nested import nested
 from fxgraft.slots.structure import Placement
-from fxgraft.wider.alike import NotAlikeError
+from fxgraft.wider.not_alike import NotAlikeError
 from fxgraft.wider.widening import carry_out
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import grow
