@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fxgraft.commands import SEED
 from fxgraft.errors import SlotError
 from fxgraft.host.host import Host
+from fxgraft_passes.graft import SEEDS
 
 DEEPEN = "deepen"
 """In the place of a blueprint's name."""
@@ -29,9 +30,12 @@ class Depth:
 
 
 def depths(host: Host) -> Iterator[SEED]:
-    """A place behind each block of each stack, in the form of a command."""
+    """A place behind each block of each stack, as a command; not behind a block that is only tried."""
+    tried = tuple(f"{SEEDS}.{p.seed}." for p in host.structure.placements if p.spec.fossil is None)
     for name, stack in host.stacks.items():
         for at, block in enumerate(stack.blocks):
+            if block.startswith(tried):
+                continue
             yield SEED(slot=block, blueprint=DEEPEN, config={"stack": name, "at": at})
 
 

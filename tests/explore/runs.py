@@ -64,3 +64,14 @@ class Run:
     def state(self) -> tuple[Any, ...]:
         moments = [frozen(self.optimizer.state[p]) for p in self.host.host_parameters()]
         return state(self.host), moments, torch.get_rng_state()
+
+
+class Hidden(nn.Module):
+    """A block of a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))

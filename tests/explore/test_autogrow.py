@@ -16,7 +16,7 @@ from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageErro
 from fxgraft.explore import Growth
 from fxgraft.telemetry import Event
 from tests.explore import runs
-from tests.explore.runs import Run
+from tests.explore.runs import Hidden, Run
 from tests.harness import assert_same_bits, frozen
 
 QUICK: dict[str, Any] = {"steps": 4, "blend": 3, "hold": 2, "window": 4, "blueprints": ["mlp", "norm"]}
@@ -231,13 +231,7 @@ class Stacked(nn.Module):
         return self.head(x)
 
 
-class Hidden(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(3, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(torch.relu(self.up(self.norm(x))))
+BLOCKS = [SEED(slot=f"blocks.{i}", blueprint="deepen", config={"stack": "blocks", "at": i}) for i in (0, 1)]
 
 
 @pytest.mark.parametrize("helps", [True, False])
@@ -246,7 +240,11 @@ def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) 
     run = Run()
     given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40, "gain": -10.0}
     growth = run.manager.autogrow(
-        run.evaluate, "auto", 9.0, score=lambda row: float(row.deepens == ("blocks", 1)), **given
+        run.evaluate,
+        [*BLOCKS, SEED(slot="enter", blueprint="norm")],
+        9.0,
+        score=lambda row: float(row.deepens == ("blocks", 1)),
+        **given,
     )
     if not helps:  # whatever it has learnt: as if it were nothing
         monkeypatch.setattr("fxgraft.explore.autogrow._helps", lambda row: False)
@@ -269,7 +267,7 @@ def test_an_exploration_with_blocks_does_not_touch_the_host_and_is_resumed(
     losses, state = plain.train(7), plain.state()
     given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40}
     run = Run()
-    growth = run.manager.autogrow(run.evaluate, "auto", 9.0, **given)
+    growth = run.manager.autogrow(run.evaluate, [*BLOCKS, SEED(slot="enter", blueprint="norm")], 9.0, **given)
     assert_same_bits(losses, run.train(7), "losses")
     assert growth.phase == "exploring"
     assert_same_bits(state, run.state(), "weights, moments and random streams")
@@ -277,6 +275,6 @@ def test_an_exploration_with_blocks_does_not_touch_the_host_and_is_resumed(
     rest = run.train(9)
     again = Run()
     again.manager = SeedManager.load(tmp_path / "run", again.host, again.optimizer)
-    resumed = again.manager.autogrow(again.evaluate, "auto", 9.0, **given)
+    resumed = again.manager.autogrow(again.evaluate, BLOCKS, 9.0, **given)
     assert_same_bits(again.train(9), rest, "losses")
     assert resumed.history == growth.history

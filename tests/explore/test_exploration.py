@@ -16,7 +16,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, SlotError, StageError
 from fxgraft.telemetry import Event
-from tests.explore.runs import Run, X, Y
+from tests.explore.runs import Hidden, Run, X, Y
 from tests.harness import assert_same_bits
 
 
@@ -285,3 +285,18 @@ def test_sinks_are_told_what_was_found() -> None:
     (told,) = [event for event in events if event.kind == "explored"]
     assert told.data == {"steps": 2, "rows": [row.to_dict() for row in exploration.table]}
     json.dumps(told.data, allow_nan=False)
+
+
+def test_auto_has_a_block_behind_each_of_a_stack() -> None:
+    host = fxgraft.trace(nn.Sequential(nn.Linear(6, 4), nn.Sequential(Hidden(), Hidden())), (X[:4],))
+    manager = SeedManager(host, check_every=0)
+
+    def evaluate() -> Tensor:
+        return host(X).square().mean()
+
+    for _ in range(2):  # what the first one tries is no place for the second
+        exploration = manager.explore(evaluate=evaluate)
+        assert sorted(row.slot for row in exploration.table if row.deepens is not None) == ["1.0", "1.1"]
+    strange = SEED(slot="1.0", blueprint="deepen", config={"stack": "2", "at": 0})
+    with pytest.raises(SlotError, match=r"deepen: expected .* there are: 1 \(\d blocks\)"):
+        manager.explore(strange, evaluate=evaluate)
