@@ -18,6 +18,7 @@ from fxgraft.host.host import Host
 from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase
+from fxgraft_passes.graft import SEEDS
 
 _GLANCES = (Phase.DETACHED, Phase.SHADOW)
 """Phases that a host runs for a moment only: its average has no use for them."""
@@ -76,7 +77,7 @@ def _host_in(module: Any, argument: str) -> Host:
 def _check_copy(host: Host, twin: Host) -> None:
     if twin is host:
         raise ValueError("averaged: expected a copy of the host; got the host itself")
-    if list(twin.slots) != list(host.slots):
+    if _own_slots(twin) != _own_slots(host):
         raise ValueError("averaged: expected a copy of the host; its slots are others")
     ours, theirs = _seeds(host), _seeds(twin)
     if ours[: len(theirs)] != theirs:  # what lacks the last ones was paired rightly so far
@@ -87,6 +88,11 @@ def _check_copy(host: Host, twin: Host) -> None:
         )
 
 
+def _own_slots(host: Host) -> list[str]:
+    """The slots of the model; those in inserted blocks come and go with these."""
+    return [name for name, slot in host.slots.items() if not slot.region.startswith(f"{SEEDS}.")]
+
+
 def _seeds(host: Host) -> list[tuple[str, str, object]]:
     return [(p.seed, p.slot.name, p.kind) for p in host.structure.placements]
 
@@ -95,10 +101,14 @@ def _mirror(host: Host, twin: Host) -> None:
     """Give ``twin`` the structure and phase of ``host``, with modules of its own."""
     if host.phase in _GLANCES:
         return
-    placements = [replace(p, slot=twin.site(*p.slot.names)) for p in host.structure.placements]
-    structure = Structure(tuple(placements))
-    have = twin.grafts()
-    grafts = {p.seed: have.get(p.seed) or _copied(host, twin, p) for p in placements}
+    have, grafts = twin.grafts(), dict[str, Graft]()
+    structure = Structure()
+    for ours in host.structure.placements:
+        if ours.slot.region not in twin.regions:
+            twin.provide(structure, grafts)  # it is in a block that came before
+        placement = replace(ours, slot=twin.site(*ours.slot.names))
+        structure = Structure((*structure.placements, placement))
+        grafts[ours.seed] = have.get(ours.seed) or _copied(host, twin, placement)
     twin.prepare(structure, (host.phase,))
     twin.set_structure(structure, host.phase, grafts)
     twin.structure_entry = host.structure_entry  # their states have the same entries

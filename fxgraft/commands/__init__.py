@@ -4,18 +4,31 @@
     {"type": "BLEND", "seed": "mlp_0", "to": 1.0, "steps": 200, "schedule": "cosine"}
     {"type": "CULL", "seed": "mlp_0"}        FOSSILIZE, PAUSE and RESUME likewise
     {"type": "WIDEN", "group": "blocks.0.up", "by": 64}
+    {"type": "DEEPEN", "stack": "transformer.h", "count": 2, "at": "end"}
 
 As Python objects they are small frozen dataclasses, ``commands.SEED(slot=..., blueprint=...)``. Any
 command may carry an ``id``; a manager carries out each id once and repeats its reply. `schema` is the
 JSON schema of a command. Blueprints are named, never code: nothing in a command is ever executed.
 """
 
-from fxgraft.commands.messages import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, WIDEN, Command, Reply
+from fxgraft.commands.messages import (
+    BLEND,
+    CULL,
+    DEEPEN,
+    FOSSILIZE,
+    PAUSE,
+    RESUME,
+    SEED,
+    WIDEN,
+    Command,
+    Reply,
+)
 from fxgraft.commands.parsing import MAX_BYTES, parse, read, schema, to_dict
 
 __all__ = [
     "BLEND",
     "CULL",
+    "DEEPEN",
     "FOSSILIZE",
     "MAX_BYTES",
     "PAUSE",

@@ -81,9 +81,25 @@ class WIDEN:
     id: str | None = None
 
 
-Command = SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME | WIDEN
+@dataclass(frozen=True, kw_only=True)
+class DEEPEN:
+    """Insert ``count`` further blocks in ``stack``, as ``SeedManager.deepen`` does."""
+
+    stack: str
+    count: int = field(default=1, metadata={"minimum": 1, "maximum": 1024})
+    at: str | list[int] | None = None
+    init: str = field(default="zero", metadata={"enum": ["zero", "copy", "random"]})
+    blend: int = field(default=0, metadata={"minimum": 0, "maximum": 10**9})
+    isolated: bool = False
+    optimizer_state: str = field(default="fresh", metadata={"enum": ["fresh", "copy"]})
+    name: str | None = None
+    like: list[int] | None = None
+    id: str | None = None
+
+
+Command = SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME | WIDEN | DEEPEN
 TYPES: dict[str, type[Command]] = {
-    kind.__name__: kind for kind in (SEED, BLEND, CULL, FOSSILIZE, PAUSE, RESUME, WIDEN)
+    kind.__name__: kind for kind in (SEED, BLEND, CULL, FOSSILIZE, PAUSE, RESUME, WIDEN, DEEPEN)
 }
 
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fxgraft.commands.messages import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, TYPES, WIDEN, Command
+from fxgraft.commands.messages import TYPES, Command
 from fxgraft.errors import CommandError
 
 MAX_BYTES = 65_536
@@ -22,7 +22,7 @@ def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
     Raises:
         CommandError: what is wrong with it, with what was expected.
     """
-    if isinstance(message, SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME | WIDEN):
+    if isinstance(message, Command):
         message = to_dict(message)
     if isinstance(message, Mapping):  # through its text: one set of rules for every form
         message = _encode(message)
@@ -67,7 +67,8 @@ def schema() -> dict[str, Any]:
 
 
 _JSON_TYPES: dict[Any, str] = {
-    str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", type(None): "null",
+    str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array",
+    type(None): "null",
 }  # fmt: skip
 
 

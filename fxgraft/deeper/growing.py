@@ -198,8 +198,7 @@ def tried(host: Host, origin: Origin, like: str, made: nn.Module, init: str, iso
     given = _made_up(region, origin.call, next(made.parameters(), torch.empty(0)))
     if given is None:
         return
-    source = module_of(host, like)
-    with torch.no_grad(), state_untouched(made), state_untouched(source):
+    with torch.no_grad(), state_untouched(made):
         try:
             with streams.no_global_draws():
                 made.train()
@@ -214,8 +213,8 @@ def tried(host: Host, origin: Origin, like: str, made: nn.Module, init: str, iso
         except Exception:
             return  # it does not take what was made up: nothing is known of it
         made.eval()
-        if init == "zero" and not host.structure.merged:
-            _check_kept(where, made, source, region, origin.call, given)
+        if init == "zero":
+            _check_kept(where, made, copy_of(module_of(host, like)), region, origin.call, given)
 
 
 def _check_kept(

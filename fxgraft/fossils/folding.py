@@ -147,6 +147,8 @@ class Folding:
     def merge(self, placement: Placement) -> str:
         """Merge one seed, or raise `NotAffineError`; returns the name of the layer."""
         slot, spec = placement.slot, placement.spec
+        if spec.call is not None:
+            raise NotAffineError("is a block")
         if slot.source is not None:
             raise NotAffineError(f"reads {slot.source.name!r}, and not the value that it is added to")
         if slot.reader is not None:
@@ -171,7 +173,8 @@ class Folding:
         else:
             raise NotAffineError(f"stands behind {node.name!r}, which is no layer's result")
         axis_of(layer, len(slot.shape))  # raises for one that nothing can be merged into
-        names = {module: name for name, module in self.host.trees()[0].named_modules()}
+        root, *_ = self.host.trees()
+        names = {m: name for tree in (self.host, root) for name, m in tree.named_modules()}
         if self._calls.get(layer, 1) != 1:
             raise NotAffineError(f"stands behind {names[layer]!r}, which is called in several places")
         if layer._forward_hooks:

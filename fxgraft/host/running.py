@@ -49,6 +49,7 @@ class Running:
 
     def prepare(self, structure: Structure, phases: Iterable[Phase]) -> None:
         """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
+        structure.refuse_split_blocks()
         for phase in phases:
             for name in structure.by_region:
                 self._generated(structure, name, phase)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -65,7 +66,7 @@ class Lifecycle:
         self.host = host
         model, *_ = host.trees()
         self.registry = SeedParameterRegistry(
-            optimizers, schedulers, model, lambda slot, counts: rings(host.slot(slot), host.regions, counts)
+            optimizers, schedulers, model, partial(_rings, host)
         )
         self.gradients = SeedGradients(on_dropped, optimizers)
         self.seeds: dict[str, Seed] = {}
@@ -386,3 +387,10 @@ class Lifecycle:
         slot = self.host.site(seed.slot, seed.source)
         spec = replace(seed.spec, isolated=False, fossil=alpha)
         return Placement(seed.name, slot, spec, kind_of(module))
+
+
+def _rings(host: Host, slot: str, counts: Callable[[str], bool]) -> Iterator[tuple[str, ...]]:
+    """What is around a slot, named as in the model: in an inserted block, as in that which it is like."""
+    named = host.structure.in_model
+    for ring in rings(host.slot(slot), host.regions, lambda path: counts(named(path))):
+        yield tuple(map(named, ring))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -9,12 +10,24 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
-from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, WIDEN, Command, Reply
+from fxgraft.commands import (
+    BLEND,
+    CULL,
+    DEEPEN,
+    FOSSILIZE,
+    PAUSE,
+    RESUME,
+    SEED,
+    WIDEN,
+    Command,
+    Reply,
+)
 from fxgraft.commands.inbox import Inbox
 from fxgraft.errors import CommandError
 from fxgraft.lifecycle import nursery
 from fxgraft.manager.reporter import Reporter
 from fxgraft.telemetry import logger
+from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
@@ -179,6 +192,11 @@ class Dispatcher:
                     command.group, command.by, init=command.init, optimizer_state=command.optimizer_state
                 )
                 return None, lambda: f"{done.group} has {done.size} channels"
+            case DEEPEN():
+                self._check_blocks(command)
+                seeds = manager.deepen(**_options(command))
+                names = ", ".join(seed.name for seed in seeds)
+                return names, lambda: f"{pluralize(len(seeds), 'block')} more in {command.stack}: {names}"
 
     def _check_growth(self, command: WIDEN) -> None:
         """Refuse a growth that could exhaust the memory, before any is taken for it."""
@@ -204,6 +222,25 @@ class Dispatcher:
                 f"config: the seed would have {size:,} parameters; a command may ask for {MAX_PARAMETERS:,} "
                 f"at most (fxgraft.manager.dispatch.MAX_PARAMETERS), the manager's germinate() for any number"
             )
+
+    def _check_blocks(self, command: DEEPEN) -> None:
+        """Refuse blocks that could exhaust the memory, before any is taken for them."""
+        stack = self._manager.host.stacks.get(command.stack)
+        if stack is None:
+            return  # which is said where they are inserted
+        block = self._manager.host.get_submodule(stack.blocks[0])
+        given = len(command.at) if isinstance(command.at, list) else 1
+        size = sum(p.numel() for p in block.parameters()) * max(command.count, given)
+        if size > MAX_PARAMETERS:
+            raise CommandError(
+                f"count: the blocks would have {size:,} parameters; a command may ask for {MAX_PARAMETERS:,} at "
+                f"most (fxgraft.manager.dispatch.MAX_PARAMETERS), the manager's deepen() for any number"
+            )
+
+
+def _options(command: DEEPEN) -> dict[str, Any]:
+    """What `SeedManager.deepen` is to be called with."""
+    return {f.name: getattr(command, f.name) for f in dataclasses.fields(command) if f.name != "id"}
 
 
 def arguments(command: SEED) -> dict[str, Any]:
@@ -247,4 +284,4 @@ def _queued(command: Command) -> Reply:
 def _subject(command: Command) -> str | None:
     if isinstance(command, WIDEN):
         return None
-    return command.name if isinstance(command, SEED) else command.seed
+    return command.name if isinstance(command, SEED | DEEPEN) else command.seed

@@ -17,6 +17,7 @@ from fxgraft.capture.fingerprint import Fingerprint
 from fxgraft.capture.merge import local_name
 from fxgraft.capture.region import Wiring
 from fxgraft_passes import GraftSpec, Phase, Slot
+from fxgraft_passes.errors import SlotError
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
 
@@ -121,12 +122,26 @@ class Structure:
 
     def home(self, region: str) -> str:
         """The region of the model in whose call a region runs: itself, or that around an inserted block."""
-        while region.startswith(f"{SEEDS}."):
-            block = ".".join(region.split(".", 3)[:3])
-            if block not in self._homes:
-                break
+        while (block := _block_of(region)) in self._homes:
             region = self._homes[block]
         return region
+
+    def in_model(self, path: str) -> str:
+        """What something in an inserted block is in the block of the model at which that stands."""
+        while (block := _block_of(path)) in self._homes:
+            path = self._homes[block] + path[len(block) :]
+        return path
+
+    def refuse_split_blocks(self) -> None:
+        """Raise `SlotError` for a block behind a module that runs as a part of the graph around it."""
+        for p in self.placements:
+            if p.spec.call is not None and self.runs_in(p) != p.slot.region:
+                branches = [q.seed for q in self.placements if p.slot.region in q.slot.merged]
+                raise SlotError(
+                    f"block {p.seed!r} stands at {p.slot.region!r}: expected a module that is called by itself; "
+                    f"with a branch into it or out of it ({', '.join(branches)}) it runs as a part of "
+                    f"{self.runs_in(p)!r}"
+                )
 
     @cached_property
     def by_region(self) -> Mapping[str, tuple[Placement, ...]]:
@@ -179,6 +194,11 @@ def _local(slot: Slot, region: str) -> str:
     """What a `Wiring` calls the place of a slot."""
     name = local_name(slot.region, slot.node.name, region)
     return name if slot.reader is None else f"{name}->{local_name(slot.region, slot.reader.name, region)}"
+
+
+def _block_of(path: str) -> str:
+    """The first three parts of a name, which are those of an inserted block where it is in one."""
+    return ".".join(path.split(".", 3)[:3])
 
 
 def is_within(region: str, prefix: str) -> bool:

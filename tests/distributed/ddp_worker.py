@@ -16,7 +16,7 @@ import fxgraft
 from fxgraft import Stage
 from fxgraft.commands import BLEND, CULL, PAUSE, SEED
 from fxgraft.errors import DistributedError
-from tests.distributed.ranks import RANK, SIZE, Run, group, model, say
+from tests.distributed.ranks import RANK, SIZE, Block, Run, group, model, say
 
 SLOT = "1.relu"
 FOLDER = Path(sys.argv[1])
@@ -259,6 +259,27 @@ def several_changes_are_one_act_on_all_ranks() -> None:
     assert list(run.manager.seeds) == ["b", "c"]
 
 
+def stacked() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 12), nn.Sequential(Block(12), Block(12)), nn.Linear(12, 3))
+
+
+def inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process() -> None:
+    runs = [
+        Run(wrap, stacked, dtype=torch.float64, optimizer=lambda p: torch.optim.SGD(p, 0.05, 0.9))
+        for wrap in (True, False)
+    ]
+    for run in runs:
+        run.train(2, same=run is runs[0])
+        run.manager.deepen("1", 2, optimizer_state="copy", name="zero")
+        run.manager.deepen("1", init="random", at="end", name="random")
+        run.manager.deepen("1", init="copy", at="start", blend=2, name="blended")
+        run.train(3, same=run is runs[0])
+        assert len(run.host.stacks["1"].blocks) == 6
+        assert run.manager.seeds["blended"].stage is Stage.HOLDING
+    close(*runs)
+
+
 def changes_in_the_background_land_in_the_same_step() -> None:
     def slow(slot: fxgraft.Slot) -> nn.Module:
         time.sleep(0.3 * RANK)  # rank 0 is ready first
@@ -406,6 +427,7 @@ def main() -> None:
             an_inf_in_one_of_several_accumulated_passes_drops_them_all,
             commands_are_given_to_rank_0_and_done_on_all,
             several_changes_are_one_act_on_all_ranks,
+            inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process,
             changes_in_the_background_land_in_the_same_step,
             what_fails_on_one_rank_fails_on_all,
             measurements_and_gates_agree,
