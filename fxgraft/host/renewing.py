@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fxgraft.capture.capture import Capture
 from fxgraft.errors import SlotError
+from fxgraft.host.insertions import Insertions
 from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Phase
 
@@ -15,7 +16,17 @@ if TYPE_CHECKING:
     from fxgraft.host.channels import Example
     from fxgraft.host.host import Host
 
-_OF_A_TRACE = ("_regions", "_opaque", "_left_out", "_uncompared", "_slot_table", "_calls")
+_OF_A_TRACE = (
+    "_regions",
+    "_opaque",
+    "_left_out",
+    "_uncompared",
+    "_slot_table",
+    "_calls",
+    "_runs",
+    "_insertions",
+    "_stacks",
+)
 
 
 def renew(undo: ExitStack, host: Host, example: Example) -> None:
@@ -47,14 +58,17 @@ def renew(undo: ExitStack, host: Host, example: Example) -> None:
     host._opaque, host._left_out = capture.opaque, capture.left_out
     host._uncompared = capture.uncompared
     host._slot_table = host._calls = None
+    host._runs, host._insertions, host._stacks = capture.runs, Insertions(capture.regions), None
+    renewed = Structure()
     try:
-        placements = [
-            replace(p, slot=host.site(*p.slot.names), kind=kind_of(grafts[p.seed].module))
-            for p in structure.placements
-        ]
+        for placement in structure.placements:
+            host.provide(renewed, grafts)  # the regions of inserted blocks, which others may be in
+            kind = kind_of(grafts[placement.seed].module)
+            placed = replace(placement, slot=host.site(*placement.slot.names), kind=kind)
+            renewed = Structure((*renewed.placements, placed))
     except SlotError as error:
         raise SlotError(f"what has grown has no place in the wider host: {error}") from error
-    renewed = Structure(tuple(placements))
+    host.provide(renewed, grafts)
     running.prepare(renewed, renewed.phases)
     running.enter(renewed, phase, grafts)
     if running.compiled is not None:

@@ -26,7 +26,7 @@ from fxgraft_passes.observe import KEY
 
 @dataclass(frozen=True)
 class Stack:
-    """A container of alike blocks that run one after the other.
+    """A container of alike blocks (of one class, and what one returns the next can read) in a row.
 
     Attributes:
         path: the qualified name of the container.
@@ -163,13 +163,10 @@ def _stack(
     several = next((name for name in blocks if runs[name].calls != 1), None)
     if several is not None:
         raise _NoStackError(f"has a block, {several!r}, that is called {runs[several].calls} times in a run")
-    parts = [list(part) for part in _chains(blocks, runs)]
-    longest = max(parts, key=len)
-    if len(longest) == 1 and len(blocks) > 1:
-        alike = [part for part in parts if _keeps_its_form(part[0], regions, runs)]
-        if not alike or not _in_a_row(list(blocks), runs):
-            raise _NoStackError("has no two alike blocks of which one reads what the other returns")
-        longest = alike[0]
+    parts = list(_chains(list(blocks), regions, runs))
+    longest = max(parts, key=len, default=[])
+    if not longest or (len(longest) == 1 and len(blocks) > 1 and not _in_a_row(list(blocks), runs)):
+        raise _NoStackError("has no alike blocks of which one reads what the other returns")
     if (bare := next((name for name in longest if name not in regions), None)) is not None:
         raise _NoStackError(
             f"has a block, {bare!r}, that has no graph: it {opaque.get(bare, 'is not traced')}"
@@ -182,20 +179,20 @@ def _in_a_row(names: Sequence[str], runs: Mapping[str, Run]) -> bool:
     return all(a in runs[b].follows for a, b in pairwise(names))
 
 
-def _chains(blocks: Mapping[str, nn.Module], runs: Mapping[str, Run]) -> Iterator[list[str]]:
-    """The longest parts in which each block is like the one in front of it, and reads what that returns."""
+def _chains(
+    names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, Run]
+) -> Iterator[list[str]]:
+    """The parts in which each block reads what the one in front returns, and returns what is of that form."""
     part: list[str] = []
-    for name, block in blocks.items():
-        if part and (part[-1] not in runs[name].follows or _shapes(block) != _shapes(blocks[part[-1]])):
+    for name in names:
+        keeps = _keeps_its_form(name, regions, runs)
+        if part and not (keeps and part[-1] in runs[name].follows):
             yield part
             part = []
-        part.append(name)
-    yield part
-
-
-def _shapes(block: nn.Module) -> list[tuple[str, Any, Any]]:
-    tensors = [*block.named_parameters(), *block.named_buffers()]
-    return [(name, tensor.shape, tensor.dtype) for name, tensor in tensors]
+        if keeps:
+            part.append(name)
+    if part:
+        yield part
 
 
 def _call_of(names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, Run]) -> Call:
@@ -225,8 +222,10 @@ def _call_of(names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[
 
 
 def _keeps_its_form(name: str, regions: Mapping[str, Region], runs: Mapping[str, Run]) -> bool:
+    if name not in regions:
+        return True  # which is said later
     try:
-        return name in regions and _call_of([name], regions, runs) is not None
+        return _call_of([name], regions, runs) is not None
     except _NoStackError:
         return False
 

@@ -65,9 +65,7 @@ class Lifecycle:
     ):
         self.host = host
         model, *_ = host.trees()
-        self.registry = SeedParameterRegistry(
-            optimizers, schedulers, model, partial(_rings, host)
-        )
+        self.registry = SeedParameterRegistry(optimizers, schedulers, model, partial(_rings, host))
         self.gradients = SeedGradients(on_dropped, optimizers)
         self.seeds: dict[str, Seed] = {}
         self.departing: set[str] = set()

@@ -233,8 +233,8 @@ class Dispatcher:
         size = sum(p.numel() for p in block.parameters()) * max(command.count, given)
         if size > MAX_PARAMETERS:
             raise CommandError(
-                f"count: the blocks would have {size:,} parameters; a command may ask for {MAX_PARAMETERS:,} at "
-                f"most (fxgraft.manager.dispatch.MAX_PARAMETERS), the manager's deepen() for any number"
+                f"count: the blocks would have {size:,} parameters; a command may ask for {MAX_PARAMETERS:,} "
+                f"at most (fxgraft.manager.dispatch.MAX_PARAMETERS), the manager's deepen() for any number"
             )
 
 

@@ -302,7 +302,7 @@ def test_bad_input_names_what_was_expected_and_changes_nothing(
 
 def test_what_is_no_stack_is_refused_with_the_reason() -> None:
     manager = fxgraft.SeedManager(fxgraft.trace(Loop(way="beside"), (X,)))
-    with pytest.raises(SlotError, match="got 'blocks': it has no two alike blocks"):
+    with pytest.raises(SlotError, match="got 'blocks': it has no alike blocks"):
         manager.deepen("blocks")
 
 

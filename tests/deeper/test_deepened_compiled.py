@@ -99,6 +99,27 @@ def test_a_model_for_inference_has_them(tmp_path: Path) -> None:
     assert_same_bits(run.given.run(loaded), run.given.run(run.host))
 
 
+def test_blocks_and_channels_grow_in_one_run_and_are_loaded(tmp_path: Path) -> None:
+    run = Run(FOUR)
+    run.train(1)
+    before = run.seen()
+    run.deepened(at=[0], name="narrow")
+    run.manager.widen("blocks.0.up", 8)
+    assert_same_bits(run.seen()[0], before[0])
+    run.train(1)
+    run.deepened(at=[0], name="wide", init="copy", like=[0])
+    run.train(1)
+    assert run.blocks[:3] == ("blocks.0", "_seeds.wide.module", "_seeds.narrow.module")
+    assert [run.host.get_submodule(block).up.out_features for block in run.blocks[:3]] == [72, 72, 64]
+    run.manager.save(tmp_path / "run")
+    loaded = Run(FOUR)
+    loaded.manager = fxgraft.SeedManager.load(tmp_path / "run", loaded.host, loaded.optimizer, check_every=0)
+    run.train(2)
+    loaded.train(2)
+    assert_same_bits(dict(loaded.host.state_dict()), dict(run.host.state_dict()))
+    assert_same_bits(run.given.run(fxgraft.unwrap(run.host)), run.given.run(run.host))
+
+
 def test_blocks_land_in_the_background() -> None:
     run = Run(FOUR)
     before = run.seen()
@@ -137,7 +158,9 @@ def test_a_branch_that_would_run_a_block_elsewhere_is_refused() -> None:
     host = fxgraft.trace(nn.Sequential(Block(), Block(), Block()), (X,))
     manager = fxgraft.SeedManager(host, check_every=0)
     manager.deepen("", at=[0], name="n")
-    with pytest.raises(SlotError, match="block 'n' stands at '0': expected a module that is called by itself"):
+    with pytest.raises(
+        SlotError, match="block 'n' stands at '0': expected a module that is called by itself"
+    ):
         manager.germinate("1.add", nn.Linear(16, 16), source="0.add")
     manager.germinate("2.add", nn.Linear(16, 16), source="1.add", name="branch")
     with pytest.raises(SlotError, match=r"with a branch into it or out of it \(branch\)"):
