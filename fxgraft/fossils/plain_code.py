@@ -145,8 +145,8 @@ def returned(value: Any) -> Any:
     return value
 
 
-def closure_holds() -> bool:
-    """Whether a closure holds what it held in the trace; nobody looks at it any more."""
+def code_holds() -> bool:
+    """Whether code is what it was in the trace; nobody looks at it any more."""
     return True
 
 
@@ -176,6 +176,6 @@ def fell_back(module: nn.Module, given: Any) -> None:
 
 PLAIN: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (by_mode, run, returned, closure_holds, not_watched, fell_back)
+    for function in (by_mode, run, returned, code_holds, not_watched, fell_back)
 }
 """The name of a function of fxgraft -> what stands for it."""
