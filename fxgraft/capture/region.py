@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -232,7 +233,7 @@ def slot_table(
         order = slot.node.meta[KEY].order
         if not slot.region.startswith(f"{SEEDS}."):
             return order, -1, order
-        return (*turns[".".join(slot.region.split(".", 3)[:3])], order)
+        return (*turns.get(".".join(slot.region.split(".", 3)[:3]), (math.inf, 0)), order)
 
     for slot in sorted(every, key=turn):
         name = next(

@@ -150,6 +150,18 @@ def code_holds() -> bool:
     return True
 
 
+def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
+    """``torch.autocast(...).__enter__()``."""
+    entered = torch.autocast(device_type, dtype, enabled, cache)
+    entered.__enter__()
+    return entered
+
+
+def exit_autocast(entered: Any) -> None:
+    """Leave what `enter_autocast` returned."""
+    entered.__exit__(None, None, None)
+
+
 def not_watched(root: nn.Module, *paths: str) -> bool:
     """Whether calls of these submodules are just runs of their ``forward``: nothing is hooked in."""
     for path in paths:
@@ -176,6 +188,15 @@ def fell_back(module: nn.Module, given: Any) -> None:
 
 PLAIN: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (by_mode, run, returned, code_holds, not_watched, fell_back)
+    for function in (
+        by_mode,
+        run,
+        returned,
+        code_holds,
+        enter_autocast,
+        exit_autocast,
+        not_watched,
+        fell_back,
+    )
 }
 """The name of a function of fxgraft -> what stands for it."""

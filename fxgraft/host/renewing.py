@@ -71,6 +71,7 @@ def renew(undo: ExitStack, host: Host, example: Example) -> None:
     host.provide(renewed, grafts)
     running.prepare(renewed, renewed.phases)
     running.enter(renewed, phase, grafts)
+    host._slot_table = host._calls = host._stacks = None  # in the order of what runs now
     if running.compiled is not None:
         _compile_anew(undo, host)
 
