@@ -153,7 +153,7 @@ def code_holds() -> bool:
 def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
     """``torch.autocast(...).__enter__()``."""
     entered = torch.autocast(device_type, dtype, enabled, cache)
-    entered.__enter__()
+    entered.__enter__()  # type: ignore[no-untyped-call]
     return entered
 
 

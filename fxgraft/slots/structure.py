@@ -138,8 +138,8 @@ class Structure:
             if p.spec.call is not None and self.runs_in(p) != p.slot.region:
                 branches = [q.seed for q in self.placements if p.slot.region in q.slot.merged]
                 raise SlotError(
-                    f"block {p.seed!r} stands at {p.slot.region!r}: expected a module that is called by itself;"
-                    f" with a branch into it or out of it ({', '.join(branches)}) it runs as a part of "
+                    f"block {p.seed!r} stands at {p.slot.region!r}: expected a module that is called by "
+                    f"itself; with a branch into it or out of it ({', '.join(branches)}) it runs as a part of "
                     f"{self.runs_in(p)!r}"
                 )
 
