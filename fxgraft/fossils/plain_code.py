@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import linecache
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -150,16 +151,38 @@ def code_holds() -> bool:
     return True
 
 
+_of_thread = threading.local()
+
+
+def _open() -> list[Any]:
+    found: list[Any] = _of_thread.__dict__.setdefault("open", [])
+    return found
+
+
 def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
-    """``torch.autocast(...).__enter__()``."""
-    entered = torch.autocast(device_type, dtype, enabled, cache)
-    entered.__enter__()  # type: ignore[no-untyped-call]
+    """``torch.autocast(...).__enter__()``, that compilers follow."""
+    entered = torch.amp.autocast_mode._enter_autocast(device_type, dtype, enabled, cache)  # type: ignore[no-untyped-call]
+    if not torch.compiler.is_compiling():
+        _open().append(entered)
     return entered
 
 
 def exit_autocast(entered: Any) -> None:
     """Leave what `enter_autocast` returned."""
-    entered.__exit__(None, None, None)
+    if not torch.compiler.is_compiling():
+        _open().pop()
+    torch.amp.autocast_mode._exit_autocast(entered)  # type: ignore[no-untyped-call]
+
+
+def open_autocasts() -> int:
+    """How many this thread has entered and not left."""
+    return 0 if torch.compiler.is_compiling() else len(_open())
+
+
+def leave_autocasts(wanted: int) -> None:
+    """Leave all but so many: where a graph has raised inside of them."""
+    while len(_open()) > wanted:
+        exit_autocast(_open()[-1])
 
 
 def not_watched(root: nn.Module, *paths: str) -> bool:
@@ -195,6 +218,8 @@ PLAIN: dict[str, Callable[..., Any]] = {
         code_holds,
         enter_autocast,
         exit_autocast,
+        open_autocasts,
+        leave_autocasts,
         not_watched,
         fell_back,
     )
