@@ -139,7 +139,7 @@ class Structure:
                 branches = [q.seed for q in self.placements if p.slot.region in q.slot.merged]
                 raise SlotError(
                     f"block {p.seed!r} stands at {p.slot.region!r}: expected a module that is called by "
-                    f"itself; with a branch into it or out of it ({', '.join(branches)}) it runs as a part of "
+                    f"itself; with a branch into or out of it ({', '.join(branches)}) it runs as a part of "
                     f"{self.runs_in(p)!r}"
                 )
 
