@@ -76,7 +76,7 @@ def names_in(code: CodeType) -> Names:
         attributes=frozenset(found["attributes"]) | texts,
         texts=frozenset(texts),
         kept=frozenset(kept),
-        stored=frozenset(found["stored"]),
+        stored=frozenset(found["stored"]) | (texts if "setattr" in code.co_names else frozenset()),
         imported=tuple(imported),
     )
 

@@ -127,13 +127,14 @@ class RegionTracer(AssumingTracer):
                     graph = self.trace(module)
                 if raised:  # and caught by the module's own code
                     raise raised[0]
-            if self._caught is not None:
-                raise UntraceableError(f"catches an exception in its forward ({type(self._caught).__name__})")
-            recorder.release()
-            if self._inside_autocast:
-                raise UntraceableError("switches autocast in its forward")
-            self._effects.check()
-            recorder.check_registers()
+                if self._caught is not None:
+                    name = type(self._caught).__name__
+                    raise UntraceableError(f"catches an exception in its forward ({name})")
+                recorder.release()
+                if self._inside_autocast:
+                    raise UntraceableError("switches autocast in its forward")
+                self._effects.check()
+                recorder.check_registers()
         except Exception:
             self._effects.undo()
             raise

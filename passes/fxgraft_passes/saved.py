@@ -7,6 +7,7 @@ import functools
 import random
 import sys
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -173,6 +174,29 @@ class _Dict(Saved):
         kind = OrderedDict if isinstance(self.value, OrderedDict) else dict
         kind.clear(self.value)
         kind.update(self.value, self._before)
+
+
+class _OfWeak(Saved):
+    """A dictionary or a set that holds weakly; what it held lives as long as this."""
+
+    def __init__(self, value: Any):
+        super().__init__(value)
+        self._before = self._now()
+
+    def _now(self) -> dict[Any, Any]:
+        is_set = isinstance(self.value, weakref.WeakSet)
+        return dict.fromkeys(self.value) if is_set else dict(self.value.items())
+
+    def parts(self) -> Iterable[object]:
+        return (*self._before.keys(), *self._before.values())
+
+    def change(self) -> str | None:
+        key = _difference(self._before, self._now())
+        return None if key is None else f"its item {key!r}"
+
+    def restore(self) -> None:
+        self.value.clear()
+        self.value.update(self._before)
 
 
 class _Items(Saved):
@@ -345,6 +369,8 @@ def save(value: Any, is_root: bool = False) -> Saved | None:
         return _OfFunction(value) if _is_of_model(value) else None
     if isinstance(value, contextvars.ContextVar):
         return OfContext(value)
+    if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)):
+        return _OfWeak(value)
     if isinstance(value, threading.local):
         return Variables(value)
     if _is_function(value) or isinstance(value, (tuple, frozenset, functools.partial)):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,43 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.util.bits import same_bits
-from tests.soundness import test_effects, test_reads
+from tests.soundness import other_file, test_effects, test_reads
+from tests.soundness import test_reads_by_any_way as ways
 from tests.soundness.test_effects import EFFECTS, Context, Gate
 from tests.soundness.test_reads import CHANGES, Net
 
-# What a settled state or another path in evaluation stands for is tested one by one.
-READS = sorted(CHANGES.keys() - {"mode of a submodule", "no submodule"})
-PLANTED = sorted(EFFECTS.keys() - {"print", "attribute of a submodule", "generator"})
+def _of_function(m: Any, p: Tensor) -> None:
+    other_file.counted.calls = p.detach()
+
+
+def _of_function_by_name(m: Any, p: Tensor) -> None:
+    setattr(other_file.counted, "calls", p.detach())  # noqa: B010
+
+
+def _of_context(m: Any, p: Tensor) -> None:
+    ways.VARIABLE.set(ways.VARIABLE.get() + 1)
+
+
+def _of_thread(m: Any, p: Tensor) -> None:
+    ways.LOCAL.calls = getattr(ways.LOCAL, "calls", 0) + 1
+
+
+ALL_READS = {**CHANGES, **ways.WAYS}
+ALL_EFFECTS: dict[str, Callable[[Any, Tensor], Any]] = {
+    **EFFECTS,
+    "attribute of a function": _of_function,
+    "attribute of a function by name": _of_function_by_name,
+    "context variable": _of_context,
+    "local of a thread": _of_thread,
+    "registry": lambda m, p: other_file.REGISTRY.update(seen=p),
+    "weak dictionary": lambda m, p: m.weak_keys.update({m.a: 3.0}),
+    "variables of an object": lambda m, p: vars(m.space).update(seen=p),
+    "dictionary by modules": lambda m, p: m.by_module.update({m.a: m.by_module[m.a] + 1}),
+    "object behind a delegate": lambda m, p: setattr(m.by_held._held, "seen", p),
+}
+# What a settled state or another path in evaluation stands for is tested one by one; a closure is not put back.
+READS = sorted(ALL_READS.keys() - {"mode of a submodule", "no submodule", "closure of a method"})
+PLANTED = sorted(ALL_EFFECTS.keys() - {"print", "attribute of a submodule", "generator"})
 
 
 @dataclass(frozen=True)
@@ -34,12 +65,15 @@ class Layer:
 class Planted(Net, Gate):
     """A layer of width 6 after a plan."""
 
+    factor = 2.0
+
     def __init__(self, plan: Layer) -> None:
         nn.Module.__init__(self)
         Gate.__init__(self)
         self.plan = plan
         self.a = nn.Linear(6, 6)
         self.scale, self.flag, self.names, self.act = 1.0, True, ["default"], torch.tanh
+        ways.give(self, 6)
         self.settings, self.slotted, self.kinds = test_reads.Settings(), Slotted(), {"on": True}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,10 +85,10 @@ class Planted(Net, Gate):
         elif self.plan.operation == "size":
             h = h - h.mean(0) if h.shape[0] > 3 else h
         if self.plan.read is not None:
-            h = CHANGES[self.plan.read][0](self, h)
+            h = ALL_READS[self.plan.read][0](self, h)
         if self.plan.effect is not None:
             p = self.gate(h).softmax(-1)
-            EFFECTS[self.plan.effect](self, p)
+            ALL_EFFECTS[self.plan.effect](self, p)
         return h
 
 
@@ -97,6 +131,12 @@ def _clear() -> None:
     test_effects.TOTALS["calls"] = 0
 
 
+def _put_back() -> None:
+    """What effects of a host's call, and of the plain model's, add to in the same place."""
+    ways.VARIABLE.set(2.0)
+    ways.LOCAL.calls = 0
+
+
 @pytest.fixture(autouse=True)
 def _nothing_kept():
     yield
@@ -110,24 +150,42 @@ THOROUGH = settings().max_examples > 100
 @given(plans=st.lists(layers, min_size=1, max_size=4), rows=st.integers(1, 6))
 def test_every_effect_is_found_and_every_read_is_a_condition(plans: list[Layer], rows: int):
     _clear()
+    with ways.as_it_was(Planted):
+        _try(plans, rows)
+
+
+def _try(plans: list[Layer], rows: int) -> None:
     model = _model(plans)
-    reference = copy.deepcopy(model)
+    reference = _model(plans)
     x = torch.randn(4, 6)
     host = fxgraft.trace(model, (x,))
     assert all(same_bits(p, q) for p, q in zip(model.parameters(), reference.parameters(), strict=True))
     assert test_effects.CALLS == 0
     assert Context.total == 0
     assert not test_effects.AUXILIARY
+    assert ways.VARIABLE.get() == 2.0
+    assert not hasattr(ways.LOCAL, "calls")
+    assert not hasattr(other_file.counted, "calls")
+    assert "seen" not in other_file.REGISTRY
+    assert not any(vars(layer.space) for layer in model)
     for i, plan in enumerate(plans):
         assert plan.effect is None or str(i) in host.opaque, (plan, host.explain())
     manager = fxgraft.SeedManager(host, check_every=0)
     for name in list(host.slots)[:6]:
         manager.germinate(name, Scaled())
     with torch.no_grad():
-        assert same_bits(host(x), reference(x))
+        ours = host(x)
+        _put_back()
+        assert same_bits(ours, reference(x))
+        _put_back()
         for ours, theirs in zip(host.trees()[0], reference, strict=True):
             if ours.plan.read is not None:
                 for layer in (ours, theirs):
-                    CHANGES[layer.plan.read][1](layer)
+                    ALL_READS[layer.plan.read][1](layer)
         other = torch.randn(rows, 6)
-        assert same_bits(host(other), reference(other))
+        before = ways.VARIABLE.get(), dict(vars(ways.LOCAL))
+        ours = host(other)
+        ways.VARIABLE.set(before[0])
+        vars(ways.LOCAL).clear()
+        vars(ways.LOCAL).update(before[1])
+        assert same_bits(ours, reference(other))

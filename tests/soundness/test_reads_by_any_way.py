@@ -5,6 +5,7 @@ Each is read in the example call and changed afterwards: the host, with seeds, g
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import enum
 import functools
@@ -12,7 +13,7 @@ import importlib
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ class ByObject:
         self._held = held
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._held, name)
+        return getattr(self.__dict__["_held"], name)
 
 
 class AttrDict(dict[str, Any]):
@@ -67,6 +68,19 @@ LOCAL = threading.local()
 LOCAL.factor = 2.0
 
 
+def give(m: Any, width: int) -> None:
+    """Give a module what the ways read, for values of that width. It has a layer ``a``."""
+    m.drop, m.layers, m.steps = nn.Tanh(), nn.ModuleList([nn.Tanh()]), nn.Sequential(nn.Tanh())
+    m.named, m.vector = nn.ModuleDict({"x": nn.Tanh()}), nn.Parameter(torch.full((width,), 2.0))
+    m.register_buffer("mask", torch.full((width,), 2.0))
+    m.plain, m.kind, m.key, m.space = torch.full((width,), 2.0), Key, Key(), Key()
+    m.by_object, m.by_kind, m.keys = {KEY: 2.0}, {nn.Linear: 2.0, "f": torch.tanh}, {KEY}
+    m.by_enum, m.by_module = {Mode.ON: types.SimpleNamespace(factor=2.0)}, {m.a: 2.0}
+    m.by_dict, m.by_held = ByDict({"factor": 2.0}), ByObject(types.SimpleNamespace(factor=2.0))
+    m.attributes, m.holder = AttrDict(factor=2.0), ByObject(types.SimpleNamespace(model=m))
+    m.weak, m.weak_keys = weakref.ref(m), weakref.WeakKeyDictionary({m.a: 2.0})
+
+
 class Net(nn.Module):
     """Two layers, and what cases read: each test makes a class of its own of it."""
 
@@ -75,16 +89,8 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.a, self.b, self.drop = nn.Linear(6, 8), nn.Linear(8, 2), nn.Tanh()
-        self.layers, self.steps = nn.ModuleList([nn.Tanh()]), nn.Sequential(nn.Tanh())
-        self.named, self.scale = nn.ModuleDict({"x": nn.Tanh()}), nn.Parameter(torch.full((8,), 2.0))
-        self.register_buffer("mask", torch.full((8,), 2.0))
-        self.plain, self.kind, self.key, self.space = torch.full((8,), 2.0), Key, Key(), Key()
-        self.by_object, self.by_kind, self.keys = {KEY: 2.0}, {nn.Linear: 2.0, "f": torch.tanh}, {KEY}
-        self.by_enum, self.by_module = {Mode.ON: types.SimpleNamespace(factor=2.0)}, {self.a: 2.0}
-        self.by_dict, self.by_held = ByDict({"factor": 2.0}), ByObject(types.SimpleNamespace(factor=2.0))
-        self.attributes, self.holder = AttrDict(factor=2.0), ByObject(types.SimpleNamespace(model=self))
-        self.weak, self.weak_keys = weakref.ref(self), weakref.WeakKeyDictionary({self.a: 2.0})
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+        give(self, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.between(self.a(x)))
@@ -236,8 +242,8 @@ WAYS: dict[str, tuple[Between, Callable[[Any], object]]] = {
         lambda m: delattr(m, "drop"),
     ),
     "parameter that becomes None": (
-        lambda m, h: h if m.scale is None else h * m.scale,
-        lambda m: setattr(m, "scale", None),
+        lambda m, h: h if m.vector is None else h * m.vector,
+        lambda m: setattr(m, "vector", None),
     ),
     "buffer that becomes None": (
         lambda m, h: h if m.mask is None else h * m.mask,
@@ -255,12 +261,13 @@ WAYS: dict[str, tuple[Between, Callable[[Any], object]]] = {
 SHARED = (Key, other_file.Config, other_file, other_file.counted, LOCAL)
 
 
-@pytest.fixture(autouse=True)
-def _as_it_was():
-    before = [(owner, dict(vars(owner))) for owner in SHARED]
+@contextlib.contextmanager
+def as_it_was(*kinds: type) -> Iterator[None]:
+    """What is shared by all models, and classes, come back as they were."""
+    before = [(owner, dict(vars(owner))) for owner in (*SHARED, *kinds)]
     registry, defaults = dict(other_file.REGISTRY), other_file.with_defaults.__defaults__
-    token, unset = VARIABLE.set(2.0), UNSET.set(1.0)
-    UNSET.reset(unset)
+    context = contextvars.copy_context()
+    VARIABLE.set(2.0)
     yield
     for owner, held in before:
         for name in vars(owner).keys() - held.keys():
@@ -268,9 +275,17 @@ def _as_it_was():
         for name, value in held.items():
             if vars(owner)[name] is not value:
                 setattr(owner, name, value)
+    other_file.REGISTRY.clear()
     other_file.REGISTRY.update(registry)
     other_file.with_defaults.__defaults__ = (defaults[0], [1.0])
-    VARIABLE.reset(token)
+    for variable in (VARIABLE, UNSET):
+        variable.set(context.get(variable, 1.0))
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    with as_it_was():
+        yield
 
 
 def grown(model: nn.Module) -> fxgraft.Host:
