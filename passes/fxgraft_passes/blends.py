@@ -50,6 +50,15 @@ def _constant(g: Tensor) -> Tensor | None:
 _CONSTANT = {-1: _constant}
 
 
+def alias(h: Tensor) -> Tensor:
+    """A view of all of ``h``, with its very strides.
+
+    ``view_as`` gives axes of size 1 other ones, and by those kernels are chosen, whose results differ in the
+    last bits.
+    """
+    return h[...]
+
+
 class Isolated(torch.autograd.Function):
     """The host's value; what the seed gets is what its objective makes of the gradient."""
 
@@ -59,7 +68,7 @@ class Isolated(torch.autograd.Function):
     ) -> Tensor:
         ctx.law = (mode, objective, radius)
         ctx.save_for_backward(h, s)
-        return h.clone(memory_format=torch.preserve_format) if copy else h.view_as(h)
+        return h.clone(memory_format=torch.preserve_format) if copy else alias(h)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -111,7 +120,7 @@ class Release(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, released: Tensor) -> Tensor:
         ctx.save_for_backward(released.clone())
-        return h.view_as(h)
+        return alias(h)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

@@ -40,7 +40,17 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
-from fxgraft_passes.blends import FULL_PRECISION, Blend, Isolated, Release, add, between, gets_constants, mix
+from fxgraft_passes.blends import (
+    FULL_PRECISION,
+    Blend,
+    Isolated,
+    Release,
+    add,
+    alias,
+    between,
+    gets_constants,
+    mix,
+)
 from fxgraft_passes.devices import is_free_to_look_at
 from fxgraft_passes.errors import FxGraftError
 
@@ -110,7 +120,7 @@ def release(h: Tensor, released: Tensor) -> Tensor:
         return _stays(h, release, released)
     if is_free_to_look_at(released):
         # No gradient is computed then only to be dropped.
-        return h.view_as(h) if released.item() else h.detach()
+        return alias(h) if released.item() else h.detach()
     return Release.apply(h, released)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -192,4 +202,4 @@ def _as_view(value: Tensor, h: Tensor) -> Tensor:
     Where a view is written into, autograd adds up the gradients of those who read it before, and then that
     of its base. Of a copy that is no view it would add up all of them one by one, which rounds differently.
     """
-    return value if h._base is None else value.view_as(value)
+    return value if h._base is None else alias(value)

@@ -362,3 +362,14 @@ def test_compiled_has_the_bits_of_eager_and_compiles_once(name):
             alpha.fill_(value)
             flag.fill_(on)
             assert same_bits(run(compiled, h, s, g, alpha, flag), run(model, h, s, g, alpha, flag))
+
+
+def test_an_isolated_value_has_the_very_strides_of_the_hosts():
+    """Also along axes of size 1, by which torch chooses kernels."""
+    h = torch.randn(1, 8, 16, 8).permute(0, 3, 1, 2).requires_grad_()
+    s = torch.zeros_like(h)
+    for copy in (False, True):
+        out = operators.isolated(h, s, "residual", "trust", 0.03, copy)
+        assert (out.stride(), out.size()) == (h.stride(), h.size())
+    for flag in (torch.tensor(True), torch.tensor(False)):
+        assert operators.release(h, flag).stride() == h.stride()

@@ -91,6 +91,28 @@ def test_is_a_graph(asked: str):
         assert all(map(same_bits, host(x), model(x)))
 
 
+def test_sizes_are_rounded_in_a_part_too():
+    class Same(nn.Conv2d):
+        """Pads so that strides divide: as in models that come from TensorFlow."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            pads = []
+            for size, kernel, stride in zip(x.size()[-2:], self.weight.size()[-2:], self.stride, strict=True):
+                pads.append(max((math.ceil(size / stride) - 1) * stride + kernel - size, 0))
+            if pads[0] > 0 or pads[1] > 0:
+                x = F.pad(x, [pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2])
+            return F.conv2d(x, self.weight, self.bias, self.stride)
+
+    torch.manual_seed(1)
+    model = nn.Sequential(Same(3, 4, 3, stride=2), Same(4, 4, 3))
+    host = fxgraft.trace(model, (torch.randn(2, 3, 8, 8),))
+    assert not host.opaque
+    fxgraft.SeedManager(host, check_every=0).germinate("0.pad", lambda slot: nn.Identity())
+    for height, width in ((8, 8), (9, 7), (16, 5)):
+        x = torch.randn(2, 3, height, width)
+        assert same_bits(host(x), model(x))
+
+
 def test_autocast_is_left_where_the_graph_raises():
     model = Net(lambda m, h: _autocast(m, h) @ h)
     host = fxgraft.trace(model, (torch.randn(8, 6),))

@@ -19,6 +19,7 @@ from tests.soundness import test_reads_by_any_way as ways
 from tests.soundness.test_effects import EFFECTS, Context, Gate
 from tests.soundness.test_reads import CHANGES, Net
 
+
 def _of_function(m: Any, p: Tensor) -> None:
     other_file.counted.calls = p.detach()
 
