@@ -208,12 +208,13 @@ def write(*files: Path) -> None:
 
 GOALS = (("spearman", 0.6, "at least"), ("regret", 0.25, "at most"), ("cost", 0.1, "at most"))
 TRIED = """\
-Also tried, after the plan and by code that is not kept here, on 8 random seeds: each candidate grown alone with
-alpha 1 from the start for 100 steps, a fifth of the rest of a run, its training loss summed over the second half
-and compared with a run of the same batches without it. Spearman's rho is 0.61 (MLP) and 0.48 (CNN), the regret
-0.62 and 0.42. So it is mostly the noise of one run that limits a score, not the score: the same numbers averaged
-over the 8 runs have a rho of 0.78 and 0.71. The default costs a sixth of that. Not tried: Fashion-MNIST, larger
-networks, scores of activations (TINY)."""
+Also tried, after the plan and by code that is not kept here, on 8 random seeds: each candidate
+grown alone with alpha 1 from the start for 100 steps, a fifth of the rest of a run, its training
+loss summed over the second half and compared with a run of the same batches without it. Spearman's
+rho is 0.61 (MLP) and 0.48 (CNN), the regret 0.62 and 0.42. So it is mostly the noise of one run
+that limits a score, not the score: the same numbers averaged over the 8 runs have a rho of 0.78 and
+0.71. The default costs a sixth of that. Not tried: Fashion-MNIST, larger networks, scores of
+activations (TINY)."""
 
 
 def _shortfall(data: dict[str, Any]) -> str:
