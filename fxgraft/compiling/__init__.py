@@ -9,7 +9,8 @@
 `comparison`   how: both run on the call's own arguments, and what rounding can do is tried out
 `artifacts`    compiled code as bytes: made in one process, run in another
 `job`          what the compiler process is asked for, and what comes of it
-`helper`       that process as the trainer sees it: started, given jobs, ended
+`helper`       that process as the trainer sees it: given one job after the other, in a thread
+`child`        that process as the system has it: started, spoken to by pipes, ended
 `worker`       that process as it sees itself
 `parcel`       what it is given: modules without weights
 `by_value`     classes and functions that it cannot import

@@ -371,9 +371,16 @@ class CompiledHost:
     # What the helper is to make
 
     def tasks_for(
-        self, structure: Structure, before: Structure, grafts: Mapping[str, Graft]
+        self, structure: Structure, before: Structure, grafts: Mapping[str, Graft], moves: bool = False
     ) -> list[CompileTask]:
-        """What is missing for ``structure`` in the units where it is not ``before``; urgent ones first."""
+        """What is missing for ``structure`` in the units where it is not ``before``; urgent ones first.
+
+        Args:
+            structure: to be prepared.
+            before: what runs.
+            grafts: the seeds' of ``structure``, in the stages in which it goes live.
+            moves: whether stages change as it goes live: then it is not known which forward runs first.
+        """
         self._look()
         self.grow(structure, grafts)
         for unit in self.touched(structure):
@@ -381,17 +388,23 @@ class CompiledHost:
                 self.variant(
                     unit, unit.local(structure), Phase.ISOLATED
                 ).helped = True  # nobody knows its calls
-        tasks = []
+        tasks, first = [], set()
         for unit in self.touched(structure, before):
             local = unit.local(structure)
+            runs_first = self.phase_in(unit, structure, Phase.BLENDED, grafts)
             for phase in local.phases:
-                tasks += self._tasks(unit, local, phase, self.missing(unit, local, phase))
+                found = self._tasks(unit, local, phase, self.missing(unit, local, phase))
+                tasks += found
+                first |= {(task.variant, task.kind) for task in found if moves or phase is runs_first}
         tasks = _distinct(tasks)
         if not any(task.kind.trains for task in tasks):
             return tasks
-        # Calls of the training loop first: the structure is live when there is code for those.
-        tasks = [replace(task, is_required=task.kind.trains) for task in tasks]
-        return sorted(tasks, key=lambda task: not task.is_required)
+        # Calls of the training loop first, by the forward that runs first: with code for those it is live.
+        tasks = [
+            replace(task, is_required=task.kind.trains and (task.variant, task.kind) in first)
+            for task in tasks
+        ]
+        return sorted(tasks, key=lambda task: (not task.is_required, not task.kind.trains))
 
     def tasks_wanted(self) -> list[CompileTask]:
         """What calls of late had to do without."""

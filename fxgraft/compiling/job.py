@@ -133,8 +133,9 @@ class Job:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every required task was answered."""
-        return not any(self._tasks[i].is_required for i in self._unanswered)
+        """Whether every required task was answered, and nothing that has come waits to be loaded."""
+        is_loaded = self._loading is None and not self._run.has_messages
+        return is_loaded and not any(self._tasks[i].is_required for i in self._unanswered)
 
     @property
     def is_whole(self) -> bool:

@@ -260,7 +260,9 @@ class Background:
         target = agreed.target(structure)
         compiled = self._host.compiled
         grafts = self._grafts(agreed)
-        tasks = compiled.tasks_for(target, structure, grafts) if compiled is not None else []
+        tasks = (
+            compiled.tasks_for(target, structure, grafts, bool(agreed.ramps)) if compiled is not None else []
+        )
         if tasks and self._unaided != agreed.names and self._can_help():
             for birth in agreed.births:  # the time that is up is that of building, or of compiling
                 if not agreed.whole:
@@ -368,6 +370,8 @@ class Background:
         for reason in job.failed.values():
             logger.warning("compiling at the swap what the compiler process could not: %s", reason)
         self._lands = _NOTHING
+        if (compiled := self._host.compiled) is not None and not job.is_over:
+            compiled.expect_help(self._target)  # the forward that seeds blend by is still to come
         self._land(change, compiled=job.is_whole)
         self._base = self._host.structure
 

@@ -24,7 +24,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.compiling import artifacts, helper
+from fxgraft.compiling import artifacts, child, helper
 from fxgraft.telemetry import Memory
 from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
@@ -177,6 +177,29 @@ def test_a_whole_life_without_a_compilation_in_the_trainer() -> None:
     assert fxgraft.compile_report(world.host).uncompiled_calls == 0
 
 
+def test_it_is_live_with_the_forward_that_runs_first() -> None:
+    """The one that it blends by comes after it: until then a blend runs uncompiled, and no step waits."""
+    world = World()
+    with no_recompiles():
+        seed = world.start()
+        until(lambda: world.background.step() or seed.stage is Stage.TRAINING)
+        job = world.background._job
+        assert job is not None
+        assert [task.phase.value for task in job._tasks if task.is_required] == ["isolated"]
+        assert job._unanswered
+        world.train(2)
+        assert fxgraft.compile_report(world.host).uncompiled_calls == 0
+        world.manager.blend("a", to=0.5, steps=1)
+        before = len(world.seen)
+        world.train(2)
+        world.settle()
+        ahead = fxgraft.compile_report(world.host).uncompiled_calls
+        assert ahead <= len(world.seen) - before
+        world.train(3)
+    report = fxgraft.compile_report(world.host)
+    assert (report.uncompiled_calls, report.artifacts) == (ahead, 2)
+
+
 def test_until_it_lands_nothing_is_touched() -> None:
     """The host's code, weights, buffers, gradients and random streams, while the helper compiles."""
     world = World()
@@ -298,7 +321,7 @@ def test_a_compiler_process_that_dies_leaves_the_host_as_it_was(number: signal.S
 
 
 def test_a_compiler_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helper, "PATIENCE", 0.1)
+    monkeypatch.setattr(child, "PATIENCE", 0.1)
     world = World(prefetch_timeout=0.2)
     with halted() as pid:
         world.start()
@@ -313,7 +336,7 @@ def test_a_compiler_process_that_takes_too_long_is_ended(monkeypatch: pytest.Mon
 def test_what_has_to_come_lands_without_a_compiler_process_that_takes_too_long(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(helper, "PATIENCE", 0.1)
+    monkeypatch.setattr(child, "PATIENCE", 0.1)
     world = World()
     world.manager.germinate(SLOT, Drawing(), name="a")
     world.manager.germinate(TWIN, Drawing(), name="b")
@@ -335,7 +358,7 @@ def test_what_has_to_come_lands_without_a_compiler_process_that_takes_too_long(
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_cull_ends_what_is_compiled_for_it(hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on to the next job; where it does not, another process does."""
-    monkeypatch.setattr(helper, "PATIENCE", 0.1 if hangs else 60.0)
+    monkeypatch.setattr(child, "PATIENCE", 0.1 if hangs else 60.0)
     world = World()
     before = snapshot(world.host, torch.ones(6, 4), [world.optimizer])
     with halted() as pid:
@@ -476,7 +499,7 @@ def test_without_a_compiler_process_it_compiles_as_it_lands(
     if how == "no pipes":
         monkeypatch.setattr(helper, "unavailable", lambda: "it needs POSIX pipes")
     if how == "no process":
-        monkeypatch.setattr(helper, "_popen", refuse)
+        monkeypatch.setattr(child, "_popen", refuse)
     if how == "no interpreter":
         monkeypatch.setattr(helper.spawn, "get_executable", lambda: "/bin/false")
     world = World(helper="off" if how == "off" else "auto")
@@ -713,7 +736,7 @@ def test_a_trainer_that_is_killed_takes_its_compiler_process_along(busy: bool) -
     program = """
         import os, sys, time, torch, fxgraft
         from torch import nn
-        from fxgraft.compiling import helper
+        from fxgraft.compiling import child, helper
         TRAINER = os.getpid()
         def slow(graph_module, inputs, **options):
             if os.getpid() != TRAINER:
@@ -755,7 +778,9 @@ def is_alive(pid: int) -> bool:
 ACTIONS = ["germinate a", "germinate b", "blend", "cull", "cull later", "fossilize later", "eval", "small"]
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=max(5, settings().max_examples // 4), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(actions=st.lists(st.sampled_from(ACTIONS), min_size=3, max_size=6), region=st.booleans())
 def test_any_order_of_calls_has_the_bits_of_eager_mode(actions: list[str], region: bool) -> None:
     def life(compiled: bool) -> list[Any]:

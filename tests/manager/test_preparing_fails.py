@@ -15,7 +15,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.compiling import helper, job
+from fxgraft.compiling import child, helper, job
 from fxgraft.compiling.compiled import CompiledHost
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
@@ -76,7 +76,7 @@ class World:
 def _no_process() -> Iterator[None]:
     """Nothing here is about what the process makes: it is not started."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(helper, "_popen", refuse)
+        patch.setattr(child, "_popen", refuse)
         old, helper._process = helper._process, None
         yield
         helper._get().end()
