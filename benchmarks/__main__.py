@@ -1,11 +1,13 @@
 """Measure what the design limits, and write it down.
 
-    python -m benchmarks [--quick] [--only NAME ...] [--profile] [--render] [--out DIR]
+    python -m benchmarks [--quick] [--only NAME ...] [--resume] [--profile] [--render] [--out DIR]
 
 Each benchmark runs in a process of its own, one after the other, on one thread of torch. ``--only`` measures
-anew what it names and leaves the other results as they are. ``--profile`` prints where the time goes instead
-(narrow it: ``--only seeds --workloads MLP-12 --modes eager``). ``--render`` measures nothing: it writes the
-Markdown page, the plots and the table of docs/measurements.md from the JSON. ``--quick`` is a smoke test.
+anew what it names and leaves the other results as they are; ``--resume`` leaves out what was measured at this
+commit already. Each is written as soon as it is done, with the load of the machine before it. ``--profile``
+prints where the time goes instead (narrow it: ``--only seeds --workloads MLP-12 --modes eager``). ``--render``
+measures nothing: it writes the Markdown page, the plots and the table of docs/measurements.md from the JSON.
+``--quick`` is a smoke test.
 """
 
 from __future__ import annotations
@@ -53,13 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
     record, failed = Record.read(out), []
     command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
     for name in options.only:
+        if options.resume and name in record.parts and _is_of_now(record.parts[name]):
+            console.print(f"{name}: measured at this commit already")
+            continue
         began = time.monotonic()
+        environment = describe() | {"torch_threads": THREADS}  # of the process that measures
         rows = run(name, chosen, console)
         if rows is None:
             failed.append(name)
             continue
         minutes = round((time.monotonic() - began) / 60, 2)
-        environment = describe() | {"torch_threads": THREADS}  # of the process that measured
         record = record.with_part(name, Part(command, environment, minutes, tuple(rows)), BENCHMARKS)
         record.write(out)
     report.write(record, out)
@@ -68,6 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     if failed:
         console.print(f"failed: {', '.join(failed)}", style="red")
     return bool(failed)
+
+
+def _is_of_now(part: Part) -> bool:
+    """Whether a part was measured at this very commit."""
+    commit = describe()["commit"]
+    return bool(part.environment["commit"] == commit) and commit != "unknown" and "+" not in commit
 
 
 def render(record: Record, out: Path) -> None:
@@ -86,6 +97,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", choices=every, default=every, metavar="NAME", help=", ".join(every)
     )
+    parser.add_argument("--resume", action="store_true", help="leave out what this commit has results of")
     parser.add_argument("--quick", action="store_true", help=f"little of everything; into {QUICK_RESULTS}")
     parser.add_argument("--repeats", type=int, default=5, help="of what can be done once only")
     parser.add_argument("--workloads", nargs="+", choices=[*WORKLOADS, "small MLP", "modular"], default=[])

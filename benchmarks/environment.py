@@ -25,6 +25,7 @@ def describe() -> dict[str, Any]:
         "cores": _usable_cores(),
         "memory_gib": _memory_gib(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "torch_threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": _versions(),
@@ -35,10 +36,11 @@ def as_markdown(environment: dict[str, Any]) -> str:
     """One line of `describe`'s record, for the head of a table."""
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     memory = f", {environment['memory_gib']} GiB" if environment["memory_gib"] else ""
+    load = f", load {environment['load']:g}" if environment.get("load") is not None else ""
     return (
         f"{environment['date']}, commit {environment['commit']}; {environment['cores']} cores of "
-        f"{environment['cpu']}{memory}; {environment['gpu'] or 'no GPU'}; {environment['torch_threads']} "
-        f"thread(s); Python {environment['python']}, {versions}"
+        f"{environment['cpu']}{memory}{load}; {environment['gpu'] or 'no GPU'}; "
+        f"{environment['torch_threads']} thread(s); Python {environment['python']}, {versions}"
     )
 
 

@@ -331,6 +331,19 @@ def test_the_command_writes_json_page_and_plots(tmp_path, monkeypatch):
     assert command.main(["--render", "--out", str(out)]) == 0
 
 
+def test_a_run_that_was_broken_off_goes_on(tmp_path, monkeypatch):
+    """With what there are no results of, or results of another commit."""
+    measured = []
+    monkeypatch.setattr(command, "run", lambda name, *_: measured.append(name) or [])
+    monkeypatch.setattr(command, "describe", lambda: ENVIRONMENT | {"commit": "abc1234"})
+    assert command.main(["--only", "changes", "cycles", "--out", str(tmp_path)]) == 0
+    assert command.main(["--only", "changes", "peft", "--resume", "--out", str(tmp_path)]) == 0
+    assert measured == ["changes", "cycles", "peft"]
+    monkeypatch.setattr(command, "describe", lambda: ENVIRONMENT | {"commit": "abc1234+changes"})
+    assert command.main(["--only", "changes", "--resume", "--out", str(tmp_path)]) == 0
+    assert measured[3:] == ["changes"]
+
+
 def test_a_benchmark_that_fails_is_told_and_leaves_the_other_results(tmp_path, capfd):
     record().write(tmp_path)
     arguments = ["--quick", "--only", "changes", "--modes", "eager", "--repeats", "0"]  # no median of none
