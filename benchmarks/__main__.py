@@ -5,9 +5,9 @@
 Each benchmark runs in a process of its own, one after the other, on one thread of torch. ``--only`` measures
 anew what it names and leaves the other results as they are; ``--resume`` leaves out what was measured at this
 commit already. Each is written as soon as it is done, with the load of the machine before it. ``--profile``
-prints where the time goes instead (narrow it: ``--only seeds --workloads MLP-12 --modes eager``). ``--render``
-measures nothing: it writes the Markdown page, the plots and the table of docs/measurements.md from the JSON.
-``--quick`` is a smoke test.
+prints where the time goes instead (narrow it: ``--only seeds --workloads MLP-12 --modes eager``).
+``--render`` measures nothing: it writes the Markdown page, the plots and the table of docs/measurements.md from
+the JSON. ``--quick`` is a smoke test.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ class Job:
         self.failed: dict[int, str] = {}
         self._loading: tuple[int, Loading] | None = None
         self._arrived = 0
+        self._was_ready = False
         units = list(dict.fromkeys(task.unit for task in tasks))
         modules = [unit.module for unit in units]
         order = Order(
@@ -133,9 +134,13 @@ class Job:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every required task was answered, and nothing that has come waits to be loaded."""
-        is_loaded = self._loading is None and not self._run.has_messages
-        return is_loaded and not any(self._tasks[i].is_required for i in self._unanswered)
+        """Whether every required task was answered, and nothing waited to be loaded then.
+
+        Once it is, it stays so, whatever comes after that: other ranks have been told.
+        """
+        if not self._was_ready and self._loading is None and not self._run.has_messages:
+            self._was_ready = not any(self._tasks[i].is_required for i in self._unanswered)
+        return self._was_ready
 
     @property
     def is_whole(self) -> bool:
