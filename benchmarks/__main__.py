@@ -6,8 +6,8 @@ Each benchmark runs in a process of its own, one after the other, on one thread 
 anew what it names and leaves the other results as they are; ``--resume`` leaves out what was measured at this
 commit already. Each is written as soon as it is done, with the load of the machine before it. ``--profile``
 prints where the time goes instead (narrow it: ``--only seeds --workloads MLP-12 --modes eager``).
-``--render`` measures nothing: it writes the Markdown page, the plots and the table of docs/measurements.md from
-the JSON. ``--quick`` is a smoke test.
+``--render`` measures nothing: it writes the Markdown page, the plots and the table of docs/measurements.md
+from the JSON. ``--quick`` is a smoke test.
 """
 
 from __future__ import annotations

@@ -618,7 +618,7 @@ def test_the_seed_is_live_before_the_code_for_evaluation_is_there() -> None:
         world.host(torch.ones(6, 4))
     world.host.train()
     seed = world.start()
-    world.settle(lambda: seed.stage is Stage.TRAINING)
+    until(lambda: world.background.step() or seed.stage is Stage.TRAINING)
     assert world.background._job is not None
     world.host.eval()
     with torch.no_grad(), no_recompiles():
