@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 PLACES: dict[str, tuple[Any, str]] = {
     "what is missing": (CompiledHost, "tasks_for"),
     "the job": (Host, "compile_in_helper"),
-    "its run": (job, "Run"),
+    "its run": (job, "HelperRun"),
     "whether there is a process": (helper, "unavailable"),
     "what has come": (job.Job, "take"),
     "what has become": (Background, "_land_prepared"),
