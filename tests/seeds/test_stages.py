@@ -144,6 +144,6 @@ def test_a_blend_that_cannot_be_changes_nothing(options: dict) -> None:
 def test_alpha_is_only_read() -> None:
     host = fxgraft.trace(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()), (torch.ones(1, 2),))
     seed = fxgraft.SeedManager(host).germinate("0", "mlp")
-    with pytest.raises(AttributeError, match="manager.blend"):
+    with pytest.raises(AttributeError, match=r"manager\.blend"):
         seed.alpha = 1.0
     assert seed.alpha == 0.0

@@ -49,7 +49,7 @@ ALL_EFFECTS: dict[str, Callable[[Any, Tensor], Any]] = {
     "dictionary by modules": lambda m, p: m.by_module.update({m.a: m.by_module[m.a] + 1}),
     "object behind a delegate": lambda m, p: setattr(m.by_held._held, "seen", p),
 }
-# What a settled state or another path in evaluation stands for is tested one by one; a closure is not put back.
+# What a settled state or another path in evaluation stands for is tested one by one; a closure stays changed.
 READS = sorted(ALL_READS.keys() - {"mode of a submodule", "no submodule", "closure of a method"})
 PLANTED = sorted(ALL_EFFECTS.keys() - {"print", "attribute of a submodule", "generator"})
 

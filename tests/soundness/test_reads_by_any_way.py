@@ -316,6 +316,18 @@ def test_what_is_read_by_any_way_is_a_condition(way: str):
     follows(type("Made", (Net,), {"between": lambda m, h: read(m, h), "__module__": __name__}), change)
 
 
+@pytest.mark.parametrize("way", ["function replaced", "context variable", "local of a thread"])
+def test_in_compiled_code_too(way: str, fresh_compiler: None):
+    read, change = WAYS[way]
+    kind = type("Made", (Net,), {"between": lambda m, h: read(m, h), "__module__": __name__})
+    model, plain = kind(), kind()
+    host = grown(model)
+    host.compile(backend="eager")
+    assert same_bits(host(X), plain(X))
+    change(plain)
+    assert same_bits(host(X), plain(X))
+
+
 class _Parent(Net):
     def between(self, h: Tensor) -> Tensor:
         return h * 2
