@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fxgraft import blueprints, commands
-from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED, WIDEN, Command, Reply
+from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, SEED, WIDEN, Command, Reply
 from fxgraft.errors import CheckpointError, FxGraftError, StageError
 from fxgraft.explore import scoring
 from fxgraft.explore.candidates import Choice, find
@@ -281,12 +281,10 @@ class Growth:
         with self._manager.no_cooldown():
             self._say(CULL(seed=str(row.seed)))
         stack, at = row.deepens
-        try:
-            (seed,) = self._manager.deepen(stack, at=[at], blend=max(self._course.blend, 1))
-        except FxGraftError as error:
-            return Reply(False, f"{type(error).__name__}: {error}")
-        self._memory.seed = seed.name
-        return Reply(True, "deepened", seed=seed.name)
+        reply = self._say(DEEPEN(stack=stack, at=[at], blend=max(self._course.blend, 1)))
+        if reply.accepted:
+            self._memory.seed = reply.seed
+        return reply
 
     def _judge(self) -> None:
         """What is held long enough is measured: it stays, or fades."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
-from fxgraft.commands import SEED, WIDEN
+from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.explore.candidates import Candidate, Found
 from fxgraft.explore.depths import Depth
@@ -85,10 +85,18 @@ class _Entry:
             status=self.status,
             reason=self.reason,
             seed=self.seed,
-            command=self.command if self.widens is None else WIDEN(group=self.widens[0], by=self.widens[1]),
+            command=self._grows,
             widens=self.widens,
             deepens=None if self.depth is None else (self.depth.stack, self.depth.at),
         )
+
+    @property
+    def _grows(self) -> SEED | WIDEN | DEEPEN:
+        if self.widens is not None:
+            return WIDEN(group=self.widens[0], by=self.widens[1])
+        if self.depth is not None:
+            return DEEPEN(stack=self.depth.stack, at=[self.depth.at])
+        return self.command
 
     @property
     def depth(self) -> Depth | None:

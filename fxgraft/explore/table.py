@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxgraft import commands
-from fxgraft.commands import SEED, WIDEN
+from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.util.columns import columns
 
 LEARNING, MEASURED, FAILED, LEFT_OUT = "learning", "measured", "failed", "left out"
@@ -38,7 +38,7 @@ class Row:
         status: ``"learning"``, ``"measured"``, ``"failed"`` or ``"left out"``.
         reason: why it failed or was left out; empty otherwise.
         seed: the name of its seed; None where there was none.
-        command: what lets it grow: ``manager.handle(row.command)``; not for one that deepens.
+        command: what lets it grow: ``manager.handle(row.command)``.
         widens: the group of channels that would grow, and by how many; None for another.
         deepens: the stack that would get one more block, and the index of the block that it stands behind,
             for ``manager.deepen(stack, at=[index])``; None for another.
@@ -58,7 +58,7 @@ class Row:
     status: str
     reason: str
     seed: str | None
-    command: SEED | WIDEN
+    command: SEED | WIDEN | DEEPEN
     widens: tuple[str, int] | None = None
     deepens: tuple[str, int] | None = None
 
@@ -98,7 +98,7 @@ def _place(row: Row) -> tuple[str, str]:
     """Where it would grow, and the options."""
     if isinstance(row.command, WIDEN):
         return row.command.group, f"by={row.command.by}"
-    if row.deepens is not None:
+    if isinstance(row.command, DEEPEN):
         return f"behind {row.slot}", ""
     where = row.slot if row.command.source is None else f"{row.command.source} -> {row.slot}"
     return where, ", ".join(f"{name}={value}" for name, value in row.command.config.items())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.commands import SEED, WIDEN
+from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageError
 from fxgraft.explore import Growth
 from fxgraft.telemetry import Event
@@ -237,7 +237,8 @@ BLOCKS = [SEED(slot=f"blocks.{i}", blueprint="deepen", config={"stack": "blocks"
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) -> None:
     monkeypatch.setattr(runs, "Net", Stacked)
-    run = Run()
+    events: list[Event] = []
+    run = Run(sinks=[events.append])
     given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40, "gain": -10.0}
     growth = run.manager.autogrow(
         run.evaluate,
@@ -246,17 +247,19 @@ def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) 
         score=lambda row: float(row.deepens == ("blocks", 1)),
         **given,
     )
-    if not helps:  # whatever it has learnt: as if it were nothing
-        monkeypatch.setattr("fxgraft.explore.autogrow._helps", lambda row: False)
+    monkeypatch.setattr("fxgraft.explore.autogrow._helps", lambda row: helps)  # whatever it has learnt
     run.train(7)
     rows = [row for row in growth.exploration.table if row.deepens is not None]
     assert {row.deepens for row in rows} == {("blocks", 0), ("blocks", 1)}
     assert {row.parameters for row in rows} == {8 + 15 + 16}
+    assert DEEPEN(stack="blocks", at=[1]) in [row.command for row in rows]
     run.train(14)
     assert [entry["what"] for entry in growth.history][-2:] == ["kept", "done"], growth
     assert len(run.host.stacks["blocks"].blocks) == 3
     (seed,) = run.manager.seeds.values()
     assert (seed.stage, seed.blueprint) == (Stage.FOSSILIZED, "Hidden")
+    said = {event.data["command"]["type"] for event in events if event.kind == "command"}
+    assert ("DEEPEN" in said) is not helps
 
 
 def test_an_exploration_with_blocks_does_not_touch_the_host_and_is_resumed(
