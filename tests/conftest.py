@@ -20,7 +20,7 @@ _COMMON = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
 settings.register_profile("default", max_examples=10, stateful_step_count=10, derandomize=True, **_COMMON)
-settings.register_profile("thorough", max_examples=400, stateful_step_count=40, print_blob=True, **_COMMON)
+settings.register_profile("thorough", max_examples=1000, stateful_step_count=40, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("FXGRAFT_HYPOTHESIS", "default"))
 
 

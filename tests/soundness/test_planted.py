@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -144,10 +144,6 @@ def _nothing_kept():
     _clear()
 
 
-THOROUGH = settings().max_examples > 100
-
-
-@settings(max_examples=1000 if THOROUGH else settings().max_examples)
 @given(plans=st.lists(layers, min_size=1, max_size=4), rows=st.integers(1, 6))
 def test_every_effect_is_found_and_every_read_is_a_condition(plans: list[Layer], rows: int):
     _clear()
