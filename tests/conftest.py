@@ -55,8 +55,9 @@ def _fixed_randomness():
 
 @pytest.fixture
 def fresh_compiler():
-    """Dynamo without a memory of earlier tests, before and after."""
+    """Dynamo without a memory of earlier tests, before and after; its counts begin anew."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
     gc.collect()

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from fxgraft.util import _torch
+
 
 class UntraceableError(Exception):
     """The module's code cannot be written as one graph; the message says why.
@@ -57,6 +59,18 @@ class ProxySize(tuple[Any, ...]):
         return ProxySize(super().__add__(other))
 
 
+_OF_TRACING = (_torch.FAKE_TENSORS, "torch.fx")
+"""Where the classes are that stand for tensors while something traces: exporting and compiling, say."""
+
+
+def _each(kinds: Any) -> Iterator[type]:
+    if isinstance(kinds, tuple):
+        for kind in kinds:
+            yield from _each(kind)
+    elif isinstance(kinds, type):
+        yield kinds
+
+
 def is_instance(value: Any, kinds: Any) -> bool:
     """``isinstance``, of what a proxy stands for."""
     if isinstance(value, ProxySize):
@@ -66,6 +80,12 @@ def is_instance(value: Any, kinds: Any) -> bool:
     if not isinstance(value, fx.Proxy) or not hasattr(type(value), "_example"):
         return False
     found = isinstance(value._example, kinds)
+    if (
+        not found
+        and (asked := list(_each(kinds)))
+        and all(kind.__module__.startswith(_OF_TRACING) for kind in asked)
+    ):
+        return False  # whether somebody traces is nothing that a graph depends on
     value.tracer.fix_kind(value.node, kinds, found)  # type: ignore[attr-defined]
     return found
 

@@ -28,13 +28,13 @@ class World:
     Attributes:
         names: the module of Python, with the name of a global and of what is read of it.
         written: those of globals that the code assigns.
-        functions: methods that were entered, for what they close over and hold.
+        methods: those that were entered, by class and name, for what they close over and hold.
     """
 
     def __init__(self) -> None:
         self.names: dict[tuple[str, ...], None] = {}
         self.written: dict[tuple[str, str], None] = {}
-        self.functions: dict[FunctionType, None] = {}
+        self.methods: dict[tuple[type, str], None] = {}
 
     def roots(self, model: nn.Module) -> list[object]:
         """What may be written into, as it is now: for `fxgraft_passes.untouched`."""
@@ -42,7 +42,9 @@ class World:
         for cls in {cls for module in model.modules() for cls in type(module).__mro__}:
             if is_own_class(cls):
                 found.append(cls)
-        for function in {type(module).forward for module in model.modules()} | self.functions.keys():
+        methods = {type(module).forward for module in model.modules()}
+        methods.update(*(_functions_under(cls, name) for cls, name in self.methods))
+        for function in methods:
             found += _of_closure(function)
         for module, name in self.written:
             if module in sys.modules:
@@ -73,8 +75,8 @@ class Watch:
         found: list[object] = [Variable(scope, name) for name in names.written]
         self._world.written |= {(module, name): None for name in names.written}
         if (method := reached(frame)) is not None:
+            self._world.methods[method.cls, method.name] = None
             for function in functions_of(method.held):
-                self._world.functions[function] = None
                 found += _of_closure(function)
         for chain in names.read:
             if behind := list(_behind(scope, list(chain))):
@@ -87,6 +89,12 @@ class Watch:
         """Put back what was found, as it was when it was found."""
         for snapshot in reversed(self._before):
             snapshot.restore()
+
+
+def _functions_under(cls: type, name: str) -> Iterator[FunctionType]:
+    """The functions that a class and its bases have under a name."""
+    for base in cls.__mro__:
+        yield from functions_of(base.__dict__.get(name))
 
 
 def _behind(scope: dict[str, Any], chain: list[str]) -> Iterator[object]:

@@ -58,6 +58,7 @@ class Insertions:
 
     def __init__(self, regions: dict[str, Region]):
         self._regions = regions
+        self._inserted = {name for name in regions if name.startswith(f"{SEEDS}.")}
 
     def come(self, structure: Structure, grafts: Mapping[str, Graft]) -> bool:
         """Have the regions of all blocks of ``structure``; return whether there are new ones."""
@@ -74,15 +75,17 @@ class Insertions:
                 # With the graft they come back as they were, where a change is taken back.
                 graft.regions = copied(block, graft.module, placement.seed, self._regions)
             self._regions.update(graft.regions)
+            self._inserted.update(graft.regions)
             came = True
         return came
 
     def go(self, structure: Structure) -> bool:
         """Drop the regions of blocks that are not in ``structure``; return whether there were any."""
         stay = {path_of(p.seed) for p in structure.placements if p.spec.call is not None}
-        gone = [n for n in self._regions if n.startswith(f"{SEEDS}.") and _block_of(n) not in stay]
+        gone = [name for name in self._inserted if _block_of(name) not in stay]
         for name in gone:
-            del self._regions[name]
+            self._inserted.remove(name)
+            self._regions.pop(name, None)
         return bool(gone)
 
 

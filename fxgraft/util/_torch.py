@@ -28,6 +28,9 @@ from fxgraft_passes._torch import is_wrapped_by_transform as is_wrapped_by_trans
 SEEN_WITH = ("2.13.0", "2.14.1")
 """The versions that all of this was seen to work with."""
 
+FAKE_TENSORS = "torch._subclasses"
+"""Where fake tensors are defined. Missing: a host of a model that asks for them exports no program."""
+
 COMPILER_WRAPPERS = ("torch._compile", "torch._dynamo")
 """Modules whose functions stand between a caller and what it calls. Missing: those reads are not seen."""
 

@@ -482,7 +482,7 @@ class Foreign(Base):
         return self.hidden(self.fc1(x))
 
 
-@host("autocast in forward", ("", "switches autocast"))
+@host("autocast in forward")
 class Autocast(Base):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

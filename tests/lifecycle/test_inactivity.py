@@ -293,7 +293,7 @@ def test_an_evaluation_elsewhere_that_tells_them_apart_is_believed(caplog: pytes
     assert run.manager.measure("a", lambda: next(losses)) == 0.5
     (line,) = said(caplog)
     assert line.startswith(
-        "seed 'a': evaluate gives other losses with it and without, but runs it in no call"
+        "seed 'a': evaluate gives different losses with it and without it, but does not call the host"
     )
 
 
