@@ -45,12 +45,20 @@ def choose(
         optimizers: those of the census.
         can_train: whether a group may be chosen.
     """
-    rings = iter(rings)
-    for ring in rings:
+    waiting = list(rings)
+    while waiting:
+        ring = waiting.pop(0)
         if home := {g: kinds for g, kinds in census.around(ring).items() if can_train(g)}:
-            further = [census.around(ring) for ring in rings]
+            further = [census.around(other) for other in waiting if _is_around(other, ring)]
             return _Choice(kind, home, further, census, optimizers, can_train).of_home()
     return _anywhere(kind, census, optimizers, can_train)
+
+
+def _is_around(ring: Sequence[str], layers: Sequence[str]) -> bool:
+    """Whether it is a module around all of these layers: readers of the value may be of another place."""
+    return all(
+        path == module or not module or path.startswith(f"{module}.") for module in ring for path in layers
+    )
 
 
 class _Choice:
