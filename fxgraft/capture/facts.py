@@ -97,6 +97,7 @@ class Fact:
         objects: what the test compares with, where that has no literal.
         of_code: whether it is about functions, classes and the like, which compilers take for constant. Its
             ``base`` is an object.
+        if_there: whether it holds where a dictionary lacks the item that it is about.
     """
 
     base: Any
@@ -104,10 +105,11 @@ class Fact:
     test: str
     objects: tuple[Any, ...] = ()
     of_code: bool = False
+    if_there: bool = False
 
     def _key(self) -> tuple[Any, ...]:
         base = self.base if isinstance(self.base, (Self, Written)) else id(self.base)
-        return base, self.path, self.test, tuple(map(id, self.objects))
+        return base, self.path, self.test, tuple(map(id, self.objects)), self.if_there
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Fact) and self._key() == other._key()
@@ -153,7 +155,14 @@ class Fact:
         test = self.test.replace("$", expression(base, self.path))
         for i, value in enumerate(self.objects):
             test = test.replace(f"§{i}", name_of(value))
+        if self.if_there:
+            return f"({self.path[-1][1]!r} not in {expression(base, self.path[:-1])} or {test})"
         return test
+
+    def elsewhere(self) -> Fact:
+        """The same for another process, where a registry may lack what was not registered there."""
+        in_registry = isinstance(self.base, ModuleType) and bool(self.path) and self.path[-1][0] == "item"
+        return replace(self, if_there=in_registry)
 
     def below(self, steps: tuple[Step, ...]) -> Fact:
         """The same of a module that is found from ``self`` by ``steps``."""

@@ -13,6 +13,7 @@ All else keeps its class, its name and its tensors.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from types import FunctionType, ModuleType
@@ -207,7 +208,8 @@ class Unwrapping:
                 node.target = children[attribute]
         for node in graph.find_nodes(op="call_function", target=operators.folded):
             _write_out(graph, node, next(self._host.parameters()).dtype)
-        form = region.form_for(parts)
+        form = copy.copy(region.form_for(parts))
+        form.facts = [fact.elsewhere() for fact in form.facts]  # it may run in another process
         generated = generate(graph, form, type(module).forward)
         inside = self._grown_in(region.name) if region.name in self._writers else ()
         self._become(module, type(module), generated, tuple(children.values()), inside)
