@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from fxgraft.capture.code import is_own_module
 from fxgraft.capture.region import Region
 from fxgraft.util.bits import same_tensor
+from fxgraft.util.random_like import random_like
 
 _COTANGENT_SEED = 0x7AC3
 _TOLERANCE = 1e-3
@@ -135,7 +136,10 @@ class Comparison:
             outputs = [tensor for tensor in _tensors(result, set()) if tensor.requires_grad]
             if self._backward and outputs and wanted:
                 grads = torch.autograd.grad(
-                    outputs, list(wanted.values()), _cotangents(outputs), allow_unused=True
+                    outputs,
+                    list(wanted.values()),
+                    [random_like(output, _COTANGENT_SEED + i) for i, output in enumerate(outputs)],
+                    allow_unused=True,
                 )
                 seen |= dict(zip(wanted, grads, strict=True))
             seen |= {f"the buffer {n}": b.detach().clone() for n, b in self._root.named_buffers()}
@@ -181,14 +185,6 @@ def _tensors(value: Any, known: set[int]) -> Iterator[Tensor]:
                 parts |= getattr(leaf, "__dict__", {})
             for part in parts.values():
                 yield from _tensors(part, known)
-
-
-def _cotangents(outputs: list[Tensor]) -> list[Tensor]:
-    made = []
-    for i, output in enumerate(outputs):
-        generator = torch.Generator(output.device).manual_seed(_COTANGENT_SEED + i)
-        made.append(torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device))
-    return made
 
 
 def _is_same(ours: Tensor | None, theirs: Tensor | None, exact: bool) -> bool:

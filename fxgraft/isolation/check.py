@@ -26,6 +26,7 @@ from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.slots.structure import Structure
 from fxgraft.util.bits import same_tensor
+from fxgraft.util.random_like import random_like
 from fxgraft_passes import Phase
 
 _COTANGENT_SEED = 0x5EED
@@ -102,7 +103,10 @@ def _observe(
         grads: tuple[Tensor | None, ...] = (None,) * len(parameters)
         if learnable and parameters:
             grads = torch.autograd.grad(
-                learnable, list(parameters.values()), _cotangents(learnable), allow_unused=True
+                learnable,
+                list(parameters.values()),
+                [random_like(output, _COTANGENT_SEED) for output in learnable],
+                allow_unused=True,
             )
         seen: dict[tuple[str, str], Tensor | None] = {}
         seen |= {("gradient", name): g for name, g in zip(parameters, grads, strict=True)}
@@ -114,14 +118,6 @@ def _observe(
             if not same_tensor(buffer, kept)
         ]
     return seen, written
-
-
-def _cotangents(outputs: list[Tensor]) -> list[Tensor]:
-    made = []
-    for output in outputs:
-        generator = torch.Generator(output.device).manual_seed(_COTANGENT_SEED)
-        made.append(torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device))
-    return made
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
