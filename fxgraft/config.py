@@ -28,34 +28,16 @@ from fxgraft.commands import SEED, Command
 from fxgraft.controllers import GrowthConfig, PlateauGrowth
 from fxgraft.errors import FxGraftError
 from fxgraft.host.host import Host
-from fxgraft.isolation.monitor import DEFAULT_INTERVAL
-from fxgraft.manager import settings
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
+from fxgraft.manager.settings import ManagerOptions
 from fxgraft.telemetry import JsonLines, Sink, logger
+
+__all__ = ["ConfigError", "GrowConfig", "ManagerOptions", "Plateau", "Scripted"]
 
 
 class ConfigError(FxGraftError):
     """A configuration is invalid."""
-
-
-@dataclass(frozen=True)
-class ManagerOptions:
-    """Options of `SeedManager` that are data; see there."""
-
-    enabled: bool | None = None
-    strict: bool = False
-    check_every: int = DEFAULT_INTERVAL
-    cooldown: int = 0
-    prefetch_timeout: float | None = 300.0
-    metrics_every: int = 0
-    helper: str = "auto"
-    shard_from: int | None = None
-
-    def __post_init__(self) -> None:
-        settings.check_numbers(
-            self.check_every, self.cooldown, self.metrics_every, self.prefetch_timeout, self.shard_from
-        )
 
 
 @dataclass(frozen=True)

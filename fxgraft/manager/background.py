@@ -36,7 +36,6 @@ from fxgraft_passes import Graft, Slot
 if TYPE_CHECKING:
     from fxgraft.compiling.job import Job
 
-HELPERS = ("auto", "off")
 _NOTHING = Change()
 _READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other
 
@@ -59,8 +58,6 @@ class Background:
     def __init__(
         self, lifecycle: Lifecycle, reporter: Reporter, peers: Peers, timeout: float | None, helper: str
     ):
-        if helper not in HELPERS:
-            raise ValueError(f"helper: expected one of {', '.join(HELPERS)}; got {helper!r}")
         self._lifecycle = lifecycle
         self._host = lifecycle.host
         self._reporter = reporter

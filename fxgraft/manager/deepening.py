@@ -45,10 +45,10 @@ class Wish:
     optimizer_state: str
 
     def __post_init__(self) -> None:
-        _one_of("init", self.init, growing.INITS)
+        validate.one_of("init", self.init, growing.INITS)
         validate.integer("blend", self.blend)
         validate.boolean("isolated", self.isolated)
-        _one_of("optimizer_state", self.optimizer_state, STATES)
+        validate.one_of("optimizer_state", self.optimizer_state, STATES)
 
 
 class Deepening:
@@ -174,8 +174,3 @@ def _group_like(
             if any(known is like for known in group["params"]):
                 return group
     return None
-
-
-def _one_of(name: str, given: Any, known: Sequence[str]) -> None:
-    if given not in known:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {given!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,13 +14,68 @@ from torch.optim.swa_utils import AveragedModel
 
 from fxgraft.gates import Gate
 from fxgraft.host.host import Host
+from fxgraft.isolation.monitor import DEFAULT_INTERVAL
 from fxgraft.optimizers.wrapped import inner
-from fxgraft.telemetry import Sink
+from fxgraft.telemetry import Sink, logger
 from fxgraft.util import validate
 
 ENABLED_VARIABLE = "FXGRAFT_DYNAMIC_SEEDS"
 _SWITCH = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
+HELPERS = ("auto", "off")
 _GATED = ("blend", "fossilize")
+
+
+@dataclass(frozen=True)
+class ManagerOptions:
+    """Options of `SeedManager` that are data; see there.
+
+    Raises:
+        ValueError: one is invalid.
+    """
+
+    enabled: bool | None = None
+    strict: bool = False
+    check_every: int = DEFAULT_INTERVAL
+    cooldown: int = 0
+    prefetch_timeout: float | None = 300.0
+    metrics_every: int = 0
+    helper: str = "auto"
+    shard_from: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("check_every", "cooldown", "metrics_every"):
+            validate.integer(name, getattr(self, name))
+        if self.prefetch_timeout is not None:
+            validate.number("prefetch_timeout", self.prefetch_timeout, least=0)
+        if self.shard_from is not None:
+            validate.integer("shard_from", self.shard_from)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManagerSettings(ManagerOptions):
+    """All that a `SeedManager` is made with beside the host and the optimizer, checked; see there.
+
+    Raises:
+        TypeError, ValueError: something is invalid.
+    """
+
+    schedulers: Sequence[Any]
+    sinks: Sequence[Sink]
+    gates: Mapping[str, Gate]
+    ddp: nn.Module | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validate.boolean("strict", self.strict)
+        validate.one_of("helper", self.helper, HELPERS)
+        _check_gates(self.gates)
+        checked = {
+            "enabled": _is_enabled(self.enabled),
+            "schedulers": schedulers_of(self.schedulers),
+            "sinks": _several("sinks", "a sequence of callables that take an event", self.sinks, callable),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 def host_of(given: nn.Module) -> Host:
@@ -65,17 +121,23 @@ def _called(given: nn.Module) -> nn.Module:
     return vars(given).get("_modules", {}).get("_forward_module", given)  # type: ignore[no-any-return]
 
 
-def optimizers_of(given: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:
-    """All optimizers, without the wrappers of Accelerate and Fabric. Raises `TypeError`."""
+def optimizers_of(given: Optimizer | Sequence[Optimizer] | None, host: Host) -> tuple[Optimizer, ...]:
+    """All optimizers, without the wrappers of Accelerate and Fabric. Raises `TypeError`.
+
+    Warns where they train nothing of the host's.
+    """
     if given is None:
         return ()
     several = (given,) if isinstance(given, Optimizer) else given
     wanted = "a torch.optim.Optimizer, a sequence of them, or None"
-    return tuple(map(inner, _several("optimizer", wanted, several, lambda one: isinstance(one, Optimizer))))
+    given_all = _several("optimizer", wanted, several, lambda one: isinstance(one, Optimizer))
+    optimizers = tuple(map(inner, given_all))
+    if optimizers and not any(map(host.owns, _parameters_of(optimizers))):
+        logger.warning("the optimizer has no parameter of the host's: is it the one of another model?")
+    return optimizers
 
 
-def parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
-    """What ``optimizers`` train."""
+def _parameters_of(optimizers: Sequence[Optimizer]) -> Iterator[nn.Parameter]:
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         yield from group["params"]
 
@@ -92,40 +154,17 @@ def schedulers_of(given: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(map(inner, found))
 
 
-def sinks_of(given: Sequence[Sink]) -> tuple[Sink, ...]:
-    """All sinks. Raises `TypeError`."""
-    return _several("sinks", "a sequence of callables that take an event", given, callable)
-
-
-def gates_of(given: Mapping[str, Gate]) -> Mapping[str, Gate]:
-    """Action -> gate. Raises `TypeError`, and `ValueError` for an action that has no gate."""
+def _check_gates(given: Mapping[str, Gate]) -> None:
+    """Raise `TypeError`, and `ValueError` for an action that has no gate."""
     _require("gates", f"a mapping from {' or '.join(_GATED)} to a gate", isinstance(given, Mapping), given)
     for action, gate in given.items():
         if action not in _GATED:
             raise ValueError(f"gates: expected {' or '.join(map(repr, _GATED))}; got {action!r}")
         _require(f"gates[{action!r}]", "a gate", callable(gate), gate)
-    return given
 
 
-def check_numbers(
-    check_every: int,
-    cooldown: int,
-    metrics_every: int,
-    prefetch_timeout: float | None,
-    shard_from: int | None,
-) -> None:
-    """Raise `ValueError` for an invalid number."""
-    validate.integer("check_every", check_every)
-    validate.integer("cooldown", cooldown)
-    validate.integer("metrics_every", metrics_every)
-    if prefetch_timeout is not None:
-        validate.number("prefetch_timeout", prefetch_timeout, least=0)
-    if shard_from is not None:
-        validate.integer("shard_from", shard_from)
-
-
-def is_enabled(given: bool | None) -> bool:
-    """As given, or else as the environment has it. Raises `ValueError`."""
+def _is_enabled(given: bool | None) -> bool:
+    """As given, or else as the environment has it."""
     if given is not None:
         return validate.boolean("enabled", given)
     said = os.environ.get(ENABLED_VARIABLE, "1").strip().lower()

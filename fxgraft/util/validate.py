@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
@@ -36,6 +37,12 @@ def boolean(name: str, given: Any) -> bool:
     if not isinstance(given, bool):
         raise _refusal(name, "True or False", given)
     return given
+
+
+def one_of(name: str, given: Any, known: Collection[str]) -> None:
+    """One of ``known``. Raises `ValueError`."""
+    if given not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}; got {given!r}")
 
 
 def _is_between(value: float, least: float, most: float) -> bool:

@@ -1,0 +1,212 @@
+"""A new seed: `germinate` lets it live, `plan` says what that would change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fxgraft.errors import SlotError
+from fxgraft.lifecycle import nursery, order
+from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.lifecycle.plan import GerminationPlan
+from fxgraft.lifecycle.plan import plan as plan_seed
+from fxgraft.manager.core import ManagerCore
+from fxgraft.optimizers.requests import Groups
+from fxgraft.seeds import streams
+from fxgraft.seeds.seed import Seed, amend
+from fxgraft.seeds.stage import after as stage_after
+from fxgraft.telemetry import logger
+from fxgraft.util.interrupts import interruptible, uninterruptible
+from fxgraft_passes import GraftSpec, Objective, Slot
+
+
+@uninterruptible
+def germinate(
+    self: ManagerCore,
+    slot_name: str,
+    blueprint: BlueprintLike,
+    *,
+    source: str | None = None,
+    name: str | None = None,
+    mode: str | None = None,
+    objective: str | Objective = "trust",
+    isolated: bool = True,
+    wait: bool = True,
+    hyper: Mapping[str, Any] | None = None,
+    optimizer: Optimizer | int | None = None,
+    groups: Groups | None = None,
+    before: str | None = None,
+    after: str | None = None,
+    **config: Any,
+) -> Seed:
+    """Splice a new seed in behind a slot.
+
+    It is in TRAINING when the call returns, or, with ``wait=False``, in GERMINATED: its module is
+    built in another thread, and a later `step` lets it go live.
+
+    Args:
+        slot_name: one of ``host.slots``; or an edge ``"relu->fc2"``, a module's input ``"->fc2"``, an
+            element ``"lstm[0]"``, all calls of a module ``"fc@*"`` (see `fxgraft.slots.places`).
+        blueprint: a registered name, an ``nn.Module``, or a factory ``Slot -> nn.Module``.
+        source: an earlier slot, whose value the seed reads in the place of its own slot's: a branch
+            around what lies between. The seed's output has the shape of the slot, and its input that
+            of the source. Slots of two regions may be joined so, where the regions up to the one
+            around both can run as one graph; it does while the branch lives.
+        name: the seed's; a new one is made by default.
+        mode: ``"residual"`` (the default) adds the seed's output, ``"convex"`` replaces the
+            host's value by it, ``"gated"`` adds it scaled by a gate that the seed learns,
+            ``"channelwise"`` adds it with an alpha for each channel.
+        objective: what the seed learns from in isolation: ``"trust"``, ``"shadow"``,
+            ``"straight_through"``, or an `fxgraft.Objective` with a radius of its own.
+        isolated: whether nothing may reach a host gradient, or a derivative of any order, through the
+            seed. With False the host gets through a seed in TRAINING what the seed learns from, which is
+            no derivative of the output: blend at once.
+        wait: whether to wait until the seed is live.
+        hyper: settings of the seed's own (``{"lr": 1e-3, "weight_decay": 0.0}``), in groups of its own:
+            one for each group that its parameters would join, otherwise like that. Its lr is scaled
+            along the schedule of that group as the initial lr there is, or as the peak of a schedule
+            that has one (OneCycleLR, CyclicLR). By default the seed joins existing groups.
+        optimizer: the optimizer that is to train the seed, one of the manager's, or its number among
+            them. By default each parameter goes to the one that holds the layers around the slot.
+        groups: the group that all parameters of the seed are to join, by its place in
+            ``optimizer.param_groups`` or itself (``optimizer.param_groups[1]``); or a function
+            ``(name, parameter) -> place, group or None``, which is asked for each, by its name in the
+            seed (``"up.weight"``), several times, and leaves it to the rule by None. By default the
+            group that holds what is of the parameter's kind around the slot. A blueprint that has an
+            option ``groups`` of its own is given a number (``"norm", groups=4``), and nothing else.
+        before: the name of a seed at this slot that the new one is to stand directly before. Seeds at one
+            slot compose in the order in which they were germinated, unless this or ``after`` is given.
+        after: the name of a seed at this slot that it is to stand directly behind; with ``before``:
+            anywhere behind.
+        **config: passed to the blueprint's factory.
+
+    Raises:
+        SlotError: there is no such slot, or no branch from that source to it.
+        BlueprintError: the blueprint is unknown, fails, or does not fit the slot.
+        ValueError: for an unknown mode, objective or hyper-parameter, an invalid name, an
+            optimizer or a group that is not there, or a ``hyper`` where an optimizer has a scheduler that
+            is not in ``schedulers``.
+        StageError: the name is taken, or there are no such seeds as ``before`` and ``after`` name there.
+    """
+    self._allow("germinate")
+    self._refuse_inference_mode("germinate")
+    slot = self.host.site(slot_name, source)
+    _refuse_cooldown(self, slot.name)
+    spec = _spec(slot, mode, objective, isolated)
+    follower = order.place(self.host, self._acts.staying(), slot, before, after)
+    groups, config = _separate_groups(blueprint, groups, config)
+    label, registered = nursery.label(blueprint), isinstance(blueprint, str)
+    seed = Seed(self._name(name, blueprint), slot.name, label, spec, config=config, registered=registered)
+    if not self.enabled:
+        self._lifecycle.enlist(seed, order.behind(self._seeds, seed.name, follower))
+        self._reporter.operation("germinate", seed, disabled=True)
+        return seed
+    self._lifecycle.registry.wish(seed, hyper, optimizer, groups)
+    amend(seed, source=slot.names[1])
+    _warn_of_starving(seed)
+    amend(seed, stage=stage_after(seed.stage, "germinate", seed.name))
+    key = streams.key_of(self._memory.run_seed, seed.name)
+    around = nursery.surroundings(self.host, slot)
+    admit = partial(self._lifecycle.admit, seed, tries=wait)
+    build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
+    _bring_to_life(self, seed, slot, follower, build, wait)
+    return seed
+
+
+def plan(
+    self: ManagerCore,
+    slot_name: str,
+    blueprint: BlueprintLike,
+    *,
+    source: str | None = None,
+    name: str | None = None,
+    mode: str | None = None,
+    objective: str | Objective = "trust",
+    isolated: bool = True,
+    hyper: Mapping[str, Any] | None = None,
+    optimizer: Optimizer | int | None = None,
+    groups: Groups | None = None,
+    before: str | None = None,
+    after: str | None = None,
+    **config: Any,
+) -> GerminationPlan:
+    """What `germinate` with these arguments would change. Changes nothing, and needs no data.
+
+    The seed is built on the ``meta`` device, so the host may be there too. What can only be known from
+    weights is not looked at: whether they are finite, and whether they are the host's.
+
+    Raises:
+        SlotError, BlueprintError, ValueError: as `germinate` would.
+    """
+    slot = self.host.site(slot_name, source)
+    name = name or self._memory.names.foresee(nursery.label(blueprint), self._taken())
+    follower = order.place(self.host, self._seeds, slot, before, after)
+    behind = order.behind(self._seeds, name, follower)
+    groups, config = _separate_groups(blueprint, groups, config)
+    seed = Seed(name, slot.name, nursery.label(blueprint), _spec(slot, mode, objective, isolated))
+    self._lifecycle.registry.wish(seed, hyper, optimizer, groups)
+    foresee = partial(self._lifecycle.registry.foresee, seed)
+    return plan_seed(self.host, slot, seed.spec, blueprint, name, config, behind, foresee)
+
+
+def _bring_to_life(
+    manager: ManagerCore,
+    seed: Seed,
+    slot: Slot,
+    follower: str | None,
+    build: Callable[[], nn.Module],
+    wait: bool,
+) -> None:
+    """Now, with the act that is open, or in the background."""
+    if manager._acts.open is None and not wait:
+        manager._lifecycle.enlist(seed, order.behind(manager._seeds, seed.name, follower))
+        manager._background.germinate(seed, slot, build)
+        manager._on_stage(seed)
+        return
+    began = time.monotonic()
+    with interruptible():
+        module = build()
+    if (act := manager._acts.open) is None:
+        manager._lifecycle.go_live(seed, slot, module, follower)
+        manager._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
+        return
+    birth = manager._lifecycle.plan_birth(seed, slot, module, follower)
+    act.germinate(birth, partial(manager._tell_birth, seed, began, act))
+    manager._lifecycle.enlist(seed, birth.before)
+    act.waits &= wait
+
+
+def _refuse_cooldown(manager: ManagerCore, slot: str) -> None:
+    left = manager._memory.refuses_until.get(slot, 0) - manager._reporter.step
+    if manager.enabled and left > 0:
+        raise SlotError(f"slot {slot!r} cools down after a cull, for {left} more steps")
+
+
+def _warn_of_starving(seed: Seed) -> None:
+    if seed.spec.mode == "convex" and seed.spec.isolated:
+        logger.warning(
+            "seed %r: an isolated convex seed starves the host before slot %r of gradients as "
+            "alpha grows; mode='residual' does not",
+            seed.name,
+            seed.slot,
+        )
+
+
+def _separate_groups(
+    blueprint: BlueprintLike, groups: Groups | None, config: dict[str, Any]
+) -> tuple[Groups | None, dict[str, Any]]:
+    """A number of groups (of a convolution, a norm) is for the blueprint that has such an option."""
+    if isinstance(groups, int) and nursery.has_option(blueprint, "groups"):
+        return None, {**config, "groups": groups}
+    return groups, config
+
+
+def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:
+    law = objective if isinstance(objective, Objective) else Objective(objective)
+    copy_source = slot.input.copy and slot.source is not None
+    return GraftSpec(mode or "residual", law.name, law.radius, isolated, slot.copy, copy_source=copy_source)

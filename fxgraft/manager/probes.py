@@ -1,0 +1,82 @@
+"""What seeds do: metrics, and the host run as it is not for a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from fxgraft.errors import DistributedError
+from fxgraft.isolation import probing
+from fxgraft.isolation.shadow import shadow_pass
+from fxgraft.manager.core import ManagerCore
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft.telemetry import logger
+from fxgraft.util.interrupts import uninterruptible
+from fxgraft.util.text import pluralize
+
+
+def metrics(self: ManagerCore) -> dict[str, dict[str, float]]:
+    """Metric -> seed -> value, as they stand; see ``fxgraft.telemetry.METRICS`` for units.
+
+    The seed is ``""`` for a metric of the whole. Norms are of the gradients that are there now.
+    """
+    return self._metrics()
+
+
+def shadow(self: ManagerCore) -> AbstractContextManager[None]:
+    """A pass in which TRAINING seeds run at alpha 1 and only they get gradients.
+
+    Run forward *and* backward inside. The host's gradients, buffers and random streams stay.
+    """
+    self._inbox.require_here("run the seeds otherwise")
+    if self.peers.folder is not None:
+        raise DistributedError("shadow() is not supported on a sharded host: use objective 'trust'")
+    learning = [s.name for s in self._seeds.values() if s.stage is Stage.TRAINING]
+    parameters = [p for name in learning for p in self._lifecycle.registry.parameters(name)]
+    return shadow_pass(self.host, parameters)
+
+
+def at_alpha(self: ManagerCore, seed: Seed | str, alpha: float) -> AbstractContextManager[None]:
+    """Let one seed run at another alpha inside: to see what it does. Recompiles nothing."""
+    self._inbox.require_here("run a seed at another alpha")
+    return probing.at_alpha(self.host, self._find(seed), alpha)
+
+
+@uninterruptible
+def measure(
+    self: ManagerCore, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0
+) -> float:
+    """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
+
+    Both draw the same random numbers (for dropout, or in a loader that shuffles), and find the same
+    buffers; afterwards streams and buffers are as they were, and the runs are not counted. On several
+    ranks it is the mean of theirs, for which all of them call it.
+
+    Args:
+        seed: a live one.
+        evaluate: computes a loss of the host, which it calls as the example of the trace did; best on
+            held-out data and in eval mode, which is put back. Gradients are off inside; lower is better.
+        at: the alpha to measure at; a seed that is blended is best measured at its own.
+
+    Returns:
+        The contribution, positive where the seed helps. Gates read it from the seed.
+
+    Raises:
+        TypeError: ``evaluate`` does not return one number.
+        StageError: the seed is not live, or no call in ``evaluate`` ran it.
+    """
+    self._inbox.require_here("measure a seed")
+    seed = self._find(seed)
+    contribution = probing.measure(self.host, seed, evaluate, at, self.peers.mean, self._lifecycle.inactivity)
+    if contribution == 0.0 and at > 0:
+        logger.warning(
+            "seed %r: the loss is the same with it and without, to the bit, though it ran: it gives "
+            "nothing yet (it was trained in %s)",
+            seed.name,
+            pluralize(seed.trained_steps, "step"),
+        )
+    self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
+    return contribution

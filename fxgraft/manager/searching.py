@@ -1,0 +1,162 @@
+"""Where to grow: `explore` measures candidates, `autogrow` grows by what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fxgraft.errors import StageError
+from fxgraft.explore import scoring
+from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.candidates import Choice, find
+from fxgraft.explore.exploration import Exploration, Settings
+from fxgraft.explore.measuring import Evaluate, check
+from fxgraft.explore.scoring import Score
+from fxgraft.explore.terms import Course, When
+from fxgraft.util import validate
+from fxgraft.util.interrupts import uninterruptible
+
+if TYPE_CHECKING:
+    from fxgraft.manager.manager import SeedManager
+
+
+@uninterruptible
+def explore(
+    self: SeedManager,
+    candidates: Choice = "auto",
+    *,
+    evaluate: Evaluate,
+    steps: int = 100,
+    keep: int = 0,
+    blueprints: Sequence[str] | None = None,
+    score: str | Score = scoring.DEFAULT,
+    at: float = 1.0,
+    repeats: int = 1,
+    cap: Mapping[str, int] | None = None,
+    most: Mapping[str, int] | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Exploration:
+    """Let many candidates learn in isolation beside the run, measure each alone, and rank them.
+
+    They germinate now, in one act, several at one slot where several fit there. ``manager.step()`` drives
+    the rest: after ``steps`` of it they are measured and culled. The host does not feel any of it: its
+    weights, its optimizer and the random streams are to the bit what they are without. On several ranks
+    each calls it.
+
+    Args:
+        candidates: ``"auto"``: every slot, with every registered blueprint that fits, and the hidden
+            channels between two linear layers, a quarter more of them, as `widen` would, and one more
+            block behind each block of a stack, as `deepen` would; a selection of
+            slots (``host.slots.select(...)``, a name, several names), likewise; or SEED commands (or
+            dictionaries).
+        evaluate: computes a loss of the host without arguments, best on held-out data and in eval mode: a
+            number, or one for each of several batches (a sequence, a 1-D tensor), from which a standard
+            error follows. It is called once now, and once for each candidate at the end. Gradients are
+            off inside; lower is better.
+        steps: for how many training steps they learn.
+        keep: how many of the best stay, in TRAINING; the others are culled.
+        blueprints: the names of those to take in the place of all; not where commands are given.
+        score: what they are ranked by: one of ``fxgraft.explore.SCORES``, the mean of the ranks by two
+            (``"expected_and_parameters"``, ``"expected_and_contribution"``), or a function of a `Row`.
+        at: the alpha at which they are measured.
+        repeats: how often each evaluation is repeated, for one that draws random numbers.
+        cap: how much is tried at once where slots are given: ``{"candidates": 64, "parameters": ...,
+            "flops": ..., "memory": ...}``; see `fxgraft.explore.candidates.Cap`.
+        most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
+        state: the ``state_dict()`` of an exploration of these candidates that was going on when this
+            manager was saved: nothing germinates, it goes on.
+
+    Returns:
+        The exploration: ``done``, ``table``, ``best(n)``; print it.
+
+    Raises:
+        SlotError, BlueprintError, CommandError: what was named is not there, or can never grow there.
+        TypeError: ``candidates`` or ``evaluate`` is something else, or ``evaluate`` returns no numbers.
+        ValueError: an invalid number, a loss that is not finite, or nothing that could grow.
+        StageError: seeds cannot change now.
+    """
+    self._allow("explore")
+    self._acts.refuse("explore")
+    settings = Settings(
+        validate.integer("steps", steps, 1),
+        validate.integer("keep", keep),
+        validate.number("at", at, 0, 1),
+        validate.integer("repeats", repeats, 1),
+    )
+    by = scoring.resolve(score)
+    bare = check(self.host, evaluate)
+    alone = self.peers.size == 1 and self.peers.folder is None  # else the host cannot grow wider
+    found = find(self.host, candidates, blueprints, cap, bare.flops, most, widens=alone)
+    exploration = Exploration(self, self._lifecycle, self._reporter, found, evaluate, by, settings)
+    if state is None:
+        exploration.begin()
+    else:
+        exploration.go_on(state)
+    self._routines.insert(0, exploration)  # before the growth that waits for it
+    return exploration
+
+
+def autogrow(
+    self: SeedManager,
+    evaluate: Evaluate,
+    candidates: Choice = "auto",
+    budget: float | Mapping[str, float] = 2.0,
+    when: When = "flat",
+    *,
+    total_steps: int | None = None,
+    steps: int = 100,
+    blend: int = 50,
+    hold: int = 50,
+    window: int = 50,
+    flat: float = 0.02,
+    gain: float = 0.001,
+    blueprints: Sequence[str] | None = None,
+    score: str | Score = scoring.DEFAULT,
+) -> Growth:
+    """Grow by itself: explore when it is time, keep what helps, until nothing pays any more.
+
+    ``manager.step(loss)`` drives it. The best candidate of an exploration is blended in; where what it
+    learnt in isolation does not help, a new one takes its place that adds nothing at first and learns
+    with the host. Held for a while it is measured, and becomes a part of the host or is taken out.
+    Until its first blend the host is to the bit what it is without. All changes are commands: sinks are
+    told each. `save` keeps where it stands: call it again, with the same arguments, after `load`. On
+    several ranks each calls it.
+
+    Args:
+        evaluate: as for `explore`.
+        candidates: as for `explore`.
+        budget: what the host may be in the end, as a factor of its parameters at the beginning; or
+            ``{"parameters": 2.0, "flops": 1.5}``, FLOPs of a forward pass.
+        when: ``"flat"``: again and again when the loss is flat, by what `step` is given, or by
+            ``evaluate`` where it is given nothing; a share of the run, or several (0.3, [0.3, 0.6]): once
+            at each; or a function of the manager that says whether it is time.
+        total_steps: of the run, for shares of it.
+        steps: for which candidates learn in isolation.
+        blend: steps in which the best is blended in.
+        hold: steps for which it is held before it is judged.
+        window: the loss is flat where its mean over so many steps fell by less than ``flat``,
+        flat: a share of the mean over as many before.
+        gain: what it has to contribute to stay, as a share of the loss.
+        blueprints: as for `explore`.
+        score: as for `explore`.
+
+    Returns:
+        The growth: ``done``, ``history``, ``state_dict()``; print it.
+
+    Raises:
+        SlotError, BlueprintError, CommandError, TypeError, ValueError: as `explore`, at once.
+        StageError: another growth goes on, or seeds cannot change now.
+        CheckpointError: the run that was loaded had a growth with other candidates.
+    """
+    self._allow("autogrow")
+    self._acts.refuse("autogrow")
+    if any(isinstance(routine, Growth) for routine in self._routines):
+        raise StageError("cannot autogrow: another growth of this manager goes on")
+    course = Course(explore=steps, blend=blend, hold=hold, window=window, flat=flat, gain=gain)
+    growth = Growth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, course)
+    if isinstance(self._memory.growth, dict):  # of the run that was loaded
+        growth.load_state_dict(self._memory.growth)
+    self._memory.growth = growth.state_dict
+    if not growth.done:
+        self._routines.append(growth)
+    return growth

@@ -1,0 +1,55 @@
+"""What a manager does once per training step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxgraft.manager.core import ManagerCore, Routine
+from fxgraft.manager.journal import check_loss
+from fxgraft.util.interrupts import uninterruptible
+
+
+@uninterruptible
+def step(self: ManagerCore, loss: float | Tensor | None = None) -> None:
+    """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
+
+    Commands of other threads are carried out at its end. The thread that calls it is the training thread.
+
+    Args:
+        loss: of this step, for the sinks; a number or a tensor (its mean), which may stay on its device.
+
+    Raises:
+        DistributedError: the ranks have drifted apart, or one is gone.
+        IsolationError: isolation is violated, and the manager is ``strict``.
+        TypeError: ``loss`` is neither; nothing was done.
+        StageError: inside `shadow` and the like, or while another thread is inside of it.
+    """
+    check_loss(loss)
+    self._inbox.begin_step()
+    try:
+        self._refuse_while_borrowed("step")
+        self._acts.refuse("step")
+        self.peers.settle()
+        self._reporter.step += 1
+        self._background.step()
+        self._lifecycle.advance([seed for seed in self._seeds.values() if not seed.paused])
+        self._journal.step(loss)
+        if self.host.copies:
+            self._reporter.stray_copies(self.host.copies.stray(self.host))
+        self.monitor.step(self._seeds.values())
+        for routine in list(self._routines):
+            _advance(self, routine, loss)
+        self._dispatcher.carry_out(self.peers.orders(self._inbox))
+    finally:
+        self._inbox.end_step()
+
+
+def _advance(manager: ManagerCore, routine: Routine, loss: float | Tensor | None) -> None:
+    """One step of what goes on beside the training; what ends, or raises, goes on no more."""
+    try:
+        routine.step(loss)
+    except BaseException:
+        manager._routines.remove(routine)
+        raise
+    if routine.done:
+        manager._routines.remove(routine)

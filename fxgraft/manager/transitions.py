@@ -1,0 +1,260 @@
+"""What becomes of seeds that are there: blended, fossilized, culled, paused, one by one or together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+
+from fxgraft import schedules
+from fxgraft.errors import StageError
+from fxgraft.lifecycle.act import at_once
+from fxgraft.manager.core import ManagerCore
+from fxgraft.schedules import Ramp, Schedule
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import after as stage_after
+from fxgraft.util import validate
+from fxgraft.util.interrupts import uninterruptible
+
+
+@uninterruptible
+def blend(
+    self: ManagerCore,
+    seed: Seed | str,
+    *,
+    to: float = 1.0,
+    steps: int = 100,
+    schedule: str | Schedule = "cosine",
+    warmup: int = 0,
+    force: bool = False,
+) -> None:
+    """Move a seed's alpha to ``to`` within ``steps`` calls of `step`, from where it is now.
+
+    While an isolated seed blends, and after it, the host's gradients take the direct path only: they are
+    those of the output with what the seed adds taken for a constant. What is taken with respect to an
+    *input* (physics-informed losses, forces, gradient penalties on inputs) is then not the derivative of
+    the output; a warning says so, once. For such losses germinate with ``isolated=False``, and blend at
+    once: a blend that is not isolated has all derivatives of its value.
+
+    Args:
+        seed: from TRAINING, or again from BLENDING or HOLDING, also downwards.
+        to: the target, in [0, 1].
+        steps: how many training steps it takes; 0 is at once: it is HOLDING when the call returns.
+        schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone callable that takes
+            the share of the steps done to the share of the way, both in [0, 1].
+        warmup: how many steps alpha stays where it is, before those.
+        force: do so whatever the gates say, also of a seed that has never run.
+
+    Raises:
+        StageError: the seed cannot be blended now, or a gate refuses it: it has not run, say.
+        ValueError: the target, the number of steps or the schedule is invalid.
+    """
+    self._allow("blend")
+    seed = self._find(seed)
+    if seed.stage is Stage.DORMANT:
+        return self._reporter.operation("blend", seed, disabled=True)
+    course = self._acts.course(seed)
+    stage_after(course.stage, "blend", seed.name)
+    ramp = Ramp(course.alphas, to, steps, schedules.resolve(schedule), warmup)
+    _pass_gate(self, "blend", course.judged(), force)
+    told = partial(self._reporter.blend, seed, ramp.target, steps, str(schedule))
+    if self._acts.open is not None:
+        return self._acts.open.blend(seed, ramp, told)
+    self._background.leave_open(seed)
+    told()
+    return self._lifecycle.begin_blend(seed, ramp)
+
+
+@uninterruptible
+def cull(self: ManagerCore, seed: Seed | str, *, wait: bool = True) -> None:
+    """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
+
+    Args:
+        seed: a live one, or one in preparation.
+        wait: False takes effect at once as well, through alpha 0 and out of the optimizers; its
+            graft leaves the graph at a later `step`, when a compiled host has the code for that.
+
+    Raises:
+        StageError: the seed is a fossil, or gone.
+    """
+    self._allow("cull")
+    seed = self._find(seed)
+    if seed.stage is Stage.DORMANT:
+        del self._seeds[seed.name]
+        return self._reporter.operation("cull", seed, disabled=True)
+    if self._acts.open is not None:
+        _plan_cull(self, seed, wait)
+        return None
+    self._background.cancel(seed)
+    if wait:
+        self._lifecycle.cull(seed)
+    else:
+        self._lifecycle.retire(seed)
+    _cool_down(self, seed)
+    return None
+
+
+@uninterruptible
+def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: bool = False) -> None:
+    """Make a seed a plain part of the host, at the alpha that it holds.
+
+    Args:
+        seed: a HOLDING one; or, where it is not isolated, one in TRAINING or BLENDING, which goes to the
+            target of its blend (1 without one) at once, as by ``blend(steps=0)``.
+        wait: False leaves it HOLDING until a later `step`, when a compiled host has the code; a `blend`
+            before that takes the wish back.
+        force: from TRAINING and BLENDING also where it is isolated; and whatever the gates say, also of a
+            seed that has never run.
+
+    Raises:
+        StageError: the seed is in another stage, isolated without ``force``, or a gate refuses it: it has
+            not run, say.
+    """
+    self._allow("fossilize")
+    seed = self._find(seed)
+    if seed.stage is Stage.DORMANT:
+        return self._reporter.operation("fossilize", seed, disabled=True)
+    validate.boolean("force", force)
+    course = self._acts.course(seed)
+    ramp = at_once(course, force)
+    told = None
+    if ramp is not None:
+        course = replace(course, stage=Stage.HOLDING, alphas=ramp.alphas(0), ramp=ramp)
+        told = partial(self._reporter.blend, seed, ramp.target, 0, "linear")
+    _pass_gate(self, "fossilize", course.judged(), force)
+    if (act := self._acts.open) is not None:
+        if ramp is not None and told is not None:
+            act.blend(seed, ramp, told)
+        act.fossilize(seed)
+        act.waits &= wait
+        return None
+    if told is not None:
+        told()
+    if wait:
+        self._background.leave_open(seed)
+        return self._lifecycle.fossilize(seed, ramp)
+    if ramp is not None:
+        self._lifecycle.begin_blend(seed, ramp)
+    return self._background.fossilize(seed)
+
+
+@uninterruptible
+def cull_all(self: ManagerCore, *, wait: bool = True) -> list[str]:
+    """Cull every seed that is live or in preparation, in one change; return their names, latest first.
+
+    The rollback: afterwards the host is what it was, but for its fossils.
+
+    Args:
+        wait: False takes effect at once as well, but leaves the grafts in the graph for a later
+            `step`, as in `cull`.
+    """
+    self._allow("cull")
+    if self._acts.open is not None:
+        staying = [s for s in reversed(self._acts.staying().values()) if not _is_settled(s)]
+        for seed in staying:
+            _plan_cull(self, seed, wait)
+        return [seed.name for seed in staying]
+    began = time.monotonic()
+    there = [s for s in reversed(self._seeds.values()) if s.is_live or s.stage is Stage.GERMINATED]
+    for seed in there:
+        self._background.cancel(seed)
+    if wait:
+        self._lifecycle.cull(*there)
+    else:
+        for seed in there:
+            self._lifecycle.retire(seed)
+    for seed in there:
+        _cool_down(self, seed)
+    self._reporter.rollback(there, (time.monotonic() - began) * 1e3)
+    return [seed.name for seed in there]
+
+
+def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[None]:
+    """Let what is done inside land as one change at the end of the block, whole or not at all.
+
+    ``germinate``, ``blend``, ``cull``, ``fossilize``, ``pause`` and ``resume`` are checked and planned
+    inside; at the end the host gets one other structure, in one swap, compiled once. Until then nothing
+    that runs changes: a new seed is GERMINATED, an old one in the stage that it was in. A call inside is
+    checked against what those before it lead to (a new seed can be blended); one that raises is not
+    planned, and the others are. A name is free for another seed only after the block.
+
+    An exception that leaves the block, or a change that cannot land (an error of a compiler, say),
+    leaves everything as it was: the names are free again, and the new seeds are CULLED. A block inside
+    of another lands with it; an exception that leaves the inner one takes back what was planned there.
+
+    Args:
+        wait: False lets the whole land in the background, at a later `step`, and so does one
+            ``wait=False`` inside. Modules are built at their calls all the same.
+
+    Raises:
+        StageError: in another thread than the one that trains, or where seeds cannot change.
+    """
+    self._allow("open manager.together()")
+    return self._acts.block(validate.boolean("wait", wait))
+
+
+@uninterruptible
+def pause(self: ManagerCore, seed: Seed | str) -> None:
+    """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
+    _set_paused(self, self._find(seed), True)
+
+
+@uninterruptible
+def resume(self: ManagerCore, seed: Seed | str) -> None:
+    """Let a paused seed go on. Raises `StageError` if it is not live."""
+    _set_paused(self, self._find(seed), False)
+
+
+@contextmanager
+def no_cooldown(self: ManagerCore) -> Iterator[None]:
+    """What is culled inside was only tried: its slots take seeds as before."""
+    before = dict(self._memory.refuses_until)
+    try:
+        yield
+    finally:
+        self._memory.refuses_until.clear()
+        self._memory.refuses_until.update(before)
+
+
+def _pass_gate(manager: ManagerCore, action: str, seed: Seed, force: bool) -> None:
+    validate.boolean("force", force)
+    gate = manager._gates.get(action)
+    if gate is None:
+        return
+    verdict = gate(seed)
+    manager._reporter.gate(seed, action, verdict)
+    if not verdict and not force:
+        raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
+
+
+def _set_paused(manager: ManagerCore, seed: Seed, paused: bool) -> None:
+    action = "pause" if paused else "resume"
+    manager._inbox.require_here(action)
+    if seed.stage is Stage.DORMANT:
+        return manager._reporter.operation(action, seed, disabled=True)
+    stage = manager._acts.course(seed).stage
+    if stage not in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING):
+        raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {stage.name}")
+    told = partial(manager._reporter.operation, action, seed)
+    if manager._acts.open is not None:
+        return manager._acts.open.pause(seed, paused, told)
+    manager._lifecycle.pause(seed, paused)
+    return told()
+
+
+def _plan_cull(manager: ManagerCore, seed: Seed, wait: bool) -> None:
+    assert manager._acts.open is not None
+    manager._acts.open.cull(seed)
+    manager._acts.open.waits &= wait
+    _cool_down(manager, seed)
+
+
+def _cool_down(manager: ManagerCore, seed: Seed) -> None:
+    manager._memory.refuses_until[seed.slot] = manager._reporter.step + manager._cooldown
+
+
+def _is_settled(seed: Seed) -> bool:
+    return seed.stage in (Stage.DORMANT, Stage.FOSSILIZED)
