@@ -44,6 +44,7 @@ from benchmarks.objectives_plan import (
     WARM_UP,
 )
 from benchmarks.objectives_report import Report, write
+from fxgraft.host import engine
 
 OPTIMIZERS: dict[str, Any] = {
     "AdamW .01": partial(torch.optim.AdamW, lr=0.01),
@@ -104,7 +105,7 @@ class Run:
             seed.spec = dataclasses.replace(seed.spec, radius=radius)
             (old,) = self.host.structure.placements
             placed = self.host.structure.with_placement(dataclasses.replace(old, spec=seed.spec))
-            self.host.set_structure(placed, self.host.phase, self.host.grafts())
+            engine.set_structure(self.host, placed, self.host.phase, self.host.grafts())
         seed.module.register_forward_hook(self._look)
 
     def _look(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""For the reference: a method that is assigned, ``germinate = germinating.germinate``, is shown as the function."""
+"""For the reference: a method that is assigned, ``step = stepping.step``, is shown as the function."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from fxgraft.errors import FxGraftError
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.slots.structure import Placement, Structure
@@ -60,7 +61,7 @@ def follow(host: nn.Module, averaged: nn.Module) -> None:
         )
     _check_copy(source, twin)
     _mirror(source, twin)
-    source.followers[twin] = _mirror
+    source._links.followers[twin] = _mirror
 
 
 def _host_in(module: Any, argument: str) -> Host:
@@ -105,12 +106,12 @@ def _mirror(host: Host, twin: Host) -> None:
     structure = Structure()
     for ours in host.structure.placements:
         if ours.slot.region not in twin.regions:
-            twin.provide(structure, grafts)  # it is in a block that came before
+            engine.provide(twin, structure, grafts)  # it is in a block that came before
         placement = replace(ours, slot=twin.site(*ours.slot.names))
         structure = Structure((*structure.placements, placement))
         grafts[ours.seed] = have.get(ours.seed) or _copied(host, twin, placement)
-    twin.prepare(structure, (host.phase,))
-    twin.set_structure(structure, host.phase, grafts)
+    engine.prepare(twin, structure, (host.phase,))
+    engine.set_structure(twin, structure, host.phase, grafts)
     twin.structure_entry = host.structure_entry  # their states have the same entries
 
 

@@ -19,6 +19,7 @@ from fxgraft.blueprints.initial import zero_bias
 from fxgraft.blueprints.registry import Factory, get
 from fxgraft.blueprints.shapes import positive
 from fxgraft.errors import BlueprintError
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Graft, GraftSpec, Slot
@@ -120,7 +121,7 @@ class _Probe(nn.Module):
 def _moment(host: Host, slot: Slot, loss: Callable[[nn.Module], Tensor], axis: int) -> Tensor:
     """The sum of ``g h^T`` over positions and calls: ``(features, features)``, float64."""
     probe = _Probe()
-    with _probed(host, slot, probe) as model, host.untouched(), torch.enable_grad():
+    with _probed(host, slot, probe) as model, engine.untouched(host), torch.enable_grad():
         found = torch.autograd.grad(loss(model), probe.zeros, allow_unused=True)
         values = list(probe.values)  # the host is put back, and the probe with it
     features = slot.shape[axis]
@@ -141,5 +142,8 @@ def _probed(host: Host, slot: Slot, probe: _Probe) -> Iterator[nn.Module]:
     spec = GraftSpec(isolated=False, copy=slot.copy, fossil=1.0)
     structure = host.structure.with_placement(Placement(_LAST, slot, spec))
     graft = Graft(probe, dtype=slot.dtype, device=slot.device)
-    with host.borrowing("gradmax()"), host.probing(structure, host.phase, {_LAST: graft}) as model:
+    with (
+        engine.borrowing(host, "gradmax()"),
+        engine.probing(host, structure, host.phase, {_LAST: graft}) as model,
+    ):
         yield model

@@ -63,7 +63,7 @@ def load_model(
     restore_model(path, manifest, tensors, lifecycle, known)
     for seed in lifecycle.seeds:
         lifecycle.gradients.unwatch(seed)
-    host.on_replaced = host.led_by = None
+    host._links.on_replaced = host._links.led_by = None
     host.seed_blueprints.update(blueprints or {})
     host.eval()
     return host

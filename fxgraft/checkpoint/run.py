@@ -22,6 +22,7 @@ from fxgraft.checkpoint.packing import conform, pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import counts, integer
 from fxgraft.errors import CheckpointError
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -199,7 +200,7 @@ class _Restoration:
     def run(self, blueprints: Mapping[str, BlueprintLike]) -> RunState:
         host, lifecycle = self._host, self._lifecycle
         with ExitStack() as undo:
-            undo.callback(setattr, host, "on_call", host.on_call)
+            undo.callback(setattr, host._links, "on_call", host._links.on_call)
             waiting = list(self._records)
             for growth in self._replay.growths:  # each with what had grown by then
                 waiting = self._revive(undo, waiting, blueprints, growth.seeds)
@@ -249,8 +250,8 @@ class _Restoration:
             lifecycle.reorder({name: lifecycle.seeds[name] for name in names})
             placements = sorted(host.structure.placements, key=lambda p: names.index(p.seed))
             structure = Structure(tuple(placements))
-            host.prepare(structure, structure.phases)
-            host.set_structure(structure, host.phase, host.grafts())
+            engine.prepare(host, structure, structure.phases)
+            engine.set_structure(host, structure, host.phase, host.grafts())
 
     def _order_by_names(self, record: SeedRecord) -> tuple[int, str]:
         """How the seeds at one slot stood in files of version 1."""

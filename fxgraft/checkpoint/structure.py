@@ -21,6 +21,7 @@ from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord
 from fxgraft.checkpoint.validate import integer
 from fxgraft.errors import CheckpointError, FxGraftError
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import Kept, StateReader, read_with
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -84,7 +85,7 @@ def revive(entry: Tensor, lifecycle: Lifecycle) -> int:
             ) from error
         undo.pop_all()
     lifecycle.cold = False
-    host.warm_up(Structure())
+    engine.warm_up(host, Structure())
     return run_seed
 
 
@@ -99,14 +100,14 @@ def regrow(host: Host, entry: Tensor) -> None:
     with ExitStack() as undo:
         for name in ("led_by", "on_replaced", "structure_entry"):
             undo.callback(setattr, host, name, getattr(host, name))
-        undo.callback(host.set_structure, host.structure, host.phase, host.grafts())
+        undo.callback(engine.set_structure, host, host.structure, host.phase, host.grafts())
         host.clear()
         lifecycle = Lifecycle(host, (), lambda seed: None, lambda name: None, lambda seed: None)
         revive(entry, lifecycle)
         undo.pop_all()
     for seed in lifecycle.seeds:
         lifecycle.gradients.unwatch(seed)
-    host.structure_entry, host.led_by, host.on_replaced = Kept.of(entry, host), None, None
+    host.structure_entry, host._links.led_by, host._links.on_replaced = Kept.of(entry, host), None, None
 
 
 def _names(entry: Tensor) -> list[str]:

@@ -14,6 +14,7 @@ from fxgraft.deeper.copying import copy_of, refuse_sharded, refuse_shared
 from fxgraft.deeper.fresh import initialise
 from fxgraft.deeper.zeroing import output_layers
 from fxgraft.errors import BlueprintError, SlotError
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.host.numbers import Numbers, next_number, numbers_in, set_number
@@ -112,7 +113,7 @@ def build(host: Host, origin: Origin, like: str, init: str, key: int, number: in
     """
     stack = origin.stack
     source = module_of(host, like)
-    model, *_ = host.trees()
+    model, *_ = engine.trees(host)
     refuse_sharded(stack.path, like, source)
     refuse_shared(stack.path, like, source, host.named_modules(remove_duplicate=False))
     zeroed = (

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fxgraft import Host, SeedManager
 from fxgraft.demo.data import BATCH, Part
 from fxgraft.demo.model import BLUEPRINTS
+from fxgraft.host import engine
 from fxgraft.telemetry import logger
 from fxgraft.util import _torch
 from fxgraft.util.bits import same_tensor
@@ -39,7 +40,9 @@ class CountingBackend:
 @torch.no_grad()
 def evaluate(model: nn.Module, part: Part) -> tuple[float, float]:
     """Loss and accuracy in eval mode. A compiled host runs in eager mode for it."""
-    eager = model.probing(model.structure, model.phase) if isinstance(model, Host) else nullcontext(model)
+    eager = (
+        engine.probing(model, model.structure, model.phase) if isinstance(model, Host) else nullcontext(model)
+    )
     model.eval()
     try:
         with eager as called:
@@ -120,7 +123,7 @@ class IsolationCheck:
         ours, twin = _gradients(copy.deepcopy(host), batch), copy.deepcopy(host)
         of_seeds = {id(parameter) for seed in seeds for parameter in twin.graft(seed).parameters()}
         names = [name for name, parameter in twin.named_parameters() if id(parameter) not in of_seeds]
-        with twin.probing(without, twin.phase):
+        with engine.probing(twin, without, twin.phase):
             theirs = _gradients(twin, batch)
         differing = sum(not same_tensor(ours[name], theirs[name]) for name in names)
         self.parameters += len(names)

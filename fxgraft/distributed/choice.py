@@ -13,6 +13,7 @@ from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed.peers import Alone, Peers
 from fxgraft.distributed.replicas import Replicas
 from fxgraft.distributed.unwrapped import Unwrapped, is_one_of_several
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 
 
@@ -36,7 +37,7 @@ def peers_of(
         from fxgraft.distributed import fsdp  # which imports seventy modules that no other host needs
 
         fsdp.check(host, optimizers, strict)
-        host.forget_own()
+        engine.forget_own(host)
         return fsdp.Shards(host, inbox, state, backward, shard_from)
     if isinstance(given, DistributedDataParallel) and given.process_group.size() > 1:
         return Replicas(given, given.process_group, given.broadcast_buffers, host, inbox, state, backward)
@@ -50,4 +51,4 @@ def _is_sharded(host: Host) -> bool:
     # Where that was not imported nobody has sharded anything. (The compiler imports it, too.)
     imported = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(imported, "FSDPModule", ())
-    return any(isinstance(module, kind) for tree in (host, *host.trees()) for module in tree.modules())
+    return any(isinstance(module, kind) for tree in (host, *engine.trees(host)) for module in tree.modules())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.isolation.generators import generators_of
 from fxgraft.isolation.probing import at_alpha, mode_kept, reshard
@@ -75,7 +76,7 @@ def check(host: Host, evaluate: Evaluate) -> Checked:
     if not callable(evaluate):
         raise TypeError(f"evaluate: expected a function that returns a loss; got {type(evaluate).__name__}")
     sizes: list[int] = []
-    before = host.on_call
+    before = host._links.on_call
 
     def seen(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         sizes.append(next((x.numel() for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), 0))
@@ -84,11 +85,11 @@ def check(host: Host, evaluate: Evaluate) -> Checked:
 
     counter = FlopCounterMode(display=False)  # which compiled code does not run under
     with _untouched(host, evaluate), counter if host.compiled is None else nullcontext():
-        host.on_call = seen
+        host._links.on_call = seen
         try:
             losses = _losses(evaluate, 1)
         finally:
-            host.on_call = before
+            host._links.on_call = before
     for loss in losses:
         if not math.isfinite(loss):
             raise ValueError(f"evaluate: expected finite losses; got {loss}")
@@ -164,7 +165,7 @@ def _run(
 @contextmanager
 def _untouched(host: Host, evaluate: Evaluate) -> Iterator[None]:
     reshard(host)
-    with host.untouched(also=generators_of(evaluate)), mode_kept(host):
+    with engine.untouched(host, also=generators_of(evaluate)), mode_kept(host):
         yield
 
 
@@ -177,8 +178,8 @@ def _alone(host: Host, seed: Seed, names: Iterable[str], alpha: float) -> Iterat
     with ExitStack() as stack:
         try:
             with delay_interrupts():
-                stack.enter_context(host.borrowing("explore()"))
-                stack.enter_context(host.probing(structure, structure.phases[-1]))
+                stack.enter_context(engine.borrowing(host, "explore()"))
+                stack.enter_context(engine.probing(host, structure, structure.phases[-1]))
                 learning.fill_(False)
                 seed.set_alpha(alpha)
             yield

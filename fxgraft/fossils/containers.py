@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from fxgraft.host import engine
 from fxgraft.host.depth import DEPTH, config_of, give
 from fxgraft.host.host import Host
 from fxgraft.host.numbers import numbers_in
@@ -100,7 +101,7 @@ def _grown_config(host: Host, root: nn.Module, stack: Stack) -> Any:
     while path:
         path = path.rpartition(".")[0]
         found = root.get_submodule(path).__dict__.get("config")
-        if found is not None and host.has_deepened(found):
+        if found is not None and engine.has_deepened(host, found):
             return found
     return None
 

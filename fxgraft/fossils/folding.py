@@ -28,6 +28,7 @@ from fxgraft.errors import SlotError, StageError
 from fxgraft.fossils.linear_maps import Features, NotAffineError, affine_map
 from fxgraft.fossils.producers import axis_of, merge_into
 from fxgraft.fossils.unwrapping import unwrap
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Slot, operators
@@ -136,7 +137,7 @@ class Folding:
         for name in into:
             structure = structure.without(name)
         grafts = {n: graft for n, graft in self.host.grafts().items() if n not in into}
-        self.host.set_structure(structure, self.host.phase, grafts)
+        engine.set_structure(self.host, structure, self.host.phase, grafts)
         return into, refused
 
     def _in_order(self) -> Iterator[Placement]:
@@ -173,7 +174,7 @@ class Folding:
         else:
             raise NotAffineError(f"stands behind {node.name!r}, which is no layer's result")
         axis_of(layer, len(slot.shape))  # raises for one that nothing can be merged into
-        root, *_ = self.host.trees()
+        root, *_ = engine.trees(self.host)
         names = {m: name for tree in (self.host, root) for name, m in tree.named_modules()}
         if self._calls.get(layer, 1) != 1:
             raise NotAffineError(f"stands behind {names[layer]!r}, which is called in several places")

@@ -33,6 +33,7 @@ from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import plain_code
 from fxgraft.fossils.containers import CannotContainError, put_in
 from fxgraft.fossils.plain_code import GrownCode
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.host.plain import is_own, take_out
@@ -107,14 +108,14 @@ def computes_the_same(host: Host, plain: nn.Module) -> bool:
 
 def returned_by(host: Host) -> Any:
     """What the host returns for its example call in eval mode; leaves it as it was."""
-    with host.untouched(), host.probing(host.structure, host.phase) as model:
+    with engine.untouched(host), engine.probing(host, host.structure, host.phase) as model:
         return run_example(host, model)
 
 
 def run_example(host: Host, module: nn.Module) -> Any:
     """What ``module`` returns for the host's example call in eval mode; leaves it as it was."""
     modules = [
-        part for tree in (module, *host.trees()[1:]) for part in tree.modules()
+        part for tree in (module, *engine.trees(host)[1:]) for part in tree.modules()
     ]  # seeds have their own
     modes = [(part, part.training) for part in modules]
     args, kwargs = host.example_for(module)
@@ -143,7 +144,7 @@ class Unwrapping:
     """
 
     def __init__(self, host: Host, in_containers: bool = False, depths: bool = True):
-        self.root = clone_tree(host.trees()[0])
+        self.root = clone_tree(engine.trees(host)[0])
         self.renamed: dict[str, str] = {}
         self._host, self.in_containers = host, in_containers
         self._names = {id(graft): name for name, graft in host.grafts().items()}
@@ -178,7 +179,7 @@ class Unwrapping:
 
     def _grown_in(self, name: str) -> tuple[str, ...]:
         """What grew in a module, and is not as its class has it."""
-        found = self._host.grown_in(name)
+        found = engine.grown_in(self._host, name)
         if not self.in_containers:
             return tuple(found)
         return tuple(seed for seed in found if path_of(seed) not in self._blocks)

@@ -4,6 +4,9 @@
 `tracing`             from a model to a host
 `host`                the host itself, an ``nn.Module``
 `appearance`          what a host looks like to code that reads the class of a model
+`engine`              how a structure is swapped, and runs otherwise for a moment: for the library's own use
+`traced`              what a trace found, and the places that follow from it
+`links`               who hears of what happens to a host
 `running`             the forwards of a structure, installed in the model's modules, plain or compiled
 `ownership`           which tensors are the host's own: what a seed must not have
 `copies`              deep copies of a host that live: averages that lack what grew

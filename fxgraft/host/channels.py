@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgraft.errors import ChannelError
+from fxgraft.host import engine
 from fxgraft.util.dtensor import local_tensor
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.growth import tried
@@ -92,14 +93,14 @@ def subject_of(host: Host, example: Example) -> Subject:
             f"{sharded} is sharded: expected a host whose parameters are whole. Let it grow wider before "
             f"fully_shard; or save the run, load it unsharded, widen, and shard again"
         )
-    root, *seeds = host.trees()
+    root, *seeds = engine.trees(host)
     modules: dict[str, nn.Module] = dict(root.named_modules())
     for tree in seeds:
         modules |= {f"{SEEDS}.{name}" if name else SEEDS: module for name, module in tree.named_modules()}
 
     @contextmanager
     def leave_untouched() -> Iterator[None]:
-        with host.compiled.stopped() if host.compiled else nullcontext(), host.untouched():
+        with host.compiled.stopped() if host.compiled else nullcontext(), engine.untouched(host):
             yield
 
     args, kwargs = example

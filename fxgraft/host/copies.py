@@ -73,7 +73,7 @@ class Copies:
             return []
         found = []
         for copy, seen in list(self._seen.items()):
-            if seen.done or copy in host.followers:
+            if seen.done or copy in host._links.followers:
                 continue
             lacks = frozenset(_differences(host, copy))
             lasting, seen.lacks = lacks & seen.lacks, lacks
@@ -82,7 +82,7 @@ class Copies:
                 continue
             sample, is_trained = _sample(copy)
             before, seen.sample = seen.sample, sample if seen.sample is None else seen.sample
-            if is_trained or (copy.led_by is not None and copy.led_by() is not None):
+            if is_trained or _is_led(copy):
                 seen.done = True
             elif before is not None and lasting and not _same(before, sample):
                 seen.done = True
@@ -103,6 +103,11 @@ def _differences(host: Host, copy: Host) -> Iterator[str]:
             counts = bool(alpha) if alpha is not None else bool((host.graft(name).alpha != 0).any())
             if counts and not bool((copy.graft(name).alpha != 0).any()):
                 yield name
+
+
+def _is_led(copy: Host) -> bool:
+    led_by = copy._links.led_by
+    return led_by is not None and led_by() is not None
 
 
 def _sample(copy: Host) -> tuple[list[Tensor], bool]:

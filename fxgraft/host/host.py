@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,56 +13,44 @@ import torch
 from torch import nn
 
 from fxgraft.capture.capture import Capture
-from fxgraft.capture.region import Region, slot_table
-from fxgraft.errors import FxGraftError, SlotError, StageError, TraceError
+from fxgraft.capture.region import Region
+from fxgraft.errors import FxGraftError, StageError, TraceError
+from fxgraft.host import engine
 from fxgraft.host.channels import Channels, Example
-from fxgraft.host.copies import Copies
 from fxgraft.host.depth import Depths
 from fxgraft.host.example import CallForm, form_of
 from fxgraft.host.example_call import ExampleCall
 from fxgraft.host.explain import Explanation, explain
-from fxgraft.host.insertions import Insertions, orders
+from fxgraft.host.links import Links
 from fxgraft.host.ownership import Ownership
 from fxgraft.host.receiving import Kept, Say, receive, say
 from fxgraft.host.running import Running
 from fxgraft.host.stacks import Stacks
 from fxgraft.host.table import table_of
 from fxgraft.host.tied_weights import keep_tied_weights
+from fxgraft.host.traced import Traced
 from fxgraft.host.unmet import unmet
 from fxgraft.host.values import ValueForm, Values
 from fxgraft.host.widened import Widened
-from fxgraft.host.writing import watch, writers
-from fxgraft.slots.branching import Calls
-from fxgraft.slots.places import place
-from fxgraft.slots.selection import NO_SLOTS, Slots
+from fxgraft.host.writing import writers
+from fxgraft.slots.selection import Slots
 from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Graft, Phase, Slot
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.graft import SEEDS
-from fxgraft_passes.untouched import untouched
 
 if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
-    from fxgraft.compiling.job import CompileTask, Job
 
 
 class Host(nn.Module):
     """A traced model. Make one with `trace`; grow it with a `SeedManager`.
 
     Attributes:
-        on_call: called with the arguments of every forward pass, or None.
-        on_replaced: called with what ``load_state_dict(assign=True)`` has replaced, old -> new; or None.
-        followers: copies of the host (weakly) -> what is called with host and copy after each swap.
-        copies: the deep copies of the host that live.
         seed_blueprints: seed -> module or factory, of seeds that were germinated from code: for a state that
             carries them.
         structure_entry: gives what says in a ``state_dict`` how the seeds are wired; None: nothing says it.
-        on_structure: called in the place of growing with that entry of a state to be loaded, or with None
-            where the state has all of the model and no seeds; or None.
-        led_by: the lifecycle of the host's manager (weakly), or None.
         widenings: how its channels have grown since it was traced.
-        on_write: called in the place of the model's own ``save_pretrained`` while something has grown, with
-            that and its arguments; None refuses.
 
     It has the model's children, parameters and buffers under the model's names; seeds are under
     ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
@@ -80,32 +66,17 @@ class Host(nn.Module):
             )
         # Beside nn.Module's registers: the root's children are the host's own, not one level below.
         self.__dict__["_root"] = root
-        self._regions = capture.regions
-        self._opaque = capture.opaque
-        self._left_out = capture.left_out
-        self._uncompared = capture.uncompared
+        self.__dict__["_links"] = Links()
+        self._traced = Traced.of(capture)
         self._world = capture.world
         self._channels = Channels(capture.example, root)
         self.widenings: tuple[Widened, ...] = ()
-        self._runs = capture.runs
         self._example_call = ExampleCall(args=capture.example[0], kwargs=capture.example[1])
-        self._insertions = Insertions(capture.regions)
         self._depths = Depths()
         self._running = Running(root, capture.regions)
-        self.borrowed: str | None = None  # by what the host runs otherwise for a moment
-        self.on_call: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None
-        self.on_replaced: Callable[[Mapping[nn.Parameter, nn.Parameter]], None] | None = None
-        self.followers: MutableMapping[Host, Callable[[Host, Host], None]] = weakref.WeakKeyDictionary()
-        self.copies = Copies()
         self.seed_blueprints: dict[str, Any] = {}
         self.structure_entry: Say | None = None
-        self.on_structure: Callable[[torch.Tensor | None], None] | None = None
-        self.led_by: weakref.ref[Any] | None = None
-        self.on_write: Callable[..., None] | None = None
         self._writers = writers(root)
-        self._slot_table: Slots | None = None
-        self._stacks: Stacks | None = None
-        self._calls: Calls | None = None
         self.training = root.training
         self._modules.update(root._modules)
         for register in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
@@ -120,11 +91,7 @@ class Host(nn.Module):
     @property
     def slots(self) -> Slots:
         """Name -> slot, in execution order. ``host.slots.select(...)`` chooses among them."""
-        if self._slot_table is None:
-            turns = orders(self.structure, self._regions)
-            table = slot_table(self._regions.values(), turns)
-            self._slot_table = Slots(table, self._regions, self.rejected)
-        return self._slot_table
+        return self._traced.slots(self.structure)
 
     def slot(self, name: str) -> Slot:
         """The slot of that name, or a place as `fxgraft.slots.places` names them.
@@ -132,21 +99,7 @@ class Host(nn.Module):
         Raises:
             SlotError: there is none; with the reason, or with the nearest names.
         """
-        if not isinstance(name, str):
-            raise SlotError(f"slot: expected a name, one of host.slots; got {_describe_given(name)}")
-        if name in self.slots:
-            return self.slots[name]
-        if (found := place(name, self.slots, self._regions)) is not None:
-            return found
-        if (reason := self.rejected.get(name)) is not None:
-            raise SlotError(f"{name!r} is no slot: it {reason}")
-        if not self.slots:
-            raise SlotError(NO_SLOTS)
-        near = difflib.get_close_matches(name, self.slots, n=3, cutoff=0.3) or list(self.slots)[:3]
-        raise SlotError(
-            f"the host has no slot {name!r}; did you mean {', '.join(map(repr, near))}? "
-            f"host.slots has all {len(self.slots)}"
-        )
+        return self._traced.slot(name, self.structure)
 
     def site(self, name: str, source: str | None = None) -> Slot:
         """The slot of that name, for a seed that reads the earlier slot ``source`` if one is given.
@@ -157,13 +110,11 @@ class Host(nn.Module):
         slot = self.slot(name)
         if source is None or source == name:
             return slot
-        if self._calls is None:
-            self._calls = Calls(self._regions)
-        return self._calls.branch(self.slot(source), slot)
+        return self._traced.branch(self.slot(source), slot)
 
     def value_at(self, slot: Slot) -> ValueForm:
         """Dtype, device and layout of the value at ``slot`` (not of its source) as the host is now."""
-        return self._values.at(slot, self._regions)
+        return self._values.at(slot, self._traced.regions)
 
     @property
     def channels(self) -> Mapping[str, ChannelGroup]:
@@ -186,42 +137,33 @@ class Host(nn.Module):
         """The arguments that the host was traced with, as they fit it now; raises `ChannelError`."""
         return self._channels.call(self)
 
-    def widened(self) -> None:
-        """The layers of the model are of other sizes now."""
-        self._channels.forget()
-        self._own.forget()
-        self.watch_writing()
-
     @property
     def stacks(self) -> Stacks:
         """Name of a container -> `Stack`: alike blocks that run one after the other, inserted ones too.
 
         ``host.stacks.rejected`` says of the other containers why they are none.
         """
-        if self._stacks is None:
-            self._stacks = Stacks(self._root, self._regions, self._runs, self._opaque, self.structure)
-        return self._stacks
+        return self._traced.stacks(self._root, self.structure)
 
     @property
     def regions(self) -> Mapping[str, Region]:
         """Qualified module name -> region; ``""`` is the root (if it could be traced)."""
-        return MappingProxyType(self._regions)
+        return MappingProxyType(self._traced.regions)
 
     @property
     def rejected(self) -> Mapping[str, str]:
         """Places that are no slots -> why; modules that could not be traced -> why."""
-        nodes = {name: why for r in self._regions.values() for name, why in r.rejected.items()}
-        return MappingProxyType({**nodes, **self._left_out, **self._opaque})
+        return MappingProxyType(self._traced.rejected)
 
     @property
     def opaque(self) -> Mapping[str, str]:
         """Modules whose code has no graph -> why."""
-        return MappingProxyType(self._opaque)
+        return MappingProxyType(self._traced.opaque)
 
     @property
     def left_out(self) -> Mapping[str, str]:
         """Modules that are called from code without a graph, and whose results are no slots -> why."""
-        return MappingProxyType(self._left_out)
+        return MappingProxyType(self._traced.left_out)
 
     @property
     def example(self) -> CallForm | None:
@@ -230,14 +172,14 @@ class Host(nn.Module):
 
     def explain(self) -> Explanation:
         """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
-        return explain(self, self._root, self._uncompared)
+        return explain(self, self._root, self._traced.uncompared)
 
     def unmet(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """What of the traced call such a call is not, in words; None where it is of its form everywhere.
 
         Runs the model once, and leaves it as it is.
         """
-        return unmet(self._root, self._regions, args, kwargs)
+        return unmet(self._root, self._traced.regions, args, kwargs)
 
     def retrace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Trace the model anew, in place, as it is called now: slots and guards are those of that call then.
@@ -251,12 +193,8 @@ class Host(nn.Module):
             raise StageError(f"cannot trace the host anew: expected one without seeds; it has {grown}")
         with self.compiled.stopped() if self.compiled else nullcontext():
             capture = Capture(self._root, args, dict(kwargs), clone=False)
-        self._regions, self._running.regions = capture.regions, capture.regions
-        self._runs, self._insertions = capture.runs, Insertions(capture.regions)
+        self._traced, self._running.regions = Traced.of(capture), capture.regions
         self._example_call = ExampleCall(args=capture.example[0], kwargs=capture.example[1])
-        self._opaque, self._left_out = capture.opaque, capture.left_out
-        self._uncompared = capture.uncompared
-        self._slot_table = self._calls = self._stacks = None
         self.__dict__["_example"] = form_of(args, kwargs)
         self._channels = Channels((args, dict(kwargs)), self._root)
         self.slots  # noqa: B018
@@ -285,14 +223,6 @@ class Host(nn.Module):
             if placement.spec.fossil is not None:
                 yield from self.graft(placement.seed).parameters()
 
-    def owns(self, tensor: torch.Tensor) -> bool:
-        """Whether ``tensor`` is a parameter or buffer of the traced model's."""
-        return tensor in self._own
-
-    def forget_own(self) -> None:
-        """The model has other parameters than before (it was sharded): `owns` looks again."""
-        self._own.forget()
-
     def __str__(self) -> str:
         return table_of(self)
 
@@ -300,8 +230,8 @@ class Host(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, with the seeds in it."""
-        if self.on_call is not None:
-            self.on_call(args, kwargs)
+        if (on_call := self._links.on_call) is not None:
+            on_call(args, kwargs)
         return self._running.call(*args, **kwargs)
 
     def compile(self, *, granularity: str = "host", **options: Any) -> None:  # type: ignore[override]
@@ -319,7 +249,7 @@ class Host(nn.Module):
         """
         self._running.compile(options, granularity, self.grafts())
 
-    # Structure: for the manager
+    # Structure
 
     @property
     def structure(self) -> Structure:
@@ -346,139 +276,13 @@ class Host(nn.Module):
         """All grafts by the names of their seeds."""
         return {p.seed: self.graft(p.seed) for p in self.structure.placements}
 
-    def trees(self) -> list[nn.Module]:
-        """The module trees that run: the model's, and that of the seeds if there are any."""
-        seeds = self._modules.get(SEEDS)
-        return [self._root, seeds] if seeds is not None else [self._root]
-
-    def prepare(self, structure: Structure, phases: tuple[Phase, ...]) -> None:
-        """Generate and verify what ``structure`` needs to run; nothing that runs is touched."""
-        self._running.prepare(structure, phases)
-
-    def set_structure(self, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
-        """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
-        self.provide(structure, grafts)
-        self._running.enter(structure, phase, grafts)
-        if self._insertions.go(structure):
-            self._slot_table = self._calls = None
-        before, self._stacks = self._stacks, None
-        if any(p.spec.call for p in structure.placements) or before is not None:
-            self._depths.follow(self._root, self.stacks, self._regions)
-        self._modules.pop(SEEDS, None)
-        if grafts:
-            seeds = self._modules[SEEDS] = nn.Module()
-            seeds.training = self.training
-            for placement in structure.placements:
-                seeds.add_module(placement.seed, grafts[placement.seed])
-        self.watch_writing()
-        for twin, follow in list(self.followers.items()):
-            follow(self, twin)
-
-    def has_deepened(self, config: Any) -> bool:
-        """Whether a configuration is the host's own copy, which is as deep as its stacks are now."""
-        return self._depths.is_copy(config)
-
-    def provide(self, structure: Structure, grafts: Mapping[str, Graft]) -> None:
-        """Have the regions that are in inserted blocks of ``structure``; nothing that runs is touched."""
-        if self._insertions.come(structure, grafts):
-            self._slot_table = self._calls = None
-
-    def watch_writing(self) -> None:
-        """Let parts of the model that can write themselves to a folder do so only where nothing grew."""
-        watch(self._writers, self.grown_in, self.on_write, type(self._root).__name__)
-
-    def grown_in(self, module: str) -> list[str]:
-        """The seeds within the module of that name; and whatever has grown wider, wherever that is."""
-        if self.widenings:
-            return [f"{widening.group}, which is wider" for widening in self.widenings]
-        within = (r for r in self.structure.by_region if not module or f"{r}.".startswith(f"{module}."))
-        return [placement.seed for region in within for placement in self.structure.by_region[region]]
-
     def clear(self) -> None:
         """Take out every graft, fossils included: the host is as traced. Its manager is void then.
 
         What was compiled stays compiled, for another manager and another run.
         """
-        self.set_structure(Structure(), Phase.ISOLATED, {})
-        self.structure_entry = self.led_by = None
-
-    @contextmanager
-    def probing(
-        self, structure: Structure, phase: Phase, guests: Mapping[str, Graft] | None = None
-    ) -> Iterator[nn.Module]:
-        """The model, in eager mode, with part of the host's grafts in another phase, and put back.
-
-        ``guests`` are grafts of ``structure`` that the host does not have.
-        """
-        with self._running.probing(structure, phase, self.grafts(), guests or {}):
-            yield self._root
-
-    @contextmanager
-    def untouched(self, also: Sequence[object] = ()) -> Iterator[None]:
-        """Run the host inside as if it had not run: all that its code reaches comes back as it was.
-
-        ``also`` are other objects that come back as they were.
-        """
-        with untouched(*self.trees(), also=[*self._world.roots(self._root), *also]):
-            yield
-
-    @contextmanager
-    def borrowing(self, what: str) -> Iterator[None]:
-        """The host runs for a moment as it is not: seeds cannot change inside."""
-        before, self.borrowed = self.borrowed, what
-        try:
-            yield
-        finally:
-            self.borrowed = before
-
-    def warm_up(self, before: Structure) -> None:
-        """Compile every forward of the structure for the calls seen so far, where that is missing.
-
-        Args:
-            before: the structure that this one replaced: only units that differ are looked at.
-        """
-        self._running.warm_up(before, self.grafts(), *self.trees()[1:])
-
-    def repeat_eagerly(self, region: str) -> None:
-        """Repeat the latest call of the compiled units around ``region`` in eager mode; leaves no trace."""
-        self._running.repeat_eagerly(region, *self.trees()[1:])
-
-    def compile_in_helper(
-        self, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[CompileTask]
-    ) -> Job:
-        """Let the compiler process compile for ``structure``. What runs here is as before afterwards.
-
-        Args:
-            structure: for which the tasks are.
-            grafts: the modules of all its seeds, by name.
-            tasks: what to make.
-
-        Raises:
-            CannotTravelError: something cannot be given to another process.
-        """
-        from fxgraft.compiling.forwards import forward_of  # which is there: the host is compiled
-        from fxgraft.compiling.job import Job
-
-        assert self.compiled is not None
-        units = {task.unit for task in tasks}
-        names = self.structure.by_region.keys() | structure.by_region.keys()
-
-        def home(name: str) -> str:
-            return (structure if name in structure.by_region else self.structure).home(name)
-
-        modules = [
-            self._regions[name].module for name in names if any(unit.holds(home(name)) for unit in units)
-        ]
-        forwards = {}
-        for phase in {task.phase for task in tasks}:
-            with self.probing(structure, phase, grafts):
-                forwards[phase] = [(module, forward_of(module)) for module in modules]
-        seeds = [
-            p
-            for p in structure.placements
-            if any(unit.holds(structure.home(structure.runs_in(p))) for unit in units)
-        ]
-        return Job(tasks, self.compiled.options, forwards, [grafts[p.seed] for p in seeds])
+        engine.set_structure(self, Structure(), Phase.ISOLATED, {})
+        self.structure_entry = self._links.led_by = None
 
     # nn.Module's protocol: the root's state is the host's
 
@@ -509,7 +313,7 @@ class Host(nn.Module):
         self._own.forget()
         if self.compiled is not None:
             self.compiled.variants.forget_calls()  # what is called from now on may be of another dtype
-        with keep_tied_weights(*self.trees()):
+        with keep_tied_weights(*engine.trees(self)):
             self._root._apply(fn, recurse)
             if recurse and SEEDS in self._modules:
                 self._modules[SEEDS]._apply(fn)  # type: ignore[union-attr]
@@ -533,10 +337,10 @@ class Host(nn.Module):
     ) -> Any:
         before = dict(self.named_parameters()) if assign else {}
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if assign and self.on_replaced is not None:
+        if assign and (on_replaced := self._links.on_replaced) is not None:
             after = dict(self.named_parameters())
             kept = {name: p for name, p in before.items() if name in after}
-            self.on_replaced({p: after[name] for name, p in kept.items() if after[name] is not p})
+            on_replaced({p: after[name] for name, p in kept.items() if after[name] is not p})
         return result
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -551,35 +355,20 @@ class Host(nn.Module):
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        self.copies.add(made)
+        self._links.copies.add(made)
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = (
-            "on_call",
-            "on_replaced",
-            "on_structure",
-            "on_write",
-            "led_by",
-            "followers",
-            "copies",
-            "_slot_table",
-            "_stacks",
-            "_calls",
-            "_own",
-            "_writers",
-        )
+        derived = ("_links", "_own", "_writers")
         entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
         kept = {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
         return {**kept, "_channels": Channels()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.followers = weakref.WeakKeyDictionary()
-        self.copies = Copies()
+        self.__dict__["_links"] = Links()
         self._own = Ownership(self._root)
         self._writers = writers(self._root)
-        self._insertions = Insertions(self._regions)
         # Copies of slots belong to the copied graphs: take each structure's from there.
         grafts = self.grafts()
         placements = [
@@ -587,10 +376,4 @@ class Host(nn.Module):
             for p in self.structure.placements
         ]
         self._running.structure = Structure(tuple(placements))
-        self.set_structure(self.structure, self.phase, grafts)
-
-
-def _describe_given(given: object) -> str:
-    """What somebody gave for a name; of a `Slot` its own."""
-    own = getattr(given, "name", None)
-    return f"a {type(given).__name__}, whose name is {own!r}" if own else repr(given)
+        engine.set_structure(self, self.structure, self.phase, grafts)

@@ -100,13 +100,13 @@ def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
         left = [name for name in ours if name not in theirs]
         if not left or any(f"{prefix}{name}" not in state for name in host.model_state()):
             return
-        if host.on_structure is None:
+        if host._links.on_structure is None:
             raise CheckpointError(
                 f"the state has the host's weights without {_named(left)}, which would stay and run on "
                 f"weights that they did not grow on. host.clear() takes all out; SeedManager.load(path, "
                 f"host, ...) loads a run with its seeds; {{**host.state_dict(), **state}} keeps them"
             )
-        host.on_structure(None)
+        host._links.on_structure(None)
         return
     reader, said = _readers[0], _seeds_in(state, f"{prefix}{SEEDS}.")
     if without := [name for name in reader.names(entry) if name not in said]:
@@ -114,9 +114,9 @@ def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
     now = host.structure_entry(host) if host.structure_entry is not None else None
     if now is not None and reader.alike(now[0], entry):
         return
-    if host.on_structure is not None:
-        host.on_structure(entry)
-    elif host.led_by is not None and host.led_by() is not None:
+    if host._links.on_structure is not None:
+        host._links.on_structure(entry)
+    elif (led_by := host._links.led_by) is not None and led_by() is not None:
         raise CheckpointError(
             "the state says how its seeds are wired, and the host has a SeedManager, which would not know "
             "them. Load the state before the manager is made, or the run: SeedManager.load(path, host, ...)"

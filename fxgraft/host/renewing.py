@@ -8,25 +8,13 @@ from typing import TYPE_CHECKING
 
 from fxgraft.capture.capture import Capture
 from fxgraft.errors import SlotError
-from fxgraft.host.insertions import Insertions
+from fxgraft.host.traced import Traced
 from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Phase
 
 if TYPE_CHECKING:
     from fxgraft.host.channels import Example
     from fxgraft.host.host import Host
-
-_OF_A_TRACE = (
-    "_regions",
-    "_opaque",
-    "_left_out",
-    "_uncompared",
-    "_slot_table",
-    "_calls",
-    "_runs",
-    "_insertions",
-    "_stacks",
-)
 
 
 def renew(undo: ExitStack, host: Host, example: Example) -> None:
@@ -42,36 +30,34 @@ def renew(undo: ExitStack, host: Host, example: Example) -> None:
         TraceError: the call fails.
     """
     running, grafts, structure, phase = host._running, host.grafts(), host.structure, host.phase
-    before = {name: host.__dict__[name] for name in _OF_A_TRACE}
+    before = host._traced
 
     def back() -> None:
         running.enter(Structure(), Phase.ISOLATED, {})
-        host.__dict__.update(before)
-        running.regions = before["_regions"]
+        host._traced, running.regions = before, before.regions
         running.enter(structure, phase, grafts)
 
     undo.callback(back)
     running.enter(Structure(), Phase.ISOLATED, {})
     with host.compiled.stopped() if host.compiled else nullcontext():
         capture = Capture(host._root, *example, clone=False)
-    host._regions, running.regions = capture.regions, capture.regions
-    host._opaque, host._left_out = capture.opaque, capture.left_out
-    host._uncompared = capture.uncompared
-    host._slot_table = host._calls = None
-    host._runs, host._insertions, host._stacks = capture.runs, Insertions(capture.regions), None
+    host._traced, running.regions = Traced.of(capture), capture.regions
     renewed = Structure()
     try:
         for placement in structure.placements:
-            host.provide(renewed, grafts)  # the regions of inserted blocks, which others may be in
+            host._traced.insert_blocks(
+                renewed, grafts
+            )  # the regions of inserted blocks, which others may be in
             kind = kind_of(grafts[placement.seed].module)
             placed = replace(placement, slot=host.site(*placement.slot.names), kind=kind)
             renewed = Structure((*renewed.placements, placed))
     except SlotError as error:
         raise SlotError(f"what has grown has no place in the wider host: {error}") from error
-    host.provide(renewed, grafts)
+    host._traced.insert_blocks(renewed, grafts)
     running.prepare(renewed, renewed.phases)
     running.enter(renewed, phase, grafts)
-    host._slot_table = host._calls = host._stacks = None  # in the order of what runs now
+    host._traced.forget_places()  # they are in the order of what runs now
+    host._traced.forget_stacks()
     if running.compiled is not None:
         _compile_anew(undo, host)
 

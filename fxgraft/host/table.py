@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from fxgraft.host import engine
 from fxgraft.util.columns import columns
 from fxgraft.util.text import pluralize
 
@@ -30,10 +31,10 @@ class _Line:
 def table_of(host: Host) -> str:
     """The class, how many parameters, slots and seeds there are, and where."""
     of_seeds = sum(p.numel() for graft in host.grafts().values() for p in graft.parameters())
-    model = sum(parameter.numel() for parameter in host.trees()[0].parameters())
+    model = sum(parameter.numel() for parameter in engine.trees(host)[0].parameters())
     grown = f" and {of_seeds:,} of seeds" if host.grafts() else ""
     head = (
-        f"host of {type(host.trees()[0]).__name__}: {model:,} parameters{grown}, "
+        f"host of {type(engine.trees(host)[0]).__name__}: {model:,} parameters{grown}, "
         f"{pluralize(len(host.slots), 'slot')}, {pluralize(len(host.grafts()), 'seed')}"
     )
     rows = [_cells(list(run)) for _, run in groupby(_lines(host), key=_alike)]
@@ -53,7 +54,7 @@ def _lines(host: Host) -> Iterator[_Line]:
         where = slot.name if source is None else f"{source.name} -> {slot.name}"
         seeds.setdefault(slot.region, []).append(f"{placement.seed} at {where} ({state})")
     seen: set[nn.Module] = set()
-    for name, module in host.trees()[0].named_modules():
+    for name, module in engine.trees(host)[0].named_modules():
         is_traced = name in host.regions
         if (is_traced or not name) and module not in seen:
             seen.add(module)

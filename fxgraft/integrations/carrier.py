@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fxgraft.errors import StageError
 from fxgraft.explore.autogrow import Growth
 from fxgraft.explore.measuring import Evaluate
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.manager.manager import SeedManager
@@ -139,7 +140,7 @@ class Carrier:
         manager = self.manager
         assert manager is not None
         self._host.structure_entry = lambda host: manager.describe()
-        self._host.on_structure = self._follow
+        self._host._links.on_structure = self._follow
 
     def _follow(self, entry: Tensor | None) -> None:
         """A state is loaded into the host: a new manager leads its seeds, with the same optimizers.
@@ -182,7 +183,7 @@ def bare(
     with ExitStack() as undo:
         for name in ("led_by", "on_replaced", "structure_entry"):
             undo.callback(setattr, host, name, getattr(host, name))
-        undo.callback(host.set_structure, host.structure, host.phase, host.grafts())
+        undo.callback(engine.set_structure, host, host.structure, host.phase, host.grafts())
         host.clear()
         for scheduler in map(inner, schedulers):
             undo.callback(scheduler.load_state_dict, copy.deepcopy(scheduler.state_dict()))

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fxgraft.checkpoint import randomness
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.measuring import Evaluate
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.integrations.carrier import AUTO, LATEST, Carrier, bare
 from fxgraft.integrations.hugging_face_calls import (
@@ -91,8 +92,8 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
 
     def _bind(self, host: Host) -> None:
         super()._bind(host)
-        host.on_write = self._write
-        host.watch_writing()
+        host._links.on_write = self._write
+        engine.watch_writing(host)
         keep_from_blocks(host)
 
     def _evaluation(self) -> Evaluate:

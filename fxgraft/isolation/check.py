@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -95,8 +96,8 @@ def _observe(
 
     The pass works on copies of the host's buffers: who changes the originals holds them beside the host.
     """
-    originals = {name: (buffer, buffer.clone()) for name, buffer in host.trees()[0].named_buffers()}
-    with host.untouched(), torch.enable_grad(), host.probing(structure, phase) as root:
+    originals = {name: (buffer, buffer.clone()) for name, buffer in engine.trees(host)[0].named_buffers()}
+    with engine.untouched(host), torch.enable_grad(), engine.probing(host, structure, phase) as root:
         parameters = {n: p for n, p in root.named_parameters() if p.requires_grad}
         outputs = [o for o in pytree.tree_leaves(root(*args, **kwargs)) if isinstance(o, Tensor)]
         learnable = [o for o in outputs if o.requires_grad]

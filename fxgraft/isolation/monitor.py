@@ -134,8 +134,8 @@ class IsolationMonitor:
             wanted = self._take_and_look if listen else self._inputs.look
         else:
             wanted = self._take if listen else None
-        if self._host.on_call != wanted:  # to set an attribute of a module takes longer than to look
-            self._host.on_call = wanted
+        if self._host._links.on_call != wanted:  # to set an attribute of a module takes longer than to look
+            self._host._links.on_call = wanted
 
     def _judge(self, found: list[Violation]) -> None:
         self.checks += 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxgraft.errors import StageError
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.isolation.generators import generators_of
 from fxgraft.lifecycle.inactivity import InactivityWatch
@@ -33,10 +34,10 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             with delay_interrupts():
-                stack.enter_context(host.borrowing("at_alpha() or measure()"))
+                stack.enter_context(engine.borrowing(host, "at_alpha() or measure()"))
                 if stage is Stage.TRAINING:
                     learning.fill_(False)  # units of a compiled host that have no other seed go by it
-                    host.set_structure(host.structure, _blending(host), host.grafts())
+                    engine.set_structure(host, host.structure, _blending(host), host.grafts())
                 seed.set_alpha(alpha)
             yield
         finally:
@@ -44,7 +45,7 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
                 seed.set_alpha(*before)
                 if stage is Stage.TRAINING:
                     learning.fill_(True)
-                    host.set_structure(host.structure, phase, host.grafts())
+                    engine.set_structure(host, host.structure, phase, host.grafts())
                 stack.close()
 
 
@@ -82,7 +83,7 @@ def measure(
     draws = generators_of(evaluate)
     for share in (0.0, alpha):
         reshard(host)
-        with host.untouched(also=draws), at_alpha(host, seed, share), mode_kept(host):
+        with engine.untouched(host, also=draws), at_alpha(host, seed, share), mode_kept(host):
             before = seed.runs, inactivity.fallbacks(seed)
             with interruptible(), torch.no_grad():
                 losses.append(_number(evaluate()))

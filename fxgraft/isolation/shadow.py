@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.util.interrupts import delay_interrupts
 from fxgraft_passes import Phase
@@ -28,11 +29,11 @@ def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
     stack = ExitStack()
     try:
         with delay_interrupts():
-            stack.enter_context(host.borrowing("shadow()"))
-            stack.enter_context(host.untouched())
-            stack.callback(host.set_structure, structure, phase, grafts)
-            host.prepare(structure, (Phase.SHADOW,))
-            host.set_structure(structure, Phase.SHADOW, grafts)
+            stack.enter_context(engine.borrowing(host, "shadow()"))
+            stack.enter_context(engine.untouched(host))
+            stack.callback(engine.set_structure, host, structure, phase, grafts)
+            engine.prepare(host, structure, (Phase.SHADOW,))
+            engine.set_structure(host, structure, Phase.SHADOW, grafts)
             for parameter in others:
                 parameter.requires_grad_(False)
                 stack.callback(parameter.requires_grad_, True)

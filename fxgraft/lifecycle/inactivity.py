@@ -18,6 +18,7 @@ from torch import nn
 
 from fxgraft.capture.fallback import Mismatch, mismatch_of, quiet
 from fxgraft.capture.region import Region
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.progress import PATIENCE, SeedProgress
@@ -184,7 +185,7 @@ class InactivityWatch:
 
     def _example(self, mismatch: Mismatch) -> str:
         """The argument of the traced model that makes such a call, where there is one; in brackets."""
-        taken = inspect.signature(type(self._host.trees()[0]).forward).parameters
+        taken = inspect.signature(type(engine.trees(self._host)[0]).forward).parameters
         what, got = mismatch.what, mismatch.got
         if "use_cache" in taken and re.search("cache|past", what):
             # In transformers that decides about the caches that blocks are given.
@@ -197,13 +198,13 @@ class InactivityWatch:
             return
         try:
             with quiet():
-                self._host.repeat_eagerly(region.name)
+                engine.repeat_eagerly(self._host, region.name)
         except Exception:  # the inputs are made up: what fails there says nothing
             return
 
     def _elsewhere(self, region: Region, birth: _Birth | None = None) -> str:
         """That training goes on without the region; empty where there is no sign of it."""
-        if _found(self._host.trees()[0], region.name) is not region.module:
+        if _found(engine.trees(self._host)[0], region.name) is not region.module:
             return (
                 f"{_named(region)} was replaced by another module after tracing, and is no part of the host "
                 f"now. Expected modules to be replaced before the host is traced"

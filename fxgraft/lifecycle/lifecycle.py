@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import StageError
+from fxgraft.host import engine
 from fxgraft.host.changed_attributes import changed_attributes
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
@@ -64,7 +65,7 @@ class Lifecycle:
         schedulers: Sequence[Any] = (),
     ):
         self.host = host
-        model, *_ = host.trees()
+        model, *_ = engine.trees(host)
         self.registry = SeedParameterRegistry(optimizers, schedulers, model, partial(_rings, host))
         self.gradients = SeedGradients(on_dropped, optimizers)
         self.seeds: dict[str, Seed] = {}
@@ -80,8 +81,8 @@ class Lifecycle:
             host, self._progress, self.gradients, known if optimizers else unknown
         )
         replaced = weakref.WeakMethod(self._replaced)
-        host.on_replaced = lambda new: (follow := replaced()) and follow(new)
-        host.led_by = weakref.ref(self)
+        host._links.on_replaced = lambda new: (follow := replaced()) and follow(new)
+        host._links.led_by = weakref.ref(self)
 
     # One change of the structure, or several at once
 
@@ -135,7 +136,7 @@ class Lifecycle:
                 swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
             elif is_first:  # a new target is for the forward that runs already
                 undo.callback(
-                    self.host.set_structure, self.host.structure, self.host.phase, self.host.grafts()
+                    engine.set_structure, self.host, self.host.structure, self.host.phase, self.host.grafts()
                 )
                 follow_stages(self.host, self.seeds.values())
             for birth in change.births:
@@ -189,7 +190,7 @@ class Lifecycle:
         """GERMINATED -> TRAINING, as far as comes before the swap."""
         seed, module = birth.seed, birth.graft.module
         undo.callback(self.distribute(birth))
-        self.registry.claim(seed, module, self.host.owns)
+        self.registry.claim(seed, module, partial(engine.owns, self.host))
         undo.callback(self.registry.disown, seed.name)
         undo.callback(seed.leave, seed.stage)
         seed.take(birth.graft)
@@ -299,7 +300,7 @@ class Lifecycle:
 
         ``tries``: whether an optimizer that is not known is tried out; on the training thread only.
         """
-        self.registry.admit(seed, module, self.host.owns, tries)
+        self.registry.admit(seed, module, partial(engine.owns, self.host), tries)
 
     def begin_blend(self, seed: Seed, ramp: Ramp) -> None:
         """TRAINING, BLENDING or HOLDING -> BLENDING; or -> HOLDING, where the ramp takes no step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -32,16 +33,17 @@ def swap(
         warm_up: whether to compile what is missing.
     """
     have, before = host.grafts(), host.structure
-    undo.callback(host.set_structure, host.structure, host.phase, have)
-    for copy in host.followers:  # back first, with what they had: a culled seed's average is not made anew
-        undo.callback(copy.set_structure, copy.structure, copy.phase, copy.grafts())
+    undo.callback(engine.set_structure, host, host.structure, host.phase, have)
+    # Back first, with what they had: a culled seed's average is not made anew.
+    for copy in host._links.followers:
+        undo.callback(engine.set_structure, copy, copy.structure, copy.phase, copy.grafts())
     grafts = {p.seed: (have | dict(new))[p.seed] for p in structure.placements}
     with interruptible():
-        host.prepare(structure, structure.phases)
-    host.set_structure(structure, phase, grafts)
+        engine.prepare(host, structure, structure.phases)
+    engine.set_structure(host, structure, phase, grafts)
     if warm_up:
         with interruptible():
-            host.warm_up(before)
+            engine.warm_up(host, before)
 
 
 def phase_for(seeds: Iterable[Seed]) -> Phase:
@@ -56,4 +58,4 @@ def follow_stages(host: Host, seeds: Iterable[Seed]) -> None:
     """Let the forward run that fits the stages now; all of them exist already."""
     phase = phase_for(seeds)
     if host.phase is not phase or host.compiled is not None:  # whose units follow their own seeds
-        host.set_structure(host.structure, phase, host.grafts())
+        engine.set_structure(host, host.structure, phase, host.grafts())

@@ -21,6 +21,7 @@ from torch import nn
 from fxgraft.compiling import helper
 from fxgraft.distributed.peers import Peers
 from fxgraft.errors import DistributedError
+from fxgraft.host import engine
 from fxgraft.lifecycle.act import Act, PlannedCourse
 from fxgraft.lifecycle.change import Birth, Change, Names, is_whole
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -264,7 +265,7 @@ class Background:
             for birth in agreed.births:  # the time that is up is that of building, or of compiling
                 if not agreed.whole:
                     self._pending[birth.seed.name].deadline = self._deadline()
-            self._start(self._host.compile_in_helper(target, grafts, tasks), target)
+            self._start(engine.compile_in_helper(self._host, target, grafts, tasks), target)
             self._lands = agreed
         elif self._peers.all_say(_READY, agreed.names):
             self._land(agreed, compiled=not tasks)
@@ -310,7 +311,7 @@ class Background:
         structure, grafts = self._host.structure, self._host.grafts()
         tasks = compiled.tasks_wanted() or compiled.tasks_settled(structure, grafts)
         if tasks and self._can_help():
-            self._start(self._host.compile_in_helper(structure, grafts, tasks), structure)
+            self._start(engine.compile_in_helper(self._host, structure, grafts, tasks), structure)
         for task in tasks if self._job is None else ():
             task.leave()
 
@@ -357,7 +358,7 @@ class Background:
 
     def _look_again(self) -> None:
         """Let each unit run what there is code for now."""
-        self._host.set_structure(self._host.structure, self._host.phase, self._host.grafts())
+        engine.set_structure(self._host, self._host.structure, self._host.phase, self._host.grafts())
 
     def _land_prepared(self, job: Job) -> None:
         change = self._next_change().only(self._lands.names)

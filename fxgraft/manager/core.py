@@ -149,8 +149,8 @@ class ManagerCore:
         self._refuse_while_borrowed(action)
 
     def _refuse_while_borrowed(self, action: str) -> None:
-        if self.host.borrowed:
-            raise StageError(f"cannot {action} inside {self.host.borrowed}: do it afterwards")
+        if self.host._links.borrowed:
+            raise StageError(f"cannot {action} inside {self.host._links.borrowed}: do it afterwards")
 
     def _refuse_inference_mode(self, action: str) -> None:
         if torch.is_inference_mode_enabled():

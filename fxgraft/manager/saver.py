@@ -14,6 +14,7 @@ from fxgraft import checkpoint
 from fxgraft.distributed import is_wrapped
 from fxgraft.distributed.peers import Peers
 from fxgraft.errors import CheckpointError
+from fxgraft.host import engine
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.reporter import Reporter
@@ -97,7 +98,7 @@ class Saver:
         if not wait and host.compiled is not None:
             host.compiled.expect_help(host.structure)
         else:
-            host.warm_up(Structure())
+            engine.warm_up(host, Structure())
         self._reporter.go_on(state.step)
         memory = self._memory
         memory.run_seed, memory.names = state.run_seed, SeedNames(state.names)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fxgraft.gates import Gate
+from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.isolation.monitor import DEFAULT_INTERVAL
 from fxgraft.optimizers.wrapped import inner
@@ -67,7 +68,8 @@ class ManagerSettings(ManagerOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         validate.boolean("strict", self.strict)
-        validate.one_of("helper", self.helper, HELPERS)
+        if self.helper not in HELPERS:
+            raise ValueError(f"helper: expected one of {', '.join(HELPERS)}; got {self.helper!r}")
         _check_gates(self.gates)
         checked = {
             "enabled": _is_enabled(self.enabled),
@@ -132,7 +134,7 @@ def optimizers_of(given: Optimizer | Sequence[Optimizer] | None, host: Host) -> 
     wanted = "a torch.optim.Optimizer, a sequence of them, or None"
     given_all = _several("optimizer", wanted, several, lambda one: isinstance(one, Optimizer))
     optimizers = tuple(map(inner, given_all))
-    if optimizers and not any(map(host.owns, _parameters_of(optimizers))):
+    if optimizers and not any(engine.owns(host, parameter) for parameter in _parameters_of(optimizers)):
         logger.warning("the optimizer has no parameter of the host's: is it the one of another model?")
     return optimizers
 

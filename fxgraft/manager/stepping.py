@@ -34,8 +34,8 @@ def step(self: ManagerCore, loss: float | Tensor | None = None) -> None:
         self._background.step()
         self._lifecycle.advance([seed for seed in self._seeds.values() if not seed.paused])
         self._journal.step(loss)
-        if self.host.copies:
-            self._reporter.stray_copies(self.host.copies.stray(self.host))
+        if self.host._links.copies:
+            self._reporter.stray_copies(self.host._links.copies.stray(self.host))
         self.monitor.step(self._seeds.values())
         for routine in list(self._routines):
             _advance(self, routine, loss)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from fxgraft.errors import ChannelError, SlotError
 from fxgraft.fossils.folding import Folding
 from fxgraft.fossils.linear_maps import NotAffineError
+from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Change
@@ -64,7 +65,7 @@ def fuse(
         if not into:
             return into
         rest = Structure(tuple(p for p in host.structure.placements if p.seed not in into))
-        with host.probing(rest, Phase.SETTLED if rest.placements else host.phase):
+        with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
             subject = subject_of(host, host.example_call())
             with subject.session():
                 difference(", ".join(into), before, outputs(subject))
@@ -83,7 +84,7 @@ def _fuse(undo: ExitStack, host: Host, name: str, fused: set[str], optimizers: S
         return join(undo, host, placement, same, optimizers)
     if in_front is not None:
         raise NotAffineError(f"stands behind {in_front!r}, which is not fused")
-    for each in (host, *host.followers):
+    for each in (host, *host._links.followers):
         found = _merge(undo, each, _placement(each, name))
     return found
 

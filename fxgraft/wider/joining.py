@@ -65,7 +65,7 @@ def join(
             )
         carry_out(undo, host, growth, subject, optimizers, copies=False)
     alpha = float(placement.spec.fossil or 0.0)
-    for each in (host, *host.followers):
+    for each in (host, *host._links.followers):
         _fill(undo, each, placement.seed, same, fresh, alpha, optimizers if each is host else ())
     return names[0] if names else next(iter(same)).rpartition(".")[0]
 

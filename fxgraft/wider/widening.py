@@ -16,6 +16,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fxgraft.errors import ChannelError
+from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.renewing import renew
@@ -141,14 +142,14 @@ def carry_out(
     seeds = tuple(placement.seed for placement in host.structure.placements)
     done = Widened(growth.group.name, growth.by, growth.init, tuple(numbers), seeds)
     host.widenings = (*host.widenings, done)
-    undo.callback(host.widened)
+    undo.callback(engine.widened, host)
     replace_moments(undo, growth, subject, optimizers, copies)
     replace_tensors(undo, growth, subject)
     for setting in growth.settings:
         undo.callback(setting.apply(subject))
-    host.widened()
+    engine.widened(host)
     renew(undo, host, host.example_call())
-    for twin in list(host.followers):
+    for twin in list(host._links.followers):
         follow(undo, host, twin, growth)
 
 
@@ -158,11 +159,11 @@ def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth) -> None:
     tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
     undo.callback(setattr, twin, "widenings", twin.widenings)
     twin.widenings = host.widenings
-    undo.callback(twin.widened)
+    undo.callback(engine.widened, twin)
     replace_tensors(undo, replace(growth, tensors=tensors), theirs)
     for setting in growth.settings:
         undo.callback(setting.apply(theirs))
-    twin.widened()
+    engine.widened(twin)
     renew(undo, twin, host.example_call())
 
 

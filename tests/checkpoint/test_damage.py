@@ -40,7 +40,7 @@ class Target:
     def look(self) -> dict[str, Any]:
         plain = {name: copy.deepcopy(s.state_dict()) for name, s in enumerate(self.schedulers)}
         seen = snapshot(self.host, BATCH, self.optimizers)
-        return seen | {"plain": str(plain), "on_call": self.host.on_call is None}
+        return seen | {"plain": str(plain), "on_call": self.host._links.on_call is None}
 
     def load(self, path: Path, **options: Any) -> SeedManager:
         given = {"blueprints": BLUEPRINTS, "schedulers": self.schedulers} | options

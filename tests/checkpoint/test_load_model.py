@@ -87,7 +87,7 @@ def test_a_host_or_an_example_may_be_given(saved: Any) -> None:
 def test_a_new_manager_can_lead_a_run_from_there(saved: Any) -> None:
     path, _, _ = saved
     found = fxgraft.load_model(path, Net())
-    assert found.led_by is None
+    assert found._links.led_by is None
     manager = SeedManager(fxgraft.trace(Net(), (X, MASK), {"scale": 2.0}))
     manager.germinate("relu", "mlp")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import Stage
+from fxgraft.host import engine
 from fxgraft.testing import no_recompiles
 from tests.harness import assert_same_bits, counting_backend, frozen
 from tests.seed_modules import Scale
@@ -45,7 +46,7 @@ class World:
             out.square().sum().backward()
             grads = [p.grad for p in self.host.parameters()]
             ours = frozen([out, grads])
-            with self.host.probing(self.host.structure, self.host.phase) as model:
+            with engine.probing(self.host, self.host.structure, self.host.phase) as model:
                 self.host.zero_grad()
                 out = model(self.x)
                 out.square().sum().backward()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import Stage
+from fxgraft.host import engine
 from tests.harness import assert_same_bits, counting_backend, frozen
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -89,7 +90,7 @@ class World:
         return frozen([out, *(p.grad for p in self.host.parameters())])
 
     def eager(self, x: Tensor) -> Any:
-        with self.host.probing(self.host.structure, self.host.phase) as model:
+        with engine.probing(self.host, self.host.structure, self.host.phase) as model:
             return model(x)
 
     def germinate(self, slot: str, module: nn.Module, wait: bool, name: str = "a") -> fxgraft.Seed:
@@ -233,7 +234,7 @@ def test_under_inductor_a_seed_that_holds_another_function_has_code_of_its_own()
         for _ in range(3):
             out = host(x)
             out.square().sum().backward()
-            with host.probing(host.structure, host.phase) as model:
+            with engine.probing(host, host.structure, host.phase) as model:
                 torch.testing.assert_close(out, model(x))
 
     check()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import Stage
+from fxgraft.host import engine
 from tests.harness import frozen
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -193,7 +194,7 @@ class World:
     def check(self, when: str) -> None:
         for _ in range(2):
             ours = self.seen(self.host)
-            with self.host.probing(self.host.structure, self.host.phase) as model:
+            with engine.probing(self.host, self.host.structure, self.host.phase) as model:
                 theirs = self.seen(model)
             torch.testing.assert_close(ours, theirs, msg=lambda told: f"{when}: {told}")
         differ = [row.distrusted for row in fxgraft.compile_report(self.host).variants if row.distrusted]

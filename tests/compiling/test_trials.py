@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxgraft
+from fxgraft.host import engine
 from tests.harness import assert_same_bits, frozen, observed_call
 from tests.seed_modules import Counting, Drawing, Scale
 
@@ -143,7 +144,7 @@ def test_eval_mode_is_compared_by_itself() -> None:
     x = torch.randn(3, 4)
     with torch.no_grad():
         out = host(x)
-        with host.probing(host.structure, host.phase) as model:
+        with engine.probing(host, host.structure, host.phase) as model:
             assert_same_bits(frozen(out), frozen(model(x)), "the output")
     assert "outputs" in str(fxgraft.compile_report(host).variants[0].distrusted)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import Stage
+from fxgraft.host import engine
 from tests.harness import assert_same_bits, counting_backend, frozen
 from tests.seed_modules import Scale
 
@@ -69,7 +70,7 @@ def test_in_the_background_a_number_that_varies_goes_live(kind: type) -> None:
         manager.blend(seed, to=0.5, steps=1)
         for _ in range(10):
             step()
-    with host.probing(host.structure, host.phase) as model:
+    with engine.probing(host, host.structure, host.phase) as model:
         expected = frozen(model(x, kind(steps)))
     assert_same_bits(frozen(host(x, kind(steps))), expected, "the host")
     assert fxgraft.compile_report(host).uncompiled_calls == 0

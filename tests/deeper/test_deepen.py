@@ -13,7 +13,7 @@ import fxgraft
 from fxgraft import Stage
 from fxgraft.deeper import growing
 from fxgraft.errors import BlueprintError, SlotError, StageError
-from fxgraft.host.host import Host
+from fxgraft.host import engine
 from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from tests.deeper.deep_models import IDS, MODELS, Block, CharGPT, Given, Run, assert_kept, value_of
@@ -383,10 +383,10 @@ STEPS: dict[str, tuple[Any, str]] = {
     "build": (growing, "build"),
     "try": (growing, "tried"),
     "claim the parameters": (SeedParameterRegistry, "claim"),
-    "make the regions": (Host, "provide"),
-    "generate the code": (Host, "prepare"),
-    "swap the structure": (Host, "set_structure"),
-    "compile": (Host, "warm_up"),
+    "make the regions": (engine, "provide"),
+    "generate the code": (engine, "prepare"),
+    "swap the structure": (engine, "set_structure"),
+    "compile": (engine, "warm_up"),
     "join the optimizer": (SeedParameterRegistry, "join"),
     "copy the state": (SeedParameterRegistry, "copy_state"),
     "watch the gradients": (SeedGradients, "watch"),

@@ -11,6 +11,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
+from fxgraft.host import engine
 from tests.deeper.deep_models import IDS, MODELS, Given, Run, assert_kept
 from tests.harness import assert_same_bits
 
@@ -78,7 +79,7 @@ def _is_plain_when_unwrapped(run: Run, path: Path) -> None:
     again = type(plain).from_pretrained(path).eval()
     assert again.config.num_hidden_layers == len(run.blocks)
     assert_same_bits(given.run(again), wanted)
-    model, _ = run.host.trees()
+    model, _ = engine.trees(run.host)
     assert given.model().config.num_hidden_layers == given.layers
     del model
 

@@ -85,7 +85,7 @@ class World:
             "owned": {n: len(lifecycle.registry.parameters(n)) for n in manager.seeds},
             "watched": sorted(lifecycle.gradients._watched),
             "departing": sorted(lifecycle.departing),
-            "borrowed": self.host.borrowed,
+            "borrowed": self.host._links.borrowed,
             "step": manager._reporter.step,
             "output": self.host(self.x).detach(),
         }

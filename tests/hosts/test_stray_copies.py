@@ -266,11 +266,11 @@ def test_a_state_that_was_averaged_is_refused_where_it_lacks_what_grew() -> None
 def test_a_copy_is_not_kept_alive_and_no_copies_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     average = copy.deepcopy(world.host)
-    assert len(world.host.copies) == 1
-    assert not average.copies
+    assert len(world.host._links.copies) == 1
+    assert not average._links.copies
     del average
     gc.collect()
-    assert not world.host.copies
+    assert not world.host._links.copies
     monkeypatch.setattr("fxgraft.host.copies.Copies.stray", lambda *_: pytest.fail("looked"))
     world.live()
 
@@ -311,8 +311,8 @@ def test_averages_are_told_of_and_others_are_not(data: st.DataObject) -> None:
                 optimizers[i] = torch.optim.SGD(copies[i].parameters(), 0.1)
 
     found: list[Any] = []
-    stray = world.host.copies.stray
-    world.host.copies.stray = lambda host: [found.append(one) or one for one in stray(host)]  # type: ignore[method-assign,func-returns-value]
+    stray = world.host._links.copies.stray
+    world.host._links.copies.stray = lambda host: [found.append(one) or one for one in stray(host)]  # type: ignore[method-assign,func-returns-value]
     make(0)
     world.train(3, update)
     make(1)
@@ -338,4 +338,4 @@ def test_the_copy_is_what_it_was() -> None:
     again = copy.deepcopy(twins["a"])
     out: list[Tensor] = [host.eval()(X) for host in (world.host, twins["a"], again)]
     assert_same_bits(frozen(out[1:]), frozen([out[0]] * 2), "outputs")
-    assert len(world.host.copies) == 1
+    assert len(world.host._links.copies) == 1

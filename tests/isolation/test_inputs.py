@@ -111,12 +111,12 @@ def test_looks_only_while_there_is_something_to_find() -> None:
     host, manager = grown()
     manager.step()
     manager.monitor._listen(False)
-    assert host.on_call is None
+    assert host._links.on_call is None
     manager.blend("a", steps=9)
-    assert host.on_call is not None
+    assert host._links.on_call is not None
     manager.cull("a")
     manager.step()
-    assert host.on_call is None
+    assert host._links.on_call is None
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -249,7 +249,7 @@ def test_checks_come_after_changes_and_then_at_intervals() -> None:
     assert steps(4) == 4
     manager.cull("a")
     assert steps(9) == 4
-    assert host.on_call is None
+    assert host._links.on_call is None
 
 
 @pytest.mark.parametrize("mode", ["residual", "convex"])
@@ -278,6 +278,6 @@ def test_an_interval_of_zero_turns_it_off() -> None:
     manager.blend("leak", steps=3)
     train(host, optimizer, [PLAN.batch(i) for i in range(5)], lambda _: manager.step())
     assert manager.monitor.checks == 0
-    assert host.on_call == manager.monitor._inputs.look, "a seed blends"
+    assert host._links.on_call == manager.monitor._inputs.look, "a seed blends"
     manager.cull("leak")
-    assert host.on_call is None
+    assert host._links.on_call is None

@@ -169,4 +169,4 @@ def test_an_evaluation_that_raises_leaves_everything_as_it_was() -> None:
     assert _same(_streams(), streams)
     seed = manager.seeds["a"]
     assert (seed.alpha, seed.stage, seed.contribution) == (0.0, fxgraft.Stage.TRAINING, None)
-    assert host.borrowed is None
+    assert host._links.borrowed is None

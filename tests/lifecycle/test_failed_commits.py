@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 import fxgraft
-from fxgraft.host.host import Host
+from fxgraft.host import engine
 from fxgraft.optimizers import registry
 from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.registry import SeedParameterRegistry
@@ -19,9 +19,9 @@ from tests.seed_modules import Scale
 
 STEPS = {
     "claim the parameters": (SeedParameterRegistry, "claim"),
-    "generate the code": (Host, "prepare"),
-    "swap the structure": (Host, "set_structure"),
-    "compile": (Host, "warm_up"),
+    "generate the code": (engine, "prepare"),
+    "swap the structure": (engine, "set_structure"),
+    "compile": (engine, "warm_up"),
     "join the optimizer": (SeedParameterRegistry, "join"),
     "watch the gradients": (SeedGradients, "watch"),
 }

@@ -14,6 +14,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.errors import StageError
 from fxgraft.gates import Ran, Trained
+from fxgraft.host import engine
 from fxgraft.optimizers.progress import PATIENCE
 from fxgraft.telemetry import Memory
 
@@ -178,7 +179,7 @@ def test_nothing_is_called() -> None:
 
 def test_a_module_that_was_replaced() -> None:
     run = Run()
-    run.host.trees()[0].block = Block()
+    engine.trees(run.host)[0].block = Block()
     run.train(PATIENCE)
     (reason,) = run.told
     assert "'block' (Block) was replaced by another module after tracing" in reason

@@ -25,6 +25,7 @@ from torch import nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.compiling import artifacts, child, helper
+from fxgraft.host import engine
 from fxgraft.telemetry import Memory
 from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
@@ -245,10 +246,8 @@ def test_code_of_the_helper_has_the_bits_of_eager_mode() -> None:
 def test_several_that_are_built_go_into_one_structure(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     jobs = []
-    original = type(world.host).compile_in_helper
-    monkeypatch.setattr(
-        type(world.host), "compile_in_helper", lambda *args: jobs.append(1) or original(*args)
-    )
+    original = engine.compile_in_helper
+    monkeypatch.setattr(engine, "compile_in_helper", lambda *args: jobs.append(1) or original(*args))
     for name, slot in [("a", SLOT), ("b", TWIN), ("c", SLOT)]:
         world.manager.germinate(slot, lambda slot: Drawing(), name=name, wait=False)
     world.settle()

@@ -18,7 +18,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.compiling import child, helper, job
 from fxgraft.compiling.compiled import CompiledHost
 from fxgraft.errors import DistributedError
-from fxgraft.host.host import Host
+from fxgraft.host import engine
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.background import Background
 from fxgraft.telemetry import Memory
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 PLACES: dict[str, tuple[Any, str]] = {
     "what is missing": (CompiledHost, "tasks_for"),
-    "the job": (Host, "compile_in_helper"),
+    "the job": (engine, "compile_in_helper"),
     "its run": (job, "HelperRun"),
     "whether there is a process": (helper, "unavailable"),
     "what has come": (job.Job, "take"),
@@ -121,7 +121,7 @@ def test_a_change_of_a_live_seed_lands_too(what: str, monkeypatch: pytest.Monkey
     world.manager.germinate("1", lambda slot: Drawing(), name="b")
     world.manager.blend("a", steps=1)
     world.train(2)
-    monkeypatch.setattr(Host, "compile_in_helper", refuse)
+    monkeypatch.setattr(engine, "compile_in_helper", refuse)
     getattr(world.manager, what)("a", wait=False)
     world.train(5)
     left = {placement.seed: placement.spec.fossil for placement in world.host.structure.placements}

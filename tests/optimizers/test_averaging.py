@@ -276,10 +276,10 @@ def test_a_dead_average_keeps_nothing_and_is_not_kept() -> None:
     world.manager.germinate(SLOT, Scale(), name="a")
     refs = [weakref.ref(o) for o in (world.averaged, world.twin, world.twin.graft("a"))]
     refs += [weakref.ref(p) for p in world.averaged.parameters()]
-    assert len(world.host.followers) == 1
+    assert len(world.host._links.followers) == 1
     del world.averaged
     assert are_collected(refs)
-    assert not world.host.followers
+    assert not world.host._links.followers
     world.train(1, update=False)
     world.manager.cull("a")
 
@@ -298,7 +298,7 @@ def test_an_average_outlives_its_host() -> None:
 def test_a_copy_of_the_host_leads_nobody(copied: Callable[[fxgraft.Host], fxgraft.Host]) -> None:
     world = World()
     other = copied(world.host)
-    assert not other.followers
+    assert not other._links.followers
     fxgraft.SeedManager(other).germinate(SLOT, Scale(), name="a")
     assert not world.twin.grafts()
     world.manager.germinate(SLOT, Scale(), name="b")
@@ -446,7 +446,7 @@ def test_what_cannot_follow_is_refused() -> None:
         follow(host, nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"host: expected a fxgraft.Host.*AveragedModel"):
         follow(AveragedModel(nn.Linear(2, 2)), AveragedModel(host))
-    assert not host.followers
+    assert not host._links.followers
     assert seen_structure(stale.module) == before
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
+from fxgraft.host import engine
 from fxgraft.util.bits import same_bits
 from tests.harness import gradients
 
@@ -84,7 +85,7 @@ def _same_training(host: nn.Module, model: nn.Module) -> None:
     ours = {n: g for n, g in gradients(host).items() if not n.startswith("_seeds.")}
     assert ours.keys() == gradients(model).keys()
     assert all(same_bits(ours[name], grad) for name, grad in gradients(model).items())
-    assert all(map(same_bits, host.trees()[0].buffers(), model.buffers()))
+    assert all(map(same_bits, engine.trees(host)[0].buffers(), model.buffers()))
 
 
 @pytest.mark.parametrize("kind", DIFFERS)

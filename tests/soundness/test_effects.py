@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.capture.proxy import ConcreteProxy
+from fxgraft.host import engine
 from fxgraft.util.bits import same_bits
 
 AUXILIARY: list[Any] = []
@@ -221,7 +222,7 @@ def test_a_region_with_an_effect_is_refused_and_runs_as_it_is(name: str, capsys:
         manager.step()  # with the isolation check in it
     assert all(map(same_bits, seen, expected))
     assert manager.monitor.checks > 0
-    assert same(state_of(host.trees()[0]), wanted)
+    assert same(state_of(engine.trees(host)[0]), wanted)
     assert not any(
         isinstance(item, ConcreteProxy) for item in (*AUXILIARY, *model.gate.ctx.aux, *model.gate.log)
     )
@@ -274,7 +275,7 @@ def test_the_auxiliary_loss_is_part_of_the_loss():
     losses = []
     for one in (model, host):
         model.gate.ctx.aux.clear()
-        host.trees()[0].gate.ctx.aux.clear()
+        engine.trees(host)[0].gate.ctx.aux.clear()
         loss = one(X).square().mean() + sum(model.gate.ctx.aux)
         losses.append(loss.detach())
         loss.backward()

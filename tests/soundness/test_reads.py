@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxgraft
+from fxgraft.host import engine
 from fxgraft.util.bits import same_bits
 
 SWITCH = True
@@ -366,7 +367,7 @@ def test_attributes_that_are_set_later(name: str):
     host = grown(model, X)
     as_the_model(host, model, X)
     assert host.explain().fallbacks == 0
-    for changed in {id(held): held for held in (model, host.trees()[0])}.values():
+    for changed in {id(held): held for held in (model, engine.trees(host)[0])}.values():
         change(changed)
     as_the_model(host, model, X)
     assert host.explain().fallbacks == (0 if host.opaque else 1)
@@ -384,7 +385,7 @@ def test_in_compiled_code_too(name: str, fresh_compiler: None):
     host = grown(model, X)
     host.compile(backend="eager")
     as_the_model(host, model, X)
-    for changed in {id(held): held for held in (model, host.trees()[0])}.values():
+    for changed in {id(held): held for held in (model, engine.trees(host)[0])}.values():
         change(changed)
     as_the_model(host, model, X)
 
@@ -465,7 +466,7 @@ def test_a_branch_keeps_what_its_parts_were_told():
     manager.germinate("head", lambda slot: nn.Linear(8, 2), source="inner.a")
     as_the_model(host, model, X)
     assert host.explain().fallbacks == 0
-    model.inner.scale = host.trees()[0].inner.scale = 2.0
+    model.inner.scale = engine.trees(host)[0].inner.scale = 2.0
     as_the_model(host, model, X)
 
 
@@ -477,7 +478,7 @@ def test_copies_and_files_keep_the_conditions(tmp_path: Any):
     loaded = torch.load(tmp_path / "host.pt", weights_only=False)
     for one in (again, loaded):
         as_the_model(one, model, X)
-        one.trees()[0].settings.flag = False
+        engine.trees(one)[0].settings.flag = False
     model.settings.flag = False
     for one in (again, loaded):
         as_the_model(one, model, X)
@@ -570,5 +571,5 @@ def test_what_a_submodule_returns():
         fxgraft.SeedManager(host, check_every=0).germinate("head", "mlp")
         as_the_model(host, model, X)
         assert host.explain().fallbacks == 0
-        model.inner.flag = host.trees()[0].inner.flag = not flag
+        model.inner.flag = engine.trees(host)[0].inner.flag = not flag
         as_the_model(host, model, X)
