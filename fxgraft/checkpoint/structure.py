@@ -98,10 +98,7 @@ def regrow(host: Host, entry: Tensor) -> None:
         CheckpointError: as `revive`.
     """
     with ExitStack() as undo:
-        for name in ("led_by", "on_replaced", "structure_entry"):
-            undo.callback(setattr, host, name, getattr(host, name))
-        undo.callback(engine.set_structure, host, host.structure, host.phase, host.grafts())
-        host.clear()
+        engine.clear(undo, host)
         lifecycle = Lifecycle(host, (), lambda seed: None, lambda name: None, lambda seed: None)
         revive(entry, lifecycle)
         undo.pop_all()

@@ -7,7 +7,7 @@ those that are documented: every other attribute of a host is its model's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +61,16 @@ def set_structure(host: Host, structure: Structure, phase: Phase, grafts: Mappin
     watch_writing(host)
     for twin, follow in list(host._links.followers.items()):
         follow(host, twin)
+
+
+def clear(undo: ExitStack, host: Host) -> None:
+    """Take out every graft, as `Host.clear` does. ``undo`` is given what brings them back."""
+    links = host._links
+    undo.callback(setattr, host, "structure_entry", host.structure_entry)
+    for name in ("led_by", "on_replaced"):
+        undo.callback(setattr, links, name, getattr(links, name))
+    undo.callback(set_structure, host, host.structure, host.phase, host.grafts())
+    host.clear()
 
 
 # What runs

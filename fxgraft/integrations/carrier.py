@@ -181,10 +181,7 @@ def bare(
     optimizers = [inner(one) for one in ([given] if isinstance(given, Optimizer) else given)]
     seeds = [parameter for graft in host.grafts().values() for parameter in graft.parameters()]
     with ExitStack() as undo:
-        for name in ("led_by", "on_replaced", "structure_entry"):
-            undo.callback(setattr, host, name, getattr(host, name))
-        undo.callback(engine.set_structure, host, host.structure, host.phase, host.grafts())
-        host.clear()
+        engine.clear(undo, host)
         for scheduler in map(inner, schedulers):
             undo.callback(scheduler.load_state_dict, copy.deepcopy(scheduler.state_dict()))
         for optimizer in optimizers:

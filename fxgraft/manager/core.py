@@ -200,7 +200,7 @@ class ManagerCore:
         return "\n".join(lines if self._seeds else [*lines, "  no seeds"])
 
     def _metrics(self) -> dict[str, dict[str, float]]:
-        pending, registry = len(self._background), self._lifecycle.registry
+        pending, registry = len(self._background.waiting), self._lifecycle.registry
         return collect(self.host, self._seeds.values(), registry, self._reporter.counters, pending)
 
     def _tell_birth(self, seed: Seed, began: float, act: Act) -> None:

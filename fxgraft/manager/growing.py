@@ -125,7 +125,7 @@ def widen(
             "next call"
         )
     _refuse_ranks(self, "widen")
-    if len(self._background):
+    if len(self._background.waiting):
         raise StageError("cannot widen while a seed is in preparation: do it once that has gone live")
     key = streams.key_of(self._memory.run_seed, f"widening {len(self.host.widenings)}")
     done = wider.widen(self.host, group, by, init, optimizer_state, self._optimizers, key)

@@ -97,10 +97,10 @@ class Acts:
         if not act.courses:
             return
         if not act.waits:
-            self._background.take_in(act)
+            self._background.waiting.acts.append(act)
             return
         self._lifecycle.commit(act.change(self._lifecycle))
-        self._background.follow(act)
+        self._background.waiting.follow(act)
 
 
 @dataclass(frozen=True)

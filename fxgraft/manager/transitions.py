@@ -63,7 +63,7 @@ def blend(
     told = partial(self._reporter.blend, seed, ramp.target, steps, str(schedule))
     if self._acts.open is not None:
         return self._acts.open.blend(seed, ramp, told)
-    self._background.leave_open(seed)
+    self._background.waiting.leave_open(seed)
     told()
     return self._lifecycle.begin_blend(seed, ramp)
 
@@ -88,7 +88,7 @@ def cull(self: ManagerCore, seed: Seed | str, *, wait: bool = True) -> None:
     if self._acts.open is not None:
         _plan_cull(self, seed, wait)
         return None
-    self._background.cancel(seed)
+    self._background.waiting.cancel(seed)
     if wait:
         self._lifecycle.cull(seed)
     else:
@@ -134,11 +134,12 @@ def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: 
     if told is not None:
         told()
     if wait:
-        self._background.leave_open(seed)
+        self._background.waiting.leave_open(seed)
         return self._lifecycle.fossilize(seed, ramp)
     if ramp is not None:
         self._lifecycle.begin_blend(seed, ramp)
-    return self._background.fossilize(seed)
+    self._background.waiting.fossils[seed.name] = seed
+    return None
 
 
 @uninterruptible
@@ -160,7 +161,7 @@ def cull_all(self: ManagerCore, *, wait: bool = True) -> list[str]:
     began = time.monotonic()
     there = [s for s in reversed(self._seeds.values()) if s.is_live or s.stage is Stage.GERMINATED]
     for seed in there:
-        self._background.cancel(seed)
+        self._background.waiting.cancel(seed)
     if wait:
         self._lifecycle.cull(*there)
     else:

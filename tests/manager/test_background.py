@@ -287,7 +287,7 @@ def test_code_that_makes_its_output_with_another_modules_class_is_taken() -> Non
         out = host(torch.randn(6, 4))
     assert type(out) is collections.OrderedDict
     assert fxgraft.compile_report(host).uncompiled_calls == 0
-    manager._background._drop_job()
+    manager._background._drop()
 
 
 def test_one_that_is_asked_for_meanwhile_comes_with_the_next_structure() -> None:
@@ -751,7 +751,7 @@ def test_a_trainer_that_is_killed_takes_its_compiler_process_along(busy: bool) -
             time.sleep(0.01)
         if BUSY:
             manager.germinate("0", "low_rank", wait=False)
-            manager._background._pending["low_rank_0"].wait()
+            manager._background.waiting.pending["low_rank_0"].wait()
             manager.step()
             child = helper._get()._child
             while b"compiles" not in os.pread(child._printed.fileno(), 10_000, 0):

@@ -63,11 +63,12 @@ class World:
 
     def until_settled(self) -> None:
         for _ in range(200):
-            for pending in list(self.manager._background._pending.values()):
+            for pending in list(self.manager._background.waiting.pending.values()):
                 pending.wait(30)
             self.manager._background.wait(0.2)
             self.train(1)
-            if not len(self.manager._background) and self.manager._background._job is None:
+            background = self.manager._background
+            if not len(background.waiting) and background._preparation is None:
                 return
         raise AssertionError(self.manager)
 

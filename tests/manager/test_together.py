@@ -404,12 +404,12 @@ def test_in_the_background(member: bool, calls: dict[str, int]) -> None:
         manager.blend(moving, to=0.5, steps=1)
     assert calls["enter"] == 0
     assert (a.stage, old.stage) == (Stage.GERMINATED, Stage.TRAINING)
-    assert len(manager._background) == 2
+    assert len(manager._background.waiting) == 2
     run.train()
     assert calls["enter"] == 1
     assert (a.stage, old.stage, moving.alpha) == (Stage.HOLDING, Stage.CULLED, 0.5)
     assert list(manager.seeds) == ["moving", "a", "b"]
-    assert not len(manager._background)
+    assert not len(manager._background.waiting)
 
 
 def test_in_the_background_it_is_whole_too(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

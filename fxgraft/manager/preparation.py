@@ -1,0 +1,54 @@
+"""What goes on between the choice of a change and its landing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fxgraft.lifecycle.change import Change, Names
+from fxgraft.slots.structure import Structure
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.job import Job
+
+
+@dataclass
+class Agreement:
+    """The change that all ranks land next, from its choice until it has landed or is given up.
+
+    Attributes:
+        names: its seeds; None: no change is agreed on yet.
+        unaided: of a change that the compiler process cannot help with.
+        broken: why that cannot land either; told to the other ranks.
+        failures: how often preparing it has failed.
+    """
+
+    names: Names | None = None
+    unaided: Names | None = None
+    broken: str | None = None
+    failures: int = 0
+
+
+@dataclass
+class Preparation:
+    """A job of the compiler process.
+
+    Attributes:
+        job: compiles.
+        change: what it is for; an empty one where it is for what runs already.
+        base: the structure that it began from.
+        target: the structure that it compiles for.
+        deadline: on the monotonic clock, or None.
+    """
+
+    job: Job
+    change: Change
+    base: Structure
+    target: Structure
+    deadline: float | None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time-out has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
