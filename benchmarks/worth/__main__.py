@@ -1,6 +1,6 @@
 """Run what is missing, then write the summary: ``make worth``, or
 
-    python -m benchmarks.worth [--protocol short|full] [--workload gpt|cnn] [--only ARM ...]
+    python -m benchmarks.worth [--protocol short|full|unknown] [--workload gpt|cnn] [--only ARM ...]
         [--seeds N ...] [--minutes M]
     python -m benchmarks.worth --quick       # does everything run? five minutes, nothing is kept
     python -m benchmarks.worth --list        # what is missing
@@ -23,7 +23,8 @@ import torch
 from benchmarks import environment
 from benchmarks.worth import results, summary
 from benchmarks.worth.arms import arms
-from benchmarks.worth.plan import Plan
+from benchmarks.worth.budgeted import BudgetedTrainer
+from benchmarks.worth.plan import plan_of
 from benchmarks.worth.prepare import DataError
 from benchmarks.worth.progress import Progress
 from benchmarks.worth.protocols import PROTOCOLS, Protocol
@@ -66,9 +67,8 @@ def main() -> None:
 def carry(protocol: Protocol, options: argparse.Namespace, out: Path, scratch: Path) -> None:
     """Run what is missing, as far as the options ask for it, and write the summary into ``out``."""
     names = [options.workload] if options.workload else list(protocol.scales)
-    folder = out / "worth" / protocol.name
     if options.list:
-        tell(protocol, names, folder, options)
+        tell(protocol, names, out, options)
         return
     if not options.report:
         until = time.monotonic() + 60 * options.minutes if options.minutes else None
@@ -78,19 +78,17 @@ def carry(protocol: Protocol, options: argparse.Namespace, out: Path, scratch: P
             except DataError as error:
                 print(f"{name} is left out. {error}")
                 continue
-            run_all(protocol, task, folder, scratch / protocol.name, options, until)
-    records = results.read(folder)
-    committed = COMMITTED / "worth" / protocol.name
-    ours = folder.resolve() == committed.resolve()
-    summary.write(protocol, records, out, PICTURE if ours else out / "worth.png")
+            run_all(protocol, task, out, scratch / protocol.name, options, until)
+    ours = out.resolve() == COMMITTED.resolve()
+    summary.write(protocol, out, PICTURE if ours else out / "worth.png")
     if not ours:
-        print(results.compared(records, results.read(committed)))
+        print(results.compared(results.of(protocol, out), results.of(protocol, COMMITTED)))
 
 
 def run_all(
     protocol: Protocol,
     task: Workload,
-    folder: Path,
+    out: Path,
     scratch: Path,
     options: argparse.Namespace,
     until: float | None,
@@ -103,19 +101,20 @@ def run_all(
     failed: set[str] = set()
     progress = Progress(protocol, task)
     while until is None or time.monotonic() < until:
-        missing = wanted(Plan(protocol, task.name, results.read(folder)).missing(), options)
+        missing = wanted(plan_of(protocol, task.name, results.of(protocol, out)).missing(), options)
         left = [run for run in missing if run.name not in failed]
         if not left:
             break
         run = left[0]
         progress.begin(run, left)
         try:
-            record = Trainer(run, arms(protocol, task.name)[run.arm], task, scratch).train()
+            arm = arms(protocol, task.name)[run.arm]
+            record = (BudgetedTrainer if arm.budgeted else Trainer)(run, arm, task, scratch).train()
         except Exception as error:  # one arm that cannot run does not hide the others
             failed.add(run.name)
             print(f"{run.name} FAILED: {type(error).__name__}: {error}", flush=True)
             continue
-        results.write(folder, stamped(record, machine, protocol))
+        results.write(results.folder(protocol, out), stamped(record, machine, protocol))
         progress.end(record)
     if failed:
         print(f"{len(failed)} runs failed: {', '.join(sorted(failed))}")
@@ -139,10 +138,10 @@ def wanted(runs: list[Run], options: argparse.Namespace) -> list[Run]:
     ]
 
 
-def tell(protocol: Protocol, names: list[str], folder: Path, options: argparse.Namespace) -> None:
+def tell(protocol: Protocol, names: list[str], out: Path, options: argparse.Namespace) -> None:
     """What is missing; runs that depend on results to come are not among them yet."""
     for name in names:
-        for run in wanted(Plan(protocol, name, results.read(folder)).missing(), options):
+        for run in wanted(plan_of(protocol, name, results.of(protocol, out)).missing(), options):
             print(run.name)
 
 

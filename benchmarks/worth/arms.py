@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.worth.protocols import LARGE, Protocol
 
 PRIMARY = "deepen-1-8"
+GROW = "grow"
+"""The primary arm of the second experiment."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Arm:
         how: the kind of learner, a key of `learners.KINDS`.
         options: for the learner.
         tuned_as: the arm whose learning rate it takes; its own name if it is tuned itself.
-        ends: multiples of N steps; for fixed sizes, of the large network's FLOPs instead.
+        ends: multiples of N steps; for fixed sizes and for budgets, of the large network's FLOPs instead.
+        inside: for fixed sizes, whether evaluations have to fit into the FLOPs of an end, as for budgets.
         like: N is of a network of so many blocks, which costs what the large one costs in its own N steps.
         seeds: "one", "all", or "finalist" (all, and early); fixed sizes become finalists by their results.
         protocols: where it is run.
@@ -40,17 +43,23 @@ class Arm:
     protocols: tuple[str, ...] = ("short", "full", "quick")
     workloads: tuple[str, ...] = ("gpt", "cnn")
     like: int = LARGE
+    inside: bool = False
 
     @property
     def fixed(self) -> bool:
         """Whether it is one of the fixed sizes, whose ends are at equal FLOPs."""
         return self.how == "fixed"
 
+    @property
+    def budgeted(self) -> bool:
+        """Whether it is given FLOPs and not steps."""
+        return self.how == "grow"
 
-def fixed(depth: int, ends: tuple[float, ...]) -> Arm:
+
+def fixed(depth: int, ends: tuple[float, ...], inside: bool = False) -> Arm:
     """A network of ``depth`` blocks from scratch."""
     name = f"fixed-{depth}"
-    return Arm(name, depth, "fixed", name, ends)
+    return Arm(name, depth, "fixed", name, ends, inside=inside)
 
 
 def _variant(name: str, at: float = 0.5, **options: Any) -> Arm:
@@ -73,6 +82,7 @@ GROWTH = (
     Arm(
         "deepen-1-2", 1, "deepen", PRIMARY, (0.6, 1.0), ((0.4, 2),),
         {"init": "zero", "optimizer_state": "fresh", "at": "end"}, seeds="all", workloads=("gpt",), like=2,
+        protocols=("short", "full", "quick", "unknown"),
     ),
     _variant("early", 0.3),
     _variant("copy", init="copy"),
@@ -88,6 +98,10 @@ GROWTH = (
         "widen", LARGE, "widen", PRIMARY, (1.0,), ((0.5, LARGE),), {"hidden": 64},
         protocols=("full",), workloads=("gpt",),
     ),
+    Arm(
+        GROW, 1, "grow", "fixed-1", (0.35, 1.0), options={"shares": (0.1, 0.2, 0.35, 0.5), "hold": 250},
+        seeds="all", protocols=("unknown", "quick"),
+    ),
     Arm("autogrow", 1, "autogrow", PRIMARY, (1.0,), protocols=("full",)),
 )  # fmt: skip
 
@@ -95,6 +109,7 @@ GROWTH = (
 def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     """The arms of a protocol on a workload, by name, in the order in which they are wanted."""
     scale = protocol.scales[workload]
-    sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends) for depth in scale.depths}
+    inside = protocol.name == "unknown"
+    sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends, inside) for depth in scale.depths}
     grown = {arm.name: arm for arm in GROWTH if protocol.name in arm.protocols and workload in arm.workloads}
     return sizes | grown

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 import fxgraft
 from benchmarks.worth import data
 from benchmarks.worth.arms import Arm
-from benchmarks.worth.costs import Counted, Ledger
+from benchmarks.worth.costs import Counted, Ledger, counter
 from benchmarks.worth.data import Batch
 from benchmarks.worth.models import set_outputs_zero
+from benchmarks.worth.protocols import LARGE
 from benchmarks.worth.workloads import Workload, loss_of
+from fxgraft.commands import SEED
+from fxgraft.explore import Growth
 
 
 @dataclass(frozen=True)
@@ -220,20 +223,70 @@ class Autogrown(Deepened):
     resumable = False  # what it tries is not replayed
     budget = 8.0
 
-    def __init__(self, setting: Setting):
-        super().__init__(setting)
-        self.manager.autogrow(self.evaluate, budget=self.budget)
+    growth: Growth | None = None
 
-    def evaluate(self, *_: Any) -> float:
-        """The validation loss, charged like every other."""
-        return self.setting.workload.measure(self.host, "validation")["loss"]
+    def begin(self, step: int) -> None:
+        if self.growth is None:
+            with self.ledger.time("change"):
+                self.growth = self.autogrow()
+
+    def autogrow(self) -> Growth:
+        """Let it grow by itself."""
+        return self.manager.autogrow(self.evaluate, budget=self.budget)
+
+    def evaluate(self) -> float:
+        """The validation loss, charged like every other; its seconds are of the step that asks for it."""
+        with counter() as counting:
+            loss = self.setting.workload.measure(self.host, "validation")["loss"]
+        self.ledger.flops["change"] += counting.get_total_flops()
+        return loss
+
+    @property
+    def blocks(self) -> int:
+        """How many there are now, those that are only tried included."""
+        return len(self.host.stacks["blocks"].blocks)
 
     def structure(self) -> Hashable:
         seeds = tuple((name, seed.stage) for name, seed in self.manager.seeds.items())
         return seeds, sum(p.numel() for p in self.host.parameters())
 
-    def finish(self, loss: float) -> None:
-        self.counted.run(self.ledger, "change", None, lambda: self.manager.step(loss))
+    def told(self) -> dict[str, Any]:
+        """What it did, for the record of an end."""
+        return {"blocks": self.blocks, "history": self.growth.history if self.growth else []}
+
+
+class Grown(Autogrown):
+    """The size is not known: `autogrow` of depth alone, at shares of a budget of FLOPs, while a block pays.
+
+    The arm's options: ``shares`` of the budget at which one more block is tried, and ``hold``, for how many
+    steps it learns before it is judged.
+    """
+
+    def autogrow(self) -> Growth:
+        """Let it grow by itself; `allow` was called before."""
+        options, make = self.setting.arm.options, self.setting.workload.make
+        size = [sum(p.numel() for p in make(depth).parameters()) for depth in (LARGE, self.setting.arm.depth)]
+        return self.manager.autogrow(
+            self.evaluate, self.one_more, budget=size[0] / size[1], when=self.is_time, steps=1, blend=1,
+            hold=options["hold"], gain="steps", patience=len(options["shares"]),
+        )  # fmt: skip
+
+    def one_more(self, host: fxgraft.Host) -> SEED:
+        """A block behind the last one."""
+        at = len(host.stacks["blocks"].blocks) - 1
+        place = {"stack": "blocks", "at": at}
+        return SEED(slot=host.stacks["blocks"].blocks[at], blueprint="deepen", config=place)
+
+    def allow(self, limit: float) -> None:
+        """A run with so many FLOPs begins."""
+        self.limit, self.asked = limit, 0
+
+    def is_time(self, _: object) -> bool:
+        """Whether a share of the budget is over that was not yet asked for."""
+        shares = self.setting.arm.options["shares"]
+        before, spent = self.asked, self.ledger.total_flops / self.limit
+        self.asked = sum(share <= spent for share in shares)
+        return self.asked > before
 
 
 KINDS: dict[str, type[Learner]] = {
@@ -244,4 +297,5 @@ KINDS: dict[str, type[Learner]] = {
     "deepen": Deepened,
     "widen": Widened,
     "autogrow": Autogrown,
+    "grow": Grown,
 }

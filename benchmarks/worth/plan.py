@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from benchmarks.worth.analysis import Arms
-from benchmarks.worth.arms import PRIMARY, Arm, arms
+from benchmarks.worth.arms import GROW, PRIMARY, Arm, arms
 from benchmarks.worth.protocols import LARGE, TUNING_SEED, Protocol
 from benchmarks.worth.results import Records
 from benchmarks.worth.training import Run
 
 
 class Plan:
-    """The runs of one workload in one protocol, given the records so far."""
+    """The runs of one workload in one protocol, given the records so far.
+
+    Attributes:
+        beyond: how many further learning rates are tried where the best is at the edge.
+    """
+
+    beyond = 1
 
     def __init__(self, protocol: Protocol, workload: str, records: Records):
         self.protocol, self.workload, self.records = protocol, workload, records
@@ -24,7 +32,7 @@ class Plan:
         """All runs that can be named now."""
         first, *others = self.protocol.seeds
         early = [arm for arm in self.arms.values() if arm.fixed or arm.seeds == "finalist"]
-        found = [run for arm in early if arm.tuned_as == arm.name for run in self._tuning(arm)]
+        found = [run for arm in early if arm.tuned_as == arm.name for run in self._tuning(arm.name)]
         found += [run for arm in early for run in self._final(arm, first)]
         names = self.finalists()  # what the headline needs comes first
         needed = [name for name in names if self.arms[name].fixed or name == PRIMARY]
@@ -32,7 +40,7 @@ class Plan:
             found += [run for seed in others for name in some for run in self._final(self.arms[name], seed)]
         if self.protocol.variants != "none":
             late = [arm for arm in self.arms.values() if arm not in early]
-            found += [run for arm in late if arm.tuned_as == arm.name for run in self._tuning(arm)]
+            found += [run for arm in late if arm.tuned_as == arm.name for run in self._tuning(arm.name)]
             for seed in self.protocol.seeds:
                 found += [
                     run
@@ -44,7 +52,7 @@ class Plan:
 
     def rate(self, arm: Arm) -> float | None:
         """The learning rate that was chosen for an arm; None while that is not known."""
-        runs = self._tuning(self.arms[arm.tuned_as])
+        runs = self._tuning(arm.tuned_as)
         losses = {run.rate: self._validation(run) for run in runs}
         if any(loss is None for loss in losses.values()):
             return None
@@ -55,16 +63,17 @@ class Plan:
         growth = [arm.name for arm in self.arms.values() if arm.seeds == "finalist"]
         return [*self._finalists_of_fixed_size(), *growth]
 
-    def _tuning(self, arm: Arm) -> list[Run]:
-        """The runs that choose its rate: the given ones, and one beyond if the best is at the edge."""
+    def _tuning(self, name: str) -> list[Run]:
+        """The runs that choose its rate, by rising rates; further ones while the best is at an edge."""
         rates = sorted(self.scale.rates)
-        runs = [Run(self.workload, arm.name, TUNING_SEED, rate, tuning=True) for rate in rates]
-        losses = [self._validation(run) for run in runs]
-        if len(rates) > 1 and None not in losses:
-            best = losses.index(min(losses))
-            beyond = {0: rates[0] / 2, len(rates) - 1: rates[-1] * 2}
-            if best in beyond:
-                runs.append(Run(self.workload, arm.name, TUNING_SEED, beyond[best], tuning=True))
+        runs = [Run(self.workload, name, TUNING_SEED, rate, tuning=True) for rate in rates]
+        for _ in range(self.beyond if len(rates) > 1 else 0):
+            losses = [self._validation(run) for run in runs]
+            best = None if None in losses else losses.index(min(losses))
+            if best not in (0, len(runs) - 1):
+                break
+            rate = runs[0].rate / 2 if best == 0 else runs[-1].rate * 2
+            runs.insert(0 if best == 0 else len(runs), replace(runs[0], rate=rate))
         return runs
 
     def _validation(self, run: Run) -> float | None:
@@ -92,3 +101,30 @@ class Plan:
 def _number(loss: float) -> float:
     """A loss that is not finite is worse than any."""
     return loss if loss == loss else float("inf")
+
+
+class UnknownPlan(Plan):
+    """The second experiment: growth to a size that nobody knows, and the sizes around it.
+
+    Learning rates are those of the short protocol, whose tuning runs are among the records.
+    """
+
+    beyond = 5
+    main = ("fixed-2", GROW, "deepen-1-2")
+    """These come first, with all random seeds."""
+
+    def known(self) -> list[Run]:
+        found = [
+            run for arm in self.arms.values() if arm.tuned_as == arm.name for run in self._tuning(arm.name)
+        ]
+        main = [arm for arm in self.arms.values() if arm.name in self.main]
+        rest = [arm for arm in self.arms.values() if arm.name not in self.main]
+        for some in (main, rest):
+            found += [run for seed in self.protocol.seeds for arm in some for run in self._final(arm, seed)]
+        return found
+
+
+def plan_of(protocol: Protocol, workload: str, records: Records) -> Plan:
+    """The plan of that protocol."""
+    kind = UnknownPlan if protocol.name == "unknown" else Plan
+    return kind(protocol, workload, records)

@@ -7,40 +7,49 @@ from pathlib import Path
 from matplotlib import pyplot
 
 from benchmarks.worth.analysis import Arms, estimate
+from benchmarks.worth.arms import GROW
 
 TITLES = {"gpt": "character GPT, sympy's sources", "cnn": "residual CNN, Fashion-MNIST"}
 
 
-def draw(workloads: dict[str, Arms], path: Path) -> None:
+SHOWN = {"deepen-1-8": "growth 1 → 8", "deepen-1-2": "growth 1 → 2", GROW: "growth, size not known"}
+
+
+def draw(workloads: dict[str, tuple[Arms, Arms | None]], path: Path) -> None:
     """One panel for each workload; nothing without results."""
     if not workloads:
         return
     figure, panels = pyplot.subplots(
         1, len(workloads), figsize=(7.5 * len(workloads), 5), layout="constrained", squeeze=False
     )
-    for axes, (name, arms) in zip(panels[0], workloads.items(), strict=True):
-        panel(axes, arms)
+    for axes, (name, (first, second)) in zip(panels[0], workloads.items(), strict=True):
+        panel(axes, first, second)
         axes.set_title(TITLES.get(name, name))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def panel(axes: pyplot.Axes, arms: Arms) -> None:
-    """Fixed sizes in grey, growth in colour, with standard errors where there are several random seeds."""
-    names = list(dict.fromkeys(name for name, _ in arms.curves))
-    colours = iter(pyplot.colormaps["tab10"].colors * 2)
+def panel(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
+    """Fixed sizes in grey, growth in colour; an arm of both experiments is shown as the second has it."""
+    source = {name: first for name, _ in first.curves}
+    if second is not None:
+        source |= {name: second for name, _ in second.curves}
+    colours = iter(pyplot.colormaps["tab10"].colors)
     labels = []
-    for name in names:
+    for name in sorted(source):
+        arms = source[name]
+        fixed, depth = arms.arms[name].fixed, arms.arms[name].depth
+        if not (fixed or name in SHOWN):
+            continue
         curves = [arms.curves[name, seed] for seed in arms.seeds(name)]
         points = list(zip(*(curve.ends for curve in curves), strict=True))
         flops = [estimate([end.flops for end in same]).mean / 1e12 for same in points]
         losses = [estimate([end.loss for end in same]) for same in points]
-        fixed, depth = arms.arms[name].fixed, arms.arms[name].depth
         colour = "0.45" if fixed else next(colours)
         style = {"color": colour, "marker": "o", "markersize": 3, "linestyle": "-" if fixed else "--"}
         errors = [found.standard_error or 0.0 for found in losses]
         axes.errorbar(flops, [found.mean for found in losses], yerr=errors, capsize=2, linewidth=1, **style)
-        text = f"{depth} block{'s' if depth > 1 else ''}" if fixed else name
+        text = f"{depth} block{'s' if depth > 1 else ''}" if fixed else SHOWN[name]
         labels.append((losses[-1].mean, flops[-1], text, colour))
     _label(axes, labels)
     axes.set(xscale="log", xlabel="training TFLOPs, everything charged", ylabel="test loss, nats")

@@ -1,4 +1,7 @@
-"""How long runs are, how many there are and which learning rates are tried. Fixed in PREREGISTERED.md."""
+"""How long runs are, how many there are and which learning rates are tried.
+
+Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ class Scale:
         batch: pieces or images of one step.
         context: characters of a piece; gpt alone.
         depths: the fixed sizes.
-        fixed_ends: where fixed sizes end, in multiples of the large network's N steps in FLOPs.
+        fixed_ends: where fixed sizes end, in multiples of the large network's N steps in FLOPs; 0.834 is
+            what "deepen-1-2" costs.
         rates: learning rates that are tried.
         validation: pieces or images that one evaluation for the curve takes.
         test: likewise, at the end of a run.
@@ -73,6 +77,19 @@ PROTOCOLS = {
         },
         seeds=(0, 1, 2),
         variants="all",
+    ),
+    "unknown": Protocol(
+        "unknown",
+        {
+            "gpt": Scale(
+                1500, 8, 64, (1, 2, 3), (0.35, 0.834, 1.0), GPT_RATES, validation=256, test=1024, points=10
+            ),
+            "cnn": Scale(
+                800, 32, 0, (1, 2, 4), (0.35, 1.0), CNN_RATES, validation=1000, test=10_000, points=10
+            ),
+        },
+        seeds=(3, 4, 5),
+        variants="none",
     ),
     "quick": Protocol(
         "quick",

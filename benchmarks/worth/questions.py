@@ -24,10 +24,10 @@ def share_of_large(arms: Arms, arm: str, of: str) -> dict[str, Any]:
         if cost is not None:
             shares.append(cost / getattr(large, of))
     reached = bool(shares) and len(shares) == len(gaps)
-    found = _told(estimate(shares)) if reached else {"mean": None, "standard_error": None}
+    found = told(estimate(shares)) if reached else {"mean": None, "standard_error": None}
     return found | {
         "reached": f"{len(shares)} of {len(gaps)}",
-        "gap": _told(estimate(gaps)) if gaps else None,
+        "gap": told(estimate(gaps)) if gaps else None,
     }
 
 
@@ -60,7 +60,7 @@ def below_envelope(arms: Arms, arm: str, share: float = 1.0) -> dict[str, Any] |
     if not differences:
         return None
     best = min(differences, key=lambda name: differences[name].mean)
-    return {"best_fixed": best, **_told(differences[best])}
+    return {"best_fixed": best, **told(differences[best])}
 
 
 def unknown_size(arms: Arms, arm: str) -> dict[str, Any] | None:
@@ -102,7 +102,8 @@ def unknown_size(arms: Arms, arm: str) -> dict[str, Any] | None:
     }
 
 
-def _told(found: Estimate) -> dict[str, Any]:
+def told(found: Estimate) -> dict[str, Any]:
+    """In JSON types."""
     error = None if found.standard_error is None else round(found.standard_error, 5)
     return {
         "mean": round(found.mean, 5),

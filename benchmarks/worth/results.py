@@ -1,4 +1,7 @@
-"""The results as they are kept: a folder for each protocol, in it one JSON file for each run."""
+"""The results as they are kept: a folder for each protocol, in it one JSON file for each run.
+
+The second experiment, "unknown", takes its learning rates from the tuning runs of the first.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.worth.protocols import Protocol
 from benchmarks.worth.training import Run
 
 Records = dict[str, dict[str, Any]]
+
+
+def folder(protocol: Protocol, out: Path) -> Path:
+    """Where the records of a protocol are."""
+    return out / "worth" / protocol.name
+
+
+def of(protocol: Protocol, out: Path) -> Records:
+    """All records that a protocol knows of."""
+    found = read(folder(protocol, out))
+    if protocol.name == "unknown":
+        first = read(out / "worth" / "short")
+        found |= {name: record for name, record in first.items() if record["run"]["tuning"]}
+    return found
 
 
 def read(folder: Path) -> Records:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worth import plot
+from benchmarks.worth import plot, results, unknown
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
-from benchmarks.worth.plan import Plan
-from benchmarks.worth.protocols import Protocol
+from benchmarks.worth.plan import plan_of
+from benchmarks.worth.protocols import PROTOCOLS, Protocol
 from benchmarks.worth.questions import (
     LARGEST,
     below_envelope,
@@ -18,34 +18,66 @@ from benchmarks.worth.questions import (
     share_of_large,
     unknown_size,
 )
-from benchmarks.worth.results import Records
 
 FILE, TABLE = "worth.json", "worth.md"
 
 
-def write(protocol: Protocol, records: Records, out: Path, picture: Path) -> None:
-    """Write summary, table and plot; the workloads of which nothing has run are left out."""
-    found = {name: workload(Arms(protocol, name, records)) for name in protocol.scales}
-    found = {name: told for name, told in found.items() if told is not None}
-    for name, told in found.items():
-        told["missing_runs"] = [run.name for run in Plan(protocol, name, records).missing()]
-    environments = {json.dumps(record["environment"], sort_keys=True) for record in records.values()}
+def write(protocol: Protocol, out: Path, picture: Path) -> None:
+    """Write summary, table and plot of what is in ``out``; workloads of which nothing has run are left out.
+
+    The two experiments of the short protocol have one summary.
+    """
+    if protocol.name == "unknown":
+        protocol = PROTOCOLS["short"]
+    found = experiments(protocol, out)
+    records = [record for pair in found.values() for arms in pair if arms for record in arms.records.values()]
+    environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
         "protocol": protocol.name,
         "command": f"python -m benchmarks.worth --protocol {protocol.name}",
         "environments": [json.loads(each) for each in sorted(environments)],
-        "workloads": found,
+        "workloads": {name: both(*pair) for name, pair in found.items()},
     }
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     (out / TABLE).write_text(table(whole), encoding="utf-8")
-    plot.draw({name: Arms(protocol, name, records) for name in found}, picture)
+    plot.draw(found, picture)
     print((out / TABLE).read_text(encoding="utf-8"))
 
 
-def workload(arms: Arms) -> dict[str, Any] | None:
-    """The answers for one workload; None if nothing has run."""
-    if not arms.curves:
-        return None
+def experiments(protocol: Protocol, out: Path) -> dict[str, tuple[Arms, Arms | None]]:
+    """By workload the arms of the first experiment, and of the second where that belongs to this protocol."""
+    found: dict[str, tuple[Arms, Arms | None]] = {}
+    for name in protocol.scales:
+        arms = Arms(protocol, name, results.of(protocol, out))
+        if arms.curves:
+            second = PROTOCOLS["unknown"]
+            records = results.of(second, out) if protocol.name == "short" else {}
+            found[name] = arms, Arms(second, name, records) if records else None
+    return found
+
+
+def both(arms: Arms, second: Arms | None) -> dict[str, Any]:
+    """The answers of the second experiment, and those of the first as "first"; else of the first alone."""
+    first = workload(arms) | {"missing_runs": missing(arms)}
+    answers = unknown.answers(second, arms) if second is not None else None
+    if second is None or answers is None:
+        return first
+    names = list(dict.fromkeys(name for name, _ in second.curves))
+    return {
+        **answers,
+        "ends": {name: ends(second, name) for name in names},
+        "missing_runs": missing(second),
+        "first": first,
+    }
+
+
+def missing(arms: Arms) -> list[str]:
+    """Names of the runs that have not been made."""
+    return [run.name for run in plan_of(arms.protocol, arms.workload, arms.records).missing()]
+
+
+def workload(arms: Arms) -> dict[str, Any]:
+    """The answers of the first experiment for one workload."""
     primary = growth(arms, PRIMARY) if arms.seeds(PRIMARY) else {}
     envelope = primary.get("below_envelope") or {}
     unknown = primary.get("unknown_size") or {}
@@ -107,20 +139,50 @@ def table(whole: dict[str, Any]) -> str:
     """Markdown: for each workload the arms' ends, then the answers."""
     lines = [f"<!-- written by {whole['command']} --report -->", ""]
     for name, told in whole["workloads"].items():
-        cost = next((e["flops"] for e in told["ends"].get(LARGEST, []) if e["share"] == 1.0), None)
+        first = told.get("first", told)
+        cost = next((e["flops"] for e in first["ends"].get(LARGEST, []) if e["share"] == 1.0), None)
         if cost is None:
             continue
-        lines += [
-            f"### {name}",
-            "",
-            "| arm | share of the large network's FLOPs: test loss | random seeds |",
-            "|---|---|---|",
-        ]
-        for arm, found in told["ends"].items():
-            losses = " · ".join(f"{e['flops'] / cost:.2f}: {_loss(e)}" for e in found)
-            lines.append(f"| {arm} | {losses} | {len(found[0]['random_seeds'])} |")
-        lines += ["", *_answers(told), ""]
+        if first is not told:
+            lines += [
+                f"### {name}, second experiment",
+                "",
+                *_ends(told["ends"], cost),
+                "",
+                *_second(told),
+                "",
+            ]
+        lines += [f"### {name}, first experiment", "", *_ends(first["ends"], cost), "", *_answers(first), ""]
     return "\n".join(lines)
+
+
+def _ends(found: dict[str, Any], cost: float) -> list[str]:
+    lines = ["| arm | share of the large network's FLOPs: test loss | random seeds |", "|---|---|---|"]
+    for arm, ends_of in found.items():
+        losses = " · ".join(f"{e['flops'] / cost:.2f}: {_loss(e)}" for e in ends_of)
+        lines.append(f"| {arm} | {losses} | {len(ends_of[0]['random_seeds'])} |")
+    return lines
+
+
+def _second(told: dict[str, Any]) -> list[str]:
+    """The answers of the second experiment, and its controls."""
+    unknown_size = told["unknown_size"] or {}
+    lines = ["| `grow` | |", "|---|---|"]
+    for of in ("flops", "seconds"):
+        share = {"mean": told[f"share_of_{of}"], "standard_error": told[f"share_of_{of}_standard_error"]}
+        lines.append(f"| share of {of} | {_with_error(share, 3)} |")
+    for share, found in told["below_envelope_at"].items():
+        versus = f" ({found['best_fixed']})" if found else ""
+        lines.append(f"| below the envelope at {share} C, nats | {_with_error(found or {}, 4)}{versus} |")
+    for arm, found in told["confirmatory"].items():
+        lines.append(f"| `{arm}` below the envelope | {_with_error(found or {}, 4)} |")
+    lines.append(f"| unknown size, over the sweep | {_number(told['cost_of_unknown_size'], 3)} |")
+    for key, found in unknown_size.items():
+        if key.endswith("_minus_growth"):
+            what = key.removesuffix("_minus_growth").replace("_", " ")
+            lines.append(f"| {what}, minus `grow` | {_with_error(found, 4)} |")
+    blocks = "; ".join(f"{share} C: {', '.join(map(str, each))}" for share, each in told["blocks"].items())
+    return [*lines, f"| blocks in the end | {blocks} |"]
 
 
 def _loss(end: dict[str, Any]) -> str:

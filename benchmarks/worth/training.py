@@ -6,6 +6,7 @@ What was spent between the last state and the kill is spent again, and charged o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -52,10 +53,7 @@ class Trainer:
         scale = TUNING_SCALE if run.tuning else 1.0
         self.shares = (1.0,) if run.tuning else arm.ends
         unit = workload.steps_for(arm.like, scale)
-        self.totals = [
-            workload.steps_for(arm.depth, share * scale) if arm.fixed else round(share * unit)
-            for share in self.shares
-        ]
+        self.totals = [self._steps(share, share * scale, unit) for share in self.shares]
         self.warm = schedule.warm_up(self.totals[0])
         self.every = max(1, self.totals[-1] // workload.scale.points)
         self.setting = Setting(workload, arm, run.seed, run.rate, unit)
@@ -63,6 +61,15 @@ class Trainer:
         self.curve: list[dict[str, Any]] = []
         self.ends: list[dict[str, Any]] = []
         self.step, self.kept_at = 0, time.monotonic()
+
+    def _steps(self, share: float, scaled: float, unit: int) -> int:
+        """Until an end."""
+        if not self.arm.fixed:
+            return round(share * unit)
+        if self.arm.inside and not self.run.tuning:
+            points = math.ceil(self.workload.scale.points * share / self.shares[-1]) + 2
+            return self.workload.steps_within(self.arm.depth, share, points)
+        return self.workload.steps_for(self.arm.depth, scaled)
 
     def train(self) -> dict[str, Any]:
         """Run to all ends, from the beginning or from where the last attempt was killed."""
@@ -76,11 +83,14 @@ class Trainer:
             self._constant_part(schedule.decay_start(total))
             self._finish(self.shares[len(self.ends)], total)
         self.file.unlink(missing_ok=True)
+        return self._record(self.curve)
+
+    def _record(self, curve: list[dict[str, Any]]) -> dict[str, Any]:
         parameters = sum(p.numel() for p in self.learner.model.parameters())
         return {
             "run": asdict(self.run), "fixed": self.arm.fixed, "depth": self.arm.depth,
             "changes": self.arm.changes, "steps": self.workload.scale.steps, "parameters": parameters,
-            "curve": self.curve, "ends": self.ends,
+            "curve": curve, "ends": self.ends,
         }  # fmt: skip
 
     def _adopt(self, ledger: Ledger) -> None:
@@ -131,17 +141,21 @@ class Trainer:
             if (step + 1) % self.every == 0 and step + 1 < total:
                 curve.append(self._point(step + 1, curve))
         curve.append(self._point(total, curve))
-        test = self._measure("test")
-        self.ends.append({
-            "share": share, "steps": total, "validation": curve[-1]["loss"], "test": test["loss"],
-            "accuracy": test["accuracy"], "flops": dict(self.charged.flops),
-            "seconds": {kind: round(spent, 3) for kind, spent in self.charged.seconds.items()},
-            "curve": curve,
-        })  # fmt: skip
+        self.ends.append(self._end(share, total, curve))
         self._adopt(self.ledger)
         if not last:
             self.learner.load(before)
             self._keep()
+
+    def _end(self, share: float, total: int, curve: list[dict[str, Any]]) -> dict[str, Any]:
+        """What is told of an end, with its loss on the test data, which is charged as well."""
+        test = self._measure("test")
+        return {
+            "share": share, "steps": total, "validation": curve[-1]["loss"], "test": test["loss"],
+            "accuracy": test["accuracy"], "flops": dict(self.charged.flops),
+            "seconds": {kind: round(spent, 3) for kind, spent in self.charged.seconds.items()},
+            "curve": curve,
+        }  # fmt: skip
 
     def _keep(self) -> None:
         """Write the state, atomically."""

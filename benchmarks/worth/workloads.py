@@ -80,6 +80,21 @@ class Workload:
         large = self.scale.steps * self.step_flops(LARGE)
         return max(2, round(share * large / self.step_flops(depth)))
 
+    def forward_flops(self, depth: int) -> float:
+        """What evaluating one piece or image costs at that depth."""
+        with counter() as counting, torch.no_grad():
+            self.make(depth)(self.batch(0, 0)[0])
+        return counting.get_total_flops() / self.scale.batch
+
+    def steps_within(self, depth: int, share: float, points: int) -> int:
+        """How many steps of that depth fit into ``share`` of the FLOPs of the large network's N steps.
+
+        Evaluations included: those are ``points`` on the validation data and the last one on the test data.
+        """
+        evaluations = self.forward_flops(depth) * (points * self.scale.validation + self.scale.test)
+        budget = share * self.scale.steps * self.step_flops(LARGE) - evaluations
+        return max(2, int(budget // self.step_flops(depth)))
+
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     """The mean cross-entropy, in nats."""

@@ -27,9 +27,11 @@ from fxgraft.explore import scoring
 from fxgraft.explore.candidates import Choice, find
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.measuring import Evaluate, check, numbers
+from fxgraft.explore.price import SHARE, Pace, price
 from fxgraft.explore.scoring import Score
 from fxgraft.explore.table import Row
-from fxgraft.explore.terms import Budget, Course, When, moments
+from fxgraft.explore.terms import STEPS, Budget, Course, When, moments
+from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
 from fxgraft.util.columns import columns
@@ -54,6 +56,9 @@ class _Memory:
     count: int = 0
     total: float = 0.0
     before: float | None = None
+    unpaid: int = 0
+    bare: int | None = None
+    pace: dict[str, Any] = field(default_factory=lambda: asdict(Pace()))
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -87,6 +92,7 @@ class Growth:
         find(manager.host, candidates, names, None, bare.flops)  # what can never grow is an error now
         self._memory = _Memory(parameters=self._parameters(), flops=bare.flops)
         self._losses: list[Tensor | float] = []
+        self._pace, self._paced = Pace(), list[Tensor | float]()
         self.exploration: Exploration | None = None
 
     # What there is to see
@@ -127,6 +133,7 @@ class Growth:
         if self._losses:
             memory.total += sum(map(float, self._losses))
             self._losses.clear()
+        memory.pace = asdict(self._paced_now())
         state = asdict(memory)
         exploring = memory.phase == EXPLORING and self.exploration is not None
         state["exploration"] = self.exploration.state_dict() if exploring and self.exploration else None
@@ -155,11 +162,14 @@ class Growth:
         except (KeyError, TypeError, ValueError, FxGraftError) as error:
             raise CheckpointError(f"the growth cannot go on from that state: {error}") from error
         self._memory, self._losses = memory, []
+        self._pace, self._paced = Pace(**memory.pace), []
 
     # Its course
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """One training step more. Called by ``manager.step(loss)``."""
+        if self._course.gain == STEPS:
+            self._keep_pace(loss)
         match self._memory.phase:
             case "waiting":
                 if self._is_time(loss):
@@ -183,6 +193,19 @@ class Growth:
             return bool(manager.peers.share(bool(self._ask(manager))))
         return self._is_flat(loss)
 
+    def _keep_pace(self, loss: float | Tensor | None) -> None:
+        if loss is None:
+            raise ValueError('autogrow(gain="steps") needs the training loss: expected manager.step(loss)')
+        self._paced.append(loss.detach().mean() if isinstance(loss, Tensor) else loss)
+        if len(self._paced) >= self._course.window:  # one wait for a device, not one in each step
+            self._paced_now()
+
+    def _paced_now(self) -> Pace:
+        for loss in map(float, self._paced):
+            self._pace.add(loss)
+        self._paced.clear()
+        return self._pace
+
     def _is_flat(self, loss: float | Tensor | None) -> bool:
         memory = self._memory
         memory.count += 1
@@ -203,6 +226,7 @@ class Growth:
 
     def _explore(self) -> None:
         bare = check(self._manager.host, self._evaluate)
+        self._memory.bare = bare.flops
         most = {"parameters": int(self._budget.parameters * self._memory.parameters) - self._parameters()}
         if self._budget.flops is not None and bare.flops is not None:
             most["flops"] = int(self._budget.flops * (self._memory.flops or 0)) - bare.flops
@@ -305,13 +329,32 @@ class Growth:
             gained = self._manager.measure(seed, partial(_mean, self._evaluate), at=seed.alpha)
         except StageError as error:
             return self._take_out(str(error))
-        if gained > self._course.gain * abs(seed.loss_without or 0.0):
+        needed = self._has_to_give(seed)
+        if gained > needed:
             reply = self._say(FOSSILIZE(seed=seed.name))
-            return self._keep(gained, "") if reply.accepted else self._take_out(reply.reason)
-        return self._take_out("it no longer pays", gained)
+            reason = f"more than {needed:.4g}"
+            return self._keep(gained, reason) if reply.accepted else self._take_out(reply.reason)
+        return self._take_out(f"it no longer pays: not more than {needed:.4g}", gained)
+
+    def _has_to_give(self, seed: Seed) -> float:
+        """What the loss has to rise by without it, for it to stay."""
+        gain, memory = self._course.gain, self._memory
+        if not isinstance(gain, str):
+            return gain * abs(seed.loss_without or 0.0)
+        size = self._parameters()
+        own = sum(p.numel() for p in seed.module.parameters()) if seed.module is not None else 0
+        ratio = (size + own) / size
+        flops = check(self._manager.host, self._evaluate).flops
+        if flops is not None and memory.bare:
+            ratio = flops / memory.bare
+        began = memory.held_since if memory.held_since is not None else self._manager.steps
+        began = max(began - self._course.blend, 0)
+        slope = self._manager.peers.mean(self._paced_now().slope() or 0.0)
+        return SHARE * price(slope, began, self._manager.steps - began, ratio)
 
     def _keep(self, gained: float | None, reason: str) -> None:
         self._note("kept", None, contribution=gained, reason=reason)
+        self._memory.unpaid = 0
         self._wait_again()
 
     def _wait_again(self) -> None:
@@ -342,9 +385,11 @@ class Growth:
         self._not_paid()
 
     def _not_paid(self) -> None:
-        """A round that brought nothing is the last, unless the moments were given."""
-        if self._shares is not None and self._memory.fired < len(self._shares):
-            self._memory.phase = WAITING
+        """Rounds that brought nothing, one after the other, end it, unless the moments were given."""
+        self._memory.unpaid += 1
+        more = self._shares is not None and self._memory.fired < len(self._shares)
+        if more or (self._shares is None and self._memory.unpaid < self._course.patience):
+            self._wait_again()
         else:
             self._end("the last round did not pay")
 

@@ -11,6 +11,9 @@ from fxgraft.util import validate
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
 
+STEPS = "steps"
+"""In the place of a gain: what further training steps of the same FLOPs would bring."""
+
 When = str | float | Sequence[float] | Callable[["SeedManager"], bool]
 
 
@@ -24,7 +27,8 @@ class Course:
         window: the loss is flat where the mean of so many steps fell by less than ``flat`` (a share of it)
             against the mean of as many before. A ``manager.step()`` without a loss lets the evaluation tell.
         flat: that share.
-        gain: what has to be contributed, as a share of the loss, to stay; and more than two standard errors.
+        gain: what has to be contributed, as a share of the loss, to stay; or `STEPS`.
+        patience: it ends after so many rounds in a row that brought nothing.
     """
 
     explore: int = 100
@@ -33,15 +37,17 @@ class Course:
     fade: int = 10
     window: int = 50
     flat: float = 0.02
-    gain: float = 0.001
+    gain: float | str = 0.001
+    patience: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("explore", "window", "fade"):
+        for name in ("explore", "window", "fade", "patience"):
             validate.integer(name, getattr(self, name), 1)
         for name in ("blend", "hold"):
             validate.integer(name, getattr(self, name))
-        for name in ("flat", "gain"):
-            validate.number(name, getattr(self, name))
+        validate.number("flat", self.flat)
+        if self.gain != STEPS:
+            validate.number("gain", self.gain)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""What a block has to give for its FLOPs, and growth that asks for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fxgraft
+from fxgraft import SeedManager
+from fxgraft.commands import SEED
+from fxgraft.explore import Growth
+from fxgraft.explore.price import MOST, Pace, price
+from tests.explore import runs
+from tests.explore.runs import Hidden, Run
+from tests.harness import assert_same_bits
+
+
+@given(st.integers(20, 3000), st.floats(0.05, 2.0))
+def test_the_slope_of_a_loss_that_falls_as_the_logarithm_of_the_steps_is_found(
+    steps: int, fall: float
+) -> None:
+    pace = Pace()
+    for step in range(steps):
+        pace.add(5.0 - fall * math.log(step + 0.5))
+    assert len(pace.means) < MOST
+    found = pace.slope()
+    assert found is not None
+    assert found == pytest.approx(fall, rel=0.05)
+    assert Pace(**json.loads(json.dumps(asdict(pace)))) == pace
+
+
+def test_no_slope_is_told_from_few_steps() -> None:
+    pace = Pace()
+    for _ in range(9):
+        pace.add(1.0)
+    assert pace.slope() is None
+
+
+def test_the_price_is_the_fall_that_as_many_flops_bring_without_the_part() -> None:
+    fall, done, learnt, ratio = 0.3, 1000, 200, 1.5
+    further = (ratio - 1) * learnt
+    expected = fall * (math.log(done + further) - math.log(done))
+    assert price(fall, done, learnt, ratio) == pytest.approx(expected)
+    assert price(fall, done, learnt, 1.0) == 0.0
+    assert price(-1.0, done, learnt, ratio) == 0.0
+    assert price(fall, 0, learnt, ratio) > 0
+
+
+class Stack(nn.Module):
+    """Blocks of which more can be had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(6, 4)
+        self.blocks = nn.ModuleList([Hidden()])
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def behind(host: fxgraft.Host) -> SEED:
+    """One more block behind the last."""
+    blocks = host.stacks["blocks"].blocks
+    place = {"stack": "blocks", "at": len(blocks) - 1}
+    return SEED(slot=blocks[-1], blueprint="deepen", config=place)
+
+
+def grown(run: Run, **options: Any) -> Growth:
+    moments = {20, 40, 60}
+    given = {
+        "candidates": behind, "when": lambda manager: manager.steps in moments, "budget": 4.0, "steps": 1,
+        "blend": 1, "hold": 4, "window": 4, "gain": "steps", **options,
+    }  # fmt: skip
+    return run.manager.autogrow(run.evaluate, **given)
+
+
+@pytest.fixture
+def stack(monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(runs, "Net", Stack)
+    return Run()
+
+
+def falling(run: Run, steps: int, fall: float) -> None:
+    """Train, and tell of a loss that falls by so much for each unit of the logarithm of the steps."""
+    for _ in range(steps):
+        now = torch.randint(0, len(runs.X), (16,))
+        run.optimizer.zero_grad()
+        F.cross_entropy(run.host(runs.X[now]), runs.Y[now]).backward()
+        run.optimizer.step()
+        run.manager.step(50.0 - fall * math.log(run.manager.steps + 0.5))
+
+
+@pytest.mark.parametrize("fall", [0.0, 0.3, 20.0])
+def test_a_block_has_to_give_half_its_price(stack: Run, fall: float) -> None:
+    growth = grown(stack)
+    falling(stack, 30, fall)
+    (end,) = [entry for entry in growth.history if entry["what"] in ("dropped", "kept")]
+    needed = float(end["reason"].split()[-1])
+    assert (end["what"] == "kept") == (end["contribution"] > needed)
+    # A block has 4 x 3 weights twice, around it there are 6 x 4 and 4 x 2: as many FLOPs again, nearly.
+    ratio, began, learnt = (32 + 2 * 24) / (32 + 24), 21, end["step"] - 21
+    assert needed == pytest.approx(0.5 * fall * math.log1p((ratio - 1) * learnt / began), rel=0.3, abs=1e-9)
+
+
+def test_patience_is_how_many_rounds_may_bring_nothing(stack: Run) -> None:
+    growth = grown(stack, patience=2, gain=1e9)
+    stack.train(80)
+    assert [e["what"] for e in growth.history].count("dropped") == 2
+    assert growth.done
+    assert len(stack.host.stacks["blocks"].blocks) == 1
+
+
+def test_candidates_are_asked_for_anew_in_each_round(stack: Run) -> None:
+    growth = grown(stack, gain=-10.0)
+    stack.train(80)
+    assert [e["what"] for e in growth.history].count("kept") == 3
+    assert len(stack.host.stacks["blocks"].blocks) == 4
+
+
+def test_a_price_needs_the_loss_of_each_step_and_says_so(stack: Run) -> None:
+    grown(stack)
+    with pytest.raises(ValueError, match=r'gain="steps".*manager\.step\(loss\)'):
+        stack.manager.step()
+    with pytest.raises(ValueError, match="gain"):
+        Run().manager.autogrow(stack.evaluate, gain="flops")
+    with pytest.raises(ValueError, match="patience"):
+        Run().manager.autogrow(stack.evaluate, patience=0)
+
+
+@pytest.mark.parametrize("at", [7, 22])
+def test_what_it_knows_of_the_pace_is_in_a_checkpoint(stack: Run, at: int, tmp_path: Path) -> None:
+    growth = grown(stack)
+    stack.train(at)
+    stack.manager.save(tmp_path / "run")
+    losses = stack.train(40 - at)
+    other = Run()
+    other.manager = SeedManager.load(tmp_path / "run", other.host, other.optimizer)
+    again = grown(other)
+    assert_same_bits(other.train(40 - at), losses, "losses")
+    assert again.history == growth.history
+    assert again.state_dict() == growth.state_dict()
