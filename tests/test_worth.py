@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.worth import __main__ as command
-from benchmarks.worth import data, prepare, results, schedule, summary, training
+from benchmarks.worth import data, prepare, results, schedule, summary, training, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
 from benchmarks.worth.arms import PRIMARY, arms
+from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.costs import counter
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.models import CNN, GPT
@@ -26,6 +27,7 @@ from benchmarks.worth.plan import Plan
 from benchmarks.worth.protocols import PROTOCOLS, TUNING_SEED, Scale
 from benchmarks.worth.questions import below_envelope, best_smaller_share, share_of_large, unknown_size
 from benchmarks.worth.training import Run, Trainer
+from benchmarks.worth.unknown import below_best
 from benchmarks.worth.workloads import Workload, loss_of
 from fxgraft.util.bits import same_bits
 
@@ -48,6 +50,7 @@ def tiny() -> Workload:
 
 
 ARMS = arms(replace(PROTOCOLS["short"], scales={"gpt": SCALE}), "gpt")
+ARMS |= arms(replace(PROTOCOLS["unknown"], scales={"gpt": SCALE}), "gpt") | ARMS
 
 
 def trained(arm: str, scratch: Path, **changes: object) -> dict[str, object]:
@@ -203,6 +206,66 @@ def test_g_stack_repeats_the_stack_in_its_order():
     assert not learner.optimizers[0].state
 
 
+# Growth within a budget of FLOPs
+
+
+GROWING = {"first": 0.1, "last": 0.5, "hold": 2, "init": "zero"}
+
+
+def budgeted(scratch: Path, **options: object) -> dict[str, object]:
+    """A run of "grow" on the tiny workload."""
+    arm = replace(ARMS["grow"], ends=(0.5, 1.0), options=GROWING | options)
+    scale = replace(SCALE, steps=60)
+    return BudgetedTrainer(Run("gpt", "grow", 0, 0.003), arm, replace(tiny(), scale=scale), scratch).train()
+
+
+def test_everything_of_a_budgeted_run_is_inside_of_its_budget(tmp_path: Path):
+    record = budgeted(tmp_path)
+    large = 60 * tiny().step_flops(8)
+    for end in record["ends"]:
+        spent = sum(end["flops"].values())
+        assert end["share"] * large - 2 * tiny().step_flops(8) < spent <= end["share"] * large
+        assert end["flops"]["change"] > 0
+        assert end["blocks"] == 1 + sum(entry["what"] == "kept" for entry in end["history"])
+        assert end["curve"][-1]["step"] == end["steps"]
+        assert len([entry for entry in end["history"] if entry["what"] == "deepening"]) in (1, 2, 3)
+
+
+def test_a_budgeted_run_repeats_and_its_ends_are_runs_of_their_own(tmp_path: Path):
+    whole = budgeted(tmp_path)
+    assert without_seconds(whole) == without_seconds(budgeted(tmp_path))
+    file = tmp_path / "gpt-grow-lr0.003-seed0.json"
+    file.write_text(json.dumps(whole["ends"][:1]), encoding="utf-8")  # killed after its first end
+    assert without_seconds(budgeted(tmp_path)) == without_seconds(whole)
+    assert not file.exists()
+
+
+def test_the_rate_of_a_budgeted_run_falls_to_zero_where_the_budget_ends(tmp_path: Path, monkeypatch):
+    rates, step = [], BudgetedTrainer._train_step
+    monkeypatch.setattr(
+        BudgetedTrainer, "_train_step", lambda self, at, rate: (rates.append(rate), step(self, at, rate))
+    )
+    end = budgeted(tmp_path)["ends"][-1]
+    rates = rates[-end["steps"] :]
+    assert max(rates) == 1.0
+    assert 0 <= rates[-1] < 0.2
+    falling = rates[rates.index(1.0) :]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_a_fixed_size_has_its_evaluations_inside_of_the_budget_where_growth_has():
+    protocol = replace(PROTOCOLS["unknown"], scales={"gpt": SCALE})
+    for name, arm in arms(protocol, "gpt").items():
+        if arm.fixed:
+            task = replace(tiny(), scale=replace(SCALE, steps=200))
+            record = Trainer(Run("gpt", name, 3, 0.003), arm, task, Path("unused")).totals
+            one = task.step_flops(arm.depth)
+            for share, steps in zip(SCALE.fixed_ends, record, strict=True):
+                evaluations = task.forward_flops(arm.depth) * (4 * 4 + 6)
+                room = share * 200 * task.step_flops(8) - steps * one - evaluations
+                assert 0 <= room < one + 4 * 4 * task.forward_flops(arm.depth), name
+
+
 # Between the ends of a curve
 
 
@@ -315,6 +378,63 @@ def test_an_unknown_size_costs_growth_over_the_sweep():
     assert found["over_the_sweep_with_learning_rates"] == pytest.approx((cost + 30) / (300 + 90), abs=1e-4)
 
 
+# The second experiment, on records whose answers are known
+
+UNKNOWN = replace(
+    PROTOCOLS["unknown"],
+    scales={"gpt": replace(SCALE, depths=(1, 2), fixed_ends=(0.35, 0.834, 1.0))},
+    seeds=(3, 4),
+)
+SECOND = [
+    record("fixed-1", 3, (0.35, 35, 1.9), (0.834, 83, 1.82), (1.0, 100, 1.8)),
+    record("fixed-1", 4, (0.35, 35, 1.9), (0.834, 83, 1.82), (1.0, 100, 1.8)),
+    record("fixed-2", 3, (0.35, 35, 2.2), (0.834, 83, 1.6), (1.0, 100, 1.5)),
+    record("fixed-2", 4, (0.35, 35, 2.2), (0.834, 83, 1.6), (1.0, 100, 1.52)),
+    record("grow", 3, (0.35, 35, 1.88), (1.0, 98, 1.48)),
+    record("grow", 4, (0.35, 35, 1.86), (1.0, 98, 1.48)),
+    record("deepen-1-2", 3, (0.6, 40, 1.7), (1.0, 82, 1.57)),
+    record("deepen-1-2", 4, (0.6, 40, 1.7), (1.0, 82, 1.61)),
+]
+
+
+def second() -> Arms:
+    return Arms(UNKNOWN, "gpt", {results.run_of(each).name: each for each in SECOND})
+
+
+def test_growth_is_compared_with_the_best_size_of_the_same_budget_and_nothing_is_interpolated():
+    found = below_best(second(), "grow", 1.0, 1.0)
+    assert found["best_fixed"] == "fixed-2"
+    assert found["values"] == pytest.approx([0.02, 0.04])
+    assert found["flops_ratio"] == 0.98
+    assert below_best(second(), "grow", 0.35, 0.35)["best_fixed"] == "fixed-1"
+    assert below_best(second(), "deepen-1-2", 1.0, 0.834)["values"] == pytest.approx([0.03, -0.01])
+
+
+def test_a_size_that_has_not_all_random_seeds_is_no_best_one():
+    arms_of = Arms(
+        UNKNOWN, "gpt", {results.run_of(each).name: each for each in SECOND if each is not SECOND[3]}
+    )
+    assert below_best(arms_of, "grow", 1.0, 1.0)["best_fixed"] == "fixed-1"
+
+
+def test_the_answers_of_the_second_experiment():
+    found = unknown.answers(second(), made())
+    shares = [35 * (98 / 35) ** ((start - 1.6) / (start - 1.48)) / 100 for start in (1.88, 1.86)]
+    assert found["share_of_flops"] == pytest.approx(sum(shares) / 2, abs=1e-5)
+    size = found["unknown_size"]
+    assert size["best_fixed"] == "fixed-2"
+    goal = 1.01 * 1.51
+    cost = 35 * (98 / 35) ** ((1.87 - goal) / (1.87 - 1.48))
+    assert found["cost_of_unknown_size"] == pytest.approx(cost / 300, abs=1e-4)  # two here, the large there
+    assert size["over_the_cheap_sweep"] == pytest.approx(cost / (35 + 35 + 30 + 100), abs=1e-4)
+    assert size["cheap_sweep_chose"] == ["fixed-1"]
+    assert size["cheap_sweep_minus_growth"]["mean"] == pytest.approx(0.32)
+    assert size["guess_blindly_minus_growth"]["mean"] == pytest.approx(
+        (1.8 + 1.51 + 1.6) / 3 - 1.48, abs=1e-5
+    )
+    assert size["fixed-2_minus_growth"]["mean"] == pytest.approx(0.03)
+
+
 # Which runs there are
 
 
@@ -387,11 +507,15 @@ def test_batches_depend_on_random_seed_and_step_alone():
     assert label.tolist() == list(range(9))
 
 
+@pytest.mark.parametrize("protocol", ["short", "unknown"])
+def test_the_committed_runs_are_named_for_what_they_are(protocol):
+    folder = results.folder(PROTOCOLS[protocol], COMMITTED)
+    assert results.read(folder).keys() == {path.stem for path in folder.iterdir()}
+
+
 def test_the_committed_summary_is_what_the_committed_runs_say():
     told = json.loads((COMMITTED / summary.FILE).read_text(encoding="utf-8"))
-    protocol = PROTOCOLS[told["protocol"]]
-    records = results.read(COMMITTED / "worth" / protocol.name)
-    assert records.keys() == {path.stem for path in (COMMITTED / "worth" / protocol.name).iterdir()}
-    for name, found in told["workloads"].items():
-        expected = summary.workload(Arms(protocol, name, records))
-        assert json.loads(json.dumps(expected)) == {k: v for k, v in found.items() if k != "missing_runs"}
+    found = summary.experiments(PROTOCOLS[told["protocol"]], COMMITTED)
+    assert told["workloads"].keys() == found.keys()
+    for name, pair in found.items():
+        assert json.loads(json.dumps(summary.both(*pair))) == told["workloads"][name]

@@ -99,7 +99,8 @@ GROWTH = (
         protocols=("full",), workloads=("gpt",),
     ),
     Arm(
-        GROW, 1, "grow", "fixed-1", (0.35, 1.0), options={"shares": (0.1, 0.2, 0.35, 0.5), "hold": 250},
+        GROW, 1, "grow", "fixed-1", (0.35, 1.0),
+        options={"first": 0.1, "last": 0.5, "hold": 0.1, "init": "zero"},
         seeds="all", protocols=("unknown", "quick"),
     ),
     Arm("autogrow", 1, "autogrow", PRIMARY, (1.0,), protocols=("full",)),

@@ -22,7 +22,7 @@ from benchmarks.worth.data import Batch
 from benchmarks.worth.models import set_outputs_zero
 from benchmarks.worth.protocols import LARGE
 from benchmarks.worth.workloads import Workload, loss_of
-from fxgraft.commands import SEED
+from fxgraft.commands import DEEPEN
 from fxgraft.explore import Growth
 
 
@@ -256,10 +256,11 @@ class Autogrown(Deepened):
 
 
 class Grown(Autogrown):
-    """The size is not known: `autogrow` of depth alone, at shares of a budget of FLOPs, while a block pays.
+    """The size is not known: `autogrow` tries one more block from time to time, and keeps it while it pays.
 
-    The arm's options: ``shares`` of the budget at which one more block is tried, and ``hold``, for how many
-    steps it learns before it is judged.
+    The arm's options: ``first`` and ``last``, the shares of the budget of FLOPs between which a block may be
+    tried, each time when twice as much is spent as the time before; ``hold``, for what share of the steps
+    before it a block learns until it is judged; ``init``.
     """
 
     def autogrow(self) -> Growth:
@@ -267,26 +268,29 @@ class Grown(Autogrown):
         options, make = self.setting.arm.options, self.setting.workload.make
         size = [sum(p.numel() for p in make(depth).parameters()) for depth in (LARGE, self.setting.arm.depth)]
         return self.manager.autogrow(
-            self.evaluate, self.one_more, budget=size[0] / size[1], when=self.is_time, steps=1, blend=1,
-            hold=options["hold"], gain="steps", patience=len(options["shares"]),
+            self.evaluate, DEEPEN(stack="blocks", at="end", init=options["init"]), budget=size[0] / size[1],
+            when=self.is_time, blend=1, hold=options["hold"], gain="steps", patience=LARGE,
         )  # fmt: skip
-
-    def one_more(self, host: fxgraft.Host) -> SEED:
-        """A block behind the last one."""
-        at = len(host.stacks["blocks"].blocks) - 1
-        place = {"stack": "blocks", "at": at}
-        return SEED(slot=host.stacks["blocks"].blocks[at], blueprint="deepen", config=place)
 
     def allow(self, limit: float) -> None:
         """A run with so many FLOPs begins."""
-        self.limit, self.asked = limit, 0
+        self.limit, self.next = limit, self.setting.arm.options["first"]
 
     def is_time(self, _: object) -> bool:
-        """Whether a share of the budget is over that was not yet asked for."""
-        shares = self.setting.arm.options["shares"]
-        before, spent = self.asked, self.ledger.total_flops / self.limit
-        self.asked = sum(share <= spent for share in shares)
-        return self.asked > before
+        """Whether one more block is to be tried now."""
+        spent = self.ledger.total_flops / self.limit
+        if not self.next <= spent <= self.setting.arm.options["last"]:
+            return False
+        self.next = 2 * spent
+        return True
+
+    def evaluate(self) -> float:
+        """As of an `Autogrown`, on half of the data, since the same is measured twice each time."""
+        half = self.setting.workload.scale.validation // 2
+        with counter() as counting:
+            loss = self.setting.workload.measure(self.host, "validation", half)["loss"]
+        self.ledger.flops["change"] += counting.get_total_flops()
+        return loss
 
 
 KINDS: dict[str, type[Learner]] = {

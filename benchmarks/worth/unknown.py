@@ -75,25 +75,28 @@ def share_of_large(arms: Arms, first: Arms, of: str) -> dict[str, Any]:
 
 def unknown_size(arms: Arms, first: Arms) -> dict[str, Any] | None:
     """(c) What growth costs until it is near the best fixed size, over the sweep; and other ways."""
-    sizes = arms.fixed()
-    seeds = arms.seeds(GROW, *sizes)
-    full = all_sizes(arms, first)
-    if not seeds or full is None:
+    seeds = arms.seeds(GROW)
+    sizes = [name for name in arms.fixed() if set(seeds) <= set(arms.seeds(name))]
+    full = all_sizes(arms, first, sizes)
+    if not sizes or full.keys() != set(first.fixed()):
         return None
-    best = min(sizes, key=lambda name: full[name].loss)
+    best = min(full, key=lambda name: full[name].loss)
     goal = NEAR * full[best].loss
     ends = [mean_end([arms.curves[GROW, s].at_share(end.share) for s in seeds]) for end in _ends(arms)]
     cost = Curve(tuple(ends)).cost_of(goal)
     sweep = sum(end.flops for end in full.values())
     grown = {seed: arms.curves[GROW, seed].at_share(FULL).loss for seed in seeds}
-    chosen = {seed: _cheap_choice(arms, sizes, seed) for seed in seeds}
-    early = sum(_early(arms, first, name).flops for name in full)
-    cheap = early + statistics.fmean(full[name].flops for name in chosen.values())
+    early = {name: _early(arms, first, name, sizes) for name in full}
+    chosen = {s: min(full, key=lambda name: early[name].get(s, early[name][None]).validation) for s in seeds}
+    cheap = sum(found[None].flops for found in early.values())
+    cheap += statistics.fmean(full[name].flops for name in chosen.values())
 
     def minus_grown(losses: dict[int, float]) -> dict[str, Any]:
         return told(estimate([losses[seed] - grown[seed] for seed in seeds]))
 
     def at_full(name: str) -> dict[int, float]:
+        if name not in sizes:
+            return dict.fromkeys(seeds, full[name].loss)
         return {seed: arms.curves[name, seed].at_share(FULL).loss for seed in seeds}
 
     blind = statistics.fmean(end.loss for end in full.values())
@@ -107,17 +110,18 @@ def unknown_size(arms: Arms, first: Arms) -> dict[str, Any] | None:
         "guess_blindly_minus_growth": minus_grown(dict.fromkeys(seeds, blind)),
         "cheap_sweep_minus_growth": minus_grown({s: at_full(name)[s] for s, name in chosen.items()}),
         "cheap_sweep_chose": sorted(set(chosen.values())),
-        **{f"{name}_minus_growth": minus_grown(at_full(name)) for name in sizes},
+        **{f"{name}_minus_growth": minus_grown(at_full(name)) for name in full},
+        "sizes_of_the_first_experiment": [name for name in full if name not in sizes],
     }
 
 
-def all_sizes(arms: Arms, first: Arms) -> dict[str, End] | None:
-    """All fixed sizes at full cost: means; sizes that are not repeated are those of the first experiment."""
+def all_sizes(arms: Arms, first: Arms, sizes: list[str]) -> dict[str, End]:
+    """All fixed sizes at full cost: means; those that are not among ``sizes`` are of the first experiment."""
     found = {}
     for name in first.fixed():
-        source = arms if arms.seeds(name) else first
+        source = arms if name in sizes else first
         found[name] = mean_end([source.curves[name, seed].at_share(FULL) for seed in source.seeds(name)])
-    return found if found and set(arms.fixed()) <= found.keys() else None
+    return found
 
 
 def mean_end(ends: list[End]) -> End:
@@ -130,14 +134,13 @@ def _ends(arms: Arms) -> tuple[End, ...]:
     return arms.curves[GROW, arms.seeds(GROW)[0]].ends
 
 
-def _early(arms: Arms, first: Arms, name: str) -> End:
-    if arms.seeds(name):
-        return arms.curves[name, arms.seeds(name)[0]].at_share(CHEAP)
-    return first.curves[name, first.seeds(name)[0]].at_share(0.3)  # the nearest that there is
-
-
-def _cheap_choice(arms: Arms, sizes: list[str], seed: int) -> str:
-    return min(sizes, key=lambda name: arms.curves[name, seed].at_share(CHEAP).validation)
+def _early(arms: Arms, first: Arms, name: str, sizes: list[str]) -> dict[int | None, End]:
+    """The early end of a size by random seed, and under None their mean."""
+    if name in sizes:
+        ends: dict[int | None, End] = {s: arms.curves[name, s].at_share(CHEAP) for s in arms.seeds(name)}
+        return ends | {None: mean_end(list(ends.values()))}
+    share = 0.3  # the nearest that there is
+    return {None: mean_end([first.curves[name, s].at_share(share) for s in first.seeds(name)])}
 
 
 def _blocks(arms: Arms, seed: int, share: float) -> int | None:

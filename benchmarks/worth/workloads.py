@@ -54,9 +54,13 @@ class Workload:
             found.append(torch.optim.Muon(by_muon, lr=rate, weight_decay=self.decay, **scaled))
         return found
 
-    def measure(self, model: nn.Module, part: str) -> dict[str, float]:
-        """Mean loss and share of right answers on the validation or test data; leaves the model training."""
-        count = self.scale.test if part == "test" else self.scale.validation
+    def measure(self, model: nn.Module, part: str, count: int | None = None) -> dict[str, float]:
+        """Mean loss and share of right answers on the validation or test data; leaves the model training.
+
+        On ``count`` pieces or images; on as many as the scale says where it is None.
+        """
+        if count is None:
+            count = self.scale.test if part == "test" else self.scale.validation
         loss, right, total = 0.0, 0, 0
         model.eval()
         with torch.no_grad():

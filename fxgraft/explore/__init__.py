@@ -7,6 +7,7 @@
 `exploration`  one exploration, from its germination to its end
 `gradients`    what the gradients of candidates say before they learn
 `measuring`    the contributions of many seeds, from one evaluation each
+`price`        what the FLOPs of a part would bring in further training without it
 `scoring`      what the candidates are ranked by
 `terms`        when to grow, for how long, and what it may cost
 `table`        what was found, as rows and as text

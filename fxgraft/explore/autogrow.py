@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ from fxgraft import blueprints, commands
 from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, SEED, WIDEN, Command, Reply
 from fxgraft.errors import CheckpointError, FxGraftError, StageError
 from fxgraft.explore import scoring
-from fxgraft.explore.candidates import Choice, find
+from fxgraft.explore.candidates import AUTO, Choice, find
+from fxgraft.explore.depths import block_of
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.measuring import Evaluate, check, numbers
 from fxgraft.explore.price import SHARE, Pace, price
@@ -73,7 +74,7 @@ class Growth:
         self,
         manager: SeedManager,
         evaluate: Evaluate,
-        candidates: Choice,
+        candidates: Choice | DEEPEN,
         budget: float | Mapping[str, float],
         when: When,
         total_steps: int | None,
@@ -81,7 +82,9 @@ class Growth:
         score: str | Score,
         course: Course,
     ):
-        self._manager, self._evaluate, self._candidates = manager, evaluate, candidates
+        self._manager, self._evaluate = manager, evaluate
+        self._block = block_of(manager.host, candidates)
+        self._candidates: Choice = AUTO if isinstance(candidates, DEEPEN) else candidates
         self._names, self._score, self._course = names, score, course
         scoring.resolve(score)
         self._budget = Budget.of(budget)
@@ -89,7 +92,10 @@ class Growth:
         bare = check(manager.host, evaluate)
         if self._budget.flops is not None and bare.flops is None:
             raise ValueError("budget: the FLOPs of this host cannot be told; expected a budget of parameters")
-        find(manager.host, candidates, names, None, bare.flops)  # what can never grow is an error now
+        if self._block is None:
+            find(
+                manager.host, self._candidates, names, None, bare.flops
+            )  # what can never grow is an error now
         self._memory = _Memory(parameters=self._parameters(), flops=bare.flops)
         self._losses: list[Tensor | float] = []
         self._pace, self._paced = Pace(), list[Tensor | float]()
@@ -233,6 +239,8 @@ class Growth:
         try:
             if min(most.values()) < 1:
                 raise ValueError("the budget is spent")
+            if self._block is not None:
+                return self._deepen(self._block, most["parameters"])
             self.exploration = self._manager.explore(
                 self._candidates,
                 evaluate=self._evaluate,
@@ -246,6 +254,21 @@ class Growth:
             return self._end(str(error))
         self._note("exploring", None, reason=f"{len(self.exploration.table)} candidates")
         self._memory.phase = EXPLORING
+        return None
+
+    def _deepen(self, block: DEEPEN, most: int) -> None:
+        """Try the block that was asked for: there is nothing to choose from."""
+        place = self._manager.host.stacks[block.stack].blocks[-1]
+        size = block.count * sum(p.numel() for p in self._manager.host.get_submodule(place).parameters())
+        if size > most:
+            raise ValueError("the budget is spent")
+        self._memory.row = {"slot": place, "blueprint": "deepen", "parameters": size}
+        reply = self._say(replace(block, blend=block.blend or max(self._course.blend, 1)))
+        self._memory.seed = reply.seed
+        self._note("deepening", None)
+        if reply.refused:
+            return self._drop(None, reply.reason)
+        self._memory.phase, self._memory.held_since = TRYING, None
         return None
 
     def _choose(self, exploration: Exploration) -> None:
@@ -321,8 +344,9 @@ class Growth:
             return None
         if memory.held_since is None:
             memory.held_since = self._manager.steps
-        # What began anew has been taught by nothing else.
-        hold = self._course.hold if seed.spec.isolated else self._course.blend + self._course.hold
+        hold = self._course.hold_for(memory.held_since)
+        if not seed.spec.isolated:  # what began anew has been taught by nothing else
+            hold += self._course.blend
         if self._manager.steps - memory.held_since < hold:
             return None
         try:
@@ -378,7 +402,7 @@ class Growth:
             self._say(CULL(seed=seed.name))
         self._not_paid()
 
-    def _drop(self, row: Row, reason: str) -> None:
+    def _drop(self, row: Row | None, reason: str) -> None:
         self._note("dropped", row, reason=reason)
         if self._memory.seed in self._manager.seeds:
             self._say(CULL(seed=str(self._memory.seed)))
@@ -406,7 +430,7 @@ class Growth:
     def _note(
         self, what: str, row: Row | None, *, contribution: float | None = None, reason: str = ""
     ) -> None:
-        tried = self._memory.row if what in ("kept", "dropped") else None
+        tried = self._memory.row if what in ("kept", "dropped", "deepening") else None
         known = (row.to_dict() if row is not None else tried) or {}
         entry = {name: known.get(name) for name in ("slot", "blueprint", "parameters")}
         gained = contribution if contribution is not None or row is None else row.contribution

@@ -5,7 +5,6 @@
     host.slots.select("blocks.*"), a name,   these slots, likewise
     or several of either
     SEED commands (also as dictionaries)     these, and no others
-    a function of the host                   what it returns, any of these: asked anew each time
 
 Two slots that hold the very same tensor (a dropout that did nothing in the example call, a ``view`` of the
 same shape) are one place: the first of them stands for both. What cannot be planted is refused at once, by
@@ -15,7 +14,7 @@ name; what "auto" would have to leave out is told, each with the reason.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +31,7 @@ from fxgraft.util import validate
 from fxgraft_passes import GraftSpec, Slot
 from fxgraft_passes.observe import KEY
 
-Choice = str | Slot | Slots | SEED | Mapping[str, Any] | Iterable[Any] | Callable[[Host], Any]
+Choice = str | Slot | Slots | SEED | Mapping[str, Any] | Iterable[Any]
 """What `SeedManager.explore` takes for ``candidates``."""
 
 AUTO = "auto"
@@ -159,8 +158,6 @@ def find(
     found, limit = Found(), Cap.of(cap, host, flops)
     if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
         raise TypeError(f"blueprints: expected names, or None for all; got {names!r}")
-    if callable(choice):
-        choice = choice(host)
     if isinstance(choice, str) and choice == AUTO:
         if not host.slots:
             raise SlotError(NO_SLOTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import SlotError
 from fxgraft.host.host import Host
@@ -51,3 +52,18 @@ def depth_of(host: Host, seed: SEED) -> Depth:
         )
     block = host.get_submodule(stack.blocks[at])
     return Depth(str(name), at, sum(p.numel() for p in block.parameters() if p.requires_grad))
+
+
+def block_of(host: Host, given: object) -> commands.DEEPEN | None:
+    """The command for one more block, where candidates are one. Raises `SlotError` or `ValueError`."""
+    if not isinstance(given, commands.DEEPEN):
+        return None
+    if given.stack not in host.stacks:
+        known = ", ".join(host.stacks) or "none"
+        raise SlotError(f"candidates: expected a DEEPEN of one of host.stacks ({known}); got {given.stack!r}")
+    if given.count != 1 or given.isolated or given.name is not None:
+        raise ValueError(
+            f"candidates: expected a DEEPEN with count=1, isolated=False and no name, which is tried again "
+            f"and again; got {given}"
+        )
+    return given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +24,8 @@ class Course:
 
     Attributes:
         explore: training steps of an exploration.
-        blend, hold, fade: of what is blended in, held before it is judged, and blended out.
+        blend, hold, fade: of what is blended in, held before it is judged, and blended out. ``hold`` below 1
+            is a share of the steps before.
         window: the loss is flat where the mean of so many steps fell by less than ``flat`` (a share of it)
             against the mean of as many before. A ``manager.step()`` without a loss lets the evaluation tell.
         flat: that share.
@@ -33,7 +35,7 @@ class Course:
 
     explore: int = 100
     blend: int = 50
-    hold: int = 50
+    hold: float = 50
     fade: int = 10
     window: int = 50
     flat: float = 0.02
@@ -43,11 +45,16 @@ class Course:
     def __post_init__(self) -> None:
         for name in ("explore", "window", "fade", "patience"):
             validate.integer(name, getattr(self, name), 1)
-        for name in ("blend", "hold"):
-            validate.integer(name, getattr(self, name))
+        validate.integer("blend", self.blend)
+        if not isinstance(self.hold, float) or not 0 < self.hold < 1:
+            validate.integer("hold", self.hold)
         validate.number("flat", self.flat)
         if self.gain != STEPS:
             validate.number("gain", self.gain)
+
+    def hold_for(self, steps: int) -> int:
+        """For how many steps what came after ``steps`` is held."""
+        return int(self.hold) if self.hold >= 1 else math.ceil(self.hold * steps)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fxgraft.commands import DEEPEN
 from fxgraft.errors import StageError
 from fxgraft.explore import scoring
 from fxgraft.explore.autogrow import Growth
@@ -99,17 +100,18 @@ def explore(
 def autogrow(
     self: SeedManager,
     evaluate: Evaluate,
-    candidates: Choice = "auto",
+    candidates: Choice | DEEPEN = "auto",
     budget: float | Mapping[str, float] = 2.0,
     when: When = "flat",
     *,
     total_steps: int | None = None,
     steps: int = 100,
     blend: int = 50,
-    hold: int = 50,
+    hold: float = 50,
     window: int = 50,
     flat: float = 0.02,
-    gain: float = 0.001,
+    gain: float | str = 0.001,
+    patience: int = 1,
     blueprints: Sequence[str] | None = None,
     score: str | Score = scoring.DEFAULT,
 ) -> Growth:
@@ -124,7 +126,8 @@ def autogrow(
 
     Args:
         evaluate: as for `explore`.
-        candidates: as for `explore`.
+        candidates: as for `explore`; or a `DEEPEN` command: one more such block is tried each time, at once,
+            with nothing to explore.
         budget: what the host may be in the end, as a factor of its parameters at the beginning; or
             ``{"parameters": 2.0, "flops": 1.5}``, FLOPs of a forward pass.
         when: ``"flat"``: again and again when the loss is flat, by what `step` is given, or by
@@ -133,10 +136,13 @@ def autogrow(
         total_steps: of the run, for shares of it.
         steps: for which candidates learn in isolation.
         blend: steps in which the best is blended in.
-        hold: steps for which it is held before it is judged.
+        hold: steps for which it is held before it is judged; below 1, a share of the steps before it.
         window: the loss is flat where its mean over so many steps fell by less than ``flat``,
         flat: a share of the mean over as many before.
-        gain: what it has to contribute to stay, as a share of the loss.
+        gain: what it has to contribute to stay, as a share of the loss; or ``"steps"``: half of what further
+            steps for its FLOPs would bring, by how fast the loss given to `step` falls.
+        patience: it ends after so many rounds in a row that brought nothing (with ``"flat"`` or a function
+            of the manager).
         blueprints: as for `explore`.
         score: as for `explore`.
 
@@ -152,7 +158,7 @@ def autogrow(
     self._acts.refuse("autogrow")
     if any(isinstance(routine, Growth) for routine in self._routines):
         raise StageError("cannot autogrow: another growth of this manager goes on")
-    course = Course(explore=steps, blend=blend, hold=hold, window=window, flat=flat, gain=gain)
+    course = Course(steps, blend, hold, window=window, flat=flat, gain=gain, patience=patience)
     growth = Growth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, course)
     if isinstance(self._memory.growth, dict):  # of the run that was loaded
         growth.load_state_dict(self._memory.growth)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import fxgraft
 from fxgraft import SeedManager
-from fxgraft.commands import SEED
+from fxgraft.commands import DEEPEN
+from fxgraft.errors import SlotError
 from fxgraft.explore import Growth
 from fxgraft.explore.price import MOST, Pace, price
 from tests.explore import runs
@@ -72,18 +72,14 @@ class Stack(nn.Module):
         return self.head(x)
 
 
-def behind(host: fxgraft.Host) -> SEED:
-    """One more block behind the last."""
-    blocks = host.stacks["blocks"].blocks
-    place = {"stack": "blocks", "at": len(blocks) - 1}
-    return SEED(slot=blocks[-1], blueprint="deepen", config=place)
+BLOCK = DEEPEN(stack="blocks", at="end")
 
 
 def grown(run: Run, **options: Any) -> Growth:
     moments = {20, 40, 60}
     given = {
-        "candidates": behind, "when": lambda manager: manager.steps in moments, "budget": 4.0, "steps": 1,
-        "blend": 1, "hold": 4, "window": 4, "gain": "steps", **options,
+        "candidates": BLOCK, "when": lambda manager: manager.steps in moments, "budget": 4.0, "blend": 1,
+        "hold": 4, "window": 4, "gain": "steps", **options,
     }  # fmt: skip
     return run.manager.autogrow(run.evaluate, **given)
 
@@ -124,11 +120,44 @@ def test_patience_is_how_many_rounds_may_bring_nothing(stack: Run) -> None:
     assert len(stack.host.stacks["blocks"].blocks) == 1
 
 
-def test_candidates_are_asked_for_anew_in_each_round(stack: Run) -> None:
-    growth = grown(stack, gain=-10.0)
+@pytest.mark.parametrize("init", ["zero", "copy"])
+def test_a_block_is_tried_at_once_each_time_until_the_budget_is_spent(stack: Run, init: str) -> None:
+    size = sum(p.numel() for p in stack.host.parameters())
+    block = sum(p.numel() for p in stack.host.get_submodule("blocks.0").parameters())
+    growth = grown(stack, candidates=replace(BLOCK, init=init), gain=-10.0, budget=1 + 2.5 * block / size)
     stack.train(80)
-    assert [e["what"] for e in growth.history].count("kept") == 3
-    assert len(stack.host.stacks["blocks"].blocks) == 4
+    found = [e["what"] for e in growth.history]
+    assert found == ["deepening", "kept", "deepening", "kept", "done"]
+    assert growth.history[0]["step"] == 20
+    assert growth.history[-1]["reason"] == "the budget is spent"
+    assert len(stack.host.stacks["blocks"].blocks) == 3
+    assert sum(p.numel() for p in stack.host.host_parameters()) == size + 2 * block
+
+
+@pytest.mark.parametrize("hold", [10, 0.5])
+def test_a_hold_below_one_is_a_share_of_the_steps_before(stack: Run, hold: float) -> None:
+    growth = grown(stack, hold=hold, gain=-10.0)
+    stack.train(80)
+    begun, kept = ([e["step"] for e in growth.history if e["what"] == what] for what in ("deepening", "kept"))
+    for start, end in zip(begun, kept, strict=False):
+        held = 10 if hold == 10 else math.ceil(0.5 * (start + 1))
+        assert held <= end - start <= held + 3
+
+
+REFUSED: list[tuple[DEEPEN, type[Exception], str]] = [
+    (DEEPEN(stack="layers"), SlotError, r"\(blocks\); got 'layers'"),
+    (DEEPEN(stack="blocks", count=2), ValueError, "count=1"),
+    (DEEPEN(stack="blocks", isolated=True), ValueError, "isolated=False"),
+]
+
+
+@pytest.mark.parametrize(("block", "error", "said"), REFUSED)
+def test_a_block_that_cannot_be_tried_is_refused_at_once(
+    stack: Run, block: DEEPEN, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        grown(stack, candidates=block)
+    grown(stack)
 
 
 def test_a_price_needs_the_loss_of_each_step_and_says_so(stack: Run) -> None:
