@@ -59,11 +59,12 @@ soak: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
-# What growing is worth, against fixed sizes: about 80 minutes of one idle core, with PROTOCOL=full a few nights. It goes on where it was stopped.
+# What growing is worth, against fixed sizes: about 2 hours of one idle core, with PROTOCOL=full a few nights. It goes on where it was stopped.
 PROTOCOL ?= short
 worth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.worth.prepare
 	$(BIN)/python -m benchmarks.worth --protocol $(PROTOCOL)
+	$(if $(filter short,$(PROTOCOL)),$(BIN)/python -m benchmarks.worth --protocol unknown)
 
 # In an environment of its own: torchvision and timm want the torch that they were built for. Not in CI.
 zoo:
