@@ -82,7 +82,9 @@ class FingerprintWatch:
         self.cells: list[Any] = []
         self.containers: list[tuple[Any, Any]] = []
         self.empty: list[Any] = []
+        self.has_hooks = False
         for part in parts:
+            self.has_hooks |= part.has_hooks
             for key, (holder, found) in part.reads.items():
                 self.reads.setdefault(key, (holder, {}))[1].update(found)
             self.cells += part.cells
@@ -180,6 +182,7 @@ class _Reader:
         self.values: list[object] = []
         self.containers: list[tuple[Any, Any]] = []
         self.empty: list[Any] = []  # registers of hooks
+        self.has_hooks = False
         self._numbers: dict[int, int] = {}
         self._found: list[tuple[Any, bool]] = []  # which also keeps every id the only one of its kind
         self._classes: dict[type, _Class] = {}
@@ -261,6 +264,7 @@ class _Reader:
                 self._await((number, state, name, value, True), _is_fixed(type(module).__module__))
         for register in _HOOKS:
             if state[register]:
+                self.has_hooks = True
                 self._read(number, state, register, state[register], False)
             else:
                 self.empty.append(state[register])

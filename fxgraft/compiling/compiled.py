@@ -78,6 +78,8 @@ class CompiledHost:
         self._trials = Trials(self.options)
         self._running: dict[Unit, _State] = {}
         self._is_inside = False
+        self._has_seeds = False
+        self._hooks: int | None = None  # `hooks_registered` while nothing but a new hook has to be looked for
         self._calls = self._changes = 0
         self._changed_in = -1  # the number of a call
         self.news = 0
@@ -95,6 +97,7 @@ class CompiledHost:
         """Let units run their parts of ``structure``, each in its phase; return what calls the host."""
         self.news += 1
         self._changes = 0
+        self._has_seeds, self._hooks = bool(structure.placements), None
         self._let_go(structure)
         self.grow(structure, grafts)
         self._keys.follow({p.seed: grafts[p.seed] for p in structure.placements}, self._units_of_seeds())
@@ -113,7 +116,7 @@ class CompiledHost:
         return self._by_blocks
 
     def _adopt(self, state: _State, variant: Variant) -> None:
-        state.variant = variant
+        state.variant, self._hooks = variant, None
         state.known = variant.known.setdefault(state.unit, {})
         state.numbers_vary = any(kind.numbers_vary for kind in self.variants.seen(state.unit))
 
@@ -201,6 +204,8 @@ class CompiledHost:
             self.news += 1
             return enter
         source, entry = found[0], self._careful(state, found[1])
+        if source is not None:
+            self._hooks = None
         modules = (unit.module, *state.grafts)
         if (trial := self._trials.pending(state.variant, source, kind, modules)) is not None:
             return self._trials.on_trial(state.variant, trial, entry, modules)
@@ -267,7 +272,10 @@ class CompiledHost:
         Returns False where that changes at every call: then the host runs uncompiled.
         """
         self._calls += 1
+        if self._hooks == _torch.hooks_registered():
+            return True
         if self._keys.hold():
+            self._hooks = _torch.hooks_registered() if self._is_as_torch_compiles_it() else None
             return True
         if self._changes >= MAX_CHANGES:
             for state in self._running.values():
@@ -286,6 +294,17 @@ class CompiledHost:
                 MAX_CHANGES,
             )
         return True
+
+    def _is_as_torch_compiles_it(self) -> bool:
+        """Whether torch's own guards, inside the compiled code, see all changes but that of a new hook.
+
+        So it is without seeds, where dynamo made the code: looking costs up to 2 % of a step then.
+        """
+        return not (
+            self._has_seeds
+            or self._keys.have_hooks()
+            or any(state.variant.artifacts for state in self._running.values())
+        )
 
     def _follow(self, state: _State) -> None:
         """Let a unit run the variant of its key as that is now."""

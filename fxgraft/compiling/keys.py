@@ -67,6 +67,10 @@ class Keys:
         blocks, seeds = self._watches
         return blocks.holds() and seeds.holds()
 
+    def have_hooks(self) -> bool:
+        """Whether a module has a hook."""
+        return any(watch.has_hooks for watch in self._watches)
+
     def renew(self, always: bool = False) -> str:
         """Read anew what has changed, or all of it; return what it was."""
         changed = next((told for watch in self._watches if (told := watch.changed())), "")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from fxgraft_passes._torch import constant_when_compiled as constant_when_compiled
 from fxgraft_passes._torch import is_constant_when_compiled as is_constant_when_compiled
@@ -155,6 +156,13 @@ class ArtifactParts:
         run = parts.runtime_env.forward_callable(parts.backend_id, parts.compiled_fn)
         guards: Any = load_guard_manager(guards_state, parts.original_code, run.__globals__)
         return run, guards.check
+
+
+def hooks_registered() -> int:
+    """A number that is another one after any hook was registered anywhere. Missing: hooks on compiled hosts
+    without seeds are ignored, as torch ignores them on compiled modules.
+    """
+    return RemovableHandle.next_id
 
 
 def graph_breaks() -> int:
