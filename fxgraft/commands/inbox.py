@@ -52,6 +52,10 @@ class Inbox:
                 f"which that thread carries out at its next manager.step()"
             )
 
+    def has_work_for(self, thread: int) -> bool:
+        """Whether commands wait, or the thread of that number is not the one that last took a step."""
+        return bool(self._waiting) or thread != self._trainer.ident
+
     def begin_step(self) -> None:
         """The calling thread takes a step, and is the training thread from now on; `end_step` must follow.
 

@@ -34,11 +34,14 @@ def call_key(
         kwargs: keyword arguments.
         numbers_vary: whether integers and floats are told apart by their type only.
     """
+    # In front of each step of a compiled host: as few functions as can be, as their code is cold by then.
     forms: list[object] = []
-    values = (*args, *kwargs.values()) if kwargs else args
-    for value in values:
+    first: torch.device | None = None
+    for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) is Tensor:
-            forms.append((value.shape, value.stride(), value.dtype, value.device, value.requires_grad))
+            device = value.device
+            forms.append((value.shape, value.stride(), value.dtype, device, value.requires_grad))
+            first = first or device
         elif numbers_vary and type(value) in _NUMBERS:
             forms.append(type(value))
         elif type(value) in _PLAIN:
@@ -46,7 +49,8 @@ def call_key(
         else:
             return None
     # The number of values stands for that of args: the names say how many were not.
-    return (module.training, torch.is_grad_enabled(), autocast(values), *kwargs, *forms)
+    kind = "cpu" if first is None else first.type
+    return (module.training, torch.is_grad_enabled(), kind, devices.autocast(kind), *kwargs, *forms)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,9 @@ class CompiledHost:
         call, root = self._caller(state), self._root
 
         def call_host(*args: Any, **kwargs: Any) -> Any:
-            return call(*args, **kwargs) if self._look() else root(*args, **kwargs)
+            if self._hooks != _torch.hooks_registered() and not self._look():
+                return root(*args, **kwargs)
+            return call(*args, **kwargs)
 
         return call_host
 
@@ -271,9 +273,9 @@ class CompiledHost:
 
         Returns False where that changes at every call: then the host runs uncompiled.
         """
-        self._calls += 1
         if self._hooks == _torch.hooks_registered():
             return True
+        self._calls += 1
         if self._keys.hold():
             self._hooks = _torch.hooks_registered() if self._is_as_torch_compiles_it() else None
             return True

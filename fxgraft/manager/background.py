@@ -97,6 +97,16 @@ class Background:
 
     # At a step boundary
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether `step` would do nothing. False is not certain."""
+        waiting, compiled = self.waiting, self._host.compiled
+        if self._preparation is not None or waiting.pending or waiting.acts or waiting.fossils:
+            return False
+        if self._lifecycle.departing:
+            return False
+        return compiled is None or (self._is_warm and compiled.news == self._old_news)
+
     def step(self) -> None:
         """Take in what has come, let a change land that is ready, and begin with the next.
 

@@ -100,6 +100,7 @@ class ManagerCore:
         self._memory = ManagerState(self.peers.share(torch.initial_seed()))
         self._acts = Acts(self._lifecycle, self._background, self._memory)
         self._routines: list[Routine] = []
+        self._rests = False  # whether the last step found nothing to do, and no stage has changed since
         self._deepening = Deepening(
             host, self._lifecycle, self._acts, self._reporter, self._memory, self._name, self._tell_birth
         )
@@ -210,6 +211,7 @@ class ManagerCore:
         self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
 
     def _on_stage(self, seed: Seed) -> None:
+        self._rests = False
         self.monitor.follow(self._seeds.values())
         if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
             # What lands in the background comes at a step of its own choice: that one stays ordinary.

@@ -79,6 +79,11 @@ class Dispatcher:
             return self._replies[command.id]
         return self._tell(command, self._try(command))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether commands are left over from a step that was interrupted."""
+        return bool(self._left)
+
     def carry_out(self, orders: Iterable[Order]) -> None:
         """Carry commands out, and give each future its reply.
 

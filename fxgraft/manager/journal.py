@@ -88,6 +88,11 @@ class Journal:
         self._pace = Pace()
         self._compiles = CompileWatch(host) if every else None
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether there are entries at all."""
+        return bool(self._every)
+
     def step(self, loss: float | Tensor | None) -> None:
         """After each training step. What goes wrong here is logged, and never changes training."""
         if not self._every:
