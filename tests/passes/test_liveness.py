@@ -80,29 +80,52 @@ KINDS = [
     "add", "tanh", "new", "view", "detached", "turned", "setitem", "all", "add_", "part", "index_put_",
     "copy_", "zero_", "out", "pack", "dict", "buffer", "data",
 ]  # fmt: skip
+PARTIAL = {"setitem", "part", "index_put_", "data", "pack"}
+"""What writes or takes parts of a value: that nobody feels it may show in numbers only, not in the graph."""
 PROGRAMS = st.tuples(
     st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 9), st.integers(0, 9)), max_size=7),
     st.lists(st.integers(0, 9), min_size=1, max_size=2),
 )
 
 
-class Changed(fx.Interpreter):
-    """A run in which the value of one node is another one: for who reads it, or in its memory."""
+ALL, MEMORY, READERS = "all", "memory", "readers"
 
-    def __init__(
-        self, module: nn.Module, graph: fx.Graph, node: fx.Node | None = None, in_place: bool = False
-    ):
+
+class Changed(fx.Interpreter):
+    """A run in which the value of one node is another one.
+
+    Who feels it: all that are given it (``ALL``); all that look into its memory (``MEMORY``); all that
+    are given it and do not write over the whole of it (``READERS``).
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, node: fx.Node | None = None, felt_by: str = ALL):
         super().__init__(module, garbage_collect_values=False, graph=graph)
-        self._node, self._in_place = node, in_place
+        self._node, self._felt_by = node, felt_by
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if n is not self._node:
-            return value
-        if self._in_place:
+        if n is self._node and self._felt_by == MEMORY:
             value.data.add_(0.37)
-            return value
-        return value + 0.37
+        return value + 0.37 if n is self._node and self._felt_by == ALL else value
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        node = self._node
+        if self._felt_by != READERS or node not in n.all_input_nodes or writes_over(n, node):
+            return super().fetch_args_kwargs_from_env(n)
+        kept = self.env[node]
+        self.env[node] = kept + 0.37
+        try:
+            return super().fetch_args_kwargs_from_env(n)
+        finally:
+            self.env[node] = kept
+
+
+def writes_over(user: fx.Node, node: fx.Node) -> bool:
+    """Whether ``user`` writes over the whole of ``node``, and reads nothing of it."""
+    if user.target is operator.setitem:
+        return user.args[0] is node and user.args[1] is ... and user.args[2] is not node
+    into = user.args[0] if user.target in ("copy_", "zero_") else user.kwargs.get("out")
+    return into is node and [*user.args, *user.kwargs.values()].count(node) == 1
 
 
 def effects(module: nn.Module, graph: fx.Graph, *change: Any) -> list[Tensor]:
@@ -135,9 +158,10 @@ def compare(steps: list[Step], kept: list[int]) -> None:
         changed = not same_bits(effects(region.module, region.base, node), plain)
         if DEAD in node.meta.get("no_slot", ""):
             if changed and seen.written_later:  # who writes into it would have written another tensor
-                changed = not same_bits(effects(region.module, region.base, node, True), plain)
+                ways = (effects(region.module, region.base, node, way) for way in (MEMORY, READERS))
+                changed = not any(same_bits(found, plain) for found in ways)
             assert not changed, f"{node} is not dead in\n{region.code}"
-        elif "slot" in node.meta and not {"setitem", "part", "index_put_", "data"} & {s[0] for s in steps}:
+        elif "slot" in node.meta and not PARTIAL & {s[0] for s in steps}:
             assert changed, f"{node} is dead in\n{region.code}"
 
 
