@@ -7,22 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxgraft.schedules import SCHEDULES
-from fxgraft_passes.graft import MODES
+from fxgraft.seeds.config import SeedData
 
 
 @dataclass(frozen=True, kw_only=True)
-class SEED:
+class SEED(SeedData):
     """Germinate ``blueprint`` at ``slot``."""
 
-    slot: str
     blueprint: str
-    source: str | None = None
-    name: str | None = None
-    mode: str | None = field(default=None, metadata={"enum": [*MODES, None]})
-    isolated: bool = True
-    before: str | None = None
-    after: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
     id: str | None = None
 
 

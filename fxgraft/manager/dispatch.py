@@ -26,6 +26,7 @@ from fxgraft.commands.inbox import Inbox
 from fxgraft.errors import CommandError
 from fxgraft.lifecycle import nursery
 from fxgraft.manager.reporter import Reporter
+from fxgraft.seeds.config import DEFAULT_MODE, SeedConfig, SeedData
 from fxgraft.telemetry import logger
 from fxgraft.util.text import pluralize
 
@@ -45,10 +46,7 @@ REMEMBERED = 4096
 
 
 # What a blueprint's configuration must not reach.
-_GERMINATE = {
-    "slot_name", "slot", "blueprint", "source", "name", "mode", "objective", "isolated", "wait", "hyper",
-    "optimizer", "groups", "before", "after",
-}  # fmt: skip
+_GERMINATE = {"slot_name", "wait", *(f.name for f in dataclasses.fields(SeedConfig))} - {"config"}
 
 
 class Dispatcher:
@@ -219,7 +217,7 @@ class Dispatcher:
 
     def _check_size(self, command: SEED) -> None:
         """Refuse a seed that could exhaust the memory, before any is taken for it."""
-        host, mode = self._manager.host, command.mode or "residual"
+        host, mode = self._manager.host, command.mode or DEFAULT_MODE
         slot = host.site(command.slot, command.source)
         size = nursery.size_on_meta(command.blueprint, slot, mode, command.config)
         if size is not None and size > MAX_PARAMETERS:
@@ -259,17 +257,9 @@ def arguments(command: SEED) -> dict[str, Any]:
         taken = taken - {"groups"}  # which is then the blueprint's
     if taken:
         raise CommandError(f"config: {', '.join(sorted(taken))} cannot be set by a command")
-    return {
-        "slot_name": command.slot,
-        "blueprint": command.blueprint,
-        "source": command.source,
-        "name": command.name,
-        "mode": command.mode,
-        "isolated": command.isolated,
-        "before": command.before,
-        "after": command.after,
-        **command.config,
-    }
+    given = {f.name: getattr(command, f.name) for f in dataclasses.fields(SeedData)}
+    slot, config = given.pop("slot"), given.pop("config")
+    return {"slot_name": slot, **given, **config}
 
 
 def _the_same(reply: Reply) -> Reply:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxgraft.lifecycle.plan import plan as plan_seed
 from fxgraft.manager.core import ManagerCore
 from fxgraft.optimizers.requests import Groups
 from fxgraft.seeds import streams
+from fxgraft.seeds.config import SeedConfig
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import after as stage_after
 from fxgraft.telemetry import logger
@@ -93,29 +95,24 @@ def germinate(
             is not in ``schedulers``.
         StageError: the name is taken, or there are no such seeds as ``before`` and ``after`` name there.
     """
+    wanted = SeedConfig(
+        slot=slot_name,
+        blueprint=blueprint,
+        source=source,
+        name=name,
+        mode=mode,
+        objective=objective,
+        isolated=isolated,
+        hyper=hyper,
+        optimizer=optimizer,
+        groups=groups,
+        before=before,
+        after=after,
+        config=config,
+    )
     self._allow("germinate")
     self._refuse_inference_mode("germinate")
-    slot = self.host.site(slot_name, source)
-    _refuse_cooldown(self, slot.name)
-    spec = _spec(slot, mode, objective, isolated)
-    follower = order.place(self.host, self._acts.staying(), slot, before, after)
-    groups, config = _separate_groups(blueprint, groups, config)
-    label, registered = nursery.label(blueprint), isinstance(blueprint, str)
-    seed = Seed(self._name(name, blueprint), slot.name, label, spec, config=config, registered=registered)
-    if not self.enabled:
-        self._lifecycle.enlist(seed, order.behind(self._seeds, seed.name, follower))
-        self._reporter.operation("germinate", seed, disabled=True)
-        return seed
-    self._lifecycle.registry.wish(seed, hyper, optimizer, groups)
-    amend(seed, source=slot.names[1])
-    _warn_of_starving(seed)
-    amend(seed, stage=stage_after(seed.stage, "germinate", seed.name))
-    key = streams.key_of(self._memory.run_seed, seed.name)
-    around = nursery.surroundings(self.host, slot)
-    admit = partial(self._lifecycle.admit, seed, tries=wait)
-    build = partial(nursery.grow, blueprint, slot, spec.mode, around, key, config, admit)
-    _bring_to_life(self, seed, slot, follower, build, wait)
-    return seed
+    return _germinate(self, wanted, wait)
 
 
 def plan(
@@ -143,15 +140,72 @@ def plan(
     Raises:
         SlotError, BlueprintError, ValueError: as `germinate` would.
     """
-    slot = self.host.site(slot_name, source)
-    name = name or self._memory.names.foresee(nursery.label(blueprint), self._taken())
-    follower = order.place(self.host, self._seeds, slot, before, after)
-    behind = order.behind(self._seeds, name, follower)
-    groups, config = _separate_groups(blueprint, groups, config)
-    seed = Seed(name, slot.name, nursery.label(blueprint), _spec(slot, mode, objective, isolated))
-    self._lifecycle.registry.wish(seed, hyper, optimizer, groups)
-    foresee = partial(self._lifecycle.registry.foresee, seed)
-    return plan_seed(self.host, slot, seed.spec, blueprint, name, config, behind, foresee)
+    wanted = SeedConfig(
+        slot=slot_name,
+        blueprint=blueprint,
+        source=source,
+        name=name,
+        mode=mode,
+        objective=objective,
+        isolated=isolated,
+        hyper=hyper,
+        optimizer=optimizer,
+        groups=groups,
+        before=before,
+        after=after,
+        config=config,
+    )
+    return _plan(self, wanted)
+
+
+def _germinate(manager: ManagerCore, wanted: SeedConfig, wait: bool) -> Seed:
+    slot = manager.host.site(wanted.slot, wanted.source)
+    _refuse_cooldown(manager, slot.name)
+    follower = order.place(manager.host, manager._acts.staying(), slot, wanted.before, wanted.after)
+    wanted = _for_the_blueprint(wanted)
+    spec = wanted.spec(slot)
+    seed = _record(manager._name(wanted.name, wanted.blueprint), wanted, slot, spec)
+    if not manager.enabled:
+        manager._lifecycle.enlist(seed, order.behind(manager._seeds, seed.name, follower))
+        manager._reporter.operation("germinate", seed, disabled=True)
+        return seed
+    manager._lifecycle.registry.wish(seed, wanted.hyper, wanted.optimizer, wanted.groups)
+    amend(seed, source=slot.names[1])
+    _warn_of_starving(seed)
+    amend(seed, stage=stage_after(seed.stage, "germinate", seed.name))
+    key = streams.key_of(manager._memory.run_seed, seed.name)
+    around = nursery.surroundings(manager.host, slot)
+    admit = partial(manager._lifecycle.admit, seed, tries=wait)
+    build = partial(nursery.grow, wanted.blueprint, slot, spec.mode, around, key, wanted.config, admit)
+    _bring_to_life(manager, seed, slot, follower, build, wait)
+    return seed
+
+
+def _plan(manager: ManagerCore, wanted: SeedConfig) -> GerminationPlan:
+    slot = manager.host.site(wanted.slot, wanted.source)
+    label, names = nursery.label(wanted.blueprint), manager._memory.names
+    name = wanted.name or names.foresee(label, manager._taken())
+    follower = order.place(manager.host, manager._seeds, slot, wanted.before, wanted.after)
+    behind = order.behind(manager._seeds, name, follower)
+    wanted = _for_the_blueprint(wanted)
+    seed = _record(name, wanted, slot, wanted.spec(slot))
+    registry = manager._lifecycle.registry
+    registry.wish(seed, wanted.hyper, wanted.optimizer, wanted.groups)
+    foresee = partial(registry.foresee, seed)
+    return plan_seed(manager.host, slot, seed.spec, wanted.blueprint, name, wanted.config, behind, foresee)
+
+
+def _record(name: str, wanted: SeedConfig, slot: Slot, spec: GraftSpec) -> Seed:
+    """The record of a seed that is wanted."""
+    label, registered = nursery.label(wanted.blueprint), isinstance(wanted.blueprint, str)
+    return Seed(name, slot.name, label, spec, config=wanted.config, registered=registered)
+
+
+def _for_the_blueprint(wanted: SeedConfig) -> SeedConfig:
+    """A number of groups (of a convolution, a norm) is for the blueprint that has such an option."""
+    if isinstance(wanted.groups, int) and nursery.has_option(wanted.blueprint, "groups"):
+        return replace(wanted, groups=None, config={**wanted.config, "groups": wanted.groups})
+    return wanted
 
 
 def _bring_to_life(
@@ -195,18 +249,3 @@ def _warn_of_starving(seed: Seed) -> None:
             seed.name,
             seed.slot,
         )
-
-
-def _separate_groups(
-    blueprint: BlueprintLike, groups: Groups | None, config: dict[str, Any]
-) -> tuple[Groups | None, dict[str, Any]]:
-    """A number of groups (of a convolution, a norm) is for the blueprint that has such an option."""
-    if isinstance(groups, int) and nursery.has_option(blueprint, "groups"):
-        return None, {**config, "groups": groups}
-    return groups, config
-
-
-def _spec(slot: Slot, mode: str | None, objective: str | Objective, isolated: bool) -> GraftSpec:
-    law = objective if isinstance(objective, Objective) else Objective(objective)
-    copy_source = slot.input.copy and slot.source is not None
-    return GraftSpec(mode or "residual", law.name, law.radius, isolated, slot.copy, copy_source=copy_source)
