@@ -27,9 +27,10 @@ from fxgraft.errors import CheckpointError
 from fxgraft.util.bits import bits
 
 FORMAT = "fxgraft"
-VERSION = 2
-READABLE = ("1", "2")
-"""The versions that can be read. In version 1 seeds at one slot stood in the order of their names."""
+VERSION = 3
+READABLE = ("1", "2", "3")
+"""The versions that can be read. In version 1 seeds at one slot stood in the order of their names; up to
+version 2 the words of Python's and numpy's random streams were lists."""
 
 _numbers = itertools.count()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fxgraft_passes import devices
 
@@ -19,15 +20,21 @@ def state() -> dict[str, Any]:
     return {
         "cpu": torch.get_rng_state(),
         "cuda": devices.accelerator_streams(),  # of whatever kind they are
-        "python": [version, list(words), gauss],
-        "numpy": [str(kind), [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(keys.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
     }
 
 
 def setter(saved: Mapping[str, Any]) -> Callable[[], None]:
     """What sets the streams to a saved state. Raises now, not then, where the state is not one."""
     version, words, gauss = saved["python"]
-    python = (version, tuple(words), gauss)
+    python = (version, tuple(_listed(words)), gauss)
     random.Random().setstate(python)
     np.random.RandomState().set_state(_numpy(saved["numpy"]))
     torch.Generator().set_state(saved["cpu"])
@@ -44,4 +51,9 @@ def setter(saved: Mapping[str, Any]) -> Callable[[], None]:
 
 def _numpy(saved: list[Any]) -> tuple[str, Any, int, int, float]:
     kind, keys, position, has_gauss, cached = saved
-    return kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached
+    return kind, np.array(_listed(keys), dtype=np.uint32), position, has_gauss, cached
+
+
+def _listed(words: Any) -> list[int]:
+    """The words of a stream: a tensor, or a list in a file of an earlier version."""
+    return words.tolist() if isinstance(words, Tensor) else list(words)

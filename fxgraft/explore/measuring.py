@@ -10,14 +10,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -26,6 +25,7 @@ from fxgraft.isolation.probing import at_alpha, mode_kept, reshard
 from fxgraft.lifecycle.inactivity import InactivityWatch
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
+from fxgraft.util.flops import count_flops
 from fxgraft.util.interrupts import delay_interrupts, interruptible
 from fxgraft_passes import Slot, devices
 from fxgraft_passes.observe import KEY
@@ -83,18 +83,21 @@ def check(host: Host, evaluate: Evaluate) -> Checked:
         if before is not None:
             before(args, kwargs)
 
-    counter = FlopCounterMode(display=False)  # which compiled code does not run under
-    with _untouched(host, evaluate), counter if host.compiled is None else nullcontext():
+    losses: list[float] = []
+    flops = 0
+    with _untouched(host, evaluate):
         host._links.on_call = seen
         try:
-            losses = _losses(evaluate, 1)
+            if host.compiled is None:
+                flops = count_flops(lambda: losses.extend(_losses(evaluate, 1)))
+            else:
+                losses = _losses(evaluate, 1)
         finally:
             host._links.on_call = before
     for loss in losses:
         if not math.isfinite(loss):
             raise ValueError(f"evaluate: expected finite losses; got {loss}")
     example = _example_size(host)
-    flops = counter.get_total_flops()
     if not flops or not example or not sum(sizes):
         return Checked(losses, None)
     return Checked(losses, round(flops * example / sum(sizes)))

@@ -1,14 +1,15 @@
-"""Comparison to the bit. ``torch.equal`` takes -0.0 for 0.0 and NaN for different from itself."""
+"""Comparison of structures to the bit; that of tensors is the passes'."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+from fxgraft_passes.bits import bits, same_tensor
+
+__all__ = ["bits", "same_bits", "same_tensor"]
 
 
 def same_bits(a: Any, b: Any) -> bool:
@@ -28,24 +29,3 @@ def _same_leaf(a: Any, b: Any) -> bool:
     if isinstance(a, (bool, int, float, str, type(None))):
         return type(a) is type(b) and bool(a == b)
     return type(a) is type(b)
-
-
-def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal in shape, dtype, device and every bit."""
-    if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
-        return False
-    if a.device.type == "meta" or a.numel() == 0:
-        return True
-    if a.layout is not torch.strided or b.layout is not torch.strided:
-        return a.layout is b.layout and same_tensor(a.to_dense(), b.to_dense())
-    return torch.equal(bits(a), bits(b))
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """The tensor's bits as integers, flat."""
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    if flat.dtype is torch.bool:
-        return flat.to(torch.uint8)
-    return flat.view(_INTEGERS[flat.element_size()])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxgraft_passes import _torch
+from fxgraft_passes.bits import same_tensor
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), range, slice)
 LIBRARIES = frozenset(sys.stdlib_module_names) | {
@@ -237,13 +238,13 @@ class _Tensor(Saved):
         now = self.value.data
         if now.shape != self._memory.shape or not _is_same_memory(now, self._memory):
             return "the tensor behind it"
-        if self._content is not None and not _same_bits(self._memory, self._content):
+        if self._content is not None and not same_tensor(self._memory, self._content):
             return "its values"
         return None if self.value.requires_grad == self._requires_grad else "whether it requires grad"
 
     def restore(self) -> None:
         # By .data, which autograd does not count as a change: a graph that waits for backward stays right.
-        if self._content is not None and not _same_bits(self._memory, self._content):
+        if self._content is not None and not same_tensor(self._memory, self._content):
             self._memory.copy_(self._content)
         now = self.value.data
         if now.shape != self._memory.shape or not _is_same_memory(now, self._memory):
@@ -468,13 +469,3 @@ def _is_same_memory(a: Tensor, b: Tensor) -> bool:
         and a.stride() == b.stride()
         and a.dtype == b.dtype
     )
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    # NaN and signed zeros count: compared as bytes, without a copy where there are no gaps.
-    if a.is_complex():
-        a, b = torch.view_as_real(a), torch.view_as_real(b)
-    if not a.is_floating_point():
-        return torch.equal(a, b)
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64, 1: torch.uint8}[a.element_size()]
-    return torch.equal(a.view(whole), b.view(whole))

@@ -149,7 +149,7 @@ def test_things_that_are_no_checkpoint(tmp_path: Path, target: Target) -> None:
     assert "manifest" in target.refuses(other)
 
 
-@pytest.mark.parametrize(("key", "value"), [("format", "other"), ("version", "3"), ("sha256", "0")])
+@pytest.mark.parametrize(("key", "value"), [("format", "other"), ("version", "4"), ("sha256", "0")])
 def test_another_format_or_version(key: str, value: str, saved: Path, target: Target) -> None:
     with safe_open(saved, framework="pt") as opened:
         header = dict(opened.metadata()) | {key: value}
