@@ -1,4 +1,4 @@
-"""How a model is to grow, as data: a dictionary, JSON or YAML. Reading one needs the extra ``config``.
+"""How a model is to grow, as data: a dictionary, JSON or YAML. Reading YAML needs the extra ``config``.
 
 manager: {strict: true, metrics_every: 10}
 log: runs/a/events.jsonl
@@ -32,6 +32,7 @@ from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
 from fxgraft.manager.settings import ManagerOptions
 from fxgraft.telemetry import JsonLines, Sink, logger
+from fxgraft.util.reading import ReadError, decode, read
 
 __all__ = ["ConfigError", "GrowConfig", "ManagerOptions", "Plateau", "Scripted"]
 
@@ -61,7 +62,14 @@ class Plateau:
 
 
 @dataclass(frozen=True)
-class GrowConfig:
+class _Options:
+    manager: ManagerOptions = field(default_factory=ManagerOptions)
+    log: str | None = None
+    compile: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class GrowConfig(_Options):
     """How a model is to grow.
 
     Attributes:
@@ -72,9 +80,6 @@ class GrowConfig:
         plateau: what the controller that `controller` makes may grow, and when; None: there is none.
     """
 
-    manager: ManagerOptions = field(default_factory=ManagerOptions)
-    log: str | None = None
-    compile: dict[str, Any] | None = None
     script: tuple[Scripted, ...] = ()
     plateau: Plateau | None = None
 
@@ -155,13 +160,15 @@ class GrowConfig:
         Raises:
             ConfigError: with the place, what was expected, and what was given.
         """
-        import dacite
-
-        hooks = {Scripted: _scripted, SEED: _candidate, float: _float}
-        rules = dacite.Config(strict=True, cast=[tuple], type_hooks=hooks)
         try:
-            return dacite.from_dict(cls, dict(data), rules)
-        except (dacite.DaciteError, FxGraftError, TypeError, ValueError) as error:
+            given = dict(data)
+            names = [f.name for f in dataclasses.fields(cls)]
+            if strange := sorted(map(str, given.keys() - set(names))):
+                raise ConfigError(f"expected {', '.join(names)}; got {strange}")
+            script = tuple(map(_scripted, _listed("script", given.pop("script", ()))))
+            plateau = _plateau(given.pop("plateau", None))
+            return cls(**vars(read(given, _Options)), script=script, plateau=plateau)
+        except (FxGraftError, TypeError, ValueError) as error:
             raise ConfigError(f"the configuration: {error}") from error
 
     def to_json(self) -> str:
@@ -172,8 +179,8 @@ class GrowConfig:
     def from_json(cls, text: str) -> GrowConfig:
         """From JSON. Raises `ConfigError`."""
         try:
-            return cls._from(json.loads(text))
-        except ValueError as error:
+            return cls._from(decode(text))
+        except ReadError as error:
             raise ConfigError(f"the configuration: expected JSON; {error}") from error
 
     def to_yaml(self) -> str:
@@ -228,16 +235,26 @@ def _scripted(data: Any) -> Scripted:
     return Scripted(data["step"], commands.parse(command))
 
 
+def _listed(name: str, data: Any) -> list[Any]:
+    if not isinstance(data, (list, tuple)):
+        raise ConfigError(f"{name}: expected an array; got {data!r}")
+    return list(data)
+
+
+def _plateau(data: Any) -> Plateau | None:
+    if data is None:
+        return None
+    if not isinstance(data, dict) or "candidates" not in data or data.keys() - {"candidates", "growth"}:
+        raise ConfigError(f"plateau: expected candidates, and growth; got {data!r}")
+    growth = read(data.get("growth", {}), GrowthConfig, "plateau.growth")
+    return Plateau(tuple(map(_candidate, _listed("plateau.candidates", data["candidates"]))), growth)
+
+
 def _candidate(data: Any) -> SEED:
     command = commands.parse(data)
     if not isinstance(command, SEED) or command.name is not None:
         raise ConfigError(f"plateau.candidates: expected SEED commands without a name; got {data!r}")
     return command
-
-
-def _float(value: Any) -> Any:
-    """In JSON 300 is a number like any other."""
-    return float(value) if type(value) is int else value
 
 
 EXAMPLE = "{step: 100, type: BLEND, seed: a}"

@@ -15,7 +15,7 @@ from tests.test_public_api import MODULES
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = [
-    "accelerate", "dacite", "hypothesis", "jinja2", "lightning", "matplotlib", "mkdocs", "peft", "plotly",
+    "accelerate", "hypothesis", "jinja2", "lightning", "matplotlib", "mkdocs", "peft", "plotly",
     "pydot", "rich", "selenium", "sklearn", "tensorboard", "transformers", "typer", "wandb", "yaml",
 ]  # fmt: skip
 NO_MODULES = {"md", "rank", "safetensors"}

@@ -23,7 +23,7 @@ def state() -> dict[str, Any]:
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
         "numpy": [
             str(kind),
-            torch.from_numpy(keys.astype(np.int64)),
+            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
             int(position),
             int(has_gauss),
             float(cached),

@@ -16,6 +16,7 @@ from fxgraft.cli.target import TargetError, load
 from fxgraft.errors import CommandError, FxGraftError
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
+from fxgraft.util.reading import ReadError, decode
 
 EXTRAS = {
     "jinja2": "report",
@@ -99,8 +100,8 @@ def report_errors() -> Iterator[None]:
 def options_of(text: str) -> dict[str, Any]:
     """The JSON object that ``--config`` is."""
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = decode(text)
+    except ReadError as error:
         raise ValueError(f"--config: expected a JSON object such as '{{\"hidden\": 32}}'; {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"--config: expected a JSON object; got {text}")
