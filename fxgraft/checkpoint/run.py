@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +19,7 @@ from torch.optim import Optimizer
 
 from fxgraft.checkpoint import file, optimizers, randomness, ranks
 from fxgraft.checkpoint.packing import conform, pack, unpack
-from fxgraft.checkpoint.seeds import SeedRecord
-from fxgraft.checkpoint.validate import counts, integer
+from fxgraft.checkpoint.seeds import SeedRecord, stream_seed
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -28,6 +27,8 @@ from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.slots.structure import Structure
+from fxgraft.util import validate
+from fxgraft.util.reading import read as read_data
 from fxgraft.wider.replay import Replay, records
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
@@ -38,18 +39,16 @@ class RunState:
     """The parts of a manager that a checkpoint holds beside the seeds."""
 
     run_seed: int
-    step: int
+    step: int = field(metadata={"minimum": 0})
     names: dict[str, int]
     refuses_until: dict[str, int]
     growth: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        integer("run_seed", self.run_seed)
-        integer("step", self.step)
-        counts("names", self.names)
-        counts("refuses_until", self.refuses_until)
-        if self.growth is not None and not isinstance(self.growth, dict):
-            raise CheckpointError(f"growth: expected names and values; got {self.growth!r}")
+        stream_seed(self.run_seed)
+        for name in ("names", "refuses_until"):
+            for key, number in getattr(self, name).items():
+                validate.integer(f"{name}[{key!r}]", number)
 
 
 def save(
@@ -181,8 +180,8 @@ class _Restoration:
             _check_model(self._host, self._model)
         _check_types("optimizers", manifest["optimizers"], trainers)
         _check_types("schedulers", manifest["schedulers"], schedulers)
-        self._state = RunState(**unpack(manifest["run"], tensors))
-        self._records = [SeedRecord(**unpack(packed, tensors)) for packed in manifest["seeds"]]
+        self._state = read_data(unpack(manifest["run"], tensors), RunState, "run")
+        self._records = [SeedRecord.read(unpack(packed, tensors)) for packed in manifest["seeds"]]
         if not trains:  # settings of an optimizer are for one
             self._records = [dataclasses.replace(record, hyper=None) for record in self._records]
         if not manifest.get("seeds_in_order"):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxgraft import schedules
-from fxgraft.checkpoint.validate import integer, number, optional, share, text, truth
 from fxgraft.deeper import growing
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle import nursery
@@ -22,17 +21,51 @@ from fxgraft.schedules import SCHEDULES, Ramp
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
+from fxgraft.util import validate
+from fxgraft.util.reading import ReadError, read
 from fxgraft_passes import Call, GraftSpec
 from fxgraft_passes.graft import check_name
 
 _SAVED_STAGES = (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED)
-_PLAIN: dict[str, Callable[[str, Any], Any]] = {
-    "paused": truth,
-    "steps": integer,
-    "trained_steps": integer,
-    "loss_with": optional(number),
-    "loss_without": optional(number),
-}
+_COUNT = {"minimum": 0}
+_SHARE = {"minimum": 0, "maximum": 1}
+
+
+@dataclass(frozen=True)
+class RampRecord:
+    """A blend, and how far it is."""
+
+    starts: list[float]
+    target: float = field(metadata=_SHARE)
+    steps: int = field(metadata=_COUNT)
+    warmup: int = field(metadata=_COUNT)
+    schedule: str
+    step: int = field(metadata=_COUNT)
+
+    def __post_init__(self) -> None:
+        for start in self.starts:
+            validate.number("starts", start, 0, 1)
+
+    def ramp(self) -> Ramp:
+        """The ramp itself."""
+        schedule = schedules.resolve(self.schedule)
+        return Ramp(tuple(map(float, self.starts)), self.target, self.steps, schedule, self.warmup)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a seed has behind it. A measured loss may be infinite, or NaN."""
+
+    paused: bool
+    steps: int = field(metadata=_COUNT)
+    trained_steps: int = field(metadata=_COUNT)
+    loss_with: float | None
+    loss_without: float | None
+
+    @classmethod
+    def of(cls, seed: Seed) -> Progress:
+        """That of a seed now."""
+        return cls(**{f.name: getattr(seed, f.name) for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -46,10 +79,10 @@ class SeedRecord:
     config: dict[str, Any]
     spec: dict[str, Any]
     stage: str
-    alpha: float
+    alpha: float = field(metadata=_SHARE)
     alphas: list[float]
-    ramp: dict[str, Any] | None
-    plain: dict[str, Any]
+    ramp: RampRecord | None
+    plain: Progress
     hyper: dict[str, Any] | None = None
     source: str | None = None
     places: dict[str, tuple[int, int]] | None = None
@@ -69,34 +102,36 @@ class SeedRecord:
             seed.alpha,
             list(seed.alphas),
             _ramp_record(seed),
-            {name: getattr(seed, name) for name in _PLAIN},
+            Progress.of(seed),
             None if hyper is None else dict(hyper),
             seed.source,
             None if seed.places is None else dict(seed.places),
         )
 
+    @classmethod
+    def read(cls, data: Any) -> SeedRecord:
+        """What is in a manifest, checked. Raises `CheckpointError`."""
+        name = data.get("name") if isinstance(data, Mapping) else None
+        try:
+            return read(data, cls, f"seed {name!r}")
+        except ReadError as error:
+            raise CheckpointError(str(error)) from error
+
     def __post_init__(self) -> None:
         check_name(self.name)
-        for field in ("slot", "blueprint", "stage"):
-            text(field, getattr(self, field))
-        optional(text)("source", self.source)
-        truth("registered", self.registered)
-        truth("isolated", self.spec["isolated"])
+        validate.boolean("isolated", self.spec["isolated"])
         if Stage[self.stage] not in _SAVED_STAGES or self.spec["fossil"] is not None:
             raise CheckpointError(f"seed {self.name!r}: cannot be {self.stage}")
-        for alpha in (self.alpha, *self.alphas):
-            share("alpha", alpha)
-        if self.plain.keys() != _PLAIN.keys():
-            raise CheckpointError(f"seed {self.name!r}: expected {', '.join(_PLAIN)}")
-        for name, check in _PLAIN.items():
-            check(name, self.plain[name])
-        if self.hyper is not None and not isinstance(self.hyper, dict):
-            raise CheckpointError(f"seed {self.name!r}: hyper: expected names and values")
+        for alpha in self.alphas:
+            validate.number("alphas", alpha, 0, 1)
         for name, place in (self.places or {}).items():
-            if len([integer(f"the group of {name}", part) for part in place]) != 2:
-                raise CheckpointError(f"the group of {name}: expected two numbers; got {place!r}")
-        ramp = self._ramp()
-        if Stage[self.stage] is Stage.BLENDING and ramp is None:
+            for number in place:
+                validate.integer(f"the group of {name}", number)
+        if self.ramp is not None:
+            self.ramp.ramp()
+            if len(self.ramp.starts) != len(self.alphas):
+                raise CheckpointError(f"seed {self.name!r}: its ramp has {len(self.ramp.starts)} starts")
+        elif Stage[self.stage] is Stage.BLENDING:
             raise CheckpointError(f"seed {self.name!r} blends, but has no ramp")
 
     def check_size(
@@ -157,9 +192,9 @@ class SeedRecord:
         else:
             seed.enter(stage)
             follow_stages(lifecycle.host, lifecycle.seeds.values())
-        if (ramp := self._ramp()) is not None:
-            seed.begin(*ramp)
-        amend(seed, **{name: self.plain[name] for name in _PLAIN})
+        if self.ramp is not None:
+            seed.begin(self.ramp.ramp(), self.ramp.step)
+        amend(seed, **dataclasses.asdict(self.plain))
         if seed.is_live:
             lifecycle.gradients.pause(seed.name, seed.paused)
         return seed
@@ -176,19 +211,15 @@ class SeedRecord:
             f"host.seed_blueprints have it"
         )
 
-    def _ramp(self) -> tuple[Ramp, int] | None:
-        if self.ramp is None:
-            return None
-        starts = tuple(share("starts", start) for start in self.ramp["starts"])
-        if len(starts) != len(self.alphas):
-            raise CheckpointError(f"seed {self.name!r}: its ramp has {len(starts)} starts")
-        step, steps, warmup = (integer(key, self.ramp[key]) for key in ("step", "steps", "warmup"))
-        target = share("target", self.ramp["target"])
-        schedule = schedules.resolve(text("schedule", self.ramp["schedule"]))
-        return Ramp(starts, target, steps, schedule, warmup), step
+
+def stream_seed(given: Any) -> int:
+    """The number that the random streams of seeds are keyed by: 64 bits. Raises `ValueError`."""
+    if validate.integer("run_seed", given) >= 2**64:
+        raise ValueError(f"run_seed: expected at most 64 bits; got {given}")
+    return int(given)
 
 
-def _ramp_record(seed: Seed) -> dict[str, Any] | None:
+def _ramp_record(seed: Seed) -> RampRecord | None:
     if seed.ramp is None:
         return None
     name = next((name for name, known in SCHEDULES.items() if known is seed.ramp.schedule), None)
@@ -197,11 +228,11 @@ def _ramp_record(seed: Seed) -> dict[str, Any] | None:
             f"seed {seed.name!r} blends by a schedule that has no name; give it one with "
             f"fxgraft.schedules.register before blend(), and in the process that loads"
         )
-    return {
-        "starts": list(seed.ramp.starts),
-        "target": seed.ramp.target,
-        "steps": seed.ramp.steps,
-        "warmup": seed.ramp.warmup,
-        "schedule": name or "linear",  # a ramp that has ended does not ask it again
-        "step": seed.ramp_step,
-    }
+    return RampRecord(
+        starts=list(seed.ramp.starts),
+        target=seed.ramp.target,
+        steps=seed.ramp.steps,
+        warmup=seed.ramp.warmup,
+        schedule=name or "linear",  # a ramp that has ended does not ask it again
+        step=seed.ramp_step,
+    )

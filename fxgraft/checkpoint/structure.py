@@ -18,8 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from fxgraft.checkpoint.packing import pack, unpack
-from fxgraft.checkpoint.seeds import SeedRecord
-from fxgraft.checkpoint.validate import integer
+from fxgraft.checkpoint.seeds import SeedRecord, stream_seed
 from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -135,8 +134,8 @@ def _read(entry: Any) -> tuple[list[SeedRecord], int]:
         raise CheckpointError(f"expected version {VERSION} of the structure; got {said['version']!r}")
     if "elsewhere" in said:
         raise CheckpointError(str(said["elsewhere"]))
-    records = [SeedRecord(**unpack(packed, tensors)) for packed in said["seeds"]]
-    return records, integer("run_seed", said["run_seed"])
+    records = [SeedRecord.read(unpack(packed, tensors)) for packed in said["seeds"]]
+    return records, stream_seed(said["run_seed"])
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -85,10 +85,9 @@ def read(data: Any, kind: type[T], where: str = "") -> T:
 
     if not isinstance(data, Mapping):
         raise ReadError(f"{where or 'the data'}: expected an object with fields; got {shortened(data)}")
-    hints = typing.get_type_hints(kind)
-    given = {str(name): _whole(value, hints.get(str(name))) for name, value in data.items()}
+    given = _whole({str(name): value for name, value in data.items()}, kind)
     try:
-        msgspec.convert(given, checked(kind))  # names and bounds
+        msgspec.convert(given, checked(typing.cast(Any, kind)))  # names and bounds
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         raise ReadError(_reason(str(error), kind, given, where)) from error
@@ -122,7 +121,7 @@ def schema(kinds: Sequence[type[Any]]) -> dict[str, Any]:
     """The JSON schema of an object of one of ``kinds``, which says in ``type`` which one it is."""
     import msgspec
 
-    structs = [checked(kind, tag=True) for kind in kinds]
+    structs = [checked(typing.cast(Any, kind), tag=True) for kind in kinds]
     found, parts = msgspec.json.schema_components(structs, ref_template="#/$defs/{name}")
     return {"oneOf": list(found), "$defs": parts}
 
@@ -136,7 +135,7 @@ def _wanted(hint: Any, rules: Mapping[str, Any]) -> Any:
         bounds = msgspec.Meta(ge=rules.get("minimum"), le=rules.get("maximum"))
         return typing.Annotated[hint, bounds]
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return checked(hint)
+        return checked(typing.cast(Any, hint))
     if isinstance(hint, types.UnionType):
         return typing.Union[tuple(_wanted(part, {}) for part in typing.get_args(hint))]  # noqa: UP007
     return hint
@@ -147,10 +146,18 @@ def _whole(value: Any, hint: Any) -> Any:
     options = _options(hint)
     if type(value) is float and value.is_integer() and int in options and float not in options:
         return int(value)
+    if type(value) is dict and (holder := _dataclass_in(hint)) is not None:
+        hints = typing.get_type_hints(holder)
+        return {name: _whole(item, hints.get(name)) for name, item in value.items()}
     if type(value) is list:
         inner = next((typing.get_args(part) for part in _parts(hint) if typing.get_origin(part) is list), ())
         return [_whole(item, inner[0]) for item in value] if inner else value
     return value
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass that a field may hold, or None."""
+    return next((part for part in _parts(hint) if dataclasses.is_dataclass(part)), None)
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
@@ -176,14 +183,15 @@ def _reason(said: str, kind: type[Any], data: Any, where: str) -> str:
     for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", match[2] or ""):
         path = f"{path}[{index}]" if index else f"{path}.{name}".lstrip(".")
         data = data[int(index)] if index else data[name]
-        holder = next((part for part in _parts(hint) if dataclasses.is_dataclass(part)), None)
+        holder = _dataclass_in(hint)
         if holder is not None and name:
             rules = next(f.metadata for f in dataclasses.fields(holder) if f.name == name)
             hint = typing.get_type_hints(holder)[name]
         else:
-            rules, hint = {}, None
+            items = next((typing.get_args(part) for part in _parts(hint) if typing.get_args(part)), (None,))
+            rules, hint = {}, items[0] if index else None
     text, path = match[1], path or "the data"
-    holder = next((part for part in _parts(hint) if dataclasses.is_dataclass(part)), None)
+    holder = _dataclass_in(hint)
     if holder is not None and isinstance(data, Mapping) and text.startswith("Object "):
         known = {f.name: f for f in dataclasses.fields(holder)}
         if strange := sorted(data.keys() - known.keys()):
@@ -202,8 +210,9 @@ def _described(hint: Any, rules: Mapping[str, Any], text: str) -> str:
         return f"{rules['minimum']} to {rules['maximum']}"
     if "minimum" in rules and "got" not in text:
         return f"{rules['minimum']} or more"
-    names = [_NAMES.get(option, "object") for option in _options(hint)] if hint is not None else []
-    return " or ".join(names) or text.removeprefix("Expected ").partition(", got")[0].strip("`")
+    if hint is not None:
+        return " or ".join(_NAMES.get(option, "object") for option in _options(hint))
+    return text.removeprefix("Expected ").partition(", got")[0].strip("`")
 
 
 def shortened(value: Any) -> str:
