@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fxgraft.capture.code import is_own_class
 from fxgraft.errors import TraceError
-from fxgraft_passes.saved import NOT_THE_MODELS, slots_of
+from fxgraft_passes.saved import NOT_THE_MODELS
+from fxgraft_passes.saved_names import slots_of
 
 
 def clone_tree(model: nn.Module) -> nn.Module:

@@ -32,7 +32,8 @@ from fxgraft.capture.facts import (
     is_object,
 )
 from fxgraft.capture.proxy import UntraceableError
-from fxgraft_passes.saved import Saved, save
+from fxgraft_passes.saved import save
+from fxgraft_passes.saved_names import Saved
 
 FUNCTIONS = (FunctionType, BuiltinFunctionType, type, CACHED)
 REGISTERS = ("_parameters", "_buffers", "_modules")

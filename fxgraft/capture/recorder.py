@@ -23,7 +23,8 @@ from fxgraft.capture.code import CACHED, Method, functions_of, is_own_class, is_
 from fxgraft.capture.facts import Fact, Self, Step, equals, expression, is_constant, is_object, steps_to
 from fxgraft.capture.findings import FUNCTIONS, REGISTERS, Findings, Place, content_of, is_container, word
 from fxgraft.capture.proxy import UntraceableError
-from fxgraft_passes.saved import OfContext, Variable, save, slots_of
+from fxgraft_passes.saved import save
+from fxgraft_passes.saved_names import OfContext, Variable, slots_of
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) | {"forward", "dump_patches", "call_super_init"}
 

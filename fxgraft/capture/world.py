@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from fxgraft.capture.code import functions_of, is_own_class, is_own_module, names_in, reached
-from fxgraft_passes.saved import Variable
+from fxgraft_passes.saved_names import Variable
 from fxgraft_passes.snapshot import Snapshot
 
 _FIXED = (FunctionType, ModuleType, bool, int, float, complex, str, bytes, type(None), property)

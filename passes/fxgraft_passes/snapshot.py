@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from fxgraft_passes._torch import unseen_by_modes
-from fxgraft_passes.saved import LIBRARIES, PLAIN, Saved, Variables, save
+from fxgraft_passes.saved import LIBRARIES, save
+from fxgraft_passes.saved_names import PLAIN, Saved, Variables
 
 MAX_OBJECTS = 200_000
 """How many objects a snapshot holds at most: what is further away is left as it is."""

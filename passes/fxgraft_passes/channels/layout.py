@@ -14,7 +14,7 @@ which indices of a dimension are new, and from which old index each of the other
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -119,9 +119,9 @@ def unify(a: Layout, b: Layout, where: str) -> None:
     elif isinstance(b, Atom):
         _bind(b, a, where)
     elif isinstance(a, Product) and isinstance(b, Product):
-        _pair_products(list(a.parts), list(b.parts), where)
+        _pair(a, b, tuple, _divide, where)  # from the inside out
     elif isinstance(a, Concat) and isinstance(b, Concat):
-        _pair_concats(list(a.parts), list(b.parts), where)
+        _pair(a, b, reversed, _cut, where)  # from the front
     elif isinstance(a, Concat):
         _pair_mixed(a, b, where)  # type: ignore[arg-type]
     else:
@@ -146,24 +146,33 @@ def _bind(atom: Atom, layout: Layout, where: str) -> None:
                 beware(part, kind, place)
 
 
-def _pair_products(a: list[Layout], b: list[Layout], where: str) -> None:
-    """From the inside out: what is larger is split, if it can be."""
-    while a and b:
-        x, y = known(a.pop()), known(b.pop())
+def _pair(
+    a: Product | Concat,
+    b: Product | Concat,
+    order: Callable[[Sequence[Layout]], Iterable[Layout]],
+    split: Callable[[Layout, Layout, str], Layout | None],
+    where: str,
+) -> None:
+    """Pair the parts of two layouts of one kind, the last of ``order`` first.
+
+    What is larger is opened where it is of that kind as well, and else split, if it can be: ``split`` says
+    what is left of it beside the other one.
+    """
+    kind, ours, theirs = type(a), list(order(a.parts)), list(order(b.parts))
+    while ours and theirs:
+        x, y = known(ours.pop()), known(theirs.pop())
         if size_of(x) < size_of(y):
-            a, b, x, y = b, a, y, x
+            ours, theirs, x, y = theirs, ours, y, x
         if size_of(x) == size_of(y):
             unify(x, y, where)
-            continue
-        if isinstance(x, Product):
-            a += x.parts
-            b.append(y)
-            continue
-        outer = _divide(x, y, where)
-        if outer is None:
-            _mismatch((x, y, *a, *b), where)
+        elif isinstance(x, kind):
+            ours += order(x.parts)
+            theirs.append(y)
+        elif (rest := split(x, y, where)) is not None:
+            ours.append(rest)
+        else:
+            _mismatch((x, y, *ours, *theirs), where)
             return
-        a.append(outer)
 
 
 def _divide(layout: Layout, inner: Layout, where: str) -> Layout | None:
@@ -190,24 +199,11 @@ def _divide(layout: Layout, inner: Layout, where: str) -> Layout | None:
     return None if None in parts else Concat(tuple(part for part in parts if part is not None))
 
 
-def _pair_concats(a: list[Layout], b: list[Layout], where: str) -> None:
-    """From the front: what is longer is cut, if it can be."""
-    a.reverse()
-    b.reverse()
-    while a and b:
-        x, y = known(a.pop()), known(b.pop())
-        if size_of(x) < size_of(y):
-            a, b, x, y = b, a, y, x
-        if size_of(x) == size_of(y):
-            unify(x, y, where)
-            continue
-        if isinstance(x, Concat):
-            a += reversed(x.parts)
-            b.append(y)
-            continue
-        rest = Atom(size_of(x) - size_of(y))
-        unify(x, Concat((y, rest)), where)
-        a.append(rest)
+def _cut(layout: Layout, front: Layout, where: str) -> Layout:
+    """What is behind ``front`` in ``layout``."""
+    rest = Atom(size_of(layout) - size_of(front))
+    unify(layout, Concat((front, rest)), where)
+    return rest
 
 
 def _pair_mixed(a: Concat, b: Product, where: str) -> None:
