@@ -11,7 +11,6 @@ from fxgraft.checkpoint import file
 from fxgraft.checkpoint.packing import unpack
 from fxgraft.cli.app import JSON, app, report_errors, tell
 
-SEED_KEYS = ("name", "slot", "source", "blueprint", "registered", "stage", "alpha")
 FILE = Annotated[Path, typer.Argument(help="What manager.save() wrote.")]
 
 commands = typer.Typer(help="Look into a checkpoint, and verify it.", no_args_is_help=True)

@@ -76,12 +76,6 @@ class Running:
         compiled.grow(self.structure, grafts)
         self._enter(grafts, self.structure, compiled.units)
 
-    def stop_compiling(self) -> None:
-        """Run eager from the next `enter` on."""
-        if self.compiled is not None:
-            self.compiled.stop()
-        self.compiled = None
-
     @contextmanager
     def probing(self, structure: Structure, phase: Phase, grafts: Grafts, guests: Grafts) -> Iterator[None]:
         """Run another structure or phase inside, in eager mode.
