@@ -1,6 +1,7 @@
 """A seed: what is known of one grafted module, for as long as it lives.
 
 =========  ============================================
+`config`   what a seed is to be, as it is asked for
 `seed`     the record of its life
 `stage`    the stages, and the transitions between them
 `streams`  random streams of its own

@@ -9,6 +9,7 @@
 `interrupts`          Ctrl-C: a change is complete, or it has not happened
 `lazy_modules`        modules that are imported when they are first used
 `random_like`         random tensors that draw from no stream but their own
+`reading`             objects from data that comes from outside: types, names and bounds, checked by msgspec
 `text`                text for messages
 `threads`             threads that the end of the program waits for, but not forever
 `validate`            checks of arguments: an integer, a number, True or False
