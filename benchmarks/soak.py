@@ -25,8 +25,8 @@ from torch import nn
 
 import fxgraft
 from benchmarks import bench_cycles, environment
+from benchmarks.digits import BATCH, Digits, load
 from benchmarks.footprint import footprint, growth
-from fxgraft.demo.data import BATCH, Digits, load
 from fxgraft.seeds.stage import Stage
 
 OUT = Path(__file__).parent / "baselines" / "wp101_germination" / "seed_soak_summary.json"

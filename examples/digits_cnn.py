@@ -2,7 +2,7 @@
 
     python examples/digits_cnn.py [--quick]
 
-Compares with the same training without growing. One random seed: `make demo` has five, and more arms.
+Compares with the same training without growing, for one random seed; `make demo` has several.
 """
 
 from __future__ import annotations

@@ -2,6 +2,16 @@
 
 Exit codes: 0 done; 1 it cannot be done, or is not so (a model that cannot be traced, a checkpoint that is
 damaged); 2 wrong usage, a target that cannot be loaded included.
+
+=============  ======================================================================
+`app`          the application, shared arguments, how errors are told
+`target`       the argument TARGET: a callable that makes a model and an example call
+`models`       explain, slots, plan, graph, demo
+`exploring`    explore
+`measuring`    bench
+`checkpoints`  inspect, verify
+`runs`         report, watch
+=============  ======================================================================
 """
 
 from fxgraft.cli import checkpoints, exploring, measuring, models, runs

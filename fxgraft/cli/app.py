@@ -23,7 +23,6 @@ EXTRAS = {
     "matplotlib": "demo",
     "plotly": "report",
     "pydot": "show",
-    "sklearn": "demo",
 }
 """What only some commands need, and the extra that has it."""
 

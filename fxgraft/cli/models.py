@@ -34,9 +34,7 @@ def slots(
             {"name": s.name, "shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")}
             for s in found.values()
         ]
-        width = max(len(name) for name in found)
-        lines = [f"{r['name']:{width}}  {r['dtype']} {tuple(r['shape'])}" for r in rows]
-        tell("\n".join(lines), rows, as_json)
+        tell(str(found), rows, as_json)
 
 
 @app.command()
@@ -71,14 +69,18 @@ def graph(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for the results.")] = Path("runs/demo"),
-    seeds: Annotated[int, typer.Option(min=1, help="The number of random seeds: runs of each arm.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="The number of random seeds: runs of each arm.")] = 3,
     first_seed: Annotated[int, typer.Option(help="The first random seed.")] = 100,
-    quick: Annotated[bool, typer.Option("--quick", help="Short runs in eager mode: a smoke test.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one for each core, at most 4.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Short runs, uncompiled: a smoke test.")] = False,
     as_json: JSON = False,
 ) -> None:
-    """Grow a small network on real data, and compare it with four other ways of training (about a minute)."""
+    """Grow a small GPT on a real text, and compare it with networks of fixed sizes (about 4 minutes)."""
     with report_missing_extras():
         from fxgraft.demo.__main__ import main  # needs the extra `demo`
 
         flags = [*(["--quick"] if quick else []), *(["--json"] if as_json else [])]
+        flags += ["--processes", str(processes)] if processes is not None else []
         main(["--out", str(out), "--seeds", str(seeds), "--first-seed", str(first_seed), *flags])

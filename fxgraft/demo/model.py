@@ -1,67 +1,77 @@
-"""The host of the demo, a convolutional network that is too small for its task, and what it may grow."""
+"""The network: a GPT for characters, of any number of blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxgraft import Slot
+from fxgraft.demo.text import CHARACTERS, CONTEXT, VOCABULARY
 
-CHANNELS = 4
+WIDTH, HEADS = 32, 4
 
 
-class Stage(nn.Module):
-    """Convolution of stride 2, normalisation, ReLU."""
+class GPTBlock(nn.Module):
+    """Causal attention and an MLP, each behind a LayerNorm and added to its input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, width: int = WIDTH):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU()
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to ``(N, C, H/2, W/2)``."""
-        return self.relu(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+        """(N, T, C) to the same."""
+        n, t, width = x.shape
+        split = self.qkv(self.norm1(x)).view(n, t, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        query, key, value = split.unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, t, width))
+        hidden: Tensor = self.down(F.gelu(self.up(self.norm2(x))))
+        return x + hidden
 
 
-class SmallNet(nn.Module):
-    """Two stages behind a stem, global mean, linear: ``(N, 1, 8, 8)`` to ``(N, 10)``."""
+class GPT(nn.Module):
+    """(N, T) codes to (N, T, `VOCABULARY`) logits."""
 
-    def __init__(self, channels: int = CHANNELS, classes: int = 10):
+    def __init__(self, blocks: int, width: int = WIDTH):
         super().__init__()
-        self.stem = nn.Conv2d(1, channels, 3, padding=1)
-        self.act = nn.ReLU()
-        self.stage1 = Stage(channels)
-        self.stage2 = Stage(channels)
-        self.head = nn.Linear(channels, classes)
+        self.tokens = nn.Embedding(VOCABULARY, width)
+        self.positions = nn.Embedding(CONTEXT, width)
+        for embedding in (self.tokens, self.positions):
+            nn.init.normal_(embedding.weight, std=0.02)
+        self.blocks = nn.ModuleList(GPTBlock(width) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, VOCABULARY)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The class scores."""
-        features = self.stage2(self.stage1(self.act(self.stem(x))))
-        return self.head(features.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def initial_weights(random_seed: int) -> dict[str, Tensor]:
-    """The weights that every arm with this random seed begins with."""
-    torch.manual_seed(random_seed)
-    return SmallNet().state_dict()
-
-
-def wide_conv(slot: Slot, *, factor: int = 4) -> nn.Module:
-    """A 3x3 convolution to ``factor`` times the channels, ReLU, 1x1 back; zero at birth."""
-    channels = slot.shape[1]
-    widen = nn.Conv2d(channels, factor * channels, 3, padding=1)
-    narrow = nn.Conv2d(factor * channels, channels, 1)
-    nn.init.zeros_(narrow.weight)
-    assert narrow.bias is not None
-    nn.init.zeros_(narrow.bias)
-    return nn.Sequential(widen, nn.ReLU(), narrow)
+    def forward(self, codes: Tensor) -> Tensor:
+        """(N, T) int64 to (N, T, `VOCABULARY`)."""
+        x = self.tokens(codes) + self.positions.weight[: codes.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
 
-BLUEPRINTS: Mapping[str, str | Callable[..., nn.Module]] = {"wide_conv": wide_conv, "low_rank": "low_rank"}
-"""What the controller may ask for: a factory of the demo's own, and a registered name."""
+def criterion(logits: Tensor, following: Tensor) -> Tensor:
+    """The mean cross-entropy, nats for each character."""
+    return F.cross_entropy(logits.flatten(0, 1), following.flatten())
 
-CANDIDATES = (("act", "wide_conv"), ("stage1", "wide_conv"), ("stage2", "wide_conv"), ("head", "low_rank"))
-"""(slot, blueprint): where the controller looks for room to grow."""
+
+@torch.no_grad()
+def sample(model: nn.Module, start: str, characters: int, random_seed: int = 0) -> str:
+    """``start``, and ``characters`` more that the model draws one by one."""
+    generator = torch.Generator().manual_seed(random_seed)
+    codes = [CHARACTERS.index(character) for character in start]
+    training = model.training
+    model.eval()
+    for _ in range(characters):
+        # Always a full window, as in training: a traced model may have its length as a guard.
+        window = ([0] * CONTEXT + codes)[-CONTEXT:]
+        chances = model(torch.tensor([window]))[0, -1, :-1].div(0.8).softmax(0)
+        codes.append(int(torch.multinomial(chances, 1, generator=generator)))
+    model.train(training)
+    return "".join(CHARACTERS[code] for code in codes)

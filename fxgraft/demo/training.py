@@ -1,224 +1,226 @@
-"""One training run of one arm, and what the runs share."""
+"""One run of one arm: it trains until its FLOPs are spent, and everything is charged.
+
+=============  =======================================================================================
+``1 block``    a network of fixed size, with a complete learning-rate schedule of its own
+``2 blocks``   the same, larger
+``4 blocks``   the same, larger
+``grown``      begins with one block; `fxgraft.SeedManager.autogrow` grows it, and is told no size
+=============  =======================================================================================
+
+Runs with the same random seed see the same batches, and those that begin with one block the same weights.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, count
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import fxgraft
-from fxgraft import Host, SeedManager, Stage
-from fxgraft.demo.controller import Action, Blend, Controller, Cull, Fossilize, Germinate, Policy
-from fxgraft.demo.data import BATCH, Digits, Part
-from fxgraft.demo.measure import (
-    CountingBackend,
-    FlopLedger,
-    IsolationCheck,
-    Probe,
-    contribution,
-    evaluate,
-    forward_flops,
-)
-from fxgraft.demo.model import BLUEPRINTS, CANDIDATES, SmallNet, initial_weights
-from fxgraft.demo.records import Record, SeedRecord, SeedRow, Watcher
-from fxgraft.optimizers.gradients import norm_of
-from fxgraft.telemetry import Sink
+from fxgraft.commands import SEED
+from fxgraft.demo import text
+from fxgraft.demo.model import GPT, criterion, sample
+from fxgraft.explore.autogrow import Growth
+from fxgraft.telemetry import JsonLines
+from fxgraft.training import Trainer, evaluate
+from fxgraft.util.flops import flop_counter
 
-RATE = 1e-2
-EVALUATE_EVERY = 20
+GROWN = "grown"
+ARMS: Mapping[str, int] = {"1 block": 1, "2 blocks": 2, "4 blocks": 4, GROWN: 1}
+"""How many blocks each begins with."""
+
+RATE, WARM_UP, DECAY = 0.006, 100, 0.25
+"""Learning rate, the same for all; steps of its linear warm-up; the share of the FLOPs in which it decays."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long runs are.
+
+    Attributes:
+        flops: what each run may spend, in all.
+        growth: the arguments of ``manager.autogrow``.
+        points: how many points a curve has.
+        held_out, test: how many pieces of the text an evaluation reads.
+    """
+
+    flops: float
+    growth: Mapping[str, Any]
+    points: int
+    held_out: int
+    test: int
+
+
+FULL = RunLength(flops=0.8e12, growth={"budget": 3.0, "steps": 20}, points=24, held_out=256, test=1024)
+_ONE_BLOCK = SEED(slot="blocks.0", blueprint="deepen", config={"stack": "blocks", "at": 0})
+QUICK = RunLength(
+    flops=0.015e12,
+    growth={"candidates": [_ONE_BLOCK], "steps": 5, "window": 10, "flat": 0.5, "blend": 10, "hold": 10},
+    points=4,
+    held_out=64,
+    test=64,
+)
 
 
 @dataclass
-class Bench:
-    """What the runs share: data, length, policy, and the host and model that are compiled once.
+class Ledger:
+    """What a run has spent.
 
-    Args:
-        digits: the data.
-        steps: of a run.
-        policy: of the controller.
-        watcher: is told of every step.
-        compiled: False runs everything in eager.
+    Attributes:
+        flops: by what they were spent on: training steps (with the seeds that train in them), and growth
+            (evaluations, candidates that are planned, inserted and measured).
+        seconds: CPU time of the process, likewise.
     """
 
-    digits: Digits
-    steps: int
-    policy: Policy
-    watcher: Watcher
-    compiled: bool = True
+    flops: dict[str, int] = field(default_factory=lambda: {"training": 0, "growth": 0})
+    seconds: dict[str, float] = field(default_factory=lambda: {"training": 0.0, "growth": 0.0})
+    _known: dict[Hashable, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.backend = CountingBackend()
-        self.model = SmallNet()
-        self.run_model: Callable[..., torch.Tensor] = self.model
-        self.host = self.fresh_host()
-        if self.compiled:
-            self.run_model = torch.compile(self.model, backend=self.backend, dynamic=False, fullgraph=True)
-            self.host.compile(backend=self.backend, dynamic=False)
+    @property
+    def spent(self) -> int:
+        """FLOPs in all."""
+        return sum(self.flops.values())
 
-    def fresh_host(self) -> Host:
-        """An uncompiled host of its own."""
-        return fxgraft.trace(SmallNet(), (self.digits.train.images[:BATCH],))
+    def charge(self, kind: str, structure: Hashable, run: Callable[[], _T]) -> _T:
+        """Run, and charge it. FLOPs are counted once for each ``structure``; None: each time."""
+        began = time.process_time()
+        if structure in self._known:
+            result, flops = run(), self._known[structure]
+        else:
+            with flop_counter() as counter:
+                result = run()
+            flops = int(counter.get_total_flops())
+            if structure is not None:
+                self._known[structure] = flops
+        self.flops[kind] += flops
+        self.seconds[kind] += time.process_time() - began
+        return result
 
-    def empty_host(self) -> Host:
-        """The compiled host, without the seeds of the run before: what was compiled stays compiled."""
-        self.host.clear()
-        return self.host
+
+@dataclass
+class Record:
+    """What a run came to.
+
+    Attributes:
+        arm, random_seed: which run it is.
+        blocks, parameters: in the end.
+        steps: training steps.
+        flops, seconds: see `Ledger`.
+        losses: of each training step, nats.
+        curve: (FLOPs, held-out loss) during the run.
+        test_loss: in the end, on text that nothing was decided by.
+        history: what `autogrow` did: step, what, slot, blueprint, parameters, contribution, reason.
+        candidates: how many were tried.
+        isolation: how often the host's gradients were compared with and without the seeds, and how many
+            differed.
+        host: the table of the host in the end, as ``print(host)`` shows it.
+        sample: text that the grown model writes.
+    """
+
+    arm: str
+    random_seed: int
+    blocks: int = 0
+    parameters: int = 0
+    steps: int = 0
+    flops: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    test_loss: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    candidates: int = 0
+    isolation: tuple[int, int] = (0, 0)
+    host: str = ""
+    sample: str = ""
+
+    @property
+    def first_change(self) -> int:
+        """After how many steps the host was changed for the first time; all of them where it was not."""
+        changes = ("blending", "beginning anew", "deepening", "widened")
+        return next((entry["step"] for entry in self.history if entry["what"] in changes), self.steps)
 
 
-class Run:
-    """One training run."""
+def run(arm: str, random_seed: int, settings: RunLength, folder: Path | None = None) -> Record:
+    """Train one arm.
 
-    def __init__(
-        self,
-        bench: Bench,
-        arm: str,
-        random_seed: int,
-        model: nn.Module,
-        enabled: bool = True,
-        sinks: Sequence[Sink] = (),
-    ):
-        self.bench, self.model = bench, model
-        self.record = Record(arm, random_seed)
-        model.load_state_dict(initial_weights(random_seed))
-        torch.manual_seed(random_seed)  # also what the seeds' own streams are keyed by
-        model.train()
-        model.zero_grad()
-        self.optimizer = torch.optim.AdamW(model.parameters(), RATE)
-        # Constant, and to zero over the last fifth: the final accuracy is then less of a lottery.
-        last = bench.steps // 5
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(1.0, (bench.steps - step) / last)
-        )
-        if isinstance(model, Host):
-            self.manager = SeedManager(
-                model, self.optimizer, enabled=enabled, sinks=sinks, metrics_every=5 if sinks else 0
-            )
-        self.ledger = FlopLedger()
-        self.seeds: dict[str, fxgraft.Seed] = {}
-        self.gains: dict[str, float] = {}
-        self.isolation = IsolationCheck()
-        self._compiles_before = bench.backend.compiles
+    Args:
+        arm: one of `ARMS`.
+        random_seed: of the weights and of the order of the batches.
+        settings: how long.
+        folder: where the log of the run and the picture of its host go; None for neither.
+    """
+    torch.set_num_threads(1)  # the network is too small for two
+    data, ledger, record = text.load(), Ledger(), Record(arm, random_seed)
+    torch.manual_seed(random_seed)
+    host = fxgraft.trace(GPT(ARMS[arm]), (data.batch(random_seed, 0)[0],))
+    optimizer = torch.optim.AdamW(host.parameters(), RATE, betas=(0.9, 0.95))
 
-    def train(self, call: Callable[..., torch.Tensor], act: Callable[[int, float], None]) -> None:
-        """All steps; ``act`` is called after each."""
-        for step, batch in enumerate(self.bench.digits.batches(self.bench.steps, self.record.random_seed), 1):
-            self.ledger.add_step(self.model)
-            blending = any(seed.stage is Stage.BLENDING for seed in self.seeds.values())
-            compiles, began = self.bench.backend.compiles, time.perf_counter()
-            loss = F.cross_entropy(call(batch.images), batch.labels)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.scheduler.step()
-            if isinstance(self.model, Host):
-                self.manager.step(loss)
-            self.record.losses.append(loss.item())
-            if blending:
-                self.record.recompiles_on_alpha += self.bench.backend.compiles - compiles
-            self.record.train_ms.append((time.perf_counter() - began) * 1e3)
-            act(step, self.record.losses[-1])
-            self.record.step_ms.append((time.perf_counter() - began) * 1e3)
-            self._look(step, batch)
+    def rate(step: int) -> float:
+        """Warm-up, constant, decay to zero over the last FLOPs."""
+        left = 1 - ledger.spent / settings.flops
+        return min(1.0, (step + 1) / WARM_UP) * min(1.0, max(0.0, left / DECAY))
 
-    def grow(self) -> None:
-        """Train under a controller."""
-        digits, host = self.bench.digits, self.manager.host
-        probe = Probe(self._probe_batches(), digits.held_out)
-        controller = Controller(
-            self.bench.policy, CANDIDATES, lambda candidates: probe(host, candidates), self._contribution
-        )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    sinks = [JsonLines(folder / "events.jsonl")] if folder is not None else []
+    trainer = Trainer(
+        host,
+        optimizer,
+        criterion,
+        schedulers=[scheduler],
+        sinks=sinks,
+        metrics_every=10 if sinks else 0,
+    )
+    growth = _grow(trainer, settings, data, ledger) if arm == GROWN else None
+    while ledger.spent < settings.flops:
+        _step(trainer, data.batch(random_seed, trainer.progress.step), ledger)
+        if ledger.spent >= len(record.curve) * settings.flops / settings.points:
+            held_out = data.batches("held_out", settings.held_out)  # for the plot: not charged
+            record.curve.append((ledger.spent, evaluate(host, held_out, criterion)))
+    _finish(record, trainer, ledger, growth, data.batches("test", settings.test))
+    for sink in sinks:
+        sink.close()
+    if folder is not None and shutil.which("dot"):
+        host.show().save(folder / "host.svg")
+    return record
 
-        def act(step: int, loss: float) -> None:
-            for action in controller.observe(loss):
-                self.apply(step, action)
 
-        self.train(host, act)
-        self.record.decision_flops += probe.flops
+def _grow(trainer: Trainer, settings: RunLength, data: text.Text, ledger: Ledger) -> Growth:
+    host = trainer.manager.host
 
-    def replay(self, script: Sequence[tuple[int, Action]], isolated: bool = True) -> None:
-        """Train under the actions of another run."""
-        actions: dict[int, list[Action]] = {}
-        for step, action in script:
-            actions.setdefault(step, []).append(action)
+    def held_out_losses() -> list[float]:
+        return [evaluate(host, [batch], criterion) for batch in data.batches("held_out", settings.held_out)]
 
-        def act(step: int, loss: float) -> None:
-            for action in actions.get(step, ()):
-                self.apply(step, action, isolated)
+    return ledger.charge("growth", None, lambda: trainer.manager.autogrow(held_out_losses, **settings.growth))
 
-        self.train(self.manager.host, act)
 
-    def apply(self, step: int, action: Action, isolated: bool = True) -> None:
-        """Carry out one action."""
-        manager = self.manager
-        self.record.script.append((step, action))
-        self.gains[action.seed] = action.gain
-        match action:
-            case Germinate():
-                blueprint = BLUEPRINTS[action.blueprint]
-                seed = manager.germinate(action.slot, blueprint, name=action.seed, isolated=isolated)
-                self.seeds[action.seed] = seed
-                if not isolated:
-                    manager.blend(seed, steps=self.bench.policy.blend)
-            case Blend() if isolated:
-                manager.blend(self.seeds[action.seed], steps=action.steps)
-            case Cull():
-                manager.cull(self.seeds[action.seed])
-            case Fossilize():
-                if not isolated:  # what it is worth in this run, not in the replayed one
-                    self.gains[action.seed] = self._contribution(action.seed)
-                manager.fossilize(self.seeds[action.seed])
-        self.bench.watcher.acted(self.record, step, action)
+def _step(trainer: Trainer, batch: text.Batch, ledger: Ledger) -> None:
+    manager = trainer.manager
+    structure = (
+        tuple((name, seed.stage) for name, seed in manager.seeds.items()),
+        sum(parameter.numel() for parameter in manager.host.parameters()),
+    )
+    loss = ledger.charge("training", structure, lambda: trainer.update(*batch))
+    ledger.charge("growth", None, lambda: trainer.follow(loss))
 
-    def finish(self) -> Record:
-        """The record, with what is known only at the end."""
-        record, bench = self.record, self.bench
-        _, record.accuracy = evaluate(self.model, bench.digits.test)
-        record.parameters = sum(p.numel() for p in self.model.parameters())
-        record.flops = self.ledger.total
-        record.inference_flops = forward_flops(self.model)
-        record.compiles = bench.backend.compiles - self._compiles_before
-        record.isolation_violations = self.isolation.violations
-        record.isolation_compared = self.isolation.parameters
-        record.seeds = [
-            SeedRecord(s.name, s.slot, s.blueprint, s.stage.name, self.gains[s.name])
-            for s in self.seeds.values()
-        ]
-        return record
 
-    def _contribution(self, seed: str) -> float:
-        held_out = self.bench.digits.held_out
-        self.record.decision_flops += 2 * forward_flops(self.model, len(held_out.labels))
-        return contribution(self.manager, seed, held_out)
-
-    def _probe_batches(self) -> Iterator[Part]:
-        """Training data in an order of its own: a probe must not use up the run's batches."""
-        endless = (self.bench.digits.batches(100, 500 + self.record.random_seed + 50 * i) for i in count())
-        return chain.from_iterable(endless)
-
-    def _look(self, step: int, batch: Part) -> None:
-        """What is recorded and shown; outside the measured step."""
-        live = [seed for seed in self.seeds.values() if seed.is_live]
-        for seed in live:
-            self.record.alphas.setdefault(seed.name, []).append((step, seed.alpha))
-        isolated = live and all(s.stage is Stage.TRAINING and s.spec.isolated for s in live)
-        if isolated and step % (self.bench.policy.isolate // 3 or 1) == 0:
-            self.isolation.compare(self.manager.host, [seed.name for seed in live], batch)
-        if step % EVALUATE_EVERY == 0 or step == self.bench.steps:
-            self.record.curve.append((step, *evaluate(self.model, self.bench.digits.held_out)))
-        self.bench.watcher.step(self.record, step, self._rows(step))
-
-    def _rows(self, step: int) -> list[SeedRow]:
-        rows = []
-        for seed in self.seeds.values():
-            ratio = None
-            if seed.module is not None and seed.is_live and step % 5 == 0:
-                host = norm_of(self.manager.host.host_parameters())
-                ratio = norm_of(seed.module.parameters()) / host if host else None
-            gain = self.gains[seed.name]
-            rows.append(SeedRow(seed.name, seed.slot, seed.stage.name, seed.alpha, gain, ratio))
-        return rows
+def _finish(record: Record, trainer: Trainer, ledger: Ledger, growth: Growth | None, test: Any) -> None:
+    manager = trainer.manager
+    host = manager.host
+    record.blocks = len(host.stacks["blocks"].blocks) if "blocks" in host.stacks else 1
+    record.parameters = sum(parameter.numel() for parameter in host.host_parameters())
+    record.steps, record.losses = trainer.progress.step, trainer.losses
+    record.flops, record.seconds = ledger.flops, ledger.seconds
+    record.test_loss = evaluate(host, test, criterion)
+    record.isolation = manager.monitor.checks, manager.monitor.violations
+    record.host, record.sample = str(host), sample(host, "\n    def ", 300)
+    if growth is not None:
+        record.history = growth.history
+        explored = (entry["reason"] for entry in growth.history if entry["what"] == "exploring")
+        record.candidates = sum(int(reason.split()[0]) for reason in explored)

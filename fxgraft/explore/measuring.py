@@ -224,15 +224,21 @@ def step_ms(seed: Seed, slot: Slot) -> float:
     """Milliseconds of a forward and a backward pass of a seed by itself; leaves it as it was."""
     module = seed.module
     assert module is not None
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    like = parameters[0] if parameters else torch.empty((), device=slot.device, dtype=slot.dtype)
+    # Copies: their gradients are nobody's, and `torch.autograd.grad` of parameters cannot run under
+    # torch's FlopCounterMode.
+    twins = {
+        name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+        for name, parameter in module.named_parameters()
+    }
+    trained = [twin for twin in twins.values() if twin.requires_grad]
+    like = trained[0] if trained else torch.empty((), device=slot.device, dtype=slot.dtype)
     value = torch.zeros(slot.input.shape, dtype=like.dtype, device=like.device, requires_grad=True)
     times = []
     with state_untouched(module), torch.enable_grad():
         for _ in range(ROUNDS):
             devices.wait(value)
             began = time.perf_counter()
-            torch.autograd.grad(module(value).sum(), [value, *parameters], allow_unused=True)
+            torch.func.functional_call(module, twins, (value,)).sum().backward()
             devices.wait(value)
             times.append((time.perf_counter() - began) * 1e3)
     return statistics.median(times)

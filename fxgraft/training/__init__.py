@@ -3,6 +3,16 @@
 A loop of your own needs ``manager.step()`` after ``optimizer.step()``, and nothing else from here.
 What this one shows beside it: validation, mixed precision, clipping for each owner apart, learning-rate
 schedules, checkpoints and resuming, and a watchdog that rolls back when the loss diverges.
+
+=============  ====================================================
+`loop`         the trainer and its configuration
+`progress`     where a run is, beside its weights
+`evaluation`   the loss on held-out data
+`clipping`     gradient clipping for each owner apart
+`checkpoints`  a folder with one file for each checkpoint
+`watchdog`     says when a loss has diverged
+`rewind`       a live host and its optimizers, back at a checkpoint
+=============  ====================================================
 """
 
 from fxgraft.training.checkpoints import Checkpoints

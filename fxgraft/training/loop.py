@@ -141,10 +141,18 @@ class Trainer:
         return reports
 
     def step(self, inputs: Any, target: Any) -> float:
-        """One training step, and everything that follows it; returns its loss."""
+        """One training step, and everything that follows it: `update`, then `follow`. Returns its loss."""
+        return self.follow(self.update(inputs, target))
+
+    def update(self, inputs: Any, target: Any) -> Tensor:
+        """The training step by itself: forward, backward, optimizers, schedulers. Returns the loss."""
         with self._autocast():
-            loss = self._criterion(self.model(inputs), target)
-        self._update(loss)
+            loss: Tensor = self._criterion(self.model(inputs), target)
+        self._optimize(loss)
+        return loss.detach()
+
+    def follow(self, loss: Tensor) -> float:
+        """What follows a training step: manager, watchdog, controller, checkpoint. Returns the loss."""
         self.manager.step(loss)
         self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + 1
         self.losses.append(
@@ -166,7 +174,7 @@ class Trainer:
         with self._autocast():
             return evaluate(self.model, self._validation(), self._criterion)
 
-    def _update(self, loss: Tensor) -> None:
+    def _optimize(self, loss: Tensor) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -219,7 +227,7 @@ class Trainer:
             except CheckpointError as error:
                 logger.warning("%s", error)
                 continue
-            # The data go on: the batches that led astray are not made again.
+            # The data continue: the batches before the divergence are not repeated.
             progress.step, progress.epoch, progress.batch = position
             if self._link is not None:
                 self._link.manager = self.manager

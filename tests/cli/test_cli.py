@@ -39,7 +39,10 @@ def saved(tmp_path: Path) -> Path:
 def test_slots_as_text_and_as_json() -> None:
     text = run("slots", TARGET)
     assert text.exit_code == 0
-    assert text.stdout.splitlines() == ["0  float32 (3, 8)", "1  float32 (3, 8)", "2  float32 (3, 2)"]
+    headers, _, *rows = text.stdout.splitlines()
+    assert headers.split() == ["slot", "value", "behind"]
+    shown = [row.split(maxsplit=4)[:4] for row in rows]
+    assert shown == [[name, "float32", "(3,", f"{size})"] for name, size in (("0", 8), ("1", 8), ("2", 2))]
     data = json.loads(run("slots", TARGET, "[01]", "--json").stdout)
     assert data == [{"name": n, "shape": [3, 8], "dtype": "float32"} for n in "01"]
 
@@ -149,7 +152,8 @@ def test_errors_are_told_in_a_line(arguments: tuple[str, ...], code: int, says: 
 
 def test_the_demo_names_its_options() -> None:
     shown = run("demo", "--help").stdout
-    assert {"--out", "--seeds", "--first-seed", "--quick", "--json"} <= set(re.findall(r"--[\w-]+", shown))
+    options = {"--out", "--seeds", "--first-seed", "--processes", "--quick", "--json"}
+    assert options <= set(re.findall(r"--[\w-]+", shown))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,7 @@ def test_the_demo_names_its_options() -> None:
     [
         ("plotly", ("report", "RUN"), "report"),
         ("pydot", ("graph", TARGET, "-o", "host.svg"), "show"),
-        ("sklearn", ("demo", "--quick"), "demo"),
+        ("matplotlib", ("demo", "--quick"), "demo"),
     ],
 )
 def test_a_missing_extra_is_told(

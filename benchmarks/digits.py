@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 BATCH = 64
@@ -22,7 +23,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Digits:
-    """The controller decides by ``held_out``; ``test`` is read once, for the final accuracy."""
+    """``held_out`` is for decisions during training; ``test`` is read once, for the final accuracy."""
 
     train: Part
     held_out: Part
@@ -41,8 +42,6 @@ class Digits:
 
 def load(split: int = 1) -> Digits:
     """Read and split the data; the same ``split`` is the same in every run."""
-    from sklearn.datasets import load_digits
-
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1)
     labels = torch.tensor(bunch.target, dtype=torch.int64)
