@@ -84,7 +84,7 @@ class Journal:
     """
 
     def __init__(self, host: Host, reporter: Reporter, metrics: Callable[[], dict[str, Any]], every: int):
-        self._reporter, self._metrics, self._every = reporter, metrics, every
+        self._host, self._reporter, self._metrics, self._every = host, reporter, metrics, every
         self._pace = Pace()
         self._compiles = CompileWatch(host) if every else None
 
@@ -106,7 +106,8 @@ class Journal:
         self._pace.step(loss)
         if self._reporter.step % self._every:
             return
-        self._reporter.emit("steps", **self._pace.take())
+        parameters = sum(parameter.numel() for parameter in self._host.host_parameters())
+        self._reporter.emit("steps", **self._pace.take(), parameters=parameters)
         for row in self._compiles.news() if self._compiles else ():
             self._reporter.emit("compiled", **asdict(row))
         self._reporter.emit("metrics", **self._metrics())

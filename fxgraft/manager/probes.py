@@ -78,5 +78,6 @@ def measure(
             seed.name,
             pluralize(seed.trained_steps, "step"),
         )
-    self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at)
+    losses = {"loss_without": seed.loss_without, "loss_with": seed.loss_with}
+    self._reporter.emit("contribution", seed.name, contribution=contribution, alpha=at, **losses)
     return contribution

@@ -18,9 +18,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from fxgraft.report.lanes import SOFT, add_lane
-from fxgraft.report.points import smooth, thin
+from fxgraft.report.points import Points, smooth, thin
 from fxgraft.report.run import Lane, Run
-from fxgraft.report.traces import line, marks
+from fxgraft.report.traces import line, log_axis, marks
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
 
@@ -33,7 +33,7 @@ MOST_LANES = 40
 LOSS_HEIGHT, TIME_HEIGHT, LANE_HEIGHT, GAP = 300, 110, 72, 36
 """Pixels."""
 
-LOSS, ALARM = "#4c78a8", "#d1242f"
+LOSS, HELD_OUT, ALARM = "#4c78a8", "#7d8590", "#d1242f"
 
 
 def chart(run: Run) -> go.Figure:
@@ -80,14 +80,32 @@ def _add_loss(figure: go.Figure, run: Run, lanes: Sequence[Lane]) -> None:
     name = "loss" if smoothed is finite else "loss, moving average"
     line(figure, 1, thin(smoothed, MOST_POINTS), name, LOSS, width=2)
     _add_stages(figure, lanes, dict(smoothed))
+    measured = [point for point in run.held_out if math.isfinite(point[1])]
+    if measured:
+        _add_held_out(figure, thin(measured, MOST_POINTS))
     lowest = min((value for _, value in finite), default=0.0)
     highest = max((value for _, value in finite), default=0.0)
     lost = [step for step, value in run.losses if not math.isfinite(value)][:MOST_POINTS]
     marks(figure, 1, lost, "loss NaN or inf", "x", ALARM, lowest)
     violations = [row["step"] for row in run.violations][:MOST_POINTS]
     marks(figure, 1, violations, "isolation violated", "triangle-down", ALARM, lowest)
-    logarithmic = 0 < 30 * lowest < highest
-    figure.update_yaxes(title_text="loss", type="log" if logarithmic else "linear", zeroline=False, row=1)
+    figure.update_yaxes(title_text="loss", type="linear", zeroline=False, row=1)
+    if 0 < 30 * lowest < highest:
+        figure.update_yaxes(row=1, **log_axis([lowest, highest]))
+
+
+def _add_held_out(figure: go.Figure, measured: Points) -> None:
+    figure.add_scatter(
+        x=[step for step, _ in measured],
+        y=[loss for _, loss in measured],
+        mode="markers",
+        name="held-out loss",
+        marker={"symbol": "diamond-open", "size": 9, "color": HELD_OUT, "line": {"width": 2}},
+        hovertext=[f"held-out loss {loss:.4g}, measured at step {step}" for step, loss in measured],
+        hoverinfo="text",
+        row=1,
+        col=1,
+    )
 
 
 def _add_stages(figure: go.Figure, lanes: Sequence[Lane], level: dict[int, float]) -> None:
@@ -115,5 +133,6 @@ def _add_times(figure: go.Figure, run: Run) -> None:
     steps = [row["step"] for row in run.compiles]
     marks(figure, 2, steps, "compiled", "star", STAGE_COLOURS[Stage.BLENDING], run.median_ms)
     positive = all(ms > 0 for _, ms in run.times)
-    axis = {"type": "log", "dtick": 1} if run.times and positive else {"type": "linear"}
-    figure.update_yaxes(title_text="ms per step", row=2, **axis)
+    figure.update_yaxes(title_text="ms per step", type="linear", row=2)
+    if run.times and positive:
+        figure.update_yaxes(row=2, **log_axis([ms for _, ms in run.times]))

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from fxgraft.report.points import Points, thin
 from fxgraft.report.run import Lane
-from fxgraft.report.traces import line
+from fxgraft.report.traces import line, log_axis
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
 
@@ -41,7 +41,7 @@ def add_lane(figure: go.Figure, row: int, lane: Lane, end: int) -> None:
     ratios = thin(ratios, MOST_POINTS)
     hover = [f"gradient of the seed / of the host: {value:.3g}, step {at}" for at, value in ratios]
     line(figure, row, ratios, "ratio", SOFT, dash="dot", hover=hover, showlegend=False, secondary_y=True)
-    _add_contributions(figure, row, lane.contributions)
+    _add_contributions(figure, row, lane.contributions, end)
     figure.add_annotation(
         text=f"<b>{escape(lane.name)}</b>  {escape(describe(lane))}",
         x=0,
@@ -57,7 +57,9 @@ def add_lane(figure: go.Figure, row: int, lane: Lane, end: int) -> None:
     plain = {"showgrid": False, "zeroline": False, "row": row}
     figure.update_yaxes(range=[-0.32, 1.08], tickvals=[0, 1], secondary_y=False, **plain)
     small = {"size": 10, "color": SOFT}
-    figure.update_yaxes(type="log", dtick=1, tickformat=".1g", tickfont=small, secondary_y=True, **plain)
+    figure.update_yaxes(visible=bool(ratios), tickfont=small, secondary_y=True, **plain)
+    if ratios:
+        figure.update_yaxes(secondary_y=True, row=row, **log_axis([value for _, value in ratios], most=2))
 
 
 def describe(lane: Lane) -> str:
@@ -75,7 +77,7 @@ def _alphas(lane: Lane, began: int, until: int, stage: Stage) -> Points:
     return [*thin(inside, MOST_POINTS), (until, inside[-1][1])]
 
 
-def _add_contributions(figure: go.Figure, row: int, contributions: Points) -> None:
+def _add_contributions(figure: go.Figure, row: int, contributions: Points, end: int) -> None:
     finite = [(at, value) for at, value in contributions if math.isfinite(value)]
     good, bad = STAGE_COLOURS[Stage.FOSSILIZED], STAGE_COLOURS[Stage.CULLED]
     figure.add_scatter(
@@ -83,7 +85,8 @@ def _add_contributions(figure: go.Figure, row: int, contributions: Points) -> No
         y=[0.5] * len(finite),
         mode="markers+text" if len(finite) <= MOST_NUMBERS else "markers",
         text=[f"{value:+.3g}" for _, value in finite],
-        textposition="middle right",
+        # Towards the middle of the run: beyond its end there is no room.
+        textposition=["middle right" if at < end / 2 else "middle left" for at, _ in finite],
         marker={"symbol": "diamond", "size": 9, "color": [good if v > 0 else bad for _, v in finite]},
         hovertext=[f"contribution {value:+.4g}, measured at step {at}" for at, value in finite],
         hoverinfo="text",

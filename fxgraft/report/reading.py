@@ -136,8 +136,11 @@ class Reader:
             raise ValueError("as many losses as times, and no more than steps")
         new = [(first + i, _number(value)) for i, value in enumerate(losses) if value is not None]
         paced = [(first + i, _number(value)) for i, value in enumerate(times) if value is not None]
+        parameters = data.get("parameters")
+        parameters = None if parameters is None else int(parameters)
         self.run.losses += new
         self.run.times += [(at, ms) for at, ms in paced if math.isfinite(ms)]
+        self.run.final_parameters = parameters if parameters is not None else self.run.final_parameters
 
     def _metrics(self, step: int, seed: str | None, data: Data) -> None:
         empty: Data = {}
@@ -152,8 +155,15 @@ class Reader:
 
     def _contribution(self, step: int, seed: str | None, data: Data) -> None:
         contribution = _number(data["contribution"])
-        if lane := self.run.lanes.get(str(seed)):
+        losses = [data.get(name) for name in ("loss_without", "loss_with")]  # missing in older logs
+        without, with_seed = (None if loss is None else _number(loss) for loss in losses)
+        lane = self.run.lanes.get(str(seed))
+        if lane is not None:
             lane.contributions.append((step, contribution))
+        # As the host is now: a seed that is not blended adds nothing to it.
+        loss = with_seed if lane is not None and lane.alpha > 0 else without
+        if loss is not None:
+            self.run.held_out.append((step, loss))
 
     def _dropped(self, step: int, seed: str | None, data: Data) -> None:
         if lane := self.run.lanes.get(str(seed)):

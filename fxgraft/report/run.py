@@ -103,6 +103,8 @@ class Run:
         resumed: (step that the run went on from, step that had been reached).
         earlier: how many other runs the log has before this one.
         lines: how many were read. ``unreadable``: how many of those were no events.
+        final_parameters: of the host and what has become part of it, as last told; None in older logs.
+        held_out: the loss on held-out data, wherever a seed was measured: with what is blended in.
     """
 
     host: str = ""
@@ -123,10 +125,14 @@ class Run:
     earlier: int = 0
     lines: int = 0
     unreadable: int = 0
+    final_parameters: int | None = None
+    held_out: Points = field(default_factory=list)
 
     def cut(self, step: int) -> None:
         """Forget the course of the run after ``step``: it goes on from there. The log stays."""
-        self.losses, self.times = upto(self.losses, step), upto(self.times, step)
+        self.losses, self.times, self.held_out = (
+            upto(points, step) for points in (self.losses, self.times, self.held_out)
+        )
         for lane in self.lanes.values():
             lane.cut(step)
         self.lanes = {name: lane for name, lane in self.lanes.items() if lane.stages}
@@ -158,9 +164,11 @@ class Run:
         return {
             "host": self.host,
             "parameters": self.parameters,
+            "final_parameters": self.final_parameters,
             "steps": self.step,
             "last_loss": self.losses[-1][1] if self.losses and math.isfinite(self.losses[-1][1]) else None,
             "lowest_loss": min(finite, default=None),
+            "held_out_loss": next((loss for _, loss in reversed(self.held_out) if math.isfinite(loss)), None),
             "seeds": len(stages),
             "kept": stages.count(Stage.FOSSILIZED),
             "culled": stages.count(Stage.CULLED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,3 +62,24 @@ def marks(
         row=row,
         col=1,
     )
+
+
+def log_axis(values: Sequence[float], most: int = 4) -> dict[str, Any]:
+    """The settings of a logarithmic axis that has ticks whatever the values are, and not too many.
+
+    Args:
+        values: what is drawn; positive, one at least.
+        most: how many ticks.
+
+    Returns:
+        Settings of ``figure.update_yaxes``: powers of ten around the values, or 1, 2 and 5 times them.
+    """
+    low, high = math.log10(min(values)), math.log10(max(values))
+    bottom, top = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    powers = range(bottom, top + 1)
+    if len(powers) <= 2 < most:  # one decade
+        ticks = [digit * 10.0**bottom for digit in (1, 2, 5, 10)]
+    else:
+        ticks = [10.0**power for power in powers[:: max(1, math.ceil((len(powers) - 1) / (most - 1)))]]
+    text = [f"{tick:g}" for tick in ticks]
+    return {"type": "log", "range": [bottom, top], "tickvals": ticks, "ticktext": text, "tickmode": "array"}

@@ -52,14 +52,21 @@ def test_the_structure_and_the_log_open(browser: Any, run_folder: Path, tmp_path
 
 
 def test_a_narrow_window_scrolls_nothing_sideways(browser: Any, run_folder: Path, tmp_path: Path) -> None:
-    before = browser.get_window_size()
-    browser.set_window_size(500, 900)
+    """A telephone of 400 pixels: a wide table scrolls by itself, and breaks no line after a few letters."""
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     opened(browser, write(run_folder, tmp_path / "run.html"))
     wide = browser.execute_script(
         "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
     )
-    browser.set_window_size(before["width"], before["height"])
+    shown = browser.execute_script("return innerWidth")
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('#seeds td:not(.n)')].map(cell => cell.offsetWidth)"
+    )
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert shown == 400
     assert wide <= 0
+    assert min(cells) >= 100
 
 
 def test_nothing_of_a_log_runs(browser: Any, tmp_path: Path) -> None:

@@ -14,15 +14,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.report.host_graph import Drawing, in_order
 from fxgraft.seeds.colours import STAGE_COLOURS
 from tests.browser import chromium
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.wide, self.narrow = nn.Linear(4, 8), nn.Linear(8, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.narrow(torch.relu(self.wide(x)))
+from tests.networks import ResidualMLP
 
 
 class Opaque(nn.Module):
@@ -30,7 +22,7 @@ class Opaque(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = Block()
+        self.block = ResidualMLP()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.block(x) if float(x.detach().sum()) < 1e9 else x
@@ -39,7 +31,7 @@ class Opaque(nn.Module):
 @pytest.fixture
 def grown() -> fxgraft.Host:
     x = torch.randn(3, 4)
-    host = fxgraft.trace(nn.Sequential(Block(), Opaque(), nn.Linear(4, 2)), (x,))
+    host = fxgraft.trace(nn.Sequential(ResidualMLP(), Opaque(), nn.Linear(4, 2)), (x,))
     manager = SeedManager(host)
     for name, slot in {"learns": "0.relu", "blends": "0.wide", "holds": "0", "stays": "2"}.items():
         manager.germinate(slot, "low_rank", name=name, rank=1)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fxgraft.report import Reader, read
 from fxgraft.report.charts import MOST_LANES, chart
 from fxgraft.report.page import page, write
 from fxgraft.report.reading import ReadError
 from fxgraft.report.run import Run
+from fxgraft.report.traces import log_axis
 from tests.report.test_reading import BEGAN, line, stage
 
 EVIL = "</script><img src=x onerror=alert(1)><script>alert(2)</script>\"'`{{77777*3}}&lt;${1}"
@@ -197,3 +200,25 @@ def test_alpha_and_ratio_may_be_no_numbers(value: float) -> None:
     reader.feed(line("metrics", 2, **{"fxgraft/seed/alpha": {"s": repr(value)}, **norms}))
     assert reader.run.unreadable == 0
     page(reader.run)
+
+
+@given(
+    st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=5),
+    st.integers(2, 4),
+)
+def test_a_logarithmic_axis_has_its_values_and_few_ticks(values: list[float], most: int) -> None:
+    axis = log_axis(values, most)
+    low, high = (10.0**power for power in axis["range"])
+    assert low <= min(values) * (1 + 1e-9)
+    assert max(values) <= high * (1 + 1e-9)
+    assert 2 <= len(axis["tickvals"]) <= most + 1
+    assert all(low <= tick * (1 + 1e-9) <= high * (1 + 1e-8) for tick in axis["tickvals"])
+    assert [float(text) for text in axis["ticktext"]] == pytest.approx(axis["tickvals"])
+
+
+def test_a_lane_without_ratios_has_no_axis_of_them() -> None:
+    reader = Reader()
+    for event in (stage(1, "TRAINING"), line("steps", 4, loss=[1.0], ms=[1.0])):
+        reader.feed(event)
+    figure = chart(reader.run)
+    assert figure.layout.yaxis4.visible is False

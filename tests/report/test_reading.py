@@ -249,3 +249,26 @@ def test_an_exploration_is_read() -> None:
     reader.feed(line("explored", 8, steps=5, rows=[{}]))
     assert reader.run.unreadable == 1
     assert "Exploration until step 7" in page(reader.run)
+
+
+def test_the_size_in_the_end_and_the_held_out_loss_are_told(run_folder: Path) -> None:
+    """The seed at the first slot has 8 features and was kept; it was blended when it was measured."""
+    run = read(run_folder)
+    summary = run.summary()
+    kept = run.lanes["kept"]
+    assert summary["final_parameters"] == run.parameters + kept.parameters
+    ((step, loss),) = run.held_out
+    assert step == 35
+    assert loss == summary["held_out_loss"]
+    assert loss != run.losses[34][1]
+    run.cut(34)
+    assert run.summary()["held_out_loss"] is None
+
+
+def test_an_older_log_tells_neither() -> None:
+    measured = line("contribution", 2, "s", contribution=0.5, alpha=1.0)
+    steps = line("steps", 2, loss=[1.0], ms=[None])
+    run = fed(line("run_began", 0, **BEGAN), stage(1, "TRAINING"), measured, steps)
+    assert run.unreadable == 0
+    assert len(run.losses) == len(run.lanes["s"].contributions) == 1
+    assert (run.summary()["final_parameters"], run.summary()["held_out_loss"]) == (None, None)
