@@ -177,13 +177,65 @@ def test_a_page_begins_with_what_its_reader_can_do_after_it(page):
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
+def defined(source: str) -> set[str]:
+    """The functions and classes of a file, and ``Class.method``."""
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {
+                f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)
+            }
+    return found
+
+
 def test_the_architecture_page_names_only_what_exists():
     named = re.findall(r"`((?:fxgraft|passes)/[\w./]+\.py)(?:::(\w+))?`(?: \(`(\w+)`)?", ARCHITECTURE)
     assert len(named) > 20
     for path, name, member in named:
-        source = (ROOT / path).read_text(encoding="utf-8")
-        for found in filter(None, (name, member)):
-            assert re.search(rf"^\s*(?:def|class) {found}\b", source, re.MULTILINE), f"{path}::{found}"
+        known = defined((ROOT / path).read_text(encoding="utf-8"))
+        if name:
+            assert (f"{name}.{member}" if member else name) in known, f"{path}::{name} {member}"
+
+
+PACKAGES = [
+    init.parent
+    for folder in ("fxgraft", "passes")
+    for init in sorted((ROOT / folder).rglob("__init__.py"))
+    if init.parent != ROOT / "fxgraft"
+]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.relative_to(ROOT).as_posix())
+def test_a_package_lists_its_files(package):
+    """A reader who opens a package sees what each file is for."""
+    told = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
+    files = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    inner = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert {name for name in files | inner if f"`{name}`" not in told} == set()
+    assert set(re.findall(r"^`(\w+)`  ", told, re.MULTILINE)) <= files | inner, "a file that is gone"
+
+
+EVERYWHERE = {"telemetry", "commands", "gates"}
+"""Of the group "interface": what the packages that grow a host may import as well."""
+
+
+def test_packages_import_what_the_architecture_page_says():
+    rows = re.findall(r"^\| [\w ]+ \| (`.*?) \| .*? \|$", ARCHITECTURE, re.MULTILINE)
+    groups = [re.findall(r"`(\w+)`", row) for row in rows]
+    rank = {name: number for number, names in enumerate(groups) for name in names}
+    parts = {path.stem for path in (ROOT / "fxgraft").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert set(rank) == parts - {"__init__", "__main__", "__pycache__", "py"}
+    wrong = set()
+    for path in (ROOT / "fxgraft").rglob("*.py"):
+        own = path.relative_to(ROOT / "fxgraft").parts[0].removesuffix(".py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # not below: TYPE_CHECKING, functions
+            if isinstance(node, ast.ImportFrom) and own in rank:
+                other = (node.module or "").removeprefix("fxgraft.").split(".")[0]
+                if rank.get(other, 0) > rank[own] and other not in EVERYWHERE:
+                    wrong.add((own, other))
+    assert wrong == set()
 
 
 WP101 = (ROOT / "docs" / "wp101.md").read_text(encoding="utf-8")

@@ -56,45 +56,42 @@ def test_the_first_seed_imports_little() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "needs"),
+    ("packages", "needs"),
     [
-        ("report", set()),
-        ("config", set()),
-        ("cost", set()),
-        ("training", set()),
-        ("controllers", set()),
+        ("report, config, cost, training, controllers", set()),
         ("report.screen", {"rich"}),
         ("report.page", {"jinja2", "plotly"}),
         ("integrations.peft", {"peft", "transformers", "accelerate", "yaml", "jinja2"}),
     ],
 )
-def test_a_room_needs_its_extra_only(room: str, needs: set[str]) -> None:
-    tops = {name.split(".")[0] for name in imported(f"import fxgraft.{room}")}
+def test_a_package_needs_its_extra_only(packages: str, needs: set[str]) -> None:
+    program = "; ".join(f"import fxgraft.{package}" for package in packages.split(", "))
+    tops = {name.split(".")[0] for name in imported(program)}
     assert tops & set(OPTIONAL) <= needs
 
 
 def test_what_the_documents_name_is_there_after_a_plain_import() -> None:
-    """``import fxgraft`` is enough for ``fxgraft.training.Trainer``; the room is imported as it is named."""
+    """``import fxgraft`` is enough for ``fxgraft.training.Trainer``: a package is imported when named."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     pages = [page for page in pages if page.name != "messages.md"]  # which says where a message is from
     named = {
         name for page in pages for name in re.findall(r"\bfxgraft((?:\.[a-z_]+)+)", page.read_text("utf-8"))
     }
     paths = {name.removeprefix(".") for name in named} - NO_MODULES
-    rooms = {name.removeprefix("fxgraft.") for name in MODULES if name.startswith("fxgraft.")}
+    packages = {name.removeprefix("fxgraft.") for name in MODULES if name.startswith("fxgraft.")}
     code = "import fxgraft, operator, sys\nfor name in sys.argv[1:]: operator.attrgetter(name)(fxgraft)"
     done = subprocess.run(
-        [sys.executable, "-c", code, *sorted(paths | rooms)],
+        [sys.executable, "-c", code, *sorted(paths | packages)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert {"training", "controllers", "report", "cost", "gates"} <= paths | rooms
+    assert {"training", "controllers", "report", "cost", "gates"} <= paths | packages
 
 
-def test_the_rooms_are_listed_and_a_strange_name_is_refused() -> None:
+def test_the_packages_are_listed_and_a_strange_name_is_refused() -> None:
     assert {"training", "controllers", "report", "cost", "config", "testing", "SeedManager"} <= set(
         dir(fxgraft)
     )

@@ -28,5 +28,5 @@ def test_the_picture_of_a_stage_is_what_the_script_draws(stage: Stage) -> None:
 
 def test_the_picture_of_the_architecture_has_the_imports_of_the_code() -> None:
     drawn = html.unescape((DOCS / "images" / "architecture.svg").read_text(encoding="utf-8"))
-    rooms = script("architecture")["rooms"]()
-    assert set(EDGE.findall(drawn)) == set(rooms.edges), "run: python docs/pictures/architecture.py"
+    packages = script("architecture")["packages"]()
+    assert set(EDGE.findall(drawn)) == set(packages.edges), "run: python docs/pictures/architecture.py"

@@ -1,6 +1,6 @@
 """Draws docs/images/architecture.svg from the imports in the code. Needs graphviz.
 
-``python docs/pictures/architecture.py`` writes it. A room is a sub-package, or a module of its own;
+``python docs/pictures/architecture.py`` writes it. A node is a package, or a module beside the packages;
 an arrow points at what is imported. Arrows that others imply are left out.
 """
 
@@ -16,8 +16,8 @@ TARGET = Path(__file__).parent.parent / "images" / "architecture.svg"
 LEFT_OUT = {"fxgraft", "fxgraft.__main__"}  # they import everything there is to import
 
 
-def rooms() -> nx.DiGraph[str]:
-    """Room -> rooms that it imports, without the arrows that others imply."""
+def packages() -> nx.DiGraph[str]:
+    """Package -> packages that it imports, without the arrows that others imply."""
     imports = grimp.build_graph("fxgraft", "fxgraft_passes", exclude_type_checking_imports=True)
     graph: nx.DiGraph[str] = nx.DiGraph()
     for module in imports.modules:
@@ -28,7 +28,7 @@ def rooms() -> nx.DiGraph[str]:
             if here != there and not {module, imported, here, there} & LEFT_OUT:
                 graph.add_edge(here, there)
     rounds = [c for c in nx.strongly_connected_components(graph) if len(c) > 1]
-    assert not rounds, f"rooms that import each other: {rounds}"
+    assert not rounds, f"packages that import each other: {rounds}"
     return nx.transitive_reduction(graph)
 
 
@@ -44,12 +44,12 @@ def draw() -> bytes:
         shape="box", style="rounded", fontname="Helvetica", fontsize="11", margin="0.1,0.05"
     )
     drawing.set_edge_defaults(color="#7d8590", arrowsize="0.6")
-    graph = rooms()
-    for room in sorted(graph.nodes):
-        folder = (Path("fxgraft") / room.removeprefix("fxgraft.")).is_dir() or room == "fxgraft_passes"
+    graph = packages()
+    for package in sorted(graph.nodes):
+        folder = (Path("fxgraft") / package.removeprefix("fxgraft.")).is_dir() or package == "fxgraft_passes"
         drawing.add_node(
             pydot.Node(
-                f'"{room}"', label=f'"{room.removeprefix("fxgraft.")}"', penwidth="2" if folder else "1"
+                f'"{package}"', label=f'"{package.removeprefix("fxgraft.")}"', penwidth="2" if folder else "1"
             )
         )
     for here, there in sorted(graph.edges):

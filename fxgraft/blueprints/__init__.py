@@ -5,6 +5,17 @@ the slot's shape to one of the same shape. A *branch* is added to the host's val
 ``residual``); under ``convex`` it is wrapped so that it replaces it by ``x + branch(x)``. A
 *replacement* takes the value's place (``convex``); where seeds are added it is wrapped as
 ``module(x) - x``.
+
+================  ===================================================================================
+`registry`        the table of blueprints, and what a blueprint is
+`shapes`          which values a blueprint takes, and the errors for the others
+`branches`        branches: modules whose output is added to the value
+`affine`          branches that scale and shift channels
+`context`         branches that look at a whole value: attention over positions, and over channels
+`from_gradients`  GradMax: a branch that begins where the gradient of its weights is largest
+`replacements`    replacements: modules that take the place of the value
+`initial`         initial weights with which a branch adds nothing, and learns from its first step on
+================  ===================================================================================
 """
 
 from fxgraft.blueprints.affine import norm, scale_shift

@@ -21,5 +21,13 @@
 `merge`             several regions as one graph
 `fallback`          what is done of a call of another form
 `fingerprint`       what the code of a module depends on
+`comparison`        a finished trace against the module's own code
+`defaults`          how the default of a parameter reads in a generated signature
+`fast_path`         slots that torch's fast path for transformer encoders goes around
+`findings`          what code has read, as conditions
+`flat`              a graph as a flat list, for pickling
+`following`         which module reads what another one returned
+`inserted`          inserted blocks in the ``forward`` of the block beside them
+`stand_ins`         built-in functions that look at what proxies stand for
 ==================  ==============================================================================
 """

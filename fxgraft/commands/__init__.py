@@ -9,6 +9,12 @@
 As Python objects they are small frozen dataclasses, ``commands.SEED(slot=..., blueprint=...)``. Any
 command may carry an ``id``; a manager carries out each id once and repeats its reply. `schema` is the
 JSON schema of a command. Blueprints are named, never code: nothing in a command is ever executed.
+
+==========  ============================================================================
+`messages`  the commands and replies, as dataclasses
+`parsing`   from text, dictionaries or objects to commands; what comes in is not trusted
+`inbox`     commands of other threads, waiting for the end of a training step
+==========  ============================================================================
 """
 
 from fxgraft.commands.messages import (

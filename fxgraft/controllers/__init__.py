@@ -6,6 +6,14 @@
     link.step(step, loss.item())
 
 A `Recorder` writes down what was said, as JSON lines; a `Replay` of that log makes the run again.
+
+===========  ============================================================
+`base`       what a controller is told, and what it is asked for
+`link`       carries facts to a controller, and its commands to a manager
+`plateau`    grows when the loss is flat; keeps what contributes
+`recording`  the log of what a controller said
+`replay`     a controller that repeats a log
+===========  ============================================================
 """
 
 from fxgraft.controllers.base import Controller, Facts, SeedFacts

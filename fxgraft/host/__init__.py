@@ -20,5 +20,15 @@
 `table`               a host as a table, ``print(host)``
 `changed_attributes`  attributes that were set after tracing, and that a trace relies on
 `run_summary`         a host in a few lines, for the log of a run
+`channels`            the channels that the host can grow wider by
+`depth`               how deep the model's configuration says that it is
+`example_call`        the example call, kept for comparison
+`insertions`          inserted blocks as places like others: regions and slots in them
+`numbers`             the numbers that blocks have, ``layer_idx``
+`plain`               a module without what the host has put into it
+`renewing`            a host whose layers have other sizes, traced anew
+`stacks`              containers of alike blocks that run one after the other
+`values`              what the value at a slot is like now
+`widened`             what a host remembers of a growth of its channels
 ====================  ================================================================================
 """

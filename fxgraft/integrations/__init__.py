@@ -1,4 +1,14 @@
-"""Thin adapters to training frameworks. Each needs its framework, and nothing else does."""
+"""Thin adapters to training frameworks. Each needs its framework, and nothing else does.
+
+====================  ================================================================
+`carrier`             what all callbacks do, under whatever names a framework calls it
+`lightning`           Lightning
+`hugging_face`        the Trainer of transformers
+`hugging_face_calls`  in which form that Trainer calls a host
+`accelerate`          Accelerate
+`peft`                LoRA of PEFT as seeds
+====================  ================================================================
+"""
 
 from typing import TYPE_CHECKING
 

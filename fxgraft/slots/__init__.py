@@ -6,5 +6,7 @@
 `branching`  branches: the slots a seed may read from, and the regions that one merges
 `structure`  which seeds a host has, and where: immutable, without tensors
 `terms`      whether a graft at an edge would regroup a sum of gradients
+`neighbours`  the layers around a slot, nearest first
+`walk`       steps through graphs: what a value is computed from, and what from it
 ===========  ======================================================================================
 """

@@ -1,6 +1,12 @@
 """What a manager reports: events as they happen, metrics as they stand, and sinks that take both.
 
 Metrics have plain names, ``fxgraft/seed/alpha``, and the names of WP-101 (``kasmina.seed.alpha``) as aliases.
+
+=========  =====================================================
+`events`   events, and who hears of them
+`metrics`  the table of metrics, and their values now
+`sinks`    where events go: memory, JSON lines, TensorBoard, W&B
+=========  =====================================================
 """
 
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger

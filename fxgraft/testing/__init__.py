@@ -6,6 +6,12 @@
 * `counting_backend`, `no_recompiles`: how often something was compiled.
 
 Needs hypothesis: ``pip install 'fxgraft[testing]'``.
+
+===========  ===============================================================
+`hosts`      hypothesis strategies of random hosts and of calls of a manager
+`comparing`  comparison to the bit
+`compiling`  how often something was compiled
+===========  ===============================================================
 """
 
 from fxgraft.testing.comparing import assert_same_bits, differences, frozen, loss_of, observed_call

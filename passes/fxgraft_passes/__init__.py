@@ -3,6 +3,42 @@
 >>> from fxgraft_passes import FindSlots, Germinate, slots_of
 >>> FindSlots(example_args=(x,))(graph_module)                        # doctest: +SKIP
 >>> Germinate(node="relu", name="a", seed=nn.Linear(8, 8))(graph_module)  # doctest: +SKIP
+
+===============  ===============================================================
+`base`           the contract of a pass
+`find_slots`     pass: where a seed may go
+`germinate`      pass: insert a seed behind a node
+`cull`           pass: take it out
+`fossilize`      pass: make it a plain part of the graph
+`split_edge`     pass: one reader of a value reads a node of its own
+`verify`         pass: prove what grafts promise
+`find_channels`  pass: which channels can only grow together
+`widen`          pass: let them grow
+`channels`       how these two work
+`graft`          a graft: the module of a seed, its steering tensors, its wiring
+`sites`          which nodes of a graph belong to a graft
+`recovering`     grafts found again in a graph that was traced anew
+`homes`          the module that holds the grafts
+`describing`     metadata of the nodes of a graft
+`naming`         names of nodes
+`operators`      the operators that a graft puts into a graph
+`blends`         the values of blends, and their autograd functions
+`objectives`     what an isolated seed learns from
+`proofs`         what `verify` proves
+`liveness`       which values of a graph matter
+`observe`        what is known of a node's value from a real run
+`aliases`        values that are the tensor of an earlier node
+`writes`         which nodes wrote into memory that others hold
+`untouched`      run modules without leaving a trace
+`snapshot`       the state of objects and of all that they hold
+`saved`          one object as it was, for each kind of object
+`saved_names`    likewise, of what names and containers hold
+`saved_values`   likewise, of what tensors, arrays and generators contain
+`bits`           comparison of tensors to the bit
+`devices`        what differs between devices
+`errors`         the errors that passes raise
+`_torch`         private parts of torch that passes use
+===============  ===============================================================
 """
 
 from fxgraft_passes.base import GraphPass

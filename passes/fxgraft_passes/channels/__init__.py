@@ -1,15 +1,16 @@
 """Groups of channels that can only grow together, and how they grow.
 
-==========  =============================================================
-recording   one run of a model, as operations
-layout      what a dimension is made of: atoms, products, concatenations
-rules       what each operation does to dimensions: the table
-analysis    layouts of all tensors of a run
-subject     a model, its example call, and runs of it with other tensors
-groups      what can grow
-settings    numbers in code that grow with it
-growth      the wider tensors
-comparing   the function is kept
-replacing   wider tensors in the place of those that there are
-==========  =============================================================
+===========  ============================================================
+`recording`  one run of a model, as operations
+`layout`     what a dimension is made of: atoms, products, concatenations
+`rules`      what each operation does to dimensions: the table
+`analysis`   layouts of all tensors of a run
+`subject`    a model, its example call, and runs of it with other tensors
+`groups`     what can grow
+`settings`   numbers in code that grow with it
+`growth`     the wider tensors
+`comparing`  the function is kept
+`replacing`  wider tensors in the place of those that there are
+`examples`   example inputs for a graph whose placeholders say their form
+===========  ============================================================
 """
