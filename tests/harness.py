@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ __all__ = [
     "snapshot",
     "state",
     "train",
+    "warnings_in",
 ]
 
 
@@ -163,3 +165,8 @@ class OperationRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+def warnings_in(caplog: Any) -> list[str]:
+    """The messages of pytest's ``caplog`` that are warnings or errors."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

@@ -6,32 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxgraft
 from fxgraft import Stage
 from fxgraft.host import engine
 from fxgraft.testing import no_recompiles
 from tests.harness import assert_same_bits, counting_backend, frozen
+from tests.networks import ResidualMLP
 from tests.seed_modules import Scale
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.wide, self.narrow = nn.Linear(4, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(torch.relu(self.wide(x)))
 
 
 class World:
     def __init__(self, granularity: str, backend: Any = None) -> None:
         torch.manual_seed(0)
         self.x = torch.randn(3, 4)
-        self.host = fxgraft.trace(nn.Sequential(*(Block() for _ in range(4))), (self.x,))
+        self.host = fxgraft.trace(nn.Sequential(*(ResidualMLP() for _ in range(4))), (self.x,))
         self.backend = backend or counting_backend()
         self.host.compile(backend=self.backend, granularity=granularity)
         self.manager = fxgraft.SeedManager(self.host)
@@ -63,13 +55,13 @@ class World:
 def test_grown_blocks_are_units(granularity: str) -> None:
     world = World(granularity)
     before = world.graphs()
-    world.manager.germinate("1", Block(), name="a")
+    world.manager.germinate("1", ResidualMLP(), name="a")
     assert "_seeds.a.module" in fxgraft.compile_report(world.host).units
     with (
         no_recompiles()
     ):  # an isolated block reads what needs no gradient: that was compiled before it was live
         world.call(3)
-    world.manager.germinate("2", Block(), name="b")
+    world.manager.germinate("2", ResidualMLP(), name="b")
     with no_recompiles():
         world.call(3)
         world.manager.blend("a", steps=1)
@@ -88,7 +80,7 @@ def test_grown_blocks_are_units(granularity: str) -> None:
 def test_in_the_background_grown_blocks_compile_nothing_here() -> None:
     world = World("region", "aot_eager")
     with no_recompiles():
-        for name, module in [("a", Block()), ("b", nn.Sequential(nn.Linear(4, 4), nn.Tanh()))]:
+        for name, module in [("a", ResidualMLP()), ("b", nn.Sequential(nn.Linear(4, 4), nn.Tanh()))]:
             seed = world.manager.germinate("1", module, name=name, wait=False)
             while seed.stage is Stage.GERMINATED:
                 world.manager._background.wait(60)
@@ -119,7 +111,7 @@ def test_a_grown_block_is_collected_when_it_is_culled(granularity: str) -> None:
     import weakref
 
     world = World(granularity)
-    world.manager.germinate("1", Block(), name="a")
+    world.manager.germinate("1", ResidualMLP(), name="a")
     world.call(3)
     module = weakref.ref(world.manager.seeds["a"].module)
     world.manager.cull("a")
@@ -134,7 +126,7 @@ def test_eight_blocks_in_one_act(granularity: str, graphs: int) -> None:
     before = world.graphs()
     with world.manager.together():
         for i in range(8):
-            world.manager.germinate(str(i % 4), Block(), name=f"s{i}")
+            world.manager.germinate(str(i % 4), ResidualMLP(), name=f"s{i}")
     with no_recompiles():
         world.call(3)
         world.manager.blend("s0", steps=1)

@@ -12,21 +12,10 @@ import fxgraft
 from fxgraft import SeedManager
 from fxgraft.explore import Exploration
 from tests.harness import frozen, state
+from tests.networks import NormNet
 
 X = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] * X[:, 1] > 0).long()
-
-
-class Net(nn.Module):
-    """Draws random numbers, and writes into buffers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.drop = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.2)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.drop(torch.relu(self.norm(self.first(x)))))
 
 
 class Run:
@@ -34,7 +23,7 @@ class Run:
 
     def __init__(self, **options: Any):
         torch.manual_seed(0)
-        self.host = fxgraft.trace(Net(), (X[:4],))
+        self.host = fxgraft.trace(NormNet(), (X[:4],))
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
         self.manager = SeedManager(self.host, self.optimizer, **options)
         torch.manual_seed(0)

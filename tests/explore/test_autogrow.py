@@ -195,7 +195,7 @@ class Residual(nn.Module):
 
 
 def test_a_layer_grows_wider_where_the_branch_that_stands_for_it_wins(monkeypatch: Any) -> None:
-    monkeypatch.setattr(runs, "Net", Residual)
+    monkeypatch.setattr(runs, "NormNet", Residual)
     run = Run()
     given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40}
     growth = run.manager.autogrow(
@@ -236,7 +236,7 @@ BLOCKS = [SEED(slot=f"blocks.{i}", blueprint="deepen", config={"stack": "blocks"
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) -> None:
-    monkeypatch.setattr(runs, "Net", Stacked)
+    monkeypatch.setattr(runs, "NormNet", Stacked)
     events: list[Event] = []
     run = Run(sinks=[events.append])
     given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40, "gain": -10.0}
@@ -265,7 +265,7 @@ def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) 
 def test_an_exploration_with_blocks_does_not_touch_the_host_and_is_resumed(
     monkeypatch: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runs, "Net", Stacked)
+    monkeypatch.setattr(runs, "NormNet", Stacked)
     plain = Run()
     losses, state = plain.train(7), plain.state()
     given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40}

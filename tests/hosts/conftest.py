@@ -10,3 +10,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def quiet_transformers():
+    """transformers says errors only."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 import fxgraft
@@ -12,6 +11,8 @@ from fxgraft.errors import SlotError
 from fxgraft.util.bits import same_bits
 from tests.hosts.hosts import assert_same, ran
 from tests.hosts.transformer_models import MODELS
+
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 BRANCHES = {
     "gpt2": ("transformer.h.0.attn.c_attn", "transformer.h.0.mlp.c_fc"),
@@ -22,11 +23,6 @@ BRANCHES = {
     "distilbert": ("distilbert.embeddings.dropout", "distilbert.transformer.layer.0.ffn.lin1"),
     "clip": ("text_model.encoder.layers.0.self_attn.q_proj", "text_model.encoder.layers.0.mlp.fc1"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    transformers.logging.set_verbosity_error()
 
 
 def linear(slot: fxgraft.Slot) -> nn.Module:

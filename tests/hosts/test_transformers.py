@@ -11,6 +11,8 @@ from fxgraft.util.bits import same_bits
 from tests.hosts.hosts import Given, assert_same, check, ran
 from tests.hosts.transformer_models import MODELS
 
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
+
 # What has no graph, and why. Everything else of these models has.
 OF_CACHE = "branches on the size of what update() of"
 OPAQUE = {
@@ -65,11 +67,6 @@ SLOTS = {
     "roberta": None,
     "clip": None,
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    transformers.logging.set_verbosity_error()
 
 
 def _slots(name: str, host: fxgraft.Host) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 import fxgraft
 from fxgraft.errors import CheckpointError
 from fxgraft.util.bits import same_bits
 from tests.hosts.test_lives import Bend
 from tests.hosts.transformer_models import MODELS
+
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 GENERATING = {
     "gpt2": "transformer.h.1.mlp.act",
@@ -19,11 +20,6 @@ GENERATING = {
     "t5": "decoder.block.0.layer.2.DenseReluDense.wi",
     "mamba": "backbone.layers.1.norm.mul",
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    transformers.logging.set_verbosity_error()
 
 
 def grown(name, slot=None, **config):

@@ -18,20 +18,9 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 import fxgraft
 from fxgraft import SeedManager
 from tests.harness import assert_same_bits, frozen
+from tests.networks import NormNet
 
 DATA = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
-
-
-class Net(nn.Module):
-    """Draws, and writes into buffers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.drop = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.drop(torch.relu(self.norm(self.first(x)))))
 
 
 def zero(width: int) -> nn.Module:
@@ -44,7 +33,7 @@ def zero(width: int) -> nn.Module:
 
 def grown(module: nn.Module | None = None, **compiled: Any) -> tuple[fxgraft.Host, SeedManager]:
     torch.manual_seed(0)
-    host = fxgraft.trace(Net(), (DATA[:4],))
+    host = fxgraft.trace(NormNet(hidden=8, dropout=0.5), (DATA[:4],))
     if compiled:
         host.compile(**compiled)
     manager = SeedManager(host, check_every=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from fxgraft.gates import Ran, Trained
 from fxgraft.host import engine
 from fxgraft.optimizers.progress import PATIENCE
 from fxgraft.telemetry import Memory
+from tests.harness import warnings_in
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -68,10 +68,6 @@ class Run:
         return [event.data["reason"] for event in self.memory.of_kind("seed_stalled")]
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 WAYS: list[dict[str, Any]] = [
     {},
     {"backend": "aot_eager"},
@@ -101,11 +97,11 @@ def test_a_slot_whose_calls_all_fall_back_is_told_of_at_the_first_step(
         f"fxgraft.trace there: expected {expected}; got {got}. Trace with an example that is such a call "
         f"(example_kwargs={remedy}), or call the host as that example did"
     )
-    assert said(caplog)[-1] == f"seed 'a' at slot 'block.tanh': {reason}"
-    many = len(said(caplog))
+    assert warnings_in(caplog)[-1] == f"seed 'a' at slot 'block.tanh': {reason}"
+    many = len(warnings_in(caplog))
     run.train(PATIENCE + 1, **given)
     assert len(run.told) == 1
-    assert len(said(caplog)) == many, "told of twice"
+    assert len(warnings_in(caplog)) == many, "told of twice"
     assert (run.seed.runs, run.seed.trained_steps, run.seed.steps) == (0, 0, PATIENCE + 2)
     with pytest.raises(StageError) as caught:
         run.manager.blend("a")
@@ -128,7 +124,7 @@ def test_several_seeds_of_one_module_are_one_line(caplog: pytest.LogCaptureFixtu
     run.manager.germinate("block.layer", "mlp", name="b")
     run.manager.germinate("other.layer", "mlp", name="c")
     run.train(1, use_cache=False)
-    line = said(caplog)[-1]
+    line = warnings_in(caplog)[-1]
     assert line.startswith("seed 'a' at slot 'block.tanh', seed 'b' at slot 'block.layer': it did not run")
     assert len(run.told) == 2
 
@@ -292,7 +288,7 @@ def test_an_evaluation_elsewhere_that_tells_them_apart_is_believed(caplog: pytes
     run = Run()
     losses = iter([2.0, 1.5])
     assert run.manager.measure("a", lambda: next(losses)) == 0.5
-    (line,) = said(caplog)
+    (line,) = warnings_in(caplog)
     assert line.startswith(
         "seed 'a': evaluate gives different losses with it and without it, but does not call the host"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import fxgraft
 from fxgraft import SeedManager
 from fxgraft.errors import StageError
 from fxgraft.telemetry import Memory
+from tests.harness import warnings_in
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -25,30 +25,28 @@ def grown(**options: Any) -> tuple[fxgraft.Host, torch.optim.Optimizer, SeedMana
     return host, optimizer, SeedManager(host, optimizer, **options)
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 def test_a_scheduler_that_is_not_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     host, optimizer, manager = grown()
     manager.save(tmp_path / "a")
-    assert said(caplog) == []
+    assert warnings_in(caplog) == []
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
     manager.save(tmp_path / "b")
     manager.save(tmp_path / "b")
-    assert said(caplog) == [
+    assert warnings_in(caplog) == [
         f"{tmp_path / 'b'}: the learning-rate scheduler of SGD is not saved: expected it in "
         f"SeedManager(..., schedulers=[...])"
     ]
     caplog.clear()
     SeedManager(host, optimizer, schedulers=[scheduler]).save(tmp_path / "c")
-    assert said(caplog) == []
+    assert warnings_in(caplog) == []
 
 
 def test_an_optimizer_of_another_model(caplog: pytest.LogCaptureFixture) -> None:
     host, *_ = grown()
     SeedManager(host, torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1))
-    assert said(caplog) == ["the optimizer has no parameter of the host's: is it the one of another model?"]
+    assert warnings_in(caplog) == [
+        "the optimizer has no parameter of the host's: is it the one of another model?"
+    ]
 
 
 @pytest.mark.parametrize("is_zero", [False, True])
@@ -61,7 +59,7 @@ def test_a_measurement_of_a_seed_that_gives_nothing(is_zero: bool, caplog: pytes
     contribution = manager.measure(manager.germinate("0", module), lambda: host(X).square().mean())
     assert (contribution == 0) is is_zero
     assert (
-        said(caplog)
+        warnings_in(caplog)
         == [
             "seed 'Linear_0': the loss is the same with it and without, to the bit, though it ran: it gives "
             "nothing yet (it was trained in 0 steps)"

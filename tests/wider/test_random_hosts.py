@@ -11,7 +11,7 @@ from fxgraft_passes.channels.growth import grow, tried
 from fxgraft_passes.channels.recording import tensors_in
 from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
-from tests.strategies import OPERATIONS, Operation, plans
+from tests.strategies import OPERATIONS, RandomOperation, plans
 
 
 @given(plans(), st.sampled_from(["zero", "split"]), st.integers(1, 3))
@@ -35,7 +35,7 @@ def test_every_free_group_grows_and_keeps_the_function(plan, init, times):
 def test_a_planted_operation_is_named(plan, place):
     steps = list(plan.steps)
     steps.insert(place % (len(steps) + 1), "planted")
-    OPERATIONS["planted"] = Operation(lambda _, part, x: torch.fft.fft(x).real)
+    OPERATIONS["planted"] = RandomOperation(lambda _, part, x: torch.fft.fft(x).real)
     try:
         model = type(plan)(tuple(steps), plan.tokens).build().eval()
         subject = Subject.of(model, (plan.batch(0),))
