@@ -42,4 +42,4 @@ class CommandError(FxGraftError):
 
 
 class DistributedError(FxGraftError):
-    """The ranks of a distributed run have drifted apart, or lost each other."""
+    """The ranks of a distributed run differ in structure, or have lost contact."""

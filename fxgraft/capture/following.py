@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
-class Run:
+class ExampleRun:
     """How a module ran in the example call.
 
     Attributes:
@@ -75,12 +75,12 @@ class Following:
                     makers = []
                 self._made[id(leaf)] = weakref.ref(leaf), [*makers, (module, i)]
 
-    def runs(self, modules: Mapping[str, nn.Module]) -> dict[str, Run]:
+    def runs(self, modules: Mapping[str, nn.Module]) -> dict[str, ExampleRun]:
         """What was seen of these modules, by their names."""
         names = {module: name for name, module in modules.items()}
         order = {module: i for i, module in enumerate(self._calls)}
         return {
-            name: Run(
+            name: ExampleRun(
                 self._calls[module],
                 order[module],
                 {names[m]: tuple(found) for m, found in self._follows[module].items() if m in names},

@@ -65,13 +65,13 @@ class GrowthConfig:
 
 
 @dataclass
-class _Memory:
+class _PlateauState:
     """What the controller remembers. Candidates are known by their index."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     attempts: int = 0
-    candidate_of: dict[str, int] = field(default_factory=dict)  # the seeds in its care
+    candidate_of: dict[str, int] = field(default_factory=dict)  # the seeds that it germinated
     scores: dict[int, float] = field(default_factory=dict)
     rests_until: dict[int, int] = field(default_factory=dict)
     used: list[int] = field(default_factory=list)
@@ -99,7 +99,7 @@ class PlateauGrowth:
             if candidate.name is not None:
                 raise ValueError(f"candidates: expected SEED commands without a name; got {candidate.name!r}")
         self._config = config or GrowthConfig()
-        self._memory = _Memory()
+        self._memory = _PlateauState()
 
     @property
     def candidates(self) -> tuple[SEED, ...]:
@@ -112,7 +112,7 @@ class PlateauGrowth:
         memory.step = facts.step
         memory.losses = [*memory.losses, facts.loss][-2 * self._config.window :]
         for seed in [name for name in memory.candidate_of if not _grows(name, facts)]:
-            self._let_go(seed, -math.inf)  # somebody else took it: a rollback, as a rule
+            self._let_go(seed, -math.inf)  # it was removed otherwise, as a rule by a rollback
         if not memory.candidate_of:
             return self._look_for_room()
         if memory.doomed:
@@ -140,7 +140,7 @@ class PlateauGrowth:
                 self._let_go(command.seed)
             case FOSSILIZE():
                 memory.unwanted.append(command.seed)
-            case CULL():  # one that cannot be culled is no longer in its care
+            case CULL():  # the seed is not there any more
                 self._let_go(command.seed)
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class PlateauGrowth:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember what `state_dict` said."""
-        self._memory = _Memory(**dataclasses.asdict(_Memory(**state)))  # a copy, not shared
+        self._memory = _PlateauState(**dataclasses.asdict(_PlateauState(**state)))  # a copy, not shared
 
     @property
     def is_flat(self) -> bool:

@@ -1,4 +1,4 @@
-"""A controller without a mind of its own: says again what a log says, at the same steps."""
+"""A controller that repeats a log: the same commands at the same steps."""
 
 from __future__ import annotations
 

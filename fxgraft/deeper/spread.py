@@ -14,7 +14,7 @@ At = None | str | Sequence[int]
 
 
 @dataclass(frozen=True)
-class Place:
+class BlockPlace:
     """Of one new block.
 
     Attributes:
@@ -28,7 +28,7 @@ class Place:
     like: int
 
 
-def places(blocks: int, count: int, at: Any, like: Any = None) -> list[Place]:
+def places(blocks: int, count: int, at: Any, like: Any = None) -> list[BlockPlace]:
     """The places of ``count`` new blocks in a stack of ``blocks``, in running order.
 
     Raises:
@@ -55,7 +55,7 @@ def places(blocks: int, count: int, at: Any, like: Any = None) -> list[Place]:
     copied = indices if like is None else _indices("like", like, blocks)
     if len(copied) != len(indices):
         raise ValueError(f"like: expected {len(indices)} indices, one for each new block; got {len(copied)}")
-    return [Place(i, at == "start", j) for i, j in zip(indices, copied, strict=True)]
+    return [BlockPlace(i, at == "start", j) for i, j in zip(indices, copied, strict=True)]
 
 
 def _indices(name: str, given: Any, blocks: int) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch.fx as fx
 from torch import nn
 
-from fxgraft.capture.following import Run
+from fxgraft.capture.following import ExampleRun
 from fxgraft.capture.region import Region
 from fxgraft.host.insertions import path_of
 from fxgraft.slots.structure import Structure
@@ -60,7 +60,7 @@ class Stacks(Mapping[str, Stack]):
         self,
         root: nn.Module,
         regions: Mapping[str, Region],
-        runs: Mapping[str, Run],
+        runs: Mapping[str, ExampleRun],
         opaque: Mapping[str, str],
         structure: Structure,
     ):
@@ -141,7 +141,7 @@ def _stack(
     path: str,
     container: nn.Module,
     regions: Mapping[str, Region],
-    runs: Mapping[str, Run],
+    runs: Mapping[str, ExampleRun],
     opaque: Mapping[str, str],
 ) -> Stack:
     blocks = {f"{path}.{name}".lstrip("."): child for name, child in container.named_children()}
@@ -175,12 +175,12 @@ def _stack(
     return Stack(path, tuple(longest), type(blocks[longest[0]]), call)
 
 
-def _in_a_row(names: Sequence[str], runs: Mapping[str, Run]) -> bool:
+def _in_a_row(names: Sequence[str], runs: Mapping[str, ExampleRun]) -> bool:
     return all(a in runs[b].follows for a, b in pairwise(names))
 
 
 def _chains(
-    names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, Run]
+    names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, ExampleRun]
 ) -> Iterator[list[str]]:
     """The parts in which each block reads what the one in front returns, and returns what is of that form."""
     part: list[str] = []
@@ -195,7 +195,7 @@ def _chains(
         yield part
 
 
-def _call_of(names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, Run]) -> Call:
+def _call_of(names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, ExampleRun]) -> Call:
     """How the blocks are called."""
     found = {_by(runs[b], a) for a, b in pairwise(names)}
     elements = {runs[name].element for name in names[:-1]}
@@ -221,7 +221,7 @@ def _call_of(names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[
     raise _NoStackError("has blocks whose results have not the form of what they read")
 
 
-def _keeps_its_form(name: str, regions: Mapping[str, Region], runs: Mapping[str, Run]) -> bool:
+def _keeps_its_form(name: str, regions: Mapping[str, Region], runs: Mapping[str, ExampleRun]) -> bool:
     if name not in regions:
         return True  # which is said later
     try:
@@ -230,7 +230,7 @@ def _keeps_its_form(name: str, regions: Mapping[str, Region], runs: Mapping[str,
         return False
 
 
-def _by(run: Run, maker: str) -> str | None:
+def _by(run: ExampleRun, maker: str) -> str | None:
     parameters = run.follows.get(maker, ())
     return parameters[0] if len(set(parameters)) == 1 else None
 

@@ -66,7 +66,7 @@ class Values:
 
     def at(self, slot: Slot, regions: Regions) -> ValueForm:
         """The form of the value at ``slot`` (not of its source) as the host is now."""
-        search = _Search(self._then, regions)
+        search = _ValueSearch(self._then, regions)
         seen = observation_of(slot.node)
         dtype, device, channels_last = slot.dtype, slot.device, slot.channels_last
         if seen is not None and seen.autocast:
@@ -87,7 +87,7 @@ class Values:
 
 
 @dataclass(frozen=True)
-class _Search:
+class _ValueSearch:
     then: Mapping[str, ValueForm]
     regions: Regions
 

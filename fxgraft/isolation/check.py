@@ -1,7 +1,7 @@
 """The isolation check: are the host's gradients what they would be without the seeds' paths?
 
 Not a heuristic on norms: two passes over the same inputs, from the same random state, one as the host
-runs and one from which a seed cannot be felt, compared bit for bit. In the second
+runs and one in which a seed has no effect, compared bit for bit. In the second
 
 * seeds in TRAINING are not there at all (so that what they write into buffers or values shows), and
 * the outputs of blended, isolated seeds are cut off from gradients (so that only the direct path is left).

@@ -66,7 +66,7 @@ def deepen(
         SlotError: there is no such stack, no block can stand there, or there are no output layers.
         BlueprintError: nothing initialises a parameter of the block; or it is isolated, and would draw
             from the global random stream.
-        ValueError: for a count, place or option that cannot be.
+        ValueError: a count, place or option is invalid.
         StageError: the name is taken.
     """
     self._allow("deepen")

@@ -37,7 +37,7 @@ class Pair(nn.Module):
 
 
 @dataclass(frozen=True)
-class Operation:
+class RandomOperation:
     """What one operation owns, by name, and how it runs on ``(N, WIDTH)``."""
 
     run: Callable[[nn.Module, Part, Tensor], Any]
@@ -111,33 +111,35 @@ def _dropout(block: nn.Module, part: Part, x: Tensor) -> Any:
     return F.dropout(x, 0.25, training=block.training)
 
 
-OPERATIONS: dict[str, Operation] = {
-    "linear": Operation(lambda _, part, x: part("linear")(x), _linear),
-    "relu": Operation(lambda _, part, x: F.relu(x)),
-    "method": Operation(lambda _, part, x: x.mul(0.5).clamp(min=-1.0)),
-    "parameter": Operation(
+OPERATIONS: dict[str, RandomOperation] = {
+    "linear": RandomOperation(lambda _, part, x: part("linear")(x), _linear),
+    "relu": RandomOperation(lambda _, part, x: F.relu(x)),
+    "method": RandomOperation(lambda _, part, x: x.mul(0.5).clamp(min=-1.0)),
+    "parameter": RandomOperation(
         lambda _, part, x: x * part("scale"), lambda: {"scale": nn.Parameter(torch.rand(WIDTH) + 0.5)}
     ),
-    "many_consumers": Operation(_many_consumers, _linear),
-    "chunk": Operation(_multi_output),
-    "split": Operation(_split),
-    "pair": Operation(_pair, lambda: {"pair": Pair()}),
-    "shared": Operation(_shared, _linear),
-    "tied": Operation(_tied, _linear),
-    "in_place_method": Operation(_in_place_method, _linear),
-    "in_place_add": Operation(_in_place_add, _linear),
-    "in_place_view": Operation(_in_place_view, _linear),
-    "in_place_module": Operation(
+    "many_consumers": RandomOperation(_many_consumers, _linear),
+    "chunk": RandomOperation(_multi_output),
+    "split": RandomOperation(_split),
+    "pair": RandomOperation(_pair, lambda: {"pair": Pair()}),
+    "shared": RandomOperation(_shared, _linear),
+    "tied": RandomOperation(_tied, _linear),
+    "in_place_method": RandomOperation(_in_place_method, _linear),
+    "in_place_add": RandomOperation(_in_place_add, _linear),
+    "in_place_view": RandomOperation(_in_place_view, _linear),
+    "in_place_module": RandomOperation(
         lambda _, part, x: part("act")(part("linear")(x)),
         lambda: {**_linear(), "act": nn.ReLU(inplace=True)},
     ),
-    "batch_norm": Operation(lambda _, part, x: part("norm")(x), lambda: {"norm": nn.BatchNorm1d(WIDTH)}),
-    "layer_norm": Operation(lambda _, part, x: part("norm")(x), lambda: {"norm": nn.LayerNorm(WIDTH)}),
-    "counter": Operation(_counter, lambda: {"count": torch.zeros(())}),
-    "integers": Operation(_integers, lambda: {"embedding": nn.Embedding(WIDTH, WIDTH)}),
-    "dead": Operation(_dead, _linear),
-    "dropout": Operation(_dropout),
-    "dropout_module": Operation(lambda _, part, x: part("drop")(x), lambda: {"drop": nn.Dropout(0.25)}),
+    "batch_norm": RandomOperation(
+        lambda _, part, x: part("norm")(x), lambda: {"norm": nn.BatchNorm1d(WIDTH)}
+    ),
+    "layer_norm": RandomOperation(lambda _, part, x: part("norm")(x), lambda: {"norm": nn.LayerNorm(WIDTH)}),
+    "counter": RandomOperation(_counter, lambda: {"count": torch.zeros(())}),
+    "integers": RandomOperation(_integers, lambda: {"embedding": nn.Embedding(WIDTH, WIDTH)}),
+    "dead": RandomOperation(_dead, _linear),
+    "dropout": RandomOperation(_dropout),
+    "dropout_module": RandomOperation(lambda _, part, x: part("drop")(x), lambda: {"drop": nn.Dropout(0.25)}),
 }
 
 
@@ -149,7 +151,7 @@ class Child:
     calls: int = 1
 
 
-class Block(nn.Module):
+class RandomBlock(nn.Module):
     """Runs a list of operations and children in order."""
 
     def __init__(self, steps: tuple[Any, ...]):
@@ -158,7 +160,7 @@ class Block(nn.Module):
         self.unused = nn.Parameter(torch.ones(2))
         for i, step in enumerate(steps):
             owned: dict[str, Any] = (
-                {"child": Block(step.steps)} if isinstance(step, Child) else OPERATIONS[step].owns()
+                {"child": RandomBlock(step.steps)} if isinstance(step, Child) else OPERATIONS[step].owns()
             )
             for name, value in owned.items():
                 plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
@@ -183,7 +185,7 @@ class Block(nn.Module):
 class Net(nn.Module):
     """A whole model: floats or token ids in, one tensor or a tuple out."""
 
-    def __init__(self, body: Block, tokens: bool, tuple_out: bool):
+    def __init__(self, body: RandomBlock, tokens: bool, tuple_out: bool):
         super().__init__()
         self.tuple_out = tuple_out
         self.stem = nn.Embedding(TOKENS, WIDTH) if tokens else nn.Linear(WIDTH, WIDTH)
@@ -207,7 +209,7 @@ class Plan:
         """A new model; leaves the global random stream where it was."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return Net(Block(self.steps), self.tokens, self.tuple_out)
+            return Net(RandomBlock(self.steps), self.tokens, self.tuple_out)
 
     def batch(self, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """The input number ``seed``, always the same."""
