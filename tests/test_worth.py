@@ -166,6 +166,25 @@ def test_an_end_is_what_it_would_be_alone(arm, tmp_path: Path, monkeypatch):
     assert (alone["test"], alone["flops"]["train"]) == (together[-1]["test"], together[-1]["flops"]["train"])
 
 
+FULL = arms(replace(PROTOCOLS["full"], scales={"gpt": SCALE}), "gpt")
+
+
+@pytest.mark.parametrize("arm", ["widen", "deepen-1-8-muon", "autogrow"])
+def test_arms_of_the_full_protocol_run_and_end_with_a_larger_network(arm, tmp_path: Path):
+    task, it = tiny(), FULL[arm]
+    it = replace(
+        it, depth=min(it.depth, 2), changes=tuple((at, 2) for at, _ in it.changes)
+    )  # small is enough
+    record = Trainer(Run("gpt", arm, 0, 0.003), it, task, tmp_path).train()
+    (end,) = record["ends"]
+    assert math.isfinite(end["test"])
+    hidden = {"hidden": it.options["hidden"]} if "hidden" in it.options else {}
+    before = sum(p.numel() for p in task.make(it.depth, **hidden).parameters())
+    if arm != "autogrow":  # for which so few steps are no time at all
+        assert record["parameters"] > before
+    assert end["flops"]["train"] > 0
+
+
 def test_the_schedule_rises_stays_and_falls_to_zero():
     total, warm = 50, schedule.warm_up(50)
     start = schedule.decay_start(total)

@@ -212,9 +212,8 @@ class Widened(Deepened):
 
     def grow(self, depth: int) -> None:
         missing = 256 - self.sizes["hidden"]
-        with self.manager.together():
-            for at in range(depth):
-                self.manager.widen(f"blocks.{at}.up", missing)
+        for at in range(depth):
+            self.manager.widen(f"blocks.{at}.up", missing)
 
 
 class Autogrown(Deepened):
