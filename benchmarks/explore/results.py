@@ -14,12 +14,21 @@ from scipy.stats import spearmanr
 
 from benchmarks.environment import as_markdown
 from benchmarks.explore.networks import WORKLOADS
-from benchmarks.explore.plan import EXPLORED, RADII, RANDOM_SEEDS, REPEATS, SPLITS
+from benchmarks.explore.plan import CHOSEN_ON, EXPLORED, RADII, RANDOM_SEEDS, REPEATS, SPLITS
 from fxgraft.explore.scoring import DEFAULT
 
 OUT = Path(__file__).parents[1] / "results"
 SEPARATE = ("shadow", "inserted")
 """Controls that need a run for each candidate: they cannot be the default."""
+
+BORN_SCORES = ("parameters", "adam times parameters", "gradient", "mean gradient", "adam", "fisher")
+NAMED = {
+    "expected_times_parameters": "adam times parameters",
+    "expected_and_parameters": "parameters and adam",
+    "expected": "adam",
+}
+"""Scores of the library, and what the plan calls them."""
+DEFAULT_NAMED = NAMED.get(DEFAULT, DEFAULT)
 
 Parts = dict[str, dict[str, Any]]
 Scores = dict[str, Callable[[int], list[float] | None]]
@@ -43,10 +52,18 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 class Workload:
-    """The parts of one workload, as far as they are there."""
+    """The parts of one workload, as far as they are there.
 
-    def __init__(self, name: str, parts: Parts):
+    Args:
+        name: of one of `WORKLOADS`.
+        parts: by their keys.
+        stored: earlier results of it, whose truth counts where the parts have none.
+    """
+
+    def __init__(self, name: str, parts: Parts, stored: dict[str, Any] | None = None):
         self.name, self._parts = name, parts
+        self._stored: dict[str, Any] | None = None
+        self.fresh: dict[str, Any] = {}
         self.candidates = WORKLOADS[name].candidates
         number = range(len(self.candidates))
         self.seeds = [
@@ -55,6 +72,10 @@ class Workload:
             if all(f"{name} {seed} truth {i}" in parts for i in ("none", *number))
         ]
         self.gains = {s: [self._gain(s, i, "end") for i in number] for s in self.seeds}
+        if not self.seeds and stored is not None:
+            self._stored = stored
+            self.seeds = list(range(stored["random_seeds"]))
+            self.gains = {s: [one["gains"][s] for one in stored["candidates"]] for s in self.seeds}
 
     def part(self, seed: int, what: str) -> dict[str, Any] | None:
         return self._parts.get(f"{self.name} {seed} {what}")
@@ -102,15 +123,14 @@ class Workload:
             f"contribution, radius {radius:g}, {steps} steps": of(f"explored {radius}", f"after {steps}")
             for radius, steps in itertools.product(RADII, EXPLORED)
         }
-        born = ("gradient", "mean gradient", "adam", "fisher")
-        found |= {name: of("born", name) for name in born}
-        found["parameters"] = of(f"explored {RADII[0]}", "parameters")
+        found |= {name: of("born", name) for name in BORN_SCORES}
         found["contribution and adam"] = mixed(f"contribution, radius {0.1:g}, 100 steps", "adam")
         found["parameters and adam"] = mixed("parameters", "adam")
         found["shadow"] = shadow
-        found["inserted"] = lambda seed: [
-            self._gain(seed, i, "inserted") for i in range(len(self.candidates))
-        ]
+        if self._stored is None:
+            found["inserted"] = lambda seed: [
+                self._gain(seed, i, "inserted") for i in range(len(self.candidates))
+            ]
         return found
 
     def regret(self, scores: Sequence[float]) -> float | None:
@@ -120,6 +140,8 @@ class Workload:
 
     def separate(self) -> float:
         """CPU seconds of all separate runs of one random seed."""
+        if self._stored is not None:
+            return float(self._stored["separate_cpu_seconds"])
         each = [
             sum(self.part(s, f"truth {i}")["seconds"] for i in range(len(self.candidates)))  # type: ignore[index]
             for s in self.seeds
@@ -134,7 +156,7 @@ class Workload:
                 _, radius, steps = name.split(", ")
                 part = self.part(seed, f"explored {float(radius.split()[1])}")
                 spent += [part["seconds"][steps.split()[0]]] if part else []
-            elif name in ("gradient", "mean gradient", "adam", "fisher", "parameters and adam"):
+            elif name in (*BORN_SCORES, "parameters and adam") and name != "parameters":
                 part = self.part(seed, "born")
                 spent += [part["seconds"]] if part else []
         return statistics.fmean(spent) / self.separate() if spent else None
@@ -147,6 +169,13 @@ class Workload:
             if there:
                 regrets = [self.regret(scores) for _, scores in there]
                 own = [rho(scores, self.gains[seed]) for seed, scores in there]
+                fresh = [(s, scores) for s, scores in there if s >= CHOSEN_ON.get(self.name, 0)]
+                if fresh and name == DEFAULT_NAMED:
+                    self.fresh = {
+                        "random seeds": len(fresh),
+                        "spearman": statistics.fmean(rho(scores, truth) for _, scores in fresh),
+                        "regret": statistics.fmean(self.regret(scores) or 0.0 for _, scores in fresh),
+                    }
                 rows.append(
                     {
                         "score": name,
@@ -157,8 +186,11 @@ class Workload:
                         "random seeds": len(there),
                     }
                 )
+        known = {row["score"] for row in rows}
+        rows += [row for row in (self._stored or {}).get("scores", ()) if row["score"] not in known]
         span = max(truth) - statistics.median(truth)
         return {
+            **({"fresh": self.fresh} if self.fresh else {}),
             "random_seeds": len(self.seeds),
             "repeats": self.repeats(),
             "candidates": [
@@ -178,12 +210,13 @@ def write(*files: Path) -> None:
     """Write ``explore.json`` and ``explore.md`` from files of parts."""
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     parts = {line["key"]: line for line in lines}
+    stored = json.loads((OUT / "explore.json").read_text()) if (OUT / "explore.json").exists() else {}
     found: dict[str, Any] = {}
     for name in WORKLOADS:
-        workload = Workload(name, parts)
+        workload = Workload(name, parts, stored.get("workloads", {}).get(name))
         if len(workload.seeds) >= 2:
             found[name] = workload.results()
-    named = {"expected_and_parameters": "parameters and adam", "expected": "adam"}.get(DEFAULT, DEFAULT)
+    named = DEFAULT_NAMED
     default = {}
     for name, results in found.items():
         row = next((row for row in results["scores"] if row["score"] == named), None)
@@ -192,13 +225,14 @@ def write(*files: Path) -> None:
             default[name]["repeats"] = results["repeats"]
     data = {
         "command": "python -m benchmarks.explore",
-        "environment": next(line for line in reversed(lines) if " truth " in line["key"])["environment"],
+        "environment": lines[-1]["environment"],
         "default": named,
         "steps": [
             {key: line[key] for key in ("d_model", "ms", "ratio")}
             for name, line in parts.items()
             if name.startswith("steps ")
-        ],
+        ]
+        or stored.get("steps", []),
         "workloads": {name: {**default.get(name, {}), **results} for name, results in found.items()},
     }
     OUT.mkdir(exist_ok=True)

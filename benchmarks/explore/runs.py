@@ -182,11 +182,15 @@ def at_birth(name: str, seed: int) -> dict[str, Any]:
                 for p, b in zip(of_one, as_born, strict=True):
                     p.copy_(b)
     seconds = time.process_time() - began
+    sizes = [sum(p.numel() for p in of_one) for of_one in parameters]
     pairs = [list(zip(ones, squares, strict=True)) for ones, squares in zip(first, second, strict=True)]
+    adam = [sum(float((m.square() / (v.sqrt() + 1e-12)).sum()) for m, v in one) for one in pairs]
     return {
+        "parameters": sizes,
+        "adam times parameters": [fall * size for fall, size in zip(adam, sizes, strict=True)],
         "gradient": norms,
         "mean gradient": [sum(float(m.square().sum()) for m, _ in of_one) ** 0.5 for of_one in pairs],
-        "adam": [sum(float((m.square() / (v.sqrt() + 1e-12)).sum()) for m, v in one) for one in pairs],
+        "adam": adam,
         "fisher": [sum(float((m.square() / (v + 1e-12)).sum()) for m, v in one) for one in pairs],
         "seconds": seconds,
     }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.live import Live
 
 from fxgraft.cli.app import JSON, app, report_errors, tell
 from fxgraft.cli.target import Task, load_task
@@ -35,17 +39,43 @@ def explore(
         list[str] | None, typer.Option(help="What may grow; several times for several. By default all.")
     ] = None,
     score: Annotated[str, typer.Option(help="What candidates are ranked by.")] = scoring.DEFAULT,
+    picture: Annotated[
+        Path | None, typer.Option(help="Save the graph, coloured by contribution: .svg, .png or .html.")
+    ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Train a model for a while, let candidates learn beside it, and tell where it should grow."""
+    """Train a model for a while, let candidates learn beside it, and tell where it should grow.
+
+    In a terminal the table is live meanwhile.
+    """
     with report_errors():
         validate.integer("--warm-up", warm_up)
-        found = _explored(load_task(target), slots, steps, warm_up, lr, blueprint, score)
+        if picture is not None:
+            _check(picture)
+        live = sys.stdout.isatty() and not as_json
+        found = _explored(load_task(target), slots, steps, warm_up, lr, blueprint, score, live)
         tell(str(found), found.to_dict(), as_json)
+        if picture is not None:  # last: what was found is told, even where no picture can be drawn
+            found.show().save(picture)
+
+
+def _check(picture: Path) -> None:
+    """Before the training: its extra is there, and the name's ending is one that can be written."""
+    from fxgraft.report.host_picture import SUFFIXES  # on demand: an extra
+
+    if picture.suffix not in SUFFIXES:
+        raise ValueError(f"--picture: expected a name ending in {', '.join(SUFFIXES)}; got {picture.name!r}")
 
 
 def _explored(
-    task: Task, slots: str, steps: int, warm_up: int, lr: float, names: list[str] | None, score: str
+    task: Task,
+    slots: str,
+    steps: int,
+    warm_up: int,
+    lr: float,
+    names: list[str] | None,
+    score: str,
+    live: bool,
 ) -> Exploration:
     host = trace(task.model, _arguments(task.batches[0][0]))
     optimizer = torch.optim.AdamW(host.parameters(), lr)
@@ -67,7 +97,8 @@ def _explored(
     found = manager.explore(
         slots, evaluate=lambda: _losses(host, task), steps=steps, blueprints=names or None, score=score
     )
-    train(steps)
+    with Live(found, transient=True) if live else nullcontext():
+        train(steps)
     return found
 
 

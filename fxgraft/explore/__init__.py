@@ -4,10 +4,12 @@
 `autogrow`     growth by itself: explores when it is time, and keeps what helps
 `candidates`   what may be explored: where, and with what
 `depths`       deepening as a candidate, isolated while it is tried
+`entry`        one candidate of an exploration
 `exploration`  one exploration, from its germination to its end
 `gradients`    what the gradients of candidates say before they learn
 `measuring`    the contributions of many seeds, from one evaluation each
 `price`        what the FLOPs of a part would bring in further training without it
+`presets`      candidates for families of models
 `scoring`      what the candidates are ranked by
 `terms`        when to grow, for how long, and what it may cost
 `table`        what was found, as rows and as text

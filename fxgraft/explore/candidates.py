@@ -163,7 +163,7 @@ def find(
             raise SlotError(NO_SLOTS)
         wider = [(0, one) for one in _wider(host)] if widens and names is None else []
         # After the first candidate of each slot: blocks are large.
-        wider += [(1, _priced(host, seed)) for seed in depths(host)] if names is None else []
+        wider += [(1, priced(host, seed)) for seed in depths(host)] if names is None else []
         return _fitting(host, list(host.slots.values()), names, limit, most, wider=wider)
     slots, seeds = _told_apart(host, choice)
     if slots and seeds:
@@ -176,7 +176,7 @@ def find(
                 f"candidates[{place}]: expected an isolated seed, which the host does not feel; "
                 f"got isolated=False"
             )
-        candidate = _priced(host, seed)
+        candidate = priced(host, seed)
         if (reason := _too_much(candidate, most)) is None:
             found.candidates.append(candidate)
         else:
@@ -219,7 +219,7 @@ def _seed(given: SEED | Mapping[str, Any]) -> SEED:
     return command
 
 
-def _priced(host: Host, seed: SEED) -> Candidate:
+def priced(host: Host, seed: SEED) -> Candidate:
     """The candidate of a command. Raises what germinating it would."""
     if seed.blueprint == DEEPEN:
         depth = depth_of(host, seed)
@@ -237,7 +237,7 @@ def _wider(host: Host) -> list[Candidate]:
     found = []
     for seed, width in widths(host):
         try:
-            candidate = _priced(host, seed)
+            candidate = priced(host, seed)
         except (SlotError, BlueprintError):  # no branch can stand for these channels
             continue
         found.append(replace(candidate, parameters=width.parameters, width=width))
@@ -264,7 +264,7 @@ def _fitting(
         for name in names if names is not None else registered.names():
             seed = SEED(slot=slot.name, blueprint=name)
             try:
-                candidate = _priced(host, seed)
+                candidate = priced(host, seed)
             except (SlotError, BlueprintError) as error:
                 misfits.append((seed, None, str(error)))
                 continue

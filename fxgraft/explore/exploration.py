@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
-from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.errors import CheckpointError, FxGraftError
-from fxgraft.explore.candidates import Candidate, Found
-from fxgraft.explore.depths import Depth
+from fxgraft.explore.candidates import Found
+from fxgraft.explore.entry import Entry
 from fxgraft.explore.gradients import BirthGradients
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
 from fxgraft.explore.scoring import Ranking, rank_of
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
-from fxgraft.explore.widths import Width
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -35,6 +33,9 @@ if TYPE_CHECKING:
 
 LONGEST_BIRTH = 50
 """Steps: more gradients tell little more."""
+
+COLOURED_BY = ("contribution", "expected", "gradient", "score")
+"""What the slots of a picture can be coloured by."""
 
 
 @dataclass(frozen=True)
@@ -49,61 +50,7 @@ class Settings:
     @property
     def born(self) -> int:
         """For how many steps the candidates stand as they were born."""
-        return min(self.steps // 2, LONGEST_BIRTH)
-
-
-@dataclass
-class _Entry:
-    """A candidate, and what became of it so far."""
-
-    command: SEED
-    candidate: Candidate | None
-    seed: str | None = None
-    status: str = LEARNING
-    reason: str = ""
-    found: Measured = field(default_factory=Measured)
-    step_cost: float | None = None
-    expected: float | None = None
-    gradient: float | None = None
-    trained_steps: int = 0
-    score: float | None = None
-    widens: tuple[str, int] | None = None
-
-    def row(self) -> Row:
-        return Row(
-            slot=self.command.slot,
-            blueprint=self.command.blueprint if self.widens is None else "widen",
-            parameters=None if self.candidate is None else self.candidate.parameters,
-            flops=None if self.candidate is None or self.depth is not None else self.candidate.flops,
-            contribution=self.found.contribution,
-            standard_error=self.found.standard_error,
-            score=self.score,
-            step_cost=self.step_cost,
-            expected=self.expected,
-            gradient=self.gradient,
-            trained_steps=self.trained_steps,
-            status=self.status,
-            reason=self.reason,
-            seed=self.seed,
-            command=self._grows,
-            widens=self.widens,
-            deepens=None if self.depth is None else (self.depth.stack, self.depth.at),
-        )
-
-    @property
-    def _grows(self) -> SEED | WIDEN | DEEPEN:
-        if self.widens is not None:
-            return WIDEN(group=self.widens[0], by=self.widens[1])
-        if self.depth is not None:
-            return DEEPEN(stack=self.depth.stack, at=[self.depth.at])
-        return self.command
-
-    @property
-    def depth(self) -> Depth | None:
-        return None if self.candidate is None else self.candidate.depth
-
-    def fail(self, reason: str) -> None:
-        self.status, self.reason = FAILED, reason
+        return min(max(self.steps // 2, 1), LONGEST_BIRTH)
 
 
 class Exploration:
@@ -125,10 +72,9 @@ class Exploration:
     ):
         self._manager, self._lifecycle, self._reporter = manager, lifecycle, reporter
         self._evaluate, self._score, self._settings = evaluate, score, settings
-        self._entries = [_Entry(one.command, one, widens=_widens(one.width)) for one in found.candidates]
+        self._entries = [Entry.of(one.command, one) for one in found.candidates]
         self._left_out = [
-            _Entry(seed, one, status=LEFT_OUT, reason=why, widens=_widens(one.width) if one else None)
-            for seed, one, why in found.left_out
+            Entry.of(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out
         ]
         self._began, self._steps = manager.steps, 0
         self._births: dict[str, BirthGradients] = {}
@@ -163,6 +109,9 @@ class Exploration:
         return self.to_dict()
 
     def __str__(self) -> str:
+        return f"{self._head()}\n{text_of(self.table)}"
+
+    def _head(self) -> str:
         learning = sum(entry.status == LEARNING for entry in self._entries)
         state = (
             f"{sum(entry.status == MEASURED for entry in self._entries)} measured, "
@@ -173,9 +122,36 @@ class Exploration:
         head = f"exploration of {pluralize(len(self._entries), 'candidate')}: {state}"
         if self._left_out:
             head += f"; {len(self._left_out)} left out"
-        return f"{head}\n{text_of(self.table)}"
+        return head
 
     __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        """The table: ``rich.print(exploration)``; as it goes: ``with rich.live.Live(exploration): ...``."""
+        from fxgraft.report.tables import exploration_table  # on demand: an extra
+
+        return exploration_table(self._head(), [row.to_dict() for row in self.table])
+
+    def show(self, by: str = "contribution") -> Any:
+        """The host as a picture whose slots are coloured by what their best candidate gives.
+
+        As `Host.show`: it shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML. Needs the
+        extra ``show`` and graphviz.
+
+        Args:
+            by: which number: ``"contribution"``, ``"expected"``, ``"gradient"`` or ``"score"``.
+                Green is above zero, red below.
+
+        Raises:
+            ValueError: for another word.
+        """
+        if by not in COLOURED_BY:
+            raise ValueError(f"by: expected one of {', '.join(COLOURED_BY)}; got {by!r}")
+        from fxgraft.report.host_picture import Picture  # on demand: an extra
+        from fxgraft.report.marks import marks
+
+        said = f"A slot has the colour of its best candidate's {by}: green above zero, red below."
+        return Picture(self._manager.host, marks([row.to_dict() for row in self.table], by), said)
 
     # Its course
 
@@ -199,18 +175,27 @@ class Exploration:
             logger.warning("nothing of the exploration could germinate: %s", reason)
         return None
 
-    def _insert(self, entries: Sequence[_Entry]) -> None:
-        """The blocks, isolated, in one act."""
+    def _insert(self, entries: Sequence[Entry]) -> None:
+        """The blocks, isolated, in one act; one by one where it fails as a whole."""
         if not entries:
             return
-        with self._manager.together():
+        try:
+            with self._manager.together():
+                for entry in entries:
+                    self._deepen(entry)
+        except FxGraftError:  # what can be seen of the graph only: nothing of the act is there
             for entry in entries:
-                assert entry.depth is not None
-                try:
-                    (seed,) = self._manager.deepen(entry.depth.stack, at=[entry.depth.at], isolated=True)
-                    entry.seed = seed.name
-                except FxGraftError as error:
-                    entry.fail(f"{type(error).__name__}: {error}")
+                entry.status, entry.reason = LEARNING, ""
+                self._deepen(entry)
+
+    def _deepen(self, entry: Entry) -> None:
+        assert entry.depth is not None
+        try:
+            (seed,) = self._manager.deepen(entry.depth.stack, at=[entry.depth.at], isolated=True)
+            entry.seed = seed.name
+        except FxGraftError as error:
+            entry.seed = None
+            entry.fail(f"{type(error).__name__}: {error}")
 
     def step(self, loss: object = None) -> None:
         """One training step more; the last one measures. Called by ``manager.step()``."""
@@ -231,7 +216,7 @@ class Exploration:
         if self._steps >= self._settings.steps or not self._learning():
             self._finish()
 
-    def _hold(self, entry: _Entry) -> None:
+    def _hold(self, entry: Entry) -> None:
         """Let a candidate stand as it was born, for a while."""
         seed = self._manager.seeds.get(entry.seed or "")
         if self._steps < self._settings.born and seed is not None and seed.module is not None:
@@ -272,8 +257,11 @@ class Exploration:
         ranked = [row.seed for row in self.best(len(self._entries))]
         self._end(manager.peers.share(ranked)[: settings.keep], "")
 
-    def _take_in(self, entry: _Entry, seed: Seed, found: Measured) -> None:
+    def _take_in(self, entry: Entry, seed: Seed, found: Measured) -> None:
         entry.trained_steps, entry.found = seed.trained_steps, found
+        # Each rank has seen the gradients of its own batches.
+        shared = self._manager.peers.mean(math.nan if entry.expected is None else entry.expected)
+        entry.expected = None if math.isnan(shared) else shared
         if found.contribution is None:
             return entry.fail(found.reason)
         if not seed.trained_steps and self._settings.steps > self._settings.born:
@@ -285,8 +273,11 @@ class Exploration:
 
     def _rank(self) -> None:
         measured = [entry for entry in self._entries if entry.status == MEASURED]
-        for entry, score in zip(measured, self._score([entry.row() for entry in measured]), strict=True):
-            entry.score = None if score is None or math.isnan(score) else float(score)
+        found = self._score([entry.row() for entry in measured])
+        scores = [None if score is None or math.isnan(score) else float(score) for score in found]
+        # Clocks and norms differ between ranks; the order must not.
+        for entry, score in zip(measured, self._manager.peers.share(scores), strict=True):
+            entry.score = score
 
     def _end(self, kept: Sequence[str | None], reason: str) -> None:
         """Cull all seeds but those, in one act."""
@@ -303,7 +294,7 @@ class Exploration:
             self._manager.carry_out_together([commands.CULL(seed=name) for name in gone])
         self._reporter.emit("explored", steps=self._steps, rows=[row.to_dict() for row in self.table])
 
-    def _learning(self) -> list[_Entry]:
+    def _learning(self) -> list[Entry]:
         return [entry for entry in self._entries if entry.status == LEARNING]
 
     # Checkpoints
@@ -315,8 +306,7 @@ class Exploration:
             "began": self._began,
             "entries": [
                 {
-                    "command": commands.to_dict(entry.command),
-                    **{name: getattr(entry, name) for name in _KEPT},
+                    **entry.state(),
                     "birth": birth.state() if (birth := self._births.get(entry.seed or "")) else None,
                 }
                 for entry in self._entries
@@ -331,20 +321,9 @@ class Exploration:
         """
         self._steps, self._began = state["steps"], state["began"]
         for entry, saved in zip(self._entries, state["entries"], strict=True):
-            if commands.to_dict(entry.command) != saved["command"]:
-                raise CheckpointError(f"the exploration was one of other candidates: {saved['command']}")
-            for name in _KEPT:
-                setattr(entry, name, saved[name])
+            entry.go_on(saved)
             if entry.status == LEARNING and entry.seed not in self._manager.seeds:
                 raise CheckpointError(f"the exploration's seed {entry.seed!r} is not in the checkpoint")
             if saved["birth"] is not None:
                 self._hold(entry)
                 self._births[str(entry.seed)].go_on(saved["birth"])
-
-
-def _widens(width: Width | None) -> tuple[str, int] | None:
-    return None if width is None else (width.group, width.by)
-
-
-_KEPT = ("seed", "status", "reason", "expected", "gradient", "widens")
-"""What a checkpoint says of a candidate, beside its command."""

@@ -9,14 +9,16 @@ for x, y in loader:
         optimizer.step()
         optimizer.zero_grad()
         growth.step(loss)
+
+`GrowCallback("auto", accelerator, grow={"evaluate": ...})` in its place lets the host grow by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -26,8 +28,10 @@ from torch.optim import Optimizer
 
 from fxgraft.checkpoint import elsewhere
 from fxgraft.errors import CheckpointError
+from fxgraft.explore import autogrow
+from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
-from fxgraft.integrations.carrier import bare
+from fxgraft.integrations.carrier import AUTO, bare
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.wrapped import inner
 
@@ -122,6 +126,78 @@ class Growth:
     def _load(self, file: Path) -> None:
         with bare(self.manager.host, self._optimizers, self._options["schedulers"]):
             self.manager = SeedManager.load(file, self._host, self._optimizers, **self._options)
+
+
+class GrowCallback(Growth):
+    """A `Growth` whose host grows by itself (`SeedManager.autogrow`), as the callbacks of other trainers do.
+
+    Call ``callback.step(loss)`` where a `Growth` is stepped. After ``accelerator.load_state`` it goes on.
+
+    Args:
+        host: ``"auto"``: the one host that the accelerator has prepared; or what ``accelerator.prepare`` made
+            of that, where there are several.
+        accelerator: has prepared the host, its optimizers and schedulers.
+        grow: arguments of `SeedManager.autogrow`; ``evaluate`` has to be there: Accelerate knows no loss.
+        **options: of `SeedManager`.
+
+    Attributes:
+        growth: what `SeedManager.autogrow` returned; None before the first step.
+
+    Raises:
+        ValueError: as for `Growth`; there is no ``evaluate``; no host, or several; or no optimizer that has
+            the host's parameters.
+    """
+
+    def __init__(
+        self,
+        host: nn.Module | str,
+        accelerator: Accelerator,
+        *,
+        grow: Mapping[str, Any],
+        **options: Any,
+    ):
+        if "evaluate" not in grow:
+            raise ValueError(
+                "GrowCallback(grow): expected {'evaluate': a function that returns a loss of the host, ...}; "
+                f"got {sorted(grow)}"
+            )
+        found = _the_host(accelerator, host) if isinstance(host, str) else host
+        own = set(found.parameters())
+        optimizers = [o for o in accelerator._optimizers if own & _parameters(o)]
+        if not optimizers:
+            raise ValueError(
+                "accelerator: expected it to have prepared an optimizer of the host's parameters; it has none"
+            )
+        inside = set(map(inner, optimizers))
+        schedulers = [s for s in accelerator._schedulers if inner(s).optimizer in inside]
+        super().__init__(accelerator, found, optimizers, schedulers, **options)
+        self._grow, self.growth = dict(grow), cast("autogrow.Growth | None", None)
+
+    def step(self, loss: float | Tensor | None = None) -> None:
+        """After ``optimizer.step()``; where gradients are accumulated, it counts the last batch only."""
+        if self.growth is None and self._accelerator.sync_gradients:
+            self.growth = self.manager.autogrow(**self._grow)
+        super().step(loss)
+
+    def _load(self, file: Path) -> None:
+        super()._load(file)
+        self.growth = None  # that of the manager before; the next step goes on with the one that was saved
+
+
+def _the_host(accelerator: Accelerator, word: str) -> nn.Module:
+    if word != AUTO:
+        raise ValueError(f"GrowCallback(host): the only word is {AUTO!r}; got {word!r}")
+    found = [model for model in accelerator._models if isinstance(getattr(model, "module", model), Host)]
+    if len(found) != 1:
+        raise ValueError(
+            f"GrowCallback({AUTO!r}): expected one host that accelerator.prepare(fxgraft.trace(...)) "
+            f"returned; there are {len(found)}. Of several, give each a GrowCallback(host, accelerator)"
+        )
+    return cast(nn.Module, found[0])
+
+
+def _parameters(optimizer: Any) -> set[Tensor]:
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 class _Loaded(nn.Module):

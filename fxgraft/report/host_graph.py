@@ -12,6 +12,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture.region import Region
+from fxgraft.report.marks import Mark
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
 from fxgraft.slots.structure import Placement
@@ -32,10 +33,11 @@ class Drawing:
     Args:
         host: what is drawn.
         deep: whether to draw what is inside of child modules, in frames; or each as one box.
+        marks: what is said of slots, by their names.
     """
 
-    def __init__(self, host: Host, deep: bool):
-        self._host, self._deep = host, deep
+    def __init__(self, host: Host, deep: bool, marks: Mapping[str, Mark] | None = None):
+        self._host, self._deep, self._marks = host, deep, marks or {}
         self._numbers = itertools.count()
         self._drawn: set[str] = set()
         self._seeds: dict[str, list[Placement]] = {}
@@ -64,10 +66,20 @@ class Drawing:
                 dot.add_subgraph(frame)
         return dot
 
-    def _frame(self, region: Region) -> pydot.Cluster:
+    def _frame(self, region: Region, mark: Mark | None = None) -> pydot.Cluster:
+        """A mark colours the frame's edge: what is inside has colours of its own."""
         text: dict[str, Any] = {"fontname": FONT, "fontsize": "10", "fontcolor": SOFT, "labeljust": "l"}
-        label = f'"{region.name or "model"}"'
-        return pydot.Cluster(f"c{next(self._numbers)}", label=label, color=FRAME, style="rounded", **text)
+        colour, name = FRAME, region.name or "model"
+        if mark is not None:
+            colour, name, text = mark.colour, f"{name}: {mark.text}", {**text, "penwidth": "4"}
+        label = f'"{_escaped(name)}"'
+        return pydot.Cluster(
+            f"c{next(self._numbers)}", label=label, color=f'"{colour}"', style="rounded", **text
+        )
+
+    def _mark(self, node: fx.Node) -> Mark | None:
+        slot: Slot | None = node.meta.get("slot")
+        return self._marks.get(slot.name) if slot else None
 
     def _place(self, dot: pydot.Dot, frame: Any, region: Region, given: list[Ends]) -> Ends:
         """Draw a region into a frame; return where its result comes from."""
@@ -94,7 +106,7 @@ class Drawing:
     ) -> Ends:
         child = self._child(region, node)
         if child is not None and self._deep:
-            inner = self._frame(child)
+            inner = self._frame(child, self._mark(node))
             values = [*node.args, *node.kwargs.values()]
             given = [_ends_of(ends, value) for value in values]
             result = self._place(dot, inner, child, given)
@@ -102,8 +114,12 @@ class Drawing:
             return result
         slot = node.meta.get("slot")
         style = "rounded,filled" if slot else "rounded,filled,dashed"
-        label, colour = _label(region, node), INK if slot else SOFT
-        box = self._box(frame, label, style=style, color=colour, penwidth="2" if child else "1")
+        label, colour, fill = _label(region, node), INK if slot else SOFT, PAPER
+        if (mark := self._mark(node)) is not None:
+            label, fill = f"{label}\\n{mark.text}", mark.colour
+        box = self._box(
+            frame, label, style=style, color=colour, fillcolor=fill, penwidth="2" if child else "1"
+        )
         for source in node.all_input_nodes:
             for end in ends.get(source, ()):
                 shape = _shape(source) if _shape(source) != _shape_before(source) else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import pydot
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError
 from fxgraft.report.host_graph import Drawing, below, in_order
+from fxgraft.report.marks import Mark
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
 from fxgraft.util.text import pluralize
@@ -52,10 +54,15 @@ class Picture:
     """The graph of a host as it is now.
 
     In a notebook it shows itself: the page where each module opens to its own graph.
+
+    Args:
+        host: what is drawn.
+        marks: what is said of slots, by their names: a colour, and a line of text.
+        said: what the colours are, for the page.
     """
 
-    def __init__(self, host: Host):
-        self._host = host
+    def __init__(self, host: Host, marks: Mapping[str, Mark] | None = None, said: str = ""):
+        self._host, self._marks, self._said = host, marks or {}, said
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write ``.svg`` or ``.png`` (modules as frames), or ``.html`` (one page, which opens offline).
@@ -73,7 +80,7 @@ class Picture:
         if target.suffix == ".html":
             target.write_text(self.html(), encoding="utf-8")
         else:
-            drawn = Drawing(self._host, deep=True).of(*in_order(self._host))
+            drawn = Drawing(self._host, True, self._marks).of(*in_order(self._host))
             target.write_bytes(_render(drawn, target.suffix[1:]))
         return target
 
@@ -92,7 +99,8 @@ class Picture:
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n'
             f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>\n<h1>{title}</h1>\n'
             f"<p>A solid box is a slot, a dashed one is none; a box with a thick frame is a module that "
-            f'opens below. Shapes are those of the example.</p>\n<p class="key">{key}</p>\n{body}</html>\n'
+            f"opens below. Shapes are those of the example. {escape(self._said)}</p>\n"
+            f'<p class="key">{key}</p>\n{body}</html>\n'
         )
 
     def _repr_html_(self) -> str:
@@ -100,12 +108,13 @@ class Picture:
 
     def _section(self, region: Region) -> str:
         """A region that opens to its graph, and to the regions below."""
-        drawn = _render(Drawing(self._host, deep=False).of(region), "svg").decode()
+        drawn = _render(Drawing(self._host, False, self._marks).of(region), "svg").decode()
         inside = f"{region.name}." if region.name else ""
         seeds = sum(p.slot.name.startswith(inside) for p in self._host.structure.placements)
+        marked = any(name.startswith(inside) for name in self._marks)
         said = pluralize(len(region.slots), "slot") + (f", {pluralize(seeds, 'seed')}" if seeds else "")
         return (
-            f"<details{' open' if seeds or not region.name else ''}>"
+            f"<details{' open' if seeds or marked or not region.name else ''}>"
             f"<summary><code>{escape(region.name or 'model')}</code> {escape(type(region.module).__name__)} "
             f"<small>{said}</small></summary>\n<figure>{drawn[drawn.index('<svg') :]}</figure>\n"
             + "".join(map(self._section, below(self._host, region.name)))

@@ -17,6 +17,7 @@ from rich.text import Text
 from fxgraft.report.points import smooth
 from fxgraft.report.reading import find, read
 from fxgraft.report.run import Lane, LogLine, Run
+from fxgraft.report.tables import exploration_table
 from fxgraft.report.tail import Tail
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
@@ -68,8 +69,16 @@ def screen(run: Run) -> RenderableType:
     return Group(
         Panel(_head(run), title=Text(run.host or "run", style="bold"), title_align="left"),
         seed_table(run),
+        *_latest_exploration(run),
         *map(_line, [entry for entry in run.log if entry.kind not in TOLD_TWICE][-MOST_ENTRIES:]),
     )
+
+
+def _latest_exploration(run: Run) -> list[RenderableType]:
+    if not run.explorations:
+        return []
+    step, rows = run.explorations[-1]
+    return [exploration_table(f"explored until step {step:,}", rows, MOST_ENTRIES)]
 
 
 def seed_table(run: Run) -> RenderableType:

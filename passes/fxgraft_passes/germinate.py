@@ -63,7 +63,7 @@ from fxgraft_passes.describing import describe, shape_of
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, alpha_shape, check_name
 from fxgraft_passes.homes import is_home
-from fxgraft_passes.observe import observation_of
+from fxgraft_passes.observe import carries_no_gradient, observation_of
 from fxgraft_passes.sites import CALLED_WITH, GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any], int | str]
@@ -280,8 +280,8 @@ def _call(
 
     def beside(node: fx.Node) -> fx.Node:
         seen = observation_of(node)
-        is_tensor = seen is not None and seen.kind == "Tensor" and seen.dtype.is_floating_point
-        return _seed_input(graph, node, site, phase) if is_tensor else node
+        is_tensor = seen is not None and seen.kind == "Tensor"
+        return node if not is_tensor or carries_no_gradient(node) else _seed_input(graph, node, site, phase)
 
     keys: list[int | str] = [*range(len(args)), *kwargs]
     given = {

@@ -116,6 +116,16 @@ def observation_of(node: fx.Node) -> Observation | None:
     return node.meta.get(KEY)
 
 
+def carries_no_gradient(node: fx.Node) -> bool:
+    """Whether the value was one that no gradient goes through: integers, flags, numbers; not if unknown."""
+    seen = observation_of(node)
+    if seen is None:
+        return False
+    if seen.kind == "Tensor":
+        return not (seen.dtype.is_floating_point or seen.dtype.is_complex)
+    return not seen.memories
+
+
 class WatchedRun(fx.Interpreter):
     """Runs a graph on a module and shows each value to an `Observer`."""
 

@@ -6,6 +6,7 @@ import torch.fx as fx
 
 from fxgraft_passes import operators
 from fxgraft_passes.errors import FxGraftError, IsolationError, SlotError
+from fxgraft_passes.observe import carries_no_gradient
 from fxgraft_passes.sites import GraftSite, exits, host_value, nodes_of
 
 
@@ -43,7 +44,7 @@ def _check_isolation(graph: fx.Graph, site: GraftSite, exit_node: fx.Node) -> No
     for node in graft:
         allowed = {host_value(exit_node)} if node is exit_node else set()
         for source in set(node.all_input_nodes) - graft - allowed:
-            if not _stops_gradients(node):
+            if not _stops_gradients(node) and not carries_no_gradient(source):
                 raise IsolationError(
                     f"seed {site.name!r} at node {site.node!r}: {node} reads {source} without a detach; "
                     f"expected no path on which a gradient could reach the host through the seed"

@@ -391,6 +391,40 @@ def a_trainer_and_its_controller_agree() -> None:
     run.assert_ranks_are_the_same()
 
 
+def an_exploration_ranks_alike_on_all_ranks() -> None:
+    run = Run()
+    exploration = run.manager.explore(
+        [SLOT, "2.relu"], evaluate=lambda: held_out(run), steps=4, score=lambda row: row.step_cost
+    )
+    run.train(4)
+    rows = [(row.slot, row.blueprint, row.contribution, row.expected, row.score) for row in exploration.table]
+    assert all(score is not None and expected for *_, expected, score in rows[:4]), rows
+    assert_all_have(rows)
+
+
+def it_grows_by_itself_alike_on_all_ranks() -> None:
+    run = Run()
+    terms: Any = {"when": [0.1, 0.5], "total_steps": 20, "steps": 4, "blend": 2, "hold": 2, "budget": 5.0}
+    growth = run.manager.autogrow(lambda: held_out(run), gain=-10.0, **terms)
+    run.train(20)
+    assert growth.done, growth
+    assert any(entry["what"] == "kept" for entry in growth.history), growth
+    assert_all_have(growth.history)
+
+
+def held_out(run: Run) -> Tensor:
+    """A loss on data of this rank's own."""
+    draw = torch.Generator().manual_seed(900 + RANK)
+    x, y = torch.randn(8, 6, generator=draw), torch.randint(0, 3, (8,), generator=draw)
+    return nn.functional.cross_entropy(run.host.eval()(x), y)
+
+
+def assert_all_have(mine: Any) -> None:
+    found: list[Any] = [None] * SIZE
+    dist.all_gather_object(found, mine)
+    assert all(theirs == mine for theirs in found), found
+
+
 def ranks_that_drift_apart_are_told() -> None:
     run = Run()
     run.train(1)
@@ -433,6 +467,8 @@ def main() -> None:
             measurements_and_gates_agree,
             shadow_passes_are_averaged,
             a_trainer_and_its_controller_agree,
+            an_exploration_ranks_alike_on_all_ranks,
+            it_grows_by_itself_alike_on_all_ranks,
         ):
             if not wanted or case.__name__ in wanted:
                 case()

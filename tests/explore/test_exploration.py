@@ -287,6 +287,61 @@ def test_sinks_are_told_what_was_found() -> None:
     json.dumps(told.data, allow_nan=False)
 
 
+class Placed(nn.Module):
+    """A block that is told positions, which no gradient goes through; and perhaps a pair, which one may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, at: Tensor, pair: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        x = x + self.down(torch.relu(self.up(self.norm(x)))) * at[:, None]
+        return x if pair is None else x * pair[0] + pair[1]
+
+
+class Rotary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(self.turn(x)), x * 0.1
+
+
+class PlacedStack(nn.Module):
+    """Its blocks read more than the value of the block before."""
+
+    def __init__(self, pair: bool) -> None:
+        super().__init__()
+        self.enter, self.blocks = nn.Linear(6, 4), nn.ModuleList([Placed(), Placed()])
+        self.rotary = Rotary() if pair else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, at = self.enter(x), torch.arange(x.shape[0])
+        pair = None if self.rotary is None else self.rotary(x)
+        for block in self.blocks:
+            x = block(x, at, pair)
+        return x
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_block_that_reads_more_is_explored_or_fails_by_name(pair: bool) -> None:
+    host = fxgraft.trace(PlacedStack(pair), (X[:4],))
+    optimizer = torch.optim.SGD(host.parameters(), 0.1)
+    manager = SeedManager(host, optimizer, check_every=0)
+    exploration = manager.explore(evaluate=lambda: host(X).square().mean(), steps=2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        host(X).square().mean().backward()
+        optimizer.step()
+        manager.step()
+    blocks = [row for row in exploration.table if row.deepens is not None]
+    assert len(blocks) == 2
+    for row in blocks:
+        assert row.status == ("failed" if pair else "measured"), row
+        assert not pair or "without a detach" in row.reason
+
+
 def test_auto_has_a_block_behind_each_of_a_stack() -> None:
     host = fxgraft.trace(nn.Sequential(nn.Linear(6, 4), nn.Sequential(Hidden(), Hidden())), (X[:4],))
     manager = SeedManager(host, check_every=0)

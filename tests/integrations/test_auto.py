@@ -8,13 +8,15 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer
 
 import fxgraft
-from fxgraft.integrations import hugging_face, lightning
+from fxgraft.integrations import accelerate, hugging_face, lightning
 from tests.harness import assert_same_bits
 from tests.integrations.trainers import arguments, data, host, plain
 
@@ -102,6 +104,68 @@ def test_the_trainer_of_transformers_grows_by_itself(tmp_path: Path, own: bool) 
     trainer.train()
     assert callback.growth is not None
     assert any(entry["what"] == "kept" for entry in callback.growth.history), callback.growth
+
+
+class Loop:
+    """A loop of Accelerate's kind whose host grows by itself."""
+
+    def __init__(self, named: bool = False) -> None:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        self.accelerator = Accelerator(cpu=True)
+        host = Module().host
+        optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+        self.host, self.optimizer, self.schedule = self.accelerator.prepare(host, optimizer, schedule)
+        grow = {**QUICK, "total_steps": 32, "evaluate": self.held_out}
+        self.callback = accelerate.GrowCallback(self.host if named else "auto", self.accelerator, grow=grow)
+
+    def held_out(self) -> torch.Tensor:
+        self.host.eval()
+        return nn.functional.cross_entropy(self.host(X[32:]), Y[32:])
+
+    def train(self, steps: range) -> None:
+        for i in steps:
+            at = slice(i % 5 * 6, i % 5 * 6 + 6)
+            self.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self.host(X[at]), Y[at])
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.schedule.step()
+            self.callback.step(loss)
+
+
+@pytest.mark.parametrize("at", [5, 9])
+def test_accelerate_grows_by_itself_and_resumes_to_the_bit(at: int, tmp_path: Path) -> None:
+    whole = Loop()
+    whole.train(range(at))
+    whole.accelerator.save_state(str(tmp_path))
+    whole.train(range(at, 32))
+    assert whole.callback.growth is not None
+    assert any(entry["what"] == "kept" for entry in whole.callback.growth.history), whole.callback.growth
+    resumed = Loop(named=True)
+    resumed.train(range(2))  # it goes on with the state in the place of what it began
+    resumed.accelerator.load_state(str(tmp_path))
+    resumed.train(range(at, 32))
+    assert resumed.callback.growth is not None
+    assert resumed.callback.growth.history == whole.callback.growth.history
+    assert_same_bits(dict(resumed.host.state_dict()), dict(whole.host.state_dict()), "resumed")
+
+
+def test_accelerate_says_what_is_missing() -> None:
+    loop = Loop()
+    with pytest.raises(ValueError, match="evaluate"):
+        accelerate.GrowCallback("auto", loop.accelerator, grow={})
+    with pytest.raises(ValueError, match="the only word is 'auto'"):
+        accelerate.GrowCallback("soon", loop.accelerator, grow={"evaluate": loop.held_out})
+    with pytest.raises(ValueError, match="this host has one already"):
+        accelerate.GrowCallback("auto", loop.accelerator, grow={"evaluate": loop.held_out})
+    loop.accelerator._optimizers.clear()
+    with pytest.raises(ValueError, match="an optimizer of the host's parameters; it has none"):
+        accelerate.GrowCallback("auto", loop.accelerator, grow={"evaluate": loop.held_out})
+    loop.accelerator.prepare(Module().host)
+    with pytest.raises(ValueError, match="there are 2"):
+        accelerate.GrowCallback("auto", loop.accelerator, grow={"evaluate": loop.held_out})
 
 
 def test_what_cannot_grow_by_itself_is_refused_by_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fxgraft.util.bits import same_bits
+from fxgraft_passes import objectives
 from fxgraft_passes.objectives import OBJECTIVES, seed_gradient
 
 RHO = 0.1
@@ -45,6 +46,23 @@ def test_free_of_the_loss_scale(objective, rows, scale):
 def test_trust_inside_the_radius_is_the_gradient_itself(g, h, d, radius):
     d = unit(d) * radius * RHO * h.norm()
     assert same_bits(seed_gradient("trust", RHO, g, h, d), g)
+
+
+@given(g=directions, h=directions, d=directions, size=st.sampled_from([0.0, 1e-3, 0.05, 0.1, 1.0, 1e6]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_trust_by_numbers_is_trust_by_tensors(dtype, g, h, d, size):
+    g, h, d = g.to(dtype), h.to(dtype), (size * d).to(dtype)
+    by_numbers = seed_gradient("trust", RHO, g, h, d)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objectives, "is_free_to_look_at", lambda flag: False)
+        by_tensors = seed_gradient("trust", RHO, g, h, d)
+    torch.testing.assert_close(by_numbers, by_tensors)
+
+
+@given(g=directions, d=directions, tiny=st.sampled_from([0.0, 1e-44, 1e-37]))
+def test_trust_of_a_host_of_almost_nothing_is_finite(g, d, tiny):
+    found = seed_gradient("trust", RHO, g.float(), torch.full((6,), tiny), d.float() * tiny)
+    assert found.isfinite().all()
 
 
 @given(g=directions, h=directions, d=directions, excess=st.floats(1e-3, 100))
