@@ -23,6 +23,7 @@ MODULES = [
     "fxgraft.cost",
     "fxgraft.errors",
     "fxgraft.explore",
+    "fxgraft.explore.presets",
     "fxgraft.gates",
     "fxgraft.integrations.accelerate",
     "fxgraft.integrations.hugging_face",

@@ -28,6 +28,8 @@ from fxgraft.explore.depths import depths
 from fxgraft.host.host import Host
 from fxgraft.host.stacks import Stack
 
+__all__ = ["decoder", "encoder", "resnet", "vision"]
+
 Kind = tuple[str, dict[str, Any]]
 """A blueprint and its options."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
-from fxgraft.errors import BlueprintError, CommandError, SlotError, StageError
+from fxgraft.errors import BlueprintError, CommandError, IsolationError, SlotError, StageError
 from fxgraft.telemetry import Event
 from tests.explore.runs import Hidden, Run, X, Y
 from tests.harness import assert_same_bits
@@ -295,8 +297,12 @@ class Placed(nn.Module):
         self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 3), nn.Linear(3, 4)
 
     def forward(self, x: Tensor, at: Tensor, pair: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = x + self.down(torch.relu(self.up(self.norm(x)))) * at[:, None]
-        return x if pair is None else x * pair[0] + pair[1]
+        h = self.norm(x) * (at[:, None] % 2)
+        return x + self.down(torch.relu(self.up(h if pair is None else h * pair[0] + pair[1])))
+
+
+def square(host: fxgraft.Host) -> Tensor:
+    return host(X).square().mean()
 
 
 class Rotary(nn.Module):
@@ -325,21 +331,51 @@ class PlacedStack(nn.Module):
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_a_block_that_reads_more_is_explored_or_fails_by_name(pair: bool) -> None:
-    host = fxgraft.trace(PlacedStack(pair), (X[:4],))
-    optimizer = torch.optim.SGD(host.parameters(), 0.1)
-    manager = SeedManager(host, optimizer, check_every=0)
-    exploration = manager.explore(evaluate=lambda: host(X).square().mean(), steps=2)
-    for _ in range(2):
-        optimizer.zero_grad()
-        host(X).square().mean().backward()
-        optimizer.step()
-        manager.step()
-    blocks = [row for row in exploration.table if row.deepens is not None]
-    assert len(blocks) == 2
-    for row in blocks:
-        assert row.status == ("failed" if pair else "measured"), row
-        assert not pair or "without a detach" in row.reason
+def test_a_block_that_reads_more_is_explored_and_the_host_does_not_feel_it(pair: bool) -> None:
+    found = []
+    for explored in (False, True):
+        torch.manual_seed(0)
+        host = fxgraft.trace(PlacedStack(pair), (X[:4],))
+        optimizer = torch.optim.SGD(host.parameters(), 0.1)
+        manager = SeedManager(host, optimizer, check_every=0)
+        places = [{"stack": "blocks", "at": at} for at in (0, 1)]
+        candidates = [SEED(slot="blocks.0", blueprint="deepen", config=place) for place in places]
+        if explored:
+            exploration = manager.explore(candidates, evaluate=partial(square, host), steps=3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            square(host).backward()
+            optimizer.step()
+            manager.step()
+        found.append(host.model_state())
+    assert [row.status for row in exploration.table] == ["measured"] * 2, exploration
+    assert_same_bits(found[1], found[0], "the host's weights")
+
+
+def test_blocks_that_cannot_go_live_together_are_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = fxgraft.trace(PlacedStack(False), (X[:4],))
+    manager = SeedManager(host, torch.optim.SGD(host.parameters(), 0.1), check_every=0)
+    together, deepen = SeedManager.together, SeedManager.deepen
+
+    @contextmanager
+    def failing(self: SeedManager) -> Iterator[None]:
+        with together(self):
+            yield
+            raise IsolationError("not as a whole")
+
+    def picky(self: SeedManager, *args: Any, at: list[int], **options: Any) -> Any:
+        if at == [1]:
+            raise SlotError("not there")
+        return deepen(self, *args, at=at, **options)
+
+    monkeypatch.setattr(SeedManager, "together", failing)
+    monkeypatch.setattr(SeedManager, "deepen", picky)
+    exploration = manager.explore("auto", evaluate=lambda: host(X).square().mean(), steps=2)
+    rows = {row.deepens: row for row in exploration.table if row.deepens is not None}
+    assert rows["blocks", 0].seed in manager.seeds
+    assert "not there" in rows["blocks", 1].reason
+    exploration.cancel()
+    assert not manager.seeds
 
 
 def test_auto_has_a_block_behind_each_of_a_stack() -> None:
