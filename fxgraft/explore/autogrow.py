@@ -58,6 +58,7 @@ class _Memory:
     total: float = 0.0
     before: float | None = None
     unpaid: int = 0
+    stopped: bool = False
     bare: int | None = None
     pace: dict[str, Any] = field(default_factory=lambda: asdict(Pace()))
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -169,6 +170,20 @@ class Growth:
             raise CheckpointError(f"the growth cannot go on from that state: {error}") from error
         self._memory, self._losses = memory, []
         self._pace, self._paced = Pace(**memory.pace), []
+
+    def stop(self) -> None:
+        """Grow no more: what is explored is culled now, what is tried fades out, what was kept stays.
+
+        The changes are commands, as all others. A CULL of what is tried ends a growth, too. On several ranks
+        each calls it.
+        """
+        phase, self._memory.stopped = self._memory.phase, True
+        if phase == EXPLORING and self.exploration is not None:
+            self.exploration.cancel()
+        if phase == TRYING:
+            self._take_out("it was stopped")
+        elif phase in (WAITING, EXPLORING):
+            self._end("it was stopped")
 
     # Its course
 
@@ -410,12 +425,15 @@ class Growth:
 
     def _not_paid(self) -> None:
         """Rounds that brought nothing, one after the other, end it, unless the moments were given."""
+        if self._memory.stopped:
+            return self._end("it was stopped")
         self._memory.unpaid += 1
         more = self._shares is not None and self._memory.fired < len(self._shares)
         if more or (self._shares is None and self._memory.unpaid < self._course.patience):
             self._wait_again()
         else:
             self._end("the last round did not pay")
+        return None
 
     def _end(self, reason: str) -> None:
         self._note("done", None, reason=reason)

@@ -88,7 +88,7 @@ def _innermost(host: Host) -> list[Stack]:
     return [
         stack
         for stack in several
-        if not any(other.path.startswith(f"{block}.") for other in several for block in stack.blocks)
+        if not any(f"{other.path}.".startswith(f"{block}.") for other in several for block in stack.blocks)
     ]
 
 

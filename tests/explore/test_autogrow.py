@@ -181,6 +181,22 @@ def test_a_rollback_by_somebody_else_ends_it() -> None:
     assert isinstance(run.host, fxgraft.Host)
 
 
+@pytest.mark.parametrize("at", [2, 6, 10, 40])
+def test_it_is_stopped_in_any_phase(at: int) -> None:
+    run = Run()
+    growth = grow(run)
+    run.train(at)
+    kept = [entry["seed"] for entry in growth.history if entry["what"] == "kept"]
+    was_done = growth.done
+    growth.stop()
+    growth.stop()
+    run.train(12)
+    assert growth.done
+    assert was_done or growth.history[-1]["reason"] == "it was stopped", growth
+    assert set(run.manager.seeds) <= set(kept), "what was kept stays, all else is gone"
+    run.manager.autogrow(run.evaluate)  # another one may begin
+
+
 class Residual(nn.Module):
     """A block whose hidden layer can grow."""
 
