@@ -249,17 +249,17 @@ rho is 0.61 (MLP) and 0.48 (CNN), the regret 0.62 and 0.42. So it is mostly the 
 that limits a score, not the score: the same numbers averaged over the 8 runs have a rho of 0.78 and
 0.71. The default costs a sixth of that.
 
-Before the product was chosen, on the random seeds in `CHOSEN_ON` and by code that is not kept, these were
-compared too: powers and mixes of `adam`, its sign, `fisher`, the gradient's norm and the size; the same with
-the noise of the gradients taken out; what an empirical kernel of the gradients of single samples says that
-the host's own parameters cannot do (the idea of TINY), with and without Adam's scales; the loss that all
-candidates take together when they are live in one copy of the host for 100 steps, and the loss without each
-of them; the loss that each takes when it is live alone for 25, 50 or 100 steps. Live alone the best candidate
-of the MLP is found more often (regret 0.55), but that is a run for each; six finalists of the product that are
-then tried live have the regrets 0.45, 0.45 and 0.00. Products of any of these statistics with a power of the
-size from 0.75 to 2 differ by less than random seeds do: this one is the simplest, not the best of them (the
-gradient's norm times the size to 1.5 has 0.63, 0.78, 0.77 and the regrets 0.98, 0.00, 0.00). Not tried:
-larger networks."""
+Before the product was chosen, on the random seeds in `CHOSEN_ON` and by code that is not kept,
+these were compared too: powers and mixes of `adam`, its sign, `fisher`, the gradient's norm and the
+size; the same with the noise of the gradients taken out; what an empirical kernel of the gradients
+of single samples says that the host's own parameters cannot do (the idea of TINY), with and without
+Adam's scales; the loss that all candidates take together when they are live in one copy of the host
+for 100 steps, and the loss without each of them; the loss that each takes when it is live alone for
+25, 50 or 100 steps. Live alone the best candidate of the MLP is found more often (regret 0.55), but
+that is a run for each; six finalists of the product that are then tried live have the regrets 0.45,
+0.45 and 0.00. Products of any of these statistics with a power of the size from 0.75 to 2 differ by
+less than random seeds do: this one is the simplest, not the best of them (the gradient's norm times
+the size to 1.5 has 0.63, 0.78, 0.77 and the regrets 0.98, 0.00, 0.00). Not tried: larger networks."""
 
 
 def _shortfall(data: dict[str, Any]) -> str:
