@@ -20,9 +20,12 @@ from torch import nn
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.region import Region
 from fxgraft.capture.tracer import form_of
+from fxgraft.util import _torch
 from fxgraft_passes import operators
 from fxgraft_passes.naming import OWN_FORWARD
 from fxgraft_passes.observe import Observer
+
+TRANSFORMED = "is called inside a transform of torch.func (vmap, grad), in which a seed cannot learn"
 
 
 class Boundaries:
@@ -30,11 +33,13 @@ class Boundaries:
 
     Attributes:
         evaluated: those that an evaluation calls in the same form.
+        transformed: those that a ``torch.func`` transform calls.
     """
 
     def __init__(self) -> None:
         self.observer = Observer()
         self.evaluated: set[nn.Module] = set()
+        self.transformed: set[nn.Module] = set()
         self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
         self._mixed: set[nn.Module] = set()
 
@@ -43,6 +48,9 @@ class Boundaries:
         forward = MethodType(type(module).forward, module)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if _torch.is_inside_transform():
+                self.transformed.add(module)
+                return forward(*args, **kwargs)
             if module not in self._found:
                 form = CallForm(forward, args, kwargs)
                 if isinstance(module, nn.TransformerEncoderLayer):
@@ -85,7 +93,7 @@ class Boundaries:
         return {
             name: Region(name, module, *self._found[module])
             for name, module in modules.items()
-            if module in self._found and module not in self._mixed
+            if module in self._found and module not in self._mixed | self.transformed
         }
 
 

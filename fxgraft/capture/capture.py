@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.boundary import Boundaries, uncovered
+from fxgraft.capture.boundary import TRANSFORMED, Boundaries, uncovered
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.comparison import Comparison, NotComparableError
 from fxgraft.capture.effects import memory_of
@@ -154,6 +154,7 @@ class Capture:
             boundaries.evaluated.update(modules.values())
         around = [name for name in found if modules[name] not in boundaries.evaluated]
         self.left_out = {name: why_left_out(self.root, name) for name in around}
+        self.left_out |= {name: TRANSFORMED for name in modules if modules[name] in boundaries.transformed}
         self.regions |= {name: region for name, region in found.items() if name not in self.left_out}
 
     def _region(

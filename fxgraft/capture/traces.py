@@ -15,11 +15,13 @@ import torch.fx as fx
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxgraft.capture.boundary import TRANSFORMED
 from fxgraft.capture.call_form import CallForm, is_constant
 from fxgraft.capture.following import Following
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
 from fxgraft.capture.tracer import RegionTracer
+from fxgraft.util import _torch
 from fxgraft.util.bits import same_bits
 from fxgraft_passes.observe import Observer, WatchedRun
 from fxgraft_passes.snapshot import Snapshot
@@ -121,6 +123,8 @@ class Traces:
             before = len(self._finished)
             state = torch.get_rng_state()
             given = Snapshot(_objects(args, kwargs))  # a cache that is passed in is written into
+            if _torch.is_inside_transform():
+                self._failed.setdefault(module, TRANSFORMED)
             if module not in self._failed and not _has_proxies(args, kwargs):
                 try:
                     result = self._follow(module, forward, args, kwargs)

@@ -42,7 +42,8 @@ class World:
         for cls in {cls for module in model.modules() for cls in type(module).__mro__}:
             if is_own_class(cls):
                 found.append(cls)
-        methods = {type(module).forward for module in model.modules()}
+        # A compiled module of TorchScript has none.
+        methods = {getattr(type(module), "forward", None) for module in model.modules()} - {None}
         methods.update(*(_functions_under(cls, name) for cls, name in self.methods))
         for function in methods:
             found += _of_closure(function)

@@ -148,7 +148,7 @@ def _nodes(host: Host) -> set[nn.Module]:
 def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_node: bool) -> ModuleReport:
     region, reason, kind = host.regions.get(name), host.opaque.get(name, ""), type(module).__name__
     if region is None:
-        has_code = type(module).forward is not nn.Module.forward
+        has_code = getattr(type(module), "forward", None) is not nn.Module.forward
         other = "node" if is_node else "uncalled" if has_code else "container"
         why = {name: host.left_out[name]} if name in host.left_out else {}
         status = "not traced" if reason and has_code else "left out" if why else other

@@ -35,6 +35,13 @@ def is_wrapped_by_transform(tensor: torch.Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
+def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor that those of ``torch.func`` transforms stand for. Missing: ``vmap`` in a model raises."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def unseen_by_modes() -> AbstractContextManager[Any]:
     """Inside, no ``TorchFunctionMode`` sees what is done. Missing: snapshots while tracing raise."""
     return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() else nullcontext()

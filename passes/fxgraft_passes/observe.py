@@ -14,7 +14,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft_passes import devices
+from fxgraft_passes import _torch, devices
 from fxgraft_passes.aliases import read_elsewhere
 from fxgraft_passes.untouched import untouched
 from fxgraft_passes.writes import Writes, memory_of, tensors_in
@@ -178,12 +178,18 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         differentiable=differentiable,
         autocast=autocast,
         memories=memories,
-        fills_memory=strided and value.nbytes == value.untyped_storage().nbytes() and _is_dense(value),
+        fills_memory=strided and _fills_memory(value),
     )
 
 
 def _is_autocast() -> bool:
     return devices.is_autocast()
+
+
+def _fills_memory(value: Tensor) -> bool:
+    if _torch.is_wrapped_by_transform(value):
+        return False  # another tensor has the memory, and more in it
+    return value.nbytes == value.untyped_storage().nbytes() and _is_dense(value)
 
 
 def _is_dense(value: Tensor) -> bool:

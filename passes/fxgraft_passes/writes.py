@@ -21,6 +21,8 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft_passes import _torch
+
 
 class Writes:
     """Follows the versions of all tensors that the nodes of some graphs hold. Keeps those tensors.
@@ -90,6 +92,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def memory_of(tensor: Tensor) -> int:
     """A number for its storage, of its own while that lives; -1 of a tensor that has none."""
+    tensor = _torch.unwrapped(tensor)
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -1
 
 
