@@ -1,4 +1,4 @@
-"""Models that call modules inside ``torch.func`` transforms, or TorchScript: traced, and grown around that."""
+"""Models that call modules inside ``torch.func`` transforms, or TorchScript: traced, grown around that."""
 
 from __future__ import annotations
 
