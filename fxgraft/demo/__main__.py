@@ -1,4 +1,4 @@
-"""Grow a small GPT on a real text, against fixed sizes, each run with the same FLOPs (about 4 minutes)."""
+"""Grow a small GPT on a real text, against fixed sizes, each run with the same FLOPs (about 5 minutes)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rich.console import Console
 from fxgraft.cost import Measurement
 from fxgraft.demo import plot, results, text, watching
 from fxgraft.demo.model import GPT
-from fxgraft.demo.training import ARMS, FULL, GROWN, QUICK, Record, RunLength, run
+from fxgraft.demo.training import ARMS, EXPLORED, FULL, GROWN, QUICK, Record, RunLength, run
 from fxgraft.report import page
 
-FIRST_SEED = 100
-"""RunLength were chosen on the random seeds 0 and 1: what is reported comes from others."""
+FIRST_SEED = 200
+"""Settings were chosen on lower ones: what is reported comes from others."""
 
 LOG = "events.jsonl"
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     random_seeds = range(options.first_seed, options.first_seed + options.seeds)
     # The grown runs first: they take longest, and the first of them is shown.
-    jobs = [(arm, random_seed) for arm in reversed([*ARMS]) for random_seed in random_seeds]
+    jobs = [(arm, random_seed) for arm in reversed(ARMS) for random_seed in random_seeds]
     records = run_all(jobs, settings, options.out, options.processes, console)
     recompiles = None if options.quick else count_recompiles()
     summary = results.summarize(records, recompiles, time.perf_counter() - began)
@@ -80,10 +80,9 @@ def count_recompiles() -> int:
 
 
 def _conclusion(records: results.Records, summary: dict[str, Any]) -> list[str]:
-    grown = records[GROWN][0]
+    grown = records[EXPLORED][0]
     return [
-        f"\nwhat growth did in the run with random seed {grown.random_seed}",
-        results.history(grown),
+        *(line for arm in GROWN for line in (f"\nwhat growth did: {arm}", results.history(records[arm][0]))),
         "\nthe grown network",
         grown.host,
         "\nwhat it writes",

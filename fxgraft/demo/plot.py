@@ -16,7 +16,7 @@ from fxgraft.demo.training import ARMS, GROWN, Record
 from fxgraft.util.text import pluralize
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; growth has the strongest.
-COLOURS = dict(zip(ARMS, ("#999999", "#E69F00", "#56B4E9", "#0072B2"), strict=True))
+COLOURS = dict(zip(ARMS, ("#999999", "#E69F00", "#CC79A7", "#0072B2", "#56B4E9"), strict=True))
 LEAST_GAP = 0.045
 """Between two labels, as a share of the height."""
 
@@ -32,13 +32,14 @@ def draw(records: Records, path: Path) -> None:
         flops = [statistics.fmean(spent for spent, _ in same) / 1e9 for same in points]
         losses = [[loss for _, loss in same] for same in points]
         mean = [statistics.fmean(same) for same in losses]
-        style: dict[str, Any] = {"color": COLOURS[arm], "linewidth": 2.5 if arm == GROWN else 1.5}
-        axes.plot(flops, mean, zorder=3 if arm == GROWN else 2, **style)
+        style: dict[str, Any] = {"color": COLOURS[arm], "linewidth": 2.5 if arm in GROWN else 1.5}
+        axes.plot(flops, mean, zorder=3 if arm in GROWN else 2, **style)
         axes.fill_between(
             flops, [*map(min, losses)], [*map(max, losses)], color=COLOURS[arm], alpha=0.2, lw=0
         )
         ends.append((mean[-1], flops[-1], f"{arm}  {mean[-1]:.3f}", COLOURS[arm]))
-    _mark_growth(axes, records[GROWN])
+    for arm in GROWN:
+        _mark_growth(axes, records[arm], COLOURS[arm])
     # From where the curves begin to differ: before, all fall alike.
     late = [
         loss for arm in ARMS for record in records[arm] for _, loss in record.curve[len(record.curve) // 6 :]
@@ -47,8 +48,11 @@ def draw(records: Records, path: Path) -> None:
     axes.set_ylim(low - 0.05 * (high - low), high)
     axes.set_xlim(0, 1.02 * max(at for _, at, _, _ in ends))
     _label(axes, ends)
-    axes.set(xlabel="GFLOPs, everything charged", ylabel="held-out loss, nats for each character")
-    runs = pluralize(len(records[GROWN]), "random seed")
+    axes.set(
+        xlabel="GFLOPs, everything charged (triangles: what grew was kept)",
+        ylabel="held-out loss, nats for each character",
+    )
+    runs = pluralize(len(records[GROWN[0]]), "random seed")
     axes.set_title(
         f"A character GPT on sympy's sources: growth against fixed sizes ({runs})",
         loc="left",
@@ -59,7 +63,7 @@ def draw(records: Records, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _mark_growth(axes: Axes, runs: Sequence[Record]) -> None:
+def _mark_growth(axes: Axes, runs: Sequence[Record], colour: str) -> None:
     """A triangle on the axis wherever a run has kept something."""
     kept = [
         entry["step"] / run.steps * run.curve[-1][0] / 1e9
@@ -68,17 +72,8 @@ def _mark_growth(axes: Axes, runs: Sequence[Record]) -> None:
         if entry["what"] in ("kept", "widened") and run.curve
     ]
     if kept:
-        style: dict[str, Any] = {"color": COLOURS[GROWN], "clip_on": False, "linestyle": "", "markersize": 7}
+        style: dict[str, Any] = {"color": colour, "clip_on": False, "linestyle": "", "markersize": 7}
         axes.plot(kept, [0.0] * len(kept), marker="^", transform=axes.get_xaxis_transform(), **style)
-        axes.annotate(
-            "a block was kept",
-            (max(kept), 0.02),
-            (6, 4),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            color=COLOURS[GROWN],
-            fontsize=8,
-        )
 
 
 def _label(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

@@ -8,15 +8,15 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fxgraft.demo.training import ARMS, GROWN, Record
+from fxgraft.demo.training import ARMS, FIXED, GROWN, Record
 from fxgraft.util.columns import columns
 from fxgraft.util.text import pluralize
 
 Records = Mapping[str, Sequence[Record]]
 """By arm, one for each random seed, in the same order."""
 
-SMALLEST = next(iter(ARMS))
-"""The arm that the grown one begins as."""
+SMALLEST = next(iter(FIXED))
+"""The arm that those that grow begin as."""
 
 
 def summarize(records: Records, recompiles: int | None, seconds: float) -> dict[str, Any]:
@@ -28,13 +28,15 @@ def summarize(records: Records, recompiles: int | None, seconds: float) -> dict[
         seconds: how long all took.
     """
     arms = {arm: _arm(records[arm]) for arm in ARMS}
-    grown = records[GROWN]
-    isolated = [_isolated(own, small) for own, small in zip(grown, records[SMALLEST], strict=True)]
+    grown = [record for arm in GROWN for record in records[arm]]
+    isolated = [
+        _isolated(own, small)
+        for arm in GROWN
+        for own, small in zip(records[arm], records[SMALLEST], strict=True)
+    ]
     summary: dict[str, Any] = {
         "arms": arms,
-        "best_fixed": min(
-            (arm for arm in ARMS if arm != GROWN), key=lambda arm: arms[arm]["test_loss"]["mean"]
-        ),
+        "best_fixed": min(FIXED, key=lambda arm: arms[arm]["test_loss"]["mean"]),
         "isolation": {
             "losses_compared": sum(record.first_change for record in grown),
             "losses_equal_to_the_bit": all(isolated),
@@ -44,7 +46,9 @@ def summarize(records: Records, recompiles: int | None, seconds: float) -> dict[
         },
         "recompiles_on_alpha": recompiles,
         "history": [
-            {"random_seed": record.random_seed, **entry} for record in grown for entry in record.history
+            {"arm": record.arm, "random_seed": record.random_seed, **entry}
+            for record in grown
+            for entry in record.history
         ],
         "seconds": seconds,
     }
@@ -81,27 +85,31 @@ def estimate(values: Sequence[float]) -> dict[str, Any]:
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """Sentences: grown against each fixed size at equal FLOPs, and against the search for the best."""
     arms, best = summary["arms"], summary["best_fixed"]
-    fixed = [arm for arm in ARMS if arm != GROWN]
-    said = [compare(arms[GROWN]["test_loss"], arms[arm]["test_loss"], arm) for arm in fixed]
-    apart = 100 * (arms[GROWN]["test_loss"]["mean"] / arms[best]["test_loss"]["mean"] - 1)
-    said.append(
-        f"To find the best fixed size ({best}) took {len(fixed)} runs; growth took the FLOPs of one, and its "
-        f"loss is {abs(apart):.1f} % {'higher' if apart > 0 else 'lower'}."
-    )
+    said = [
+        compare(arms[grown]["test_loss"], arms[arm]["test_loss"], grown, arm)
+        for grown in GROWN
+        for arm in FIXED
+    ]
+    for grown in GROWN:
+        apart = 100 * (arms[grown]["test_loss"]["mean"] / arms[best]["test_loss"]["mean"] - 1)
+        said.append(
+            f"To find the best fixed size ({best}) took {len(FIXED)} runs; {grown} took the FLOPs of one, "
+            f"and its loss is {abs(apart):.1f} % {'higher' if apart > 0 else 'lower'}."
+        )
     return said
 
 
-def compare(grown: Mapping[str, Any], other: Mapping[str, Any], arm: str) -> str:
+def compare(grown: Mapping[str, Any], other: Mapping[str, Any], arm: str, other_arm: str) -> str:
     """A difference is called one where it is larger than two standard errors of it."""
     apart = grown["mean"] - other["mean"]
-    told = f"grown {grown['mean']:.3f}, {arm} {other['mean']:.3f} nats"
+    told = f"{grown['mean']:.3f} against {other['mean']:.3f} nats"
     if grown["standard_error"] is None or other["standard_error"] is None:
-        return f"No verdict against {arm} from one run: {told}."
+        return f"{arm} and {other_arm}: no verdict from one run: {told}."
     error = math.hypot(grown["standard_error"], other["standard_error"])
     if abs(apart) <= 2 * error:
-        return f"No difference from {arm} beyond two standard errors: {told}."
+        return f"{arm} and {other_arm}: no difference beyond two standard errors: {told}."
     which = "better" if apart < 0 else "WORSE"
-    return f"Grown is {which} than {arm}, by {abs(apart):.3f} ± {error:.3f}: {told}."
+    return f"{arm} is {which} than {other_arm}, by {abs(apart):.3f} ± {error:.3f}: {told}."
 
 
 def table(summary: Mapping[str, Any]) -> str:

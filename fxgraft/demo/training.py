@@ -1,11 +1,14 @@
 """One run of one arm: it trains until its FLOPs are spent, and everything is charged.
 
-=============  =======================================================================================
-``1 block``    a network of fixed size, with a complete learning-rate schedule of its own
-``2 blocks``   the same, larger
-``4 blocks``   the same, larger
-``grown``      begins with one block; `fxgraft.SeedManager.autogrow` grows it, and is told no size
-=============  =======================================================================================
+============  ========================================================================================
+``1 block``   a network of fixed size, with a complete learning-rate schedule of its own
+``2 blocks``  the same, larger
+``4 blocks``  the same, larger
+``deepened``  begins with one block; `fxgraft.SeedManager.autogrow` tries one more block again and again
+``explored``  begins with one block; `autogrow` tries whatever fits anywhere, side by side, in isolation
+============  ========================================================================================
+
+Neither growth is told a size.
 
 Runs with the same random seed see the same batches, and those that begin with one block the same weights.
 """
@@ -22,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 
 import fxgraft
-from fxgraft.commands import SEED
+from fxgraft.commands import DEEPEN, SEED
 from fxgraft.demo import text
 from fxgraft.demo.model import GPT, criterion, sample
 from fxgraft.explore.autogrow import Growth
@@ -30,9 +33,12 @@ from fxgraft.telemetry import JsonLines
 from fxgraft.training import Trainer, evaluate
 from fxgraft.util.flops import flop_counter
 
-GROWN = "grown"
-ARMS: Mapping[str, int] = {"1 block": 1, "2 blocks": 2, "4 blocks": 4, GROWN: 1}
-"""How many blocks each begins with."""
+FIXED: Mapping[str, int] = {"1 block": 1, "2 blocks": 2, "4 blocks": 4}
+"""How many blocks each has."""
+
+DEEPENED, EXPLORED = "deepened", "explored"
+GROWN = (DEEPENED, EXPLORED)
+ARMS = (*FIXED, *GROWN)
 
 RATE, WARM_UP, DECAY = 0.006, 100, 0.25
 """Learning rate, the same for all; steps of its linear warm-up; the share of the FLOPs in which it decays."""
@@ -46,23 +52,31 @@ class RunLength:
 
     Attributes:
         flops: what each run may spend, in all.
-        growth: the arguments of ``manager.autogrow``.
+        growth: the arguments of ``manager.autogrow``, for each arm that grows.
         points: how many points a curve has.
         held_out, test: how many pieces of the text an evaluation reads.
     """
 
     flops: float
-    growth: Mapping[str, Any]
+    growth: Mapping[str, Mapping[str, Any]]
     points: int
     held_out: int
     test: int
 
 
-FULL = RunLength(flops=0.8e12, growth={"budget": 3.0, "steps": 20}, points=24, held_out=256, test=1024)
+_BLOCKS = DEEPEN(stack="blocks")
+FULL = RunLength(
+    flops=0.8e12,
+    growth={DEEPENED: {"candidates": _BLOCKS, "budget": 4.0}, EXPLORED: {"budget": 4.0, "steps": 20}},
+    points=24,
+    held_out=256,
+    test=1024,
+)
 _ONE_BLOCK = SEED(slot="blocks.0", blueprint="deepen", config={"stack": "blocks", "at": 0})
+_SHORT = {"steps": 5, "window": 10, "flat": 0.5, "blend": 10, "hold": 10, "gain": -1.0}  # keeps all
 QUICK = RunLength(
     flops=0.015e12,
-    growth={"candidates": [_ONE_BLOCK], "steps": 5, "window": 10, "flat": 0.5, "blend": 10, "hold": 10},
+    growth={DEEPENED: {"candidates": _BLOCKS} | _SHORT, EXPLORED: {"candidates": [_ONE_BLOCK]} | _SHORT},
     points=4,
     held_out=64,
     test=64,
@@ -159,7 +173,7 @@ def run(arm: str, random_seed: int, settings: RunLength, folder: Path | None = N
     torch.set_num_threads(1)  # the network is too small for two
     data, ledger, record = text.load(), Ledger(), Record(arm, random_seed)
     torch.manual_seed(random_seed)
-    host = fxgraft.trace(GPT(ARMS[arm]), (data.batch(random_seed, 0)[0],))
+    host = fxgraft.trace(GPT(FIXED.get(arm, 1)), (data.batch(random_seed, 0)[0],))
     optimizer = torch.optim.AdamW(host.parameters(), RATE, betas=(0.9, 0.95))
 
     def rate(step: int) -> float:
@@ -177,7 +191,7 @@ def run(arm: str, random_seed: int, settings: RunLength, folder: Path | None = N
         sinks=sinks,
         metrics_every=10 if sinks else 0,
     )
-    growth = _grow(trainer, settings, data, ledger) if arm == GROWN else None
+    growth = _grow(trainer, arm, settings, data, ledger) if arm in GROWN else None
     while ledger.spent < settings.flops:
         _step(trainer, data.batch(random_seed, trainer.progress.step), ledger)
         if ledger.spent >= len(record.curve) * settings.flops / settings.points:
@@ -191,13 +205,15 @@ def run(arm: str, random_seed: int, settings: RunLength, folder: Path | None = N
     return record
 
 
-def _grow(trainer: Trainer, settings: RunLength, data: text.Text, ledger: Ledger) -> Growth:
+def _grow(trainer: Trainer, arm: str, settings: RunLength, data: text.Text, ledger: Ledger) -> Growth:
     host = trainer.manager.host
 
     def held_out_losses() -> list[float]:
         return [evaluate(host, [batch], criterion) for batch in data.batches("held_out", settings.held_out)]
 
-    return ledger.charge("growth", None, lambda: trainer.manager.autogrow(held_out_losses, **settings.growth))
+    return ledger.charge(
+        "growth", None, lambda: trainer.manager.autogrow(held_out_losses, **settings.growth[arm])
+    )
 
 
 def _step(trainer: Trainer, batch: text.Batch, ledger: Ledger) -> None:

@@ -20,7 +20,7 @@ import fxgraft
 from fxgraft.demo import __main__ as program
 from fxgraft.demo import plot, results, text, watching
 from fxgraft.demo.model import GPT, criterion, sample
-from fxgraft.demo.training import ARMS, GROWN, QUICK, Ledger, Record, RunLength
+from fxgraft.demo.training import DEEPENED, EXPLORED, FIXED, QUICK, Ledger, Record, RunLength
 from fxgraft.report import read
 from fxgraft.util.flops import count_flops
 
@@ -105,27 +105,27 @@ class TestClaims:
     @pytest.mark.parametrize(
         ("grown", "error", "says"),
         [
-            (1.50, 0.01, "Grown is better than X, by 0.100 ± 0.014"),
-            (1.70, 0.01, "Grown is WORSE than X, by 0.100 ± 0.014"),
-            (1.58, 0.01, "No difference from X"),
-            (1.50, None, "No verdict against X from one run"),
+            (1.50, 0.01, "A is better than X, by 0.100 ± 0.014"),
+            (1.70, 0.01, "A is WORSE than X, by 0.100 ± 0.014"),
+            (1.58, 0.01, "A and X: no difference"),
+            (1.50, None, "A and X: no verdict from one run"),
         ],
     )
     def test_a_difference_needs_two_standard_errors(
         self, grown: float, error: float | None, says: str
     ) -> None:
-        assert results.compare(estimate(grown, error), estimate(1.60, error), "X").startswith(says)
+        assert results.compare(estimate(grown, error), estimate(1.60, error), "A", "X").startswith(says)
 
     def test_losses_are_compared_to_the_bit_until_the_first_change(self) -> None:
         history = [{"step": 1, "what": "exploring"}, {"step": 2, "what": "blending"}]
-        grown = Record(GROWN, 0, steps=3, losses=[0.0, 1.0, 5.0], history=history)
+        grown = Record(EXPLORED, 0, steps=3, losses=[0.0, 1.0, 5.0], history=history)
         assert grown.first_change == 2
         assert results._isolated(grown, Record("1 block", 0, losses=[0.0, 1.0, 7.0]))
         assert not results._isolated(grown, Record("1 block", 0, losses=[-0.0, 1.0, 5.0]))
         assert not results._isolated(grown, Record("1 block", 0, losses=[0.0]))
 
     def test_a_run_that_changed_nothing_is_compared_to_its_end(self) -> None:
-        assert Record(GROWN, 0, steps=3, history=[{"step": 3, "what": "done"}]).first_change == 3
+        assert Record(EXPLORED, 0, steps=3, history=[{"step": 3, "what": "done"}]).first_change == 3
 
 
 def test_labels_do_not_overlap() -> None:
@@ -145,7 +145,7 @@ def test_a_terminal_shows_the_run_and_is_left_tidy(tmp_path: Path) -> None:
     began = {"host": "GPT", "parameters": 5, "slots": [], "seeds": [], "versions": {}, "time": ""}
     log.write_text(json.dumps({"kind": "run_began", "step": 0, "seed": None, "data": began}) + "\n")
     run: Future[Record] = Future()
-    run.set_result(Record(GROWN, 7, test_loss=1.5, parameters=1234, steps=10))
+    run.set_result(Record(EXPLORED, 7, test_loss=1.5, parameters=1234, steps=10))
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     assert watching.follow([run], log, console)[0].random_seed == 7
     shown = console.file.getvalue()
@@ -160,15 +160,19 @@ def test_a_quick_run_writes_everything(
     arguments = ["--quick", "--seeds", "1", "--first-seed", "5", "--processes", "1", "--json"]
     program.main([*arguments, "--out", str(tmp_path)])
     found = json.loads((tmp_path / "summary.json").read_text())
-    for arm, blocks in ARMS.items():
+    assert list(found["arms"]) == [*FIXED, DEEPENED, EXPLORED]
+    for arm in found["arms"]:
         told = found["arms"][arm]
         assert sum(told["flops"].values()) == pytest.approx(QUICK.flops, rel=0.1), "equal for all"
         assert 2 < told["test_loss"]["mean"] < 4.6  # nats; 4.6 is chance
-        assert told["blocks"] == [blocks] or arm == GROWN
-    grown = found["arms"][GROWN]
-    assert grown["blocks"] == [2]
-    assert grown["parameters"] > found["arms"]["1 block"]["parameters"]
-    assert grown["flops"]["growth"] > 0 == found["arms"]["2 blocks"]["flops"]["growth"]
+    for arm, blocks in FIXED.items():
+        assert found["arms"][arm]["blocks"] == [blocks]
+        assert found["arms"][arm]["flops"]["growth"] == 0
+    for arm in (DEEPENED, EXPLORED):
+        grown = found["arms"][arm]
+        assert grown["blocks"][0] > 1
+        assert grown["parameters"] > found["arms"]["1 block"]["parameters"]
+        assert grown["flops"]["growth"] > 0
     isolation = found["isolation"]
     assert isolation["losses_equal_to_the_bit"]
     assert isolation["losses_compared"] > 10
