@@ -13,6 +13,8 @@ The page needs the extra ``report`` (plotly, jinja2), the screen the extra ``cli
 `lanes`         one row of the chart: a seed
 `traces`        lines, marks and axes of the chart
 `points`        points over steps: thinned, smoothed
+`tables`        an exploration as a table, through rich
+`marks`         slots in the colours of what an exploration found
 `tree`          the final structure, by modules
 `screen`        the screen of ``fxgraft watch``, through rich
 `host_picture`  the picture of a host, ``host.show()``
