@@ -53,7 +53,7 @@ def prepare(trainer: Trainer, germinate: Callable[[], Sequence[fxgraft.Seed]]) -
 
 def train_until_idle(trainer: Trainer, manager: fxgraft.SeedManager) -> None:
     """Until the helper has nothing left to do: it would take time from what is measured next."""
-    while manager._background._preparation is not None:
+    while manager._background.is_compiling:
         trainer.step()
 
 

@@ -9,6 +9,7 @@
 `comparison`   how: both run on the call's own arguments, and what rounding can do is tried out
 `artifacts`    compiled code as bytes: made in one process, run in another
 `job`          what the compiler process is asked for, and what comes of it
+`promises`     what it makes of a change that is live already
 `helper`       that process as the trainer sees it: given one job after the other, in a thread
 `child`        that process as the system has it: started, spoken to by pipes, ended
 `worker`       that process as it sees itself

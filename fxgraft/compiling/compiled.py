@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -62,6 +62,7 @@ class CompiledHost:
         given, granularity: as they were given.
         news: counts what may give the helper something to do: units that run other code than before,
             calls that had to run uncompiled.
+        promise: lets the compiler process make what no call needs yet; returns False where it cannot.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class CompiledHost:
         self._calls = self._changes = 0
         self._changed_in = -1  # the number of a call
         self.news = 0
+        self.promise: Callable[[Sequence[CompileTask]], bool] = lambda tasks: False
 
     @property
     def units(self) -> list[Unit]:
@@ -199,6 +201,7 @@ class CompiledHost:
         if kind is not None:
             kind = self.variants.see(unit, kind)
             state.numbers_vary |= kind.numbers_vary
+            state.variant.await_promised(kind)
         found = state.variant.find(kind, unit.module, args, kwargs)
         if found is None and kind is not None and state.variant.is_made_for(kind):
             found = self._made_for_others(state, kind, args, kwargs)
@@ -371,6 +374,17 @@ class CompiledHost:
             return Phase.BLENDED
         return Phase.SETTLED
 
+    def phases_of(self, unit: Unit, structure: Structure, grafts: Mapping[str, Graft]) -> tuple[Phase, ...]:
+        """The forwards that a unit may run from now on: without those for seeds that learn, where none does.
+
+        No seed comes back into TRAINING.
+        """
+        local = unit.local(structure)
+        live = [grafts[p.seed] for p in local.placements if p.spec.fossil is None]
+        if not live or any(bool(graft.learning) for graft in live):
+            return local.phases
+        return tuple(phase for phase in local.phases if phase is not Phase.ISOLATED)
+
     def is_there(self, unit: Unit, local: Structure, phase: Phase) -> bool:
         """Whether there is code for every call that was seen."""
         variant = self._peek(unit, local, phase)
@@ -413,7 +427,7 @@ class CompiledHost:
         for unit in self.touched(structure, before):
             local = unit.local(structure)
             runs_first = self.phase_in(unit, structure, Phase.BLENDED, grafts)
-            for phase in local.phases:
+            for phase in local.phases if moves else self.phases_of(unit, structure, grafts):
                 found = self._tasks(unit, local, phase, self.missing(unit, local, phase))
                 tasks += found
                 first |= {(task.variant, task.kind) for task in found if moves or phase is runs_first}
@@ -463,6 +477,21 @@ class CompiledHost:
             local = unit.local(structure)
             for phase in local.phases:
                 self.variant(unit, local, phase).helped = True
+
+    def leave_to_helper(self, forwards: Sequence[tuple[Unit, Structure, Phase]]) -> bool:
+        """Let the compiler process make these forwards, which no call needs yet; False where it cannot.
+
+        With other backends than Inductor there is little to compile, or something of the user's own.
+        """
+        if self.options.get("backend", "inductor") != "inductor" or self.options["fullgraph"] is not True:
+            return False
+        tasks = _distinct(task for part in forwards for task in self._tasks(*part, self.missing(*part)))
+        return bool(tasks) and self.promise(tasks)
+
+    def serves(self, task: CompileTask, structure: Structure) -> bool:
+        """Whether what a task makes is for ``structure``."""
+        local = task.unit.local(structure)
+        return self._peek(task.unit, local, task.phase) is task.variant
 
     def warm_up(self, unit: Unit, local: Structure, phase: Phase, *others: nn.Module) -> None:
         """Compile the variant that is installed now for every kind of call that was seen before.

@@ -238,6 +238,11 @@ def unavailable() -> str | None:
     return None
 
 
+def stands_by() -> bool:
+    """Whether the compiler process has started, and is at no job: a job that is given to it begins now."""
+    return _process is not None and _process.is_ready and _process.now is None
+
+
 def warm() -> None:
     """Start the compiler process, so that it is ready when it is needed. Does not wait, and never raises."""
     if unavailable() is None:

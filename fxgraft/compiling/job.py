@@ -133,6 +133,11 @@ class Job:
                 self.failed[index] = error
 
     @property
+    def has_arrived(self) -> bool:
+        """Whether `take` has something to go on with."""
+        return self._loading is not None or self._run.has_messages
+
+    @property
     def is_ready(self) -> bool:
         """Whether every required task was answered, and nothing waited to be loaded then.
 

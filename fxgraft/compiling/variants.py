@@ -58,6 +58,7 @@ class Variant:
         helped: whether code is to come from the helper: calls that there is none for run uncompiled.
         is_late: whether it was made in the middle of a call, for what had changed: if it does not compile,
             it runs uncompiled.
+        promised: kinds of call that the helper makes code for now, and what waits for each.
         wanted: kinds of call that had to.
         misses: how many calls had to.
         given_up: whether the helper failed to make this variant, which the host can do without.
@@ -76,6 +77,7 @@ class Variant:
     entered: set[Unit] = field(default_factory=set)
     helped: bool = False
     is_late: bool = False
+    promised: dict[CallKind, Callable[[], None]] = field(default_factory=dict)
     wanted: OrderedDict[CallKind, None] = field(default_factory=OrderedDict)
     misses: int = 0
     given_up: bool = False
@@ -107,6 +109,7 @@ class Variant:
         self.artifacts.insert(0, (kind, artifact))
         del self.artifacts[MAX_ARTIFACTS:]
         self.helped = True
+        self.promised.pop(kind, None)
         self.look_again()
         for wanted in [wanted for wanted in self.wanted if covers(kind, wanted)]:
             del self.wanted[wanted]
@@ -116,9 +119,16 @@ class Variant:
         for known in self.known.values():
             known.clear()  # in place: the callers of the units hold these very dictionaries
 
+    def await_promised(self, kind: CallKind) -> None:
+        """Wait for what is promised to such calls."""
+        for made, wait in list(self.promised.items()):
+            if covers(made, kind):
+                wait()
+
     def leave_to_dynamo(self, kind: CallKind) -> None:
         """The helper cannot: calls of ``kind`` compile when they come."""
         self.wanted.pop(kind, None)
+        self.promised.pop(kind, None)
         for other in self.compiled:
             both = other.merged(kind) if self.is_dynamic else None
             if both is not None:  # dynamo has made these sizes and numbers dynamic by now

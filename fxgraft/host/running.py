@@ -98,6 +98,9 @@ class Running:
     def warm_up(self, before: Structure, grafts: Grafts, *seeds: nn.Module) -> None:
         """Compile every forward of the structure for the calls seen so far, where that is missing.
 
+        Those that run first come first. The others are left to the compiler process where that stands by, and
+        calls that need one wait for it.
+
         Args:
             before: the structure that this one replaced: only units that differ are looked at.
             grafts: the modules of all seeds that run now.
@@ -105,12 +108,19 @@ class Running:
         """
         if self.compiled is None:
             return
+        first: list[tuple[Unit, Structure, Phase]] = []
+        later: list[tuple[Unit, Structure, Phase]] = []
         for unit in self.compiled.touched(before, self.structure):
             local = unit.local(self.structure)
-            for phase in local.phases:
+            runs_first = self.compiled.phase_in(unit, self.structure, self.phase, grafts)
+            for phase in self.compiled.phases_of(unit, self.structure, grafts):
                 if self.compiled.missing(unit, local, phase):
-                    with self.probing(self.structure, phase, grafts, {}):
-                        self.compiled.warm_up(unit, local, phase, *seeds)
+                    (first if phase is runs_first else later).append((unit, local, phase))
+        if first and later and self.compiled.leave_to_helper(later):
+            later = []
+        for unit, local, phase in (*first, *later):
+            with self.probing(self.structure, phase, grafts, {}):
+                self.compiled.warm_up(unit, local, phase, *seeds)
 
     def repeat_eagerly(self, region: str, *seeds: nn.Module) -> None:
         """Run the units that hold ``region`` in eager mode, on inputs like those of their latest call."""

@@ -27,6 +27,7 @@ from fxgraft.lifecycle.change import Change
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.prefetch import Pending
 from fxgraft.manager.preparation import Agreement, Preparation
+from fxgraft.manager.promised import Promised
 from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.waiting import Waiting
 from fxgraft.seeds.seed import Seed
@@ -35,6 +36,7 @@ from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
 
 if TYPE_CHECKING:
+    from fxgraft.compiling.compiled import CompiledHost
     from fxgraft.compiling.job import Job
 
 _NOTHING = Change()
@@ -78,7 +80,8 @@ class Background:
         self._preparation: Preparation | None = None
         self._old_news = 0
         self._said: set[str] = set()
-        self._is_warm = False
+        self._warm: CompiledHost | None = None  # that the compiler process was started for
+        self._promised = Promised(self._host, timeout)
         self.is_landing = False
 
     def germinate(self, seed: Seed, slot: Slot, build: Callable[[], nn.Module]) -> None:
@@ -91,6 +94,7 @@ class Background:
         Returns whether it was in time. Only `step` lets it land, or begins to compile.
         """
         built = all(pending.wait(timeout) for pending in self.waiting.pending.values())
+        self._promised.wait(timeout)
         if self._preparation is not None:
             self._preparation.job.wait(timeout)
         return built
@@ -122,9 +126,12 @@ class Background:
             self._recover(attempt, f"{type(error).__name__}: {error}")
 
     def _advance(self, attempt: Attempt) -> None:
-        if not self._is_warm and self._host.compiled is not None and self._helper != "off":
-            self._is_warm = True
-            helper.warm()  # with the first step of a compiled host: it is ready when it is needed
+        if self._warm is not (compiled := self._host.compiled) and compiled is not None:
+            self._warm = compiled
+            if self._helper != "off":
+                self._promised.stand_by(compiled)
+        if self._promised:
+            self._promised.take()
         for pending in list(self.waiting.pending.values()):
             if failed := self._peers.anyone_says(f"{pending.seed.name} failed", self._trouble(pending)):
                 self.waiting.fail(pending.seed, failed)
@@ -134,6 +141,11 @@ class Background:
             self._follow(self._preparation)
         if self._preparation is None:
             self._begin(attempt)
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether the compiler process works for this host."""
+        return self._preparation is not None or bool(self._promised)
 
     def _recover(self, attempt: Attempt, reason: str) -> None:
         """Preparing has raised: the change lands without help; where that raises too, it is given up."""
@@ -224,10 +236,13 @@ class Background:
         self._old_news = compiled.news
         structure, grafts = self._host.structure, self._host.grafts()
         tasks = compiled.tasks_wanted() or compiled.tasks_settled(structure, grafts)
-        if tasks and self._can_help():
-            self._start(engine.compile_in_helper(self._host, structure, grafts, tasks), structure, _NOTHING)
-        for task in tasks if self._preparation is None else ():
-            task.leave()
+        try:
+            if tasks and self._can_help():
+                job = engine.compile_in_helper(self._host, structure, grafts, tasks)
+                self._start(job, structure, _NOTHING)
+        finally:  # what cannot be given to another process compiles here
+            for task in tasks if self._preparation is None else ():
+                task.leave()
 
     def _start(self, job: Job, target: Structure, change: Change) -> None:
         self._preparation = Preparation(job, change, self._host.structure, target, self._deadline())

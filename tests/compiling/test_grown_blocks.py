@@ -133,3 +133,24 @@ def test_eight_blocks_in_one_act(granularity: str, graphs: int) -> None:
         world.manager.step()
         world.call(3)
     assert world.graphs() - before == graphs
+
+
+@pytest.mark.parametrize("granularity", ["host", "region"])
+@pytest.mark.parametrize("blend", [0, 3])
+def test_blocks_that_are_spread_unevenly_are_compiled_for_what_they_may_run_only(
+    granularity: str, blend: int
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*(Block() for _ in range(3))))
+    host = fxgraft.trace(model, (x,))
+    backend = counting_backend()
+    host.compile(backend=backend, granularity=granularity)
+    manager = fxgraft.SeedManager(host)
+    host(x).square().sum().backward()
+    before = backend.frame_count
+    manager.deepen("1", 8, blend=blend)  # 3, 3 and 2 behind the three that are there
+    for _ in range(blend + 3):
+        host(x).square().sum().backward()
+        manager.step()
+    assert backend.frame_count - before <= 2
