@@ -18,7 +18,8 @@ They work with what a manager is made of, which `core` wires:
 =============  =======================================================================
 `settings`     what a manager is made with, checked
 `background`   changes that training does not wait for: `waiting` has those that are to land,
-               `prefetch` builds modules, `preparation` is what is compiled for the next
+               `prefetch` builds modules, `preparation` is what is compiled for the next,
+               `promised` what is compiled for one that is live already
 `together`     blocks whose changes land as one
 `deepening`    new blocks in a stack, planned as one act
 `dispatch`     carries commands out, and never raises
