@@ -109,7 +109,9 @@ class Background:
             return False
         if self._lifecycle.departing:
             return False
-        return compiled is None or (self._is_warm and compiled.news == self._old_news)
+        if self._promised:
+            return False
+        return compiled is None or (self._warm is compiled and compiled.news == self._old_news)
 
     def step(self) -> None:
         """Take in what has come, let a change land that is ready, and begin with the next.
