@@ -142,7 +142,7 @@ def test_blocks_that_are_spread_unevenly_are_compiled_for_what_they_may_run_only
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 4)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*(Block() for _ in range(3))))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*(ResidualMLP() for _ in range(3))))
     host = fxgraft.trace(model, (x,))
     backend = counting_backend()
     host.compile(backend=backend, granularity=granularity)
