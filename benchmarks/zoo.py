@@ -9,8 +9,12 @@ For every model, with random weights and one small call:
 * ``blend``: they are blended in, and the host runs forward and backward;
 * ``cull``: the host is what it was, to the bit.
 
+`benchmarks.zoo_growth` has what is told of depth and width.
+
 ``make zoo`` installs torchvision and timm beside a matching torch in an environment of its own and runs
-``python -m benchmarks.zoo``, which writes ``benchmarks/results/zoo.md`` and ``zoo.json``.
+``python -m benchmarks.zoo``, which writes ``benchmarks/results/zoo.md`` and ``zoo.json`` after each model.
+``--resume`` goes on with a run that was stopped: it leaves out what those files have of the same versions.
+``--part growth`` runs the columns of depth and width only, and keeps the others as they are there.
 """
 
 from __future__ import annotations
@@ -20,12 +24,14 @@ import datetime
 import gc
 import importlib.metadata
 import json
+import logging
 import platform
 import random
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +40,22 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxgraft
+from benchmarks.zoo_growth import COLUMNS, Cell, grow, told
 from benchmarks.zoo_models import FAMILIES, Sample
 from fxgraft.util.bits import same_bits
 
 RESULTS = Path(__file__).parent / "results"
 SLOTS = 3
 STEPS = ("trace", "isolated", "blend", "cull")
+PARTS = ("seeds", "growth")
 
 
 @dataclass
 class Row:
-    """What became of one model: the steps that held, and the first that did not, with the reason."""
+    """What became of one model: the steps that held, and the first that did not, with the reason.
+
+    ``growth`` has the columns of `benchmarks.zoo_growth`.
+    """
 
     family: str
     name: str
@@ -57,6 +68,13 @@ class Row:
     why_opaque: tuple[str, ...] = ()
     chosen: tuple[str, ...] = ()
     seconds: float = 0.0
+    growth: dict[str, Cell] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Row:
+        """A row that was written."""
+        growth = {column: Cell(**cell) for column, cell in saved.pop("growth", {}).items()}
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}, growth=growth)
 
     @property
     def is_fine(self) -> bool:
@@ -144,16 +162,30 @@ def run(row: Row, sample: Sample) -> None:
     row.held += ("cull",)
 
 
-def check(family: str, name: str) -> Row:
-    """One row of the table; never raises."""
-    row, started = Row(family, name), time.perf_counter()
-    try:
-        torch.manual_seed(0)
-        run(row, FAMILIES[family].make(name))
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        row.reason = f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
-    row.seconds = round(time.perf_counter() - started, 1)
+def check(family: str, name: str, known: Row | None, parts: Sequence[str], resume: bool) -> Row:
+    """One row of the table; never raises.
+
+    Args:
+        family, name: of the model.
+        known: what an earlier run has found.
+        parts: what to run.
+        resume: whether to leave out what ``known`` has.
+    """
+    row = Row(family, name)
+    if known is not None and ("seeds" not in parts or resume):
+        row = replace(known, growth={})
+    else:
+        started = time.perf_counter()
+        try:
+            torch.manual_seed(0)
+            run(row, FAMILIES[family].make(name))
+        except Exception as error:
+            row.reason = told(error)
+        row.seconds = round(time.perf_counter() - started, 1)
+    if known is not None and known.growth and ("growth" not in parts or resume):
+        row.growth = known.growth
+    elif "growth" in parts:
+        row.growth = grow(lambda: FAMILIES[family].make(name))
     gc.collect()
     return row
 
@@ -169,67 +201,105 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(rows: list[Row], known: dict[str, str], date: str, absent: dict[str, str]) -> str:
+def table(rows: list[Row], known: dict[str, str], dates: dict[str, str], absent: dict[str, str]) -> str:
     """The page."""
     fine = sum(row.is_fine for row in rows)
     lines = [
         "# Zoo",
         "",
-        f"{fine} of {len(rows)} models pass every step, {date}, "
+        f"{fine} of {len(rows)} models pass every step of seeds ({dates.get('seeds', 'not run')}); how they grow "
+        f"deeper and wider is in the second table of each family ({dates.get('growth', 'not run')}). "
         + ", ".join(f"{package} {version}" for package, version in known.items())
-        + ". Random weights, one small call, CPU; `python -m benchmarks.zoo` says what each step checks.",
+        + ". Random weights, one small call, CPU; `benchmarks/zoo.py` and `benchmarks/zoo_growth.py` say what each "
+        "column checks.",
         "",
     ]
     lines += [f"Not run: {family}: {why}." for family, why in absent.items()] + [""] * bool(absent)
     for family in dict.fromkeys(row.family for row in rows):
         mine = [row for row in rows if row.family == family]
         lines += [f"## {family}: {sum(row.is_fine for row in mine)} of {len(mine)}", ""]
-        lines += [
-            "| model | parameters | slots | traced | not traced | " + " | ".join(STEPS) + " | what else |"
-        ]
-        lines += ["|---|--:|--:|--:|--:|" + "---|" * (len(STEPS) + 1)]
-        for row in mine:
-            marks = " | ".join("yes" if step in row.held else "no" for step in STEPS)
-            what = row.reason or "; ".join(row.why_opaque)
-            numbers = f"{row.parameters:,} | {row.slots} | {row.traced} | {row.opaque}"
-            lines.append(f"| {row.name} | {numbers} | {marks} | {what.replace('|', '/')} |")
-        lines.append("")
+        lines += [*_table_of_seeds(mine), "", *_table_of_growth([row for row in mine if row.growth]), ""]
     return "\n".join(lines)
+
+
+def _table_of_seeds(rows: list[Row]) -> list[str]:
+    lines = ["| model | parameters | slots | traced | not traced | " + " | ".join(STEPS) + " | what else |"]
+    lines += ["|---|--:|--:|--:|--:|" + "---|" * (len(STEPS) + 1)]
+    for row in rows:
+        marks = " | ".join("yes" if step in row.held else "no" for step in STEPS)
+        what = row.reason or "; ".join(row.why_opaque)
+        numbers = f"{row.parameters:,} | {row.slots} | {row.traced} | {row.opaque}"
+        lines.append(f"| {row.name} | {numbers} | {marks} | {what.replace('|', '/')} |")
+    return lines
+
+
+def _table_of_growth(rows: list[Row]) -> list[str]:
+    lines = ["| model | " + " | ".join(COLUMNS) + " | why not |", "|---|" + "---|" * (len(COLUMNS) + 1)]
+    for row in rows:
+        says = " | ".join(row.growth[column].says or "no" for column in COLUMNS)
+        why = "; ".join(f"{column}: {cell.reason}" for column, cell in row.growth.items() if cell.reason)
+        lines.append(f"| {row.name} | {says} | {why.replace('|', '/')} |")
+    return lines if rows else []
 
 
 def main() -> None:
     """Run the families that can be imported, print the table, and write it."""
+    options = _parse()
+    warnings.simplefilter("ignore")
+    logging.getLogger("fxgraft").setLevel(logging.ERROR)
+    today, versions_now = datetime.date.today().isoformat(), versions()
+    before = _written()
+    known = {(row["family"], row["name"]): Row.of(row) for row in before.get("rows", ())}
+    dates = {**before.get("dates", {}), **dict.fromkeys(options.part or PARTS, today)}
+    rows: list[Row] = []
+    absent: dict[str, str] = dict(before.get("not_run", {})) if options.part else {}
+    for family in options.family or FAMILIES:
+        try:
+            names = FAMILIES[family].names()
+        except Exception as error:
+            absent[family] = told(error)
+            continue
+        for name in names:
+            if options.only is not None and options.only not in name:
+                continue
+            had = known.pop((family, name), None)
+            rows.append(check(family, name, had, options.part or PARTS, options.resume))
+            print(f"{family:14}{name:36}{_summary(rows[-1])}", file=sys.stderr, flush=True)
+            if options.only is None:  # after each model: a run that is stopped has what it found
+                write([*rows, *known.values()], versions_now, dates, absent)
+    print(table(rows, versions_now, dates, absent))
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only this one (again for more)")
     parser.add_argument("--only", help="only models with this in their name; prints, and writes nothing")
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    date, known = datetime.date.today().isoformat(), versions()
-    rows: list[Row] = []
-    absent: dict[str, str] = {}
-    for family in options.family or FAMILIES:
-        try:
-            names = FAMILIES[family].names()
-        except Exception as error:
-            absent[family] = f"{type(error).__name__}: {error}"
-            continue
-        for name in names:
-            if options.only is None or options.only in name:
-                rows.append(check(family, name))
-                told = rows[-1].reason or "ok"
-                print(f"{family:14}{name:36}{rows[-1].seconds:7.1f} s  {told}", file=sys.stderr, flush=True)
-            if options.only is None:  # after each model: a run that is stopped has what it found
-                write(rows, known, date, absent)
-    print(table(rows, known, date, absent))
+    parser.add_argument("--part", choices=PARTS, action="append", help="only these columns (again for more)")
+    parser.add_argument("--resume", action="store_true", help="leave out what the results have")
+    return parser.parse_args()
 
 
-def write(rows: list[Row], known: dict[str, str], date: str, absent: dict[str, str]) -> None:
+def _summary(row: Row) -> str:
+    seconds = row.seconds + sum(cell.seconds for cell in row.growth.values())
+    grown = "; ".join(f"{column}: {cell.says or 'no'}" for column, cell in row.growth.items())
+    return f"{seconds:7.1f} s  {row.reason or 'ok'}  {grown}"
+
+
+def _written() -> dict[str, Any]:
+    path = RESULTS / "zoo.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def write(rows: list[Row], known: dict[str, str], dates: dict[str, str], absent: dict[str, str]) -> None:
     """Write the page and its data."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "zoo.md").write_text(table(rows, known, date, absent) + "\n", encoding="utf-8")
-    data = {"date": date, "versions": known, "not_run": absent, "rows": [asdict(row) for row in rows]}
+    order = list(FAMILIES)
+    rows = sorted(rows, key=lambda row: order.index(row.family))
+    (RESULTS / "zoo.md").write_text(table(rows, known, dates, absent) + "\n", encoding="utf-8")
+    data = {"dates": dates, "versions": known, "not_run": absent, "rows": [asdict(row) for row in rows]}
     (RESULTS / "zoo.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

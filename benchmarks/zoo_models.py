@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,6 +227,8 @@ _TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def _transformers_names() -> list[str]:
+    with suppress(ImportError):  # else transformers stumbles over one that is there and of another build
+        _torchvision()
     import transformers
 
     transformers.logging.set_verbosity_error()
