@@ -42,6 +42,11 @@ PEAK = Budget("peak memory with seeds", "the same network by hand", 1.02)
 PEFT = Budget(
     "12 LoRA seeds: germinate, change alpha, step", "PEFT, same ranks and targets", 1, "faster at each"
 )
+GROWN = Budget("step of a grown and fused network", "the same network by hand", 1.0, "≤ 1.00 within noise")
+GROWN_BLOCKS = Budget("graphs compiled for 8 blocks inserted in one act", "", 2)
+LONGEST_GROWTH = Budget(
+    "longest step while blocks or channels grow in the background", "the recompile by hand", 0.01, "≤ 1/100"
+)
 
 ALL = (
     DORMANT,
@@ -57,4 +62,7 @@ ALL = (
     CYCLES,
     PEAK,
     PEFT,
+    GROWN,
+    GROWN_BLOCKS,
+    LONGEST_GROWTH,
 )

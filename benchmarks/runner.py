@@ -20,6 +20,7 @@ from benchmarks import (
     bench_dormant,
     bench_edit,
     bench_germination,
+    bench_growth,
     bench_memory,
     bench_peft,
     bench_seeds,
@@ -38,6 +39,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "cycles": bench_cycles,
     "peft": bench_peft,
     "alternatives": bench_alternatives,
+    "growth": bench_growth,
 }
 THREADS = 1
 """Of torch, in the process that measures: on two cores one is free for the helper that compiles."""

@@ -74,7 +74,9 @@ class Row:
     def of(cls, saved: dict[str, Any]) -> Row:
         """A row that was written."""
         growth = {column: Cell(**cell) for column, cell in saved.pop("growth", {}).items()}
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}, growth=growth)
+        return cls(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in saved.items()}, growth=growth
+        )
 
     @property
     def is_fine(self) -> bool:
@@ -166,7 +168,8 @@ def check(family: str, name: str, known: Row | None, parts: Sequence[str], resum
     """One row of the table; never raises.
 
     Args:
-        family, name: of the model.
+        family: of the model.
+        name: of the model.
         known: what an earlier run has found.
         parts: what to run.
         resume: whether to leave out what ``known`` has.
@@ -207,11 +210,12 @@ def table(rows: list[Row], known: dict[str, str], dates: dict[str, str], absent:
     lines = [
         "# Zoo",
         "",
-        f"{fine} of {len(rows)} models pass every step of seeds ({dates.get('seeds', 'not run')}); how they grow "
-        f"deeper and wider is in the second table of each family ({dates.get('growth', 'not run')}). "
+        f"{fine} of {len(rows)} models pass every step of seeds ({dates.get('seeds', 'not run')}); "
+        f"how {sum(bool(row.growth) for row in rows)} of them grow deeper and wider is in the second table "
+        f"of each family ({dates.get('growth', 'not run')}). "
         + ", ".join(f"{package} {version}" for package, version in known.items())
-        + ". Random weights, one small call, CPU; `benchmarks/zoo.py` and `benchmarks/zoo_growth.py` say what each "
-        "column checks.",
+        + ". Random weights, one small call, CPU; `benchmarks/zoo.py` and `benchmarks/zoo_growth.py` say "
+        "what each column checks.",
         "",
     ]
     lines += [f"Not run: {family}: {why}." for family, why in absent.items()] + [""] * bool(absent)
@@ -252,6 +256,7 @@ def main() -> None:
     known = {(row["family"], row["name"]): Row.of(row) for row in before.get("rows", ())}
     dates = {**before.get("dates", {}), **dict.fromkeys(options.part or PARTS, today)}
     rows: list[Row] = []
+    began = time.monotonic()
     absent: dict[str, str] = dict(before.get("not_run", {})) if options.part else {}
     for family in options.family or FAMILIES:
         try:
@@ -262,6 +267,8 @@ def main() -> None:
         for name in names:
             if options.only is not None and options.only not in name:
                 continue
+            if options.within is not None and time.monotonic() - began > options.within:
+                return
             had = known.pop((family, name), None)
             rows.append(check(family, name, had, options.part or PARTS, options.resume))
             print(f"{family:14}{name:36}{_summary(rows[-1])}", file=sys.stderr, flush=True)
@@ -277,6 +284,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--family", choices=FAMILIES, action="append", help="only this one (again for more)")
     parser.add_argument("--only", help="only models with this in their name; prints, and writes nothing")
     parser.add_argument("--part", choices=PARTS, action="append", help="only these columns (again for more)")
+    parser.add_argument("--within", type=float, help="begin with no further model after so many seconds")
     parser.add_argument("--resume", action="store_true", help="leave out what the results have")
     return parser.parse_args()
 

@@ -1,10 +1,10 @@
 """How the models of the zoo grow: the columns of the table that tell of depth and width.
 
 * ``stacks``: the number of blocks in each container of alike blocks that was found;
-* ``deepened, to the bit``: one more block in each stack, in one act; the outputs are those of before, bit by bit;
+* ``deepened, to the bit``: one more block in each stack; the outputs are those of before, bit by bit;
 * ``channel groups``: how many of the groups of channels can grow;
-* ``widened``: one group of each kind grows by its grain, one after the other; the function is kept, and the host
-  runs forward and backward;
+* ``widened``: one group of each kind grows by its grain, one after the other; the function is kept, and
+  the host runs forward and backward;
 * ``transplanted``: a host with one more block is put into a larger model of the class that was made by itself
   (transformers: by its configuration; else the model with one more block in its container), and computes
   the same there.
@@ -32,8 +32,8 @@ from benchmarks.zoo_models import Sample
 from fxgraft.util.bits import same_bits
 
 COLUMNS = ("stacks", "deepened, to the bit", "channel groups", "widened", "transplanted")
-SECONDS = 420
-"""How long a column may take."""
+SECONDS = 240
+"""How much processor time a column may take."""
 
 KINDS = 4
 """How many groups of channels are widened, at most: one of each kind."""
@@ -46,7 +46,7 @@ class Cell:
     Attributes:
         says: a number or ``"yes"``, or how many of how many; empty where there was nothing to do it with.
         reason: why not, or not all.
-        seconds: how long it took.
+        seconds: how much processor time it took.
     """
 
     says: str = ""
@@ -62,14 +62,14 @@ def grow(make: Callable[[], Sample]) -> dict[str, Cell]:
     """
     found = {}
     for column, act in zip(COLUMNS, (_stacks, _deepened, _groups, _widened, _transplanted), strict=True):
-        began, cell = time.perf_counter(), Cell()
+        began, cell = time.process_time(), Cell()
         try:
             with _limited(SECONDS):
                 torch.manual_seed(0)
                 act(cell, make())
         except Exception as error:
             cell.reason = told(error)
-        cell.seconds = round(time.perf_counter() - began, 1)
+        cell.seconds = round(time.process_time() - began, 1)
         found[column] = cell
     return found
 
@@ -83,15 +83,15 @@ def told(error: BaseException) -> str:
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise TimeoutError(f"took more than {seconds:g} s")
+        raise TimeoutError(f"took more than {seconds:g} s of the processor")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _host(sample: Sample) -> fxgraft.Host:

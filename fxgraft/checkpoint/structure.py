@@ -23,25 +23,51 @@ from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.receiving import Kept, StateReader, read_with
+from fxgraft.host.wrapped import is_wrapped
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.util.bits import same_bits
+from fxgraft.wider.replay import Replay, records
 
 VERSION = 1
+VERSION_WIDER = 2
+"""Of an entry that says how channels have grown: who cannot read that must not leave it out."""
 _TEXT = "structure"
 """The tensor with the JSON text; no other name is without a dot."""
 
 
-def describe(seeds: Iterable[Seed], run_seed: int) -> tuple[Tensor, list[str]]:
-    """The entry of a ``state_dict`` for these seeds, 1-D of uint8, and the names of those that it says.
+@dataclasses.dataclass(frozen=True)
+class _Said:
+    """What an entry says.
+
+    Attributes:
+        records: of the seeds.
+        run_seed: of the run's random streams.
+        widenings: how the channels of the host have grown, as `records` gives it.
+        shapes: name -> shape, of the model's tensors then; empty where none have grown.
+    """
+
+    records: list[SeedRecord]
+    run_seed: int
+    widenings: list[Any]
+    shapes: dict[str, list[int]]
+
+
+def describe(host: Host, seeds: Iterable[Seed], run_seed: int) -> tuple[Tensor, list[str]]:
+    """The entry of a ``state_dict`` for what has grown, 1-D of uint8, and the names of the seeds in it.
 
     A seed in preparation has no module yet, and is left out.
     """
     there = [seed for seed in seeds if seed.module is not None]
     tensors: dict[str, Tensor] = {}
-    records = [pack(dataclasses.asdict(SeedRecord.of(seed)), f"seed.{seed.name}", tensors) for seed in there]
-    text = json.dumps({"version": VERSION, "run_seed": run_seed, "seeds": records})
+    packed = [pack(dataclasses.asdict(SeedRecord.of(seed)), f"seed.{seed.name}", tensors) for seed in there]
+    said: dict[str, Any] = {"version": VERSION, "run_seed": run_seed, "seeds": packed}
+    if host.widenings:
+        state = host.model_state()
+        shapes = {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+        said |= {"version": VERSION_WIDER, "widenings": records(host), "shapes": shapes}
+    text = json.dumps(said)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return _bytes(to_bytes({**plain, _TEXT: _bytes(text.encode())})), [seed.name for seed in there]
 
@@ -67,15 +93,8 @@ def revive(entry: Tensor, lifecycle: Lifecycle) -> int:
         undo.callback(setattr, lifecycle, "cold", lifecycle.cold)
         lifecycle.cold = True  # the structures on the way are not worth compiling
         try:
-            records, run_seed = _read(entry)
-            for record in records:
-                # Without optimizers there is nothing to set; the record keeps what is asked for.
-                own = record.hyper if lifecycle.registry.trains else None
-                seed = dataclasses.replace(record, hyper=own).revive(
-                    lifecycle, run_seed, host.seed_blueprints
-                )
-                amend(seed, hyper=record.hyper)
-                undo.callback(lifecycle.forget, seed)
+            said = _read(entry)
+            _grow(undo, said, lifecycle)
         except FxGraftError as error:
             raise CheckpointError(f"the seeds of the state cannot be grown: {error}") from error
         except Exception as error:  # what is in a state is anyone's: it may fail in any way
@@ -85,7 +104,43 @@ def revive(entry: Tensor, lifecycle: Lifecycle) -> int:
         undo.pop_all()
     lifecycle.cold = False
     engine.warm_up(host, Structure())
-    return run_seed
+    return said.run_seed
+
+
+def _grow(undo: ExitStack, said: _Said, lifecycle: Lifecycle) -> None:
+    """Let the lifecycle's host have what an entry says; each growth of channels with the seeds of then."""
+    host = lifecycle.host
+    if host.widenings and not said.widenings:
+        raise CheckpointError(
+            f"expected a host with the channels of its trace; {host.widenings[0].group} of this one has "
+            f"grown wider, and in the state it has not. Trace the model anew"
+        )
+    waiting = said.records
+    replay = None
+    if said.widenings:
+        optimizers = lifecycle.registry.optimizers
+        replay = Replay(host, said.widenings, said.shapes, optimizers, alone=not is_wrapped(host))
+    for growth in replay.growths if replay is not None else ():
+        for record in (record for record in waiting if record.name in growth.seeds):
+            _revive(undo, record, said.run_seed, lifecycle)
+        waiting = [record for record in waiting if record.name not in growth.seeds]
+        assert replay is not None
+        replay.do(undo, growth)
+    for record in waiting:
+        _revive(undo, record, said.run_seed, lifecycle)
+    names = [record.name for record in said.records]
+    if list(lifecycle.seeds) != names:
+        lifecycle.reorder({name: lifecycle.seeds[name] for name in names})
+    if replay is not None:
+        replay.end(undo)
+
+
+def _revive(undo: ExitStack, record: SeedRecord, run_seed: int, lifecycle: Lifecycle) -> None:
+    # Without optimizers there is nothing to set; the record keeps what is asked for.
+    own = record.hyper if lifecycle.registry.trains else None
+    seed = dataclasses.replace(record, hyper=own).revive(lifecycle, run_seed, lifecycle.host.seed_blueprints)
+    amend(seed, hyper=record.hyper)
+    undo.callback(lifecycle.forget, seed)
 
 
 def regrow(host: Host, entry: Tensor) -> None:
@@ -107,35 +162,37 @@ def regrow(host: Host, entry: Tensor) -> None:
 
 
 def _names(entry: Tensor) -> list[str]:
-    return [record.name for record in _checked(entry)]
+    return [record.name for record in _checked(entry).records]
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     fields = ("name", "slot", "source", "blueprint", "config", "spec", "stage", "alphas", "hyper")
-    ours, theirs = ([[getattr(r, f) for f in fields] for r in _checked(entry)] for entry in (a, b))
-    return same_bits(ours, theirs)
+    one, other = _checked(a), _checked(b)
+    ours, theirs = ([[getattr(r, f) for f in fields] for r in said.records] for said in (one, other))
+    return one.widenings == other.widenings and same_bits(ours, theirs)
 
 
-def _checked(entry: Tensor) -> list[SeedRecord]:
+def _checked(entry: Tensor) -> _Said:
     try:
-        return _read(entry)[0]
+        return _read(entry)
     except CheckpointError:
         raise
     except Exception as error:  # what is in a state is anyone's: it may fail in any way
         raise CheckpointError(f"the state's entry is damaged: {type(error).__name__}: {error}") from error
 
 
-def _read(entry: Any) -> tuple[list[SeedRecord], int]:
+def _read(entry: Any) -> _Said:
     if not isinstance(entry, Tensor) or entry.dtype is not torch.uint8 or entry.dim() != 1:
         raise CheckpointError("expected their structure as a tensor of bytes")
     tensors = from_bytes(entry.cpu().numpy().tobytes())
     said = json.loads(tensors.pop(_TEXT).numpy().tobytes())
-    if said["version"] != VERSION:
-        raise CheckpointError(f"expected version {VERSION} of the structure; got {said['version']!r}")
+    if said["version"] not in (VERSION, VERSION_WIDER):
+        raise CheckpointError(f"expected version {VERSION_WIDER} of the structure; got {said['version']!r}")
     if "elsewhere" in said:
         raise CheckpointError(str(said["elsewhere"]))
-    records = [SeedRecord.read(unpack(packed, tensors)) for packed in said["seeds"]]
-    return records, stream_seed(said["run_seed"])
+    found = [SeedRecord.read(unpack(packed, tensors)) for packed in said["seeds"]]
+    shapes = {str(name): list(map(int, shape)) for name, shape in said.get("shapes", {}).items()}
+    return _Said(found, stream_seed(said["run_seed"]), list(said.get("widenings", [])), shapes)
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -110,6 +110,15 @@ class CallKind:
         leaves = [replace(k, requires_grad=False) if isinstance(k, _TensorKind) else k for k in self.leaves]
         return replace(self, leaves=tuple(leaves))
 
+    def resized(self, sizes: Mapping[tuple[int, ...], tuple[int, ...]]) -> CallKind:
+        """Such a call by tensors of other sizes.
+
+        Args:
+            sizes: shapes in some call -> what they are in it now; the dimensions that differ are set in
+                tensors that have the former size there.
+        """
+        return replace(self, leaves=tuple(_resized(leaf, sizes) for leaf in self.leaves))
+
     @property
     def family(self) -> object:
         """Equal for kinds that differ in sizes and numbers only."""
@@ -215,6 +224,20 @@ def _merged(a: Any, b: Any) -> Any:
     if any(kind.shape[i] < 2 for kind in (a, b) for i in differ):
         return _Unknown  # sizes of 0 and 1 are special to the compiler, each
     return replace(a, dynamic=tuple(sorted({*a.dynamic, *b.dynamic, *differ})))
+
+
+def _resized(leaf: Any, sizes: Mapping[tuple[int, ...], tuple[int, ...]]) -> Any:
+    if not isinstance(leaf, _TensorKind):
+        return leaf
+    for before, after in sizes.items():
+        differ = [i for i, (a, b) in enumerate(zip(before, after)) if a != b]
+        if len(before) == len(after) == len(leaf.shape) and all(leaf.shape[i] == before[i] for i in differ):
+            shape = torch.Size(after[i] if i in differ else n for i, n in enumerate(leaf.shape))
+            stride, count = [0] * len(shape), 1
+            for i in reversed(_layout(leaf)):  # laid out as before, without gaps
+                stride[i], count = count, count * shape[i]
+            return replace(leaf, shape=shape, stride=tuple(stride))
+    return leaf
 
 
 def _merged_constants(a: Any, b: Any) -> Any:

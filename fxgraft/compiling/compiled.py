@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,6 +25,7 @@ from fxgraft.compiling.variants import MAX_FORMS, Variant, Variants, enter
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft.util import _torch
 from fxgraft_passes import Graft, Phase
+from fxgraft_passes.observe import KEY
 from fxgraft_passes.untouched import untouched
 
 logger = logging.getLogger("fxgraft")
@@ -76,6 +77,7 @@ class CompiledHost:
         self._kinds = {unit.kind for unit in self._blocks}
         self._grown: dict[str, tuple[nn.Module, list[Unit]]] = {}
         self._keys = Keys(self._blocks, regions)
+        self._regions = regions
         self._trials = Trials(self.options)
         self._running: dict[Unit, _State] = {}
         self._is_inside = False
@@ -431,15 +433,40 @@ class CompiledHost:
                 found = self._tasks(unit, local, phase, self.missing(unit, local, phase))
                 tasks += found
                 first |= {(task.variant, task.kind) for task in found if moves or phase is runs_first}
-        tasks = _distinct(tasks)
-        if not any(task.kind.trains for task in tasks):
-            return tasks
-        # Calls of the training loop first, by the forward that runs first: with code for those it is live.
-        tasks = [
-            replace(task, is_required=task.kind.trains and (task.variant, task.kind) in first)
-            for task in tasks
-        ]
-        return sorted(tasks, key=lambda task: (not task.is_required, not task.kind.trains))
+        return _by_urgency(_distinct(tasks), first)
+
+    def tasks_for_all(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[CompileTask]:
+        """What is missing for a structure that runs, in all units; urgent ones first."""
+        tasks, first = [], set()
+        for unit in self.units:
+            local = unit.local(structure)
+            runs_now = self.phase_in(unit, structure, Phase.BLENDED, grafts)
+            for phase in local.phases:
+                found = self._tasks(unit, local, phase, self.missing(unit, local, phase))
+                tasks += found
+                first |= {(task.variant, task.kind) for task in found if phase is runs_now}
+        return _by_urgency(_distinct(tasks), first)
+
+    def inherit_calls(self, other: CompiledHost) -> None:
+        """The units will be called as those of the same names in another form of the host, in other sizes.
+
+        Where units are blocks, what they are given may be of another size: that is read off their graphs.
+        """
+        known = {unit.name: unit for unit in other.units}
+        for unit in self.units:
+            if (like := known.get(unit.name)) is None:
+                continue
+            ours, theirs = (form._shapes_of(unit.name) for form in (self, other))
+            sizes = {a: b for a, b in zip(theirs, ours, strict=False) if a != b}
+            for kind in other.variants.seen(like):
+                self.variants.see(unit, kind.resized(sizes))
+
+    def _shapes_of(self, unit: str) -> list[tuple[int, ...]]:
+        """The shapes of what a unit was given when the host was traced."""
+        region = self._regions.get(unit)
+        found = [] if region is None else region.base.find_nodes(op="placeholder")
+        seen = [node.meta.get(KEY) for node in found]
+        return [tuple(value.shape) for value in seen if value is not None and value.kind == "Tensor"]
 
     def tasks_wanted(self) -> list[CompileTask]:
         """What calls of late had to do without."""
@@ -521,6 +548,16 @@ def _call(variant: Variant, module: nn.Module, kind: CallKind, *others: nn.Modul
     if kind.grad and outputs and learned:
         zeros = [torch.zeros_like(o) for o in outputs]
         torch.autograd.grad(outputs, learned, zeros, allow_unused=True)
+
+
+def _by_urgency(tasks: list[CompileTask], first: Container[object]) -> list[CompileTask]:
+    """Calls of the training loop come first, by what runs ``first``: with code for those it is live."""
+    if not any(task.kind.trains for task in tasks):
+        return tasks
+    tasks = [
+        replace(task, is_required=task.kind.trains and (task.variant, task.kind) in first) for task in tasks
+    ]
+    return sorted(tasks, key=lambda task: (not task.is_required, not task.kind.trains))
 
 
 def _distinct(tasks: Iterable[CompileTask]) -> list[CompileTask]:

@@ -13,6 +13,7 @@ from fxgraft.capture.region import Region
 from fxgraft.deeper.copying import copy_of, refuse_sharded, refuse_shared
 from fxgraft.deeper.fresh import initialise
 from fxgraft.deeper.zeroing import output_layers
+from fxgraft.deeper.zeroing_in_a_run import Endings
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -116,9 +117,8 @@ def build(host: Host, origin: Origin, like: str, init: str, key: int, number: in
     model, *_ = engine.trees(host)
     refuse_sharded(stack.path, like, source)
     refuse_shared(stack.path, like, source, host.named_modules(remove_duplicate=False))
-    zeroed = (
-        output_layers(replace(stack, call=origin.call), origin.root, host.regions) if init == "zero" else []
-    )
+    called = replace(stack, call=origin.call)
+    zeroed = output_layers(called, origin.root, host.regions, Endings(host)) if init == "zero" else []
     made = copy_of(source)
     if init == "random":
         with streams.private_stream(key):

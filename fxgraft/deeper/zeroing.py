@@ -12,48 +12,31 @@ front of it stays, as otherwise neither would get a gradient.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.fx as fx
-import torch.nn.functional as F
 from torch import nn
 
 from fxgraft.capture.region import Region
+from fxgraft.deeper.not_found import NotFoundError
+from fxgraft.deeper.operations import (
+    ADD,
+    CASTS,
+    IDEMPOTENT,
+    IDEMPOTENT_FUNCTIONS,
+    KEEP_ZERO,
+    LAYERS,
+    MOVES,
+    NORMS,
+    POOLS,
+    TIMES,
+    WEIGHTED,
+)
 from fxgraft.errors import SlotError
 from fxgraft.host.stacks import Stack, input_of, output_of
-
-_ADD = {operator.add, operator.iadd, torch.add, torch.sub, operator.sub, operator.isub, "add", "add_", "sub"}
-_TIMES = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div", "div_"}
-_CASTS = {"to", "type_as", "float", "contiguous", "clone", "requires_grad_"}
-_MOVES = {
-    "view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous",
-    "clone", "to", "type_as", "float", "half", "bfloat16", "double", "movedim", "expand", "chunk", "split",
-    torch.transpose, torch.permute, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze,
-    F.dropout, operator.getitem, torch.chunk, torch.split, torch.relu, F.relu, "relu", F.gelu, F.silu,
-    torch.tanh, "tanh", "sum", "mean", torch.sum, torch.mean,
-}  # fmt: skip
-"""Operations of one value that are zero where it is zero."""
-_WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, torch.addmm,
-             torch.matmul, operator.matmul, torch.mm, torch.bmm, F.layer_norm, F.rms_norm)  # fmt: skip
-_KEEP_ZERO = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.Identity,
-    nn.ReLU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Tanh,
-)
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Dropout, nn.Identity)
-_IDEMPOTENT = (nn.ReLU,)
-_IDEMPOTENT_FUNCTIONS = (torch.relu, F.relu, "relu", "relu_", torch.relu_)
 
 
 @dataclass(frozen=True)
@@ -72,8 +55,8 @@ class _At:
 
 def _clips(at: _At) -> bool:
     if at.node.op == "call_module":
-        return isinstance(at.region.module.get_submodule(str(at.node.target)), _IDEMPOTENT)
-    return at.node.target in _IDEMPOTENT_FUNCTIONS
+        return isinstance(at.region.module.get_submodule(str(at.node.target)), IDEMPOTENT)
+    return at.node.target in IDEMPOTENT_FUNCTIONS
 
 
 def _calls_of(region: Region, regions: Mapping[str, Region]) -> Iterator[_At]:
@@ -84,17 +67,18 @@ def _calls_of(region: Region, regions: Mapping[str, Region]) -> Iterator[_At]:
                 yield _At(other, node)
 
 
-class _NotFoundError(Exception):
-    """Why there is no set of layers to zero."""
+Ending = Callable[[str, Any], set[str]]
+"""The parameters that end what a module without a graph returns; which element of that, or None for all."""
 
 
-def output_layers(stack: Stack, block: str, regions: Mapping[str, Region]) -> list[str]:
+def output_layers(stack: Stack, block: str, regions: Mapping[str, Region], ending: Ending) -> list[str]:
     """The parameters of a block, named from it, that are zeroed so that it returns what it reads.
 
     Args:
         stack: of the block.
         block: the name of one of its blocks.
         regions: of the host.
+        ending: finds the end of a branch in code without a graph; raises `NotFoundError`.
 
     Raises:
         SlotError: there are none; with the place in its graph where the search ended, and why.
@@ -103,10 +87,10 @@ def output_layers(stack: Stack, block: str, regions: Mapping[str, Region]) -> li
     start, end = output_of(region, stack.call), input_of(region, stack.call)
     assert start is not None
     assert end is not None
-    search = _Search(block, end, regions, stack.call.before)
+    search = _Search(block, end, regions, stack.call.before, ending)
     try:
         search.follow(_At(region, start), is_last=True)
-    except _NotFoundError as reason:
+    except NotFoundError as reason:
         raise SlotError(
             f"stack {stack.path!r}: init='zero' needs a block ({stack.cls.__name__}) that is its input plus "
             f"branches, so that with zeroed output layers it changes nothing; {reason}. init='copy' and "
@@ -116,8 +100,9 @@ def output_layers(stack: Stack, block: str, regions: Mapping[str, Region]) -> li
 
 
 class _Search:
-    def __init__(self, block: str, end: fx.Node, regions: Mapping[str, Region], before: bool):
+    def __init__(self, block: str, end: fx.Node, regions: Mapping[str, Region], before: bool, ending: Ending):
         self.found: set[str] = set()
+        self._ending = ending
         self._looks_only = False
         self._block, self._end, self._regions, self._before = block, end, regions, before
 
@@ -128,7 +113,7 @@ class _Search:
         at = self._resolved(at)
         node = at.node
         if not isinstance(node, fx.Node):
-            raise _NotFoundError(f"the value at {at.name()} is a constant")
+            raise NotFoundError(f"the value at {at.name()} is a constant")
         if node is self._end:
             return
         if is_last and self._is_idempotent(at):
@@ -140,14 +125,14 @@ class _Search:
             return
         if node.op == "call_module" and isinstance(self._module(at), (nn.Dropout, nn.Identity)):
             if isinstance(self._module(at), nn.Dropout) and self._module(at).p:
-                raise _NotFoundError(f"{at.name()} drops from the sum itself")
+                raise NotFoundError(f"{at.name()} drops from the sum itself")
             self.follow(_At(at.region, node.args[0], at.caller))
             return
-        if node.target in _CASTS:
+        if node.target in CASTS:
             self.follow(_At(at.region, node.args[0], at.caller))
             return
-        if node.target not in _ADD or len(node.args) < 2 or node.kwargs:
-            raise _NotFoundError(f"the way from its output back to its input ends at {at.name()}, no sum")
+        if node.target not in ADD or len(node.args) < 2 or node.kwargs:
+            raise NotFoundError(f"the way from its output back to its input ends at {at.name()}, no sum")
         a, b = (_At(at.region, arg, at.caller) for arg in node.args[:2])
         minus = node.target in (torch.sub, operator.sub, operator.isub, "sub")
         stream, branch = (a, b) if minus or self._leads_in(a) else (b, a)
@@ -160,7 +145,7 @@ class _Search:
         before, self._looks_only = self._looks_only, True
         try:
             self.follow(at)
-        except _NotFoundError:
+        except NotFoundError:
             return False
         finally:
             self._looks_only = before
@@ -186,7 +171,7 @@ class _Search:
                 at = _At(calls[0].region, given[str(at.node.target)])
             if not isinstance(at.node, fx.Node):
                 return False
-            if not (at.node.op == "call_module" and isinstance(self._module(at), _POOLS)):
+            if not (at.node.op == "call_module" and isinstance(self._module(at), POOLS)):
                 return _clips(at)
             at = _At(at.region, at.node.args[0])
 
@@ -198,48 +183,52 @@ class _Search:
         node = at.node
         if not isinstance(node, fx.Node):
             if node != 0:
-                raise _NotFoundError(f"{at.name()} adds a constant")
+                raise NotFoundError(f"{at.name()} adds a constant")
             return
         if node is self._end or node.op == "placeholder":
-            raise _NotFoundError(f"a branch gives back an input of the block: {at.name()}")
+            raise NotFoundError(f"a branch gives back an input of the block: {at.name()}")
         if node.op == "get_attr":
             self._take(at, str(node.target))
         elif node.op == "call_module":
             self._zero_module(at)
-        elif node.target in _WEIGHTED:
+        elif node.target in WEIGHTED:
             self._zero_operands(at)
-        elif node.target in _ADD or node.target in (torch.cat, torch.stack):
+        elif node.target in ADD or node.target in (torch.cat, torch.stack):
             parts = node.args[0] if node.target in (torch.cat, torch.stack) else node.args[:2]
             for part in parts:  # type: ignore[union-attr]
                 self.zero(_At(at.region, part, at.caller))
-        elif node.target in _TIMES:
+        elif node.target in TIMES:
             self._zero_factor(at)
-        elif node.target in _MOVES:
+        elif node.target in MOVES:
             self._zero_element(at)
         else:
-            raise _NotFoundError(f"a branch ends with {at.name()}, which is no layer with weights")
+            raise NotFoundError(f"a branch ends with {at.name()}, which is no layer with weights")
 
     def _zero_module(self, at: _At) -> None:
         module, path = self._module(at), str(at.node.target)
-        if isinstance(module, _LAYERS + _NORMS):
+        if isinstance(module, LAYERS + NORMS):
             names = [name for name, _ in module.named_parameters(recurse=False)]
             if not names:
                 if isinstance(module, nn.modules.batchnorm._NormBase):
-                    raise _NotFoundError(f"a branch ends with {at.name()}, a norm without weights")
+                    raise NotFoundError(f"a branch ends with {at.name()}, a norm without weights")
                 return self.zero(_At(at.region, at.node.args[0], at.caller))
             if module._parameters.get("weight") is None:
-                raise _NotFoundError(f"a branch ends with {at.name()}, whose weight is computed of others")
+                raise NotFoundError(f"a branch ends with {at.name()}, whose weight is computed of others")
             for name in names:
                 self._take(at, f"{path}.{name}")
             return None
-        if isinstance(module, _KEEP_ZERO) or type(module).__name__ == "SeedDropout":
+        if isinstance(module, KEEP_ZERO) or type(module).__name__ == "SeedDropout":
             return self.zero(_At(at.region, at.node.args[0], at.caller))
         inside = self._entered(at)
-        if inside is None:
-            raise _NotFoundError(
-                f"a branch ends with {at.name()} ({type(module).__name__}), which has no graph"
-            )
-        return self.zero(inside)
+        return self._end_in_a_run(at, None) if inside is None else self.zero(inside)
+
+    def _end_in_a_run(self, at: _At, element: int | None) -> None:
+        """Zero what ends a branch in code that has no graph."""
+        path = f"{at.region.name}.{at.node.target}".lstrip(".")
+        for name in self._ending(path, element):
+            if not name.startswith(f"{self._block}."):
+                raise NotFoundError(f"a branch ends with {name}, which is outside of the block")
+            self.found.add(name[len(self._block) + 1 :])
 
     def _zero_operands(self, at: _At) -> None:
         """A layer as a function of weights."""
@@ -247,7 +236,7 @@ class _Search:
         given = [*node.args, *node.kwargs.values()]
         weights = [arg for arg in given if isinstance(arg, fx.Node) and self._is_weight(_At(at.region, arg))]
         if not weights:
-            raise _NotFoundError(f"a branch ends with {at.name()}, which multiplies no weights")
+            raise NotFoundError(f"a branch ends with {at.name()}, which multiplies no weights")
         for weight in weights:
             self.zero(_At(at.region, weight, at.caller))
 
@@ -265,10 +254,10 @@ class _Search:
             try:
                 self.zero(_At(at.region, factor, at.caller))
                 return
-            except _NotFoundError as reason:
+            except NotFoundError as reason:
                 self.found = before
                 reasons.append(str(reason))
-        raise _NotFoundError(reasons[0] if reasons else f"{at.name()} has no factor with weights")
+        raise NotFoundError(reasons[0] if reasons else f"{at.name()} has no factor with weights")
 
     def _zero_element(self, at: _At) -> None:
         value, element = at.node.args[0], at.node.args[1] if at.node.target is operator.getitem else None
@@ -278,10 +267,10 @@ class _Search:
         elif isinstance(inner.node, fx.Node) and inner.node.op == "call_module" and isinstance(element, int):
             inside = self._entered(inner)
             if inside is None:
-                raise _NotFoundError(f"a branch ends with {inner.name()}, which has no graph")
+                return self._end_in_a_run(inner, element)
             if isinstance(inside.node, (tuple, list)):
                 inner = _At(inside.region, inside.node[element], inside.caller)
-        self.zero(inner)
+        return self.zero(inner)
 
     # Where things are
 
@@ -290,7 +279,7 @@ class _Search:
         module, _, name = target.rpartition(".")
         owner = at.region.module.get_submodule(module)
         if name not in owner._parameters:
-            raise _NotFoundError(f"a branch ends with {path}, which is no parameter")
+            raise NotFoundError(f"a branch ends with {path}, which is no parameter")
         self.found.add(path)
 
     def _module(self, at: _At) -> Any:
@@ -303,7 +292,7 @@ class _Search:
             args, kwargs = call.node.args, call.node.kwargs
             given = at.region.form.values(tuple(args), dict(kwargs))
             if given is None:
-                raise _NotFoundError(f"{call.name()} is called in another way than it was traced")
+                raise NotFoundError(f"{call.name()} is called in another way than it was traced")
             at = _At(call.region, given[str(at.node.target)], call.caller)
         return at
 

@@ -20,6 +20,5 @@ to the manager, and keeps the loop.
 
 from fxgraft.distributed.choice import peers_of
 from fxgraft.distributed.peers import Alone, Peers
-from fxgraft.distributed.unwrapped import is_wrapped
 
-__all__ = ["Alone", "Peers", "is_wrapped", "peers_of"]
+__all__ = ["Alone", "Peers", "peers_of"]

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch.distributed as dist
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fxgraft.distributed.peers import Alone
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
+from fxgraft.host.wrapped import around, size
 from fxgraft.lifecycle.change import Birth
 from fxgraft.telemetry import logger
 
@@ -59,10 +59,10 @@ class Unwrapped(Alone):
 
     def _look(self) -> None:
         host = self._host()
-        if host is None or not _around(host):
+        if host is None or not around(host):
             return
         gc.collect()  # one that is dead, and not yet collected, is none
-        for wrapper in _around(host):
+        for wrapper in around(host):
             raise DistributedError(_what_is_wrong(wrapper, host))
 
 
@@ -71,32 +71,8 @@ def is_one_of_several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def is_wrapped(host: Host) -> bool:
-    """Whether a ``DistributedDataParallel``, be it of one rank, has buckets for the host's own parameters."""
-    if not (dist.is_available() and dist.is_initialized()) or not _around(host, least=1):
-        return False
-    gc.collect()  # one that is dead, and not yet collected, is none
-    return bool(_around(host, least=1))
-
-
-def _around(host: Host, least: int = 2) -> list[DistributedDataParallel]:
-    """What averages gradients of the host's own parameters over that many ranks, or more."""
-    own = {id(parameter) for parameter in host.host_parameters()}
-    living = (one for one in gc.get_objects() if issubclass(type(one), DistributedDataParallel))
-    return [one for one in living if _size(one) >= least and _has(one.parameters(), own)]
-
-
-def _size(wrapper: DistributedDataParallel) -> int:
-    group = wrapper.__dict__.get("process_group")  # which one that is being made does not have yet
-    return group.size() if group is not None else 0
-
-
-def _has(parameters: Iterable[nn.Parameter], own: set[int]) -> bool:
-    return any(id(parameter) in own for parameter in parameters)
-
-
 def _what_is_wrong(wrapper: DistributedDataParallel, host: Host) -> str:
-    found = f"{_size(wrapper)} ranks train the host through a DistributedDataParallel"
+    found = f"{size(wrapper)} ranks train the host through a DistributedDataParallel"
     if wrapper.module is host:
         return (
             f"host: expected that wrapper, SeedManager(ddp, ...), as {found}; got the host alone: each "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fxgraft.host.observing import observe
 from fxgraft.host.writing import watch
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
@@ -58,6 +59,7 @@ def set_structure(host: Host, structure: Structure, phase: Phase, grafts: Mappin
         seeds.training = host.training
         for placement in structure.placements:
             seeds.add_module(placement.seed, grafts[placement.seed])
+    observe(host)
     watch_writing(host)
     for twin, follow in list(host._links.followers.items()):
         follow(host, twin)

@@ -326,9 +326,9 @@ class Host(nn.Module):
         if (reshard := getattr(type(self), "reshard", None)) is not None:
             reshard(self)  # fully_shard's hook for that is on the host, which this goes around
         found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-        if SEEDS in self._modules:
-            seeds = self._modules[SEEDS]
-            seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)  # type: ignore[union-attr]
+        if (seeds := self._modules.get(SEEDS)) is not None:
+            seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)
+        if seeds is not None or self.widenings:
             say(self, found, prefix)
         return found
 

@@ -1,7 +1,9 @@
 """Inserted blocks as places like any others: regions and slots in them.
 
-An inserted block is a copy of the block that it stands behind, in class and shapes, so the graphs of that one
-are right for it. They are copied, with the names ``_seeds.<seed>.module...``, which are those of its weights.
+An inserted block is a copy of the block that it stands behind in class, so the graphs of that one are right
+for it. They are copied, with the names ``_seeds.<seed>.module...``, which are those of its weights. Where one
+of the two has grown wider alone, the sizes that are known in them are wrong: `fxgraft.host.observing` looks
+again.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from fxgraft.capture.region import Region
@@ -54,10 +57,14 @@ class Insertions:
 
     Args:
         regions: of the host: regions of inserted blocks come and go there.
+
+    Attributes:
+        unseen: the inserted blocks (their seeds) of other sizes than that of which they have the graphs.
     """
 
     def __init__(self, regions: dict[str, Region]):
         self._regions = regions
+        self.unseen: set[str] = set()
         self._inserted = {name for name in regions if name.startswith(f"{SEEDS}.")}
 
     def come(self, structure: Structure, grafts: Mapping[str, Graft]) -> bool:
@@ -74,6 +81,8 @@ class Insertions:
                 block = placement.slot.region
                 # With the graft they come back as they were, where a change is taken back.
                 graft.regions = copied(block, graft.module, placement.seed, self._regions)
+                if _shapes(self._regions[block].module) != _shapes(graft.module):
+                    self.unseen.add(placement.seed)
             self._regions.update(graft.regions)
             self._inserted.update(graft.regions)
             came = True
@@ -113,6 +122,10 @@ def _turn(
     last = max(seen, default=0)
     assert placement.spec.call is not None
     return first - 0.5 if placement.spec.call.before else last + 0.5
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items()]
 
 
 def _block_of(region: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fxgraft.errors import CheckpointError
+from fxgraft.host.widened import Widened
 from fxgraft.util.text import pluralize
 from fxgraft_passes import GraftSpec
 from fxgraft_passes.graft import SEEDS
@@ -30,23 +31,27 @@ Say = Callable[["Host"], "tuple[Tensor, list[str]] | None"]
 
 @dataclass(frozen=True)
 class Kept:
-    """The entry that a host was grown from. It holds as long as the host has these seeds, and no other.
+    """The entry that a host was grown from. It holds as long as nothing else has grown, or gone.
 
     Attributes:
         entry: the tensor of bytes.
         seeds: name and wiring of each.
+        widenings: how the host's channels have grown.
     """
 
     entry: Tensor
     seeds: list[tuple[str, GraftSpec]]
+    widenings: tuple[Widened, ...] = ()
 
     @classmethod
     def of(cls, entry: Tensor, host: Host) -> Kept:
         """The entry that ``host`` was grown from just now."""
-        return cls(entry.detach().cpu().clone(), _wiring(host))
+        return cls(entry.detach().cpu().clone(), _wiring(host), host.widenings)
 
     def __call__(self, host: Host) -> tuple[Tensor, list[str]] | None:
-        return (self.entry, [name for name, _ in self.seeds]) if self.seeds == _wiring(host) else None
+        if (self.seeds, self.widenings) != (_wiring(host), host.widenings):
+            return None
+        return self.entry, [name for name, _ in self.seeds]
 
 
 def say(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fxgraft.capture.capture import Capture
 from fxgraft.errors import SlotError
+from fxgraft.host.observing import observe
 from fxgraft.host.traced import Traced
 from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Phase
 
 if TYPE_CHECKING:
+    from fxgraft.compiling.compiled import CompiledHost
     from fxgraft.host.channels import Example
     from fxgraft.host.host import Host
 
 
-def renew(undo: ExitStack, host: Host, example: Example) -> None:
+@dataclass(frozen=True)
+class Renewal:
+    """A trace of a host in other sizes, and its compiled form then, to be used when it has these sizes again.
+
+    Attributes:
+        capture: the trace.
+        compiled: the compiled form; None where the host is not compiled.
+    """
+
+    capture: Capture
+    compiled: CompiledHost | None
+
+
+def renew(undo: ExitStack, host: Host, example: Example, known: Renewal | None = None) -> Renewal:
     """Trace the host anew as it is called in ``example``, and put its grafts where they were.
 
     Args:
         undo: is given what takes the host back; also where this fails.
         host: the host.
         example: arguments of a call.
+        known: what an earlier call with these sizes returned, which was taken back: it is not done again.
 
     Raises:
         SlotError: there is no such slot any more as one that has a seed.
@@ -31,23 +47,31 @@ def renew(undo: ExitStack, host: Host, example: Example) -> None:
     """
     running, grafts, structure, phase = host._running, host.grafts(), host.structure, host.phase
     before = host._traced
+    of_blocks = [(graft, graft.regions) for graft in grafts.values()]
 
     def back() -> None:
         running.enter(Structure(), Phase.ISOLATED, {})
         host._traced, running.regions = before, before.regions
+        for graft, regions in of_blocks:
+            graft.regions = regions
         running.enter(structure, phase, grafts)
 
     undo.callback(back)
     running.enter(Structure(), Phase.ISOLATED, {})
-    with host.compiled.stopped() if host.compiled else nullcontext():
-        capture = Capture(host._root, *example, clone=False)
+    if known is not None:
+        capture = known.capture
+    else:
+        with host.compiled.stopped() if host.compiled else nullcontext():
+            capture = Capture(host._root, *example, clone=False)
     host._traced, running.regions = Traced.of(capture), capture.regions
+    host._traced.remove_blocks(Structure())  # of those blocks there are graphs in the sizes of now
+    for graft, _ in of_blocks:
+        graft.regions = None
     renewed = Structure()
     try:
         for placement in structure.placements:
-            host._traced.insert_blocks(
-                renewed, grafts
-            )  # the regions of inserted blocks, which others may be in
+            # The regions of inserted blocks come first: others may be in them.
+            host._traced.insert_blocks(renewed, grafts)
             kind = kind_of(grafts[placement.seed].module)
             placed = replace(placement, slot=host.site(*placement.slot.names), kind=kind)
             renewed = Structure((*renewed.placements, placed))
@@ -56,14 +80,16 @@ def renew(undo: ExitStack, host: Host, example: Example) -> None:
     host._traced.insert_blocks(renewed, grafts)
     running.prepare(renewed, renewed.phases)
     running.enter(renewed, phase, grafts)
+    observe(host)
     host._traced.forget_places()  # they are in the order of what runs now
     host._traced.forget_stacks()
     if running.compiled is not None:
-        _compile_anew(undo, host)
+        _compile_anew(undo, host, None if known is None else known.compiled)
+    return Renewal(capture, running.compiled)
 
 
-def _compile_anew(undo: ExitStack, host: Host) -> None:
-    """What is compiled for other sizes is let go: the next call compiles."""
+def _compile_anew(undo: ExitStack, host: Host, known: CompiledHost | None) -> None:
+    """What is compiled for other sizes is let go: the next call compiles what ``known`` has not."""
     running, before = host._running, host._running.compiled
     assert before is not None
 
@@ -73,4 +99,9 @@ def _compile_anew(undo: ExitStack, host: Host) -> None:
         running.compiled = before
 
     undo.callback(back)
+    if known is not None:
+        running.take(known, host.grafts())
+        return
     running.compile(before.given, before.granularity, host.grafts())
+    assert running.compiled is not None
+    running.compiled.inherit_calls(before)

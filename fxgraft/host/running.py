@@ -69,7 +69,10 @@ class Running:
         """Run through ``torch.compile(**options)`` from now on."""
         from fxgraft.compiling.compiled import CompiledHost  # the compiler takes a second to import
 
-        compiled = CompiledHost(self._root, options, granularity, self.regions)
+        self.take(CompiledHost(self._root, options, granularity, self.regions), grafts)
+
+    def take(self, compiled: CompiledHost, grafts: Grafts) -> None:
+        """Run through this compiled form from now on."""
         if self.compiled is not None:
             self.compiled.stop()
         self.compiled = compiled

@@ -112,6 +112,11 @@ class Traced:
         if self._insertions.come(structure, grafts):
             self.forget_places()
 
+    @property
+    def unseen_blocks(self) -> set[str]:
+        """The inserted blocks of whose sizes nothing is known: they are not those of their graphs."""
+        return self._insertions.unseen
+
     def remove_blocks(self, structure: Structure) -> None:
         """Have no regions that are in blocks that ``structure`` has not."""
         if self._insertions.go(structure):

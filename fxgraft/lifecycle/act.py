@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from fxgraft.errors import StageError
-from fxgraft.lifecycle.change import Birth, Change
+from fxgraft.errors import SlotError, StageError
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.change import Birth, Change, Growing
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import follow, surroundings
+from fxgraft.lifecycle.nursery import follow, slot_now, surroundings
 from fxgraft.schedules import Ramp, linear
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
@@ -76,18 +77,44 @@ class PlannedCourse:
         return seed
 
 
+@dataclass(frozen=True)
+class PlannedGrowth:
+    """What makes the host's own layers larger, in an act.
+
+    Attributes:
+        growing: carries it out.
+        told: called when the act has landed.
+        failed: called with the reason where it does not land.
+    """
+
+    growing: Growing
+    told: Callable[[], None]
+    failed: Callable[[str], None]
+
+
+Planned = tuple[Mapping[Seed, PlannedCourse], tuple[PlannedGrowth, ...]]
+"""What an act has at some moment."""
+
+
 class Act:
     """The courses of an act.
 
     Attributes:
         waits: whether it lands when it is closed; else at a later step, prepared in the background.
         thread: the one that plans it.
+        growths: what makes the host's own layers larger, behind all else of the act.
     """
 
     def __init__(self, waits: bool = True):
         self.waits = waits
         self.thread = threading.current_thread()
         self._courses: dict[Seed, PlannedCourse] = {}
+        self.growths: list[PlannedGrowth] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._courses and not self.growths
 
     @property
     def courses(self) -> list[PlannedCourse]:
@@ -151,14 +178,17 @@ class Act:
         told_all = course.told if told is None else (*course.told, told)
         self._courses[course.seed] = replace(course, told=told_all, **changes)  # type: ignore[arg-type]
 
-    def kept(self) -> Mapping[Seed, PlannedCourse]:
+    def kept(self) -> Planned:
         """What is planned now, for `take_back`."""
-        return dict(self._courses)
+        return dict(self._courses), tuple(self.growths)
 
-    def take_back(self, kept: Mapping[Seed, PlannedCourse]) -> list[Seed]:
+    def take_back(self, kept: Planned) -> list[Seed]:
         """Let it be what it was; return the seeds that are born no more."""
-        dropped = [c.seed for c in self.courses if c.module is not None and c.seed not in kept]
-        self._courses = dict(kept)
+        courses, growths = kept
+        dropped = [c.seed for c in self.courses if c.module is not None and c.seed not in courses]
+        for growth in self.growths[len(growths) :]:
+            growth.failed("it was taken back")
+        self._courses, self.growths = dict(courses), list(growths)
         return dropped
 
     # Landing
@@ -177,7 +207,10 @@ class Act:
                 alpha = course.ramp.target if course.ramp is not None else seed.alpha
                 fossils.append((seed, lifecycle.fossil(seed, alpha, course.module)))
         deaths = [c.seed for c in self.courses if c.stage is Stage.CULLED and c.seed.module is not None]
-        return Change(tuple(births), tuple(deaths), (), tuple(fossils), tuple(ramps), whole=True)
+        growths = tuple(planned.growing for planned in self.growths)
+        return Change(
+            tuple(births), tuple(deaths), (), tuple(fossils), tuple(ramps), whole=True, growths=growths
+        )
 
 
 def at_once(course: PlannedCourse, force: bool) -> Ramp | None:
@@ -208,6 +241,24 @@ def refuse_threads(act: Act) -> None:
 def _born(lifecycle: Lifecycle, course: PlannedCourse) -> Birth:
     assert course.module is not None
     assert course.slot is not None
+    slot = slot_now(lifecycle.host, course.slot)
     if course.seed.spec.call is None:  # a block has the dtypes of that which it is a copy of
-        follow(course.module, surroundings(lifecycle.host, course.slot))
-    return replace(lifecycle.plan_birth(course.seed, course.slot, course.module), like=course.like)
+        follow(course.module, surroundings(lifecycle.host, slot))
+    else:
+        _refuse_other_sizes(lifecycle.host, course.seed, course.module)
+    return replace(lifecycle.plan_birth(course.seed, slot, course.module), like=course.like)
+
+
+def _refuse_other_sizes(host: Host, seed: Seed, block: nn.Module) -> None:
+    """Raise `SlotError` for a block whose original has grown wider since it was copied."""
+    original = host.regions.get(seed.config.get("like", ""))
+    if original is None:
+        return
+    for (name, ours), (_, now) in zip(
+        block.named_parameters(), original.module.named_parameters(), strict=False
+    ):
+        if ours.shape != now.shape:
+            raise SlotError(
+                f"block {seed.name!r}: expected {name} of shape {tuple(now.shape)}, as {original.name!r} "
+                f"has it now; it was copied before that grew wider, and has {tuple(ours.shape)}. Deepen again"
+            )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import nn
 
@@ -42,6 +44,13 @@ class Birth:
     like: Mapping[nn.Parameter, nn.Parameter] = field(default_factory=dict)
 
 
+class Growing(Protocol):
+    """What makes the host's own layers larger, as a part of a change."""
+
+    def carry_out(self, undo: ExitStack) -> None:
+        """Do it, once the structure is the new one; ``undo`` is given what takes it back."""
+
+
 @dataclass(frozen=True)
 class Change:
     """What is done to a host's structure in one swap.
@@ -53,6 +62,7 @@ class Change:
         fossils: seeds that become permanent, with their new placements.
         ramps: seeds that are blended, with their new ramps: those to go live, and fossils to be, among them.
         whole: whether it is an act, of which nothing lands where a part of it cannot.
+        growths: what makes the host's own layers larger then, in their order.
     """
 
     births: tuple[Birth, ...] = ()
@@ -61,6 +71,7 @@ class Change:
     fossils: tuple[tuple[Seed, Placement], ...] = ()
     ramps: tuple[tuple[Seed, Ramp], ...] = ()
     whole: bool = False
+    growths: tuple[Growing, ...] = ()
 
     @property
     def moves_grafts(self) -> bool:

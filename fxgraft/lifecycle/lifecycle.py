@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -115,33 +115,51 @@ class Lifecycle:
             change: what is born, culled, blended and fossilized.
             warm_up: whether to compile what is missing before the structure is live.
         """
-        warm_up = warm_up and not self.cold
-        if not change.moves_grafts and not change.ramps:
+        if not change.moves_grafts and not change.ramps and not change.growths:
             return
-        self._refuse_blocks_around(change.deaths)
         with ExitStack() as undo:
-            for birth in change.births:
-                self._enter(undo, birth)
-            self._remove(undo, change.deaths)
-            is_first = any(seed.stage is Stage.TRAINING for seed, _ in change.ramps)
-            for seed, ramp in change.ramps:
-                self._set_out(undo, seed, ramp)
-            for seed, _ in change.fossils:
-                undo.callback(amend, seed, stage=seed.stage, paused=seed.paused)
-                # Not paused: the host's parameters do not stand still.
-                amend(seed, stage=after(seed.stage, "fossilize", seed.name), paused=False)
-            grafts = {birth.seed.name: birth.graft for birth in change.births}
-            if change.moves_grafts:
-                phase = phase_for(self.seeds.values())
-                swap(undo, self.host, change.target(self.host.structure), phase, grafts, warm_up)
-            elif is_first:  # a new target is for the forward that runs already
-                undo.callback(
-                    engine.set_structure, self.host, self.host.structure, self.host.phase, self.host.grafts()
-                )
-                follow_stages(self.host, self.seeds.values())
-            for birth in change.births:
-                self._join(undo, birth)
+            self._carry_out(undo, change, warm_up and not self.cold)
             undo.pop_all()
+        self._settle(change)
+
+    @contextmanager
+    def rehearsing(self, change: Change) -> Iterator[None]:
+        """Inside the host is what ``change`` leads to, uncompiled; nothing is told, and all is taken back."""
+        with ExitStack() as undo:
+            self._carry_out(undo, change, warm_up=False)
+            yield
+
+    def _carry_out(self, undo: ExitStack, change: Change, warm_up: bool) -> None:
+        """What of a change can be taken back: all that what runs, and what trains it, can feel."""
+        self._refuse_blocks_around(change.deaths)
+        for birth in change.births:
+            self._enter(undo, birth)
+        self._remove(undo, change.deaths)
+        is_first = any(seed.stage is Stage.TRAINING for seed, _ in change.ramps)
+        for seed, ramp in change.ramps:
+            self._set_out(undo, seed, ramp)
+        for seed, _ in change.fossils:
+            undo.callback(amend, seed, stage=seed.stage, paused=seed.paused)
+            # Not paused: the host's parameters do not stand still.
+            amend(seed, stage=after(seed.stage, "fossilize", seed.name), paused=False)
+        grafts = {birth.seed.name: birth.graft for birth in change.births}
+        if change.moves_grafts:
+            phase = phase_for(self.seeds.values())
+            target = change.target(self.host.structure)
+            # What grows is compiled in its last form only.
+            swap(undo, self.host, target, phase, grafts, warm_up and not change.growths)
+        elif is_first:  # a new target is for the forward that runs already
+            undo.callback(
+                engine.set_structure, self.host, self.host.structure, self.host.phase, self.host.grafts()
+            )
+            follow_stages(self.host, self.seeds.values())
+        for birth in change.births:
+            self._join(undo, birth)
+        for growth in change.growths:
+            growth.carry_out(undo)
+
+    def _settle(self, change: Change) -> None:
+        """The rest of a change that has landed."""
         for seed in change.deaths:
             self._let_go(seed)
         for name in change.departed:
@@ -153,12 +171,17 @@ class Lifecycle:
         moved += [seed for seed, _ in (*change.ramps, *change.fossils)]
         for seed in dict.fromkeys(moved):
             self._on_stage(seed)
-        if found := changed_attributes(self.host, [birth.placement.slot for birth in change.births]):
+        if found := changed_attributes(self.host, self._slots_of(change.births)):
             logger.warning(
                 "set after tracing, so that no call there runs with seeds: expected %s. "
                 "Trace again, or keep what changes in a buffer, or in a module",
                 "; ".join(found),
             )
+
+    def _slots_of(self, births: Sequence[Birth]) -> list[Slot]:
+        """Where seeds that have been born stand, in the graphs of now."""
+        born = {birth.seed.name for birth in births}
+        return [p.slot for p in self.host.structure.placements if p.seed in born]
 
     def _refuse_blocks_around(self, deaths: Sequence[Seed]) -> None:
         """Raise `StageError` for an inserted block that is to go while a seed that stays is inside of it."""

@@ -70,6 +70,24 @@ def surroundings(host: Host, slot: Slot, *, without_data: bool = False) -> Surro
     return Surroundings(reads, value, host.regions[slot.region].module.training)
 
 
+def slot_now(host: Host, slot: Slot) -> Slot:
+    """A slot that was found earlier, in the graph that the host has now: it is traced anew as it grows wider.
+
+    Raises:
+        SlotError: it is not there any more, or has values of another shape.
+    """
+    region = host.regions.get(slot.region)
+    if region is not None and slot.node.graph is region.base:
+        return slot
+    now = host.site(*slot.names)
+    if (now.shape, now.input.shape) != (slot.shape, slot.input.shape):
+        raise SlotError(
+            f"slot {slot.name!r}: expected values of shape {tuple(slot.shape)}, as when the seed was made "
+            f"for it; the host has grown wider since, and has {tuple(now.shape)} there. Germinate again"
+        )
+    return now
+
+
 def follow(module: nn.Module, around: Surroundings) -> nn.Module:
     """Bring a seed's module, in place, to the dtype, device and layout of the value that it reads.
 

@@ -201,6 +201,9 @@ class Background:
             return
         structure = self._host.structure
         target = agreed.target(structure)
+        if agreed.growths:
+            self._begin_growth(agreed, target)
+            return
         compiled = self._host.compiled
         grafts = self._grafts(agreed)
         tasks = (
@@ -213,6 +216,18 @@ class Background:
             self._start(engine.compile_in_helper(self._host, target, grafts, tasks), target, agreed)
         elif self._peers.all_say(_READY, agreed.names):
             self._land(agreed, compiled=not tasks)
+
+    def _begin_growth(self, change: Change, target: Structure) -> None:
+        """Layers of other sizes are compiled as a whole: the host is what it will be for that moment."""
+        host = self._host
+        if host.compiled is not None and self._next.unaided != change.names and self._can_help():
+            with self._lifecycle.rehearsing(change):
+                wider = host.compiled
+                tasks = wider.tasks_for_all(host.structure, host.grafts())
+                job = engine.compile_in_helper(host, host.structure, host.grafts(), tasks)
+            self._start(job, target, change, wider)
+        elif self._peers.all_say(_READY, change.names):
+            self._land(change, compiled=True)
 
     def _agreed(self, change: Change) -> Change | None:
         """What of ``change`` all ranks land: what is ready on rank 0. None before they have heard of that."""
@@ -246,8 +261,9 @@ class Background:
             for task in tasks if self._preparation is None else ():
                 task.leave()
 
-    def _start(self, job: Job, target: Structure, change: Change) -> None:
-        self._preparation = Preparation(job, change, self._host.structure, target, self._deadline())
+    def _start(self, job: Job, target: Structure, change: Change, wider: CompiledHost | None = None) -> None:
+        structure = self._host.structure
+        self._preparation = Preparation(job, change, structure, target, self._deadline(), wider)
 
     def _follow(self, prepared: Preparation) -> None:
         job = prepared.job
@@ -298,7 +314,7 @@ class Background:
         for reason in job.failed.values():
             logger.warning("compiling at the swap what the compiler process could not: %s", reason)
         prepared.change = _NOTHING  # what is left of the job is for what runs then
-        if (compiled := self._host.compiled) is not None and not job.is_over:
+        if (compiled := prepared.wider or self._host.compiled) is not None and not job.is_over:
             compiled.expect_help(prepared.target)  # the forward that seeds blend by is still to come
         self._land(change, compiled=job.is_whole)
         prepared.base = self._host.structure

@@ -34,6 +34,7 @@ from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import ManagerState, Saver
 from fxgraft.manager.settings import ManagerSettings
 from fxgraft.manager.together import Acts
+from fxgraft.manager.widenings import Widenings
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry import logger
@@ -104,6 +105,7 @@ class ManagerCore:
         self._deepening = Deepening(
             host, self._lifecycle, self._acts, self._reporter, self._memory, self._name, self._tell_birth
         )
+        self._widenings = Widenings(host, self._acts, self._reporter, self._memory, self._optimizers)
         self._saver = Saver(
             self._lifecycle, self._optimizers, self.schedulers, self._reporter, self.peers, self._memory
         )

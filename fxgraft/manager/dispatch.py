@@ -86,11 +86,10 @@ class Dispatcher:
         """Carry commands out, and give each future its reply.
 
         All land as one change. One that is refused changes nothing for the others; where the change as a
-        whole cannot land, or a WIDEN is among them, each is carried out for itself.
+        whole cannot land, each is carried out for itself.
         """
         waiting, self._left = [*self._left, *orders], []
-        widens = any(isinstance(command, WIDEN) for command, _ in waiting)
-        if len(waiting) > 1 and not widens and self._carry_out_together(waiting):
+        if len(waiting) > 1 and self._carry_out_together(waiting):
             return
         while waiting:
             command, future = waiting.pop(0)

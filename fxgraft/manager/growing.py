@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from types import MappingProxyType
 
 from fxgraft import wider
 from fxgraft.deeper.spread import At
-from fxgraft.distributed import is_wrapped
-from fxgraft.errors import ChannelError, DistributedError, StageError
+from fxgraft.errors import DistributedError, StageError
+from fxgraft.host.wrapped import is_wrapped
 from fxgraft.manager.core import ManagerCore
 from fxgraft.manager.deepening import Wish
-from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.util import validate
@@ -103,34 +101,27 @@ def widen(
             which what reads them is shared in parts not quite equal (Net2Wider); within rounding.
         optimizer_state: of the new entries: ``"fresh"`` begins at zero; ``"copy"`` as that of the entries
             that they are made like. Old entries keep theirs.
-        wait: True. A compiled host compiles at its next call; this is not done in the background yet.
+        wait: True: a compiled host compiles at its next call. False: it lands at a later `step`, with
+            what the compiler process has compiled for it; plan and trace are made on this thread, in the
+            `step` that begins with it.
 
     Returns:
-        What was done; ``max_abs`` is the largest difference of the outputs on the example.
+        What was done; ``max_abs`` is the largest difference of the outputs on the example. Inside of
+        `together`, and with ``wait=False``, it says so once that has landed (``done``), or why it has not
+        (``failed``).
 
     Raises:
         ChannelError: there is no such group, it cannot grow, or not by this; or the outputs would differ.
             The host and the optimizers are as before, to the bit.
         DistributedError: the host is under ``DistributedDataParallel`` or sharded.
-        StageError: a seed is in preparation.
+        StageError: inside of ``torch.inference_mode``, or where seeds cannot change.
         ValueError: for an unknown ``init`` or ``optimizer_state``.
     """
     self._allow("widen")
     self._refuse_inference_mode("widen")
-    self._acts.refuse("widen")
-    if not wait:
-        raise ChannelError(
-            "wait: expected True: widening is not prepared in the background; a compiled host compiles "
-            "at its "
-            "next call"
-        )
     _refuse_ranks(self, "widen")
-    if len(self._background.waiting):
-        raise StageError("cannot widen while a seed is in preparation: do it once that has gone live")
-    key = streams.key_of(self._memory.run_seed, f"widening {len(self.host.widenings)}")
-    done = wider.widen(self.host, group, by, init, optimizer_state, self._optimizers, key)
-    self._reporter.emit("widened", **asdict(done))
-    return done
+    with self._acts.block(validate.boolean("wait", wait)):
+        return self._widenings.widen(group, by, init, optimizer_state)
 
 
 @uninterruptible

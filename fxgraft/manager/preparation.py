@@ -10,6 +10,7 @@ from fxgraft.lifecycle.change import Change, Names
 from fxgraft.slots.structure import Structure
 
 if TYPE_CHECKING:
+    from fxgraft.compiling.compiled import CompiledHost
     from fxgraft.compiling.job import Job
 
 
@@ -40,6 +41,7 @@ class Preparation:
         base: the structure that it began from.
         target: the structure that it compiles for.
         deadline: on the monotonic clock, or None.
+        wider: the compiled form that the host will have in other sizes; None where it keeps its own.
     """
 
     job: Job
@@ -47,6 +49,7 @@ class Preparation:
     base: Structure
     target: Structure
     deadline: float | None
+    wider: CompiledHost | None = None
 
     @property
     def is_late(self) -> bool:

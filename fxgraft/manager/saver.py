@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft import checkpoint
-from fxgraft.distributed import is_wrapped
 from fxgraft.distributed.peers import Peers
-from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
+from fxgraft.host.wrapped import is_wrapped
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.reporter import Reporter
@@ -107,12 +106,8 @@ class Saver:
 
     def describe(self) -> tuple[Tensor, list[str]]:
         """As `SeedManager.describe`."""
-        if widenings := self._lifecycle.host.widenings:
-            raise CheckpointError(
-                f"expected a host with the channels of its trace; {widenings[0].group} has grown wider, "
-                f"which a state_dict does not say. manager.save(path) writes everything"
-            )
-        return checkpoint.describe(self._lifecycle.seeds.values(), self._memory.run_seed)
+        lifecycle = self._lifecycle
+        return checkpoint.describe(lifecycle.host, lifecycle.seeds.values(), self._memory.run_seed)
 
     def lead(self, entry: Tensor) -> None:
         """As `SeedManager.lead`."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from fxgraft.errors import StageError
-from fxgraft.lifecycle.act import Act, PlannedCourse, refuse_threads
+from fxgraft.lifecycle.act import Act, Planned, PlannedCourse, refuse_threads
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.background import Background
 from fxgraft.manager.saver import ManagerState
@@ -69,7 +69,7 @@ class Acts:
         """Let everything be as it was when ``kept`` was."""
         act, lifecycle, memory = self.open, self._lifecycle, self._memory
         assert act is not None
-        dropped = act.take_back(kept.courses)
+        dropped = act.take_back(kept.planned)
         lifecycle.reorder(kept.seeds)
         memory.names = SeedNames(kept.names)
         memory.refuses_until.clear()
@@ -94,7 +94,7 @@ class Acts:
         """Carry the act out, now or in the background."""
         act = self.open
         assert act is not None
-        if not act.courses:
+        if act.is_empty:
             return
         if not act.waits:
             self._background.waiting.acts.append(act)
@@ -108,14 +108,14 @@ class ActSnapshot:
     """What there was at some moment of a block.
 
     Attributes:
-        courses: what was planned.
+        planned: what the act had.
         seeds: those of the manager, in their order.
         names: the numbers of the names that come next.
         refuses_until: as in `ManagerState`.
         waits: whether the act waited.
     """
 
-    courses: Mapping[Seed, PlannedCourse]
+    planned: Planned
     seeds: Mapping[str, Seed]
     names: Mapping[str, int]
     refuses_until: Mapping[str, int]

@@ -176,11 +176,12 @@ def cull_all(self: ManagerCore, *, wait: bool = True) -> list[str]:
 def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[None]:
     """Let what is done inside land as one change at the end of the block, whole or not at all.
 
-    ``germinate``, ``blend``, ``cull``, ``fossilize``, ``pause`` and ``resume`` are checked and planned
-    inside; at the end the host gets one other structure, in one swap, compiled once. Until then nothing
-    that runs changes: a new seed is GERMINATED, an old one in the stage that it was in. A call inside is
-    checked against what those before it lead to (a new seed can be blended); one that raises is not
-    planned, and the others are. A name is free for another seed only after the block.
+    ``germinate``, ``deepen``, ``widen``, ``blend``, ``cull``, ``fossilize``, ``pause`` and ``resume`` are
+    checked and planned inside; at the end the host gets one other structure, in one swap, compiled once.
+    Until then nothing that runs changes: a new seed is GERMINATED, an old one in the stage that it was in. A
+    call inside is checked against what those before it lead to (a new seed can be blended); one that raises
+    is not planned, and the others are. A name is free for another seed only after the block. Channels grow
+    behind all else, in the order of the calls; a group that only these lead to is looked up then.
 
     An exception that leaves the block, or a change that cannot land (an error of a compiler, say),
     leaves everything as it was: the names are free again, and the new seeds are CULLED. A block inside

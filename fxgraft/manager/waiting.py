@@ -9,7 +9,7 @@ from torch import nn
 from fxgraft.lifecycle.act import Act, PlannedCourse
 from fxgraft.lifecycle.change import Birth, Change, Names, is_whole
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import follow, surroundings
+from fxgraft.lifecycle.nursery import follow, slot_now, surroundings
 from fxgraft.manager.prefetch import Pending
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.seed import Seed
@@ -78,10 +78,10 @@ class Waiting:
     def _birth(self, pending: Pending) -> Birth | None:
         """The birth as the host is now: it may have been converted since the module was built."""
         assert pending.module is not None
-        around = surroundings(self._lifecycle.host, pending.slot)
         try:
-            follow(pending.module, around)
-            return self._lifecycle.plan_birth(pending.seed, pending.slot, pending.module)
+            slot = slot_now(self._lifecycle.host, pending.slot)
+            follow(pending.module, surroundings(self._lifecycle.host, slot))
+            return self._lifecycle.plan_birth(pending.seed, slot, pending.module)
         except Exception as error:
             self.fail(pending.seed, f"{type(error).__name__}: {error}")
             return None
@@ -112,6 +112,8 @@ class Waiting:
                 self._lifecycle.pause(seed, course.paused)
             for told in course.told:
                 told()
+        for growth in act.growths:
+            growth.told()
 
     def _let_go(self, course: PlannedCourse) -> None:
         seed = course.seed
@@ -149,7 +151,7 @@ class Waiting:
                 continue
             if act is self.acts[0]:
                 self._withdraw(None)
-            if not act.courses:
+            if act.is_empty:
                 self.acts.remove(act)
 
     # It comes to nothing
@@ -168,6 +170,9 @@ class Waiting:
         if not self.acts:
             return
         act = self.acts.pop(0)
+        for growth in act.growths:
+            logger.warning("what was to grow wider has not: %s", reason)
+            growth.failed(reason)
         born = [course.seed for course in act.courses if course.module is not None]
         for seed in born:
             self.fail(seed, reason)

@@ -74,7 +74,7 @@ class Replay:
     def do(self, undo: ExitStack, growth: Widened) -> None:
         """One of them; ``undo`` is given what takes it back."""
         try:
-            widen(self._host, growth.group, growth.by, growth.init, "fresh", self._optimizers, 0, undo)
+            widen(self._host, growth.group, growth.by, growth.init, "fresh", self._optimizers, 0, outer=undo)
         except ChannelError as error:
             raise CheckpointError(f"the host does not grow as that of the checkpoint did: {error}") from error
 

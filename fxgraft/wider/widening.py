@@ -8,9 +8,10 @@ group, by ──► wider tensors, settings (a copy) ──► outputs compared 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch.optim import Optimizer
@@ -19,8 +20,9 @@ from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
-from fxgraft.host.renewing import renew
+from fxgraft.host.renewing import Renewal, renew
 from fxgraft.host.widened import Widened
+from fxgraft.slots.structure import Structure
 from fxgraft.wider.moments import check_moments, replace_moments
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
@@ -29,28 +31,57 @@ from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.subject import Subject
 
 STATES = ("fresh", "copy")
+_NONE: Mapping[Host, Renewal] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Widening:
-    """What `SeedManager.widen` did.
+    """What `SeedManager.widen` did, or will do where it is planned in an act or prepared in the background.
 
     Attributes:
         group: the name of the group of channels.
         by: how many more there are.
-        size: how many there are now.
-        init: how the new ones began.
-        parameters: how many parameters the host has more.
+        size: how many there are then; None where that is known once it is done.
+        init: how the new ones begin.
+        parameters: how many parameters the host has more; None until it is done.
         max_abs: the largest difference of its outputs on the example of the trace, in eval mode; 0.0: to the
-            bit.
+            bit; None until it is done.
+        failed: why it came to nothing; None where it did not.
     """
 
     group: str
     by: int
-    size: int
+    size: int | None
     init: str
-    parameters: int
-    max_abs: float
+    parameters: int | None = None
+    max_abs: float | None = None
+    failed: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the host is wider now."""
+        return self.max_abs is not None
+
+
+@dataclass
+class Rehearsed:
+    """What is known of a growth that was carried out and taken back, for when it is to stay.
+
+    Attributes:
+        structure: of the host then.
+        widenings: of the host before.
+        growth: as it was planned; its tensors are made anew.
+        renewals: the traces of the host and of its averages.
+    """
+
+    structure: Structure
+    widenings: tuple[Widened, ...]
+    growth: Growth
+    renewals: dict[Host, Renewal]
+
+    def is_of(self, host: Host) -> bool:
+        """Whether the host is as it was before."""
+        return host.structure.key == self.structure.key and host.widenings == self.widenings
 
 
 def widen(
@@ -62,7 +93,8 @@ def widen(
     optimizers: Sequence[Optimizer],
     seed: int,
     outer: ExitStack | None = None,
-) -> Widening:
+    rehearsed: Rehearsed | None = None,
+) -> tuple[Widening, Rehearsed]:
     """Let a group of channels of ``host`` grow, whole or not at all.
 
     Args:
@@ -74,29 +106,45 @@ def widen(
         optimizers: that train the host.
         seed: of the new weights' random streams.
         outer: is given what takes it back; None: it stays.
+        rehearsed: what an earlier call returned that was taken back: what it found out is used again.
 
     Raises:
         ChannelError: it cannot grow so.
     """
-    if optimizer_state not in STATES:
-        raise ValueError(
-            f"optimizer_state: expected one of {', '.join(map(repr, STATES))}; got {optimizer_state!r}"
-        )
-    found = group_of(host, group)
+    check_state(optimizer_state)
+    if rehearsed is not None and not rehearsed.is_of(host):
+        rehearsed = None
     subject = subject_of(host, host.example_call())
+    structure, widenings = host.structure, host.widenings
+    found = group_of(host, group) if rehearsed is None else rehearsed.growth.group
     with subject.session():
         before = outputs(subject)
-        growth = grow(subject, found, by, init, seed, before)
+        if rehearsed is None:
+            growth = grow(subject, found, by, init, seed, before)
+        else:
+            growth = rehearsed.growth.of(subject)
     check_moments(growth, subject, optimizers)
+    known = {} if rehearsed is None else rehearsed.renewals
     with ExitStack() as undo:
-        carry_out(undo, host, growth, subject, optimizers, copies=optimizer_state == "copy")
+        renewals = carry_out(
+            undo, host, growth, subject, optimizers, copies=optimizer_state == "copy", known=known
+        )
         with subject.session():
             max_abs = difference(found.name, before, outputs(subject))
         done = undo.pop_all()
     if outer is not None:
         outer.push(done)
     more = sum(tensor.numel() - _old_size(growth, path) for path, tensor in growth.tensors.items())
-    return Widening(found.name, by, found.size + by, init, more, max_abs)
+    told = Widening(found.name, by, found.size + by, init, more, max_abs)
+    return told, Rehearsed(structure, widenings, replace(growth, tensors={}), renewals)
+
+
+def check_state(optimizer_state: Any) -> None:
+    """Raise `ValueError` for what no new moment can begin as."""
+    if optimizer_state not in STATES:
+        raise ValueError(
+            f"optimizer_state: expected one of {', '.join(map(repr, STATES))}; got {optimizer_state!r}"
+        )
 
 
 def group_of(host: Host, group: Any) -> ChannelGroup:
@@ -126,7 +174,8 @@ def carry_out(
     subject: Subject,
     optimizers: Sequence[Optimizer],
     copies: bool,
-) -> None:
+    known: Mapping[Host, Renewal] = _NONE,
+) -> dict[Host, Renewal]:
     """Let the host be as planned: moments, tensors, numbers, regions, averages.
 
     Args:
@@ -136,6 +185,10 @@ def carry_out(
         subject: the host, as it is looked at.
         optimizers: that train it.
         copies: whether new moments are copies.
+        known: traces of host and averages in these sizes, that are there already.
+
+    Returns:
+        Those traces.
     """
     undo.callback(setattr, host, "widenings", host.widenings)
     numbers = [(s.path, s.name, s.new) for s in growth.settings if type(s.new) is float]
@@ -148,12 +201,13 @@ def carry_out(
     for setting in growth.settings:
         undo.callback(setting.apply(subject))
     engine.widened(host)
-    renew(undo, host, host.example_call())
+    renewals = {host: renew(undo, host, host.example_call(), known.get(host))}
     for twin in list(host._links.followers):
-        follow(undo, host, twin, growth)
+        renewals[twin] = follow(undo, host, twin, growth, known.get(twin))
+    return renewals
 
 
-def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth) -> None:
+def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth, known: Renewal | None = None) -> Renewal:
     """Let an average of the host's weights grow along; its new entries are those of the host."""
     theirs = subject_of(twin, host.example_call())
     tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
@@ -164,7 +218,7 @@ def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth) -> None:
     for setting in growth.settings:
         undo.callback(setting.apply(theirs))
     engine.widened(twin)
-    renew(undo, twin, host.example_call())
+    return renew(undo, twin, host.example_call(), known)
 
 
 def _old_size(growth: Growth, path: str) -> int:

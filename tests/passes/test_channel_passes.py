@@ -96,6 +96,18 @@ def test_exported_graphs_grow():
     assert all(group.fixed is not None for group in found.values())  # its operators have no rules here
 
 
+def test_without_inputs_the_refusal_says_what_to_call():
+    gm, x = traced(Mlp()), torch.randn(3, 4)
+    for each in (FindChannels(), Widen("up", 2)):
+        with pytest.raises(
+            ChannelError, match=r"input 'x'.*FindChannels\(\(x,\)\).*ShapeProp\(graph_module\)"
+        ):
+            each(gm)
+    ShapeProp(gm).propagate(x)
+    Widen("up", 2)(gm)
+    assert gm.up.out_features == 10
+
+
 def test_refusals_change_nothing():
     gm, x = traced(Mlp()), torch.randn(3, 4)
     before = {n: p.clone() for n, p in gm.state_dict().items()}

@@ -78,11 +78,43 @@ def test_a_load_that_fails_leaves_a_narrow_host(tmp_path):
         )
 
 
-def test_a_state_that_does_not_say_it_is_refused():
-    _, _, manager = managed(Mlp(), torch.randn(3, 4))
+def test_a_state_says_it_and_a_fresh_host_grows():
+    host, _, manager = grown()
+    manager.deepen("blocks", name="new")
+    manager.widen("_seeds.new.module.mlp.0", 2)
+    host.structure_entry = lambda host: manager.describe()
+    state = host.state_dict()
+    fresh = fxgraft.trace(Gpt(nn.RMSNorm, depth=1), (TOKENS,))
+    fresh.seed_blueprints["a"] = nn.Linear(20, 20)
+    fresh.load_state_dict(state)
+    assert_same_bits(fresh.eval()(TOKENS), host.eval()(TOKENS))
+    assert (fresh.widenings, fresh.norm.eps) == (host.widenings, host.norm.eps)
+    again = fresh.state_dict()  # which says it as well
+    assert_same_bits(again, state)
+    assert set(again) > set(host.model_state())
+    fresh.load_state_dict(again)
+    with pytest.raises(RuntimeError, match="size mismatch"):  # one that does not say it
+        fxgraft.trace(Gpt(nn.RMSNorm, depth=1), (TOKENS,)).load_state_dict(host.model_state())
+
+
+def test_a_wide_state_without_seeds():
+    host, _, manager = managed(Mlp(), torch.randn(3, 4))
     manager.widen("up", 2)
-    with pytest.raises(CheckpointError, match="up has grown wider"):
-        manager.describe()
+    host.structure_entry = lambda host: manager.describe()
+    state = host.state_dict()
+    fresh = fxgraft.trace(Mlp(), (torch.randn(3, 4),))
+    fresh.load_state_dict(state)
+    assert_same_bits(fresh.state_dict(), state)
+    with pytest.raises(CheckpointError, match="up of this one has grown wider"):
+        fresh.load_state_dict({**state, "_seeds._structure": _without_seeds()})
+    other = fxgraft.trace(Gpt(), (TOKENS,))
+    with pytest.raises(CheckpointError, match="does not grow as that of the checkpoint did"):
+        other.load_state_dict(state)
+
+
+def _without_seeds():
+    _, _, manager = managed(Mlp(), torch.randn(3, 4))
+    return manager.describe()[0]
 
 
 class Stacked(nn.Module):

@@ -32,8 +32,10 @@ def example_of(graph_module: fx.GraphModule) -> tuple[Tensor, ...]:
             if node.args:  # it has a default
                 break
             raise ChannelError(
-                f"{node.target}: expected example_args, or a graph that says of what form its inputs are "
-                f"(torch.fx.passes.shape_prop.ShapeProp, FindSlots); got neither"
+                f"input {node.target!r} of the graph: expected a value to run it with, or to know of what "
+                f"form that is; got neither. Give example inputs, FindChannels((x,))(graph_module) or "
+                f"Widen(group, by, (x,))(graph_module); or let the graph say it first: "
+                f"torch.fx.passes.shape_prop.ShapeProp(graph_module).propagate(x)"
             )
         found.append(_made(form, generator))
     return tuple(found)

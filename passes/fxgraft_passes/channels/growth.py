@@ -60,6 +60,12 @@ class Growth:
     fills: Mapping[str, Callable[[Tensor], Tensor]]
     settings: Sequence[Setting]
 
+    def of(self, subject: Subject) -> Growth:
+        """The same growth of the subject's tensors of now, which may have been trained since."""
+        with torch.no_grad():
+            tensors = {path: _filled(subject.now(path).detach(), fill) for path, fill in self.fills.items()}
+        return replace(self, tensors=tensors)
+
     def spread(self, path: str, tensor: Tensor, copies: bool) -> Tensor:
         """A tensor of the old shape of ``path`` (a moment of an optimizer) in the new one.
 
@@ -77,10 +83,7 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
         ChannelError: the group cannot grow, or not by that.
         ValueError: for an unknown ``init``.
     """
-    if init not in INITS:
-        raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}; got {init!r}")
-    if isinstance(by, bool) or not isinstance(by, int) or by <= 0:
-        raise ChannelError(f"{group.name}: by: expected a number of channels, 1 or more; got {by!r}")
+    check_wish(group.name, by, init)
     if group.fixed is not None:
         raise ChannelError(f"{group.name}: its {group.size} channels cannot grow: {group.fixed}")
     if by % group.grain:
@@ -94,6 +97,14 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
             f"init='zero'"
         )
     return by // group.unit
+
+
+def check_wish(name: str, by: int, init: str) -> None:
+    """What can be said of a wish without the group. Raises as `check` does."""
+    if init not in INITS:
+        raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}; got {init!r}")
+    if isinstance(by, bool) or not isinstance(by, int) or by <= 0:
+        raise ChannelError(f"{name}: by: expected a number of channels, 1 or more; got {by!r}")
 
 
 def grow(

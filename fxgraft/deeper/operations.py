@@ -1,0 +1,39 @@
+"""Operations that tell where a block's branches end: sums, products, and what is zero where its input is."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ADD = {operator.add, operator.iadd, torch.add, torch.sub, operator.sub, operator.isub, "add", "add_", "sub"}
+TIMES = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div", "div_"}
+CASTS = {"to", "type_as", "float", "contiguous", "clone", "requires_grad_"}
+MOVES = {
+    "view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous",
+    "clone", "to", "type_as", "float", "half", "bfloat16", "double", "movedim", "expand", "chunk", "split",
+    torch.transpose, torch.permute, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze,
+    F.dropout, operator.getitem, torch.chunk, torch.split, torch.relu, F.relu, "relu", F.gelu, F.silu,
+    torch.tanh, "tanh", "sum", "mean", torch.sum, torch.mean,
+}  # fmt: skip
+"""Operations of one value that are zero where it is zero."""
+WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, torch.addmm,
+             torch.matmul, operator.matmul, torch.mm, torch.bmm, F.layer_norm, F.rms_norm)  # fmt: skip
+KEEP_ZERO = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.Identity,
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Dropout, nn.Identity)
+IDEMPOTENT = (nn.ReLU,)
+IDEMPOTENT_FUNCTIONS = (torch.relu, F.relu, "relu", "relu_", torch.relu_)

@@ -1,0 +1,84 @@
+"""What there is in an inserted block that is of other sizes than the block of which it has the graphs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.fx as fx
+from torch import Tensor, nn
+
+from fxgraft.capture.region import Region
+from fxgraft.errors import ChannelError, SlotError
+from fxgraft.host.insertions import path_of, regions_within
+from fxgraft_passes import FindSlots
+from fxgraft_passes.observe import KEY
+from fxgraft_passes.untouched import untouched
+
+if TYPE_CHECKING:
+    from fxgraft.host.host import Host
+
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def observe(host: Host) -> None:
+    """Run the example call, and take the sizes of the values in such blocks from there; leaves no trace.
+
+    Raises:
+        SlotError: they do not run in it.
+    """
+    unseen = host._traced.unseen_blocks
+    if not unseen:
+        return
+    regions = {
+        name: region
+        for seed in unseen
+        for name, region in regions_within(path_of(seed), host._traced.regions).items()
+    }
+    try:
+        args, kwargs = host.example_call()
+    except ChannelError:
+        return  # of a copy: it is looked at once that is known again
+    calls: dict[str, _Call] = {}
+    model = [host._root, *(graft.module for graft in host.grafts().values())]
+    with ExitStack() as stack:
+        stack.enter_context(host.compiled.stopped() if host.compiled else nullcontext())
+        stack.enter_context(untouched(*model, also=host._world.roots(host._root)))
+        stack.enter_context(torch.no_grad())
+        for name, region in regions.items():
+            handle = region.module.register_forward_pre_hook(_keeping(calls, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        host._root(*args, **kwargs)
+        for name, call in calls.items():
+            _observe(regions[name], call)
+    unseen.clear()
+
+
+def _keeping(calls: dict[str, _Call], name: str) -> Any:
+    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.setdefault(name, (args, kwargs))
+
+    return keep
+
+
+def _observe(region: Region, call: _Call) -> None:
+    if region.is_boundary:
+        return
+    values = region.form.values(*call)
+    if values is None:
+        raise SlotError(f"{region.name} is called in another way than the block of which it is a copy")
+    inputs = [values[str(node.target)] for node in region.base.find_nodes(op="placeholder")]
+    _Sizes(region.module, graph=region.base).run(*inputs)
+    FindSlots(region=region.name).rewrite(region.base)
+
+
+class _Sizes(fx.Interpreter):
+    """Writes the sizes of the values of a run into what is known of them."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value, known = super().run_node(n), n.meta.get(KEY)
+        if isinstance(value, Tensor) and known is not None and known.shape != value.shape:
+            n.meta[KEY] = replace(known, shape=value.shape, strides=value.stride())
+        return value

@@ -1,0 +1,70 @@
+"""`SeedManager.widen`: growths of channels, planned in the act that is open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from fxgraft.errors import ChannelError
+from fxgraft.host.host import Host
+from fxgraft.lifecycle.act import PlannedGrowth
+from fxgraft.manager.reporter import Reporter
+from fxgraft.manager.saver import ManagerState
+from fxgraft.manager.together import Acts
+from fxgraft.seeds import streams
+from fxgraft.wider import Widening
+from fxgraft.wider.planned import PlannedWidening
+from fxgraft.wider.widening import check_state, group_of
+from fxgraft_passes.channels.groups import ChannelGroup
+from fxgraft_passes.channels.growth import check, check_wish
+
+
+class Widenings:
+    """Plans growths of channels for a manager."""
+
+    def __init__(
+        self,
+        host: Host,
+        acts: Acts,
+        reporter: Reporter,
+        memory: ManagerState,
+        optimizers: Sequence[Optimizer],
+    ):
+        self._host, self._acts, self._reporter = host, acts, reporter
+        self._memory, self._optimizers = memory, optimizers
+
+    def widen(self, group: Any, by: Any, init: str, optimizer_state: str) -> Widening:
+        """Plan it in the act that is open; see `SeedManager.widen`."""
+        act = self._acts.open
+        assert act is not None
+        check_state(optimizer_state)
+        found = self._known(group, by, init, is_alone=not act.courses)
+        name = found.name if found is not None else str(getattr(group, "name", group))
+        widening = Widening(name, by, None if found is None else found.size + by, init)
+        planned = PlannedWidening(
+            self._host,
+            widening,
+            optimizer_state,
+            self._optimizers,
+            self._key,
+            lambda done: self._reporter.emit("widened", **done),
+        )
+        act.growths.append(PlannedGrowth(planned, planned.told, planned.failed))
+        return widening
+
+    def _known(self, group: Any, by: Any, init: str, is_alone: bool) -> ChannelGroup | None:
+        """The group, checked; None where only what else is in the act can make it one that grows by this."""
+        try:
+            found = group_of(self._host, group)
+            check(found, by, init)
+        except ChannelError:
+            if is_alone:
+                raise
+            check_wish(str(getattr(group, "name", group)), by, init)
+            return None
+        return found
+
+    def _key(self) -> int:
+        return streams.key_of(self._memory.run_seed, f"widening {len(self._host.widenings)}")
