@@ -66,6 +66,11 @@ def _keeping(calls: dict[str, _Call], name: str) -> Any:
 def _observe(region: Region, call: _Call) -> None:
     if region.is_boundary:
         return
+    if broken := region.form.broken(region.module):  # the graph has numbers that are another block's
+        for node in region.base.nodes:
+            if node.meta.pop("slot", None) is not None:
+                node.meta["no_slot"] = f"is in a block that grew wider alone, without a graph: {broken[0]}"
+        return
     values = region.form.values(*call)
     if values is None:
         raise SlotError(f"{region.name} is called in another way than the block of which it is a copy")

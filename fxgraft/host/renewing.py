@@ -90,13 +90,13 @@ def renew(undo: ExitStack, host: Host, example: Example, known: Renewal | None =
 
 def _compile_anew(undo: ExitStack, host: Host, known: CompiledHost | None) -> None:
     """What is compiled for other sizes is let go: the next call compiles what ``known`` has not."""
-    running, before = host._running, host._running.compiled
+    running, before, call = host._running, host._running.compiled, host._running.call
     assert before is not None
 
     def back() -> None:
         if running.compiled is not None:
             running.compiled.stop()
-        running.compiled = before
+        running.compiled, running.call = before, call
 
     undo.callback(back)
     if known is not None:

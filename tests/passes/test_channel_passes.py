@@ -47,7 +47,7 @@ def test_nodes_are_annotated_and_nothing_changes():
 
 def test_inputs_are_made_up_where_the_graph_has_their_form():
     gm, x = traced(Mlp()), torch.randn(3, 4)
-    with pytest.raises(ChannelError, match="x: expected example_args, or a graph that says of what form"):
+    with pytest.raises(ChannelError, match="input 'x' of the graph: expected a value to run it with"):
         FindChannels()(gm)
     ShapeProp(gm).propagate(x)
     before = gm(x)

@@ -10,6 +10,7 @@ import fxgraft
 from fxgraft import Stage
 from fxgraft.commands import DEEPEN, WIDEN
 from fxgraft.errors import ChannelError, SlotError
+from fxgraft.host import engine
 from fxgraft.telemetry import Memory
 from tests.harness import assert_same_bits, snapshot
 from tests.wider.models import Gpt, Mlp
@@ -24,14 +25,14 @@ def trained(model=Gpt, batch=TOKENS, **options):
 
 def swaps(host, monkeypatch):
     """Counts how often another structure is installed."""
-    seen, real = [], fxgraft.Host.set_structure
+    seen, real = [], engine.set_structure
 
-    def counting(self, structure, *rest):
-        if self is host and structure is not host.structure:
+    def counting(of, structure, *rest):
+        if of is host and structure is not host.structure:
             seen.append(structure)
-        return real(self, structure, *rest)
+        return real(of, structure, *rest)
 
-    monkeypatch.setattr(fxgraft.Host, "set_structure", counting)
+    monkeypatch.setattr(engine, "set_structure", counting)
     return seen
 
 
@@ -159,7 +160,7 @@ def test_a_block_that_grew_alone_has_slots_of_its_own_sizes():
     seed = manager.germinate(inside, "low_rank", rank=2, isolated=False)
     manager.blend(seed, steps=0)
     steps(host, optimizer, manager, TOKENS)
-    assert seed.trained_steps > 0
+    assert seed.steps > 0
     manager.cull(seed)
     manager.widen("blocks.0.mlp.0", 8)
     assert (host.slots[inside].shape[-1], host.slots["blocks.0.mlp.0"].shape[-1]) == (20, 24)
@@ -213,11 +214,13 @@ def test_a_compiled_host_trains_on_while_its_wider_form_is_compiled(fresh_compil
     done = manager.widen("up", 2, wait=False)
     manager.step()
     assert (done.done, host.up.out_features, host.compiled is narrow) == (False, 8, True)
+    (variant,) = narrow.variants
     steps(host, optimizer, manager, batch)  # on weights that are others when it lands
     before = outputs(host, batch)
     settle(host, optimizer, manager, batch, lambda: done.done)
     assert host.up.out_features == 10
     assert host.compiled is not narrow
+    assert (variant.graphs, len(list(narrow.variants))) == (1, 1)  # it ran what it had until then
     steps(host, optimizer, manager, batch, 2)
     (variant,) = [v for v in host.compiled.variants if v.artifacts]
     assert (variant.graphs, variant.misses, variant.distrusted) == (0, 0, None)
@@ -233,7 +236,7 @@ def test_another_change_in_between_is_taken_into_account(fresh_compiler):
     steps(host, optimizer, manager, batch, 3)
     done = manager.widen("up", 2, wait=False)
     manager.step()
-    manager.germinate("down", "bias", name="a")  # at once: the structure is another one
+    manager.germinate("down", "scale_shift", name="a")  # at once: the structure is another one
     manager.widen("up", 1)  # and so are the sizes
     settle(host, optimizer, manager, batch, lambda: done.done or done.failed)
     assert (done.done, host.up.out_features, done.size) == (True, 11, 11)

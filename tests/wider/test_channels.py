@@ -116,6 +116,36 @@ def test_what_is_not_known_to_be_right_is_fixed_by_its_name(operation, width, wh
     assert why in group.fixed
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.rnn, self.out = nn.Linear(4, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.rnn(self.inner(x))[0])
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.inner(x)
+        return self.out(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_what_torch_does_not_show_is_named_by_its_module():
+    found = channels(Recurrent(), torch.randn(2, 5, 4))
+    assert "rnn (LSTM)" in found["out.weight"].fixed
+    found = channels(Attending(), torch.randn(2, 5, 4))
+    assert "F.scaled_dot_product_attention" in found["inner"].fixed
+    model = Mlp()
+    nn.utils.parametrizations.weight_norm(model.up)
+    assert "up.parametrizations.weight" in channels(model, torch.randn(2, 4))["up"].fixed
+
+
 def test_code_without_a_graph_is_seen():
     class Looping(nn.Module):
         def __init__(self):

@@ -364,6 +364,36 @@ def test_parametrized_weights_are_refused_by_name(kind):
     assert group.fixed is not None
 
 
+@pytest.mark.parametrize("broken", ["nan", "inf"])
+def test_outputs_that_show_nothing_are_refused(broken):
+    batch = torch.randn(3, 4)
+    model = Mlp()
+    with torch.no_grad():
+        model.down.bias.fill_(float(broken))
+    host, optimizer, manager = managed(model, batch)
+    before = snapshot(host, batch, [optimizer])
+    with pytest.raises(ChannelError, match="NaN or inf throughout"):
+        manager.widen("up", 2)
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+def test_odd_layers_grow_as_they_are():
+    frozen = Mlp()
+    frozen.up.requires_grad_(False)
+    host, optimizer, manager = managed(frozen, torch.randn(3, 4))
+    manager.widen("up", 2)
+    assert [p.requires_grad for p in host.up.parameters()] == [False, False]
+    steps(host, optimizer, manager, torch.randn(3, 4))
+
+    class Twice(Mlp):
+        def forward(self, x):
+            return super().forward(x) + super().forward(x.flip(0))
+
+    host, optimizer, manager = managed(Twice(), torch.randn(3, 4))
+    assert manager.widen("up", 2).max_abs <= 1e-6
+    steps(host, optimizer, manager, torch.randn(3, 4))
+
+
 def test_channels_last_stays():
     batch = torch.randn(2, 3, 8, 8)
     host, optimizer, manager = managed(Cnn().to(memory_format=torch.channels_last), batch)

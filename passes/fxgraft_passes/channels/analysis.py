@@ -103,6 +103,8 @@ class Analysis:
     _layouts: dict[int, list[Layout]] = field(default_factory=dict)
     _weights: dict[int, Weight] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
+    _returned: Sequence[tuple[Tensor, str]] = ()
+    _reading: str = "the model"
 
     def own(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """The model's parameters and buffers: they are the same in every run."""
@@ -119,7 +121,9 @@ class Analysis:
         self._kept.append(recording)
         for tensor in recording.given:
             self._new(tensor, "is a size of the input")
+        self._returned = recording.returned
         for operation in recording.operations:
+            self._reading = operation.name
             rule = rules.get(_key(operation.target))
             if rule is None:
                 self.refuse(operation, f"{operation.name} has no rule in the table of operations")
@@ -128,6 +132,7 @@ class Analysis:
                 rule(self, operation)
             except (ValueError, LookupError, TypeError, AttributeError):
                 self.refuse(operation, f"{operation.name} is called in a form that its rule does not know")
+        self._reading = "the model's result"
         for tensor in recording.result:
             for layout in self.of(tensor):
                 fix(layout, "is a size of the output")
@@ -157,7 +162,11 @@ class Analysis:
                 found += pairs
                 continue
             for layout in (one, other):
-                fix(layout, f"{where} cuts it into parts that are laid out in two ways")
+                fix(
+                    layout,
+                    f"{where} cuts it into parts that are laid out in two ways (halves that rotary positions "
+                    f"turn, say: heads of a size of their own, view(b, t, heads, size), can grow)",
+                )
         return found  # type: ignore[return-value]
 
     def numbers(self, growths: Growths) -> dict[int, list[int]]:
@@ -175,8 +184,15 @@ class Analysis:
     def of(self, tensor: Tensor) -> list[Layout]:
         """The layouts of the dimensions of ``tensor``; of one that no operation made they are fixed."""
         if id(tensor) not in self._layouts:
-            self._new(tensor, "is of a tensor that comes from code that was not seen")
+            self._new(tensor, self._where_from(tensor))
         return self._layouts[id(tensor)]
+
+    def _where_from(self, tensor: Tensor) -> str:
+        """Of a tensor that no operation made that was seen."""
+        module = next((name for made, name in self._returned if made is tensor), None)
+        if module is not None:
+            return f"is made in {module}, by code of which torch shows no operations"
+        return f"is of a tensor that {self._reading} reads, and that comes from code that was not seen"
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether it was seen before."""

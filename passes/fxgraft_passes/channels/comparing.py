@@ -30,6 +30,12 @@ def difference(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> 
         ChannelError: it is more than rounding.
     """
     largest = 0.0
+    with_data = [tensor for tensor in before if not tensor.is_meta and tensor.numel()]
+    if with_data and not any(bool(tensor.isfinite().any()) for tensor in with_data):
+        raise ChannelError(
+            f"{name}: expected outputs on the example that are numbers; they are NaN or inf throughout, and "
+            f"do not show whether the function is kept"
+        )
     if len(before) != len(after):
         raise ChannelError(
             f"{name}: expected {len(before)} outputs, as before; the wider model has {len(after)}"

@@ -51,6 +51,7 @@ class Recording:
         at: the module whose code runs; after a failure, the one in which it failed.
         given: what the model was called with.
         result: what it returned.
+        returned: what modules returned, with the names of those, the innermost first.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Recording:
     latest: str = ""
     given: list[Tensor] = field(default_factory=list)
     result: list[Tensor] = field(default_factory=list)
+    returned: list[tuple[Tensor, str]] = field(default_factory=list)
 
 
 def record(
@@ -122,6 +124,7 @@ def _whereabouts(names: dict[nn.Module, str], into: Recording) -> Iterator[None]
         into.at = names.get(module, into.at)
 
     def leave(module: nn.Module, args: Any, result: Any) -> None:
+        into.returned += [(tensor, f"{into.at} ({type(module).__name__})") for tensor in tensors_in(result)]
         into.at = stack.pop()
 
     handles = [

@@ -18,7 +18,7 @@ import torch.fx as fx
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft_passes.channels.recording import Recording, tensors_in
+from fxgraft_passes.channels.recording import Recording, name_of, tensors_in
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 
@@ -179,7 +179,10 @@ def _run(
     done = 0
     for operation, (target, shapes) in zip(recording.operations, expected, strict=False):
         made = [tuple(tensor.shape) for tensor in tensors_in(operation.result)]
-        if operation.target != target or made != shapes:
+        if operation.target != target:
+            why = f"{operation.name} comes where {name_of(target)} did: the code goes another way"
+            return Outcome(done, operation.module, why)
+        if made != shapes:
             return Outcome(done, operation.module, f"{operation.name} makes {made}, not {shapes}")
         done += 1
     if failed or done < max(len(expected), len(recording.operations)):

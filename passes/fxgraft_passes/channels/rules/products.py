@@ -151,6 +151,16 @@ def attention(a: Analysis, operation: Operation) -> None:
     a.make(operation, one(operation), [*front, a.of(q)[-2], a.of(v)[-1]])
 
 
+@rule("multi_head_attention_forward")
+def whole_attention(a: Analysis, operation: Operation) -> None:
+    """The heads share a width that the call checks, and there is no number for a size of their own."""
+    a.refuse(
+        operation,
+        f"{operation.name} takes its width as heads x size, in one call: for heads and width to grow, let "
+        f"layers of their own make queries, keys and values for F.scaled_dot_product_attention",
+    )
+
+
 @rule("embedding")
 def embedding(a: Analysis, operation: Operation) -> None:
     """Rows by number."""
