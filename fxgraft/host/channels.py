@@ -15,8 +15,8 @@ from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.util.dtensor import local_tensor
 from fxgraft_passes.channels.groups import ChannelGroup, find
-from fxgraft_passes.channels.growth import tried
 from fxgraft_passes.channels.subject import Subject
+from fxgraft_passes.channels.trying import tried
 from fxgraft_passes.graft import SEEDS
 
 if TYPE_CHECKING:

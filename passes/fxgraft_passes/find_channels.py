@@ -30,9 +30,9 @@ from torch.fx.passes.infra.pass_base import PassResult
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.channels.examples import example_of
 from fxgraft_passes.channels.groups import ChannelGroup, find
-from fxgraft_passes.channels.growth import tried
 from fxgraft_passes.channels.layout import atoms
 from fxgraft_passes.channels.subject import Subject
+from fxgraft_passes.channels.trying import tried
 from fxgraft_passes.errors import ChannelError
 
 _KEY = "channels"

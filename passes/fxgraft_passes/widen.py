@@ -29,9 +29,10 @@ from fxgraft_passes.base import GraphPass
 from fxgraft_passes.channels.comparing import outputs
 from fxgraft_passes.channels.examples import example_of
 from fxgraft_passes.channels.groups import find
-from fxgraft_passes.channels.growth import grow, tried
+from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.subject import Subject
+from fxgraft_passes.channels.trying import tried
 from fxgraft_passes.errors import ChannelError
 
 

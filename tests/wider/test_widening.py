@@ -12,9 +12,10 @@ import fxgraft
 from fxgraft.commands import SEED, WIDEN
 from fxgraft.errors import ChannelError, DistributedError, StageError
 from fxgraft_passes.channels.groups import find
-from fxgraft_passes.channels.growth import grow, tried
+from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
+from fxgraft_passes.channels.trying import tried
 from tests.harness import assert_same_bits, counting_backend, snapshot, train
 from tests.wider.models import Attention, Bare, CharGpt, Cnn, Experts, Gated, Gpt, Mlp, OffsetNorm, ResNet
 

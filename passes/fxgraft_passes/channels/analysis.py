@@ -14,18 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fxgraft_passes.channels.layout import (
-    Atom,
-    Growths,
-    Layout,
-    Product,
-    beware,
-    fix,
-    grown_size,
-    grown_sizes,
-    known,
-    unify,
-)
+from fxgraft_passes.channels.grown_layout import Growths, grown_size, grown_sizes
+from fxgraft_passes.channels.layout import Atom, Layout, Product, beware, fix, known, unify
 from fxgraft_passes.channels.recording import Operation, Recording, tensors_in
 
 SUM, DOT, NORM, MEAN = "sum", "dot", "norm", "mean"

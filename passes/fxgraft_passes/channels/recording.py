@@ -98,6 +98,10 @@ def name_of(target: Any) -> str:
     return str(getattr(holder, "__name__", own)) if own == "__get__" else own
 
 
+_NOTHING_DONE = {"to", "type", "type_as", "contiguous", "float", "half", "bfloat16", "double"}
+"""What gives its input back where that is so already."""
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, into: Recording):
         super().__init__()
@@ -107,6 +111,8 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         self._into.latest = name_of(func)
         result = func(*args, **kwargs)
+        if args and result is args[0] and name_of(func) in _NOTHING_DONE:
+            return result
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             self._into.operations.append(Operation(func, args, kwargs, result, self._into.at))
         elif name_of(func) == "__setitem__":
