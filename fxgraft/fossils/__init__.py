@@ -1,12 +1,14 @@
 """What becomes of seeds that stay: a plain module, and weights that have taken them in.
 
-=============  ==============================================================
-`unwrapping`   from a host with fossils to a module that runs without fxgraft
-`containers`   inserted blocks as children of their containers
-`transplanting`  what grew, in a plain model of that size
-`plain_code`   classes with a generated ``forward``, for such modules
-`folding`      linear fossils, merged into the layers in front of them
-`linear_maps`  which modules are affine, and which map each is
-`producers`    an affine map, merged into the weights of a layer
-=============  ==============================================================
+================  ==============================================================
+`unwrapping`      from a host with fossils to a module that runs without fxgraft
+`plain_module`    how that module is made
+`configurations`  the configuration with which a class makes the sizes that a model has
+`containers`      inserted blocks as children of their containers
+`transplanting`   what grew, in a plain model of that size
+`plain_code`      classes with a generated ``forward``, for such modules
+`folding`         linear fossils, merged into the layers in front of them
+`linear_maps`     which modules are affine, and which map each is
+`producers`       an affine map, merged into the weights of a layer
+================  ==============================================================
 """

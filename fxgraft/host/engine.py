@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from fxgraft.host.host import Host
 
 
+WIDER = ", which is wider"
+"""What `grown_in` says of channels."""
+
+
 # The structure
 
 
@@ -185,11 +189,10 @@ def widened(host: Host) -> None:
 
 def grown_in(host: Host, module: str) -> list[str]:
     """The seeds within the module of that name; and whatever has grown wider, wherever that is."""
-    if host.widenings:
-        return [f"{widening.group}, which is wider" for widening in host.widenings]
+    wider = [f"{widening.group}{WIDER}" for widening in host.widenings]
     by_region = host.structure.by_region
     within = (r for r in by_region if not module or f"{r}.".startswith(f"{module}."))
-    return [placement.seed for region in within for placement in by_region[region]]
+    return [*wider, *(placement.seed for region in within for placement in by_region[region])]
 
 
 def has_deepened(host: Host, config: Any) -> bool:

@@ -22,6 +22,7 @@ They work with what a manager is made of, which `core` wires:
                `promised` what is compiled for one that is live already
 `together`     blocks whose changes land as one
 `deepening`    new blocks in a stack, planned as one act
+`widenings`    growths of channels, planned in an act
 `dispatch`     carries commands out, and never raises
 `reporter`     turns what happens into events and counts
 `journal`      what sinks are told every few steps

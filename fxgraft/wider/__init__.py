@@ -2,6 +2,7 @@
 
 ===========  =========================================================================
 `widening`   one growth of one group, as a transaction
+`planned`    a growth that is to come, as a part of a change
 `moments`    what optimizers keep for parameters that grow
 `fusing`     fossils that become part of the host's own layers
 `alike`      whether a branch is of the form of what it stands beside (needs networkx)

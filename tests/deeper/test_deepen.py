@@ -371,12 +371,40 @@ def test_blocks_that_cannot_be_zeroed_are_refused_by_name(make: Any, told: str) 
     assert not host.structure.placements
 
 
-def test_a_cache_in_the_example_call_hides_the_attention_and_is_named() -> None:
-    given = MODELS["gpt2"]
-    host = fxgraft.trace(given.model(), given.args, {"use_cache": True})
-    host.eval()
-    with pytest.raises(SlotError, match=r"transformer\.h\.0\.attn, which has no graph"):
-        fxgraft.SeedManager(host).deepen("transformer.h", at=[0])
+class Branching(nn.Module):
+    """Code without a graph, which ends with a layer or with something else."""
+
+    def __init__(self, ends: str):
+        super().__init__()
+        self.ends, self.layer = ends, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        if bool(x.sum() > -1e9):
+            x = {"layer": lambda: (x, 1), "softmax": lambda: (x.softmax(-1), 1)}[self.ends]()[0]
+        return x.view(x.shape) * 2
+
+
+class AroundIt(nn.Module):
+    def __init__(self, ends: str):
+        super().__init__()
+        self.inner = Branching(ends)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def test_the_end_of_a_branch_without_a_graph_is_found_on_a_run_or_named() -> None:
+    host = fxgraft.trace(nn.Sequential(AroundIt("layer"), AroundIt("layer")), (X,))
+    assert "0.inner" in host.opaque
+    before = host(X)
+    (seed,) = fxgraft.SeedManager(host).deepen("")
+    assert_same_bits(host(X), before)
+    assert not any(bool(parameter.any()) for parameter in seed.module.parameters())
+    host = fxgraft.trace(nn.Sequential(AroundIt("softmax"), AroundIt("softmax")), (X,))
+    with pytest.raises(SlotError, match=r"softmax in 1\.inner, which is no layer with weights"):
+        fxgraft.SeedManager(host).deepen("")
+    assert not host.structure.placements
 
 
 STEPS: dict[str, tuple[Any, str]] = {

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fxgraft
+from fxgraft.errors import CheckpointError
 from tests.harness import assert_same_bits
 from tests.wider.models import Bottleneck, ResNet
 from tests.wider.test_wider_transformers import gpt2, llama, vit
@@ -41,10 +42,16 @@ CASES = {
         gpt2,
         {"use_cache": False},
         "transformer.h",
-        {"transformer.h.0.mlp.c_fc": 8, "_seeds.GPT2Block_0.module.mlp.c_fc": 72, "transformer.wte": 8},
+        {
+            "transformer.h.0.mlp.c_fc": 8,
+            "_seeds.GPT2Block_0.module.mlp.c_fc": 72,
+            "transformer.h.0.attn.c_attn": 8,
+            "_seeds.GPT2Block_0.module.attn.c_attn": 8,
+            "transformer.wte": 8,
+        },
         "transformer.h.0.mlp",
         "transformer.h.0.ln_2",
-        {"n_layer": 2, "n_inner": 136, "n_embd": 24, "layer_norm_epsilon": 1e-5 * 16 / 24},
+        {"n_layer": 2, "n_inner": 136, "n_embd": 24, "n_head": 6, "layer_norm_epsilon": 1e-5 * 16 / 24},
     ),
     "llama": Case(
         llama,
@@ -151,6 +158,7 @@ def test_a_model_of_transformers_lives_through_it(name, tmp_path):
     case = CASES[name]
     torch.manual_seed(0)
     model, batch = case.make()
+    before = model.config.to_dict()
     run = Run(model, batch, case.call)
     run.train()
     grow(run, case.stack, case.widened, case.part, case.source)
@@ -170,6 +178,21 @@ def test_a_model_of_transformers_lives_through_it(name, tmp_path):
     target.save_pretrained(tmp_path / "model")
     loaded = type(model).from_pretrained(tmp_path / "model")
     torch.testing.assert_close(run.outputs(loaded), run.outputs(), rtol=1e-4, atol=1e-5)
+    plain = fxgraft.unwrap(run.host)  # its configuration has the sizes that it has
+    assert {key: getattr(plain.config, key) for key in case.larger} == pytest.approx(case.larger)
+    plain.save_pretrained(tmp_path / "plain")
+    loaded = type(model).from_pretrained(tmp_path / "plain")
+    assert_same_bits(run.outputs(loaded), run.outputs())
+    assert model.config.to_dict() == before
+
+
+def test_sizes_that_no_configuration_has_are_refused_when_written(tmp_path):
+    model, batch = gpt2()
+    host = fxgraft.trace(model, (batch,), {"use_cache": False})
+    fxgraft.SeedManager(host, check_every=0).widen("transformer.h.0.attn.c_attn", 4)  # a head, of 16 / 4
+    for one in (host, fxgraft.unwrap(host)):
+        with pytest.raises(CheckpointError, match="which is wider"):
+            one.save_pretrained(tmp_path)
 
 
 def test_a_resnet_lives_through_it(tmp_path):
