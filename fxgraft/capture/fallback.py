@@ -54,7 +54,7 @@ class Mismatch:
 
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[str, Form]] = weakref.WeakKeyDictionary()
 _mismatches: weakref.WeakKeyDictionary[nn.Module, Mismatch] = weakref.WeakKeyDictionary()
-_is_quiet = False
+_is_quiet = _is_ignored = False
 _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
 
@@ -85,6 +85,8 @@ def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
             f"{_name(module) or type(module).__name__!r} is exported in another form of call than in the "
             f"example call of fxgraft.trace: without its seeds the program would be another model"
         )
+    if _is_ignored:
+        return
     counter = getattr(module, COUNTER, None)
     if counter is not None:
         counter.add_(1)
@@ -114,6 +116,17 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         _is_quiet = before
+
+
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Calls inside that fall back are no calls of the host's: they are neither counted nor said."""
+    global _is_ignored
+    before, _is_ignored = _is_ignored, True
+    try:
+        yield
+    finally:
+        _is_ignored = before
 
 
 def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft.capture.fallback import ignored
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.util.dtensor import local_tensor
@@ -100,7 +101,7 @@ def subject_of(host: Host, example: Example) -> Subject:
 
     @contextmanager
     def leave_untouched() -> Iterator[None]:
-        with host.compiled.stopped() if host.compiled else nullcontext(), engine.untouched(host):
+        with host.compiled.stopped() if host.compiled else nullcontext(), engine.untouched(host), ignored():
             yield
 
     args, kwargs = example

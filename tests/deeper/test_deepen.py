@@ -376,7 +376,7 @@ class Branching(nn.Module):
 
     def __init__(self, ends: str):
         super().__init__()
-        self.ends, self.layer = ends, nn.Linear(4, 4)
+        self.ends, self.layer = ends, nn.Linear(16, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer(x)
