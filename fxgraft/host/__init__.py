@@ -30,5 +30,7 @@
 `stacks`              containers of alike blocks that run one after the other
 `values`              what the value at a slot is like now
 `widened`             what a host remembers of a growth of its channels
+`observing`           the sizes of values in an inserted block that grew wider alone
+`wrapped`             whether a ``DistributedDataParallel`` is around a host
 ====================  ================================================================================
 """
