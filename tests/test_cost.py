@@ -18,6 +18,7 @@ from fxgraft.cost import AGAIN, BARE, BLENDING, EMPTY, TRAINING, Measurement
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.util.interleaved_timing import Contender, compare, time_interleaved
 from tests.harness import assert_same_bits
+from tests.networks import NormNet
 
 X = torch.randn(3, 6)
 QUICK: dict[str, Any] = {"rounds": 2, "steps": 1}
@@ -80,6 +81,13 @@ def test_compiled_sides_and_what_they_compile(fresh_compiler: None) -> None:
     assert list(cost.first_step_s) == [BARE, "host", "germination, and a step"]
     assert min(cost.first_step_s.values()) > 0.005, "each compiles something"
     assert cost.recompiles == 0
+
+
+def test_a_compiled_side_may_have_no_length() -> None:
+    """Which a `nn.Sequential` has, and most models have not."""
+    model = NormNet()
+    compiled = torch.compile(model, backend="eager")
+    assert Contender(model, (torch.ones(2, 6),), {}, compiled)._call is compiled
 
 
 def middle(measurement: Measurement) -> str:

@@ -214,7 +214,9 @@ def test_a_package_lists_its_files(package):
     files = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
     inner = {path.parent.name for path in package.glob("*/__init__.py")}
     assert {name for name in files | inner if f"`{name}`" not in told} == set()
-    assert set(re.findall(r"^`(\w+)`  ", told, re.MULTILINE)) <= files | inner, "a file that is gone"
+    rows = re.findall(r"^`(\w+)`  ", told, re.MULTILINE)
+    assert set(rows) <= files | inner, "a file that is gone"
+    assert len(rows) == len(set(rows)), "a file that is listed twice"
 
 
 EVERYWHERE = {"telemetry", "commands", "gates"}

@@ -70,12 +70,10 @@ def run_all(
     return {arm: [record for record in found if record.arm == arm] for arm in ARMS}
 
 
-def count_recompiles() -> int:
-    """Graphs that Inductor compiles while alpha moves: `fxgraft.cost` on the demo's network."""
+def count_recompiles(backend: str = "inductor") -> int:
+    """Graphs that are compiled while alpha moves: `fxgraft.cost` on the demo's network."""
     codes, _ = text.load().batch(0, 0)
-    measured = Measurement(
-        GPT(1), (codes,), slot="blocks.0.down", blueprint="mlp", rounds=1, backend="inductor"
-    )
+    measured = Measurement(GPT(1), (codes,), slot="blocks.0.down", blueprint="mlp", rounds=1, backend=backend)
     return measured.run().recompiles
 
 

@@ -29,7 +29,7 @@ from fxgraft.commands import DEEPEN, SEED
 from fxgraft.demo import text
 from fxgraft.demo.model import GPT, criterion, sample
 from fxgraft.explore.autogrow import Growth
-from fxgraft.telemetry import JsonLines
+from fxgraft.telemetry import Event, JsonLines
 from fxgraft.training import Trainer, evaluate
 from fxgraft.util.flops import flop_counter
 
@@ -131,7 +131,7 @@ class Record:
         curve: (FLOPs, held-out loss) during the run.
         test_loss: in the end, on text that nothing was decided by.
         history: what `autogrow` did: step, what, slot, blueprint, parameters, contribution, reason.
-        candidates: how many were tried.
+        candidates: how many trained beside the host until the first change.
         isolation: how often the host's gradients were compared with and without the seeds, and how many
             differed.
         host: the table of the host in the end, as ``print(host)`` shows it.
@@ -183,12 +183,17 @@ def run(arm: str, random_seed: int, settings: RunLength, folder: Path | None = N
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     sinks = [JsonLines(folder / "events.jsonl")] if folder is not None else []
+
+    def count(event: Event) -> None:
+        if event.kind == "explored" and not record.candidates:
+            record.candidates = sum(row["status"] == "measured" for row in event.data["rows"])
+
     trainer = Trainer(
         host,
         optimizer,
         criterion,
         schedulers=[scheduler],
-        sinks=sinks,
+        sinks=[*sinks, count],
         metrics_every=10 if sinks else 0,
     )
     growth = _grow(trainer, arm, settings, data, ledger) if arm in GROWN else None
@@ -238,5 +243,3 @@ def _finish(record: Record, trainer: Trainer, ledger: Ledger, growth: Growth | N
     record.host, record.sample = str(host), sample(host, "\n    def ", 300)
     if growth is not None:
         record.history = growth.history
-        explored = (entry["reason"] for entry in growth.history if entry["what"] == "exploring")
-        record.candidates = sum(int(reason.split()[0]) for reason in explored)

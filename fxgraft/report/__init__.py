@@ -19,8 +19,6 @@ The page needs the extra ``report`` (plotly, jinja2), the screen the extra ``cli
 `screen`        the screen of ``fxgraft watch``, through rich
 `host_picture`  the picture of a host, ``host.show()``
 `host_graph`    what that picture draws: boxes and frames
-`marks`         its slots in colours: what was found of each place
-`tables`        tables of text, and of rich
 ==============  =============================================
 """
 

@@ -34,7 +34,8 @@ class Contender:
         kwargs: Mapping[str, Any],
         run: Callable[..., Any] | None = None,
     ):
-        self._call, self._args, self._kwargs = run or module, args, kwargs
+        # Not `run or module`: a compiled module is asked for its length by that, and need not have one.
+        self._call, self._args, self._kwargs = module if run is None else run, args, kwargs
         self.optimizer = torch.optim.AdamW(module.parameters(), 1e-4)
         self.after: Callable[[], None] = lambda: None
 

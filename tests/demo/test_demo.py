@@ -201,6 +201,10 @@ def test_runs_in_several_processes_are_those_of_one(tmp_path: Path) -> None:
         assert here[arm][0].test_loss == there[arm][0].test_loss
 
 
+def test_nothing_is_compiled_while_alpha_changes(fresh_compiler: None) -> None:
+    assert program.count_recompiles("aot_eager") == 0
+
+
 def test_fxgraft_imports_without_the_extras_of_the_demo() -> None:
     extras = ("sklearn", "matplotlib", "rich", "pydot")  # torch.fx itself imports pydot where there is one
     code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import fxgraft; print(fxgraft.trace)"
