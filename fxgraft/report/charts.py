@@ -27,8 +27,8 @@ from fxgraft.seeds.stage import Stage
 MOST_POINTS = 4000
 """How many points of a line are drawn; a lowest and a highest one never gets lost."""
 
-MOST_LANES = 40
-"""How many seeds have a lane: the latest. The table of the page has them all."""
+MOST_LANES, MOST_TRIED = 40, 8
+"""How many seeds have a lane, and how many of those that were only tried: see `with_lane`."""
 
 LOSS_HEIGHT, TIME_HEIGHT, LANE_HEIGHT, GAP = 300, 110, 72, 36
 """Pixels."""
@@ -57,7 +57,7 @@ def chart(run: Run) -> go.Figure:
     figure.update_xaxes(title_text="training step", showticklabels=True, row=len(heights))
     figure.update_layout(
         height=total + 110,
-        margin={"l": 70, "r": 60, "t": 50, "b": 60},
+        margin={"l": 84, "r": 60, "t": 50, "b": 60},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
@@ -68,8 +68,19 @@ def chart(run: Run) -> go.Figure:
 
 
 def with_lane(run: Run) -> list[Lane]:
-    """The seeds that have a lane in the chart."""
-    return list(run.lanes.values())[-MOST_LANES:]
+    """The seeds that have a lane in the chart: the latest, as they came. The table of the page has them all.
+
+    An exploration tries dozens. Of those that were culled without having been blended in, few are drawn.
+    """
+    tried = [lane for lane in run.lanes.values() if _was_only_tried(lane)]
+    others = [lane for lane in run.lanes.values() if not _was_only_tried(lane)][-MOST_LANES:]
+    room = min(MOST_TRIED, MOST_LANES - len(others))
+    drawn = {lane.name for lane in (*others, *(tried[-room:] if room else ()))}
+    return [lane for lane in run.lanes.values() if lane.name in drawn]
+
+
+def _was_only_tried(lane: Lane) -> bool:
+    return lane.stage is Stage.CULLED and all(stage is not Stage.BLENDING for _, stage in lane.stages)
 
 
 def _add_loss(figure: go.Figure, run: Run, lanes: Sequence[Lane]) -> None:

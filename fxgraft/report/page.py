@@ -10,7 +10,7 @@ from markupsafe import Markup
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from fxgraft.report.charts import MOST_LANES, chart
+from fxgraft.report.charts import MOST_LANES, chart, with_lane
 from fxgraft.report.lanes import describe
 from fxgraft.report.reading import LOG, ReadError, find, read
 from fxgraft.report.run import Run
@@ -77,6 +77,7 @@ def page(run: Run, title: str = "") -> str:
         describe=describe,
         most=MOST_ROWS,
         most_lanes=MOST_LANES,
+        drawn=len(with_lane(run)),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxgraft.report import Reader, read
-from fxgraft.report.charts import MOST_LANES, chart
+from fxgraft.report.charts import MOST_LANES, MOST_TRIED, chart, with_lane
 from fxgraft.report.page import page, write
 from fxgraft.report.reading import ReadError
 from fxgraft.report.run import Run
@@ -150,6 +150,18 @@ def test_many_seeds_have_the_latest_lanes_and_all_rows() -> None:
     text = page(reader.run)
     assert f"the latest {MOST_LANES} of {MOST_LANES + 3} seeds" in text
     assert text.count("<code>s000</code>") >= 1
+
+
+def test_what_was_only_tried_does_not_crowd_out_what_was_kept() -> None:
+    reader = Reader()
+    for text in (stage(1, "TRAINING", seed="kept"), stage(2, "BLENDING", seed="kept")):
+        reader.feed(text)
+    for name in [f"t{i:03}" for i in range(MOST_LANES + 3)]:
+        reader.feed(stage(3, "TRAINING", seed=name))
+        reader.feed(stage(4, "CULLED", seed=name))
+    drawn = [lane.name for lane in with_lane(reader.run)]
+    assert drawn[0] == "kept"
+    assert drawn[1:] == [f"t{i:03}" for i in range(MOST_LANES + 3 - MOST_TRIED, MOST_LANES + 3)]
 
 
 def traces(run: Run) -> dict[str, Any]:
