@@ -119,6 +119,8 @@ class Background:
         Raises:
             DistributedError: a rank is gone.
         """
+        if self.is_idle:
+            return
         attempt = Attempt()
         try:
             self._advance(attempt)
