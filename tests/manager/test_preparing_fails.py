@@ -150,6 +150,9 @@ def test_a_graft_that_cannot_be_taken_out_is_tried_again_with_the_next_change_on
 
 def test_a_rank_that_is_gone_is_no_failure_of_preparing(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
+    world.manager.germinate(
+        "0", lambda slot: Drawing(), name="a", wait=False
+    )  # there is something to prepare
 
     def gone(*args: Any) -> None:
         raise DistributedError("rank 1 is gone")
