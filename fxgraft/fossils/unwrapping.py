@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxgraft.capture.traces import opened
-from fxgraft.errors import StageError
+from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils.containers import CannotContainError
 from fxgraft.fossils.plain_module import Unwrapping
 from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
 from fxgraft.util.bits import same_bits
+from fxgraft.util.dtensor import local_tensor
 from fxgraft_passes.untouched import state_untouched
 
 
@@ -35,8 +37,12 @@ def unwrap(host: Host) -> nn.Module:
 
     Raises:
         StageError: it has seeds that are no fossils.
+        FxGraftError: it would compute something else: it is compared with the host by the example call,
+            in eval mode (not where the host is sharded, or on the meta device).
     """
     found = plain_form(host)
+    if host.structure.placements and not found.in_containers:  # which was compared already
+        _compare(host, found.root)
     if not found.in_containers and _has_inserted(host):
         logger.warning(
             "unwrap: the code of %s does not compute the same with the inserted blocks in their containers: "
@@ -44,6 +50,46 @@ def unwrap(host: Host) -> nn.Module:
             type(found.root).__name__,
         )
     return found.root
+
+
+def _compare(host: Host, plain: nn.Module) -> None:
+    """Raise `FxGraftError` where the plain module does not return what the host does."""
+    if any(tensor.is_meta or local_tensor(tensor) is not tensor for tensor in plain.parameters()):
+        return
+    try:
+        wanted = pytree.tree_leaves(opened(returned_by(host)))
+    except Exception as error:
+        logger.warning(
+            "unwrap: the host fails in its example call in eval mode, so that %s is not compared with it: %s",
+            type(plain).__name__,
+            f"{type(error).__name__}: {error}",
+        )
+        return
+    got = pytree.tree_leaves(opened(run_example(host, plain)))
+    for one, other in zip(got, wanted, strict=True):
+        if isinstance(other, Tensor) and not _is_close(one, other):
+            seeds = ", ".join(placement.seed for placement in host.structure.placements)
+            raise FxGraftError(
+                f"cannot unwrap {type(plain).__name__}: as a plain module it computes something else than "
+                f"the host (in the example call by {_distance(one, other)}). Code that goes through the "
+                f"parameters or modules of a part of the model (block.named_parameters()) meets those of "
+                f"the seeds there as well: {seeds}. Keep the host (manager.save() and fxgraft.load_model()), "
+                f"or let that code name what it reads"
+            )
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    try:
+        torch.testing.assert_close(one, other, equal_nan=True)
+    except AssertionError:
+        return False
+    return True
+
+
+def _distance(one: Tensor, other: Tensor) -> str:
+    if one.shape != other.shape:
+        return f"its shape, {tuple(one.shape)} in place of {tuple(other.shape)}"
+    return f"{(one - other).abs().max().item():.2g}"
 
 
 def _has_inserted(host: Host) -> bool:

@@ -18,7 +18,7 @@ import fxgraft
 import tests.hosts.hard  # noqa: F401 - registers its hosts
 from fxgraft.blueprints import get, names
 from fxgraft.capture import fallback, merge
-from fxgraft.errors import StageError
+from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import plain_code
 from fxgraft.seeds.streams import SeedDropout
 from fxgraft_passes import operators
@@ -68,6 +68,18 @@ class Switch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.high(self.low(x)) if x.sum() > -1e9 else x
+
+
+class Scales(nn.Module):
+    """It goes through the parameters of a layer, from code without a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halved = {name: p * 0.5 for name, p in self.low.named_parameters() if str(x.sum())}
+        return self.high(torch.func.functional_call(self.low, halved, (x,)))
 
 
 def net() -> Given:
@@ -454,3 +466,16 @@ def test_what_a_fossil_may_call_has_a_plain_form() -> None:
     for name, function in own.items():
         ours = inspect.signature(function).parameters
         assert list(inspect.signature(plain_code.PLAIN[name]).parameters) == list(ours), name
+
+
+def test_code_that_would_meet_the_parameters_of_seeds_is_refused() -> None:
+    """It would halve those of the seed too, which the host does not."""
+    host = fxgraft.trace(Scales(), (torch.randn(4, 6),))
+    manager = fxgraft.SeedManager(host)
+    manager.germinate("low", nn.Linear(6, 6), name="a", isolated=False)
+    manager.blend("a", steps=0)
+    manager.fossilize("a", wait=True)
+    before = list(host.state_dict())
+    with pytest.raises(FxGraftError, match=r"cannot unwrap Scales: .* seeds there as well: a\."):
+        fxgraft.unwrap(host)
+    assert list(host.state_dict()) == before
