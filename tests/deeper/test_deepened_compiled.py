@@ -69,7 +69,7 @@ def test_a_controller_deepens_by_a_command() -> None:
     assert len(run.blocks) == 6
     for bad, told in (
         ({"at": [9]}, "expected indices of blocks, 0 to 5"),
-        ({"at": [[]]}, "expected indices"),
+        ({"at": [[]]}, "at[0]: expected integer"),
         ({"count": 0}, "expected 1 to 1024"),
         ({"stack": "h"}, "one of host.stacks"),
         ({"init": "ones"}, "expected one of"),
