@@ -12,7 +12,11 @@ from benchmarks.worth.arms import GROW
 TITLES = {"gpt": "character GPT, sympy's sources", "cnn": "residual CNN, Fashion-MNIST"}
 
 
-SHOWN = {"deepen-1-8": "growth 1 → 8", "deepen-1-2": "growth 1 → 2", GROW: "growth, size not known"}
+SHOWN = {
+    "deepen-1-8": ("growth 1 → 8", "tab:orange"),
+    "deepen-1-2": ("growth 1 → 2", "tab:blue"),
+    GROW: ("growth, size not known", "tab:green"),
+}
 
 
 def draw(workloads: dict[str, tuple[Arms, Arms | None]], path: Path) -> None:
@@ -34,7 +38,6 @@ def panel(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
     source = {name: first for name, _ in first.curves}
     if second is not None:
         source |= {name: second for name, _ in second.curves}
-    colours = iter(pyplot.colormaps["tab10"].colors)
     labels = []
     for name in sorted(source):
         arms = source[name]
@@ -45,25 +48,26 @@ def panel(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
         points = list(zip(*(curve.ends for curve in curves), strict=True))
         flops = [estimate([end.flops for end in same]).mean / 1e12 for same in points]
         losses = [estimate([end.loss for end in same]) for same in points]
-        colour = "0.45" if fixed else next(colours)
+        text, colour = SHOWN.get(name, (f"{depth} block{'s' if depth > 1 else ''}", "0.45"))
         style = {"color": colour, "marker": "o", "markersize": 3, "linestyle": "-" if fixed else "--"}
         errors = [found.standard_error or 0.0 for found in losses]
         axes.errorbar(flops, [found.mean for found in losses], yerr=errors, capsize=2, linewidth=1, **style)
-        text = f"{depth} block{'s' if depth > 1 else ''}" if fixed else SHOWN[name]
         labels.append((losses[-1].mean, flops[-1], text, colour))
-    _label(axes, labels)
     axes.set(xscale="log", xlabel="training TFLOPs, everything charged", ylabel="test loss, nats")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
-    axes.margins(x=0.15)
     axes.grid(alpha=0.3, which="both")
+    _label(axes, labels)
 
 
-def _label(axes: pyplot.Axes, labels: list[tuple[float, float, str, str | tuple[float, ...]]]) -> None:
-    """Write (loss, FLOPs, text, colour) right of each end, moved up where it would lie on the one below."""
+def _label(axes: pyplot.Axes, labels: list[tuple[float, float, str, str]]) -> None:
+    """Write (loss, FLOPs, text, colour) in a column at the right, each with a line to its end."""
     low, high = axes.get_ylim()
+    furthest = max(flops for _, flops, _, _ in labels)
+    axes.set_xlim(right=1.75 * furthest)
     at = float("-inf")
     for loss, flops, text, colour in sorted(labels):
-        at = max(loss, at + 0.035 * (high - low))
-        place = {"xytext": (1.02 * flops, at), "textcoords": "data", "va": "center", "fontsize": 7}
-        axes.annotate(text, (flops, loss), color=colour, **place)
+        at = max(loss, at + 0.04 * (high - low))
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 2}
+        place = {"xytext": (1.12 * furthest, at), "textcoords": "data", "va": "center", "fontsize": 8}
+        axes.annotate(text, (flops, loss), color=colour, arrowprops=line, **place)

@@ -14,7 +14,12 @@ import math
 from dataclasses import dataclass, field
 
 SHARE = 0.5
-"""Of its price, that a part has to give after the time in which it is tried."""
+"""Of its price, that a part has to give after the time in which it is tried.
+
+Chosen on one random seed of a small GPT: after a tenth of the steps a zeroed second block, which is worth
+having in the end, gave 0.58 of its price, and a third, which is not, gave nothing. What came of it on other
+random seeds and on a CNN is in ``docs/growth.md``.
+"""
 
 MOST = 64
 """Means that are kept: of one step each at first, then of 2, 4, 8, …"""
