@@ -77,7 +77,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Short runs, uncompiled: a smoke test.")] = False,
     as_json: JSON = False,
 ) -> None:
-    """Grow a small GPT on a real text, and compare it with networks of fixed sizes (about 4 minutes)."""
+    """Grow a small GPT on a real text, and compare it with networks of fixed sizes (about 5 minutes)."""
     with report_missing_extras():
         from fxgraft.demo.__main__ import main  # needs the extra `demo`
 
