@@ -17,7 +17,7 @@ graft, ``s - h`` of a convex one) the seed's parameters then receive the VJP of 
 
 All norms are Frobenius norms over the whole value. Everything is a tensor operation, so nothing
 here synchronises with a device or specialises a compiled graph; only where numbers can be looked at for
-nothing (eager, on a CPU) ``trust`` leaves out what would not count, and takes few passes over the values.
+nothing (eager, on a CPU) ``trust`` leaves out what would not count, and has the bits of compiled code.
 All forms are homogeneous in ``g`` and therefore free of the loss scale.
 """
 
@@ -34,9 +34,6 @@ from fxgraft_passes.devices import is_free_to_look_at
 OBJECTIVES = ("trust", "trust_step", "straight_through", "shadow")
 DEFAULT_RADIUS = 0.03
 """By experiment (``benchmarks/objectives.py``): at 0.1 the loss at alpha 1 went past 1.5 times that at 0."""
-
-SAFE = 1e-30
-"""Below it a quotient of norms may have no finite value in float32."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +77,16 @@ def seed_gradient(objective: str, radius: float, g: Tensor, h: Tensor, d: Tensor
 
 def _projected(radius: float, g: Tensor, h: Tensor, d: Tensor) -> Tensor:
     size = _norm(d)
-    if is_free_to_look_at(size) and g.dtype == h.dtype == d.dtype == size.dtype:
-        length, limit = size.item(), radius * _norm(h).item()
-        if not length > limit:  # within the radius, or not a number
-            return g
-        if limit > SAFE:
-            return _pulled_back(g, d, length, length / limit - 1)
     excess = size / _positive(radius * _norm(h)) - 1
+    is_known = is_free_to_look_at(excess)
+    if is_known and not excess.item() > 0:  # within the radius, or not a number
+        return g
+    # One formula for eager mode and compiled code: another order of operations has other bits.
     direction = _wide(d) / _positive(size)
     outward = (_wide(g) * direction).sum().clamp(max=0)
     pull = _norm(g) * excess.clamp(max=1) - outward
-    return torch.where(excess > 0, g + (pull * direction).to(g.dtype), g)
-
-
-def _pulled_back(g: Tensor, d: Tensor, length: float, excess: float) -> Tensor:
-    """The same with numbers: three passes over the values for nine."""
-    outward = min(torch.dot(g.reshape(-1), d.reshape(-1)).item() / length, 0.0)
-    pull = _norm(g).item() * min(excess, 1.0) - outward
-    return torch.add(g, d, alpha=pull / length)
+    moved = g + (pull * direction).to(g.dtype)
+    return moved if is_known else torch.where(excess > 0, moved, g)
 
 
 def _norm(x: Tensor) -> Tensor:
