@@ -3,6 +3,8 @@
 ================  ==============================================================
 `unwrapping`      from a host with fossils to a module that runs without fxgraft
 `plain_module`    how that module is made
+`configurations`  the configuration with which a class makes the sizes that a model has
+`example_runs`    the host's example call, run on its plain forms
 `containers`      inserted blocks as children of their containers
 `transplanting`   what grew, in a plain model of that size
 `plain_code`      classes with a generated ``forward``, for such modules

@@ -30,9 +30,12 @@ from fxgraft.capture.intercept import AutogradCall
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError
 from fxgraft.fossils import plain_code
+from fxgraft.fossils.configurations import configuration_for
 from fxgraft.fossils.containers import put_in
+from fxgraft.fossils.example_runs import computes_the_same
 from fxgraft.fossils.plain_code import GrownCode
 from fxgraft.host import engine
+from fxgraft.host.depth import give
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.host.plain import is_own, take_out
@@ -74,11 +77,27 @@ class Unwrapping:
         self._writers = writers(self.root)
         for name in host.structure.by_region:
             self._grow(host.regions[name])
+        wider = {}
         for name, module in self._writers.items():
             if name not in host.structure.by_region and (inside := self._grown_in(name)):
-                self._become(module, type(module), None, (), inside)
+                if all(grown.endswith(engine.WIDER) for grown in inside):
+                    wider[module] = inside
+                else:
+                    self._become(module, type(module), None, (), inside)
         if in_containers:
             self.renamed.update(put_in(host, self.root, self._module_of, depths))
+        if wider and not self._has_configuration():
+            for module, inside in wider.items():
+                self._become(module, type(module), None, (), inside)
+
+    def _has_configuration(self) -> bool:
+        """Whether the model has, from now on, a configuration from which its class makes it as it is."""
+        if type(self.root) is not type(self._host._root):
+            return False
+        found = configuration_for(self.root, lambda made: computes_the_same(self._host, made))
+        if found is not None:
+            give(self.root, self.root.__dict__["config"], found)
+        return found is not None
 
     def _plain_block(self, seed: str) -> nn.Module:
         block = clone_tree(self._host.graft(seed).module)

@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 from fxgraft.capture.traces import opened
 from fxgraft.errors import TransplantError
 from fxgraft.fossils.containers import CannotContainError
+from fxgraft.fossils.example_runs import returned_by, run_example
 from fxgraft.fossils.plain_module import Unwrapping
-from fxgraft.fossils.unwrapping import refuse_live, returned_by, run_example
+from fxgraft.fossils.unwrapping import refuse_live
 from fxgraft.host.host import Host
 from fxgraft_passes.graft import SEEDS
 

@@ -158,6 +158,7 @@ def test_a_model_of_transformers_lives_through_it(name, tmp_path):
     case = CASES[name]
     torch.manual_seed(0)
     model, batch = case.make()
+    before = model.config.to_dict()
     run = Run(model, batch, case.call)
     run.train()
     grow(run, case.stack, case.widened, case.part, case.source)
@@ -177,6 +178,12 @@ def test_a_model_of_transformers_lives_through_it(name, tmp_path):
     target.save_pretrained(tmp_path / "model")
     loaded = type(model).from_pretrained(tmp_path / "model")
     torch.testing.assert_close(run.outputs(loaded), run.outputs(), rtol=1e-4, atol=1e-5)
+    plain = fxgraft.unwrap(run.host)  # its configuration has the sizes that it has
+    assert {key: getattr(plain.config, key) for key in case.larger} == pytest.approx(case.larger)
+    plain.save_pretrained(tmp_path / "plain")
+    loaded = type(model).from_pretrained(tmp_path / "plain")
+    assert_same_bits(run.outputs(loaded), run.outputs())
+    assert model.config.to_dict() == before
 
 
 def test_sizes_that_no_configuration_has_are_refused_when_written(tmp_path):

@@ -1,0 +1,48 @@
+"""The example call of a host, run on its plain forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxgraft.capture.traces import opened
+from fxgraft.host import engine
+from fxgraft.host.host import Host
+from fxgraft.util.bits import same_bits
+from fxgraft_passes.untouched import state_untouched
+
+
+def computes_the_same(host: Host, plain: nn.Module) -> bool:
+    """Whether a module returns, for the host's example call in eval mode, the bits that the host does."""
+    if any(tensor.is_meta for tensor in plain.parameters()):
+        return False  # which cannot be seen
+    wanted = returned_by(host)
+    try:
+        return same_bits(opened(wanted), opened(run_example(host, plain)))
+    except Exception:  # the code is made for another number of blocks
+        return False
+
+
+def returned_by(host: Host) -> Any:
+    """What the host returns for its example call in eval mode; leaves it as it was."""
+    with engine.untouched(host), engine.probing(host, host.structure, host.phase) as model:
+        return run_example(host, model)
+
+
+def run_example(host: Host, module: nn.Module) -> Any:
+    """What ``module`` returns for the host's example call in eval mode; leaves it as it was."""
+    modules = [
+        part for tree in (module, *engine.trees(host)[1:]) for part in tree.modules()
+    ]  # seeds have their own
+    modes = [(part, part.training) for part in modules]
+    args, kwargs = host.example_for(module)
+    try:
+        with torch.no_grad(), state_untouched(module):
+            for part in modules:
+                part.training = False
+            return module(*args, **kwargs)
+    finally:
+        for part, mode in modes:
+            part.training = mode
