@@ -86,7 +86,7 @@ def grown(run: Run, **options: Any) -> Growth:
 
 @pytest.fixture
 def stack(monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(runs, "Net", Stack)
+    monkeypatch.setattr(runs, "NormNet", Stack)
     return Run()
 
 
