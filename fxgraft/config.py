@@ -32,7 +32,7 @@ from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
 from fxgraft.manager.settings import ManagerOptions
 from fxgraft.telemetry import JsonLines, Sink, logger
-from fxgraft.util.reading import ReadError, decode, read
+from fxgraft.util.reading import InvalidDataError, decode, read
 
 __all__ = ["ConfigError", "GrowConfig", "ManagerOptions", "Plateau", "Scripted"]
 
@@ -180,7 +180,7 @@ class GrowConfig(_Options):
         """From JSON. Raises `ConfigError`."""
         try:
             return cls._from(decode(text))
-        except ReadError as error:
+        except InvalidDataError as error:
             raise ConfigError(f"the configuration: expected JSON; {error}") from error
 
     def to_yaml(self) -> str:

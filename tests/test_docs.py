@@ -219,6 +219,25 @@ def test_a_package_lists_its_files(package):
     assert len(rows) == len(set(rows)), "a file that is listed twice"
 
 
+DEFINED_TWICE = {
+    "GrowCallback": "one for each trainer: their users import it from fxgraft.integrations.<trainer>",
+    "Growth": "public both in fxgraft.explore (what autogrow returns) and in fxgraft.integrations.accelerate",
+}
+"""The only names of classes that two files may have, and why."""
+
+
+def test_a_class_name_is_defined_once():
+    """A reader who meets the name of a class finds one class of that name."""
+    places: dict[str, list[str]] = {}
+    for path in (file for folder in ("fxgraft", "passes") for file in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    twice = {name: paths for name, paths in places.items() if len(paths) > 1}
+    assert {name: paths for name, paths in twice.items() if name not in DEFINED_TWICE} == {}
+    assert twice.keys() == DEFINED_TWICE.keys(), "an exception that is not needed any more"
+
+
 EVERYWHERE = {"telemetry", "commands", "gates"}
 """Of the group "interface": what the packages that grow a host may import as well."""
 

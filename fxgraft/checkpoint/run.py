@@ -29,7 +29,7 @@ from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.slots.structure import Structure
 from fxgraft.util import validate
 from fxgraft.util.reading import read as read_data
-from fxgraft.wider.replay import Replay, records
+from fxgraft.wider.replay import WideningReplay, records
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
 
@@ -174,7 +174,7 @@ class _Restoration:
         if self._host.structure.placements:
             raise CheckpointError("expected a freshly traced host; this one has seeds already")
         shapes = {name: list(shape) for name, shape, _ in manifest["model"]}
-        self._replay = Replay(self._host, manifest.get("widenings", ()), shapes, trainers, alone)
+        self._replay = WideningReplay(self._host, manifest.get("widenings", ()), shapes, trainers, alone)
         self._model = manifest["model"]
         if not self._replay.growths:  # else once it has grown
             _check_model(self._host, self._model)

@@ -22,7 +22,7 @@ from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.util import validate
-from fxgraft.util.reading import ReadError, read
+from fxgraft.util.reading import InvalidDataError, read
 from fxgraft_passes import Call, GraftSpec
 from fxgraft_passes.graft import check_name
 
@@ -53,7 +53,7 @@ class RampRecord:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SeedCounters:
     """What a seed has behind it. A measured loss may be infinite, or NaN."""
 
     paused: bool
@@ -63,7 +63,7 @@ class Progress:
     loss_without: float | None
 
     @classmethod
-    def of(cls, seed: Seed) -> Progress:
+    def of(cls, seed: Seed) -> SeedCounters:
         """That of a seed now."""
         return cls(**{f.name: getattr(seed, f.name) for f in fields(cls)})
 
@@ -82,7 +82,7 @@ class SeedRecord:
     alpha: float = field(metadata=_SHARE)
     alphas: list[float]
     ramp: RampRecord | None
-    plain: Progress
+    plain: SeedCounters
     hyper: dict[str, Any] | None = None
     source: str | None = None
     places: dict[str, tuple[int, int]] | None = None
@@ -102,7 +102,7 @@ class SeedRecord:
             seed.alpha,
             list(seed.alphas),
             _ramp_record(seed),
-            Progress.of(seed),
+            SeedCounters.of(seed),
             None if hyper is None else dict(hyper),
             seed.source,
             None if seed.places is None else dict(seed.places),
@@ -114,7 +114,7 @@ class SeedRecord:
         name = data.get("name") if isinstance(data, Mapping) else None
         try:
             return read(data, cls, f"seed {name!r}")
-        except ReadError as error:
+        except InvalidDataError as error:
             raise CheckpointError(str(error)) from error
 
     def __post_init__(self) -> None:

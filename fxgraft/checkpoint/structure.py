@@ -28,7 +28,7 @@ from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.util.bits import same_bits
-from fxgraft.wider.replay import Replay, records
+from fxgraft.wider.replay import WideningReplay, records
 
 VERSION = 1
 VERSION_WIDER = 2
@@ -119,7 +119,7 @@ def _grow(undo: ExitStack, said: _Said, lifecycle: Lifecycle) -> None:
     replay = None
     if said.widenings:
         optimizers = lifecycle.registry.optimizers
-        replay = Replay(host, said.widenings, said.shapes, optimizers, alone=not is_wrapped(host))
+        replay = WideningReplay(host, said.widenings, said.shapes, optimizers, alone=not is_wrapped(host))
     for growth in replay.growths if replay is not None else ():
         for record in (record for record in waiting if record.name in growth.seeds):
             _revive(undo, record, said.run_seed, lifecycle)

@@ -16,7 +16,7 @@ from fxgraft.cli.target import TargetError, load
 from fxgraft.errors import CommandError, FxGraftError
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
-from fxgraft.util.reading import ReadError, decode
+from fxgraft.util.reading import InvalidDataError, decode
 
 EXTRAS = {
     "jinja2": "report",
@@ -100,7 +100,7 @@ def options_of(text: str) -> dict[str, Any]:
     """The JSON object that ``--config`` is."""
     try:
         found = decode(text)
-    except ReadError as error:
+    except InvalidDataError as error:
         raise ValueError(f"--config: expected a JSON object such as '{{\"hidden\": 32}}'; {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"--config: expected a JSON object; got {text}")

@@ -10,7 +10,7 @@ from typing import Any
 from fxgraft.commands.messages import TYPES, Command
 from fxgraft.errors import CommandError
 from fxgraft.util import reading
-from fxgraft.util.reading import ReadError, shortened
+from fxgraft.util.reading import InvalidDataError, shortened
 
 MAX_BYTES = 65_536
 """A longer command is refused unread."""
@@ -35,7 +35,7 @@ def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
         raise CommandError(f"type: expected one of {', '.join(TYPES)}; got {shortened(kind)}")
     try:
         return reading.read(message, TYPES[kind], kind)
-    except ReadError as error:
+    except InvalidDataError as error:
         raise CommandError(str(error)) from error
 
 
@@ -76,5 +76,5 @@ def _decode(text: str | bytes | bytearray) -> Any:
         raise CommandError(f"expected at most {MAX_BYTES} bytes; got {size}")
     try:
         return reading.decode(text)
-    except ReadError as error:
+    except InvalidDataError as error:
         raise CommandError(f"expected a JSON object; got no JSON: {error}") from error

@@ -37,7 +37,7 @@ _CODE = (
 )
 
 
-class Child:
+class ChildProcess:
     """One process."""
 
     def __init__(self) -> None:

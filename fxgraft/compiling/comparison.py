@@ -38,7 +38,7 @@ Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Call:
+class UnitCall:
     """A call of a unit, to be run several times.
 
     Attributes:

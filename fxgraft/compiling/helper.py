@@ -20,7 +20,7 @@ from contextvars import copy_context
 from multiprocessing import spawn
 from typing import Any
 
-from fxgraft.compiling.child import Child
+from fxgraft.compiling.child import ChildProcess
 from fxgraft.util import threads
 
 MAX_FAILED_STARTS = 3
@@ -112,7 +112,7 @@ class CompilerProcess:
         self._jobs: queue.SimpleQueue[HelperRun | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self.now: HelperRun | None = None
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self.is_ready = False
         self._is_ending = False
         self._failed_starts = 0
@@ -182,7 +182,7 @@ class CompilerProcess:
         if self._failed_starts >= MAX_FAILED_STARTS:
             return self._why_not
         try:
-            child = Child()
+            child = ChildProcess()
         except Exception as error:  # no process, no memory, no file for what it prints
             self._failed_starts += 1
             self._why_not = f"it cannot be started: {type(error).__name__}: {error}"
@@ -221,7 +221,7 @@ class CompilerProcess:
             failure = failure or f"the compiler process {how}"
         run.end(failure)
 
-    def _drop(self, child: Child) -> str:
+    def _drop(self, child: ChildProcess) -> str:
         """End a process for good; return how it ended."""
         with self._lock:
             self._child = None

@@ -20,7 +20,7 @@ from torch import nn
 
 from fxgraft.compiling.artifacts import Entry
 from fxgraft.compiling.calls import CallKind
-from fxgraft.compiling.comparison import Call, is_checkpointed
+from fxgraft.compiling.comparison import UnitCall, is_checkpointed
 from fxgraft.compiling.variants import Variant, enter, touch
 from fxgraft.util import _torch
 
@@ -95,7 +95,7 @@ class Trials:
             # A checkpoint runs the call again, by the same code: then all is compared at once.
             at_once = is_checkpointed()
             backward = grad and (trial.forward or at_once)
-            difference = Call(modules, args, kwargs, backward, self._is_exact).difference(entry)
+            difference = UnitCall(modules, args, kwargs, backward, self._is_exact).difference(entry)
             trial.forward, trial.backward = True, backward
             trial.graphs, trial.times = variant.graphs, trial.times + backward
             if difference is not None:

@@ -87,7 +87,7 @@ def output_layers(stack: Stack, block: str, regions: Mapping[str, Region], endin
     start, end = output_of(region, stack.call), input_of(region, stack.call)
     assert start is not None
     assert end is not None
-    search = _Search(block, end, regions, stack.call.before, ending)
+    search = _OutputLayerSearch(block, end, regions, stack.call.before, ending)
     try:
         search.follow(_At(region, start), is_last=True)
     except NotFoundError as reason:
@@ -99,7 +99,7 @@ def output_layers(stack: Stack, block: str, regions: Mapping[str, Region], endin
     return sorted(search.found)
 
 
-class _Search:
+class _OutputLayerSearch:
     def __init__(self, block: str, end: fx.Node, regions: Mapping[str, Region], before: bool, ending: Ending):
         self.found: set[str] = set()
         self._ending = ending

@@ -28,7 +28,7 @@ _SUMS, _PRODUCTS, _MOVES, _WEIGHTED = (
 
 
 @dataclass
-class _Seen:
+class _ObservedRun:
     """One run.
 
     Attributes:
@@ -74,7 +74,7 @@ class Endings:
         _zero(path, value, seen, found)
         return found
 
-    def _seen(self, path: str) -> _Seen:
+    def _seen(self, path: str) -> _ObservedRun:
         try:
             subject = subject_of(self._host, self._host.example_call())
         except ChannelError as error:
@@ -100,10 +100,10 @@ class Endings:
                 if id(tensor) not in read:  # what gives its input back makes nothing
                     made[id(tensor)] = operation
         weights = {id(tensor): name for name, tensor in used.items() if subject.is_parameter(name)}
-        return _Seen(returned, recording, made, weights)
+        return _ObservedRun(returned, recording, made, weights)
 
 
-def _zero(path: str, value: Tensor, seen: _Seen, found: set[str]) -> None:
+def _zero(path: str, value: Tensor, seen: _ObservedRun, found: set[str]) -> None:
     """Let ``value`` be zero, by parameters that are."""
     if (own := seen.weights.get(id(value))) is not None:
         found.add(own)
@@ -132,7 +132,7 @@ def _zero(path: str, value: Tensor, seen: _Seen, found: set[str]) -> None:
         raise NotFoundError(f"a branch ends with {operation.name}, which is no layer with weights")
 
 
-def _weight(tensor: Tensor, seen: _Seen) -> str | None:
+def _weight(tensor: Tensor, seen: _ObservedRun) -> str | None:
     """The parameter that a tensor is, perhaps turned."""
     while id(tensor) not in seen.weights:
         operation = seen.made.get(id(tensor))
@@ -149,7 +149,9 @@ def _weight(tensor: Tensor, seen: _Seen) -> str | None:
     return seen.weights[id(tensor)]
 
 
-def _zero_factor(path: str, operation: Operation, given: list[Tensor], seen: _Seen, found: set[str]) -> None:
+def _zero_factor(
+    path: str, operation: Operation, given: list[Tensor], seen: _ObservedRun, found: set[str]
+) -> None:
     """One factor is enough: the one that ends with a layer, rather than a scale."""
     reasons = []
     for tensor in sorted(given, key=lambda factor: id(factor) in seen.weights):

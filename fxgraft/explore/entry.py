@@ -19,7 +19,7 @@ KEPT = ("seed", "status", "reason", "expected", "gradient", "widens")
 
 
 @dataclass
-class Entry:
+class CandidateState:
     """A candidate, and what became of it so far."""
 
     command: SEED
@@ -38,7 +38,7 @@ class Entry:
     @classmethod
     def of(
         cls, command: SEED, candidate: Candidate | None, *, status: str = LEARNING, reason: str = ""
-    ) -> Entry:
+    ) -> CandidateState:
         """One that begins, or that was left out for a reason."""
         width = None if candidate is None else candidate.width
         widens = None if width is None else (width.group, width.by)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fxgraft import commands
 from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.explore.candidates import Found
-from fxgraft.explore.entry import Entry
+from fxgraft.explore.entry import CandidateState
 from fxgraft.explore.gradients import BirthGradients
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
 from fxgraft.explore.scoring import Ranking, rank_of
@@ -72,9 +72,9 @@ class Exploration:
     ):
         self._manager, self._lifecycle, self._reporter = manager, lifecycle, reporter
         self._evaluate, self._score, self._settings = evaluate, score, settings
-        self._entries = [Entry.of(one.command, one) for one in found.candidates]
+        self._entries = [CandidateState.of(one.command, one) for one in found.candidates]
         self._left_out = [
-            Entry.of(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out
+            CandidateState.of(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out
         ]
         self._began, self._steps = manager.steps, 0
         self._births: dict[str, BirthGradients] = {}
@@ -175,7 +175,7 @@ class Exploration:
             logger.warning("nothing of the exploration could germinate: %s", reason)
         return None
 
-    def _insert(self, entries: Sequence[Entry]) -> None:
+    def _insert(self, entries: Sequence[CandidateState]) -> None:
         """The blocks, isolated, in one act; one by one where it fails as a whole."""
         if not entries:
             return
@@ -188,7 +188,7 @@ class Exploration:
                 entry.status, entry.reason = LEARNING, ""
                 self._deepen(entry)
 
-    def _deepen(self, entry: Entry) -> None:
+    def _deepen(self, entry: CandidateState) -> None:
         assert entry.depth is not None
         try:
             (seed,) = self._manager.deepen(entry.depth.stack, at=[entry.depth.at], isolated=True)
@@ -216,7 +216,7 @@ class Exploration:
         if self._steps >= self._settings.steps or not self._learning():
             self._finish()
 
-    def _hold(self, entry: Entry) -> None:
+    def _hold(self, entry: CandidateState) -> None:
         """Let a candidate stand as it was born, for a while."""
         seed = self._manager.seeds.get(entry.seed or "")
         if self._steps < self._settings.born and seed is not None and seed.module is not None:
@@ -257,7 +257,7 @@ class Exploration:
         ranked = [row.seed for row in self.best(len(self._entries))]
         self._end(manager.peers.share(ranked)[: settings.keep], "")
 
-    def _take_in(self, entry: Entry, seed: Seed, found: Measured) -> None:
+    def _take_in(self, entry: CandidateState, seed: Seed, found: Measured) -> None:
         entry.trained_steps, entry.found = seed.trained_steps, found
         # Each rank has seen the gradients of its own batches.
         shared = self._manager.peers.mean(math.nan if entry.expected is None else entry.expected)
@@ -294,7 +294,7 @@ class Exploration:
             self._manager.carry_out_together([commands.CULL(seed=name) for name in gone])
         self._reporter.emit("explored", steps=self._steps, rows=[row.to_dict() for row in self.table])
 
-    def _learning(self) -> list[Entry]:
+    def _learning(self) -> list[CandidateState]:
         return [entry for entry in self._entries if entry.status == LEARNING]
 
     # Checkpoints

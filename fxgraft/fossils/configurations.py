@@ -36,7 +36,7 @@ def configuration_for(root: nn.Module, proves: Callable[[nn.Module], bool]) -> A
     config = root.__dict__.get("config")
     if config is None or not callable(getattr(config, "to_dict", None)):
         return None
-    search = _Search(type(root), _shapes_of(root))
+    search = _ConfigurationSearch(type(root), _shapes_of(root))
     found = search.run(config)
     if found is None:
         return None
@@ -49,7 +49,7 @@ def configuration_for(root: nn.Module, proves: Callable[[nn.Module], bool]) -> A
     return None
 
 
-class _Search:
+class _ConfigurationSearch:
     """For a configuration by the shapes that it makes.
 
     Args:

@@ -27,7 +27,7 @@ _PARAMETERS, _ELEMENTS = 8, 16
 
 
 @dataclass
-class _Seen:
+class _CopyRecord:
     """What is known of a copy.
 
     Attributes:
@@ -47,7 +47,7 @@ class Copies:
     """The copies of one host, weakly. It looks at steps 1, 2, 4, 8, … after each change of the structure."""
 
     def __init__(self) -> None:
-        self._seen: MutableMapping[Host, _Seen] = weakref.WeakKeyDictionary()
+        self._seen: MutableMapping[Host, _CopyRecord] = weakref.WeakKeyDictionary()
         self._structure: object = None
         self._steps = 0
 
@@ -56,7 +56,7 @@ class Copies:
 
     def add(self, copy: Host) -> None:
         """Remember a copy that was made just now."""
-        self._seen[copy] = _Seen(_caller())
+        self._seen[copy] = _CopyRecord(_caller())
 
     def stray(self, host: Host) -> list[tuple[str, list[str]]]:
         """Copies that somebody writes weights into, and that lack seeds of ``host``: each is returned once.

@@ -23,7 +23,7 @@ def check_loss(loss: object) -> None:
         raise TypeError(f"loss: expected a number, as in manager.step(loss); got {type(loss).__name__}")
 
 
-class Pace:
+class StepRecords:
     """The losses and times of the training steps since they were last taken."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Journal:
 
     def __init__(self, host: Host, reporter: Reporter, metrics: Callable[[], dict[str, Any]], every: int):
         self._host, self._reporter, self._metrics, self._every = host, reporter, metrics, every
-        self._pace = Pace()
+        self._pace = StepRecords()
         self._compiles = CompileWatch(host) if every else None
 
     @property

@@ -29,7 +29,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-class ReadError(ValueError):
+class InvalidDataError(ValueError):
     """Data is not what it has to be: says where, what was expected, and what was given."""
 
 
@@ -40,14 +40,14 @@ def decode(text: str | bytes | bytearray) -> Any:
     """JSON, without what only Python takes for it: NaN, infinities, a name twice in an object.
 
     Raises:
-        ReadError: it is none.
+        InvalidDataError: it is none.
     """
     try:
         return json.loads(
             text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_without_duplicates
         )
     except (ValueError, RecursionError) as error:
-        raise ReadError(str(error)) from error
+        raise InvalidDataError(str(error)) from error
 
 
 def _finite(text: str) -> float:
@@ -79,18 +79,20 @@ def read(data: Any, kind: type[T], where: str = "") -> T:
         where: what to call the whole in an error.
 
     Raises:
-        ReadError: a name, a type or a bound does not fit.
+        InvalidDataError: a name, a type or a bound does not fit.
     """
     import msgspec  # on demand: most users read nothing
 
     if not isinstance(data, Mapping):
-        raise ReadError(f"{where or 'the data'}: expected an object with fields; got {shortened(data)}")
+        raise InvalidDataError(
+            f"{where or 'the data'}: expected an object with fields; got {shortened(data)}"
+        )
     given = _whole({str(name): value for name, value in data.items()}, kind)
     try:
         msgspec.convert(given, checked(typing.cast(Any, kind)))  # names and bounds
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise ReadError(_reason(str(error), kind, given, where)) from error
+        raise InvalidDataError(_reason(str(error), kind, given, where)) from error
 
 
 @cache

@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import ChannelError
 from fxgraft.optimizers.nested import nested
-from fxgraft_passes.channels.growth import Growth
+from fxgraft_passes.channels.growth import GroupGrowth
 from fxgraft_passes.channels.subject import Subject
 
 
-def check_moments(growth: Growth, subject: Subject, optimizers: Sequence[Optimizer]) -> None:
+def check_moments(growth: GroupGrowth, subject: Subject, optimizers: Sequence[Optimizer]) -> None:
     """Raise `ChannelError` where an optimizer keeps something that cannot grow with its parameter."""
     for path, parameter, holder in _held(growth, subject, optimizers):
         for key, value in holder.state.get(parameter, {}).items():
@@ -29,7 +29,7 @@ def check_moments(growth: Growth, subject: Subject, optimizers: Sequence[Optimiz
 
 
 def replace_moments(
-    undo: ExitStack, growth: Growth, subject: Subject, optimizers: Sequence[Optimizer], copies: bool
+    undo: ExitStack, growth: GroupGrowth, subject: Subject, optimizers: Sequence[Optimizer], copies: bool
 ) -> None:
     """Let what optimizers keep for each parameter grow along.
 
@@ -51,7 +51,7 @@ def replace_moments(
 
 
 def _held(
-    growth: Growth, subject: Subject, optimizers: Sequence[Optimizer]
+    growth: GroupGrowth, subject: Subject, optimizers: Sequence[Optimizer]
 ) -> Iterator[tuple[str, nn.Parameter, Optimizer]]:
     for path in growth.tensors:
         parameter = subject.now(path)

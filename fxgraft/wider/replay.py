@@ -30,7 +30,7 @@ def records(host: Host) -> list[dict[str, Any]]:
     ]
 
 
-class Replay:
+class WideningReplay:
     """The growths that a checkpoint says, for a fresh host of the model, or of one that is as wide by itself.
 
     Args:

@@ -26,7 +26,7 @@ from fxgraft.slots.structure import Structure
 from fxgraft.wider.moments import check_moments, replace_moments
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
-from fxgraft_passes.channels.growth import Growth, grow
+from fxgraft_passes.channels.growth import GroupGrowth, grow
 from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.subject import Subject
 
@@ -76,7 +76,7 @@ class Rehearsed:
 
     structure: Structure
     widenings: tuple[Widened, ...]
-    growth: Growth
+    growth: GroupGrowth
     renewals: dict[Host, Renewal]
 
     def is_of(self, host: Host) -> bool:
@@ -170,7 +170,7 @@ def group_of(host: Host, group: Any) -> ChannelGroup:
 def carry_out(
     undo: ExitStack,
     host: Host,
-    growth: Growth,
+    growth: GroupGrowth,
     subject: Subject,
     optimizers: Sequence[Optimizer],
     copies: bool,
@@ -207,7 +207,9 @@ def carry_out(
     return renewals
 
 
-def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth, known: Renewal | None = None) -> Renewal:
+def follow(
+    undo: ExitStack, host: Host, twin: Host, growth: GroupGrowth, known: Renewal | None = None
+) -> Renewal:
     """Let an average of the host's weights grow along; its new entries are those of the host."""
     theirs = subject_of(twin, host.example_call())
     tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
@@ -221,7 +223,7 @@ def follow(undo: ExitStack, host: Host, twin: Host, growth: Growth, known: Renew
     return renew(undo, twin, host.example_call(), known)
 
 
-def _old_size(growth: Growth, path: str) -> int:
+def _old_size(growth: GroupGrowth, path: str) -> int:
     size = growth.tensors[path].numel()
     for _, found in growth.spreads[path]:
         size = size // len(found.origin) * (len(found.origin) - sum(found.fresh))

@@ -26,8 +26,8 @@ from fxgraft_passes.saved_names import (
     OfFunction,
     OfVariable,
     OfWeak,
+    PythonSlots,
     Saved,
-    Slots,
     Variable,
     Variables,
     is_function,
@@ -94,7 +94,7 @@ def save(value: Any, is_root: bool = False) -> Saved | None:
     if isinstance(value, random.Random):
         return State(value, value.getstate, value.setstate)
     if slots_of(kind):
-        return Slots(value)
+        return PythonSlots(value)
     return Variables(value) if isinstance(getattr(value, "__dict__", None), dict) else None
 
 

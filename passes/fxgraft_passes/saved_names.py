@@ -93,7 +93,7 @@ class OfClass(Variables):
                 setattr(self.value, name, held)
 
 
-class Slots(Saved):
+class PythonSlots(Saved):
     """Values in the ``__slots__`` of an object, beside its ``__dict__`` if it has one."""
 
     def __init__(self, value: Any):

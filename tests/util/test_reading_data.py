@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fxgraft.commands import SEED
 from fxgraft.seeds.config import SeedConfig
-from fxgraft.util.reading import ReadError, decode, read
+from fxgraft.util.reading import InvalidDataError, decode, read
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def test_an_object_is_made_of_those_in_it() -> None:
     ],
 )
 def test_what_does_not_fit_is_told_with_its_place(data: Any, says: str) -> None:
-    with pytest.raises(ReadError, match=f"^{says}$"):
+    with pytest.raises(InvalidDataError, match=f"^{says}$"):
         read(data, Outer, "It")
 
 
@@ -90,7 +90,7 @@ def test_anything_is_read_or_refused_with_its_place(data: Any) -> None:
     said = ""
     try:
         assert isinstance(read(data, Outer, "It"), Outer)
-    except ReadError as error:
+    except InvalidDataError as error:
         said = str(error)
     assert said == "" or said.startswith("It")
 
@@ -100,7 +100,7 @@ NOT_JSON = ["NaN", "[Infinity]", '{"a": -Infinity}', "1e999", '{"a": 1, "a": 2}'
 
 @pytest.mark.parametrize("text", NOT_JSON)
 def test_what_only_python_takes_for_json_is_refused(text: str | bytes) -> None:
-    with pytest.raises(ReadError):
+    with pytest.raises(InvalidDataError):
         decode(text)
 
 

@@ -275,7 +275,7 @@ def test_bad_input_changes_nothing(arguments, error, said):
         "fxgraft.wider.widening.replace_moments",
         "fxgraft.wider.widening.replace_tensors",
         "fxgraft_passes.channels.replacing.set_tensor",
-        "fxgraft_passes.channels.growth.Growth.spread",
+        "fxgraft_passes.channels.growth.GroupGrowth.spread",
         "fxgraft_passes.channels.settings.Setting.apply",
         "fxgraft.wider.widening.renew",
         "fxgraft.host.renewing.Capture",

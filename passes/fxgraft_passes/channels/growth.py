@@ -27,7 +27,7 @@ INITS = ("zero", "split")
 
 
 @dataclass(frozen=True)
-class Growth:
+class GroupGrowth:
     """A planned growth of one group; nothing has been changed yet.
 
     Attributes:
@@ -49,7 +49,7 @@ class Growth:
     fills: Mapping[str, Callable[[Tensor], Tensor]]
     settings: Sequence[Setting]
 
-    def of(self, subject: Subject) -> Growth:
+    def of(self, subject: Subject) -> GroupGrowth:
         """The same growth of the subject's tensors of now, which may have been trained since."""
         with torch.no_grad():
             tensors = {path: filled(subject.now(path).detach(), fill) for path, fill in self.fills.items()}
@@ -103,7 +103,7 @@ def grow(
     init: str,
     seed: int,
     before: Sequence[Tensor] | None = None,
-) -> Growth:
+) -> GroupGrowth:
     """Plan it, inside of a session of the subject: wider tensors, and the numbers that go with them.
 
     Args:
@@ -125,7 +125,7 @@ def grow(
     }
     settings: list[Setting] | None = None
 
-    def attempt(guess: Guess) -> Growth:
+    def attempt(guess: Guess) -> GroupGrowth:
         nonlocal settings
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -142,7 +142,7 @@ def grow(
         if before is not None:
             with subject.with_tensors(tensors), applied(settings, subject):
                 difference(group.name, before, outputs(subject))
-        return Growth(group, by, init, plan.spreads, tensors, plan.fills, settings)
+        return GroupGrowth(group, by, init, plan.spreads, tensors, plan.fills, settings)
 
     return _first_that_fits(attempt, _guesses(group, growths))
 
@@ -156,7 +156,7 @@ def _guesses(group: ChannelGroup, growths: Mapping[Atom, int]) -> Iterator[Guess
                 yield Guess(queries, 1.0, bare)
 
 
-def _first_that_fits(attempt: Callable[[Guess], Growth], guesses: Iterable[Guess]) -> Growth:
+def _first_that_fits(attempt: Callable[[Guess], GroupGrowth], guesses: Iterable[Guess]) -> GroupGrowth:
     """The growth by the first guess that keeps the function, with as few ``bare`` weights as do."""
     failed: ChannelError | None = None
     for guess in guesses:
@@ -175,7 +175,7 @@ def _first_that_fits(attempt: Callable[[Guess], Growth], guesses: Iterable[Guess
     raise failed
 
 
-def _fits(attempt: Callable[[Guess], Growth], guess: Guess) -> bool:
+def _fits(attempt: Callable[[Guess], GroupGrowth], guess: Guess) -> bool:
     try:
         attempt(guess)
     except ChannelError:

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from fxgraft_passes.channels.growth import Growth
+from fxgraft_passes.channels.growth import GroupGrowth
 from fxgraft_passes.channels.subject import Subject
 
 
-def replace_tensors(undo: ExitStack, growth: Growth, subject: Subject) -> None:
+def replace_tensors(undo: ExitStack, growth: GroupGrowth, subject: Subject) -> None:
     """Let the subject have the wider tensors.
 
     Args:
