@@ -56,8 +56,8 @@ class SeedManager(ManagerCore):
             module, and then to compile its structure; None: never.
         metrics_every: training steps between two entries of the journal (the events ``steps``, ``compiled``
             and ``metrics``) to the sinks; 0 for none.
-        helper: ``"auto"`` compiles in a helper process what training is not to wait for, where such a
-            process can be forked (Linux, a host on the CPU); ``"off"`` never does.
+        helper: ``"auto"`` compiles in a helper process what training is not to wait for, where one can be
+            started (Linux, a host on the CPU); ``"off"`` never does.
         shard_from: on a host that ``fully_shard`` has sharded, the elements from which a parameter of a seed
             is sharded as well, and not replicated; None: 65,536.
         ddp: the ``DistributedDataParallel`` around a module that contains the host, where several do.
