@@ -26,32 +26,32 @@ _GLANCES = (Phase.DETACHED, Phase.SHADOW)
 
 
 def follow(host: nn.Module, averaged: nn.Module) -> None:
-    """Let an average of a host change with the host, from now on and as long as it lives.
+    """Make an average of a host change its structure with the host, from now on.
 
-    Call it right after making the average; without it an average lacks what grows, and is void where a seed
-    is culled::
+    Call it right after making the average. Without it the average lacks the new parameters, and cannot be
+    used any more after a seed is culled::
 
         averaged = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         follow(host, averaged)
 
-    Likewise for an average of one's own, ``copy.deepcopy(host)`` updated in pairs of ``parameters()`` (and of
-    ``buffers()``: a seed's alpha is one). Called after the host has grown, the copy gets what it lacks; seeds
-    that it has must be the host's first ones.
+    It works as well for an average of your own: a ``copy.deepcopy(host)`` that you update in pairs of
+    ``parameters()`` (and of ``buffers()``: a seed's alpha is one). If the host has grown before the call,
+    the copy gets the seeds that it lacks; those that it has must be the host's first ones.
 
-    A new seed's average begins as the seed itself; averages of seeds that stay are kept; that of a
-    culled seed goes with it. A seed's alpha and stage, which are buffers, follow at the next
-    ``update_parameters``. The copy runs in eager mode, whether or not the host is compiled.
+    The average of a new seed begins with the seed's values. Averages of seeds that stay are kept. The average
+    of a culled seed is removed. A seed's alpha and stage, which are buffers, are copied at the next
+    ``update_parameters``. The average runs in eager mode, also where the host is compiled.
 
-    It has to be called anew for a copy of the host, or of the average.
+    Call it again for a copy of the host, or of the average.
 
     Args:
         host: a `Host`, or a module around one (``DistributedDataParallel``).
         averaged: the ``AveragedModel`` of it, or another module around a deep copy of it.
 
     Raises:
-        TypeError: there is no host in one of them.
-        ValueError: ``averaged`` is no copy of ``host``, or has seeds that the host has not, or averages
-            buffers (``use_buffers=True``): averages of a seed's stage and of counters mean nothing.
+        TypeError: ``host`` or ``averaged`` contains no `Host`.
+        ValueError: ``averaged`` is no copy of ``host``, or has seeds that the host does not have, or averages
+            buffers (``use_buffers=True``): an average of stages and of counters has no meaning.
     """
     source, twin = _host_in(host, "host"), _host_in(averaged, "averaged")
     if getattr(averaged, "use_buffers", False):

@@ -43,7 +43,7 @@ class ConfigError(FxGraftError):
 
 @dataclass(frozen=True)
 class Scripted:
-    """A command that is carried out after training step ``step``, counted from 1."""
+    """A command, and the training step (from 1) after which it is carried out."""
 
     step: int
     command: Command
@@ -55,7 +55,7 @@ class Scripted:
 
 @dataclass(frozen=True)
 class Plateau:
-    """What `PlateauGrowth` is made of."""
+    """The arguments of `PlateauGrowth`."""
 
     candidates: tuple[SEED, ...]
     growth: GrowthConfig = field(default_factory=GrowthConfig)
@@ -70,14 +70,14 @@ class _Options:
 
 @dataclass(frozen=True)
 class GrowConfig(_Options):
-    """How a model is to grow.
+    """How a model grows: options, and what to germinate when. Read from YAML, JSON or dictionaries.
 
     Attributes:
         manager: options of the manager.
         log: a file to which each event is appended as a line of JSON, for ``fxgraft report``; None: none.
-        compile: arguments of ``host.compile``; None: the host stays uncompiled.
-        script: what is done after which step.
-        plateau: what the controller that `controller` makes may grow, and when; None: there is none.
+        compile: keyword arguments of `Host.compile`; None: the host is not compiled.
+        script: the commands to carry out, each after a given step.
+        plateau: the arguments of the controller that `controller` makes; None: there is none.
     """
 
     script: tuple[Scripted, ...] = ()
@@ -92,16 +92,16 @@ class GrowConfig(_Options):
         sinks: Sequence[Sink] = (),
         **options: Any,
     ) -> SeedManager:
-        """Compile the host, if that is wished, and make its manager.
+        """Compile the host, if ``compile`` is set, and make its manager.
 
-        What the script and the candidates would germinate is planned: a place or a blueprint that does not
-        fit is told now, and not after a thousand steps.
+        Everything that the script and the candidates would germinate is planned first: a slot or a blueprint
+        that does not fit raises now, not in the middle of the run.
 
         Args:
             host: freshly traced, or one that has its seeds.
             optimizer: as for `SeedManager`.
-            resume: what `SeedManager.save` wrote, to go on with; None: a new run.
-            sinks: beside the one of ``log``.
+            resume: a checkpoint of `SeedManager.save` to continue from; None: a new run.
+            sinks: further sinks, beside the one of ``log``.
             **options: as for `SeedManager` and `SeedManager.load`, beside those of ``manager``.
 
         Raises:
@@ -124,9 +124,9 @@ class GrowConfig(_Options):
         return manager
 
     def act(self, manager: SeedManager) -> None:
-        """Carry out what the script has for the step that was just made; call it after ``manager.step()``.
+        """Carry out the commands of the script for the step just made; call it after ``manager.step()``.
 
-        A command that is refused is logged as a warning, and the run goes on.
+        A refused command is logged as a warning; the run continues.
         """
         for scripted in self.script:
             if scripted.step == manager.steps:
@@ -155,10 +155,10 @@ class GrowConfig(_Options):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GrowConfig:
-        """The inverse of `to_dict`; what is left out has its default.
+        """The inverse of `to_dict`. Missing fields have their defaults.
 
         Raises:
-            ConfigError: with the place, what was expected, and what was given.
+            ConfigError: a field is unknown or invalid; says which, what was expected, and what was given.
         """
         try:
             given = dict(data)

@@ -39,7 +39,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class CostReport:
-    """What was measured.
+    """The result of a `Measurement`. Times are in milliseconds unless noted.
 
     Attributes:
         slot, blueprint, parameters: of the seed that was grown.
@@ -69,15 +69,15 @@ class CostReport:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is to be measured. Copies of the model are trained; it stays as it is.
+    """What to measure: the cost of growing one seed. Copies of the model are trained, not the model.
 
     Attributes:
-        model, args, kwargs: the model with one call of it.
-        slot: where a seed grows; None: the slot nearest to the middle of the model that takes one.
+        model, args, kwargs: the model and the arguments of one call.
+        slot: the name of the slot; None: the one nearest to the model's middle at which the blueprint fits.
         blueprint, config: of the seed.
-        rounds: how often the sides take turns.
-        steps: of each side in a round.
-        backend: what compiles all sides (``"inductor"``); None: they run in eager.
+        rounds: how many rounds are timed; in each the bare model, the host and the grown host run in turn.
+        steps: training steps of each of them in a round.
+        backend: the ``torch.compile`` backend for all of them (``"inductor"``); None: eager mode.
     """
 
     model: nn.Module
@@ -91,11 +91,11 @@ class Measurement:
     backend: str | None = None
 
     def run(self) -> CostReport:
-        """Measure. A helper process compiles nothing here: a germination waits for what it compiles.
+        """Run the measurement. No compiler process is used: a germination waits until its code is compiled.
 
         Raises:
             TraceError, SlotError, BlueprintError: as `fxgraft.trace` and `SeedManager.germinate`.
-            ValueError: there is nothing to measure, or to train by.
+            ValueError: the backend is unknown, the blueprint fits no slot, or the model has no output to train by.
         """
         for name in ("rounds", "steps"):
             validate.integer(name, getattr(self, name), 1)

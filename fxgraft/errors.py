@@ -30,11 +30,11 @@ class StageError(FxGraftError):
 
 
 class CheckpointError(FxGraftError):
-    """A checkpoint is damaged, of another host, or could not be written."""
+    """A checkpoint is damaged, belongs to another host, or could not be written."""
 
 
 class TransplantError(FxGraftError):
-    """What grew does not fit into the plain model that it is to be put into."""
+    """What has grown does not fit into the given plain model."""
 
 
 class CommandError(FxGraftError):

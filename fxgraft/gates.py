@@ -25,7 +25,7 @@ from fxgraft.util.text import pluralize
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate says: whether it passes, and why."""
+    """The result of a gate: whether the seed passes, and the reason."""
 
     passed: bool
     reason: str
@@ -47,7 +47,7 @@ class Gate(ABC):
 
 @dataclass(frozen=True)
 class Both(Gate):
-    """Two gates in turn; the first that fails says why."""
+    """Passes if two gates pass. The first one that fails gives the reason."""
 
     first: Gate
     second: Gate
@@ -58,10 +58,10 @@ class Both(Gate):
 
 @dataclass(frozen=True)
 class Ran(Gate):
-    """Nothing is known against that it runs.
+    """Passes if the seed runs, or may run soon.
 
-    Refused is a seed that has never run though the training goes on: its calls fall back, or the loop calls
-    the model and not the host; and one that no call has reached in 20 steps. It has learned nothing.
+    It refuses a seed that has never run although training continues (its calls run without seeds, or the
+    loop calls the model and not the host), and one that no call has reached in 20 steps.
     """
 
     def __call__(self, seed: Seed) -> Verdict:
@@ -73,7 +73,7 @@ class Ran(Gate):
 
 @dataclass(frozen=True)
 class Sane(Gate):
-    """All parameters of the seed are finite."""
+    """Passes if all parameters of the seed are finite."""
 
     def __call__(self, seed: Seed) -> Verdict:
         if seed.module is None:
@@ -86,7 +86,7 @@ class Sane(Gate):
 
 @dataclass(frozen=True)
 class Trained(Gate):
-    """It ran and was updated in ``steps`` steps, and its *measured* loss at alpha > 0 is no worse than at 0.
+    """Passes if the seed was updated in ``steps`` steps, and its *measured* loss is no worse than at alpha 0.
 
     First-order predictions of that loss have been wrong by orders of magnitude, so only a
     measurement counts (``SeedManager.measure``). ``tolerance`` is a share of the loss at alpha 0.
@@ -109,7 +109,7 @@ class Trained(Gate):
 
 @dataclass(frozen=True)
 class Blended(Gate):
-    """The target of the blend is reached."""
+    """Passes if alpha has reached the target of the blend."""
 
     def __call__(self, seed: Seed) -> Verdict:
         reached = seed.stage is Stage.HOLDING
@@ -118,7 +118,7 @@ class Blended(Gate):
 
 @dataclass(frozen=True)
 class Worthy(Gate):
-    """The measured contribution (loss without the seed minus loss with it) is above ``threshold``."""
+    """Passes if the contribution (measured loss without the seed minus with it) is above ``threshold``."""
 
     threshold: float = 0.0
 

@@ -37,20 +37,20 @@ def gradmax(
     rank: int = 4,
     norm: float = 1.0,
 ) -> Factory:
-    """A factory of branches for one slot, initialised by GradMax. Changes nothing in the host.
+    """A factory of branches for one slot, initialised by GradMax. The host is not changed.
 
-    One forward and one backward pass of the host; the factory itself needs neither, and may be called
-    at any time after::
+    It runs one forward and one backward pass of the host. The factory itself runs none, and can be called
+    at any later time::
 
         factory = gradmax(host, "fc1", lambda model: criterion(model(x), y), rank=8)
         manager.germinate("fc1", factory)
 
     Args:
-        host: the host; its seeds run as they are.
-        slot_name: the slot that a branch will be germinated at.
-        loss: computes a loss, of the model that it is given, on a batch that is typical.
+        host: the host; its seeds run in their present stages.
+        slot_name: the slot at which the branch will be germinated.
+        loss: a function of the model that returns its loss (0-d tensor) on a typical batch.
         blueprint: ``"low_rank"`` (``phi`` is the identity) or ``"mlp"`` (GELU).
-        rank: how many neurons the branch has; at most the number of features.
+        rank: the number of neurons of the branch; at most the number of features.
         norm: the Frobenius norm of ``B``.
 
     Raises:

@@ -23,11 +23,11 @@ Factory = Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a seed costs.
+    """The cost of a seed.
 
     Attributes:
-        parameters: how many.
-        flops: of one forward pass at the shape of the slot's example, two for each multiply-add;
+        parameters: the number of parameters.
+        flops: FLOPs of one forward pass at the shape of the slot's example, two for each multiply-add;
             matrix products, convolutions and attention only, as torch's ``FlopCounterMode`` counts.
     """
 
@@ -37,17 +37,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A named factory, and what is known of it. All but ``factory`` is for people and controllers.
+    """A named factory of seed modules, with its properties. See `register`.
 
     Attributes:
-        name: what it is asked for by.
+        name: the name by which `germinate` takes it.
         factory: ``factory(slot, **config) -> nn.Module``.
-        branch: whether its modules compute something to be added, and are zero at birth. Under
-            ``convex`` one is wrapped as ``x + branch(x)``.
-        replaces: whether its modules compute something to take the value's place, and are the
-            identity at birth. Where seeds are added one is wrapped as ``module(x) - x``.
-        source: the publication that it is from.
-        accepts: the layouts that it takes, as in ``shapes.LAYOUTS``.
+        branch: whether the output of its modules is added to the value, and is zero at initialisation. Under
+            mode ``"convex"`` such a module is wrapped as ``x + branch(x)``.
+        replaces: whether the output of its modules replaces the value, and equals it at initialisation. Under
+            the other modes such a module is wrapped as ``module(x) - x``.
+        source: the publication that it comes from.
+        accepts: the layouts of values that it takes, keys of ``shapes.LAYOUTS``.
         modes: the modes that it allows.
     """
 
@@ -60,7 +60,11 @@ class Blueprint:
     modes: tuple[str, ...] = MODES
 
     def build(self, slot: Slot, **config: object) -> nn.Module:
-        """A new module for ``slot``. Raises `BlueprintError` for an option that it has not, or needs."""
+        """Build a new module for ``slot``.
+
+        Raises:
+            BlueprintError: an option is unknown, or a required one is missing, or the factory fails.
+        """
         signature = inspect.signature(self.factory)
         try:
             signature.bind(slot, **config)
@@ -73,14 +77,14 @@ class Blueprint:
         return self.factory(slot, **config)
 
     def check_mode(self, mode: str, slot: Slot) -> None:
-        """Raise `BlueprintError` for a mode that it does not allow."""
+        """Raise `BlueprintError` if ``mode`` is not in ``modes``."""
         if mode not in self.modes:
             raise BlueprintError(
                 f"{self.name} at slot {slot.name!r}: expected a mode of {', '.join(self.modes)}; got {mode!r}"
             )
 
     def cost(self, slot: Slot, **config: object) -> Cost:
-        """What one at ``slot`` would cost, without its wrapping. Allocates and draws nothing.
+        """The cost of a module at ``slot``, without its wrapping. Allocates nothing, draws no random number.
 
         Raises:
             BlueprintError: as `build` does.
@@ -106,7 +110,7 @@ def register(
     accepts: tuple[str, ...] = (),
     modes: tuple[str, ...] = MODES,
 ) -> None:
-    """Add a blueprint. The arguments are `Blueprint`'s.
+    """Register a blueprint under ``name``. The arguments are the attributes of `Blueprint`.
 
     Raises:
         BlueprintError: the name is taken, the factory not callable, a layout or mode unknown, or
@@ -132,7 +136,7 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Blueprint:
-    """The blueprint of that name. Raises `BlueprintError` with the nearest names."""
+    """The blueprint of that name. Raises `BlueprintError`, with the most similar names, if there is none."""
     if name not in _blueprints:
         near = difflib.get_close_matches(name, _blueprints, n=3) or names()
         raise BlueprintError(f"no blueprint is named {name!r}; did you mean {', '.join(near)}?")

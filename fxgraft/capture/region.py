@@ -61,14 +61,14 @@ class Wiring:
 
 
 class Region:
-    """A module whose ``forward`` is known as a graph.
+    """A module of the host whose ``forward`` was traced as a graph.
 
-    While it has no graft the module runs its class's own ``forward``, and nothing is installed.
+    While it has no graft the module runs the ``forward`` of its class: nothing is installed.
 
     Attributes:
         name: the module's qualified name; ``""`` is the root.
         module: the module itself, of the host's tree.
-        form: the call that the graph is right for.
+        form: the form of the calls for which the graph is valid.
         base: the graph without grafts. Never changed.
     """
 
@@ -105,34 +105,34 @@ class Region:
 
     @property
     def fallbacks(self) -> int:
-        """How many calls ran the module's own forward, without its seeds, being of another form.
+        """The number of calls that ran the module's own forward, without its seeds, because of their form.
 
-        Counted while there are grafts here; calls of isolation checks and of compiling ahead count too.
+        Counted while there are grafts here. Calls of isolation checks and of compiling ahead count too.
         """
         live = self.module.__dict__.get(COUNTER)
         return self._fallbacks + (0 if live is None else int(live))
 
     @property
     def changed_attributes(self) -> list[str]:
-        """What the module's code was told of the module while it was traced, and is not so now."""
+        """Conditions on the module's attributes that held while it was traced, and do not hold now."""
         return [] if self.is_boundary else self.form.broken(self.module)
 
     @property
     def is_boundary(self) -> bool:
-        """Whether the graph is no more than a call of the module's own code, which has none."""
+        """Whether the module's code could not be traced: the graph only calls it."""
         return any(node.target is operators.run for node in self.base.nodes)
 
     def forward_for(
         self, wirings: tuple[Wiring, ...], phase: Phase, parts: Sequence[Region] = ()
     ) -> Generated:
-        """The ``forward`` with these grafts, in the order in which they compose. Installs nothing.
+        """Generate the ``forward`` with these grafts, in the order in which they compose. Installs nothing.
 
         The graft number ``i`` is read from the attribute ``_graft_<i>`` of the module, so that
         equal regions with equal grafts have equal code.
 
         Args:
             wirings: the grafts.
-            phase: which forward of the structure.
+            phase: which of the two forwards of the structure.
             parts: regions to merge into this one, for branches between regions.
         """
         key = (wirings, phase, tuple(part.name for part in parts))
@@ -165,12 +165,12 @@ class Region:
         return self._known[key]
 
     def form_for(self, parts: Sequence[Region] = ()) -> CallForm:
-        """The calls that the graph, with ``parts`` in it, is right for."""
+        """The form of the calls for which the graph, with ``parts`` merged into it, is valid."""
         graph = merge(self, parts)[0] if parts else copy_graph(self.base)
         return with_conditions(merged_form(self, parts) if parts else self.form, self.module, graph)
 
     def install(self, generated: Generated | None, grafts: Sequence[Graft] = ()) -> None:
-        """Let ``generated`` be the module's ``forward``, with ``grafts`` for it to read."""
+        """Make ``generated`` the module's ``forward``, and ``grafts`` the attributes that it reads."""
         attributes = self.module.__dict__
         for name in [name for name in attributes if name.startswith("_graft_")]:
             del attributes[name]

@@ -30,18 +30,18 @@ def load_model(
 ) -> Host:
     """The model of a checkpoint that `SeedManager.save` wrote, with what has grown, in eval mode.
 
-    It computes what the host that was saved computes, to the bit: seeds that blend do so at the alpha they
-    had, and those that were isolated still change nothing. ``fxgraft.unwrap(found)`` makes a plain model of
+    It computes what the saved host computed, to the bit: blending seeds have the alpha that was saved, and
+    isolated seeds still change nothing. ``fxgraft.unwrap(found)`` makes a plain model of
     one in which all seeds are fossils.
 
     Args:
-        path: of the file. Of a sharded host, a folder: `SeedManager.load` reads it.
-        model: a new one of the class that was traced, or a host of it without seeds. Its weights become those
-            of the checkpoint.
-        example_args: of one call, to trace the model with. By default the call has the form of the example
-            call of the run, which the checkpoint says.
-        example_kwargs: of that call.
-        blueprints: of seeds that were germinated from code: name -> module or factory.
+        path: the file. The checkpoint of a sharded host is a folder, which only `SeedManager.load` reads.
+        model: a new model of the class that was traced, or a host of one, without seeds. Its weights are
+            overwritten by those of the checkpoint.
+        example_args: the positional arguments of one call, to trace the model with. By default a call of the
+            form that is in the checkpoint: that of the run's example call.
+        example_kwargs: the keyword arguments of that call.
+        blueprints: for seeds that were germinated from code: seed name -> module or factory.
 
     Returns:
         A host, whose parameters are those of ``model`` and of the seeds.

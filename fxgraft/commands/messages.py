@@ -31,7 +31,7 @@ class BLEND:
 
 @dataclass(frozen=True, kw_only=True)
 class CULL:
-    """Take ``seed`` out."""
+    """Remove ``seed``."""
 
     seed: str
     id: str | None = None
@@ -39,7 +39,7 @@ class CULL:
 
 @dataclass(frozen=True, kw_only=True)
 class FOSSILIZE:
-    """Make ``seed`` a plain part of the host; with ``force`` from any live stage, isolated or not."""
+    """Make ``seed`` a permanent part of the host; with ``force`` from any live stage, isolated or not."""
 
     seed: str
     force: bool = False
@@ -48,7 +48,7 @@ class FOSSILIZE:
 
 @dataclass(frozen=True, kw_only=True)
 class PAUSE:
-    """Let the ramp and the updates of ``seed`` stand still."""
+    """Stop the ramp and the updates of ``seed``."""
 
     seed: str
     id: str | None = None
@@ -56,7 +56,7 @@ class PAUSE:
 
 @dataclass(frozen=True, kw_only=True)
 class RESUME:
-    """Let ``seed`` go on after a PAUSE."""
+    """Continue the ramp and the updates of ``seed`` after a PAUSE."""
 
     seed: str
     id: str | None = None
@@ -64,7 +64,7 @@ class RESUME:
 
 @dataclass(frozen=True, kw_only=True)
 class WIDEN:
-    """Let the channels ``group`` of the host grow by ``by``."""
+    """Add ``by`` channels to the channel group ``group`` of the host, as ``SeedManager.widen`` does."""
 
     group: str
     by: int = field(metadata={"minimum": 1, "maximum": 10**6})
@@ -75,7 +75,7 @@ class WIDEN:
 
 @dataclass(frozen=True, kw_only=True)
 class DEEPEN:
-    """Insert ``count`` further blocks in ``stack``, as ``SeedManager.deepen`` does."""
+    """Insert ``count`` more blocks in ``stack``, as ``SeedManager.deepen`` does."""
 
     stack: str
     count: int = field(default=1, metadata={"minimum": 1, "maximum": 1024})
@@ -97,15 +97,16 @@ TYPES: dict[str, type[Command]] = {
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of a command.
+    """The result of a command.
 
     Attributes:
         accepted: whether it was carried out.
-        reason: why not; or what was done.
-        command: the command's type, where it could be read.
-        seed: the seed it was about.
-        id: the command's.
-        queued: whether it is only taken in, from another thread: accepted means no more than that then.
+        reason: why it was refused; or what was done.
+        command: the type of the command; None if it could not be read.
+        seed: the name of its seed, or None.
+        id: the ``id`` of the command, or None.
+        queued: whether it waits for the end of the next step, because it came from another thread; it may
+            still be refused then.
     """
 
     accepted: bool
@@ -117,12 +118,12 @@ class Reply:
 
     @property
     def refused(self) -> bool:
-        """The opposite of ``accepted``."""
+        """Whether it was not accepted."""
         return not self.accepted
 
     def __bool__(self) -> bool:
         return self.accepted
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
+        """The reply as a dictionary of JSON types."""
         return dataclasses.asdict(self)

@@ -17,10 +17,10 @@ MAX_BYTES = 65_536
 
 
 def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
-    """The command in a message of any form.
+    """Parse a command from an object, a dictionary or JSON text.
 
     Raises:
-        CommandError: what is wrong with it, with what was expected.
+        CommandError: the message is not a command; says where, and what was expected.
     """
     if isinstance(message, Command):
         message = to_dict(message)
@@ -40,7 +40,7 @@ def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
 
 
 def to_dict(command: Command) -> dict[str, Any]:
-    """The JSON form of a command; what is at its default is left out."""
+    """A command as a dictionary of JSON types, without the fields that have their default."""
     fields = {
         f.name: getattr(command, f.name)
         for f in dataclasses.fields(command)
@@ -55,7 +55,7 @@ def read(lines: Iterable[str | bytes]) -> Iterator[str | bytes]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema (draft 2020-12) that every command satisfies."""
+    """The JSON schema (draft 2020-12) of all commands."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "fxgraft command",

@@ -12,7 +12,7 @@ from fxgraft.seeds.stage import Stage
 
 @dataclass(frozen=True)
 class SeedFacts:
-    """A seed as it stands after a step.
+    """The state of a seed after a training step.
 
     Attributes:
         stage, alpha, trained_steps, steps: as of the `Seed`.
@@ -26,14 +26,14 @@ class SeedFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to know after a training step.
+    """What a controller is given after a training step.
 
     Attributes:
-        step: the number of the step, from 1.
+        step: the number of the step, counted from 1.
         loss: the training loss of that step.
         seeds: all seeds of the manager, by name.
-        measure: (seed, alpha) -> the loss at alpha 0 minus that at ``alpha``, measured on the spot; NaN
-            where the evaluation does not run the seed.
+        measure: a function (seed, alpha) -> the loss at alpha 0 minus the loss at ``alpha``, measured when it
+            is called; NaN where the evaluation does not run the seed.
     """
 
     step: int
@@ -43,20 +43,20 @@ class Facts:
 
 
 class Controller(Protocol):
-    """Decides what to grow. What it decides is a function of what it has observed and heard.
+    """Decides what to grow. Its decisions depend only on what it was given by `observe` and `hear`.
 
-    One that knows beforehand what it may germinate has it in an attribute ``candidates``, a sequence of
-    ``SEED`` commands: a `Link` refuses those that can never be carried out before the first step.
+    An optional attribute ``candidates``, a sequence of ``SEED`` commands, says what it may germinate: a
+    `Link` then raises before the first step for those that can never be carried out.
     """
 
     def observe(self, facts: Facts) -> Sequence[Command]:
-        """Take in one more step; say what is to be done now."""
+        """Receive the facts of one more step; return the commands to carry out now."""
 
     def hear(self, command: Command, reply: Reply) -> None:
-        """Learn what became of a command, before the next step."""
+        """Receive the reply to a command, before the next step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything it remembers, as plain data: a checkpoint holds it."""
+        """Its state as plain data, for the checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember what `state_dict` said."""
+        """Restore what `state_dict` returned."""

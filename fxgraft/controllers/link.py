@@ -18,14 +18,14 @@ from fxgraft.telemetry import logger
 
 
 class Link:
-    """Lets ``controller`` lead ``manager``.
+    """Connects a controller with a manager.
 
     Args:
-        manager: carries the commands out.
-        controller: gives them.
-        evaluate: computes the loss that seeds are measured by: on held-out data, in eval mode, and
-            without a draw from the global random stream.
-        recorder: writes down what is said, or None.
+        manager: carries out the commands.
+        controller: gives the commands.
+        evaluate: returns the loss (a float) by which seeds are measured: on held-out data, in eval mode,
+            without drawing from the global random stream.
+        recorder: writes commands, replies and measurements to a file; None: nothing is written.
 
     Raises:
         SlotError, BlueprintError, ValueError: as `SeedManager.plan`, of a candidate of the controller's that
@@ -48,9 +48,9 @@ class Link:
             manager.plan(**arguments(candidate))
 
     def step(self, step: int, loss: float) -> None:
-        """Tell the controller of one step and carry out what it says; call it after ``manager.step()``.
+        """Give the controller one step's facts, carry out its commands; call it after ``manager.step()``.
 
-        On several ranks each has a controller, which hears the same; what that of rank 0 says is done.
+        On several ranks each has a controller, all with the same facts; the commands of rank 0 count.
         """
         peers = self.manager.peers
 

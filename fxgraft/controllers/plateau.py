@@ -26,18 +26,19 @@ from fxgraft.util import validate
 
 @dataclass(frozen=True)
 class GrowthConfig:
-    """When to grow, for how long, and what to keep. In training steps, but for the last four.
+    """When to grow, for how long, and what to keep. Durations are in training steps.
 
     Attributes:
-        window: two windows of this length are compared to tell whether the loss is flat.
-        isolate, blend, hold, fade: how long a seed trains isolated, is ramped up, held, ramped down. One that
-            is not trained in so many steps is judged after twice as many.
-        rest: for how long a place is left alone after it refused a seed.
-        flat: the loss is flat when a window's mean fell by less than this share of the one before.
-        trials: how many seeds are tried side by side.
+        window: the loss is flat or not by the means of two consecutive windows of this length.
+        isolate, blend, hold, fade: how long a seed trains isolated, is ramped up, is held, is ramped down. A
+            seed that was not trained in so many steps is judged after twice as many.
+        rest: for how long a slot is not tried again after it refused a seed.
+        flat: the loss is flat when the mean of a window is below that of the window before by less than this
+            share of it.
+        trials: how many seeds are tried at the same time.
         attempts: how many seeds are germinated in all.
-        tolerance: how much worse a seed may make the loss and still be blended.
-        keep: what a blended seed has to contribute, more than this, to stay.
+        tolerance: by how much (in units of the loss) a seed may increase the loss and still be blended.
+        keep: a blended seed stays if its contribution, in units of the loss, is above this.
 
     Raises:
         ValueError: a number is invalid.
@@ -84,7 +85,7 @@ class PlateauGrowth:
     """Grows where the loss is flat, and keeps what measurably helps.
 
     Args:
-        candidates: what may be grown, as the commands that it would give. Without a ``name``.
+        candidates: what may be grown, as ``SEED`` commands without a ``name``.
         config: when, how long, and what to keep.
 
     Raises:
@@ -103,11 +104,11 @@ class PlateauGrowth:
 
     @property
     def candidates(self) -> tuple[SEED, ...]:
-        """What may be grown, each once."""
+        """What may be grown, without duplicates."""
         return self._candidates
 
     def observe(self, facts: Facts) -> Sequence[Command]:
-        """Take in one more step; say what is to be done now."""
+        """Receive the facts of one more step; return the commands to carry out now."""
         memory = self._memory
         memory.step = facts.step
         memory.losses = [*memory.losses, facts.loss][-2 * self._config.window :]
@@ -125,7 +126,7 @@ class PlateauGrowth:
         return [command for seed in holding for command in self._judge_held(seed, facts)]
 
     def hear(self, command: Command, reply: Reply) -> None:
-        """Learn what became of a command. A refusal is accepted, and another way is taken."""
+        """Receive the reply to a command. If it was refused, the controller tries something else."""
         memory = self._memory
         match command:
             case SEED() if reply.accepted and reply.seed is not None:
@@ -144,16 +145,16 @@ class PlateauGrowth:
                 self._let_go(command.seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything it remembers, as plain data."""
+        """Its state as plain data."""
         return dataclasses.asdict(self._memory)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember what `state_dict` said."""
+        """Restore what `state_dict` returned."""
         self._memory = _PlateauState(**dataclasses.asdict(_PlateauState(**state)))  # a copy, not shared
 
     @property
     def is_flat(self) -> bool:
-        """Whether the last window's mean loss is hardly below that of the window before."""
+        """Whether the loss is flat, as `GrowthConfig` defines it."""
         window, losses = self._config.window, self._memory.losses
         if len(losses) < 2 * window:
             return False

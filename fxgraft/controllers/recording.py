@@ -31,7 +31,7 @@ class Entry:
     measured: tuple[str, float, float] | None = None
 
     def to_json(self) -> str:
-        """One line. A contribution that is not finite has no form in JSON, and becomes null."""
+        """The entry as one line of JSON. A contribution that is not finite becomes null."""
         line: dict[str, Any] = {"step": self.step}
         if self.command is not None and self.reply is not None:
             line |= {"command": commands.to_dict(self.command), "reply": self.reply.to_dict()}
@@ -73,13 +73,13 @@ MAX_LINE = 2 * commands.MAX_BYTES
 
 
 class Recorder:
-    """Appends entries to a file. Each line is written at once: a run that is killed leaves whole lines."""
+    """Appends entries to a file, each line in one write: a run that is killed leaves whole lines."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the recorder)
 
     def write(self, entry: Entry) -> None:
-        """Add one line."""
+        """Append one entry."""
         self._file.write(entry.to_json() + "\n")
         self._file.flush()
 
@@ -97,7 +97,7 @@ class Recorder:
 
 
 def read_log(path: str | os.PathLike[str]) -> Iterator[Entry]:
-    """The entries of a log. Raises `CommandError` naming the line that is none."""
+    """Read the entries of a log. Raises `CommandError`, with the number of the line, if one is no entry."""
     with Path(path).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(iter(partial(lines.readline, MAX_LINE), ""), 1):
             if len(line) == MAX_LINE:

@@ -14,15 +14,15 @@ from fxgraft.errors import CommandError
 
 
 class Replay:
-    """Repeats recorded commands and measurements, and sees to it that all comes out as it did then.
+    """A controller that repeats recorded commands and measurements, and checks that the results are the same.
 
     With the model, the data and the random seed of the recorded run the new run is the same, bit for bit.
 
     Args:
-        entries: a recorded run's.
+        entries: the entries of a recorded run.
 
     Raises:
-        CommandError: out of the training step, where a reply or a measurement is another than recorded.
+        CommandError: in the training step where a reply or a measurement differs from the recorded one.
     """
 
     def __init__(self, entries: Iterable[Entry]):
@@ -33,11 +33,11 @@ class Replay:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Replay:
-        """Replay the log that a `Recorder` wrote. Raises `CommandError` if it is not one."""
+        """Read the log that a `Recorder` wrote. Raises `CommandError` if the file is not such a log."""
         return cls(read_log(path))
 
     def observe(self, facts: Facts) -> Sequence[Command]:
-        """What was said at this step. Measurements are made again: gates may ask for them."""
+        """The commands recorded at this step. Measurements are made again: gates may need them."""
         entries = self._entries.get(facts.step, [])
         for entry in entries:
             if entry.measured is not None:
@@ -47,7 +47,7 @@ class Replay:
         return [entry.command for entry in self._expected if entry.command is not None]
 
     def hear(self, command: Command, reply: Reply) -> None:
-        """Compare with what was replied then."""
+        """Compare the reply with the recorded one."""
         recorded = self._expected.pop(0)
         assert recorded.reply is not None
         what = f"the reply to {type(command).__name__} ({reply.reason})"
@@ -55,11 +55,11 @@ class Replay:
         _compare(recorded.step, what, then, now)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the log is all that it knows."""
+        """An empty dictionary: the log is its only state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to load."""
+        """Does nothing."""
 
 
 def _compare(step: int, what: str, recorded: Any, found: Any) -> None:

@@ -84,14 +84,14 @@ class Exploration:
 
     @property
     def table(self) -> list[Row]:
-        """A row for each candidate: those measured by their rank, then those that failed or were left out."""
+        """A `Row` for each candidate: the measured ones by rank, then those failed or left out."""
         measured = [entry for entry in self._entries if entry.status == MEASURED]
         measured.sort(key=lambda entry: -rank_of(entry.score))
         others = [entry for entry in self._entries if entry.status != MEASURED]
         return [entry.row() for entry in (*measured, *others, *self._left_out)]
 
     def best(self, n: int = 1) -> list[Row]:
-        """The ``n`` rows with the best scores, of those that were measured; fewer where there are fewer."""
+        """The ``n`` measured rows with the best scores, best first; fewer if fewer were measured."""
         return [row for row in self.table if row.status == MEASURED][:n]
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,17 +133,17 @@ class Exploration:
         return exploration_table(self._head(), [row.to_dict() for row in self.table])
 
     def show(self, by: str = "contribution") -> Any:
-        """The host as a picture whose slots are coloured by what their best candidate gives.
+        """The host as a picture, each slot in the colour of its best candidate.
 
         As `Host.show`: it shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML. Needs the
         extra ``show`` and graphviz.
 
         Args:
-            by: which number: ``"contribution"``, ``"expected"``, ``"gradient"`` or ``"score"``.
+            by: the number to show: ``"contribution"``, ``"expected"``, ``"gradient"`` or ``"score"``.
                 Green is above zero, red below.
 
         Raises:
-            ValueError: for another word.
+            ValueError: ``by`` is another word.
         """
         if by not in COLOURED_BY:
             raise ValueError(f"by: expected one of {', '.join(COLOURED_BY)}; got {by!r}")
@@ -156,7 +156,7 @@ class Exploration:
     # Its course
 
     def begin(self) -> None:
-        """Germinate all candidates in one act."""
+        """Germinate all candidates in one change of the host."""
         if not self._manager.enabled:
             return self._end([], "seeds are disabled (SeedManager(enabled=False), FXGRAFT_DYNAMIC_SEEDS=0)")
         branches = [entry for entry in self._entries if entry.depth is None]
@@ -198,7 +198,7 @@ class Exploration:
             entry.fail(f"{type(error).__name__}: {error}")
 
     def step(self, loss: object = None) -> None:
-        """One training step more; the last one measures. Called by ``manager.step()``."""
+        """Count one training step; the last one measures the candidates. Called by ``manager.step()``."""
         if self.done:
             return
         self._steps += 1
@@ -230,7 +230,7 @@ class Exploration:
         self._births.clear()
 
     def cancel(self) -> None:
-        """Give up: what still learns is culled."""
+        """Stop the exploration: its seeds are culled."""
         self._end([], "the exploration was given up")
 
     def _finish(self) -> None:
@@ -300,7 +300,7 @@ class Exploration:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, in JSON types and tensors; its seeds are in the manager's checkpoint."""
+        """Its state, in JSON types and tensors. Its seeds are in the checkpoint of the manager."""
         return {
             "steps": self._steps,
             "began": self._began,
@@ -314,10 +314,10 @@ class Exploration:
         }
 
     def go_on(self, state: Mapping[str, Any]) -> None:
-        """In the place of `begin`: the seeds are there already, as ``state`` says.
+        """Continue from ``state``, instead of `begin`: the manager has the seeds already.
 
         Raises:
-            CheckpointError: they are not.
+            CheckpointError: the manager does not have these seeds.
         """
         self._steps, self._began = state["steps"], state["began"]
         for entry, saved in zip(self._entries, state["entries"], strict=True):

@@ -37,29 +37,29 @@ MLP: Kind = ("mlp", {})
 
 
 def decoder(host: Host) -> list[SEED]:
-    """For decoders of language: GPT-2, Llama and their like.
+    """Candidates for language models with decoder blocks: GPT-2, Llama and similar ones.
 
     Args:
-        host: of a model whose blocks are in `Host.stacks`.
+        host: a host whose blocks are in `Host.stacks`.
 
     Raises:
-        SlotError: it has no stack of alike blocks, or nothing fits behind them.
+        SlotError: the host has no stack of equal blocks, or no candidate fits behind them.
     """
     return _behind_blocks(host, [MLP, ("attention", {"causal": True})], [MLP])
 
 
 def encoder(host: Host) -> list[SEED]:
-    """For encoders: BERT and its like. Otherwise as `decoder`."""
+    """Candidates for encoders: BERT and similar ones. Arguments and errors as for `decoder`."""
     return _behind_blocks(host, [MLP, ("attention", {"causal": False})], [MLP])
 
 
 def vision(host: Host) -> list[SEED]:
-    """For vision transformers. Otherwise as `decoder`."""
+    """Candidates for vision transformers. Arguments and errors as for `decoder`."""
     return encoder(host)
 
 
 def resnet(host: Host) -> list[SEED]:
-    """For residual networks of convolutions. Otherwise as `decoder`."""
+    """Candidates for residual convolutional networks. Arguments and errors as for `decoder`."""
     return _behind_blocks(host, [("conv_bottleneck", {}), ("squeeze_excite", {})], [])
 
 

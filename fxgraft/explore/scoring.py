@@ -48,7 +48,7 @@ def gradient(row: Row) -> float | None:
 
 
 def parameters(row: Row) -> float | None:
-    """How many parameters it has: a control, which looks at nothing else."""
+    """The number of its parameters: a baseline for comparisons."""
     return None if row.parameters is None else float(row.parameters)
 
 

@@ -20,28 +20,28 @@ class Row:
     """One candidate. ``row["slot"]`` is ``row.slot``.
 
     Attributes:
-        slot: the name of the slot that it would grow at.
-        blueprint: what it is made from; ``"widen"`` and ``"deepen"`` where ``widens`` and ``deepens`` say
+        slot: the name of the slot at which it would grow.
+        blueprint: the name of its blueprint; ``"widen"`` or ``"deepen"`` where ``widens`` or ``deepens`` say
             what would grow.
-        parameters: how many it has that are trained; None where it could not be built.
+        parameters: its number of trainable parameters; None if it could not be built.
         flops: of a forward pass at the shape of the example call, as torch's ``FlopCounterMode`` counts.
         contribution: the loss without it minus the loss with it alone, the mean over what ``evaluate``
             returned; None before it was measured.
-        standard_error: of that mean; None where ``evaluate`` returned one number.
-        score: what the rows are ranked by; higher is better.
+        standard_error: the standard error of that mean; None if ``evaluate`` returned one number.
+        score: the rows are ranked by it; higher is better.
         step_cost: milliseconds of a forward and a backward pass of the candidate alone at the shape of the
             example call, the median of five; None before it was measured.
-        expected: how fast the loss would fall with it, to first order and by learning rate, from its
-            gradients while it stood as it was born; None where none have arrived.
-        gradient: the norm of its gradient in its first step; None likewise.
-        trained_steps: in how many steps it ran and was updated, after that.
+        expected: the expected decrease of the loss per unit of learning rate, to first order, from its
+            gradients at its initial values; None if there were none.
+        gradient: the norm of its gradient in its first step; None if there was none.
+        trained_steps: the number of steps in which it ran and was updated, after that.
         status: ``"learning"``, ``"measured"``, ``"failed"`` or ``"left out"``.
         reason: why it failed or was left out; empty otherwise.
         seed: the name of its seed; None where there was none.
-        command: what lets it grow: ``manager.handle(row.command)``.
-        widens: the group of channels that would grow, and by how many; None for another.
-        deepens: the stack that would get one more block, and the index of the block that it stands behind,
-            for ``manager.deepen(stack, at=[index])``; None for another.
+        command: the command that grows it: ``manager.handle(row.command)``.
+        widens: the group of channels that would grow, and by how many; None for other candidates.
+        deepens: the stack that would get one more block, and the index of the block in front of it,
+            for ``manager.deepen(stack, at=[index])``; None for other candidates.
     """
 
     slot: str

@@ -58,16 +58,16 @@ def transplant(
     blocks of a stack by the order in which they run.
 
     Args:
-        host: with fossils only.
-        target: a model of that size, with the same classes or such as have the same parameters. Keeps its own
-            modes, settings and ``requires_grad``.
-        optimizer: what trained the host; with ``target_optimizer``, which is to go on in the target: that
-            gets the state (moments, steps) of each parameter. Its groups and their lr are yours.
-        target_optimizer: of the same class, over the target's parameters.
+        host: a host all of whose seeds are fossils.
+        target: a model of the size of the host, of the same classes or of classes with the same parameters.
+            Its modes, settings and ``requires_grad`` stay.
+        optimizer: the optimizer of the host; only with ``target_optimizer``, which gets its state (moments,
+            steps) of each parameter. Groups and learning rates are not copied.
+        target_optimizer: an optimizer of the same class, for the parameters of ``target``.
 
     Raises:
-        TransplantError: a layer of one has no counterpart in the other, the first of them is named; or the
-            target computes something else with these weights. The target is as before.
+        TransplantError: a layer of one has no counterpart in the other (the first one is named), or the
+            target computes something else with these weights. The target is unchanged.
         StageError: the host has seeds that are no fossils.
         ValueError: one optimizer was given, and not the other; they are of different classes; or that of the
             target does not train what it should. The target is as before.

@@ -20,24 +20,25 @@ from fxgraft.util.dtensor import local_tensor
 
 
 def unwrap(host: Host) -> nn.Module:
-    """The host as a plain module, with its fossils, that nothing of fxgraft is needed to run or load.
+    """The host as a plain module, with its fossils. It runs and loads without fxgraft.
 
-    It shares parameters and buffers with the host, as the host does with the model, and leaves the host
-    alone: ``copy.deepcopy`` it for one of its own. It can be pickled, saved, exported and compiled (it
-    is not, where the host is). Its ``state_dict`` has the model's keys, and the seeds' under
-    ``<region>.seed_<name>.``. Inserted blocks stand in their container in running order, under the keys that
-    a model of that depth has, and the class's own forward runs them, if it computes the same bits then (the
-    host's example call shows it); else they are seeds of the block in front, which a warning says.
+    It shares parameters and buffers with the host, which is not changed; ``copy.deepcopy`` makes it
+    independent. It can be pickled, saved, exported and compiled (it is not compiled, even if the host is).
+    Its ``state_dict`` has the keys of the model, and those of the seeds under ``<region>.seed_<name>.``.
 
-    What it is not: dropout in seeds draws from the global stream, as ``nn.Dropout`` does; calls of
-    another form than the example's run without the fossils, with a warning; hooks on the host itself
-    (rather than on modules in it) are gone. A seed whose class is your own keeps it. ``save_pretrained`` of a
-    model that has one refuses, because ``from_pretrained`` would build it without the fossils.
+    Inserted blocks are in their container in running order, under the keys that a model of that depth has, and
+    the class's own forward runs them, if that computes the same bits (checked by the host's example call).
+    Otherwise they are seeds of the block in front, and a warning says so.
+
+    Differences from the host: dropout in seeds draws from the global random stream, as ``nn.Dropout`` does;
+    calls of another form than the example's run without the fossils, with a warning; hooks on the host
+    itself (not those on modules in it) are missing. A seed of your own class keeps that class.
+    ``save_pretrained`` of a model with such a seed raises, because ``from_pretrained`` would build it without the fossils.
 
     Raises:
-        StageError: it has seeds that are no fossils.
-        FxGraftError: it would compute something else: it is compared with the host by the example call,
-            in eval mode (not where the host is sharded, or on the meta device).
+        StageError: the host has seeds that are no fossils.
+        FxGraftError: the plain module would compute something else than the host in the example call, in
+            eval mode (not checked if the host is sharded, or on the meta device).
     """
     found = plain_form(host)
     if host.structure.placements and not found.in_containers:  # which was compared already

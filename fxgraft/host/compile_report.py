@@ -44,12 +44,12 @@ class VariantReport:
 
 @dataclass(frozen=True)
 class CompileReport:
-    """What `compile_report` tells.
+    """What was compiled for a host; see `compile_report`.
 
     Attributes:
-        units: what is compiled as a whole: ``""`` is the host.
+        units: the names of the modules that are compiled, each as one unit; ``""`` is the host.
         variants: one entry for each structure and phase that is kept.
-        eager: names of the seeds that run uncompiled by choice, outside of all units.
+        eager: the names of the seeds that run uncompiled by choice, outside of all units.
         graph_breaks: 0 under ``fullgraph=True``, which refuses them; otherwise those of the whole
             process since dynamo's counters were reset.
     """
@@ -61,21 +61,21 @@ class CompileReport:
 
     @property
     def graphs(self) -> int:
-        """How many graphs were compiled in this process."""
+        """The number of graphs compiled in this process."""
         return sum(variant.graphs for variant in self.variants)
 
     @property
     def artifacts(self) -> int:
-        """How many were compiled by the compiler process."""
+        """The number of graphs compiled by the compiler process."""
         return sum(variant.artifacts for variant in self.variants)
 
     @property
     def uncompiled_calls(self) -> int:
-        """How many calls ran uncompiled, for want of code."""
+        """The number of calls that ran uncompiled because no code was ready."""
         return sum(variant.uncompiled_calls for variant in self.variants)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The report as a dictionary of JSON types."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -99,8 +99,8 @@ def compile_report(host: nn.Module) -> CompileReport:
     """What was compiled for ``host``: structures, graphs, recompiles with their reasons, graph breaks.
 
     Raises:
-        TypeError: ``host`` is no `Host`.
-        FxGraftError: it is not compiled.
+        TypeError: ``host`` is not a `Host`.
+        FxGraftError: the host is not compiled.
     """
     if not isinstance(host, Host):
         raise TypeError(f"host: expected a fxgraft.Host; got {type(host).__name__}")

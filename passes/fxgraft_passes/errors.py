@@ -8,12 +8,12 @@ class FxGraftError(Exception):
 
 
 class SlotError(FxGraftError):
-    """A slot does not exist, or a graft there would not be correct."""
+    """A slot does not exist, or a seed there would not be correct."""
 
 
 class IsolationError(FxGraftError):
-    """Something of a seed reached, or would reach, the host's gradients."""
+    """A seed changed, or would change, the host's values or gradients while it is isolated."""
 
 
 class ChannelError(FxGraftError):
-    """Channels cannot grow as they were asked to."""
+    """A group of channels does not exist, or cannot grow as requested."""
