@@ -95,7 +95,8 @@ class Measurement:
 
         Raises:
             TraceError, SlotError, BlueprintError: as `fxgraft.trace` and `SeedManager.germinate`.
-            ValueError: the backend is unknown, the blueprint fits no slot, or the model has no output to train by.
+            ValueError: a number is below 1, the backend is unknown, the blueprint fits no slot, or the model
+                has no output to train by.
         """
         for name in ("rounds", "steps"):
             validate.integer(name, getattr(self, name), 1)

@@ -26,14 +26,15 @@ def unwrap(host: Host) -> nn.Module:
     independent. It can be pickled, saved, exported and compiled (it is not compiled, even if the host is).
     Its ``state_dict`` has the keys of the model, and those of the seeds under ``<region>.seed_<name>.``.
 
-    Inserted blocks are in their container in running order, under the keys that a model of that depth has, and
-    the class's own forward runs them, if that computes the same bits (checked by the host's example call).
+    Inserted blocks are in their container in running order, under the keys that a model of that depth has,
+    and the class's own forward runs them, if that computes the same bits (checked by the host's example call).
     Otherwise they are seeds of the block in front, and a warning says so.
 
     Differences from the host: dropout in seeds draws from the global random stream, as ``nn.Dropout`` does;
     calls of another form than the example's run without the fossils, with a warning; hooks on the host
     itself (not those on modules in it) are missing. A seed of your own class keeps that class.
-    ``save_pretrained`` of a model with such a seed raises, because ``from_pretrained`` would build it without the fossils.
+    ``save_pretrained`` of a model with such a seed raises, because ``from_pretrained`` would build it without
+    the fossils.
 
     Raises:
         StageError: the host has seeds that are no fossils.
