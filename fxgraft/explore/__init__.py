@@ -21,5 +21,8 @@ from fxgraft.explore.autogrow import Growth
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.scoring import SCORES
 from fxgraft.explore.table import Row
+from fxgraft.util.lazy_modules import lazy_modules
 
 __all__ = ["SCORES", "Exploration", "Growth", "Row"]
+
+__getattr__, __dir__ = lazy_modules(__name__, "presets")

@@ -27,7 +27,7 @@ def unwrap(host: Host) -> nn.Module:
     Its ``state_dict`` has the keys of the model, and those of the seeds under ``<region>.seed_<name>.``.
 
     Inserted blocks are in their container in running order, under the keys that a model of that depth has,
-    and the class's own forward runs them, if that computes the same bits (checked by the host's example call).
+    and the class's own forward runs them, if that computes the same bits (checked with the example call).
     Otherwise they are seeds of the block in front, and a warning says so.
 
     Differences from the host: dropout in seeds draws from the global random stream, as ``nn.Dropout`` does;

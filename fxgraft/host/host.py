@@ -47,13 +47,14 @@ class Host(nn.Module):
     """A traced model. Make one with `trace`; grow it with a `SeedManager`.
 
     Attributes:
-        seed_blueprints: seed -> module or factory, of seeds that were germinated from code: for a state that
-            carries them.
-        structure_entry: gives what says in a ``state_dict`` how the seeds are wired; None: nothing says it.
-        widenings: how its channels have grown since it was traced.
+        seed_blueprints: seed name -> module or factory, for seeds that were germinated from code; used when a
+            ``state_dict`` with such seeds is loaded.
+        structure_entry: a function of the host that returns the entry of ``state_dict`` which says how the
+            seeds are wired (see `SeedManager.describe`); None: there is no such entry.
+        widenings: the growths of its channels since it was traced.
 
-    It has the model's children, parameters and buffers under the model's names; seeds are under
-    ``_seeds``. Attributes that it does not have itself are the model's (``host.config``).
+    It has the children, parameters and buffers of the model, under the same names; seeds are under
+    ``_seeds``. Other attributes of the model can be read from it (``host.config``).
     """
 
     def __init__(self, capture: Capture):
@@ -90,19 +91,19 @@ class Host(nn.Module):
 
     @property
     def slots(self) -> Slots:
-        """Name -> slot, in execution order. ``host.slots.select(...)`` chooses among them."""
+        """Slot name -> `Slot`, in execution order. ``host.slots.select(...)`` selects some of them."""
         return self._traced.slots(self.structure)
 
     def slot(self, name: str) -> Slot:
-        """The slot of that name, or a place as `fxgraft.slots.places` names them.
+        """The slot of that name, or of an edge, an input or an element (see `fxgraft.slots.places`).
 
         Raises:
-            SlotError: there is none; with the reason, or with the nearest names.
+            SlotError: there is none; with the reason, or with the most similar names.
         """
         return self._traced.slot(name, self.structure)
 
     def site(self, name: str, source: str | None = None) -> Slot:
-        """The slot of that name, for a seed that reads the earlier slot ``source`` if one is given.
+        """The slot of that name; with ``source``, for a seed that reads the value of that earlier slot.
 
         Raises:
             SlotError: there is no such slot, or no such branch; with the reason.
@@ -113,20 +114,20 @@ class Host(nn.Module):
         return self._traced.branch(self.slot(source), slot)
 
     def value_at(self, slot: Slot) -> ValueForm:
-        """Dtype, device and layout of the value at ``slot`` (not of its source) as the host is now."""
+        """Dtype, device and layout of the value at ``slot`` (not of its source) in the present host."""
         return self._values.at(slot, self._traced.regions)
 
     @property
     def channels(self) -> Mapping[str, ChannelGroup]:
-        """Name -> channels that can only grow together, in execution order; see ``SeedManager.widen``.
+        """Group name -> `ChannelGroup`, in execution order; see ``SeedManager.widen``.
 
-        A name is that of the layer whose outputs lead, ``"blocks.0.up"``; where one layer leads several
-        groups (heads, and channels within a head), the further ones are ``"attn.qkv[1]"`` and so on. Of sizes
-        that no layer makes it is that of the parameter that reads them, ``"up.weight"``. A group that cannot
-        grow has the reason in ``fixed``.
+        A group is named after the layer whose outputs are the channels, ``"blocks.0.up"``. If one layer has
+        several groups (heads, and channels within a head), the further ones are ``"attn.qkv[1]"`` and so on.
+        Channels that no layer outputs are named after the parameter that reads them, ``"up.weight"``. A group
+        that cannot grow has the reason in ``fixed``.
 
-        Found by running the example call of the trace on copies without data, in train and in eval mode, at
-        the first look and after each change of the structure; code without a graph is seen as well.
+        The groups are found by running the example call on copies without data, in train and in eval mode, at
+        the first access and after each change of the structure. Code that could not be traced is included.
 
         Raises:
             ChannelError: the host is sharded, or the call that it was traced with is not known, as of a copy.
@@ -134,14 +135,18 @@ class Host(nn.Module):
         return self._channels.of(self)
 
     def example_call(self) -> Example:
-        """The arguments that the host was traced with, as they fit it now; raises `ChannelError`."""
+        """The arguments (args, kwargs) of the example call, as they fit the present host.
+
+        Raises:
+            ChannelError: the example call is not known, as in a copy of a host.
+        """
         return self._channels.call(self)
 
     @property
     def stacks(self) -> Stacks:
-        """Name of a container -> `Stack`: alike blocks that run one after the other, inserted ones too.
+        """Name of a container -> `Stack`: equal blocks that run one after the other, inserted ones included.
 
-        ``host.stacks.rejected`` says of the other containers why they are none.
+        ``host.stacks.rejected`` has the other containers, with the reason.
         """
         return self._traced.stacks(self._root, self.structure)
 
@@ -152,41 +157,41 @@ class Host(nn.Module):
 
     @property
     def rejected(self) -> Mapping[str, str]:
-        """Places that are no slots -> why; modules that could not be traced -> why."""
+        """Nodes that are no slots, and modules that could not be traced -> the reason."""
         return MappingProxyType(self._traced.rejected)
 
     @property
     def opaque(self) -> Mapping[str, str]:
-        """Modules whose code has no graph -> why."""
+        """Modules whose code could not be traced -> the reason."""
         return MappingProxyType(self._traced.opaque)
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """Modules that are called from code without a graph, and whose results are no slots -> why."""
+        """Modules that are called from such code, and whose outputs are no slots -> the reason."""
         return MappingProxyType(self._traced.left_out)
 
     @property
     def example(self) -> CallForm | None:
-        """The form of the example call, as JSON; None where something in it is neither data nor tensor."""
+        """The form of the example call, as JSON; None if an argument is neither data nor a tensor."""
         return self.__dict__.get("_example")
 
     def explain(self) -> Explanation:
-        """What became of each module, and why; print it for a tree, or take its ``to_dict()``."""
+        """How each module was traced, or why not; print it for a tree, or use its ``to_dict()``."""
         return explain(self, self._root, self._traced.uncompared)
 
     def unmet(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
-        """What of the traced call such a call is not, in words; None where it is of its form everywhere.
+        """In which way a call has another form than the traced one, in words; None if its form is the same.
 
-        Runs the model once, and leaves it as it is.
+        Runs the model once, and does not change it.
         """
         return unmet(self._root, self._traced.regions, args, kwargs)
 
     def retrace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Trace the model anew, in place, as it is called now: slots and guards are those of that call then.
+        """Trace the model again, in place, with another call: slots and guards are then those of that call.
 
         Raises:
-            StageError: something has grown, in regions that would be others then.
-            TraceError: the call fails. The host is as it was.
+            StageError: something has grown in regions that would change.
+            TraceError: the call fails. The host is unchanged.
         """
         if self.structure.placements:
             grown = ", ".join(placement.seed for placement in self.structure.placements)
@@ -200,11 +205,11 @@ class Host(nn.Module):
         self.slots  # noqa: B018
 
     def example_for(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Fresh arguments of the example call for ``module``: where its parameters are, of their dtype."""
+        """New arguments (args, kwargs) of the example call for ``module``, on its device and of its dtype."""
         return self._example_call.for_(module)
 
     def show(self) -> Any:
-        """The graph as a picture: shows itself in a notebook, and ``.save(path)`` writes SVG, PNG or HTML.
+        """The graph as a picture. A notebook displays it, and ``.save(path)`` writes SVG, PNG or HTML.
 
         Needs the extra ``show`` and graphviz; see `fxgraft.report.host_picture.Picture`.
         """
@@ -217,7 +222,7 @@ class Host(nn.Module):
         return dict(self._root.state_dict())
 
     def host_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that are not a seed's; those of fossilized seeds are the host's."""
+        """The parameters of the host without those of live seeds. Fossilized seeds count as the host."""
         yield from self._root.parameters()
         for placement in self.structure.placements:
             if placement.spec.fossil is not None:
@@ -235,7 +240,7 @@ class Host(nn.Module):
         return self._running.call(*args, **kwargs)
 
     def compile(self, *, granularity: str = "host", **options: Any) -> None:  # type: ignore[override]
-        """Run through ``torch.compile(**options)`` from now on; compiles at the first call.
+        """Run the host through ``torch.compile(**options)`` from now on. The first call compiles.
 
         Every structure gets two compiled forwards, isolated and blended, so that alpha and stage
         changes recompile nothing. ``fullgraph`` is True unless it is given.
@@ -277,9 +282,9 @@ class Host(nn.Module):
         return {p.seed: self.graft(p.seed) for p in self.structure.placements}
 
     def clear(self) -> None:
-        """Take out every graft, fossils included: the host is as traced. Its manager is void then.
+        """Remove every graft, fossils included: the host is as traced. Its manager cannot be used any more.
 
-        What was compiled stays compiled, for another manager and another run.
+        Compiled code is kept, for another manager and another run.
         """
         engine.set_structure(self, Structure(), Phase.ISOLATED, {})
         self.structure_entry = self._links.led_by = None

@@ -26,14 +26,14 @@ from fxgraft_passes.observe import KEY
 
 @dataclass(frozen=True)
 class Stack:
-    """A container of alike blocks (of one class, and what one returns the next can read) in a row.
+    """A container of equal blocks (of one class; each can read what the one before returns).
 
     Attributes:
         path: the qualified name of the container.
         blocks: the qualified names of its blocks in running order, inserted ones (``_seeds.<name>.module``)
-            among them. Children of the container in front of them or behind, that are not alike, are none.
+            included. Other children of the container, in front of or behind these, are not included.
         cls: the class of the blocks.
-        call: how a block of it is called.
+        call: how one of its blocks is called.
     """
 
     path: str

@@ -25,18 +25,18 @@ def trace(
     example_args: tuple[Any, ...],
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> Host:
-    """Capture ``model`` as a `Host`, by running the example call three times without a trace.
+    """Capture ``model`` as a `Host`, by running the example call three times without side effects.
 
     Args:
-        model: any module. Its parameters and buffers are shared with the host; the model itself,
-            its classes and its attributes, stays as it is.
-        example_args: the positional arguments of one call. A batch of at least 2 is best: the call
-            is made in train and in eval mode.
-        example_kwargs: the keyword arguments of that call. Of a model on the ``meta`` device nothing is
-            computed; the tensors of the call may have data or not.
+        model: any module. The host shares its parameters and buffers; the model itself, its classes and its
+            attributes, is not changed.
+        example_args: the positional arguments of one call, as a tuple. A batch of at least 2 is best: the
+            call is made in train and in eval mode.
+        example_kwargs: the keyword arguments of that call. If the model is on the
+            ``meta`` device nothing is computed, and the tensors of the call may be on any device.
 
     Raises:
-        TraceError: if ``model`` is not a module that can be captured, or the example call fails.
+        TraceError: ``model`` is not a module that can be captured, or the example call fails.
     """
     if isinstance(model, Host):
         raise TraceError(

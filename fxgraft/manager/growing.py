@@ -34,36 +34,36 @@ def deepen(
     wait: bool = True,
     like: Sequence[int] | None = None,
 ) -> list[Seed]:
-    """Insert further blocks in a stack, as copies of those that are there: whole, or not at all.
+    """Insert more blocks in a stack, as copies of its blocks. If it fails, nothing is changed.
 
-    An inserted block gets all the arguments that the block in front of it gets, runs in calls of any
-    form, and is a place like any other: it has slots, and more blocks can be put behind it.
+    An inserted block gets all arguments that the block in front of it gets, and runs in calls of any form. It
+    has slots, and more blocks can be inserted behind it.
 
     Args:
-        stack: one of ``host.stacks``.
-        count: how many blocks.
-        at: None spreads them evenly; ``"end"``, ``"start"`` (in front of the first block), or a list of
-            the indices, in ``host.stacks[stack].blocks``, of the blocks to stand behind.
+        stack: a name in ``host.stacks``.
+        count: the number of blocks.
+        at: None distributes them evenly; ``"end"``; ``"start"`` (in front of the first block); or a list of
+            indices in ``host.stacks[stack].blocks``: the blocks behind which the new ones are inserted.
         init: ``"zero"`` copies the block in front (at the start: the first one) and zeroes the output
             layers of its branches, which are found on its graph: the function is kept to the bit.
             ``"copy"`` copies it. ``"random"`` initialises anew, as the model does.
-        blend: in how many steps their share grows from 0 to 1; 0: they are there at once, as fossils.
-        isolated: whether they learn first without the host feeling them: with ``blend=0`` they are seeds
-            in TRAINING then, for `blend` and `fossilize`.
-        optimizer_state: ``"copy"`` gives each parameter the optimizer's state of that which it is a copy
-            of; ``"fresh"`` none. Each joins the group of that one either way: its lr and weight decay.
-        name: the name of the seed; of several, ``<name>_0``, ``<name>_1``, …; by default new ones.
-        wait: False lets them land at a later `step`, prepared in the background.
-        like: the indices of the blocks to copy, one for each new block, in the place of those in front.
+        blend: the number of steps in which their alpha grows from 0 to 1; 0: they are fossils at once.
+        isolated: whether they first train in isolation. With ``blend=0`` they are then seeds in
+            TRAINING, for `blend` and `fossilize`.
+        optimizer_state: ``"copy"`` gives each parameter a copy of the optimizer state of the parameter that it
+            copies; ``"fresh"`` gives it none. Either way it joins that one's group (lr, weight decay).
+        name: the name of the seed; several are ``<name>_0``, ``<name>_1``, …; by default a new name.
+        wait: False prepares them in the background; a later `step` inserts them.
+        like: the indices of the blocks to copy, one for each new block; by default those in front.
 
     Returns:
         The seeds, in running order: FOSSILIZED ones with ``blend=0``. Seeds in a block, and hooks on it,
         are not copied; ``nn.Dropout`` in a copy draws from a stream of its own.
 
     Raises:
-        SlotError: there is no such stack, no block can stand there, or there are no output layers.
-        BlueprintError: nothing initialises a parameter of the block; or it is isolated, and would draw
-            from the global random stream.
+        SlotError: there is no such stack, no block can be inserted there, or no output layers were found.
+        BlueprintError: a parameter of the block has no initialisation (``init="random"``); or the block is
+            isolated, and would draw from the global random stream.
         ValueError: a count, place or option is invalid.
         StageError: the name is taken.
     """
@@ -83,16 +83,16 @@ def widen(
     optimizer_state: str = "fresh",
     wait: bool = True,
 ) -> Widening:
-    """Let a group of channels grow: the host is a wider network from then on, and computes the same.
+    """Add channels to a group of channels. The host is a wider network then, and computes the same.
 
-    Each parameter stays the same object, with what optimizers keep for it, its hooks and its gradient;
-    averages that follow (`fxgraft.averaging.follow`) grow along. That the outputs are those of before is
-    checked on copies, with the example of the trace, before anything is changed. The host is traced anew.
-    The model that it was traced from shares the parameters, and does not run any more.
+    Each parameter stays the same object, with its optimizer state, its hooks and its gradient. Averages made
+    with `fxgraft.averaging.follow` grow too. Before anything is changed, copies are checked to compute the
+    same outputs for the example call. Then the host is traced again. The model that it was traced from shares
+    the parameters, and does not run any more.
 
     Args:
-        group: one of ``host.channels``, or its name.
-        by: how many channels more: a multiple of the group's grain.
+        group: a value of ``host.channels``, or its name.
+        by: the number of new channels: a multiple of the ``grain`` of the group.
         init: ``"zero"``: what makes the new channels begins as the layer initialises it, what reads them
             is zero. Where a layer norm or RMSNorm is computed over them, the new ones begin as the mean
             of the others, or zero, the norm makes up for them, and what reads them begins as the layer
@@ -101,18 +101,18 @@ def widen(
             which what reads them is shared in parts not quite equal (Net2Wider); within rounding.
         optimizer_state: of the new entries: ``"fresh"`` begins at zero; ``"copy"`` as that of the entries
             that they are made like. Old entries keep theirs.
-        wait: True: a compiled host compiles at its next call. False: it lands at a later `step`, with
-            what the compiler process has compiled for it; plan and trace are made on this thread, in the
-            `step` that begins with it.
+        wait: True: a compiled host compiles at its next call. False: a later `step` makes the change, with
+            code from the compiler process; planning and tracing run on this thread, in the `step` that
+            begins with it.
 
     Returns:
-        What was done; ``max_abs`` is the largest difference of the outputs on the example. Inside of
-        `together`, and with ``wait=False``, it says so once that has landed (``done``), or why it has not
-        (``failed``).
+        A record of the change; ``max_abs`` is the largest difference of the outputs in the example call.
+        Inside `together`, and with ``wait=False``, it is filled in when the change is made (``done``) or
+        has failed (``failed``, the reason).
 
     Raises:
-        ChannelError: there is no such group, it cannot grow, or not by this; or the outputs would differ.
-            The host and the optimizers are as before, to the bit.
+        ChannelError: there is no such group, it cannot grow, or not by this number; or the outputs would
+            differ. The host and the optimizers are unchanged, to the bit.
         DistributedError: the host is under ``DistributedDataParallel`` or sharded.
         StageError: inside of ``torch.inference_mode``, or where seeds cannot change.
         ValueError: for an unknown ``init`` or ``optimizer_state``.
@@ -126,25 +126,25 @@ def widen(
 
 @uninterruptible
 def fuse(self: ManagerCore, *seeds: Seed | str) -> Mapping[str, str]:
-    """Make fossils part of the host's own layers: they are gone then, and the host computes the same.
+    """Merge fossils into the host's own layers. The seeds are gone then, and the host computes the same.
 
-    A linear fossil goes into the weights of the layer in front of it, as `fxgraft.fold` does with a copy.
-    A branch (``germinate(slot, module, source=...)``) of the same form as what it stands beside, node by
-    node, gives its channels to those layers, with what optimizers keep for them: the host is as wide as
-    one by hand. Where no other fossil is left in a region it runs its class's own forward again.
+    A linear fossil is merged into the weights of the layer in front of it, as `fxgraft.fold` does in a copy.
+    A branch (``germinate(slot, module, source=...)``) of the same form as the layers parallel to it,
+    node by node, adds its channels to those layers, with their optimizer state: the host is as wide as one
+    built that way. Where no other fossil is left in a region it runs its class's own forward again.
 
-    Biases that both add up become one, which is trained as one from then on; and the counts of steps of
-    the optimizer are those of the host's parameters.
+    Two biases that are added become one, which is trained as one from then on. The step counts in the
+    optimizer are those of the host's parameters.
 
     Args:
-        *seeds: the fossils; without any, all that can be fused, and those that cannot stay.
+        *seeds: the fossils, or their names; without any: all that can be fused, the others stay.
 
     Returns:
-        Fossil -> the layer, or the group of channels, that it has become part of.
+        Seed name -> the name of the layer, or of the group of channels, into which it was merged.
 
     Raises:
-        StageError: one is no fossil.
-        SlotError: one cannot be fused; says why. Nothing is changed.
+        StageError: one of them is no fossil.
+        SlotError: one of them cannot be fused; with the reason. Nothing is changed.
         ChannelError: the outputs would differ. Nothing is changed.
         DistributedError: the host is under ``DistributedDataParallel`` or sharded.
     """

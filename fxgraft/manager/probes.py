@@ -19,17 +19,17 @@ from fxgraft.util.text import pluralize
 
 
 def metrics(self: ManagerCore) -> dict[str, dict[str, float]]:
-    """Metric -> seed -> value, as they stand; see ``fxgraft.telemetry.METRICS`` for units.
+    """Metric -> seed name -> present value (float); see ``fxgraft.telemetry.METRICS`` for units.
 
-    The seed is ``""`` for a metric of the whole. Norms are of the gradients that are there now.
+    The seed name is ``""`` for a metric of the run. Norms are those of the present gradients.
     """
     return self._metrics()
 
 
 def shadow(self: ManagerCore) -> AbstractContextManager[None]:
-    """A pass in which TRAINING seeds run at alpha 1 and only they get gradients.
+    """A context in which TRAINING seeds run at alpha 1 and only they get gradients.
 
-    Run forward *and* backward inside. The host's gradients, buffers and random streams stay.
+    Run forward *and* backward inside. The host's gradients, buffers and random streams do not change.
     """
     self._inbox.require_here("run the seeds otherwise")
     if self.peers.folder is not None:
@@ -40,7 +40,7 @@ def shadow(self: ManagerCore) -> AbstractContextManager[None]:
 
 
 def at_alpha(self: ManagerCore, seed: Seed | str, alpha: float) -> AbstractContextManager[None]:
-    """Let one seed run at another alpha inside: to see what it does. Recompiles nothing."""
+    """A context in which one seed runs at another alpha. Nothing recompiles."""
     self._inbox.require_here("run a seed at another alpha")
     return probing.at_alpha(self.host, self._find(seed), alpha)
 
@@ -49,11 +49,11 @@ def at_alpha(self: ManagerCore, seed: Seed | str, alpha: float) -> AbstractConte
 def measure(
     self: ManagerCore, seed: Seed | str, evaluate: Callable[[], float | Tensor], at: float = 1.0
 ) -> float:
-    """What a seed contributes: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
+    """The contribution of a seed: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
 
-    Both draw the same random numbers (for dropout, or in a loader that shuffles), and find the same
-    buffers; afterwards streams and buffers are as they were, and the runs are not counted. On several
-    ranks it is the mean of theirs, for which all of them call it.
+    Both begin with the same random streams (for dropout, or a loader that shuffles) and the same buffers,
+    which are restored afterwards. The runs are not counted. With several ranks the result is the mean over the
+    ranks; each has to call it.
 
     Args:
         seed: a live one.

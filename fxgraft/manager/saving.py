@@ -15,10 +15,10 @@ from fxgraft.util.interrupts import uninterruptible
 
 
 def reschedule(self: ManagerCore, schedulers: Sequence[Any]) -> None:
-    """Keep these learning-rate schedulers in step from now on, in the place of those given before.
+    """Replace the learning-rate schedulers that the manager keeps consistent with the optimizer groups.
 
-    For a training that begins anew with the same optimizers, whose schedulers were made for all their
-    groups, those of seeds included.
+    For a second training with the same optimizers, whose new schedulers were made for all groups, those of
+    seeds included.
     """
     self.__dict__["schedulers"] = found = settings.schedulers_of(schedulers)
     self._lifecycle.registry.reschedule(found)
@@ -28,10 +28,10 @@ def reschedule(self: ManagerCore, schedulers: Sequence[Any]) -> None:
 def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
     """Write structure, weights, lifecycle, optimizers, schedulers and random streams to one file.
 
-    Atomic: a process killed at any moment leaves the old file or the new one. A seed that is still
-    in preparation (``wait=False``) is not saved. On several ranks each calls it: rank 0 writes the file,
-    the others their random streams beside it, without waiting for each other. Of a sharded host it is a
-    folder, in which each rank writes its part; they wait for each other.
+    It is atomic: a process that is killed at any moment leaves the old file or the new one. A seed that
+    is still in preparation (``wait=False``) is not saved. With several ranks each has to call it: rank 0
+    writes the file, the others their random streams beside it, without waiting for each other. For a sharded
+    host ``path`` is a folder, in which each rank writes its part; then they wait for each other.
 
     Raises:
         CheckpointError: the file cannot be written, the host has seeds of another manager, or a seed
@@ -49,7 +49,7 @@ def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
 
 
 def describe(self: ManagerCore) -> tuple[Tensor, list[str]]:
-    """How the seeds are wired, as bytes (1-D, uint8), and the names of those.
+    """The description of how the seeds are wired (1-D tensor, uint8), and the names of these seeds.
 
     With ``host.structure_entry = lambda host: manager.describe()`` each ``host.state_dict()`` has it in
     the entry ``_seeds._structure``, and a fresh host that loads such a state grows these seeds.
@@ -62,12 +62,12 @@ def describe(self: ManagerCore) -> tuple[Tensor, list[str]]:
 
 @uninterruptible
 def lead(self: ManagerCore, entry: Tensor) -> None:
-    """Grow and lead the seeds that an entry says; their weights come with ``host.load_state_dict``.
+    """Insert and manage the seeds that ``entry`` describes; ``host.load_state_dict`` loads their weights.
 
-    They join the optimizers as new ones do.
+    They are added to the optimizers like new seeds.
 
     Args:
-        entry: what `describe` made of another manager's seeds. This host has none yet.
+        entry: the description that `describe` of another manager returned. This host has no seeds yet.
 
     Raises:
         CheckpointError: the entry is damaged, or does not fit the host; or a seed was germinated from
