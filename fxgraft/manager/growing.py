@@ -50,7 +50,7 @@ def deepen(
         blend: the number of steps in which their alpha grows from 0 to 1; 0: they are fossils at once.
         isolated: whether they first train in isolation. With ``blend=0`` they are then seeds in
             TRAINING, for `blend` and `fossilize`.
-        optimizer_state: ``"copy"`` gives each parameter a copy of the optimizer state of the parameter that it
+        optimizer_state: ``"copy"`` gives each parameter a copy of the optimizer state of the one that it
             copies; ``"fresh"`` gives it none. Either way it joins that one's group (lr, weight decay).
         name: the name of the seed; several are ``<name>_0``, ``<name>_1``, …; by default a new name.
         wait: False prepares them in the background; a later `step` inserts them.

@@ -52,8 +52,8 @@ def measure(
     """The contribution of a seed: the loss at alpha 0 minus the loss at ``at``, by two evaluations.
 
     Both begin with the same random streams (for dropout, or a loader that shuffles) and the same buffers,
-    which are restored afterwards. The runs are not counted. With several ranks the result is the mean over the
-    ranks; each has to call it.
+    which are restored afterwards. The runs are not counted. With several ranks the result is the mean over
+    them; each has to call it.
 
     Args:
         seed: a live one.
