@@ -14,24 +14,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fxgraft import blueprints, commands
-from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, SEED, WIDEN, Command, Reply
+from fxgraft import commands
+from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, SEED, Command, Reply
 from fxgraft.errors import CheckpointError, FxGraftError, StageError
-from fxgraft.explore import scoring
+from fxgraft.explore import beginnings, scoring
 from fxgraft.explore.candidates import AUTO, Choice, find
+from fxgraft.explore.clock import Clock
 from fxgraft.explore.depths import block_of
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.measuring import Evaluate, check, numbers
-from fxgraft.explore.price import SHARE, Pace, price
+from fxgraft.explore.memory import DONE, EXPLORING, FADING, TRYING, WAITING, Memory
+from fxgraft.explore.price import SHARE, price
 from fxgraft.explore.scoring import Score
 from fxgraft.explore.table import Row
-from fxgraft.explore.terms import STEPS, Budget, Course, When, moments
+from fxgraft.explore.terms import Budget, Course, When
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
@@ -39,29 +41,6 @@ from fxgraft.util.columns import columns
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
-
-WAITING, EXPLORING, TRYING, FADING, DONE = "waiting", "exploring", "trying", "fading", "done"
-
-
-@dataclass
-class _Memory:
-    """What a growth remembers, in JSON types."""
-
-    phase: str = WAITING
-    parameters: int = 0
-    flops: int | None = None
-    seed: str | None = None
-    row: dict[str, Any] | None = None
-    held_since: int | None = None
-    fired: int = 0
-    count: int = 0
-    total: float = 0.0
-    before: float | None = None
-    unpaid: int = 0
-    stopped: bool = False
-    bare: int | None = None
-    pace: dict[str, Any] = field(default_factory=lambda: asdict(Pace()))
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Growth:
@@ -89,17 +68,13 @@ class Growth:
         self._names, self._score, self._course = names, score, course
         scoring.resolve(score)
         self._budget = Budget.of(budget)
-        self._shares, self._ask = moments(when, total_steps)
+        self._clock = Clock(manager, evaluate, course, when, total_steps)
         bare = check(manager.host, evaluate)
         if self._budget.flops is not None and bare.flops is None:
             raise ValueError("budget: the FLOPs of this host cannot be told; expected a budget of parameters")
-        if self._block is None:
-            find(
-                manager.host, self._candidates, names, None, bare.flops
-            )  # what can never grow is an error now
-        self._memory = _Memory(parameters=self._parameters(), flops=bare.flops)
-        self._losses: list[Tensor | float] = []
-        self._pace, self._paced = Pace(), list[Tensor | float]()
+        if self._block is None:  # what can never grow is an error now
+            find(manager.host, self._candidates, names, None, bare.flops)
+        self._memory = Memory(parameters=self._parameters(), flops=bare.flops)
         self.exploration: Exploration | None = None
 
     # What there is to see
@@ -127,6 +102,8 @@ class Growth:
             f"autogrow: {memory.phase} at step {self._manager.steps}; {kept} kept; "
             f"{grown:.2f} times the parameters, of {self._budget.parameters:g}"
         )
+        if memory.flops and memory.grown:
+            head += f"; {memory.grown / memory.flops:.2f} times the FLOPs of a forward pass"
         names = ("step", "what", "slot", "blueprint", "parameters", "contribution", "reason")
         if not memory.history:
             return head
@@ -137,10 +114,7 @@ class Growth:
     def state_dict(self) -> dict[str, Any]:
         """Everything it remembers, in JSON types. `SeedManager.save` keeps it as well."""
         memory = self._memory
-        if self._losses:
-            memory.total += sum(map(float, self._losses))
-            self._losses.clear()
-        memory.pace = asdict(self._paced_now())
+        self._clock.settle(memory)
         state = asdict(memory)
         exploring = memory.phase == EXPLORING and self.exploration is not None
         state["exploration"] = self.exploration.state_dict() if exploring and self.exploration else None
@@ -155,7 +129,7 @@ class Growth:
         try:
             given = dict(state)
             exploration = given.pop("exploration")
-            memory = _Memory(**given)
+            memory = Memory(**given)
             if exploration is not None:
                 seeds = [commands.parse(entry["command"]) for entry in exploration["entries"]]
                 self.exploration = self._manager.explore(
@@ -168,8 +142,8 @@ class Growth:
                 )
         except (KeyError, TypeError, ValueError, FxGraftError) as error:
             raise CheckpointError(f"the growth cannot go on from that state: {error}") from error
-        self._memory, self._losses = memory, []
-        self._pace, self._paced = Pace(**memory.pace), []
+        self._memory = memory
+        self._clock.begin(memory)
 
     def stop(self) -> None:
         """Grow no more: what is explored is culled now, what is tried fades out, what was kept stays.
@@ -189,11 +163,10 @@ class Growth:
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """One training step more. Called by ``manager.step(loss)``."""
-        if self._course.gain == STEPS:
-            self._keep_pace(loss)
+        self._clock.see(loss)
         match self._memory.phase:
             case "waiting":
-                if self._is_time(loss):
+                if self._clock.is_time(self._memory, loss):
                     self._explore()
             case "exploring":
                 if self.exploration is not None and self.exploration.done:
@@ -202,48 +175,6 @@ class Growth:
                 self._judge()
             case "fading":
                 self._fade()
-
-    def _is_time(self, loss: float | Tensor | None) -> bool:
-        memory, manager = self._memory, self._manager
-        if self._shares is not None:
-            if memory.fired < len(self._shares) and manager.steps >= self._shares[memory.fired]:
-                memory.fired += 1
-                return True
-            return False
-        if self._ask is not None:
-            return bool(manager.peers.share(bool(self._ask(manager))))
-        return self._is_flat(loss)
-
-    def _keep_pace(self, loss: float | Tensor | None) -> None:
-        if loss is None:
-            raise ValueError('autogrow(gain="steps") needs the training loss: expected manager.step(loss)')
-        self._paced.append(loss.detach().mean() if isinstance(loss, Tensor) else loss)
-        if len(self._paced) >= self._course.window:  # one wait for a device, not one in each step
-            self._paced_now()
-
-    def _paced_now(self) -> Pace:
-        for loss in map(float, self._paced):
-            self._pace.add(loss)
-        self._paced.clear()
-        return self._pace
-
-    def _is_flat(self, loss: float | Tensor | None) -> bool:
-        memory = self._memory
-        memory.count += 1
-        if loss is not None:
-            self._losses.append(loss.detach().mean() if isinstance(loss, Tensor) else loss)
-        if memory.count < self._course.window:
-            return False
-        given = memory.total + sum(map(float, self._losses))
-        # Without a loss in each step the evaluation tells.
-        if self._losses or memory.total:
-            now = given / memory.count
-        else:
-            now = statistics.fmean(check(self._manager.host, self._evaluate).losses)
-        now, before = self._manager.peers.mean(now), memory.before
-        self._losses.clear()
-        memory.count, memory.total, memory.before = 0, 0.0, now
-        return before is not None and before - now < self._course.flat * abs(before)
 
     def _explore(self) -> None:
         bare = check(self._manager.host, self._evaluate)
@@ -296,15 +227,21 @@ class Growth:
         self._memory.row = row.to_dict()
         self._memory.seed = row.seed
         if row.widens is not None:
-            return self._widen(row)
+            reply = beginnings.widen(self._manager, self._say, row)
+            if reply.refused:
+                return self._drop(row, reply.reason)
+            self._note("widened", row, reason=f"{row.widens[0]} by {row.widens[1]}")
+            self._weigh()
+            return self._wait_again()
         if row.seed not in self._manager.seeds:
             return self._end("what was chosen is gone: it was culled by somebody else")
-        if _helps(row):
+        if beginnings.helps(row):
             self._note("blending", row)
             reply = self._say(BLEND(seed=str(row.seed), steps=self._course.blend))
-        elif row.deepens is not None or _adds_nothing_at_birth(row.blueprint):
+        elif beginnings.can_begin_anew(row):
             self._note("beginning anew", row, reason="what it learnt in isolation does not help")
-            reply = self._begin_anew(row) if row.deepens is None else self._deepen_anew(row)
+            reply = beginnings.begin_anew(self._manager, self._say, row, self._course.blend)
+            self._memory.seed = reply.seed if reply.accepted else row.seed
         else:
             self._drop(row, "what it learnt in isolation does not help")
             return None
@@ -313,40 +250,6 @@ class Growth:
             return None
         self._memory.phase, self._memory.held_since = TRYING, None
         return None
-
-    def _widen(self, row: Row) -> None:
-        """The layers themselves grow: the host computes what it did, and learns with more channels."""
-        assert row.widens is not None
-        with self._manager.no_cooldown():
-            self._say(CULL(seed=str(row.seed)))
-        reply = self._say(WIDEN(group=row.widens[0], by=row.widens[1]))
-        if reply.refused:
-            return self._drop(row, reply.reason)
-        self._note("widened", row, reason=f"{row.widens[0]} by {row.widens[1]}")
-        return self._wait_again()
-
-    def _begin_anew(self, row: Row) -> Reply:
-        """The best place, with a branch that was not taught by the isolated objective."""
-        with self._manager.no_cooldown():
-            self._say(CULL(seed=str(row.seed)))
-        given = {**commands.to_dict(row.command), "isolated": False, "name": None}
-        command = commands.parse(given)
-        reply = self._say(command)
-        if reply.accepted:
-            self._memory.seed = reply.seed
-            reply = self._say(BLEND(seed=str(reply.seed), steps=0))
-        return reply
-
-    def _deepen_anew(self, row: Row) -> Reply:
-        """The same place in the stack, with a block that keeps the function and learns with the host."""
-        assert row.deepens is not None
-        with self._manager.no_cooldown():
-            self._say(CULL(seed=str(row.seed)))
-        stack, at = row.deepens
-        reply = self._say(DEEPEN(stack=stack, at=[at], blend=max(self._course.blend, 1)))
-        if reply.accepted:
-            self._memory.seed = reply.seed
-        return reply
 
     def _judge(self) -> None:
         """What is held long enough is measured: it stays, or fades."""
@@ -388,20 +291,24 @@ class Growth:
             ratio = flops / memory.bare
         began = memory.held_since if memory.held_since is not None else self._manager.steps
         began = max(began - self._course.blend, 0)
-        slope = self._manager.peers.mean(self._paced_now().slope() or 0.0)
+        slope = self._manager.peers.mean(self._clock.pace().slope() or 0.0)
         return SHARE * price(slope, began, self._manager.steps - began, ratio)
 
     def _keep(self, gained: float | None, reason: str) -> None:
         self._note("kept", None, contribution=gained, reason=reason)
         self._memory.unpaid = 0
+        self._weigh()
         self._wait_again()
+
+    def _weigh(self) -> None:
+        """What a forward pass costs now, for the summary."""
+        self._memory.grown = check(self._manager.host, self._evaluate).flops
 
     def _wait_again(self) -> None:
         """The next round."""
-        memory = self._memory
-        memory.phase, memory.before, memory.count, memory.total = WAITING, None, 0, 0.0
-        self._losses.clear()
-        if self._shares is not None and memory.fired >= len(self._shares):
+        self._memory.phase = WAITING
+        self._clock.rest(self._memory)
+        if self._clock.has_more(self._memory) is False:
             self._end("all shares of the run are over")
 
     def _take_out(self, reason: str, gained: float | None = None) -> None:
@@ -428,8 +335,8 @@ class Growth:
         if self._memory.stopped:
             return self._end("it was stopped")
         self._memory.unpaid += 1
-        more = self._shares is not None and self._memory.fired < len(self._shares)
-        if more or (self._shares is None and self._memory.unpaid < self._course.patience):
+        more = self._clock.has_more(self._memory)
+        if more or (more is None and self._memory.unpaid < self._course.patience):
             self._wait_again()
         else:
             self._end("the last round did not pay")
@@ -469,13 +376,3 @@ class Growth:
 
 def _mean(evaluate: Evaluate) -> float:
     return statistics.fmean(numbers(evaluate()))
-
-
-def _helps(row: Row) -> bool:
-    """Whether what it has learnt in isolation makes the loss lower, beyond two standard errors."""
-    return row.contribution is not None and row.contribution > 2 * (row.standard_error or 0.0)
-
-
-def _adds_nothing_at_birth(name: str) -> bool:
-    known = blueprints.get(name)
-    return known.branch or known.replaces

@@ -13,7 +13,6 @@ name; what "auto" would have to leave out is told, each with the reason.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,12 +21,12 @@ from fxgraft import blueprints as registered
 from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, SlotError
-from fxgraft.explore.depths import DEEPEN, Depth, depth_of, depths
-from fxgraft.explore.widths import Width, widths
+from fxgraft.explore.cap import Candidate, Cap
+from fxgraft.explore.depths import DEEPEN, depth_of, depths
+from fxgraft.explore.widths import widths
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.plan import price
 from fxgraft.slots.selection import NO_SLOTS, Slots
-from fxgraft.util import validate
 from fxgraft_passes import GraftSpec, Slot
 from fxgraft_passes.observe import KEY
 
@@ -35,29 +34,8 @@ Choice = str | Slot | Slots | SEED | Mapping[str, Any] | Iterable[Any]
 """What `SeedManager.explore` takes for ``candidates``."""
 
 AUTO = "auto"
-LEAST_PARAMETERS, LEAST_FLOPS = 1_000_000, 10**9
-"""A small host may be explored with so much, however small it is."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Something that may grow.
-
-    Attributes:
-        command: what plants it.
-        parameters, flops: as of `fxgraft.blueprints.Cost`.
-        memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
-            backward pass, estimated as three of the slot's.
-        width: the channels that the command's branch stands for; None for a branch as such.
-        depth: the block that it is; None for a branch.
-    """
-
-    command: SEED
-    parameters: int
-    flops: int
-    memory: int
-    width: Width | None = None
-    depth: Depth | None = None
+FEWER = (32, 16, 8, 4)
+"""Hidden units of an MLP, where there is no room for as many as it has by default."""
 
 
 @dataclass
@@ -71,63 +49,6 @@ class Found:
 
     candidates: list[Candidate] = field(default_factory=list)
     left_out: list[tuple[SEED, Candidate | None, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Cap:
-    """How much is explored at once where the candidates are found by themselves; all of them together.
-
-    Attributes:
-        candidates: how many.
-        parameters: how many they may have.
-        flops: of a forward pass of all at the shape of the example call.
-        memory: bytes, see `Candidate`.
-    """
-
-    candidates: int
-    parameters: int
-    flops: int
-    memory: int
-
-    @classmethod
-    def of(cls, given: Mapping[str, int] | None, host: Host, flops: int | None) -> Cap:
-        """The default: 64 candidates, with twice the parameters and twice the FLOPs of the host.
-
-        But a million parameters and 10^9 FLOPs at least; and no limit of memory.
-
-        Args:
-            given: what is to be otherwise.
-            host: where they grow.
-            flops: of the host's forward pass; None where that is not known: then there is no such limit.
-
-        Raises:
-            ValueError: another name, or an invalid number.
-        """
-        size = sum(parameter.numel() for parameter in host.host_parameters())
-        caps = {
-            "candidates": 64,
-            "parameters": max(2 * size, LEAST_PARAMETERS),
-            "flops": sys.maxsize if flops is None else max(2 * flops, LEAST_FLOPS),
-            "memory": sys.maxsize,
-        }
-        for name, number in (given or {}).items():
-            if name not in caps:
-                raise ValueError(f"cap: expected {', '.join(caps)}; got {name!r}")
-            caps[name] = validate.integer(f"cap[{name!r}]", number, 1)
-        return cls(**caps)
-
-    def objection(self, taken: Sequence[Candidate], other: Candidate) -> str | None:
-        """Why ``other`` is too much beside those that were taken; None where it is not."""
-        if len(taken) >= self.candidates:
-            return f"the cap of {self.candidates} candidates"
-        together = [*taken, other]
-        if sum(candidate.parameters for candidate in together) > self.parameters:
-            return f"the cap of {self.parameters:,} parameters for all candidates together"
-        if sum(candidate.flops for candidate in together) > self.flops:
-            return f"the cap of {self.flops:,} FLOPs for all candidates together"
-        if sum(candidate.memory for candidate in together) > self.memory:
-            return f"the cap of {self.memory:,} bytes for all candidates together"
-        return None
 
 
 def find(
@@ -264,7 +185,7 @@ def _fitting(
         for name in names if names is not None else registered.names():
             seed = SEED(slot=slot.name, blueprint=name)
             try:
-                candidate = priced(host, seed)
+                candidate = _shrunk(host, priced(host, seed), most)
             except (SlotError, BlueprintError) as error:
                 misfits.append((seed, None, str(error)))
                 continue
@@ -294,6 +215,16 @@ def _fitting(
         why = "; ".join(f"{seed.blueprint} at {seed.slot!r}: {why}" for seed, _, why in found.left_out[:3])
         raise ValueError(f"candidates: nothing that is registered can grow there: {why}")
     return found
+
+
+def _shrunk(host: Host, candidate: Candidate, most: Mapping[str, int] | None) -> Candidate:
+    """With fewer hidden units, where it is too much as the blueprint makes it by itself."""
+    if candidate.command.blueprint == "mlp" and _too_much(candidate, most):
+        for hidden in FEWER:
+            smaller = priced(host, replace(candidate.command, config={"hidden": hidden}))
+            if _too_much(smaller, most) is None:
+                return smaller
+    return candidate
 
 
 def _too_much(candidate: Candidate, most: Mapping[str, int] | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from fxgraft import commands
 from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.errors import CheckpointError
-from fxgraft.explore.candidates import Candidate
+from fxgraft.explore.cap import Candidate
 from fxgraft.explore.depths import Depth
 from fxgraft.explore.measuring import Measured
 from fxgraft.explore.table import FAILED, LEARNING, Row

@@ -62,7 +62,7 @@ def explore(
         at: the alpha at which they are measured.
         repeats: how often each evaluation is repeated, for one that draws random numbers.
         cap: how much is tried at once where slots are given: ``{"candidates": 64, "parameters": ...,
-            "flops": ..., "memory": ...}``; see `fxgraft.explore.candidates.Cap`.
+            "flops": ..., "memory": ...}``; see `fxgraft.explore.cap.Cap`.
         most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
         state: the ``state_dict()`` of an exploration of these candidates that was going on when this
             manager was saved: nothing germinates, it goes on.

@@ -148,6 +148,19 @@ def test_what_is_left_out_is_said() -> None:
     assert "left out: the cap of 4 candidates" in str(exploration)
 
 
+def test_where_there_is_little_room_an_mlp_has_fewer_hidden_units() -> None:
+    run = Run()
+    exploration = run.manager.explore(
+        "relu", evaluate=run.evaluate, blueprints=["mlp"], most={"parameters": 100}
+    )
+    (row,) = exploration.table
+    assert row.command.config == {"hidden": 8}
+    assert row.parameters == 76
+    assert str(run.manager.seeds[row.seed].module).count("8") >= 2
+    with pytest.raises(ValueError, match="one may have 10"):
+        run.manager.explore("relu", evaluate=run.evaluate, blueprints=["mlp"], most={"parameters": 10})
+
+
 def test_a_value_that_two_slots_hold_is_explored_once() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
