@@ -15,6 +15,7 @@
 `price`        what the FLOPs of a part would bring in further training without it
 `presets`      candidates for families of models
 `scoring`      what the candidates are ranked by
+`settings`     how a host is explored
 `terms`        when to grow, for how long, and what it may cost
 `table`        what was found, as rows and as text
 `widths`       widening as a candidate, tried as a branch that stands for it

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
@@ -20,6 +19,7 @@ from fxgraft.explore.entry import CandidateState
 from fxgraft.explore.gradients import BirthGradients
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
 from fxgraft.explore.scoring import Ranking, rank_of
+from fxgraft.explore.settings import Settings
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed
@@ -31,26 +31,8 @@ if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
     from fxgraft.manager.reporter import Reporter
 
-LONGEST_BIRTH = 50
-"""Steps: more gradients tell little more."""
-
 COLOURED_BY = ("contribution", "expected", "gradient", "score")
 """What the slots of a picture can be coloured by."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a host is explored; as the arguments of `SeedManager.explore`."""
-
-    steps: int
-    keep: int
-    at: float
-    repeats: int
-
-    @property
-    def born(self) -> int:
-        """For how many steps the candidates stand as they were born."""
-        return min(max(self.steps // 2, 1), LONGEST_BIRTH)
 
 
 class Exploration:

@@ -10,9 +10,10 @@ from fxgraft.errors import StageError
 from fxgraft.explore import scoring
 from fxgraft.explore.autogrow import Growth
 from fxgraft.explore.candidates import Choice, find
-from fxgraft.explore.exploration import Exploration, Settings
+from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.measuring import Evaluate, check
 from fxgraft.explore.scoring import Score
+from fxgraft.explore.settings import Settings
 from fxgraft.explore.terms import Course, When
 from fxgraft.util import validate
 from fxgraft.util.interrupts import uninterruptible

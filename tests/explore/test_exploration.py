@@ -151,12 +151,11 @@ def test_what_is_left_out_is_said() -> None:
 def test_where_there_is_little_room_an_mlp_has_fewer_hidden_units() -> None:
     run = Run()
     exploration = run.manager.explore(
-        "relu", evaluate=run.evaluate, blueprints=["mlp"], most={"parameters": 100}
+        "relu", evaluate=run.evaluate, blueprints=["mlp"], most={"parameters": 50}
     )
     (row,) = exploration.table
-    assert row.command.config == {"hidden": 8}
-    assert row.parameters == 76
-    assert str(run.manager.seeds[row.seed].module).count("8") >= 2
+    assert row.command.config == {"hidden": 4}
+    assert row.parameters == sum(p.numel() for p in run.manager.seeds[row.seed].module.parameters()) == 40
     with pytest.raises(ValueError, match="one may have 10"):
         run.manager.explore("relu", evaluate=run.evaluate, blueprints=["mlp"], most={"parameters": 10})
 
