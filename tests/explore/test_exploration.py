@@ -149,15 +149,14 @@ def test_what_is_left_out_is_said() -> None:
 
 
 def test_where_there_is_little_room_an_mlp_has_fewer_hidden_units() -> None:
-    run = Run()
-    exploration = run.manager.explore(
-        "relu", evaluate=run.evaluate, blueprints=["mlp"], most={"parameters": 50}
-    )
-    (row,) = exploration.table
-    assert row.command.config == {"hidden": 4}
-    assert row.parameters == sum(p.numel() for p in run.manager.seeds[row.seed].module.parameters()) == 40
+    batch = torch.randn(4, 16)
+    manager = SeedManager(fxgraft.trace(nn.Sequential(nn.Linear(16, 16), nn.ReLU()), (batch,)))
+    explore = partial(manager.explore, "1", evaluate=lambda: 0.0, blueprints=["mlp"])
+    (row,) = explore(most={"parameters": 400}).table
+    assert row.command.config == {"hidden": 8}
+    assert row.parameters == sum(p.numel() for p in manager.seeds[row.seed].module.parameters()) == 280
     with pytest.raises(ValueError, match="one may have 10"):
-        run.manager.explore("relu", evaluate=run.evaluate, blueprints=["mlp"], most={"parameters": 10})
+        explore(most={"parameters": 10})
 
 
 def test_a_value_that_two_slots_hold_is_explored_once() -> None:
