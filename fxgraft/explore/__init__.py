@@ -1,25 +1,25 @@
 """Where should it grow? Many candidates learn in isolation beside a live run, ranked by what they give.
 
-=============  ======================================================================
-`autogrow`     growth by itself: explores when it is time, and keeps what helps
-`beginnings`   how what won begins in the host
-`cap`          what a candidate is, and how many are explored at once
-`candidates`   what may be explored: where, and with what
-`clock`        when it is time for the next round
-`depths`       deepening as a candidate, isolated while it is tried
-`entry`        one candidate of an exploration
-`exploration`  one exploration, from its germination to its end
-`gradients`    what the gradients of candidates say before they learn
-`measuring`    the contributions of many seeds, from one evaluation each
-`memory`       what a growth remembers
-`price`        what the FLOPs of a part would bring in further training without it
-`presets`      candidates for families of models
-`scoring`      what the candidates are ranked by
-`settings`     how a host is explored
-`terms`        when to grow, for how long, and what it may cost
-`table`        what was found, as rows and as text
-`widths`       widening as a candidate, tried as a branch that stands for it
-=============  ======================================================================
+==============  ======================================================================
+`autogrow`      growth by itself: explores when it is time, and keeps what helps
+`beginnings`    how what won begins in the host
+`cap`           what a candidate is, and how many are explored at once
+`candidates`    what may be explored: where, and with what
+`clock`         when it is time for the next round
+`depths`        deepening as a candidate, isolated while it is tried
+`entry`         one candidate of an exploration
+`exploration`   one exploration, from its germination to its end
+`gradients`     what the gradients of candidates say before they learn
+`measuring`     the contributions of many seeds, from one evaluation each
+`growth_state`  what a growth remembers
+`price`         what the FLOPs of a part would bring in further training without it
+`presets`       candidates for families of models
+`scoring`       what the candidates are ranked by
+`settings`      how a host is explored
+`terms`         when to grow, for how long, and what it may cost
+`table`         what was found, as rows and as text
+`widths`        widening as a candidate, tried as a branch that stands for it
+==============  ======================================================================
 """
 
 from fxgraft.explore.autogrow import Growth

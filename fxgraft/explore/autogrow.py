@@ -28,8 +28,8 @@ from fxgraft.explore.candidates import AUTO, Choice, find
 from fxgraft.explore.clock import Clock
 from fxgraft.explore.depths import block_of
 from fxgraft.explore.exploration import Exploration
+from fxgraft.explore.growth_state import DONE, EXPLORING, FADING, TRYING, WAITING, GrowthState
 from fxgraft.explore.measuring import Evaluate, check, numbers
-from fxgraft.explore.memory import DONE, EXPLORING, FADING, TRYING, WAITING, Memory
 from fxgraft.explore.price import SHARE, price
 from fxgraft.explore.scoring import Score
 from fxgraft.explore.table import Row
@@ -74,7 +74,7 @@ class Growth:
             raise ValueError("budget: the FLOPs of this host cannot be told; expected a budget of parameters")
         if self._block is None:  # what can never grow is an error now
             find(manager.host, self._candidates, names, None, bare.flops)
-        self._memory = Memory(parameters=self._parameters(), flops=bare.flops)
+        self._memory = GrowthState(parameters=self._parameters(), flops=bare.flops)
         self.exploration: Exploration | None = None
 
     # What there is to see
@@ -129,7 +129,7 @@ class Growth:
         try:
             given = dict(state)
             exploration = given.pop("exploration")
-            memory = Memory(**given)
+            memory = GrowthState(**given)
             if exploration is not None:
                 seeds = [commands.parse(entry["command"]) for entry in exploration["entries"]]
                 self.exploration = self._manager.explore(

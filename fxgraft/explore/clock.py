@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fxgraft.explore.growth_state import GrowthState
 from fxgraft.explore.measuring import Evaluate, check
-from fxgraft.explore.memory import Memory
 from fxgraft.explore.price import Pace
 from fxgraft.explore.terms import STEPS, Course, When, moments
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """Sums up the losses of a run; what it has to remember is in a `Memory`.
+    """Sums up the losses of a run; what it has to remember is in a `GrowthState`.
 
     Args:
         manager: of the run.
@@ -32,25 +32,25 @@ class Clock:
     ):
         self._manager, self._evaluate, self._course = manager, evaluate, course
         self._shares, self._ask = moments(when, total_steps)
-        self.begin(Memory())
+        self.begin(GrowthState())
 
-    def begin(self, memory: Memory) -> None:
+    def begin(self, memory: GrowthState) -> None:
         """Go on from there."""
         self._losses: list[Tensor | float] = []
         self._pace, self._paced = Pace(**memory.pace), list[Tensor | float]()
 
-    def settle(self, memory: Memory) -> None:
+    def settle(self, memory: GrowthState) -> None:
         """Write what was summed up so far into the memory."""
         memory.total += sum(map(float, self._losses))
         self._losses.clear()
         memory.pace = asdict(self.pace())
 
-    def rest(self, memory: Memory) -> None:
+    def rest(self, memory: GrowthState) -> None:
         """Forget what was before: the next window begins."""
         memory.before, memory.count, memory.total = None, 0, 0.0
         self._losses.clear()
 
-    def has_more(self, memory: Memory) -> bool | None:
+    def has_more(self, memory: GrowthState) -> bool | None:
         """Whether there are shares of the run to come; None where it is not by shares."""
         return None if self._shares is None else memory.fired < len(self._shares)
 
@@ -71,7 +71,7 @@ class Clock:
         self._paced.clear()
         return self._pace
 
-    def is_time(self, memory: Memory, loss: float | Tensor | None) -> bool:
+    def is_time(self, memory: GrowthState, loss: float | Tensor | None) -> bool:
         """Whether the next round begins with this step."""
         if self._shares is not None:
             if memory.fired < len(self._shares) and self._manager.steps >= self._shares[memory.fired]:
@@ -82,7 +82,7 @@ class Clock:
             return bool(self._manager.peers.share(bool(self._ask(self._manager))))
         return self._is_flat(memory, loss)
 
-    def _is_flat(self, memory: Memory, loss: float | Tensor | None) -> bool:
+    def _is_flat(self, memory: GrowthState, loss: float | Tensor | None) -> bool:
         memory.count += 1
         if loss is not None:
             self._losses.append(loss.detach().mean() if isinstance(loss, Tensor) else loss)

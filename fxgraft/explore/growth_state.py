@@ -11,7 +11,7 @@ WAITING, EXPLORING, TRYING, FADING, DONE = "waiting", "exploring", "trying", "fa
 
 
 @dataclass
-class Memory:
+class GrowthState:
     """What a growth remembers, in JSON types."""
 
     phase: str = WAITING
