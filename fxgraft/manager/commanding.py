@@ -17,9 +17,9 @@ _FOR_RANK_0 = "commands are given to rank 0, which tells the others"
 def handle(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes) -> Reply:
     """Carry out one command, as an object, a dictionary or JSON. Never raises: the reply says.
 
-    From another thread than the one that trains it is only taken in: it is carried out at the end of the
-    next `step`, and the reply is ``queued``. `submit` gives the final one. On several ranks that is so
-    for each command on rank 0, and it is carried out on all; other ranks refuse.
+    A command from another thread than the training thread is queued: it is carried out at the end of the next
+    `step`, and the reply is ``queued``; `submit` returns the final reply. With several ranks every command is
+    queued on rank 0 and carried out on all ranks; other ranks refuse.
     """
     if self.peers.rank:
         return Reply(False, _FOR_RANK_0)
@@ -29,19 +29,19 @@ def handle(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes
 
 @uninterruptible
 def carry_out(self: ManagerCore, command: Command) -> Reply:
-    """As `handle`, but at once and on this rank: for what every rank decides alike."""
+    """As `handle`, but at once and on this rank: for a decision that every rank makes in the same way."""
     self._inbox.require_here("carry out a command")
     return self._dispatcher.handle(command)
 
 
 def submit(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes) -> Future[Reply]:
-    """Let a command wait for the end of the next `step`; from any thread.
+    """Queue a command for the end of the next `step`; from any thread.
 
     Commands are carried out in the order in which they came, each once.
 
     Returns:
-        The reply to come. ``future.cancel()`` takes the command back while it waits. Give
-        ``future.result(timeout)`` a timeout: a training that has ended carries nothing out.
+        A future of the reply. ``future.cancel()`` withdraws a command that is still queued. Give
+        ``future.result(timeout)`` a timeout: after the end of the training nothing is carried out.
     """
     if self.peers.rank:
         refused: Future[Reply] = Future()
@@ -51,7 +51,7 @@ def submit(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes
 
 
 def carry_out_together(self: ManagerCore, orders: Sequence[Command]) -> list[Reply]:
-    """As `carry_out`, several in one act; where that cannot land as a whole, one by one."""
+    """As `carry_out`, for several commands in one change; if that fails, one by one."""
     self._inbox.require_here("carry out commands")
     waiting: list[tuple[Command, Future[Reply] | None]] = [(order, Future()) for order in orders]
     self._dispatcher.carry_out(waiting)

@@ -46,7 +46,7 @@ def germinate(
     after: str | None = None,
     **config: Any,
 ) -> Seed:
-    """Splice a new seed in behind a slot.
+    """Insert a new seed at a slot.
 
     It is in TRAINING when the call returns, or, with ``wait=False``, in GERMINATED: its module is
     built in another thread, and a later `step` lets it go live.
@@ -55,36 +55,36 @@ def germinate(
         slot_name: one of ``host.slots``; or an edge ``"relu->fc2"``, a module's input ``"->fc2"``, an
             element ``"lstm[0]"``, all calls of a module ``"fc@*"`` (see `fxgraft.slots.places`).
         blueprint: a registered name, an ``nn.Module``, or a factory ``Slot -> nn.Module``.
-        source: an earlier slot, whose value the seed reads in the place of its own slot's: a branch
-            around what lies between. The seed's output has the shape of the slot, and its input that
-            of the source. Slots of two regions may be joined so, where the regions up to the one
-            around both can run as one graph; it does while the branch lives.
-        name: the seed's; a new one is made by default.
+        source: an earlier slot, whose value the seed reads instead of that of its own slot: a branch
+            parallel to what is between them. The seed's output has the shape of the slot, and its input that
+            of the source. The two slots may be in different regions, if the regions up to the one
+            that contains both can run as one graph; they do as long as the branch exists.
+        name: the name of the seed; by default a new one.
         mode: ``"residual"`` (the default) adds the seed's output, ``"convex"`` replaces the
             host's value by it, ``"gated"`` adds it scaled by a gate that the seed learns,
             ``"channelwise"`` adds it with an alpha for each channel.
         objective: what the seed learns from in isolation: ``"trust"``, ``"shadow"``,
             ``"straight_through"``, or an `fxgraft.Objective` with a radius of its own.
-        isolated: whether nothing may reach a host gradient, or a derivative of any order, through the
-            seed. With False the host gets through a seed in TRAINING what the seed learns from, which is
-            no derivative of the output: blend at once.
+        isolated: whether the host's gradients, and derivatives of any order, have no contribution through
+            the seed. With False, a seed in TRAINING passes to the host the gradient that it learns from,
+            which is not a derivative of the output: blend at once.
         wait: whether to wait until the seed is live.
-        hyper: settings of the seed's own (``{"lr": 1e-3, "weight_decay": 0.0}``), in groups of its own:
-            one for each group that its parameters would join, otherwise like that. Its lr is scaled
-            along the schedule of that group as the initial lr there is, or as the peak of a schedule
-            that has one (OneCycleLR, CyclicLR). By default the seed joins existing groups.
-        optimizer: the optimizer that is to train the seed, one of the manager's, or its number among
-            them. By default each parameter goes to the one that holds the layers around the slot.
-        groups: the group that all parameters of the seed are to join, by its place in
-            ``optimizer.param_groups`` or itself (``optimizer.param_groups[1]``); or a function
-            ``(name, parameter) -> place, group or None``, which is asked for each, by its name in the
-            seed (``"up.weight"``), several times, and leaves it to the rule by None. By default the
-            group that holds what is of the parameter's kind around the slot. A blueprint that has an
-            option ``groups`` of its own is given a number (``"norm", groups=4``), and nothing else.
-        before: the name of a seed at this slot that the new one is to stand directly before. Seeds at one
+        hyper: settings of the optimizer for this seed only (``{"lr": 1e-3, "weight_decay": 0.0}``). It gets
+            groups of its own: a copy of each group that its parameters would join, with these settings.
+            Its lr follows the schedule of that group in proportion to the initial lr there, or to the
+            peak of a schedule that has one (OneCycleLR, CyclicLR). By default it joins existing groups.
+        optimizer: the optimizer for the seed: one of the manager's, or its index among them. By default
+            each parameter joins the optimizer that has the layers around the slot.
+        groups: the group that all parameters of the seed join: its index in ``optimizer.param_groups``, or
+            the group itself (``optimizer.param_groups[1]``); or a function ``(name, parameter) -> index,
+            group or None``, which is called for each parameter, with its name in the seed
+            (``"up.weight"``), possibly several times; None means the default. By default, the group that
+            has the parameters of the same kind around the slot. For a blueprint with an option ``groups``
+            of its own, a number is that option (``"norm", groups=4``).
+        before: the name of a seed at this slot; the new one is inserted directly before it. Seeds at one
             slot compose in the order in which they were germinated, unless this or ``after`` is given.
-        after: the name of a seed at this slot that it is to stand directly behind; with ``before``:
-            anywhere behind.
+        after: the name of a seed at this slot; the new one is inserted directly behind it; with ``before``:
+            anywhere behind it.
         **config: passed to the blueprint's factory.
 
     Raises:
@@ -132,10 +132,10 @@ def plan(
     after: str | None = None,
     **config: Any,
 ) -> GerminationPlan:
-    """What `germinate` with these arguments would change. Changes nothing, and needs no data.
+    """A plan of what `germinate` with these arguments would change. Changes nothing, and needs no data.
 
-    The seed is built on the ``meta`` device, so the host may be there too. What can only be known from
-    weights is not looked at: whether they are finite, and whether they are the host's.
+    The seed is built on the ``meta`` device; the host may be there too. What depends on the values of weights
+    is not checked: whether they are finite, and whether they are shared with the host.
 
     Raises:
         SlotError, BlueprintError, ValueError: as `germinate` would.

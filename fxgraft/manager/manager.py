@@ -36,28 +36,28 @@ from fxgraft.util.text import pluralize
 
 
 class SeedManager(ManagerCore):
-    """Germinates, blends, culls and fossilizes seeds on a host.
+    """Germinates, blends, culls and fossilizes seeds in a host.
 
-    Every method that changes the host does so as a whole or not at all.
+    A method that changes the host and fails leaves it unchanged.
 
     Args:
         host: a `Host`, or the ``DistributedDataParallel`` around one, or around a module with one in it.
-        optimizer: what trains the seeds: None, one optimizer, or several.
-        schedulers: learning-rate schedulers to keep in step with groups that seeds add.
-        enabled: False makes every germination a recorded no-op. By default the environment
+        optimizer: one optimizer or several, to which the parameters of seeds are added; None: there is none.
+        schedulers: learning-rate schedulers to keep consistent with the groups that seeds add.
+        enabled: False: a germination does nothing, which is recorded. By default the environment
             variable ``FXGRAFT_DYNAMIC_SEEDS`` decides (``0`` disables), and otherwise True.
         strict: raise `IsolationError` out of the training step where isolation is violated.
-        sinks: callables that are given every `fxgraft.telemetry.Event`.
+        sinks: functions that are called with every `fxgraft.telemetry.Event`.
         check_every: training steps between two isolation checks, beside the one after each change;
             0 for none. A check costs two passes of the model.
-        gates: action (``"blend"``, ``"fossilize"``) -> what a seed must pass for it.
-        cooldown: for how many steps a slot refuses new seeds after a cull there.
-        prefetch_timeout: seconds after which a germination with ``wait=False`` is given up: to build its
-            module, and then to compile its structure; None: never.
+        gates: action (``"blend"``, ``"fossilize"``) -> the `fxgraft.gates.Gate` that a seed has to pass.
+        cooldown: the number of steps for which a slot refuses new seeds after a cull there.
+        prefetch_timeout: a germination with ``wait=False`` fails after so many seconds of building its
+            module, and after so many more of compiling its structure; None: never.
         metrics_every: training steps between two entries of the journal (the events ``steps``, ``compiled``
             and ``metrics``) to the sinks; 0 for none.
-        helper: ``"auto"`` compiles in a helper process what training is not to wait for, where one can be
-            started (Linux, a host on the CPU); ``"off"`` never does.
+        helper: ``"auto"``: a compiler process compiles for ``wait=False``, where it can be started (Linux, a
+            host on the CPU); ``"off"``: there is no such process.
         shard_from: on a host that ``fully_shard`` has sharded, the elements from which a parameter of a seed
             is sharded as well, and not replicated; None: 65,536.
         ddp: the ``DistributedDataParallel`` around a module that contains the host, where several do.
@@ -105,22 +105,22 @@ class SeedManager(ManagerCore):
 
     @property
     def seeds(self) -> Mapping[str, Seed]:
-        """Name -> seed: those that live, and those that became part of the host."""
+        """Name -> seed: the live ones and the fossils."""
         return MappingProxyType(self._seeds)
 
     @property
     def steps(self) -> int:
-        """How many training steps there have been, those before a `save` included."""
+        """The number of training steps, those of the runs that were resumed included."""
         return self._reporter.step
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
-        """What trains the seeds."""
+        """The optimizers of the host and its seeds."""
         return self._optimizers
 
     @property
     def registry(self) -> SeedParameterRegistry:
-        """Which seed owns which parameter."""
+        """The registry that says which seed owns which parameter."""
         return self._lifecycle.registry
 
     def seed_parameters(self) -> Iterator[nn.Parameter]:
@@ -194,19 +194,19 @@ class SeedManager(ManagerCore):
         wait: bool = True,
         **options: Any,
     ) -> SeedManager:
-        """Go on with a saved run, bit for bit.
+        """Continue a saved run, bit for bit.
 
         Args:
-            path: what `save` wrote.
+            path: the file or folder that `save` wrote.
             host: freshly traced from the same model, without seeds.
-            optimizer: new ones of the same kinds and groups as those saved.
+            optimizer: new optimizers of the same classes and with the same groups as those saved.
             blueprints: for seeds that were germinated from code: seed name -> module or factory.
-            wait: False lets a compiled host run uncompiled until a helper process has compiled it.
-            **options: as for `SeedManager`; ``schedulers`` new ones of the same kinds.
+            wait: False: a compiled host runs uncompiled until the compiler process has compiled it.
+            **options: as for `SeedManager`; ``schedulers`` are new ones of the same classes.
 
         Raises:
-            CheckpointError: the file is damaged, of another host, or asks for a blueprint that is not
-                there. Host and optimizers are as before.
+            CheckpointError: the file is damaged, belongs to another host, or needs a blueprint that is not
+                given. Host and optimizers are unchanged.
         """
         manager = cls(host, optimizer, **options)
         manager._saver.load(path, {**manager.host.seed_blueprints, **(blueprints or {})}, wait)

@@ -38,12 +38,12 @@ def explore(
     most: Mapping[str, int] | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> Exploration:
-    """Let many candidates learn in isolation beside the run, measure each alone, and rank them.
+    """Train many candidates in isolation during the run, measure each alone, and rank them.
 
-    They germinate now, in one act, several at one slot where several fit there. ``manager.step()`` drives
-    the rest: after ``steps`` of it they are measured and culled. The host does not feel any of it: its
-    weights, its optimizer and the random streams are to the bit what they are without. On several ranks
-    each calls it.
+    They are germinated now, in one change, several at one slot if several fit there. After ``steps`` calls of
+    ``manager.step()`` they are measured and culled. The host is not affected: its weights, its optimizer and
+    the random streams are, to the bit, those of a run without an exploration. With several ranks each has to
+    call it.
 
     Args:
         candidates: ``"auto"``: every slot, with every registered blueprint that fits, and the hidden
@@ -55,13 +55,13 @@ def explore(
             number, or one for each of several batches (a sequence, a 1-D tensor), from which a standard
             error follows. It is called once now, and once for each candidate at the end. Gradients are
             off inside; lower is better.
-        steps: for how many training steps they learn.
-        keep: how many of the best stay, in TRAINING; the others are culled.
+        steps: the number of training steps for which they train.
+        keep: the number of best candidates that stay, in TRAINING; the others are culled.
         blueprints: the names of those to take in the place of all; not where commands are given.
         score: what they are ranked by: one of ``fxgraft.explore.SCORES``, the mean of the ranks by two
             (``"expected_and_parameters"``, ``"expected_and_contribution"``), or a function of a `Row`.
         at: the alpha at which they are measured.
-        repeats: how often each evaluation is repeated, for one that draws random numbers.
+        repeats: how often each evaluation is repeated; more than 1 is useful if it draws random numbers.
         cap: how much is tried at once where slots are given: ``{"candidates": 64, "parameters": ...,
             "flops": ..., "memory": ...}``; see `fxgraft.explore.cap.Cap`.
         most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
@@ -72,7 +72,7 @@ def explore(
         The exploration: ``done``, ``table``, ``best(n)``; print it.
 
     Raises:
-        SlotError, BlueprintError, CommandError: what was named is not there, or can never grow there.
+        SlotError, BlueprintError, CommandError: a slot, blueprint or command is unknown, or does not fit.
         TypeError: ``candidates`` or ``evaluate`` is something else, or ``evaluate`` returns no numbers.
         ValueError: an invalid number, a loss that is not finite, or nothing that could grow.
         StageError: seeds cannot change now.
@@ -116,34 +116,34 @@ def autogrow(
     blueprints: Sequence[str] | None = None,
     score: str | Score = scoring.DEFAULT,
 ) -> Growth:
-    """Grow by itself: explore when it is time, keep what helps, until nothing pays any more.
+    """Grow automatically: explore when it is time, keep what helps, and end when nothing helps any more.
 
-    ``manager.step(loss)`` drives it. The best candidate of an exploration is blended in; where what it
-    learnt in isolation does not help, a new one takes its place that adds nothing at first and learns
-    with the host. Held for a while it is measured, and becomes a part of the host or is taken out.
-    Until its first blend the host is to the bit what it is without. All changes are commands: sinks are
-    told each. `save` keeps where it stands: call it again, with the same arguments, after `load`. On
-    several ranks each calls it.
+    ``manager.step(loss)`` drives it. The best candidate of an exploration is blended in; if what it learned
+    in isolation does not help, it is replaced by a new one that adds nothing at first and trains with the
+    host. After ``hold`` steps it is measured, and fossilized or culled. Until the first blend the host is, to
+    the bit, that of a run without growth. All changes are commands, which the sinks receive. `save` saves its
+    state: after `load`, call it again with the same arguments. With several ranks each has to call it.
 
     Args:
         evaluate: as for `explore`.
         candidates: as for `explore`; or a `DEEPEN` command: one more such block is tried each time, at once,
             with nothing to explore.
-        budget: what the host may be in the end, as a factor of its parameters at the beginning; or
+        budget: the largest size of the host at the end, as a factor of its parameters at the beginning; or
             ``{"parameters": 2.0, "flops": 1.5}``, FLOPs of a forward pass.
         when: ``"flat"``: again and again when the loss is flat, by what `step` is given, or by
             ``evaluate`` where it is given nothing; a share of the run, or several (0.3, [0.3, 0.6]): once
             at each; or a function of the manager that says whether it is time.
-        total_steps: of the run, for shares of it.
-        steps: for which candidates learn in isolation.
-        blend: steps in which the best is blended in.
-        hold: steps for which it is held before it is judged; below 1, a share of the steps before it.
+        total_steps: the number of training steps of the run; needed for shares of it.
+        steps: the number of steps for which candidates train in isolation.
+        blend: the number of steps in which the best one is blended in.
+        hold: the number of steps for which it is held before it is judged; below 1, a share of the steps
+            before it.
         window: the loss is flat where its mean over so many steps fell by less than ``flat``,
         flat: a share of the mean over as many before.
         gain: what it has to contribute to stay, as a share of the loss; or ``"steps"``: half of what further
             steps for its FLOPs would bring, by how fast the loss given to `step` falls. Measured for blocks:
             on a small GPT it ended with the best size in six of six runs, on a small CNN in two of six.
-        patience: it ends after so many rounds in a row that brought nothing (with ``"flat"`` or a function
+        patience: growth ends after so many rounds in a row without a gain (with ``"flat"`` or a function
             of the manager).
         blueprints: as for `explore`.
         score: as for `explore`.

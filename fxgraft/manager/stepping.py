@@ -14,16 +14,16 @@ from fxgraft.util.interrupts import uninterruptible
 def step(self: ManagerCore, loss: float | Tensor | None = None) -> None:
     """Advance every seed by one training step; call it once per step, after ``optimizer.step()``.
 
-    Commands of other threads are carried out at its end. The thread that calls it is the training thread.
+    Commands from other threads are carried out at its end. The thread that calls it is the training thread.
 
     Args:
-        loss: of this step, for the sinks; a number or a tensor (its mean), which may stay on its device.
+        loss: the loss of this step, for the sinks: a number or a tensor on any device (its mean is used).
 
     Raises:
-        DistributedError: the ranks have drifted apart, or one is gone.
+        DistributedError: the ranks differ in structure, or one has ended.
         IsolationError: isolation is violated, and the manager is ``strict``.
-        TypeError: ``loss`` is neither; nothing was done.
-        StageError: inside `shadow` and the like, or while another thread is inside of it.
+        TypeError: ``loss`` is neither a number nor a tensor; nothing was done.
+        StageError: inside `shadow` or a similar context, or while another thread is inside of it.
     """
     if self._rests and (loss is None or isinstance(loss, Tensor)) and _has_nothing_to_do(self):
         self._reporter.step += 1

@@ -31,22 +31,22 @@ def blend(
     warmup: int = 0,
     force: bool = False,
 ) -> None:
-    """Move a seed's alpha to ``to`` within ``steps`` calls of `step`, from where it is now.
+    """Move the alpha of a seed from its present value to ``to`` within ``steps`` calls of `step`.
 
-    While an isolated seed blends, and after it, the host's gradients take the direct path only: they are
-    those of the output with what the seed adds taken for a constant. What is taken with respect to an
+    While an isolated seed blends, and afterwards, the host's gradients do not pass through the seed: they are
+    those of the output with the seed's contribution as a constant. A gradient with respect to an
     *input* (physics-informed losses, forces, gradient penalties on inputs) is then not the derivative of
-    the output; a warning says so, once. For such losses germinate with ``isolated=False``, and blend at
+    the output; this is warned of once. For such losses germinate with ``isolated=False``, and blend at
     once: a blend that is not isolated has all derivatives of its value.
 
     Args:
-        seed: from TRAINING, or again from BLENDING or HOLDING, also downwards.
+        seed: a seed, or its name, in TRAINING, BLENDING or HOLDING. From the latter two also downwards.
         to: the target, in [0, 1].
-        steps: how many training steps it takes; 0 is at once: it is HOLDING when the call returns.
-        schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone callable that takes
-            the share of the steps done to the share of the way, both in [0, 1].
-        warmup: how many steps alpha stays where it is, before those.
-        force: do so whatever the gates say, also of a seed that has never run.
+        steps: the number of training steps; 0: at once, the seed is in HOLDING when the call returns.
+        schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone function from
+            the share of the steps done to the share of the change, both in [0, 1].
+        warmup: the number of steps before those, in which alpha stays the same.
+        force: ignore the gates, also for a seed that has never run.
 
     Raises:
         StageError: the seed cannot be blended now, or a gate refuses it: it has not run, say.
@@ -70,12 +70,12 @@ def blend(
 
 @uninterruptible
 def cull(self: ManagerCore, seed: Seed | str, *, wait: bool = True) -> None:
-    """Take a seed out: graph, parameters, optimizer state and hooks. It cannot come back.
+    """Remove a seed: from the graph, with its parameters, optimizer state and hooks. This is final.
 
     Args:
         seed: a live one, or one in preparation.
-        wait: False takes effect at once as well, through alpha 0 and out of the optimizers; its
-            graft leaves the graph at a later `step`, when a compiled host has the code for that.
+        wait: with False, too, alpha is 0 and the optimizers do not have the seed when the call returns; but
+            its graft leaves the graph at a later `step`, when the code for that is compiled.
 
     Raises:
         StageError: the seed is a fossil, or gone.
@@ -99,15 +99,15 @@ def cull(self: ManagerCore, seed: Seed | str, *, wait: bool = True) -> None:
 
 @uninterruptible
 def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: bool = False) -> None:
-    """Make a seed a plain part of the host, at the alpha that it holds.
+    """Make a seed a permanent part of the host, at its present alpha.
 
     Args:
         seed: a HOLDING one; or, where it is not isolated, one in TRAINING or BLENDING, which goes to the
             target of its blend (1 without one) at once, as by ``blend(steps=0)``.
-        wait: False leaves it HOLDING until a later `step`, when a compiled host has the code; a `blend`
-            before that takes the wish back.
-        force: from TRAINING and BLENDING also where it is isolated; and whatever the gates say, also of a
-            seed that has never run.
+        wait: False leaves it in HOLDING until a later `step`, when the code is compiled; a `blend` before
+            that cancels it.
+        force: from TRAINING and BLENDING also where it is isolated; and ignore the gates, also for
+            a seed that has never run.
 
     Raises:
         StageError: the seed is in another stage, isolated without ``force``, or a gate refuses it: it has
@@ -146,7 +146,7 @@ def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: 
 def cull_all(self: ManagerCore, *, wait: bool = True) -> list[str]:
     """Cull every seed that is live or in preparation, in one change; return their names, latest first.
 
-    The rollback: afterwards the host is what it was, but for its fossils.
+    Use it to roll back: afterwards the host is as it was, except for its fossils.
 
     Args:
         wait: False takes effect at once as well, but leaves the grafts in the graph for a later
@@ -174,7 +174,7 @@ def cull_all(self: ManagerCore, *, wait: bool = True) -> list[str]:
 
 
 def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[None]:
-    """Let what is done inside land as one change at the end of the block, whole or not at all.
+    """A context: all changes made inside are applied as one at its end, or none of them.
 
     ``germinate``, ``deepen``, ``widen``, ``blend``, ``cull``, ``fossilize``, ``pause`` and ``resume`` are
     checked and planned inside; at the end the host gets one other structure, in one swap, compiled once.
@@ -200,19 +200,19 @@ def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[
 
 @uninterruptible
 def pause(self: ManagerCore, seed: Seed | str) -> None:
-    """Let a live seed's ramp and updates stand still. Raises `StageError` if it is not live."""
+    """Stop the ramp and the updates of a live seed. Raises `StageError` if it is not live."""
     _set_paused(self, self._find(seed), True)
 
 
 @uninterruptible
 def resume(self: ManagerCore, seed: Seed | str) -> None:
-    """Let a paused seed go on. Raises `StageError` if it is not live."""
+    """Continue the ramp and the updates of a paused seed. Raises `StageError` if it is not live."""
     _set_paused(self, self._find(seed), False)
 
 
 @contextmanager
 def no_cooldown(self: ManagerCore) -> Iterator[None]:
-    """What is culled inside was only tried: its slots take seeds as before."""
+    """A context in which a cull starts no cooldown: the slot takes new seeds at once."""
     before = dict(self._memory.refuses_until)
     try:
         yield
