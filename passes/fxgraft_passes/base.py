@@ -21,11 +21,11 @@ from fxgraft_passes.recovering import recover
 
 
 class GraphPass(ABC):
-    """Base of the passes. A subclass rewrites graphs; what it needs beside the graph it attaches."""
+    """Base class of the passes. `rewrite` changes the graph, `attach` adds the modules that it refers to."""
 
     @abstractmethod
     def rewrite(self, graph: fx.Graph) -> bool:
-        """Rewrite ``graph`` in place; return whether anything changed. Knows no modules."""
+        """Rewrite ``graph`` in place, without its modules. Returns whether anything changed."""
 
     def attach(self, graph_module: fx.GraphModule) -> None:  # noqa: B027 (most attach nothing)
         """Add to the module what the rewritten graph refers to."""

@@ -29,7 +29,7 @@ from fxgraft_passes.sites import exit_of, host_value, nodes_of
 
 @dataclass(frozen=True)
 class Cull(GraphPass):
-    """Remove the graft of the seed ``name``; not modified where there is none."""
+    """Remove the graft of the seed ``name``. Does nothing if there is none."""
 
     name: str
 

@@ -40,12 +40,12 @@ _KEY = "channels"
 
 @dataclass(frozen=True, eq=False)
 class FindChannels(GraphPass):
-    """Annotate a ``GraphModule`` with the groups of its channels; never modifies.
+    """Find the channel groups of a ``GraphModule``, for `channels_of`. The graph is not modified.
 
     Attributes:
         example_args: inputs to run it with, in eval and in train mode; None: made up, where its placeholders
             say of what form they are.
-        example_kwargs: the same, by name.
+        example_kwargs: keyword inputs.
     """
 
     example_args: tuple[Any, ...] | None = None
@@ -66,10 +66,10 @@ class FindChannels(GraphPass):
 
 
 def channels_of(graph_module: fx.GraphModule) -> Mapping[str, ChannelGroup]:
-    """The groups that `FindChannels` found, by their names.
+    """Name -> `ChannelGroup`, as found by `FindChannels`.
 
     Raises:
-        ChannelError: it has not looked yet.
+        ChannelError: `FindChannels` has not run on it.
     """
     if _KEY not in graph_module.meta:
         raise ChannelError(

@@ -33,15 +33,15 @@ class Slot:
     Attributes:
         name: as torchvision's feature extraction names nodes, ``layer1.0.relu_1``.
         node: the graph node.
-        shape: of the value in the example run (the batch may differ later).
-        dtype, device: of the value.
-        channels_last: whether a 4-D value is laid out so.
-        copy: whether a consumer writes into the value, so that an isolated graft must copy it.
+        shape: the shape of the value in the example run (the batch size may differ later).
+        dtype, device: the dtype and the device of the value.
+        channels_last: whether a 4-D value has the memory format ``torch.channels_last``.
+        copy: whether a later operation writes into the value, so that an isolated graft has to copy it.
         region: the qualified name of the module whose graph holds the node.
-        source: of a branch, the earlier slot whose value the seed reads; None where it reads this one's.
-        merged: of a branch between regions, those that run as one graph, the outermost first.
-        reader: of an edge, the one node for which the value is meant; None where it is meant for all.
-        others: further nodes that one seed stands behind, each with a value of its own.
+        source: for a branch, the earlier slot whose value the seed reads; None: it reads that of this slot.
+        merged: for a branch between regions, the regions that run as one graph, the outermost first.
+        reader: for an edge, the only node that gets the seed's output; None: all readers get it.
+        others: further nodes behind which the same seed runs, each with its own value.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Slot:
 
     @property
     def input(self) -> Slot:
-        """The slot whose value a seed here reads: what its input is like. Its output is like this slot."""
+        """The slot whose value a seed here reads. Its input is like that slot, its output like this one."""
         return self.source or self
 
     @property
     def names(self) -> tuple[str, str | None]:
-        """Its own name and that of its source."""
+        """Its own name, and that of its source or None."""
         return self.name, None if self.source is None else self.source.name
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
@@ -77,11 +77,11 @@ class Slot:
 
 @dataclass(frozen=True)
 class FindSlots(GraphPass):
-    """Annotate the nodes with a `Slot` or a reason; never modifies.
+    """Annotate each node with a `Slot`, or with the reason why it is none. The graph is not modified.
 
     Attributes:
-        example_args: inputs to run once, where the nodes have not been observed yet.
-        region: the path that names begin with.
+        example_args: inputs to run once, if the nodes have no observed values yet.
+        region: the prefix of all names: the path of the module.
     """
 
     example_args: tuple[Any, ...] | None = None
@@ -108,7 +108,7 @@ class FindSlots(GraphPass):
 
 
 def slots_of(graph: fx.Graph) -> list[Slot]:
-    """The slots that `FindSlots` found, in the order of the graph."""
+    """The slots that `FindSlots` found, in graph order."""
     return [node.meta["slot"] for node in graph.nodes if "slot" in node.meta]
 
 

@@ -38,9 +38,9 @@ from fxgraft_passes.sites import exit_of, graft_behind
 
 @dataclass(frozen=True)
 class Fossilize(GraphPass):
-    """Make the graft of the seed ``name`` permanent at the constant share ``alpha``.
+    """Make the graft of the seed ``name`` permanent, with the constant ``alpha``.
 
-    Not modified where there is no such graft, or where it is a fossil already.
+    Does nothing if there is no such graft, or if it is a fossil already.
     """
 
     name: str

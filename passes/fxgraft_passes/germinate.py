@@ -72,17 +72,17 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any], int | str]
 
 @dataclass(frozen=True, eq=False)
 class Germinate(GraphPass):
-    """Splice the seed ``name`` in after the node ``node``.
+    """Insert the seed ``name`` after the node ``node``.
 
     Attributes:
         node: the name of the graph node whose value is the slot.
         name: the seed's name.
-        seed: the module; None where the graph alone is rewritten and ``path`` exists already.
+        seed: the module; None: only the graph is rewritten, and ``path`` exists already.
         spec: mode, objective, isolation.
-        phase: which of the forwards of the structure to write.
-        path: the attribute that holds the `Graft`; by default ``_seeds.<name>``.
+        phase: which forward of the structure to write.
+        path: the attribute for the `Graft`; by default ``_seeds.<name>``.
         source: the name of an earlier node, whose value the seed reads; by default it reads that of ``node``.
-        before, after: the names of seeds at this node; by default it comes behind all of them.
+        before, after: names of seeds at this node; by default the new one comes behind all of them.
         arguments: with ``spec.call``: args and kwargs of the call, nodes of the graph in them; the argument
             that ``spec.call`` names is where the value goes. An input of the graph can be the slot then.
     """

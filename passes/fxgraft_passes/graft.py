@@ -20,7 +20,7 @@ SEEDS = "_seeds"
 
 
 class Phase(Enum):
-    """Which forward of a structure runs. The gradients and values are those of section 3 in each."""
+    """Which forward of a structure runs."""
 
     ISOLATED = "isolated"
     """Every seed is in TRAINING: the host's value passes by alias."""
@@ -37,12 +37,12 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Call:
-    """How a seed is called that takes all that the module takes whose value it stands behind, or in front of.
+    """How a seed is called that gets all arguments of the module behind or in front of it.
 
     Attributes:
-        input: the name of the parameter by which it gets the value; all others it gets as that module does.
-        element: which element of its result is the value; None where the result is.
-        before: whether it stands in front of the module: the value is that input itself.
+        input: the name of its parameter for the value; it gets all other arguments as that module does.
+        element: the index of the value in its result; None: the result is the value.
+        before: whether it is in front of the module: the value is that input.
     """
 
     input: str
@@ -52,19 +52,19 @@ class Call:
 
 @dataclass(frozen=True)
 class GraftSpec:
-    """How a seed is wired to its slot. A static part of the structure: another spec, another graph.
+    """How a seed is wired to its slot. It is static: another spec gives another graph.
 
     Attributes:
         mode: ``"residual"`` (``h + alpha f``), ``"convex"`` (``h + alpha (s - h)``), ``"gated"``
             (residual, of a module that scales its output by a gate it learns) or ``"channelwise"``
             (residual, with an alpha for each channel).
-        objective: what the seed learns from in isolation, one of ``OBJECTIVES``.
-        radius: rho of the trust objectives.
-        isolated: whether the seed's input is cut from the host's gradients.
-        copy: whether a consumer writes into the value, so that an alias would not do.
-        fossil: None, or the constant alpha that the seed was made permanent at.
-        copy_source: likewise ``copy``, of the value that a branch reads from an earlier node.
-        call: of an inserted block, how it is called; None of a seed that reads one value.
+        objective: what the seed learns from in isolation; one of ``OBJECTIVES``.
+        radius: the radius rho of the trust objectives.
+        isolated: whether the seed's input is detached from the host's gradients.
+        copy: whether a later operation writes into the value, so that it has to be copied.
+        fossil: the constant alpha of a permanent seed; None: the seed is not permanent.
+        copy_source: as ``copy``, for the value that a branch reads from an earlier node.
+        call: how an inserted block is called; None: the seed reads one value.
     """
 
     mode: str = "residual"
@@ -85,10 +85,10 @@ class GraftSpec:
 
 
 class Graft(nn.Module):
-    """A seed's module beside its steering tensors (filled in place, saved with the seed).
+    """A seed's module with the tensors that control it (filled in place, saved with the seed).
 
     Attributes:
-        module: the seed itself.
+        module: the module of the seed.
         alpha: the share of the seed in the slot's output, 0-d, or of a shape that broadcasts over
             the channels; float64 in a float64 host, else float32.
         learning: bool, set while the seed learns by its objective (TRAINING).
@@ -129,7 +129,7 @@ class Graft(nn.Module):
         return {**self.__dict__, "regions": None}  # which whoever runs the graft makes again
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the seed makes of a value (an inserted block: of all that it is called with); counted."""
+        """Run the seed on a value (an inserted block: on all its arguments), and count the run."""
         grad = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             _count(self.runs_with_grad if grad else self.runs_without_grad)
@@ -139,14 +139,14 @@ class Graft(nn.Module):
 
     @property
     def runs(self) -> tuple[int, int]:
-        """How often it ran with gradients on, and with them off. Waits for the device."""
+        """The numbers of runs with gradients on, and with them off. Waits for the device."""
         without, within = self.eager_runs
         counters = self.runs_with_grad, self.runs_without_grad
         compiled = (0, 0) if counters[0].is_meta else (int(counters[0]), int(counters[1]))
         return within + compiled[0], without + compiled[1]
 
     def settle(self) -> None:
-        """Keep all counts in the buffers: what is saved."""
+        """Move all counts into the buffers, which are saved."""
         without, within = self.eager_runs
         self.runs_with_grad.add_(within)
         self.runs_without_grad.add_(without)

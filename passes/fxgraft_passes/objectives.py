@@ -42,7 +42,7 @@ class Objective:
 
     Attributes:
         name: one of `OBJECTIVES`.
-        radius: rho, how large the branch may be, relative to the host's value; for the trust forms.
+        radius: rho, the largest size of the branch relative to the host's value; for the trust objectives.
     """
 
     name: str = "trust"

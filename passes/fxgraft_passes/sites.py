@@ -25,11 +25,11 @@ class GraftSite:
     """One graft in a graph.
 
     Attributes:
-        name: the seed's.
-        node: whose value is the slot.
-        path: the attribute that holds the `Graft`.
-        spec: its wiring.
-        source: the earlier node whose value the seed reads; None where it reads that of ``node``.
+        name: the name of the seed.
+        node: the name of the node whose value is the slot.
+        path: the path of the `Graft` in the module.
+        spec: how the seed is wired.
+        source: the earlier node whose value the seed reads; None: it reads that of ``node``.
     """
 
     name: str

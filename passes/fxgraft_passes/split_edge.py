@@ -30,11 +30,11 @@ from fxgraft_passes.sites import end_of_chain
 
 @dataclass(frozen=True)
 class SplitEdge(GraphPass):
-    """Put a node between the value of ``node`` and its reader; not modified where there is one.
+    """Insert a node between the value of ``node`` and one reader. Does nothing if there is one already.
 
     Attributes:
         node: the name of the node whose value is read.
-        reader: the name of the node that reads it. If it does so in several arguments, all are meant.
+        reader: the name of the node that reads it; if it does so in several arguments, in all of them.
     """
 
     node: str
@@ -60,7 +60,7 @@ class SplitEdge(GraphPass):
         return True
 
     def split(self, graph: fx.Graph) -> fx.Node | None:
-        """The node in between, if there is one."""
+        """The inserted node, or None."""
         return next((node for node in graph.nodes if node.meta.get("edge") == (self.node, self.reader)), None)
 
 

@@ -23,7 +23,13 @@ from fxgraft_passes.proofs import verify
 
 @dataclass(frozen=True)
 class Verify(GraphPass):
-    """Raise if a graft of the graph breaks its promises; never modifies."""
+    """Check the isolation of every graft of the graph. The graph is not modified.
+
+    Raises:
+        IsolationError: a graft is not isolated as its spec says.
+        SlotError: an operation reads the value of a slot past its graft.
+        FxGraftError: the graph is not well formed.
+    """
 
     def rewrite(self, graph: fx.Graph) -> bool:
         verify(graph)

@@ -38,17 +38,17 @@ from fxgraft_passes.errors import ChannelError
 
 @dataclass(frozen=True, eq=False)
 class Widen(GraphPass):
-    """Let one group of channels of a ``GraphModule`` grow, whole or not at all.
+    """Add channels to one channel group of a ``GraphModule``. If it fails, nothing is changed.
 
-    Parameters stay the same objects. That the outputs are those of before is checked on copies first.
+    Parameters stay the same objects. Copies are checked first to compute the same outputs.
 
     Attributes:
-        group: its name, as `FindChannels` has it.
-        by: how many channels more.
+        group: the name of the group, as in `channels_of`.
+        by: the number of new channels; a multiple of the group's ``grain``.
         example_args: inputs to run it with; None as for `FindChannels`.
         example_kwargs: the same, by name.
         init: ``"zero"`` or ``"split"``, see ``SeedManager.widen``.
-        seed: of the new weights.
+        seed: the random seed of the new weights.
     """
 
     group: str

@@ -50,11 +50,11 @@ class ChannelGroup:
     """Channels that can only grow together.
 
     Attributes:
-        name: the layer whose outputs lead.
-        size: how many channels there are.
-        grain: they grow by multiples of this: of 12 heads of 64 channels, by 64.
-        members: the dimensions of parameters that have these channels.
-        fixed: None, or why it cannot grow.
+        name: the name of the layer whose outputs are the channels.
+        size: the number of channels.
+        grain: they grow by multiples of this number: 12 heads of 64 channels grow by 64.
+        members: the dimensions of parameters over which these channels extend.
+        fixed: None, or the reason why the group cannot grow.
         unit: how many channels are one unit of the atom.
         companions: other atoms that the model's code gives sizes in proportion, with their members.
         atom: what stands for it in the analysis.
