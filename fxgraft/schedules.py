@@ -19,7 +19,7 @@ Schedule = Callable[[float], float]
 
 
 def linear(progress: float) -> float:
-    """``p``."""
+    """The identity: alpha changes at a constant rate."""
     return progress
 
 
@@ -52,17 +52,17 @@ def register(name: str, schedule: Schedule) -> None:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A blend under way: alpha goes from ``starts`` to ``target`` in ``steps`` training steps.
+    """The course of a blend: alpha goes from ``starts`` to ``target`` in ``steps`` training steps.
 
-    With more than one start (one for each channel) the channels follow each other: the first is
-    there after half of the steps, the last sets out then.
+    With more than one start (one for each channel) the channels move one after the other: the first one ends
+    after half of the steps, when the last one begins.
 
     Attributes:
-        starts: where alpha is at step 0, one number or one for each channel.
-        target: where it goes, in [0, 1].
-        steps: with none of it, nor of a warm-up, it is at once at the target.
-        schedule: share of the steps -> share of the way.
-        warmup: for how many steps before those alpha stays where it is.
+        starts: alpha at step 0: one number, or one for each channel.
+        target: alpha at the end, in [0, 1].
+        steps: the number of steps; if this and ``warmup`` are 0, alpha is at the target at once.
+        schedule: a function from the share of the steps to the share of the change, both in [0, 1].
+        warmup: the number of steps before those, in which alpha stays at ``starts``.
     """
 
     starts: tuple[float, ...]

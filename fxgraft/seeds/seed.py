@@ -32,30 +32,30 @@ _INSTEAD = {
 
 @dataclass(eq=False)
 class Seed:
-    """One grafted module. Its attributes are read only: to assign to one raises ``AttributeError``.
+    """A seed. Its attributes are read-only: an assignment raises ``AttributeError``.
 
     Attributes:
-        name: unique for the life of the manager.
-        slot: the slot's name.
-        blueprint: what it was germinated from.
+        name: its name, unique in the manager.
+        slot: the name of its slot.
+        blueprint: the name of its blueprint, or of the class or function it was germinated from.
         spec: mode, objective, isolation.
-        stage: where it is in its life.
-        alpha: its share in the slot's output (the mean over the channels, where each has its own).
-        config: what the blueprint was configured with.
-        source: the name of the earlier slot that it reads; None where it reads its own.
-        hyper: hyper-parameters of its own, for optimizer groups of its own.
-        optimizer: the number of the optimizer that was asked for, or None.
-        groups: the group that was asked for, in numbers as ``places``, or the function, or None.
-        places: name of each trainable parameter -> numbers of the optimizer and of the group there (of those
-            that are no seed's own) that it joined, or that its own group is like; None before it is live.
+        stage: its `Stage`.
+        alpha: its share in the output of the slot (the mean over the channels, if each has its own).
+        config: the options of the blueprint.
+        source: the name of the earlier slot whose value it reads; None: it reads that of its own slot.
+        hyper: settings of its own optimizer groups; None: it is in groups of the host.
+        optimizer: the index of the optimizer that was requested, or None.
+        groups: the group that was requested, as in ``places``, or the function, or None.
+        places: name of each trainable parameter -> (index of the optimizer, index of the group there, without
+            groups of seeds) that it joined, or that its own group is a copy of; None before it is live.
         registered: whether the blueprint is a registered name, rather than code.
-        ramp, ramp_step: the last blend, and how far it is.
-        paused: whether its ramp and its updates stand still.
-        steps: how many training steps there have been since it went live, pauses left out.
-        trained_steps: in how many of them it was in TRAINING, ran, and was updated.
-        did_not_run: why no call has run it, where that is known; None where one has.
-        latency_ms: from `germinate` to live.
-        loss_with, loss_without: as last measured, with its alpha above 0 and at 0.
+        ramp, ramp_step: the last blend, and the steps made of it.
+        paused: whether its ramp and its updates are stopped.
+        steps: the number of training steps since it went live, without pauses.
+        trained_steps: the number of these in which it was in TRAINING, ran, and was updated.
+        did_not_run: the reason why no call has run it, if known; None if one has.
+        latency_ms: milliseconds from `germinate` until it was live.
+        loss_with, loss_without: the losses last measured, with alpha above 0 and at 0; None before.
     """
 
     name: str
@@ -85,22 +85,22 @@ class Seed:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module itself; None before it is live and after it was culled."""
+        """Its module; None before it is live and after it was culled."""
         return self._graft.module if self._graft else None
 
     @property
     def runs(self) -> int:
-        """In how many calls it has run, with gradients or without. Those of a fossil are not counted.
+        """The number of calls that ran it, with gradients or without. Those of a fossil are not counted.
 
         A call of another form than the traced one (see ``host.explain()``) does not run it. Calls inside
         `shadow`, `measure` and the isolation check are not counted, nor is what ``torch.utils.checkpoint``
-        runs again. On an accelerator, to ask waits for the device.
+        runs again. Reading it waits for the device.
         """
         return sum(self._counts)
 
     @property
     def training_runs(self) -> int:
-        """In how many of these calls gradients were on."""
+        """The number of these calls in which gradients were on."""
         return self._counts[0]
 
     @property
@@ -109,12 +109,12 @@ class Seed:
 
     @property
     def target(self) -> float | None:
-        """Where alpha goes; None before the first blend."""
+        """The target of the last blend; None before the first one."""
         return self.ramp.target if self.ramp else None
 
     @property
     def progress(self) -> str:
-        """How far its ramp is, in words; empty where it is in none."""
+        """The progress of its blend, in words; empty if it is in none."""
         if self.ramp is None or self.stage is not Stage.BLENDING:
             return ""
         done = f"{self.ramp_step} of {self.ramp.length} steps"
@@ -122,32 +122,32 @@ class Seed:
 
     @property
     def contribution(self) -> float | None:
-        """The measured loss without the seed minus that with it; None before it was measured."""
+        """The measured loss without the seed minus the loss with it; None before it was measured."""
         if self.loss_with is None or self.loss_without is None:
             return None
         return self.loss_without - self.loss_with
 
     @property
     def is_live(self) -> bool:
-        """Whether it is grafted and not yet a plain part of the host."""
+        """Whether it is in the graph, and not yet a fossil."""
         return self.stage in _LIVE
 
     @property
     def is_isolated(self) -> bool:
-        """Whether it is live, and nothing may reach a gradient of the host's through it."""
+        """Whether it is live, and the host's gradients have no contribution through it."""
         # What replaces the host's value has to let gradients through once it has taken its place.
         has_ended = self.spec.mode == "convex" and self.stage is Stage.HOLDING
         return self.is_live and self.spec.isolated and not has_ended
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """Its share in each channel where it has one for each, else the one share."""
+        """Its alpha: one number, or one for each channel if it has these."""
         if self._graft is None or self._graft.alpha.dim() == 0:
             return (self.alpha,)
         return tuple(self._graft.alpha.flatten().tolist())
 
     def to_dict(self) -> dict[str, Any]:
-        """What it is and where it stands, in JSON types; for events."""
+        """Its description and state, in JSON types."""
         module = self.module
         return {
             "name": self.name,

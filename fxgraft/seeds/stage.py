@@ -8,7 +8,7 @@ from fxgraft.errors import StageError
 
 
 class Stage(Enum):
-    """Where a seed is in its life; what each stage computes is in the table of docs/concepts."""
+    """The stage of a seed. docs/concepts.md says what each stage computes."""
 
     DORMANT = "dormant"
     """No seed: the slot is empty, or seeds are disabled."""

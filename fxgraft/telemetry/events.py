@@ -12,13 +12,13 @@ logger = logging.getLogger("fxgraft")
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened.
+    """An event of a run.
 
     Attributes:
         kind: ``seed_stage``, ``seed_operation``, ``blend_config``, ``gradients_dropped``, ….
-        step: how many training steps the manager had seen.
+        step: the number of training steps of the manager at that time.
         seed: the seed's name, or None.
-        data: more, by kind. JSON types only.
+        data: further fields, which depend on the kind; JSON types only.
     """
 
     kind: str
@@ -31,13 +31,13 @@ Sink = Callable[[Event], None]
 
 
 class Sinks:
-    """Sends each event to every sink. A sink that raises is logged, and never changes training."""
+    """Sends each event to every sink. An exception of a sink is logged, and does not affect training."""
 
     def __init__(self, sinks: Sequence[Sink]):
         self._sinks = tuple(sinks)
 
     def emit(self, event: Event) -> None:
-        """Send ``event`` everywhere."""
+        """Send ``event`` to every sink."""
         for sink in self._sinks:
             try:
                 sink(event)

@@ -15,13 +15,13 @@ from fxgraft.seeds.stage import Stage
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is.
+    """The description of a metric.
 
     Attributes:
         alias: its name in WP-101, the document that specified the first version of this library. The values
             are given under both names.
-        unit: of its values.
-        meaning: in words.
+        unit: the unit of its values.
+        meaning: what it is, in words.
         per_seed: whether there is one value for each seed, or one for the whole host.
     """
 

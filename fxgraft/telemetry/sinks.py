@@ -34,11 +34,11 @@ class Memory:
 
 
 class JsonLines:
-    """Appends each event as a line of JSON to a file; a line is written at once or not at all.
+    """Appends each event to a file as a line of JSON, each line in one write.
 
-    The file goes on where it ends: a run that is resumed goes on in its log, and of several runs in one log
-    the last is shown. Folders are made where they are missing. The file is closed by `close`, at the end of
-    a ``with`` block, or with the sink.
+    An existing file is continued: a resumed run continues its log, and if a log has several runs, the last
+    one is shown. Missing folders are created. The file is closed by `close`, at the end of a ``with`` block,
+    or when the sink is deleted.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -128,9 +128,9 @@ class WeightsAndBiases:
 
     Args:
         run: what ``wandb.init()`` returned.
-        commit: False lets the metrics go into the row of your next ``run.log``: W&B throws rows away whose
-            step is behind, so a sink must not make rows among yours. True makes a row of each event, for a
-            run in which you log nothing yourself.
+        commit: False: the metrics are part of the row of your next ``run.log`` (W&B discards rows whose step
+            is lower than the last, so the sink must not add rows between yours). True: each event is a row,
+            for a run in which you log nothing yourself.
         aliases: whether to log each metric under its WP-101 name (``kasmina.seed.alpha/<seed>``), too.
     """
 

@@ -14,8 +14,8 @@ class Checkpoints:
     """Writes, finds and prunes checkpoints.
 
     Args:
-        folder: is made if it is missing.
-        keep: how many files stay, the latest.
+        folder: where the files are; it is created if it is missing.
+        keep: the number of files to keep, the latest ones.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3):
@@ -24,7 +24,7 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, manager: SeedManager, step: int) -> Path:
-        """Write the state after ``step``; then let go of the oldest files. On several ranks all call it."""
+        """Write the state after ``step``, then delete the oldest files. Every rank has to call it."""
         path = self._folder / f"step-{step:09d}{_SUFFIX}"
         manager.save(path)
         manager.peers.mean(0.0)  # all have written
@@ -35,12 +35,12 @@ class Checkpoints:
         return path
 
     def latest_first(self, until: int | None = None) -> list[Path]:
-        """The files there are, of steps up to ``until``."""
+        """The files of steps up to ``until`` (None: all), the latest first."""
         files = sorted(self._folder.glob(f"step-*{_SUFFIX}"), reverse=True)
         return [file for file in files if until is None or _step_of(file) <= until]
 
     def drop_after(self, file: Path) -> None:
-        """Delete what is later than ``file``: it holds states that were rolled back."""
+        """Delete the files later than ``file``: their states were rolled back."""
         for later in self.latest_first():
             if _step_of(later) > _step_of(file):
                 later.unlink()

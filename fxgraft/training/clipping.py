@@ -8,13 +8,13 @@ from fxgraft.manager.manager import SeedManager
 
 
 def clip_per_owner(manager: SeedManager, max_norm: float) -> None:
-    """Clip the host's gradients to ``max_norm``, and each live seed's to ``max_norm`` of its own.
+    """Clip the gradients of the host to the norm ``max_norm``, and those of each live seed separately, too.
 
     The host's are then, to the bit, what ``clip_grad_norm_(model.parameters(), max_norm)`` makes of them
     in a run without seeds.
 
     Raises:
-        TypeError: for what is no manager.
+        TypeError: ``manager`` is not a `SeedManager`.
     """
     if not isinstance(manager, SeedManager):
         raise TypeError(f"manager: expected a SeedManager; got {type(manager).__name__}")

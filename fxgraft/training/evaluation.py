@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Any, Any]], criterion: Callable[[Any, Any], Tensor]
 ) -> float:
-    """The mean of the batches' losses, in eval mode and without gradients; the mode is put back after."""
+    """The mean of the losses of the batches, in eval mode and without gradients. The mode is restored."""
     training = model.training
     model.eval()
     try:

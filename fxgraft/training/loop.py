@@ -32,17 +32,17 @@ Batch = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train.
+    """Options of a `Trainer`.
 
     Attributes:
-        epochs: in all; a resumed run makes those that are left.
+        epochs: the number of epochs; a resumed run makes the remaining ones.
         clip_norm: the largest gradient norm of each owner, or None.
         autocast: ``torch.bfloat16`` or ``torch.float16`` for mixed precision, or None. The loss is
             scaled for float16 only, whose gradients would underflow.
-        folder: where checkpoints go, or None for none.
-        checkpoint_every: training steps between two of them.
-        keep: how many stay.
-        watchdog: when to roll back, or None for never.
+        folder: the folder for checkpoints; None: there are none.
+        checkpoint_every: training steps between two checkpoints.
+        keep: the number of checkpoints to keep.
+        watchdog: when to roll back; None: never.
 
     Raises:
         ValueError: a value is invalid.
@@ -69,24 +69,25 @@ class TrainingConfig:
 
 
 class Trainer:
-    """Trains a host, and carries its manager.
+    """A training loop for a host, with a manager, checkpoints, a controller and rollbacks.
 
     Args:
         host: a `Host`, or the ``DistributedDataParallel`` around one.
-        optimizer: one or several.
+        optimizer: one optimizer or several.
         criterion: (output, target) -> loss.
-        config: how.
+        config: options; None: the defaults.
         schedulers: stepped after every training step.
-        validation: gives the held-out batches, anew at each call; seeds are measured on them too.
-        controller: grows the host, or None. Needs ``validation``.
-        recorder: writes down what the controller says.
-        resume: go on from the newest checkpoint in ``config.folder``, if there is one.
+        validation: a function that returns the held-out batches, the same at each call; seeds are measured on
+            them too.
+        controller: decides what to grow, or None. It needs ``validation``.
+        recorder: records the commands of the controller in a file.
+        resume: whether to continue from the newest checkpoint in ``config.folder``, if there is one.
         blueprints: as for `SeedManager.load`.
         **options: as for `SeedManager`.
 
     Attributes:
-        manager: leads the seeds. Another one after a rollback.
-        progress: where the run is.
+        manager: the `SeedManager`. It is replaced by a rollback.
+        progress: how far the run is.
         losses: of every step made by this object.
         rollbacks: (step, reason) of each.
     """
@@ -126,7 +127,7 @@ class Trainer:
         self._link = Link(self.manager, controller, self.validate, recorder) if controller else None
 
     def fit(self, batches: Callable[[int], Iterable[Batch]]) -> list[EpochReport]:
-        """Train to the end. ``batches`` gives those of an epoch, as a function of its number alone."""
+        """Train to the end. ``batches(epoch)`` returns the batches of an epoch, a function of its number."""
         reports = []
         while self.progress.epoch < self.config.epochs:
             self.model.train()
@@ -141,18 +142,18 @@ class Trainer:
         return reports
 
     def step(self, inputs: Any, target: Any) -> float:
-        """One training step, and everything that follows it: `update`, then `follow`. Returns its loss."""
+        """One training step and everything after it: `update`, then `follow`. Returns the loss."""
         return self.follow(self.update(inputs, target))
 
     def update(self, inputs: Any, target: Any) -> Tensor:
-        """The training step by itself: forward, backward, optimizers, schedulers. Returns the loss."""
+        """The training step: forward, backward, optimizers, schedulers. Returns the loss."""
         with self._autocast():
             loss: Tensor = self._criterion(self.model(inputs), target)
         self._optimize(loss)
         return loss.detach()
 
     def follow(self, loss: Tensor) -> float:
-        """What follows a training step: manager, watchdog, controller, checkpoint. Returns the loss."""
+        """What is done after a training step: manager, watchdog, controller, checkpoint. Returns the loss."""
         self.manager.step(loss)
         self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + 1
         self.losses.append(

@@ -13,7 +13,7 @@ from fxgraft.controllers import Controller
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch came to: mean training loss, loss on held-out data (None where there is none)."""
+    """The result of an epoch: mean training loss, and loss on held-out data (None without such data)."""
 
     epoch: int
     steps: int
@@ -22,14 +22,14 @@ class EpochReport:
 
 
 class Progress:
-    """How far the loop is, the loss scale, and what the controller remembers.
+    """The progress of the loop, the loss scale, and the state of the controller.
 
-    A manager saves whatever stands among its schedulers by this protocol, so this one stands there
-    too: one file then holds the whole run, and cannot be half of one moment and half of another.
+    It has the methods of a scheduler, and is saved by the manager with the schedulers. So one file has the
+    whole run, at one moment.
 
     Attributes:
-        step: training steps made, those that were rolled back included.
-        epoch, batch: epochs that are over, and batches made of the one that is not.
+        step: the number of training steps, those that were rolled back included.
+        epoch, batch: the number of finished epochs, and of batches made of the present one.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler, controller: Controller | None = None):
@@ -40,7 +40,7 @@ class Progress:
         self._controller = controller
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The state as plain data."""
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -50,7 +50,7 @@ class Progress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Be where `state_dict` was."""
+        """Restore what `state_dict` returned."""
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         if state["scaler"]:  # empty where no loss is scaled
             self._scaler.load_state_dict(state["scaler"])

@@ -19,23 +19,23 @@ def rewind(
     optimizers: Sequence[Optimizer],
     **options: Any,
 ) -> SeedManager:
-    """Load ``path`` into the very host, optimizers and schedulers that ``manager`` leads.
+    """Load a checkpoint into the host, optimizers and schedulers that ``manager`` has already.
 
-    A checkpoint is loaded into a host without seeds, so all are taken out first, fossils included.
+    All seeds are removed first, fossils included, because a checkpoint is loaded into a host without seeds.
 
     Args:
-        manager: is void afterwards.
+        manager: the present manager; it cannot be used afterwards.
         path: a checkpoint of this run.
-        host: what the manager was made for.
-        optimizers: likewise.
+        host: the host of the manager.
+        optimizers: the optimizers of the manager.
         **options: as for `SeedManager.load`.
 
     Returns:
-        The manager to go on with.
+        The manager to continue with.
 
     Raises:
-        CheckpointError: the file is damaged or does not fit. The host has no seeds then, and the weights
-            that it had.
+        CheckpointError: the file is damaged or does not fit. The host then has no seeds; its weights are
+            unchanged.
     """
     manager.cull_all()
     for optimizer in optimizers:

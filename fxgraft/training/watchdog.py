@@ -12,20 +12,20 @@ from fxgraft.util import validate
 
 
 class DivergedError(FxGraftError):
-    """The loss diverged, and rolling back did not help."""
+    """The loss diverged, and rollbacks did not help."""
 
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """What counts as diverged, and how often to roll back.
+    """When a run counts as diverged, and how often to roll back.
 
     Attributes:
-        window: how many healthy losses the running median is over.
-        least: with fewer losses than this, only NaN and inf count.
-        factor: a loss is far when it is above the median by this many times the median's magnitude.
-        patience: this many far losses in a row are a divergence; one NaN or inf is.
-        confirm: a checkpoint is good once so many healthy steps have followed it.
-        attempts: how many rollbacks in a row, before `DivergedError`. All but the first also cull.
+        window: the number of accepted losses over which the running median is taken.
+        least: with fewer losses than this, only NaN and infinite losses count.
+        factor: a loss is an outlier if it is above the median by this many times the magnitude of the median.
+        patience: so many outliers in a row are a divergence; so is one NaN or infinite loss.
+        confirm: a checkpoint is used for a rollback only if so many accepted steps have followed it.
+        attempts: the number of rollbacks in a row before `DivergedError`. All but the first also cull seeds.
 
     Raises:
         ValueError: a number is invalid.
@@ -47,7 +47,7 @@ class WatchdogConfig:
 
 
 class Watchdog:
-    """Watches the training loss against its running median."""
+    """Compares the training loss with its running median."""
 
     def __init__(self, config: WatchdogConfig | None = None):
         self.config = config or WatchdogConfig()
@@ -55,9 +55,9 @@ class Watchdog:
         self._far = 0
 
     def judge(self, loss: float) -> str | None:
-        """Take in one more loss; say why the run has diverged, or None while it has not.
+        """Add one loss. Returns the reason why the run has diverged, or None.
 
-        Only healthy losses move the median: a slow escape does not drag the yardstick along.
+        Outliers are not part of the median.
         """
         if not math.isfinite(loss):
             self._far = 0
