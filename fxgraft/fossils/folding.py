@@ -62,23 +62,23 @@ def fold(
     *,
     seeds: Sequence[str] | None = None,
 ) -> Folded:
-    """The host as a plain module, as `unwrap` makes it, with linear fossils merged into its weights.
+    """The host as a plain module, as from `unwrap`, with linear fossils merged into its weights.
 
     A fossil can be merged if it is an affine map of the features, in either mode (``low_rank``,
     ``scale_shift``, ``net2net`` without ReLU and no wider than 1x1; your own of Linear and 1x1
-    convolutions), and stands directly behind a layer that can take it (`producers`), which nobody else
-    calls or reads. The host stays as it is: the result has copies of its weights.
+    convolutions), and is directly behind a layer into which it can be merged, which has no other caller
+    and no other reader. The host is not changed: the result has copies of its weights.
 
     Args:
-        host: its seeds are all fossils.
+        host: a host all of whose seeds are fossils.
         example_args: the positional arguments of a call, to measure the difference on, in the mode that
             the host is in.
         example_kwargs: its keyword arguments.
         seeds: the names of the seeds to merge; by default all that can be.
 
     Raises:
-        StageError: the host has seeds that are no fossils, or none of a name in ``seeds``.
-        SlotError: a seed that ``seeds`` names cannot be merged; says why.
+        StageError: the host has seeds that are no fossils, or no seed of a name in ``seeds``.
+        SlotError: a seed in ``seeds`` cannot be merged; with the reason.
     """
     reference = unwrap(host)  # refuses what is no host, and one with live seeds
     placements = {p.seed: p for p in host.structure.placements}

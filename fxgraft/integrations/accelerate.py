@@ -45,25 +45,25 @@ _GROWTHS = "_fxgraft_growths"
 
 
 class Growth:
-    """A manager whose checkpoints are those of an accelerator.
+    """A manager that is saved and loaded with the checkpoints of an accelerator.
 
-    ``accelerator.save_state(folder)`` writes the manager's file into the folder, and in the place of the
-    host's weights a note that says so: ``load_state`` without a `Growth` raises.
-    ``accelerator.load_state(folder)`` loads it before Accelerate loads the optimizers, so that they have the
-    seeds' parameters by then; seeds that are there leave first.
+    ``accelerator.save_state(folder)`` writes the manager's file into the folder, and a note instead of the
+    host's weights: ``load_state`` without a `Growth` raises.
+    ``accelerator.load_state(folder)`` loads it before Accelerate loads the optimizers, so that these have the
+    seeds' parameters by then. Seeds of the host are removed first.
 
-    Several hosts have one each, with optimizers of their own. As Accelerate's own files those of several
-    models are told apart by the order in which the models were prepared.
+    Each of several hosts has its own `Growth`, with its own optimizers. Their files are numbered, like
+    Accelerate's own, in the order in which the models were prepared.
 
     Args:
-        accelerator: has prepared the others.
-        host: what ``accelerator.prepare`` made of the traced model: the `Host`, or DDP around it.
-        optimizer: likewise of the optimizer, or of several.
-        schedulers: likewise.
+        accelerator: the ``Accelerator`` that prepared the other arguments.
+        host: what ``accelerator.prepare`` returned for the traced model: the `Host`, or DDP around it.
+        optimizer: what it returned for the optimizer, or for several.
+        schedulers: what it returned for the schedulers.
         **options: of `SeedManager`.
 
     Attributes:
-        manager: leads the seeds. Another one after ``accelerator.load_state``.
+        manager: the `SeedManager`. ``accelerator.load_state`` replaces it.
 
     Raises:
         ValueError: the accelerator shards models, or has not prepared this one; another `Growth` has this
@@ -129,15 +129,15 @@ class Growth:
 
 
 class GrowCallback(Growth):
-    """A `Growth` whose host grows by itself (`SeedManager.autogrow`), as the callbacks of other trainers do.
+    """A `Growth` with automatic growth (`SeedManager.autogrow`), like the callbacks for other trainers.
 
-    Call ``callback.step(loss)`` where a `Growth` is stepped. After ``accelerator.load_state`` it goes on.
+    Call ``callback.step(loss)`` like `Growth.step`. It continues after ``accelerator.load_state``.
 
     Args:
         host: ``"auto"``: the one host that the accelerator has prepared; or what ``accelerator.prepare`` made
             of that, where there are several.
-        accelerator: has prepared the host, its optimizers and schedulers.
-        grow: arguments of `SeedManager.autogrow`; ``evaluate`` has to be there: Accelerate knows no loss.
+        accelerator: the ``Accelerator`` that prepared the host, its optimizers and schedulers.
+        grow: arguments of `SeedManager.autogrow`; ``evaluate`` is required.
         **options: of `SeedManager`.
 
     Attributes:

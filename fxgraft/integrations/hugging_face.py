@@ -49,30 +49,30 @@ _REFUSED = (
 class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     """Makes a manager when training begins, steps it, and saves and loads it with the trainer's checkpoints.
 
-    ``resume_from_checkpoint`` and ``load_best_model_at_end`` bring back what had grown by then, no more and
-    no less. Each folder that the trainer writes (checkpoints, ``trainer.save_model``) has the weights of what
-    grew, and how it is wired: a host that loads ``model.safetensors`` grows it, ``from_pretrained`` refuses
-    it and says so. Optimizers are in a file of ours in each checkpoint.
+    ``resume_from_checkpoint`` and ``load_best_model_at_end`` restore exactly what had grown by then. Each
+    folder that the trainer writes (checkpoints, ``trainer.save_model``) has the weights of the seeds and how
+    they are wired: a host that loads ``model.safetensors`` inserts them; ``from_pretrained`` refuses the file
+    and says so. Optimizers are in a separate file in each checkpoint.
 
     The first call that the trainer makes of the host may be of another form than the example call of
     ``fxgraft.trace`` (without a cache, with ``num_items_in_batch``): the host is then traced anew as it is
     called.
 
-    Where the trainer clips by norm (``max_grad_norm``, by default 1), the callback does it in its place, each
-    owner for itself: by one norm over all the host would feel its seeds.
+    If the trainer clips by norm (``max_grad_norm``, by default 1), the callback clips instead, the host and
+    each seed separately: with one norm over all parameters the seeds would affect the host.
 
     Args:
-        host: the traced model that the trainer trains. One process, one device. Of seeds that are germinated
-            from code, ``host.seed_blueprints`` has the module or factory with which a checkpoint is loaded.
-            ``"auto"``: the host that the trainer trains, which grows by itself.
+        host: the traced model that the trainer trains. One process, one device. For seeds that are
+            germinated from code, ``host.seed_blueprints`` has the module or factory for loading a checkpoint.
+            ``"auto"``: the host that the trainer trains, with automatic growth.
         on_step: called with the manager after each optimizer step, to germinate, blend and cull; ``"auto"``
-            lets ``host`` grow by itself.
+            is automatic growth.
         grow: arguments of `SeedManager.autogrow`, as for a `Carrier`.
         **options: of `SeedManager`.
 
     Attributes:
-        manager: leads the seeds; None before training begins, and in a run that is resumed before its first
-            call of the host. Another one after a checkpoint was loaded.
+        manager: the `SeedManager`; None before training begins, and in a resumed run before its first call of
+            the host. Loading a checkpoint replaces it.
     """
 
     def __init__(

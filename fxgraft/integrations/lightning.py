@@ -49,31 +49,31 @@ _AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
 class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     """Makes a manager when training begins, steps it, and saves and loads it within Lightning's checkpoints.
 
-    The state of the module in a checkpoint has the weights of the host and of what grew on it, and says how
-    that is wired: ``load_from_checkpoint``, and ``validate``, ``test``, ``predict`` with a ``ckpt_path`` have
+    The state of the module in a checkpoint has the weights of the host and of its seeds, and how these are
+    wired: ``load_from_checkpoint``, and ``validate``, ``test``, ``predict`` with a ``ckpt_path`` have
     it, with a callback or without. An entry of the callback's own has optimizers and schedulers, which
     Lightning could not load into a host without seeds: ``fit(ckpt_path=...)`` goes on with them.
 
-    Several hosts in one module (a GAN) have a callback each.
+    For several hosts in one module (a GAN), use one callback for each.
 
-    One process, one device. To go on bit for bit, give the ``DataLoader`` a ``generator`` of its own:
+    One process, one device. To resume bit for bit, give the ``DataLoader`` a ``generator`` of its own:
     Lightning draws from the global stream for a loader without one, at other moments than in a run that was
     not interrupted.
 
-    Where the ``Trainer`` clips by norm, the callback does it in its place, each owner for itself: by one norm
-    over all the host would feel its seeds.
+    If the ``Trainer`` clips by norm, the callback clips instead, the host and each seed separately: with one
+    norm over all parameters the seeds would affect the host.
 
     Args:
-        host: the traced model, anywhere in the ``LightningModule``; ``"auto"``: the one that is there, which
-            grows by itself.
+        host: the traced model, anywhere in the ``LightningModule``; ``"auto"``: the one that is in it, with
+            automatic growth.
         on_step: called with the manager after each optimizer step, to germinate, blend and cull; ``"auto"``
-            lets ``host`` grow by itself.
+            is automatic growth.
         grow: arguments of `SeedManager.autogrow`, as for a `Carrier`.
         **options: of `SeedManager`.
 
     Attributes:
-        manager: leads the seeds; None before training begins. Another one after a state with other seeds was
-            loaded (``test(ckpt_path=...)``), and in each ``fit``.
+        manager: the `SeedManager`; None before training begins. It is replaced when a state with other seeds
+            is loaded (``test(ckpt_path=...)``), and in each ``fit``.
     """
 
     _path = ""

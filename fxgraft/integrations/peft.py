@@ -28,7 +28,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 class LoraBranch(nn.Module):
-    """What LoRA adds to a layer, ``scaling * B(A(dropout(x)))`` (Hu et al., 2021, arXiv:2106.09685).
+    """The LoRA branch of a layer, ``scaling * B(A(dropout(x)))`` (Hu et al., 2021, arXiv:2106.09685).
 
     ``x`` is the layer's input. ``A`` and ``B`` are PEFT's own modules, with its initial values: B is zero.
 
@@ -44,18 +44,18 @@ class LoraBranch(nn.Module):
         self.scaling = float(adapted.scaling["default"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the layer's output."""
+        """The value that is added to the output of the layer; ``x`` is its input."""
         added: Tensor = self.lora_B(self.lora_A(self.dropout(x))) * self.scaling
         return added
 
 
 def lora(config: LoraConfig, layer: nn.Module) -> Callable[[Slot], nn.Module]:
-    """A blueprint: what PEFT would add to ``layer`` under ``config``.
+    """A blueprint of the branch that PEFT would add to ``layer`` with ``config``.
 
-    Germinate it at the slot of the layer, with ``source=`` the slot whose value the layer reads.
+    Germinate it at the slot of the layer; ``source`` is the slot whose value the layer reads.
 
     Args:
-        config: rank, scaling, dropout, initial values. ``target_modules`` is not looked at.
+        config: rank, scaling, dropout, initial values. ``target_modules`` is ignored.
         layer: a layer that PEFT adapts (``nn.Linear``, ``nn.Conv2d``, transformers' ``Conv1D``, …).
 
     Raises:
@@ -81,13 +81,13 @@ def lora(config: LoraConfig, layer: nn.Module) -> Callable[[Slot], nn.Module]:
 
 
 def adapter_state(seeds: Iterable[Seed]) -> dict[str, Tensor]:
-    """The weights of LoRA seeds under PEFT's names, ``base_model.model.<layer>.lora_A.weight``.
+    """The weights of LoRA seeds, by PEFT's names, ``base_model.model.<layer>.lora_A.weight``.
 
     Args:
-        seeds: those of the manager; what is no LoRA seed is left out.
+        seeds: the seeds of a manager; other seeds than LoRA are ignored.
 
     Raises:
-        ValueError: a seed does not count as a whole (its alpha is not 1), as an adapter's layer does.
+        ValueError: the alpha of a seed is not 1, as it is in an adapter.
     """
     found: dict[str, Tensor] = {}
     for seed in seeds:
@@ -108,9 +108,9 @@ def save_adapter(folder: str | os.PathLike[str], seeds: Iterable[Seed], config: 
     """Write LoRA seeds as an adapter that ``PeftModel.from_pretrained(base, folder)`` loads.
 
     Args:
-        folder: is made if it is not there.
+        folder: the folder; it is created if it is missing.
         seeds: as for `adapter_state`.
-        config: what they were germinated with.
+        config: the configuration with which they were germinated.
 
     Raises:
         ValueError: as `adapter_state`; or there is no LoRA seed.

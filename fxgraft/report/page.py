@@ -34,10 +34,10 @@ def write(
         title: of the page; by default the name of the folder, or that of a log with another name.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
-        ReadError: there is no log, or the page would take its place.
+        ReadError: there is no log, or ``output`` is the log or a folder.
     """
     run, log = read(path), find(path)
     target = Path(output) if output is not None else log.with_suffix(".html")
@@ -52,7 +52,7 @@ def write(
 
 
 def page(run: Run, title: str = "") -> str:
-    """The page. Everything that comes from the log is escaped; the page may load nothing from anywhere."""
+    """The page as HTML. Everything from the log is escaped; the page loads nothing from elsewhere."""
     # Autoescape is on for everything: what a log holds is never markup.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fxgraft.report"),
@@ -85,5 +85,5 @@ CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """A number for the page; a dash where there is none."""
+    """A number as text; a dash for None."""
     return "-" if value is None else format(value, form)

@@ -58,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> Run:
 
 
 class Reader:
-    """Takes lines in, one by one, into `run`."""
+    """Reads the lines of a log one by one into ``run``."""
 
     def __init__(self) -> None:
         self.run = Run()
@@ -76,7 +76,7 @@ class Reader:
         }
 
     def feed(self, line: str | bytes) -> None:
-        """Take one line in. Never raises."""
+        """Read one line. Never raises."""
         if not line.strip():
             return
         self.run.lines += 1

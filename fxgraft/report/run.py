@@ -28,11 +28,11 @@ _step = attrgetter("step")
 
 @dataclass
 class Lane:
-    """What became of a seed, or of several that had the same name one after another.
+    """The course of a seed, or of several seeds that had the same name one after another.
 
     Attributes:
-        slot, source, blueprint, mode, parameters: of the last one; ``parameters`` None where unknown.
-        stages: (step, stage that it entered), one at least.
+        slot, source, blueprint, mode, parameters: of the last of them; ``parameters`` is None if unknown.
+        stages: (step, stage that it entered), at least one.
         alphas, contributions, ratios: over the steps; a ratio is the norm of the seed's gradients over
             that of the host's.
         dropped: steps in which its gradients were not finite.
@@ -80,7 +80,7 @@ class Lane:
         ]
 
     def cut(self, step: int) -> None:
-        """Forget what came after ``step``."""
+        """Delete everything after ``step``."""
         self.stages = [entry for entry in self.stages if entry[0] <= step]
         self.alphas, self.contributions, self.ratios = (
             upto(points, step) for points in (self.alphas, self.contributions, self.ratios)
@@ -94,16 +94,16 @@ class Run:
 
     Attributes:
         host, parameters, slots, versions, time: of the beginning, as in the event ``run_began``.
-        step: the last step that anything was told of.
+        step: the last step of any event.
         losses: of training steps. ``times``: milliseconds from one step to the next.
-        lanes: by seed.
+        lanes: seed name -> its `Lane`.
         violations, compiles, commands: the data of those events, with ``step`` and ``seed``.
         explorations: (step, rows with slot, blueprint, parameters, contribution, score, status and reason).
-        log: what happened, but for steps and metrics.
+        log: all other events, without steps and metrics.
         resumed: (step that the run went on from, step that had been reached).
-        earlier: how many other runs the log has before this one.
-        lines: how many were read. ``unreadable``: how many of those were no events.
-        final_parameters: of the host and what has become part of it, as last told; None in older logs.
+        earlier: the number of other runs in the log before this one.
+        lines: the number of lines read. ``unreadable``: the number of these that are no events.
+        final_parameters: the last known parameter count of the host with its fossils; None in older logs.
         held_out: the loss on held-out data, wherever a seed was measured: with what is blended in.
     """
 
@@ -129,7 +129,7 @@ class Run:
     held_out: Points = field(default_factory=list)
 
     def cut(self, step: int) -> None:
-        """Forget the course of the run after ``step``: it goes on from there. The log stays."""
+        """Delete the course of the run after ``step``, from where it continues. The log stays."""
         self.losses, self.times, self.held_out = (
             upto(points, step) for points in (self.losses, self.times, self.held_out)
         )
@@ -141,7 +141,7 @@ class Run:
 
     @property
     def median_ms(self) -> float | None:
-        """Of all steps that have a time."""
+        """The median time of a step in milliseconds."""
         return statistics.median(ms for _, ms in self.times) if self.times else None
 
     def stalls(self, most: int = 10) -> list[tuple[int, float, list[LogLine]]]:
@@ -156,7 +156,7 @@ class Run:
         return found
 
     def summary(self) -> dict[str, Any]:
-        """The numbers that one looks at first, in JSON types."""
+        """The most important numbers, in JSON types."""
         stages = [lane.stage for lane in self.lanes.values()]
         finite = [value for _, value in self.losses if math.isfinite(value)]
         longest = max((ms for _, ms in self.times), default=None)

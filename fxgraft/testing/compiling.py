@@ -11,10 +11,10 @@ from fxgraft.util import _torch
 
 
 def counting_backend(inner: str = "aot_eager") -> Any:
-    """A ``torch.compile`` backend that counts graphs in ``frame_count``; both inner ones keep the bits."""
+    """A ``torch.compile`` backend that counts graphs in its attribute ``frame_count``."""
     return _torch.counting_backend(inner)
 
 
 def no_recompiles() -> AbstractContextManager[Any]:
-    """Inside, a compilation is an error."""
+    """A context in which a compilation raises."""
     return torch.compiler.set_stance("fail_on_recompile")  # type: ignore[no-any-return]

@@ -145,7 +145,7 @@ OPERATIONS: dict[str, RandomOperation] = {
 
 @dataclass(frozen=True)
 class Child:
-    """A nested block: its operations, and how often its parent calls it (one module, shared)."""
+    """A nested block: its operations, and how often its parent calls it (one shared module)."""
 
     steps: tuple[Any, ...]
     calls: int = 1
@@ -199,20 +199,20 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """A model as data. `build` makes the same weights each time."""
+    """A random model as data. `build` returns the same weights each time."""
 
     steps: tuple[Any, ...]
     tokens: bool = False
     tuple_out: bool = False
 
     def build(self) -> Net:
-        """A new model; leaves the global random stream where it was."""
+        """A new model. The global random stream is not changed."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return Net(RandomBlock(self.steps), self.tokens, self.tuple_out)
 
     def batch(self, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The input number ``seed``, always the same."""
+        """The input for the random seed ``seed``."""
         generator = torch.Generator().manual_seed(seed)
         if self.tokens:
             return torch.randint(0, TOKENS, (BATCH,), generator=generator)
@@ -227,17 +227,17 @@ def _steps(depth: int, names: list[str]) -> st.SearchStrategy[tuple[Any, ...]]:
 
 
 def plans(without: Collection[str] = ()) -> st.SearchStrategy[Plan]:
-    """Random hosts, one to three regions deep below the root.
+    """A hypothesis strategy of random models, with one to three levels of modules below the root.
 
     Args:
-        without: names in `OPERATIONS` that are not to occur.
+        without: names in `OPERATIONS` that do not occur.
     """
     names = [name for name in OPERATIONS if name not in without]
     return st.builds(Plan, _steps(2, names), st.booleans(), st.booleans())
 
 
 def graph_modules(without: Collection[str] = ()) -> st.SearchStrategy[tuple[fx.GraphModule, Tensor]]:
-    """Random ``GraphModule``s, each with an input for it: for properties of passes."""
+    """A hypothesis strategy of random ``GraphModule``s, each with an input: for properties of passes."""
     return plans(without).map(lambda plan: (fx.symbolic_trace(plan.build()), plan.batch(0)))
 
 
@@ -245,5 +245,5 @@ CALLS = ("germinate", "blend", "cull", "fossilize", "step", "step", "train", "ev
 
 
 def lifecycle_calls(max_size: int = 12) -> st.SearchStrategy[list[tuple[str, int]]]:
-    """Random orders of calls; the number picks the slot, the seed or the target, modulo what there is."""
+    """A hypothesis strategy of sequences of calls. The number selects the slot, seed or target (modulo)."""
     return st.lists(st.tuples(st.sampled_from(CALLS), st.integers(0, 50)), min_size=1, max_size=max_size)

@@ -36,17 +36,17 @@ _NONE: Mapping[Host, Renewal] = MappingProxyType({})
 
 @dataclass
 class Widening:
-    """What `SeedManager.widen` did, or will do where it is planned in an act or prepared in the background.
+    """The result of `SeedManager.widen`; in `together` or in the background, it is complete later.
 
     Attributes:
         group: the name of the group of channels.
-        by: how many more there are.
-        size: how many there are then; None where that is known once it is done.
-        init: how the new ones begin.
-        parameters: how many parameters the host has more; None until it is done.
-        max_abs: the largest difference of its outputs on the example of the trace, in eval mode; 0.0: to the
+        by: the number of new channels.
+        size: the number of channels then; None until it is known.
+        init: how the new channels are initialised.
+        parameters: the number of new parameters (elements) of the host; None until it is done.
+        max_abs: the largest difference of the outputs in the example call, in eval mode; 0.0: equal to the
             bit; None until it is done.
-        failed: why it came to nothing; None where it did not.
+        failed: the reason why it failed; None if it did not.
     """
 
     group: str
@@ -59,7 +59,7 @@ class Widening:
 
     @property
     def done(self) -> bool:
-        """Whether the host is wider now."""
+        """Whether the change is made."""
         return self.max_abs is not None
 
 
