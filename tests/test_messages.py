@@ -51,13 +51,15 @@ def text_of(node: ast.AST, names: dict[str, ast.AST]) -> str:
         case ast.Constant(value=str(text)):
             return re.sub(r"%[\d.]*[srdfg]", "…", text)
         case ast.JoinedStr(values=values):
-            return "".join(
-                text_of(value, names) if isinstance(value, ast.Constant) else "…" for value in values
-            )
+            return "".join(text_of(value, names) for value in values)
+        case ast.FormattedValue(value=ast.Name(id=name)) if name.isupper():
+            return text_of(ast.Name(name), names)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return text_of(left, names) + text_of(right, names)
         case ast.Name(id=name) if name in names:
-            return text_of(names[name], {})
+            return text_of(
+                names[name], {other: names[other] for other in names if other.isupper() and other != name}
+            )
     return "…"
 
 
