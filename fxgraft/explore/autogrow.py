@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 
 class Growth:
-    """What `SeedManager.autogrow` returns; ``manager.step(loss)`` drives it. Print it for its history.
+    """An automatic growth, from `SeedManager.autogrow`. ``manager.step(loss)`` runs it; print it to see it.
 
     Attributes:
-        exploration: the latest one, or None.
+        exploration: the latest `Exploration`, or None.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Growth:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will be grown."""
+        """Whether the growth has ended."""
         return self._memory.phase == DONE
 
     @property
@@ -91,7 +91,7 @@ class Growth:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """What was done, in JSON types: step, what, slot, blueprint, parameters, contribution, reason."""
+        """The changes made, in JSON types: step, what, slot, blueprint, parameters, contribution, reason."""
         return [dict(entry) for entry in self._memory.history]
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ class Growth:
     __repr__ = __str__
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything it remembers, in JSON types. `SeedManager.save` keeps it as well."""
+        """Its state, in JSON types. `SeedManager.save` saves it as well."""
         memory = self._memory
         self._clock.settle(memory)
         state = asdict(memory)
@@ -121,10 +121,10 @@ class Growth:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there. The manager has the seeds of that moment: it was loaded, too.
+        """Restore what `state_dict` returned. The manager must have the seeds of that moment: load it first.
 
         Raises:
-            CheckpointError: the state is damaged, or says of other seeds or candidates.
+            CheckpointError: the state is damaged, or belongs to other seeds or candidates.
         """
         try:
             given = dict(state)
@@ -146,10 +146,10 @@ class Growth:
         self._clock.begin(memory)
 
     def stop(self) -> None:
-        """Grow no more: what is explored is culled now, what is tried fades out, what was kept stays.
+        """End the growth: candidates are culled now, a seed on trial is blended out, what was kept stays.
 
-        The changes are commands, as all others. A CULL of what is tried ends a growth, too. On several ranks
-        each calls it.
+        The changes are commands, like all others. A CULL of the seed on trial ends a growth, too. On several ranks
+        each has to call it.
         """
         phase, self._memory.stopped = self._memory.phase, True
         if phase == EXPLORING and self.exploration is not None:
@@ -162,7 +162,7 @@ class Growth:
     # Its course
 
     def step(self, loss: float | Tensor | None = None) -> None:
-        """One training step more. Called by ``manager.step(loss)``."""
+        """Count one training step. Called by ``manager.step(loss)``."""
         self._clock.see(loss)
         match self._memory.phase:
             case "waiting":

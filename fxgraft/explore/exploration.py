@@ -36,10 +36,10 @@ COLOURED_BY = ("contribution", "expected", "gradient", "score")
 
 
 class Exploration:
-    """What `SeedManager.explore` returns; ``manager.step()`` drives it. Print it for a table.
+    """An exploration, from `SeedManager.explore`. ``manager.step()`` runs it; print it for a table.
 
     Attributes:
-        done: whether it is over: measured, or given up.
+        done: whether it has ended: measured, or cancelled.
     """
 
     def __init__(
