@@ -148,8 +148,8 @@ class Growth:
     def stop(self) -> None:
         """End the growth: candidates are culled now, a seed on trial is blended out, what was kept stays.
 
-        The changes are commands, like all others. A CULL of the seed on trial ends a growth, too. With several
-        ranks each has to call it.
+        The changes are commands, like all others. A CULL of the seed on trial ends a growth, too. With
+        several ranks each has to call it.
         """
         phase, self._memory.stopped = self._memory.phase, True
         if phase == EXPLORING and self.exploration is not None:
