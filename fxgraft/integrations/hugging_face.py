@@ -55,7 +55,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     and says so. Optimizers are in a separate file in each checkpoint.
 
     The first call that the trainer makes of the host may be of another form than the example call of
-    ``fxgraft.trace`` (without a cache, with ``num_items_in_batch``): the host is then traced anew as it is
+    ``fxgraft.trace`` (without a cache, with ``num_items_in_batch``): the host is then traced again as it is
     called.
 
     If the trainer clips by norm (``max_grad_norm``, by default 1), the callback clips instead, the host and
@@ -128,7 +128,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Make the manager; where the trainer resumes, go on with the seeds of its checkpoint.
+        """Make the manager; if the trainer resumes, continue with the seeds of its checkpoint.
 
         Raises:
             ValueError: the trainer trains another model, or on several devices.
@@ -167,7 +167,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Give the clipping back; where the trainer has loaded its best weights, bring what had grown then.
+        """Return clipping to the trainer; if it has loaded its best weights, restore what had grown then.
 
         Raises:
             CheckpointError: the best checkpoint was not saved with this callback, or cannot be loaded.
@@ -189,13 +189,13 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Clip, each owner for itself."""
+        """Clip the host and each seed separately."""
         self._clip()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """After ``optimizer.step()``: once for each, however many batches were accumulated."""
+        """Called after each ``optimizer.step()``, however many batches were accumulated."""
         self._step()
 
     # Files
@@ -203,7 +203,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Beside the trainer's own files, and in the place of those that it could not load again.
+        """Write the manager's file beside the trainer's, instead of those that it could not load again.
 
         Raises:
             CheckpointError: a seed is of code that ``load_best_model_at_end`` will need, and does not have.

@@ -52,7 +52,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     The state of the module in a checkpoint has the weights of the host and of its seeds, and how these are
     wired: ``load_from_checkpoint``, and ``validate``, ``test``, ``predict`` with a ``ckpt_path`` have
     it, with a callback or without. An entry of the callback's own has optimizers and schedulers, which
-    Lightning could not load into a host without seeds: ``fit(ckpt_path=...)`` goes on with them.
+    Lightning could not load into a host without seeds: ``fit(ckpt_path=...)`` continues with them.
 
     For several hosts in one module (a GAN), use one callback for each.
 
@@ -91,7 +91,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         return f"{type(self).__qualname__}(host at {self._path!r})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what would not work.
+        """Check that the host can be trained so.
 
         Raises:
             ValueError: the host is not in the module, or has another callback; there are several processes;
@@ -146,7 +146,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         """Keep the manager's file until there are optimizers to load it into.
 
         Raises:
-            CheckpointError: training is to go on, and the checkpoint has no file of this host's manager, or
+            CheckpointError: training is resumed, and the checkpoint has no file of this host's manager, or
                 has one of a host without a callback.
         """
         if trainer.state.fn != TrainerFn.FITTING:
@@ -167,7 +167,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         self._shared = checkpoint.get(SHARED, {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the managers' files have is not Lightning's to load."""
+        """Keep Lightning from loading what is in the managers' files."""
         if self._loaded is None:
             return
         there: dict[str, list[Any]] = {
@@ -180,7 +180,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         self._loaded = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the manager; where the run is resumed, go on with the seeds of its checkpoint."""
+        """Make the manager; if the run is resumed, continue with the seeds of its checkpoint."""
         if self._auto:
             steps = trainer.estimated_stepping_batches
             self._steps = int(steps) if math.isfinite(steps) and steps > 0 else None
@@ -207,7 +207,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             self._clip_norm, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the clipping back."""
+        """Return clipping to the trainer."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -215,13 +215,13 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             trainer.gradient_clip_val, self._clip_norm = self._clip_norm, None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give it back as well."""
+        """Return clipping to the trainer."""
         self.on_train_end(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Clip what the optimizer has beside seeds by one norm, as the trainer does; each seed for itself."""
+        """Clip each seed by its own norm, and all other parameters by one, as the trainer does."""
         if self._clip_norm is None:
             return
         managers = [c.manager for c in _callbacks(trainer) if c.manager is not None]
@@ -235,14 +235,14 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember the batch, to measure on."""
+        """Keep the batch, to measure on."""
         if self._latest is not None:
             self._latest.batches.append(batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After a batch in which the host's optimizer made a step: once for all that were accumulated."""
+        """Step the manager, if the host's optimizer made a step in this batch."""
         if self._stepped:
             self._stepped = False
             self._step(outputs.get("loss") if isinstance(outputs, dict) else None)
@@ -250,7 +250,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Put the manager's file in, in the place of the optimizers and schedulers that it has."""
+        """Add the manager's file, instead of the optimizers and schedulers that it contains."""
         if self.manager is None:
             return
         with tempfile.TemporaryDirectory() as folder:

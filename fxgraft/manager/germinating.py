@@ -49,7 +49,7 @@ def germinate(
     """Insert a new seed at a slot.
 
     It is in TRAINING when the call returns, or, with ``wait=False``, in GERMINATED: its module is
-    built in another thread, and a later `step` lets it go live.
+    built in another thread, and a later `step` inserts it.
 
     Args:
         slot_name: one of ``host.slots``; or an edge ``"relu->fc2"``, a module's input ``"->fc2"``, an

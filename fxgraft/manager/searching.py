@@ -57,7 +57,7 @@ def explore(
             off inside; lower is better.
         steps: the number of training steps for which they train.
         keep: the number of best candidates that stay, in TRAINING; the others are culled.
-        blueprints: the names of those to take in the place of all; not where commands are given.
+        blueprints: the names of the blueprints to try; None: all. Not allowed with commands.
         score: what they are ranked by: one of ``fxgraft.explore.SCORES``, the mean of the ranks by two
             (``"expected_and_parameters"``, ``"expected_and_contribution"``), or a function of a `Row`.
         at: the alpha at which they are measured.
@@ -66,7 +66,7 @@ def explore(
             "flops": ..., "memory": ...}``; see `fxgraft.explore.cap.Cap`.
         most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
         state: the ``state_dict()`` of an exploration of these candidates that was going on when this
-            manager was saved: nothing germinates, it goes on.
+            manager was saved: nothing is germinated, it continues.
 
     Returns:
         The exploration: ``done``, ``table``, ``best(n)``; print it.
@@ -153,7 +153,7 @@ def autogrow(
 
     Raises:
         SlotError, BlueprintError, CommandError, TypeError, ValueError: as `explore`, at once.
-        StageError: another growth goes on, or seeds cannot change now.
+        StageError: another growth is running, or seeds cannot change now.
         CheckpointError: the run that was loaded had a growth with other candidates.
     """
     self._allow("autogrow")

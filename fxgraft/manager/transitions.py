@@ -181,14 +181,14 @@ def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[
     Until then nothing that runs changes: a new seed is GERMINATED, an old one in the stage that it was in. A
     call inside is checked against what those before it lead to (a new seed can be blended); one that raises
     is not planned, and the others are. A name is free for another seed only after the block. Channels grow
-    behind all else, in the order of the calls; a group that only these lead to is looked up then.
+    after all other changes, in the order of the calls.
 
-    An exception that leaves the block, or a change that cannot land (an error of a compiler, say),
-    leaves everything as it was: the names are free again, and the new seeds are CULLED. A block inside
-    of another lands with it; an exception that leaves the inner one takes back what was planned there.
+    After an exception that leaves the block, or a change that fails (by an error of a compiler, say),
+    everything is as before: the names are free again, and the new seeds are CULLED. A block inside
+    of another is applied with it; an exception that leaves the inner one cancels what was planned there.
 
     Args:
-        wait: False lets the whole land in the background, at a later `step`, and so does one
+        wait: False prepares all of it in the background, for a later `step`, and so does one
             ``wait=False`` inside. Modules are built at their calls all the same.
 
     Raises:

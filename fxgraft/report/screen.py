@@ -41,7 +41,7 @@ def follow(
     console: Console | None = None,
     looks: int | None = None,
 ) -> None:
-    """Show a run, and go on with what comes, until Ctrl-C.
+    """Show a run and its progress, until Ctrl-C.
 
     Args:
         path: the log, or its folder. It need not be there yet.

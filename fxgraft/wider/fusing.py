@@ -40,7 +40,7 @@ def fuse(
         lifecycle: of the host.
         names: the fossils.
         optimizers: of the host.
-        skip: whether those that cannot be fused stay as they are; else they are an error.
+        skip: whether those that cannot be fused are skipped; else they are an error.
 
     Returns:
         Fossil -> the layer that it has become part of.
