@@ -236,7 +236,7 @@ class _Restoration:
         """Grow those seeds, or all; returns the records of the others. One by one: seeds may be in seeds."""
         for record in records:
             if names is None or record.name in names:
-                record.check_size(self._lifecycle, blueprints, self._weights)
+                record.check_size(self._lifecycle, blueprints, self._weights, grows=names is not None)
                 seed = record.revive(self._lifecycle, self._state.run_seed, blueprints)
                 undo.callback(self._lifecycle.forget, seed)
         return [record for record in records if names is not None and record.name not in names]

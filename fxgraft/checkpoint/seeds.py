@@ -68,6 +68,12 @@ class SeedCounters:
         return cls(**{f.name: getattr(seed, f.name) for f in fields(cls)})
 
 
+def _fits(made: Tensor, saved: Tensor | None, grows: bool) -> bool:
+    if saved is None or not grows or saved.dim() != made.dim():
+        return saved is not None and saved.shape == made.shape
+    return all(size <= wider for size, wider in zip(made.shape, saved.shape, strict=True))
+
+
 @dataclass(frozen=True)
 class SeedRecord:
     """What a manifest says of a seed. Its weights are among the host's tensors."""
@@ -135,12 +141,17 @@ class SeedRecord:
             raise CheckpointError(f"seed {self.name!r} blends, but has no ramp")
 
     def check_size(
-        self, lifecycle: Lifecycle, blueprints: Mapping[str, BlueprintLike], weights: Mapping[str, Tensor]
+        self,
+        lifecycle: Lifecycle,
+        blueprints: Mapping[str, BlueprintLike],
+        weights: Mapping[str, Tensor],
+        grows: bool = False,
     ) -> None:
         """Build the module without memory and compare its shapes with those of the saved weights.
 
         So a file cannot make its reader allocate more than the file holds. A factory that cannot
-        build without memory (one that reads its own weights' values) is not checked.
+        build without memory (one that reads its own weights' values) is not checked. ``grows``: channels grow
+        after it, which may be its own: what is saved may be larger.
         """
         if self.spec.get("call") is not None:
             return  # a copy of a block of the host
@@ -158,7 +169,7 @@ class SeedRecord:
         prefix = f"_seeds.{self.name}.module." + ("branch." if self.spec["mode"] == "gated" else "")
         for name, tensor in module.state_dict().items():
             saved = weights.get(prefix + name)
-            if isinstance(tensor, Tensor) and (saved is None or saved.shape != tensor.shape):
+            if isinstance(tensor, Tensor) and not _fits(tensor, saved, grows):
                 raise CheckpointError(
                     f"seed {self.name!r}: its blueprint makes {name} of shape {tuple(tensor.shape)}, and "
                     f"the checkpoint holds {'none' if saved is None else tuple(saved.shape)}"

@@ -198,14 +198,11 @@ def not_watched(root: nn.Module, *paths: str) -> bool:
     return True
 
 
-WITHOUT = "it runs without what was grown in it"
-
-
 def fell_back(module: nn.Module, given: Any) -> None:
     """Warn that a call is not of the form that the grown code is right for; no export is made of it."""
     message = (
         f"a {type(module).__name__} was called with other kinds of arguments than in the example call that "
-        f"it was traced with: {WITHOUT}"
+        f"it was traced with: it runs without what was grown in it"
     )
     if torch.compiler.is_exporting():
         raise RuntimeError(f"{message}, so the exported program would be another model")

@@ -117,6 +117,7 @@ class Deepening:
         birth = lifecycle.plan_birth(seed, origin.slot, module, follower)
         if wish.optimizer_state == "copy":
             birth = replace(birth, like={new: known for _, new, known in counterparts(module, old)})
+        self._reporter.warn_if_frozen(f"seed {seed.name!r}", like, module.parameters())
         act.germinate(birth, partial(self._tell_birth, seed, began, act))
         lifecycle.enlist(seed, birth.before)
         self._set_out(act, seed, wish)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from fxgraft.commands import Reply
 from fxgraft.gates import Verdict
 from fxgraft.isolation.check import Violation
@@ -56,6 +58,19 @@ class Reporter:
     def operation(self, operation: str, seed: Seed, **data: Any) -> None:
         """Something was done to a seed (or would have been, were seeds not disabled)."""
         self.emit("seed_operation", seed.name, operation=operation, **data)
+
+    def warn_if_frozen(self, what: str, like: str, parameters: Iterable[nn.Parameter | None]) -> None:
+        """Warn where what grew cannot learn: all ``parameters`` of it are frozen."""
+        found = [parameter for parameter in parameters if parameter is not None]
+        if not found or any(parameter.requires_grad for parameter in found):
+            return
+        logger.warning(
+            "%s cannot learn: all parameters in it are frozen, as those of %s are. Expected some that train: "
+            "requires_grad_(True) on them and an optimizer that has them, before they grow; freeze them "
+            "again afterwards",
+            what,
+            like,
+        )
 
     def blend(self, seed: Seed, target: float, steps: int, schedule: str) -> None:
         """A ramp begins."""

@@ -51,6 +51,9 @@ class Widenings:
             self._key,
             lambda done: self._reporter.emit("widened", **done),
         )
+        members = () if found is None else found.members
+        grown = (self._host.get_submodule(m.path)._parameters.get(m.parameter) for m in members)
+        self._reporter.warn_if_frozen(f"what is new in {name!r}", "its channels", grown)
         act.growths.append(PlannedGrowth(planned, planned.told, planned.failed))
         return widening
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import ChannelError
+from fxgraft.optimizers.fresh_state import fresh_state
 from fxgraft.optimizers.nested import nested
 from fxgraft_passes.channels.growth import GroupGrowth
 from fxgraft_passes.channels.subject import Subject
@@ -38,16 +40,21 @@ def replace_moments(
         growth: what grows.
         subject: whose parameters, as they were before.
         optimizers: those that may have them.
-        copies: whether new entries are those of what they are made like; else they are zero.
+        copies: whether new entries are those of what they are made like; else they are what the optimizer
+            begins with.
     """
     for path, parameter, holder in _held(growth, subject, optimizers):
         state = holder.state.get(parameter)
         if not state:
             continue
         undo.callback(state.update, dict(state))
+        begins = {} if copies else fresh_state(holder, parameter)
         for key, value in list(state.items()):
             if _is_of(parameter, value):
                 state[key] = growth.spread(path, value, copies)
+                if key in begins:
+                    is_new = growth.spread(path, torch.ones_like(value), False) == 0
+                    state[key].masked_fill_(is_new, begins[key])
 
 
 def _held(

@@ -180,3 +180,30 @@ def test_a_wrapped_host_is_refused_and_a_wide_one_can_be_wrapped(one_rank, tmp_p
     steps(again, optimizer, loaded, batch, 1)
     assert fresh.widenings == host.widenings
     assert wrapped.module is host
+
+
+@pytest.mark.parametrize(
+    ("blueprint", "group"), [("mlp", "_seeds.a.module.up"), ("low_rank", "_seeds.a.module.down")]
+)
+def test_a_fossil_that_grew_wider_itself_is_loaded(blueprint, group, tmp_path):
+    x = torch.randn(5, 4)
+
+    def plain():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    host, optimizer, manager = managed(plain(), x)
+    manager.germinate("1", blueprint, name="a", isolated=False)
+    steps(host, optimizer, manager, x, 1)
+    manager.blend("a", steps=0)
+    manager.fossilize("a")
+    manager.widen(f"_seeds.a.module.{layer}", 2)
+    steps(host, optimizer, manager, x, 1)
+    manager.save(tmp_path / "run")
+    assert_same_bits(fxgraft.load_model(tmp_path / "run", plain())(x), host(x), "for inference")
+    fresh = fxgraft.trace(plain(), (x,))
+    again = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
+    loaded = fxgraft.SeedManager.load(tmp_path / "run", fresh, again, check_every=0)
+    for one, other, run in ((host, optimizer, manager), (fresh, again, loaded)):
+        steps(one, other, run, x)
+    assert_same_bits(host.state_dict(), fresh.state_dict())

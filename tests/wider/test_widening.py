@@ -250,6 +250,7 @@ def test_a_compiled_host_compiles_at_its_next_call(fresh_compiler):
         (("qkv", -4), ChannelError, "1 or more"),
         (("qkv", 2.0), ChannelError, "1 or more"),
         (("qkv", True), ChannelError, "1 or more"),
+        (("qkv", 10**12), ChannelError, "at most 16,777,216"),
         (("qkv", 6), ChannelError, "multiple of 4"),
         (("out", 4), ChannelError, "cannot grow: is a size of the output"),
         (("qkv", 4, "ones"), ValueError, "init: expected"),

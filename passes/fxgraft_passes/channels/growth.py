@@ -24,6 +24,8 @@ from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 
 INITS = ("zero", "split")
+MOST = 2**24
+"""A slip of the pen must not fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,12 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
             f"{group.name}: by: expected a multiple of {group.grain}, as its channels come in parts of that; "
             f"got {by}"
         )
+    if (tied := _only_tied(group)) is not None:
+        raise ChannelError(
+            f"{group.name}: expected new channels that can learn; {tied} both makes and reads them, so that "
+            f"they would begin with zeros on both sides, whose gradients are zero for ever. Untie it before "
+            f"they grow (two parameters with equal values), or give the layer a bias"
+        )
     if init == "split" and group.normalised:
         raise ChannelError(
             f"{group.name}: a normalisation is computed over these channels, and copies would change it: use "
@@ -88,12 +96,23 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
     return by // group.unit
 
 
+def _only_tied(group: ChannelGroup) -> str | None:
+    """The parameter that both makes and reads the channels, where nothing else makes them."""
+    makes, reads = (
+        {(member.name, member.dimension) for member in group.members if member.role == role}
+        for role in ("producer", "consumer")
+    )
+    return min(makes)[0] if makes and makes <= reads and not group.normalised else None
+
+
 def check_wish(name: str, by: int, init: str) -> None:
     """What can be said of a wish without the group. Raises as `check` does."""
     if init not in INITS:
         raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}; got {init!r}")
     if isinstance(by, bool) or not isinstance(by, int) or by <= 0:
         raise ChannelError(f"{name}: by: expected a number of channels, 1 or more; got {by!r}")
+    if by > MOST:
+        raise ChannelError(f"{name}: by: expected at most {MOST:,} channels at once; got {by:,}")
 
 
 def grow(
