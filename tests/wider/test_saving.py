@@ -182,10 +182,8 @@ def test_a_wrapped_host_is_refused_and_a_wide_one_can_be_wrapped(one_rank, tmp_p
     assert wrapped.module is host
 
 
-@pytest.mark.parametrize(
-    ("blueprint", "group"), [("mlp", "_seeds.a.module.up"), ("low_rank", "_seeds.a.module.down")]
-)
-def test_a_fossil_that_grew_wider_itself_is_loaded(blueprint, group, tmp_path):
+@pytest.mark.parametrize(("blueprint", "layer"), [("mlp", "up"), ("low_rank", "down")])
+def test_a_fossil_that_grew_wider_itself_is_loaded(blueprint, layer, tmp_path):
     x = torch.randn(5, 4)
 
     def plain():
