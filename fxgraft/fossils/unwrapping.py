@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -11,7 +9,7 @@ from torch.utils import _pytree as pytree
 from fxgraft.capture.traces import opened
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils.containers import CannotContainError
-from fxgraft.fossils.example_runs import computes_the_same, returned_by, run_example
+from fxgraft.fossils.example_runs import computes_the_same, returned_by, run_plain
 from fxgraft.fossils.plain_module import Unwrapping
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
@@ -46,8 +44,9 @@ def unwrap(host: Host) -> nn.Module:
     if not found.in_containers and _has_inserted(host):
         logger.warning(
             "unwrap: the code of %s does not compute the same with the inserted blocks in their containers: "
-            "they run as parts of the blocks in front of them, and have keys of their own",
+            "they run as parts of the blocks in front of them, and have keys of their own%s",
             type(found.root).__name__,
+            _because_of_fossils(host),
         )
     return found.root
 
@@ -65,11 +64,10 @@ def _compare(host: Host, plain: nn.Module) -> None:
             f"{type(error).__name__}: {error}",
         )
         return
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        got = pytree.tree_leaves(opened(run_example(host, plain)))
-    if any("it runs without what was grown" in str(warning.message) for warning in said):
+    run, is_grown = run_plain(host, plain)
+    if not is_grown:
         return  # which it says in each such call
+    got = pytree.tree_leaves(opened(run))
     for one, other in zip(got, wanted, strict=True):
         if isinstance(other, Tensor) and not _is_close(one, other):
             seeds = ", ".join(placement.seed for placement in host.structure.placements)
@@ -94,6 +92,19 @@ def _distance(one: Tensor, other: Tensor) -> str:
     if one.shape != other.shape:
         return f"its shape, {tuple(one.shape)} in place of {tuple(other.shape)}"
     return f"{(one - other).abs().max().item():.2g}"
+
+
+def _because_of_fossils(host: Host) -> str:
+    """The fossils in code around the blocks: as a graph it calls those that it was traced with."""
+    regions = host.structure.by_region
+    inserted = [name for name, found in regions.items() if any(p.spec.call is not None for p in found)]
+    around = [
+        placement.seed
+        for name, found in regions.items()
+        for placement in found
+        if placement.spec.call is None and any(not name or f"{r}.".startswith(f"{name}.") for r in inserted)
+    ]
+    return f". There are fossils in the code around the blocks: {', '.join(around)}" if around else ""
 
 
 def _has_inserted(host: Host) -> bool:

@@ -479,3 +479,38 @@ def test_code_that_would_meet_the_parameters_of_seeds_is_refused() -> None:
     with pytest.raises(FxGraftError, match=r"cannot unwrap Scales: .* seeds there as well: a\."):
         fxgraft.unwrap(host)
     assert list(host.state_dict()) == before
+
+
+class Loop(nn.Module):
+    """A stack that the root goes through, behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_fossil_that_has_learnt_nothing_runs_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    """It changes no value: that it did not run beside an inserted block could not be seen by those."""
+    x = torch.randn(4, 6)
+    host = fxgraft.trace(Loop(), (x,))
+    manager = fxgraft.SeedManager(host)
+    manager.deepen("blocks", name="n", init="copy")
+    manager.germinate("first", "low_rank", name="f", isolated=False)
+    manager.blend("f", steps=0)
+    manager.fossilize("f")
+    plain = fxgraft.unwrap(host)
+    assert_same_bits(plain(x), host(x), "with both")
+    assert any(name.startswith("seed_f.") for name in plain.state_dict())
+    with torch.no_grad():
+        for parameter in host.graft("f").parameters():
+            parameter.add_(0.1)
+    assert_same_bits(plain(x), host(x), "with a fossil that has learnt")
+    assert "fossils in the code around the blocks: f" in caplog.text
