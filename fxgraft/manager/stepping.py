@@ -31,7 +31,9 @@ def step(self: ManagerCore, loss: float | Tensor | None = None) -> None:
     _step(self, loss)
     # Until something is asked for, the next steps are only counted. All of `_step` takes 10 us where it is in
     # the processor's cache, and 100 us after a training step, which has put everything else there.
-    self._rests = not self._seeds and self.peers.size == 1 and not self._journal.is_kept
+    # (Copies may stray for a while after a change; one that is made at rest lacks nothing before the next.)
+    is_told = self._journal.is_kept or bool(self.host._links.copies)
+    self._rests = not self._seeds and self.peers.size == 1 and not is_told
 
 
 def _has_nothing_to_do(self: ManagerCore) -> bool:

@@ -13,7 +13,7 @@ def test_the_host_is_the_model_to_the_bit(name):
     host = check(HOSTS[name]())
     where, reason = REFUSED.get(name, ("", None))
     if reason is None:
-        assert not host._opaque, dict(host._opaque)
+        assert not host.opaque, dict(host.opaque)
     else:
         assert reason in host.rejected[where]
         assert where not in host.regions

@@ -151,14 +151,14 @@ def test_another_thread_is_not_disturbed_by_tracing():
         thread.join()
     assert not wrong
     assert runs[0] > 5
-    assert not host._opaque
+    assert not host.opaque
 
 
 def test_a_model_without_data():
     with torch.device("meta"):
         model, x = nn.Sequential(Pair(), Block()), torch.randn(4, 8)
     host = fxgraft.trace(model, (x,))
-    assert not host._opaque
+    assert not host.opaque
     assert "0.a.fc" in host.slots
     assert host(x).device.type == "meta"
 

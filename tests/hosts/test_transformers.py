@@ -81,7 +81,7 @@ def _slots(name: str, host: fxgraft.Host) -> list[str]:
 def test_capture_to_the_bit(name):
     host = check(MODELS[name]())
     opaque = OPAQUE.get(name, {})
-    assert host._opaque.keys() == opaque.keys()
+    assert host.opaque.keys() == opaque.keys()
     for where, reason in opaque.items():
         assert reason in host.rejected[where]
 
