@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxgraft.capture.traces import opened
 from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.util.bits import same_bits
 from fxgraft_passes.untouched import state_untouched
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between the tensors that a host returns and those of a plain form.
+
+    Attributes:
+        shapes: those of the plain form, and the expected ones, where they differ; else None.
+        largest: between two elements, up to the first tensor that differs by more than rounding.
+        is_rounding: whether all are equal within the tolerances of ``torch.testing``.
+    """
+
+    shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] | None
+    largest: float
+    is_rounding: bool
+
+    @classmethod
+    def of(cls, wanted: Any, given: Any) -> Difference:
+        """Of what the host returned and what the plain form did."""
+        ours, theirs = (
+            [leaf for leaf in pytree.tree_leaves(opened(value)) if isinstance(leaf, Tensor)]
+            for value in (wanted, given)
+        )
+        if [t.shape for t in ours] != [t.shape for t in theirs]:
+            return cls(([tuple(t.shape) for t in theirs], [tuple(t.shape) for t in ours]), 0.0, False)
+        largest = 0.0
+        for a, b in zip(ours, theirs, strict=True):
+            if a.is_meta or not a.numel():
+                continue
+            wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float64)
+            largest = max(largest, float((a.to(b.device, wide) - b.to(wide)).abs().nan_to_num().max()))
+            try:
+                torch.testing.assert_close(b, a.to(b.device, b.dtype), equal_nan=True)
+            except AssertionError:
+                return cls(None, largest, False)
+        return cls(None, largest, True)
 
 
 def computes_the_same(host: Host, plain: nn.Module) -> bool:

@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils import _pytree as pytree
 
-from fxgraft.capture.traces import opened
 from fxgraft.errors import TransplantError
 from fxgraft.fossils.containers import CannotContainError
-from fxgraft.fossils.example_runs import returned_by, run_example
+from fxgraft.fossils.example_runs import Difference, returned_by, run_example
 from fxgraft.fossils.plain_module import Unwrapping
 from fxgraft.fossils.unwrapping import refuse_live
 from fxgraft.host.host import Host
@@ -197,28 +195,18 @@ def _copy_tensors(undo: ExitStack, pairs: list[tuple[Tensor, Tensor]]) -> None:
 
 def _difference(wanted: Any, given: Any) -> float:
     """The largest one between two elements. Raises `TransplantError` where it is more than rounding."""
-    ours, theirs = (
-        [leaf for leaf in pytree.tree_leaves(opened(value)) if isinstance(leaf, Tensor)]
-        for value in (wanted, given)
-    )
-    if [t.shape for t in ours] != [t.shape for t in theirs]:
+    found = Difference.of(wanted, given)
+    if found.shapes is not None:
+        theirs, ours = found.shapes
         raise TransplantError(
-            f"the target returns tensors of shapes {[tuple(t.shape) for t in theirs]}; expected "
-            f"{[tuple(t.shape) for t in ours]}, as the host does"
+            f"the target returns tensors of shapes {theirs}; expected {ours}, as the host does"
         )
-    largest = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        if a.is_meta or not a.numel():
-            continue
-        largest = max(largest, float((a.double() - b.double()).abs().nan_to_num().max()))
-        try:
-            torch.testing.assert_close(b, a.to(b.device, b.dtype), equal_nan=True)
-        except AssertionError as error:
-            raise TransplantError(
-                f"the target computes something else with these weights: expected the host's output for its "
-                f"example call; it differs by up to {largest:g}. Are its settings those of the host?"
-            ) from error
-    return largest
+    if not found.is_rounding:
+        raise TransplantError(
+            f"the target computes something else with these weights: expected the host's output for its "
+            f"example call; it differs by up to {found.largest:g}. Are its settings those of the host?"
+        )
+    return found.largest
 
 
 def _check_trained(optimizer: Optimizer, target_optimizer: Optimizer, match: _Match) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from fxgraft.capture.traces import opened
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils.containers import CannotContainError
-from fxgraft.fossils.example_runs import computes_the_same, returned_by, run_plain
+from fxgraft.fossils.example_runs import Difference, computes_the_same, returned_by, run_plain
 from fxgraft.fossils.plain_module import Unwrapping
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
@@ -56,7 +53,7 @@ def _compare(host: Host, plain: nn.Module) -> None:
     if any(tensor.is_meta or local_tensor(tensor) is not tensor for tensor in plain.parameters()):
         return
     try:
-        wanted = pytree.tree_leaves(opened(returned_by(host)))
+        wanted = returned_by(host)
     except Exception as error:
         logger.warning(
             "unwrap: the host fails in its example call in eval mode, so that %s is not compared with it: %s",
@@ -67,31 +64,18 @@ def _compare(host: Host, plain: nn.Module) -> None:
     run, is_grown = run_plain(host, plain)
     if not is_grown:
         return  # which it says in each such call
-    got = pytree.tree_leaves(opened(run))
-    for one, other in zip(got, wanted, strict=True):
-        if isinstance(other, Tensor) and not _is_close(one, other):
-            seeds = ", ".join(placement.seed for placement in host.structure.placements)
-            raise FxGraftError(
-                f"cannot unwrap {type(plain).__name__}: as a plain module it computes something else than "
-                f"the host (in the example call by {_distance(one, other)}). Code that goes through the "
-                f"parameters or modules of a part of the model (block.named_parameters()) meets those of "
-                f"the seeds there as well: {seeds}. Keep the host (manager.save() and fxgraft.load_model()), "
-                f"or let that code name what it reads"
-            )
-
-
-def _is_close(one: Tensor, other: Tensor) -> bool:
-    try:
-        torch.testing.assert_close(one, other, equal_nan=True)
-    except AssertionError:
-        return False
-    return True
-
-
-def _distance(one: Tensor, other: Tensor) -> str:
-    if one.shape != other.shape:
-        return f"its shape, {tuple(one.shape)} in place of {tuple(other.shape)}"
-    return f"{(one - other).abs().max().item():.2g}"
+    found = Difference.of(wanted, run)
+    if found.is_rounding:
+        return
+    shapes = None if found.shapes is None else f"shapes {found.shapes[0]} in place of {found.shapes[1]}"
+    seeds = ", ".join(placement.seed for placement in host.structure.placements)
+    raise FxGraftError(
+        f"cannot unwrap {type(plain).__name__}: as a plain module it computes something else than "
+        f"the host (in the example call by {shapes or format(found.largest, '.2g')}). Code that goes through "
+        f"the parameters or modules of a part of the model (block.named_parameters()) meets those of "
+        f"the seeds there as well: {seeds}. Keep the host (manager.save() and fxgraft.load_model()), "
+        f"or let that code name what it reads"
+    )
 
 
 def _because_of_fossils(host: Host) -> str:

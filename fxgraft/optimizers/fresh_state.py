@@ -23,7 +23,9 @@ def fresh_state(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, f
         optimizer: that has ``parameter``, of any shape.
         parameter: whose dimensions and dtype count.
     """
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    groups = (g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    if (group := next(groups, None)) is None:  # it keeps a state of what it does not train
+        return {}
     kind = type(optimizer)
     accepted = inspect.signature(kind.__init__).parameters
     settings = {k: v for k, v in group.items() if k in accepted and k != "params"}
