@@ -18,7 +18,7 @@ from fxgraft_passes.untouched import state_untouched
 
 
 @dataclass(frozen=True)
-class Difference:
+class OutputDifference:
     """Between the tensors that a host returns and those of a plain form.
 
     Attributes:
@@ -32,7 +32,7 @@ class Difference:
     is_rounding: bool
 
     @classmethod
-    def of(cls, wanted: Any, given: Any) -> Difference:
+    def of(cls, wanted: Any, given: Any) -> OutputDifference:
         """Of what the host returned and what the plain form did."""
         ours, theirs = (
             [leaf for leaf in pytree.tree_leaves(opened(value)) if isinstance(leaf, Tensor)]

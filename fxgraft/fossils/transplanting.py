@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import TransplantError
 from fxgraft.fossils.containers import CannotContainError
-from fxgraft.fossils.example_runs import Difference, returned_by, run_example
+from fxgraft.fossils.example_runs import OutputDifference, returned_by, run_example
 from fxgraft.fossils.plain_module import Unwrapping
 from fxgraft.fossils.unwrapping import refuse_live
 from fxgraft.host.host import Host
@@ -195,7 +195,7 @@ def _copy_tensors(undo: ExitStack, pairs: list[tuple[Tensor, Tensor]]) -> None:
 
 def _difference(wanted: Any, given: Any) -> float:
     """The largest one between two elements. Raises `TransplantError` where it is more than rounding."""
-    found = Difference.of(wanted, given)
+    found = OutputDifference.of(wanted, given)
     if found.shapes is not None:
         theirs, ours = found.shapes
         raise TransplantError(

@@ -6,7 +6,7 @@ from torch import nn
 
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils.containers import CannotContainError
-from fxgraft.fossils.example_runs import Difference, computes_the_same, returned_by, run_plain
+from fxgraft.fossils.example_runs import OutputDifference, computes_the_same, returned_by, run_plain
 from fxgraft.fossils.plain_module import Unwrapping
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
@@ -64,7 +64,7 @@ def _compare(host: Host, plain: nn.Module) -> None:
     run, is_grown = run_plain(host, plain)
     if not is_grown:
         return  # which it says in each such call
-    found = Difference.of(wanted, run)
+    found = OutputDifference.of(wanted, run)
     if found.is_rounding:
         return
     shapes = None if found.shapes is None else f"shapes {found.shapes[0]} in place of {found.shapes[1]}"
