@@ -425,26 +425,23 @@ class CompiledHost:
                 self.variant(
                     unit, unit.local(structure), Phase.ISOLATED
                 ).helped = True  # nobody knows its calls
+        return self._missing_in(self.touched(structure, before), structure, grafts, moves)
+
+    def tasks_for_all(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[CompileTask]:
+        """What is missing for a structure that runs, in all units; urgent ones first."""
+        return self._missing_in(self.units, structure, grafts)
+
+    def _missing_in(
+        self, units: Iterable[Unit], structure: Structure, grafts: Mapping[str, Graft], moves: bool = False
+    ) -> list[CompileTask]:
         tasks, first = [], set()
-        for unit in self.touched(structure, before):
+        for unit in units:
             local = unit.local(structure)
             runs_first = self.phase_in(unit, structure, Phase.BLENDED, grafts)
             for phase in local.phases if moves else self.phases_of(unit, structure, grafts):
                 found = self._tasks(unit, local, phase, self.missing(unit, local, phase))
                 tasks += found
                 first |= {(task.variant, task.kind) for task in found if moves or phase is runs_first}
-        return _by_urgency(_distinct(tasks), first)
-
-    def tasks_for_all(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[CompileTask]:
-        """What is missing for a structure that runs, in all units; urgent ones first."""
-        tasks, first = [], set()
-        for unit in self.units:
-            local = unit.local(structure)
-            runs_now = self.phase_in(unit, structure, Phase.BLENDED, grafts)
-            for phase in local.phases:
-                found = self._tasks(unit, local, phase, self.missing(unit, local, phase))
-                tasks += found
-                first |= {(task.variant, task.kind) for task in found if phase is runs_now}
         return _by_urgency(_distinct(tasks), first)
 
     def inherit_calls(self, other: CompiledHost) -> None:
