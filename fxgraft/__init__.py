@@ -13,10 +13,10 @@ from fxgraft.host.host import Host
 from fxgraft.host.stacks import Stack
 from fxgraft.host.tracing import trace
 from fxgraft.manager.manager import SeedManager
+from fxgraft.resizing import Widening
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.util.lazy_modules import lazy_modules
-from fxgraft.wider import Widening
 from fxgraft_passes import Objective, Slot
 from fxgraft_passes.channels.groups import ChannelGroup
 

@@ -26,10 +26,10 @@ from fxgraft.host.host import Host
 from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.resizing.replay import WideningReplay, records
 from fxgraft.slots.structure import Structure
 from fxgraft.util import validate
 from fxgraft.util.reading import read as read_data
-from fxgraft.wider.replay import WideningReplay, records
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
 

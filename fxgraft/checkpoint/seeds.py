@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft import schedules
-from fxgraft.deeper import growing
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.lifecycle.swap import follow_stages
+from fxgraft.resizing import new_blocks
 from fxgraft.schedules import SCHEDULES, Ramp
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
@@ -189,7 +189,7 @@ class SeedRecord:
         )  # fmt: skip
         key = streams.key_of(run_seed, self.name)
         if call is not None:
-            grown = growing.again(lifecycle.host, slot, key, self.config)
+            grown = new_blocks.again(lifecycle.host, slot, key, self.config)
         else:
             around = nursery.surroundings(lifecycle.host, slot)
             grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)

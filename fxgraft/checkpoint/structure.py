@@ -25,10 +25,10 @@ from fxgraft.host.host import Host
 from fxgraft.host.receiving import Kept, StateReader, read_with
 from fxgraft.host.wrapped import is_wrapped
 from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.resizing.replay import WideningReplay, records
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.util.bits import same_bits
-from fxgraft.wider.replay import WideningReplay, records
 
 VERSION = 1
 VERSION_WIDER = 2

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.isolation.generators import generators_of
-from fxgraft.isolation.probing import at_alpha, mode_kept, reshard
+from fxgraft.lifecycle.generators import generators_of
 from fxgraft.lifecycle.inactivity import InactivityWatch
+from fxgraft.lifecycle.probing import at_alpha, mode_kept, reshard
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.util.flops import count_flops

@@ -19,10 +19,10 @@ from fxgraft.distributed import peers_of
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
 from fxgraft.host.run_summary import summarize_run
-from fxgraft.isolation.check import Violation
-from fxgraft.isolation.monitor import LATER, IsolationMonitor
 from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.act import Act
+from fxgraft.lifecycle.isolation_check import Violation
+from fxgraft.lifecycle.isolation_monitor import LATER, IsolationMonitor
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager import settings

@@ -11,10 +11,6 @@ from typing import Any
 from torch import nn
 
 from fxgraft import schedules
-from fxgraft.deeper import growing
-from fxgraft.deeper.copying import counterparts
-from fxgraft.deeper.growing import Origin
-from fxgraft.deeper.spread import places
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.host.stacks import Stack, is_inserted
@@ -25,6 +21,10 @@ from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import ManagerState
 from fxgraft.manager.together import Acts
 from fxgraft.optimizers.census import shared_groups
+from fxgraft.resizing import new_blocks
+from fxgraft.resizing.block_copies import counterparts
+from fxgraft.resizing.new_blocks import Origin
+from fxgraft.resizing.spread import places
 from fxgraft.schedules import Ramp
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
@@ -45,7 +45,7 @@ class Wish:
     optimizer_state: str
 
     def __post_init__(self) -> None:
-        validate.one_of("init", self.init, growing.INITS)
+        validate.one_of("init", self.init, new_blocks.INITS)
         validate.integer("blend", self.blend)
         validate.boolean("isolated", self.isolated)
         validate.one_of("optimizer_state", self.optimizer_state, STATES)
@@ -72,14 +72,14 @@ class Deepening:
         self, name: Any, count: int, at: Any, like: Any, wish: Wish, called: str | None, enabled: bool
     ) -> list[Seed]:
         """Plan the new blocks in the act that is open; see `SeedManager.deepen`."""
-        stack = growing.stack_named(self._host, name)
+        stack = new_blocks.stack_named(self._host, name)
         found = places(len(stack.blocks), count, at, like)
         seeds: list[Seed] = []
         spots: dict[tuple[int, bool], str] = {}  # the last one that was put there
         number = self._number(stack)
         for i, place in enumerate(found):
             began = time.monotonic()
-            origin = growing.origin(self._host, stack, stack.blocks[place.index], place.before)
+            origin = new_blocks.origin(self._host, stack, stack.blocks[place.index], place.before)
             given = called if called is None or len(found) == 1 else f"{called}_{i}"
             seed = self._seed(origin, stack.blocks[place.like], wish, given, number)
             number = None if number is None else number + 1
@@ -106,14 +106,14 @@ class Deepening:
     ) -> None:
         act, lifecycle = self._acts.open, self._lifecycle
         assert act is not None
-        old = growing.module_of(self._host, like)
+        old = new_blocks.module_of(self._host, like)
         groups = partial(_group_like, dict(old.named_parameters()), lifecycle.registry.optimizers)
         lifecycle.registry.wish(seed, None, None, groups if lifecycle.registry.trains else None)
         amend(seed, stage=after(seed.stage, "germinate", seed.name))
         key = streams.key_of(self._memory.run_seed, seed.name)
-        module = growing.build(self._host, origin, like, wish.init, key, seed.config["number"])
+        module = new_blocks.build(self._host, origin, like, wish.init, key, seed.config["number"])
         lifecycle.admit(seed, module)
-        growing.tried(self._host, origin, like, module, wish.init, wish.isolated)
+        new_blocks.tried(self._host, origin, like, module, wish.init, wish.isolated)
         birth = lifecycle.plan_birth(seed, origin.slot, module, follower)
         if wish.optimizer_state == "copy":
             birth = replace(birth, like={new: known for _, new, known in counterparts(module, old)})
@@ -152,7 +152,7 @@ class Deepening:
 
     def _number(self, stack: Stack) -> int | None:
         """A number that no block of the stack has, nor one that is planned."""
-        number = growing.fresh_number(self._host, stack)
+        number = new_blocks.fresh_number(self._host, stack)
         if number is None:
             return None
         planned: list[int | None] = [

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from fxgraft import wider
-from fxgraft.deeper.spread import At
+from fxgraft import resizing
 from fxgraft.errors import DistributedError, StageError
 from fxgraft.host.wrapped import is_wrapped
 from fxgraft.manager.core import ManagerCore
 from fxgraft.manager.deepening import Wish
+from fxgraft.resizing import Widening
+from fxgraft.resizing.spread import At
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.util import validate
 from fxgraft.util.interrupts import uninterruptible
-from fxgraft.wider import Widening
 from fxgraft_passes.channels.groups import ChannelGroup
 
 
@@ -157,7 +157,7 @@ def fuse(self: ManagerCore, *seeds: Seed | str) -> Mapping[str, str]:
         if name not in fossils:
             stage = self._seeds[name].stage.name
             raise StageError(f"cannot fuse seed {name!r}: it is {stage}, and no fossil")
-    found = wider.fuse(self._lifecycle, names or sorted(fossils), self._optimizers, skip=not seeds)
+    found = resizing.fuse(self._lifecycle, names or sorted(fossils), self._optimizers, skip=not seeds)
     for name, layer in found.items():
         self._reporter.emit("fused", name, into=layer)
     return MappingProxyType(found)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.gates import DEFAULT_GATES, Gate
-from fxgraft.isolation.monitor import DEFAULT_INTERVAL
+from fxgraft.lifecycle.isolation_monitor import DEFAULT_INTERVAL
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager import (
     commanding,

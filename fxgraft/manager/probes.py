@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from torch import Tensor
 
 from fxgraft.errors import DistributedError
-from fxgraft.isolation import probing
-from fxgraft.isolation.shadow import shadow_pass
+from fxgraft.lifecycle import probing
+from fxgraft.lifecycle.shadow import shadow_pass
 from fxgraft.manager.core import ManagerCore
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage

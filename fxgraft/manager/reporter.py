@@ -9,8 +9,8 @@ from torch import nn
 
 from fxgraft.commands import Reply
 from fxgraft.gates import Verdict
-from fxgraft.isolation.check import Violation
 from fxgraft.lifecycle.inactivity import InactiveSeed, together
+from fxgraft.lifecycle.isolation_check import Violation
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from fxgraft.gates import Gate
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.isolation.monitor import DEFAULT_INTERVAL
+from fxgraft.lifecycle.isolation_monitor import DEFAULT_INTERVAL
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import Sink, logger
 from fxgraft.util import validate

@@ -13,10 +13,10 @@ from fxgraft.lifecycle.act import PlannedGrowth
 from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import ManagerState
 from fxgraft.manager.together import Acts
+from fxgraft.resizing import Widening
+from fxgraft.resizing.planned import PlannedWidening
+from fxgraft.resizing.widening import check_state, group_of
 from fxgraft.seeds import streams
-from fxgraft.wider import Widening
-from fxgraft.wider.planned import PlannedWidening
-from fxgraft.wider.widening import check_state, group_of
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import check, check_wish
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import fxgraft
 from tests.harness import assert_same_bits, frozen, loss_of, observed_call, train
-from tests.isolation.test_isolation_properties import SEEDS, germinate_all
 from tests.lifecycle.test_cull_properties import bring_to
+from tests.lifecycle.test_isolation_properties import SEEDS, germinate_all
 from tests.seed_modules import FITTING, Drawing, Scale
 from tests.strategies import Plan, plans
 

@@ -20,7 +20,7 @@ from tests.harness import (
     snapshot,
     train,
 )
-from tests.isolation.test_isolation_properties import OPTIMIZERS, SEEDS, germinate_all
+from tests.lifecycle.test_isolation_properties import OPTIMIZERS, SEEDS, germinate_all
 from tests.seed_modules import FITTING, Scale
 from tests.strategies import Plan, plans
 

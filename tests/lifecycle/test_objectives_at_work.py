@@ -15,7 +15,7 @@ from torch import nn
 import fxgraft
 from fxgraft_passes.objectives import DEFAULT_RADIUS
 from tests.harness import assert_same_bits, frozen, gradients, loss_of, state
-from tests.isolation.test_isolation_properties import SEEDS, germinate_all
+from tests.lifecycle.test_isolation_properties import SEEDS, germinate_all
 from tests.seed_modules import Counting, Drawing, Scale
 from tests.strategies import Plan, plans
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import fxgraft
 from tests.harness import assert_same_bits, gradients, loss_of, train
-from tests.isolation.test_isolation_properties import SEEDS, germinate_all
+from tests.lifecycle.test_isolation_properties import SEEDS, germinate_all
 from tests.seed_modules import FITTING, Poison, Scale, Still
 from tests.strategies import Plan, plans
 

@@ -12,7 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from fxgraft_passes import FindChannels, Widen, channels_of
 from fxgraft_passes.errors import ChannelError
 from tests.harness import assert_same_bits
-from tests.wider.models import Attention, Cnn, Gated, Mlp
+from tests.resizing.models import Attention, Cnn, Gated, Mlp
 
 
 class Literal(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 import fxgraft
 from fxgraft.seeds.streams import SeedDropout
 from tests.harness import assert_same_bits, frozen, loss_of, train
-from tests.isolation.test_isolation_properties import OPTIMIZERS
+from tests.lifecycle.test_isolation_properties import OPTIMIZERS
 from tests.seed_modules import Drawing, Scale
 from tests.strategies import Plan, plans
 

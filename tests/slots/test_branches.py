@@ -26,8 +26,8 @@ from tests.harness import (
     snapshot,
     train,
 )
-from tests.isolation.test_isolation_properties import OPTIMIZERS
 from tests.lifecycle.test_cull_properties import bring_to, run_seeds, trained
+from tests.lifecycle.test_isolation_properties import OPTIMIZERS
 from tests.strategies import Plan, plans
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft.errors import SlotError
 from tests.harness import assert_same_bits, observed_call, snapshot, train
-from tests.isolation.test_isolation_properties import OPTIMIZERS
 from tests.lifecycle.test_cull_properties import run_seeds, trained
+from tests.lifecycle.test_isolation_properties import OPTIMIZERS
 from tests.seed_modules import FITTING, Scale
 from tests.strategies import Plan, plans
 

@@ -19,7 +19,7 @@ import fxgraft
 from fxgraft import SeedManager
 from fxgraft.telemetry import METRICS, Event, JsonLines, Logging, Memory, TensorBoard
 from tests.harness import train
-from tests.isolation.test_isolation_monitor import InPlace
+from tests.lifecycle.test_isolation_monitor import InPlace
 from tests.seed_modules import Scale
 from tests.strategies import Plan
 

@@ -1,0 +1,230 @@
+"""One growth of one group of channels: planned, compared with the host as it is, and carried out or not at
+all.
+
+group, by ──► wider tensors, settings (a copy) ──► outputs compared ──► parameters, optimizers,
+                                                                      averages, regions: one transaction
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from torch.optim import Optimizer
+
+from fxgraft.errors import ChannelError
+from fxgraft.host import engine
+from fxgraft.host.channels import subject_of
+from fxgraft.host.host import Host
+from fxgraft.host.renewing import Renewal, renew
+from fxgraft.host.widened import Widened
+from fxgraft.resizing.moments import check_moments, replace_moments
+from fxgraft.slots.structure import Structure
+from fxgraft_passes.channels.comparing import difference, outputs
+from fxgraft_passes.channels.groups import ChannelGroup
+from fxgraft_passes.channels.growth import GroupGrowth, grow
+from fxgraft_passes.channels.replacing import replace_tensors
+from fxgraft_passes.channels.subject import Subject
+
+STATES = ("fresh", "copy")
+_NONE: Mapping[Host, Renewal] = MappingProxyType({})
+
+
+@dataclass
+class Widening:
+    """The result of `SeedManager.widen`; in `together` or in the background, it is complete later.
+
+    Attributes:
+        group: the name of the group of channels.
+        by: the number of new channels.
+        size: the number of channels then; None until it is known.
+        init: how the new channels are initialised.
+        parameters: the number of new parameters (elements) of the host; None until it is done.
+        max_abs: the largest difference of the outputs in the example call, in eval mode; 0.0: equal to the
+            bit; None until it is done.
+        failed: the reason why it failed; None if it did not.
+    """
+
+    group: str
+    by: int
+    size: int | None
+    init: str
+    parameters: int | None = None
+    max_abs: float | None = None
+    failed: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the change is made."""
+        return self.max_abs is not None
+
+
+@dataclass
+class Rehearsed:
+    """What is known of a growth that was carried out and taken back, for when it is to stay.
+
+    Attributes:
+        structure: of the host then.
+        widenings: of the host before.
+        growth: as it was planned; its tensors are made anew.
+        renewals: the traces of the host and of its averages.
+    """
+
+    structure: Structure
+    widenings: tuple[Widened, ...]
+    growth: GroupGrowth
+    renewals: dict[Host, Renewal]
+
+    def is_of(self, host: Host) -> bool:
+        """Whether the host is as it was before."""
+        return host.structure.key == self.structure.key and host.widenings == self.widenings
+
+
+def widen(
+    host: Host,
+    group: str | ChannelGroup,
+    by: int,
+    init: str,
+    optimizer_state: str,
+    optimizers: Sequence[Optimizer],
+    seed: int,
+    outer: ExitStack | None = None,
+    rehearsed: Rehearsed | None = None,
+) -> tuple[Widening, Rehearsed]:
+    """Let a group of channels of ``host`` grow, whole or not at all.
+
+    Args:
+        host: the host.
+        group: its name, or itself.
+        by: how many channels more.
+        init: how new ones begin.
+        optimizer_state: ``"fresh"`` or ``"copy"``.
+        optimizers: that train the host.
+        seed: of the new weights' random streams.
+        outer: is given what takes it back; None: it stays.
+        rehearsed: what an earlier call returned that was taken back: what it found out is used again.
+
+    Raises:
+        ChannelError: it cannot grow so.
+    """
+    check_state(optimizer_state)
+    if rehearsed is not None and not rehearsed.is_of(host):
+        rehearsed = None
+    subject = subject_of(host, host.example_call())
+    structure, widenings = host.structure, host.widenings
+    found = group_of(host, group) if rehearsed is None else rehearsed.growth.group
+    with subject.session():
+        before = outputs(subject)
+        if rehearsed is None:
+            growth = grow(subject, found, by, init, seed, before)
+        else:
+            growth = rehearsed.growth.of(subject)
+    check_moments(growth, subject, optimizers)
+    known = {} if rehearsed is None else rehearsed.renewals
+    with ExitStack() as undo:
+        renewals = carry_out(
+            undo, host, growth, subject, optimizers, copies=optimizer_state == "copy", known=known
+        )
+        with subject.session():
+            max_abs = difference(found.name, before, outputs(subject))
+        done = undo.pop_all()
+    if outer is not None:
+        outer.push(done)
+    more = sum(tensor.numel() - _old_size(growth, path) for path, tensor in growth.tensors.items())
+    told = Widening(found.name, by, found.size + by, init, more, max_abs)
+    return told, Rehearsed(structure, widenings, replace(growth, tensors={}), renewals)
+
+
+def check_state(optimizer_state: Any) -> None:
+    """Raise `ValueError` for what no new moment can begin as."""
+    if optimizer_state not in STATES:
+        raise ValueError(
+            f"optimizer_state: expected one of {', '.join(map(repr, STATES))}; got {optimizer_state!r}"
+        )
+
+
+def group_of(host: Host, group: Any) -> ChannelGroup:
+    """The group of that name as the host is now.
+
+    Raises:
+        ChannelError: there is none; with the nearest names.
+    """
+    name = group.name if isinstance(group, ChannelGroup) else group
+    channels = host.channels
+    if not isinstance(name, str):
+        raise ChannelError(f"group: expected a name, one of host.channels; got {type(group).__name__}")
+    if name not in channels:
+        near = difflib.get_close_matches(name, channels, n=3, cutoff=0.3) or list(channels)[:3]
+        raise ChannelError(
+            f"the host has no channels {name!r}; did you mean {', '.join(map(repr, near))}? host.channels "
+            "has "
+            f"all {len(channels)}"
+        )
+    return channels[name]
+
+
+def carry_out(
+    undo: ExitStack,
+    host: Host,
+    growth: GroupGrowth,
+    subject: Subject,
+    optimizers: Sequence[Optimizer],
+    copies: bool,
+    known: Mapping[Host, Renewal] = _NONE,
+) -> dict[Host, Renewal]:
+    """Let the host be as planned: moments, tensors, numbers, regions, averages.
+
+    Args:
+        undo: is given what takes it back.
+        host: the host.
+        growth: what grows.
+        subject: the host, as it is looked at.
+        optimizers: that train it.
+        copies: whether new moments are copies.
+        known: traces of host and averages in these sizes, that are there already.
+
+    Returns:
+        Those traces.
+    """
+    undo.callback(setattr, host, "widenings", host.widenings)
+    numbers = [(s.path, s.name, s.new) for s in growth.settings if type(s.new) is float]
+    seeds = tuple(placement.seed for placement in host.structure.placements)
+    done = Widened(growth.group.name, growth.by, growth.init, tuple(numbers), seeds)
+    host.widenings = (*host.widenings, done)
+    undo.callback(engine.widened, host)
+    replace_moments(undo, growth, subject, optimizers, copies)
+    replace_tensors(undo, growth, subject)
+    for setting in growth.settings:
+        undo.callback(setting.apply(subject))
+    engine.widened(host)
+    renewals = {host: renew(undo, host, host.example_call(), known.get(host))}
+    for twin in list(host._links.followers):
+        renewals[twin] = follow(undo, host, twin, growth, known.get(twin))
+    return renewals
+
+
+def follow(
+    undo: ExitStack, host: Host, twin: Host, growth: GroupGrowth, known: Renewal | None = None
+) -> Renewal:
+    """Let an average of the host's weights grow along; its new entries are those of the host."""
+    theirs = subject_of(twin, host.example_call())
+    tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
+    undo.callback(setattr, twin, "widenings", twin.widenings)
+    twin.widenings = host.widenings
+    undo.callback(engine.widened, twin)
+    replace_tensors(undo, replace(growth, tensors=tensors), theirs)
+    for setting in growth.settings:
+        undo.callback(setting.apply(theirs))
+    engine.widened(twin)
+    return renew(undo, twin, host.example_call(), known)
+
+
+def _old_size(growth: GroupGrowth, path: str) -> int:
+    size = growth.tensors[path].numel()
+    for _, found in growth.spreads[path]:
+        size = size // len(found.origin) * (len(found.origin) - sum(found.fresh))
+    return size

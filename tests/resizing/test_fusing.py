@@ -1,0 +1,182 @@
+"""`manager.fuse`: fossils become part of the host's own layers, in a live run."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fxgraft
+from fxgraft.errors import ChannelError, SlotError, StageError
+from tests.harness import assert_same_bits, snapshot
+from tests.resizing.models import Gated, Mlp
+from tests.resizing.test_widening import outputs, steps
+
+
+class Net(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.inner, self.part, self.head = nn.Linear(4, 4), part, nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.part(self.inner(x)).relu())
+
+
+class Bare(nn.Module):
+    """Without a bias behind the hidden units."""
+
+    def __init__(self, hidden=8):
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(4, hidden), nn.GELU(), nn.Linear(hidden, 3, bias=False)
+
+    def forward(self, x):
+        return self.down(self.act(self.up(x)))
+
+
+BATCH = torch.randn(5, 4)
+
+
+def grown(host_part, seed, source="inner", slot="part", optimizer=torch.optim.SGD, **options):
+    host = fxgraft.trace(host_part if isinstance(host_part, Net) else Net(host_part), (BATCH,))
+    trainer = optimizer(host.parameters(), lr=0.05)
+    manager = fxgraft.SeedManager(host, trainer, check_every=0)
+    manager.germinate(slot, seed, source=source, name="a", isolated=False, **options)
+    steps(host, trainer, manager, BATCH, 2)
+    manager.blend("a", steps=0)
+    manager.fossilize("a")
+    steps(host, trainer, manager, BATCH, 2)
+    return host, trainer, manager
+
+
+def test_a_branch_of_the_same_class_is_joined():
+    host, optimizer, manager = grown(Mlp(), Mlp())
+    before = outputs(host, BATCH)
+    assert manager.fuse("a") == {"a": "part.up"}
+    torch.testing.assert_close(outputs(host, BATCH), before)
+    assert (host.part.up.out_features, host.part.down.in_features) == (16, 16)
+    assert list(host.state_dict()) == list(Net(Mlp()).state_dict())
+    assert not manager.seeds
+    assert not host.structure.placements
+    assert all("forward" not in region.module.__dict__ for region in host.regions.values())
+    steps(host, optimizer, manager, BATCH)
+
+
+def test_a_branch_is_matched_node_by_node():
+    branch = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3))
+    part = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3))
+    host, _, manager = grown(part, branch, slot="part.2")
+    before = outputs(host, BATCH)
+    assert manager.fuse() == {"a": "part.0"}
+    assert host.part[0].out_features == 14
+    torch.testing.assert_close(outputs(host, BATCH), before)
+
+
+def test_gated_units_are_joined_in_pairs():
+    host, _, manager = grown(Gated(fused=True), Gated(fused=True))
+    before = outputs(host, BATCH)
+    manager.fuse("a")
+    assert host.part.both.out_features == 32
+    torch.testing.assert_close(outputs(host, BATCH), before)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_goes_on_as_without_fusing(momentum):
+    def make(parameters, lr):
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
+
+    parts = Net(Bare()), Bare(5)
+    fused, plain = (grown(*copy.deepcopy(parts), optimizer=make) for _ in range(2))
+    fused[2].fuse("a")
+    for host, optimizer, manager in (fused, plain):
+        steps(host, optimizer, manager, BATCH, 5)
+    torch.testing.assert_close(outputs(fused[0], BATCH), outputs(plain[0], BATCH))
+
+
+def test_an_average_is_fused_as_well():
+    torch.manual_seed(0)
+    host = fxgraft.trace(Net(Mlp()), (BATCH,))
+    optimizer = torch.optim.SGD(host.parameters(), lr=0.05)
+    manager = fxgraft.SeedManager(host, optimizer, check_every=0)
+    average = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    fxgraft.averaging.follow(host, average)
+    manager.germinate("part", Mlp(), source="inner", name="a", isolated=False)
+    manager.blend("a", steps=0)
+    manager.fossilize("a", force=True)
+    for _ in range(2):
+        steps(host, optimizer, manager, BATCH, 1)
+        average.update_parameters(host)
+    before = outputs(average, BATCH)
+    manager.fuse("a")
+    torch.testing.assert_close(outputs(average, BATCH), before)
+    average.update_parameters(host)
+
+
+def test_a_linear_fossil_goes_into_the_weights():
+    host, optimizer, manager = grown(Mlp(), "low_rank", source=None, slot="inner", rank=2)
+    before, moments = outputs(host, BATCH), len(optimizer.param_groups[0]["params"])
+    assert manager.fuse("a") == {"a": "inner"}
+    torch.testing.assert_close(outputs(host, BATCH), before)
+    assert len(optimizer.param_groups[0]["params"]) < moments
+    steps(host, optimizer, manager, BATCH)
+
+
+def test_a_fused_run_is_saved_and_loaded(tmp_path):
+    host, _, manager = grown(Mlp(), Mlp())
+    manager.fuse("a")
+    manager.save(tmp_path / "run")
+    fresh = fxgraft.trace(Net(Mlp()), (BATCH,))
+    again = torch.optim.SGD(fresh.parameters(), lr=0.05)
+    fxgraft.SeedManager.load(tmp_path / "run", fresh, again, check_every=0)
+    assert_same_bits(host.state_dict(), fresh.state_dict())
+    assert_same_bits(host(BATCH), fresh(BATCH))
+
+
+@pytest.mark.parametrize(
+    ("seed", "options", "said"),
+    [
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), {}, "another form"),
+        (nn.Linear(4, 3), {}, "is one Linear"),
+        (nn.Linear(3, 3), {"source": None, "slot": "relu"}, "no layer's result"),
+        (Mlp(), {"mode": "convex"}, "is convex"),
+    ],
+)
+def test_what_cannot_be_fused_stays(seed, options, said):
+    host, optimizer, manager = grown(Mlp(), seed, **options)
+    before = snapshot(host, BATCH, [optimizer])
+    with pytest.raises(SlotError, match=said):
+        manager.fuse("a")
+    assert manager.fuse() == {}
+    assert_same_bits(before, snapshot(host, BATCH, [optimizer]))
+
+
+def test_only_fossils():
+    host = fxgraft.trace(Net(Mlp()), (BATCH,))
+    manager = fxgraft.SeedManager(host)
+    manager.germinate("part", Mlp(), source="inner", name="a")
+    with pytest.raises(StageError, match="TRAINING, and no fossil"):
+        manager.fuse("a")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "fxgraft.resizing.joining.grow",
+        "fxgraft.resizing.joining._fill",
+        "fxgraft.resizing.fusing.difference",
+        "fxgraft.lifecycle.lifecycle.swap",
+    ],
+)
+def test_a_failure_leaves_the_fossil(step, monkeypatch):
+    host, optimizer, manager = grown(Mlp(), Mlp())
+    before = snapshot(host, BATCH, [optimizer])
+
+    def failing(*args, **kwargs):
+        raise ChannelError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, failing)
+        with pytest.raises((ChannelError, SlotError), match="injected"):
+            manager.fuse("a")
+    assert_same_bits(before, snapshot(host, BATCH, [optimizer]))
+    assert manager.fuse("a") == {"a": "part.up"}

@@ -1,0 +1,455 @@
+"""`manager.widen`: the function is kept, what was learned stays, and it is whole or not at all."""
+
+import copy
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import fxgraft
+from fxgraft.commands import SEED, WIDEN
+from fxgraft.errors import ChannelError, DistributedError, StageError
+from fxgraft_passes.channels.groups import find
+from fxgraft_passes.channels.growth import grow
+from fxgraft_passes.channels.settings import applied
+from fxgraft_passes.channels.subject import Subject
+from fxgraft_passes.channels.trying import tried
+from tests.harness import assert_same_bits, counting_backend, snapshot, train
+from tests.resizing.models import Attention, Bare, CharGpt, Cnn, Experts, Gated, Gpt, Mlp, OffsetNorm, ResNet
+
+TOKENS = torch.arange(12).reshape(2, 6) % 11
+
+MODELS = {
+    "mlp": (Mlp, torch.randn(3, 4)),
+    "gated": (lambda: Gated(fused=False), torch.randn(3, 4)),
+    "fused gate": (lambda: Gated(fused=True), torch.randn(3, 4)),
+    "cnn": (Cnn, torch.randn(3, 3, 8, 8)),
+    "resnet": (ResNet, torch.randn(3, 3, 9, 9)),
+    "heads": (Attention, torch.randn(2, 5, 12)),
+    "gpt, layer norm": (lambda: Gpt(depth=1), TOKENS),
+    "gpt, rms norm": (lambda: Gpt(nn.RMSNorm, depth=1), TOKENS),
+    "gpt, norm by hand": (lambda: Gpt(OffsetNorm, depth=1), TOKENS),
+    "no norm in front of the head": (Bare, torch.randn(3, 4)),
+    "shared width": (CharGpt, TOKENS),
+    "shared width by hand": (lambda: CharGpt(by_hand=True), TOKENS),
+    "experts": (Experts, torch.randn(3, 4)),
+}
+
+
+def managed(model, batch, **options):
+    host = fxgraft.trace(model, (batch,))
+    optimizer = torch.optim.AdamW(host.parameters(), lr=1e-2)
+    return host, optimizer, fxgraft.SeedManager(host, optimizer, check_every=0, **options)
+
+
+def steps(host, optimizer, manager, batch, n=2):
+    for _ in range(n):
+        optimizer.zero_grad()
+        host(batch).float().pow(2).mean().backward()
+        optimizer.step()
+        manager.step()
+
+
+def outputs(host, batch):
+    with torch.no_grad():
+        return copy.deepcopy(host).eval()(batch)
+
+
+@pytest.mark.parametrize("init", ["zero", "split"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_free_group_of_a_plain_model_grows_and_keeps_the_function(name, init):
+    make, batch = MODELS[name]
+    model = make().eval()
+    subject = Subject.of(model, (batch,))
+    groups = [g for g in tried(subject, find(subject)).values() if g.fixed is None]
+    assert groups
+    for group in groups:
+        if init == "split" and group.normalised:
+            continue
+        with subject.session(), torch.no_grad():
+            before = model(batch)
+            growth = grow(subject, group, 2 * group.grain, init, seed=0, before=[before])
+            with subject.with_tensors(growth.tensors), applied(growth.settings, subject):
+                torch.testing.assert_close(model(batch), before, rtol=1e-4, atol=1e-5)
+                assert sum(p.numel() for p in model.parameters()) > sum(
+                    t.numel() for t in make().parameters()
+                )
+
+
+@pytest.mark.parametrize("name", ["cnn", "gpt, layer norm"])
+def test_a_host_grows_wider_and_trains_on(name):
+    make, batch = MODELS[name]
+    host, optimizer, manager = managed(make(), batch)
+    steps(host, optimizer, manager, batch)
+    before = outputs(host, batch)
+    for group in [group for group in host.channels.values() if group.fixed is None]:
+        done = manager.widen(group, 2 * group.grain)
+        assert host.channels[group.name].size == done.size == group.size + 2 * group.grain
+        assert done.parameters > 0
+    torch.testing.assert_close(outputs(host, batch), before, rtol=1e-4, atol=1e-5)
+    sizes = {n: tuple(p.shape) for n, p in host.named_parameters()}
+    steps(host, optimizer, manager, batch)
+    assert all(p.grad is not None and p.grad.shape == sizes[n] for n, p in host.named_parameters())
+
+
+def test_new_units_learn():
+    host, optimizer, manager = managed(Gpt(depth=1), TOKENS)
+    manager.widen("token", 4)
+    manager.widen("blocks.0.mlp.0", 4)
+    new = {"token.weight": (slice(None), slice(12, None)), "blocks.0.mlp.0.weight": slice(16, None)}
+    before = {name: host.get_parameter(name)[at].clone() for name, at in new.items()}
+    steps(host, optimizer, manager, TOKENS, 3)
+    assert all((host.get_parameter(name)[at] != before[name]).any() for name, at in new.items())
+
+
+def test_what_reads_a_stream_behind_its_norm_is_initialised_and_what_reads_it_in_front_is_zero():
+    host, optimizer, manager = managed(Bare(), torch.randn(3, 4))
+    manager.widen("stem", 3)
+    assert host.up.weight[:, 12:].abs().min() > 0
+    assert host.head.weight[:, 12:].abs().max() == 0
+    steps(host, optimizer, manager, torch.randn(3, 4))
+    assert host.head.weight[:, 12:].abs().min() > 0
+
+
+def test_heads_that_share_the_width_grow_with_it():
+    host, optimizer, manager = managed(CharGpt(), TOKENS)
+    steps(host, optimizer, manager, TOKENS)
+    group = host.channels["token"]
+    assert (group.size, group.grain, group.fixed) == (12, 3, None)
+    assert {m.name for m in group.members} >= {"blocks.1.attn.qkv.weight", "blocks.0.attn.proj.weight"}
+    before = outputs(host, TOKENS)
+    manager.widen("token", 6)
+    assert host.blocks[1]["attn"].qkv.weight.shape == (54, 18)
+    torch.testing.assert_close(outputs(host, TOKENS), before, rtol=1e-4, atol=1e-5)
+    new = host.blocks[0]["attn"].qkv.weight.detach().clone()
+    steps(host, optimizer, manager, TOKENS, 3)
+    rows = [4, 5, 10, 11, 16, 17]  # of the queries, then of the keys and of the values
+    moved = (host.blocks[0]["attn"].qkv.weight != new).any(dim=1)
+    assert all(moved[[18 * part + row for part in range(3) for row in rows]])
+
+
+def test_zero_keeps_the_function_to_the_last_digits():
+    _, _, manager = managed(Mlp(nn.ReLU()), MODELS["mlp"][1])
+    assert manager.widen("up", 8).max_abs <= 1e-7
+
+
+def test_parameters_stay_themselves_and_old_moments_stay_in_place():
+    host, optimizer, manager = managed(Gated(fused=True), MODELS["mlp"][1][:3])
+    batch = torch.randn(3, 4)
+    steps(host, optimizer, manager, batch, 3)
+    ids = {name: id(p) for name, p in host.named_parameters()}
+    old = host.both.weight.detach().clone(), optimizer.state[host.both.weight]["exp_avg"].clone()
+    manager.widen("both", 2)
+    assert ids == {name: id(p) for name, p in host.named_parameters()}
+    rows = [*range(8), *range(10, 18)]  # the gates, two new ones, the values, two new ones
+    moments = optimizer.state[host.both.weight]["exp_avg"]
+    assert_same_bits((host.both.weight[rows], moments[rows]), old)
+    assert not moments[[8, 9, 18, 19]].any()
+    assert optimizer.state[host.both.weight]["step"] == 3
+
+
+def test_moments_can_be_copied():
+    host, optimizer, manager = managed(Mlp(), torch.randn(3, 4))
+    steps(host, optimizer, manager, torch.randn(3, 4))
+    manager.widen("up", 8, init="split", optimizer_state="copy")
+    weight, moments = host.up.weight, optimizer.state[host.up.weight]["exp_avg"]
+    for new in range(8, 16):
+        like = [i for i in range(8) if torch.equal(weight[i], weight[new])]
+        assert len(like) == 1
+        assert torch.equal(moments[like[0]], moments[new])
+
+
+def test_split_parts_are_not_equal_and_add_up():
+    host, _, manager = managed(Mlp(), torch.randn(3, 4))
+    before = host.down.weight.detach().clone()
+    manager.widen("up", 8, init="split")
+    weight = host.down.weight.detach()
+    like = [
+        next(j for j in range(8, 16) if torch.equal(host.up.weight[i], host.up.weight[j])) for i in range(8)
+    ]
+    torch.testing.assert_close(weight[:, :8] + weight[:, like], before)
+    assert (weight[:, :8] != weight[:, like]).all()
+
+
+def test_hooks_gradients_and_a_graph_that_lives():
+    host, optimizer, manager = managed(Mlp(), torch.randn(3, 4))
+    batch, seen = torch.randn(3, 4), []
+    host.up.weight.register_post_accumulate_grad_hook(lambda p: seen.append(tuple(p.grad.shape)))
+    kept = host(batch).sum()
+    kept.backward(retain_graph=True)
+    grad = host.up.weight.grad.clone()
+    manager.widen("up", 2)
+    assert torch.equal(host.up.weight.grad, torch.cat([grad, torch.zeros(2, 4)]))
+    steps(host, optimizer, manager, batch)
+    assert seen == [(8, 4), (10, 4), (10, 4)]
+
+
+def test_averages_follow():
+    host, optimizer, manager = managed(Gpt(depth=1), TOKENS)
+    average = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    fxgraft.averaging.follow(host, average)
+    for _ in range(2):
+        steps(host, optimizer, manager, TOKENS, 1)
+        average.update_parameters(host)
+    before = outputs(average, TOKENS)
+    manager.widen("blocks.0.attn.qkv", 4)
+    manager.widen("token", 4)
+    torch.testing.assert_close(outputs(average, TOKENS), before, rtol=1e-4, atol=1e-5)
+    steps(host, optimizer, manager, TOKENS, 1)
+    average.update_parameters(host)
+    assert [p.shape for p in average.module.parameters()] == [p.shape for p in host.parameters()]
+
+
+def test_what_grew_elsewhere_stays():
+    host, optimizer, manager = managed(Gpt(), TOKENS)
+    manager.germinate("blocks.1.mlp.1", nn.Linear(16, 16), name="a")
+    steps(host, optimizer, manager, TOKENS)
+    manager.blend("a", steps=0)
+    before = outputs(host, TOKENS)
+    manager.widen("blocks.0.mlp.0", 4)
+    torch.testing.assert_close(outputs(host, TOKENS), before, rtol=1e-4, atol=1e-5)
+    assert "_graft_0" in host.regions["blocks.1.mlp"].code
+    with pytest.raises(ChannelError, match="the seed 'a'"):
+        manager.widen("blocks.1.mlp.0", 4)
+    steps(host, optimizer, manager, TOKENS)
+    assert manager.seeds["a"].steps > 2
+
+
+def test_the_class_runs_its_own_forward():
+    host, _, manager = managed(Attention(), torch.randn(2, 5, 12))
+    manager.widen("qkv", 8)
+    assert host.heads == 5
+    assert "forward" not in host.regions[""].module.__dict__
+    plain = Attention(heads=5)
+    plain.load_state_dict(host.state_dict())
+    x = torch.randn(2, 5, 12)
+    assert_same_bits(plain(x), host(x))
+
+
+def test_a_compiled_host_compiles_at_its_next_call(fresh_compiler):
+    backend = counting_backend()
+    host, optimizer, manager = managed(Mlp(), torch.randn(3, 4))
+    host.compile(backend=backend)
+    batch = torch.randn(3, 4)
+    steps(host, optimizer, manager, batch)
+    before = outputs(host, batch)
+    manager.widen("up", 2)
+    torch.testing.assert_close(host(batch).detach(), before)
+    steps(host, optimizer, manager, batch)
+    assert host.up.weight.grad.shape == (10, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (("nowhere", 1), ChannelError, "did you mean"),
+        ((3, 1), ChannelError, "one of host.channels"),
+        (("qkv", 0), ChannelError, "1 or more"),
+        (("qkv", -4), ChannelError, "1 or more"),
+        (("qkv", 2.0), ChannelError, "1 or more"),
+        (("qkv", True), ChannelError, "1 or more"),
+        (("qkv", 10**12), ChannelError, "at most 16,777,216"),
+        (("qkv", 6), ChannelError, "multiple of 4"),
+        (("out", 4), ChannelError, "cannot grow: is a size of the output"),
+        (("qkv", 4, "ones"), ValueError, "init: expected"),
+        (("qkv", 4, "zero", "old"), ValueError, "optimizer_state: expected"),
+    ],
+)
+def test_bad_input_changes_nothing(arguments, error, said):
+    batch = torch.randn(2, 5, 12)
+    host, optimizer, manager = managed(Attention(), batch)
+    train(host, optimizer, [batch])
+    before = snapshot(host, batch, [optimizer])
+    group, by, *rest = arguments
+    with pytest.raises(error, match=said):
+        manager.widen(group, by, **dict(zip(("init", "optimizer_state"), rest, strict=False)))
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "fxgraft.resizing.widening.grow",
+        "fxgraft.resizing.widening.check_moments",
+        "fxgraft.resizing.widening.replace_moments",
+        "fxgraft.resizing.widening.replace_tensors",
+        "fxgraft_passes.channels.replacing.set_tensor",
+        "fxgraft_passes.channels.growth.GroupGrowth.spread",
+        "fxgraft_passes.channels.settings.Setting.apply",
+        "fxgraft.resizing.widening.renew",
+        "fxgraft.host.renewing.Capture",
+        "fxgraft.resizing.widening.follow",
+        "fxgraft.resizing.widening.outputs",
+        "fxgraft.resizing.widening.difference",
+    ],
+)
+def test_a_failure_at_any_step_leaves_everything(step, monkeypatch):
+    batch = torch.randn(2, 5, 12)
+    host, optimizer, manager = managed(Attention(), batch)
+    average = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    fxgraft.averaging.follow(host, average)
+    steps(host, optimizer, manager, batch)
+    host(batch).sum().backward()
+    host.channels  # found before: finding them applies settings as well
+    before = snapshot(host, batch, [optimizer]), snapshot(average.module, batch)
+    failed = 0
+    for after in range(3):  # in its first call, and in later ones
+        with monkeypatch.context() as patch:
+            calls = _fail(patch, step, after)
+            try:
+                manager.widen("qkv", 4)
+            except KeyError:
+                failed += 1
+            else:
+                assert len(calls) <= after
+                break
+        assert_same_bits(before, (snapshot(host, batch, [optimizer]), snapshot(average.module, batch)))
+    assert failed
+    steps(host, optimizer, manager, batch)
+    assert host.channels["qkv"].fixed is None
+
+
+def _fail(patch, step, after):
+    """Let the function of that name raise in one of its calls; returns the list that counts them."""
+    place, _, name = step.rpartition(".")
+    owner, calls = pkgutil.resolve_name(place), []
+    real = getattr(owner, name)
+
+    def failing(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == after + 1:
+            raise KeyError("injected")
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, name, failing)
+    return calls
+
+
+def test_an_optimizer_that_keeps_something_else_is_refused():
+    host = fxgraft.trace(Mlp(), (torch.randn(3, 4),))
+    optimizer = torch.optim.Adafactor(host.parameters())
+    manager = fxgraft.SeedManager(host, optimizer, check_every=0)
+    batch = torch.randn(3, 4)
+    steps(host, optimizer, manager, batch)
+    before = snapshot(host, batch, [optimizer])
+    with pytest.raises(ChannelError, match="Adafactor keeps 'row_var'"):
+        manager.widen("up", 2)
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+def test_a_function_that_depends_on_how_many_there_are_is_refused():
+    class Scaled(Mlp):
+        def forward(self, x):
+            x = self.up(x)
+            return self.down(x / x.shape[-1])
+
+    batch = torch.randn(3, 4)
+    host, optimizer, manager = managed(Scaled(), batch)
+    before = snapshot(host, batch, [optimizer])
+    with pytest.raises(ChannelError, match="something in between depends on how many there are"):
+        manager.widen("up", 2, init="split")
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+def test_parametrized_weights_are_refused_by_name(kind):
+    model = Mlp()
+    getattr(nn.utils.parametrizations, kind)(model.up)
+    host = fxgraft.trace(model, (torch.randn(3, 4),))
+    group = next(
+        g
+        for g in host.channels.values()
+        if any(m.name == "down.weight" and m.dimension == 1 for m in g.members)
+    )
+    assert group.fixed is not None
+
+
+@pytest.mark.parametrize("broken", ["nan", "inf"])
+def test_outputs_that_show_nothing_are_refused(broken):
+    batch = torch.randn(3, 4)
+    model = Mlp()
+    with torch.no_grad():
+        model.down.bias.fill_(float(broken))
+    host, optimizer, manager = managed(model, batch)
+    before = snapshot(host, batch, [optimizer])
+    with pytest.raises(ChannelError, match="NaN or inf throughout"):
+        manager.widen("up", 2)
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+def test_odd_layers_grow_as_they_are():
+    frozen = Mlp()
+    frozen.up.requires_grad_(False)
+    host, optimizer, manager = managed(frozen, torch.randn(3, 4))
+    manager.widen("up", 2)
+    assert [p.requires_grad for p in host.up.parameters()] == [False, False]
+    steps(host, optimizer, manager, torch.randn(3, 4))
+
+    class Twice(Mlp):
+        def forward(self, x):
+            return super().forward(x) + super().forward(x.flip(0))
+
+    host, optimizer, manager = managed(Twice(), torch.randn(3, 4))
+    assert manager.widen("up", 2).max_abs <= 1e-6
+    steps(host, optimizer, manager, torch.randn(3, 4))
+
+
+def test_channels_last_stays():
+    batch = torch.randn(2, 3, 8, 8)
+    host, optimizer, manager = managed(Cnn().to(memory_format=torch.channels_last), batch)
+    steps(host, optimizer, manager, batch, 1)
+    manager.widen("first", 2)
+    weight = host.second.weight
+    assert all(
+        tensor.is_contiguous(memory_format=torch.channels_last)
+        for tensor in (weight, weight.grad, optimizer.state[weight]["exp_avg"])
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_host_that_was_converted_since_its_trace(dtype):
+    batch = MODELS["cnn"][1]
+    host, _, manager = managed(Cnn(), batch)
+    host.to(dtype)
+    assert manager.widen("first", 2).max_abs <= (0.05 if dtype is torch.bfloat16 else 1e-12)
+    assert host.second.weight.dtype is dtype
+
+
+def test_a_host_without_data_grows():
+    with torch.device("meta"):
+        model = Mlp()
+    host = fxgraft.trace(model, (torch.randn(3, 4),))
+    assert fxgraft.SeedManager(host).widen("up", 2).size == 10
+    assert host.down.weight.is_meta
+
+
+def test_where_it_cannot_be_asked_for(monkeypatch):
+    batch = torch.randn(3, 4)
+    host, optimizer, manager = managed(Mlp(), batch)
+    before = snapshot(host, batch, [optimizer])
+    with torch.inference_mode(), pytest.raises(StageError, match="inference_mode"):
+        manager.widen("up", 1)
+    with pytest.raises(ValueError, match="wait: expected True or False"):
+        manager.widen("up", 1, wait="later")
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.peers, "size", 2, raising=False)
+        for call in (lambda: manager.widen("up", 1), manager.fuse):
+            with pytest.raises(DistributedError, match="several ranks"):
+                call()
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+def test_a_command_widens():
+    batch = torch.randn(3, 4)
+    host, _, manager = managed(Mlp(), batch)
+    reply = manager.handle({"type": "WIDEN", "group": "up", "by": 2, "init": "split"})
+    assert (reply.accepted, reply.reason) == (True, "up has 10 channels")
+    refused = manager.handle(WIDEN(group="down", by=2))
+    assert not refused.accepted
+    assert "is a size of the output" in refused.reason
+    futures = [manager.submit(WIDEN(group="up", by=1)), manager.submit(SEED(slot="down", blueprint="mlp"))]
+    manager.step()
+    assert [future.result().accepted for future in futures] == [True, True]
+    assert host.channels["up"].size == 11
