@@ -214,7 +214,7 @@ class Growth:
         self._note("deepening", None)
         if reply.refused:
             return self._drop(None, reply.reason)
-        self._memory.phase, self._memory.held_since = TRYING, None
+        self._memory.phase, self._memory.held_since, self._memory.gains = TRYING, None, []
         return None
 
     def _choose(self, exploration: Exploration) -> None:
@@ -248,7 +248,7 @@ class Growth:
         if reply.refused:
             self._drop(row, reply.reason)
             return None
-        self._memory.phase, self._memory.held_since = TRYING, None
+        self._memory.phase, self._memory.held_since, self._memory.gains = TRYING, None, []
         return None
 
     def _judge(self) -> None:
@@ -265,12 +265,16 @@ class Growth:
         hold = self._course.hold_for(memory.held_since)
         if not seed.spec.isolated:  # what began anew has been taught by nothing else
             hold += self._course.blend
-        if self._manager.steps - memory.held_since < hold:
+        held = self._manager.steps - memory.held_since
+        if held < self._course.measure_after(hold, len(memory.gains)):
             return None
         try:
-            gained = self._manager.measure(seed, partial(_mean, self._evaluate), at=seed.alpha)
+            memory.gains.append(self._manager.measure(seed, partial(_mean, self._evaluate), at=seed.alpha))
         except StageError as error:
             return self._take_out(str(error))
+        if len(memory.gains) < self._course.measurements:
+            return None
+        gained = statistics.median(memory.gains)
         needed = self._has_to_give(seed)
         if gained > needed:
             reply = self._say(FOSSILIZE(seed=seed.name))

@@ -20,6 +20,7 @@ class GrowthState:
     seed: str | None = None
     row: dict[str, Any] | None = None
     held_since: int | None = None
+    gains: list[float] = field(default_factory=list)
     fired: int = 0
     count: int = 0
     total: float = 0.0

@@ -31,6 +31,8 @@ class Course:
         flat: that share.
         gain: what has to be contributed, as a share of the loss, to stay; or `STEPS`.
         patience: it ends after so many rounds in a row that brought nothing.
+        measurements: how often what is held is measured until the median judges it: the last time at the
+            end of ``hold``, the others evenly before, none in its first half.
     """
 
     explore: int = 100
@@ -41,9 +43,10 @@ class Course:
     flat: float = 0.02
     gain: float | str = 0.001
     patience: int = 1
+    measurements: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("explore", "window", "fade", "patience"):
+        for name in ("explore", "window", "fade", "patience", "measurements"):
             validate.integer(name, getattr(self, name), 1)
         validate.integer("blend", self.blend)
         if not isinstance(self.hold, float) or not 0 < self.hold < 1:
@@ -55,6 +58,11 @@ class Course:
     def hold_for(self, steps: int) -> int:
         """For how many steps what came after ``steps`` is held."""
         return int(self.hold) if self.hold >= 1 else math.ceil(self.hold * steps)
+
+    def measure_after(self, hold: int, done: int) -> int:
+        """After how many of ``hold`` steps the next measurement is due, when ``done`` were made."""
+        missing = self.measurements - 1 - done
+        return hold - math.floor(missing * hold / (2 * self.measurements))
 
 
 @dataclass(frozen=True)

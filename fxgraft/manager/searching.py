@@ -113,6 +113,7 @@ def autogrow(
     flat: float = 0.02,
     gain: float | str = 0.001,
     patience: int = 1,
+    measurements: int = 1,
     blueprints: Sequence[str] | None = None,
     score: str | Score = scoring.DEFAULT,
 ) -> Growth:
@@ -145,6 +146,9 @@ def autogrow(
             on a small GPT it ended with the best size in six of six runs, on a small CNN in two of six.
         patience: growth ends after so many rounds in a row without a gain (with ``"flat"`` or a function
             of the manager).
+        measurements: how often it is measured in the second half of ``hold``, two evaluations each; the
+            median decides. More where the loss varies much from step to step, as with a high learning
+            rate; ``evaluate`` can use less data for each then, best other data in each step.
         blueprints: as for `explore`.
         score: as for `explore`.
 
@@ -160,7 +164,9 @@ def autogrow(
     self._acts.refuse("autogrow")
     if any(isinstance(routine, Growth) for routine in self._routines):
         raise StageError("cannot autogrow: another growth of this manager goes on")
-    course = Course(steps, blend, hold, window=window, flat=flat, gain=gain, patience=patience)
+    course = Course(
+        steps, blend, hold, window=window, flat=flat, gain=gain, patience=patience, measurements=measurements
+    )
     growth = Growth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, course)
     if isinstance(self._memory.growth, dict):  # of the run that was loaded
         growth.load_state_dict(self._memory.growth)

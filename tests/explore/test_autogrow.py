@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,30 @@ def test_what_does_not_pay_is_taken_out_and_it_ends() -> None:
     assert growth.done
 
 
+@pytest.mark.parametrize("resumed_after", [None, 22])
+def test_the_median_of_several_measurements_decides(resumed_after: int | None) -> None:
+    measured: list[tuple[int, float]] = []
+
+    def contributions(event: Event) -> None:
+        if event.kind == "contribution":
+            measured.append((event.step, event.data["contribution"]))
+
+    run = Run(sinks=[contributions])
+    growth = grow(run, when=lambda manager: manager.steps >= 2, gain=-10.0, hold=16, measurements=4)
+    if resumed_after is not None:
+        run.train(resumed_after)
+        state = growth.state_dict()
+        assert len(state["gains"]) == 2, "it is saved between two measurements"
+        growth.load_state_dict(state)
+    run.train(40 - (resumed_after or 0))
+    first = next(entry for entry in growth.history if entry["what"] == "kept")
+    rounds = [(step, gain) for step, gain in measured if step <= first["step"]][-4:]
+    distances = [after - before for (before, _), (after, _) in itertools.pairwise(rounds)]
+    assert all(distance >= 2 for distance in distances), distances
+    assert sum(distances) <= 19 // 2, "none is in the first half of the time"
+    assert first["contribution"] == pytest.approx(statistics.median(gain for _, gain in rounds))
+
+
 def test_shares_of_the_run_are_its_moments() -> None:
     run = Run()
     growth = grow(run, gain=-10.0, budget=5.0)
@@ -147,6 +173,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"when": 0.5, "total_steps": None}, ValueError, "total_steps"),
     ({"when": 1.5}, ValueError, "when"),
     ({"steps": 0}, ValueError, "explore"),
+    ({"measurements": 0}, ValueError, "measurements"),
     ({"score": "size"}, ValueError, "score"),
 ]
 
