@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from fxgraft.cli.app import JSON, TARGET, app, options_of, report_errors, tell
 from fxgraft.cli.target import load
 from fxgraft.cost import CostReport, Measurement
+from fxgraft.util.tables import rich_table
 
 
 @app.command()
@@ -49,13 +48,12 @@ def bench(
 
 def show(cost: CostReport, rounds: int, console: Console) -> None:
     """Print a table, and what else there is to say."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("a training step of")
-    for name in ("ms", "ratio", "lowest to highest"):
-        table.add_column(name, justify="right")
-    for side in cost.steps:
-        table.add_row(side.name, f"{side.ms:.3f}", f"{side.ratio:.3f}", f"{side.low:.3f} to {side.high:.3f}")
-    console.print(table)
+    rows = [
+        (side.name, f"{side.ms:.3f}", f"{side.ratio:.3f}", f"{side.low:.3f} to {side.high:.3f}")
+        for side in cost.steps
+    ]
+    numbers = ("ms", "ratio", "lowest to highest")
+    console.print(rich_table(("a training step of", *numbers), rows, right=numbers))
     lines = [
         f"Medians of {rounds} rounds. The bare model against itself shows what the ratios are uncertain by;",
         "those with a seed contain the seed's own work.",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fxgraft.demo.training import ARMS, FIXED, GROWN, Record
-from fxgraft.util.columns import columns
+from fxgraft.util.tables import text_table
 from fxgraft.util.text import pluralize
 
 Records = Mapping[str, Sequence[Record]]
@@ -140,7 +140,7 @@ def table(summary: Mapping[str, Any]) -> str:
                 round(sum(found["seconds"].values())),
             )
         )
-    return columns(headers, rows)
+    return text_table(headers, rows)
 
 
 def history(record: Record) -> str:
@@ -150,7 +150,7 @@ def history(record: Record) -> str:
         (entry["step"], entry["what"], _where(entry), entry["contribution"], entry["reason"])
         for entry in record.history
     ]
-    return columns(headers, rows)
+    return text_table(headers, rows)
 
 
 def _where(entry: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ from fxgraft.explore.terms import Budget, Course, When
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
-from fxgraft.util.columns import columns
+from fxgraft.util.tables import text_table
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
@@ -107,7 +107,7 @@ class Growth:
         names = ("step", "what", "slot", "blueprint", "parameters", "contribution", "reason")
         if not memory.history:
             return head
-        return f"{head}\n{columns(names, [[entry[name] for name in names] for entry in memory.history])}"
+        return f"{head}\n{text_table(names, [[entry[name] for name in names] for entry in memory.history])}"
 
     __repr__ = __str__
 

@@ -110,7 +110,7 @@ class Exploration:
 
     def __rich__(self) -> Any:
         """The table: ``rich.print(exploration)``; as it goes: ``with rich.live.Live(exploration): ...``."""
-        from fxgraft.report.tables import exploration_table  # on demand: an extra
+        from fxgraft.report.exploration_table import exploration_table  # on demand: an extra
 
         return exploration_table(self._head(), [row.to_dict() for row in self.table])
 

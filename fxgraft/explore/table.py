@@ -9,7 +9,7 @@ from typing import Any
 
 from fxgraft import commands
 from fxgraft.commands import DEEPEN, SEED, WIDEN
-from fxgraft.util.columns import columns
+from fxgraft.util.tables import text_table
 
 LEARNING, MEASURED, FAILED, LEFT_OUT = "learning", "measured", "failed", "left out"
 """What became of a candidate."""
@@ -71,45 +71,49 @@ class Row:
         return {**plain, "command": commands.to_dict(self.command)}
 
 
-HEADERS = (
-    "slot", "blueprint", "parameters", "FLOPs", "contribution", "± error", "expected", "step ms", "score", "",
-)  # fmt: skip
+NUMBERS = ("parameters", "FLOPs", "contribution", "step ms", "score")
 
 
-def cells(row: Row) -> tuple[object, ...]:
-    """One row below `HEADERS`."""
-    where, options = _place(row)
-    said = "" if row.status == MEASURED else row.status + (f": {row.reason}" if row.reason else "")
-    return (
-        where,
-        f"{row.blueprint}({options})" if options else row.blueprint,
-        row.parameters,
-        row.flops,
-        row.contribution,
-        row.standard_error,
-        row.expected,
-        row.step_cost,
-        row.score,
-        said,
-    )
+def _cells(row: Row) -> tuple[object, ...]:
+    """One row: where, what, and `NUMBERS`."""
+    contribution = "" if row.contribution is None else f"{row.contribution:.3g}"
+    if row.standard_error is not None:
+        contribution += f" ± {row.standard_error:.1g}"
+    step_cost, score = (None if value is None else f"{value:.3g}" for value in (row.step_cost, row.score))
+    return *_place(row), row.parameters, _shortened(row.flops), contribution, step_cost, score
+
+
+def _shortened(count: int | None) -> str | None:
+    """A large number in at most six characters: ``1.23M``."""
+    if count is None or count < 10_000:
+        return None if count is None else str(count)
+    rounded = round(float(f"{count:.3g}"))
+    power = (len(str(rounded)) - 1) // 3
+    return f"{rounded / 1000**power:g}{' kMGTPE'[power]}"
 
 
 def _place(row: Row) -> tuple[str, str]:
-    """Where it would grow, and the options."""
+    """Where it would grow, and what with its options."""
     if isinstance(row.command, WIDEN):
-        return row.command.group, f"by={row.command.by}"
+        return row.command.group, f"{row.blueprint}(by={row.command.by})"
     if isinstance(row.command, DEEPEN):
-        return f"behind {row.slot}", ""
+        return f"behind {row.slot}", row.blueprint
     where = row.slot if row.command.source is None else f"{row.command.source} -> {row.slot}"
-    return where, ", ".join(f"{name}={value}" for name, value in row.command.config.items())
+    options = ", ".join(f"{name}={value}" for name, value in row.command.config.items())
+    return where, f"{row.blueprint}({options})" if options else row.blueprint
 
 
 def text_of(rows: Sequence[Row], most: int = 40) -> str:
-    """The rows as text; of those that were left out, at most so many as there is room for."""
-    shown = [row for row in rows if row.status != LEFT_OUT]
+    """The rows as text: a table, and below it what has no numbers, with the reason.
+
+    Of those that were left out, at most so many as there is room for.
+    """
+    table = [row for row in rows if row.status in (LEARNING, MEASURED)]
+    rest = [row for row in rows if row.status == FAILED]
     left_out = [row for row in rows if row.status == LEFT_OUT]
-    shown += left_out[: max(most - len(shown), 3)]
-    said = columns(HEADERS, [cells(row) for row in shown])
-    if hidden := len(rows) - len(shown):
-        said += f"\n... and {hidden} more that were left out (exploration.table has all)"
-    return said
+    rest += left_out[: max(most - len(table) - len(rest), 3)]
+    lines = [text_table(("slot", "blueprint", *NUMBERS), [_cells(row) for row in table], right=NUMBERS)]
+    lines += [f"{' '.join(_place(row))}: {row.status}: {row.reason}" for row in rest]
+    if hidden := len(rows) - len(table) - len(rest):
+        lines.append(f"... and {hidden} more that were left out (exploration.table has all)")
+    return "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from fxgraft.capture.fallback import ignored
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.util.dtensor import local_tensor
+from fxgraft.util.tables import text_table
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried
@@ -25,6 +25,36 @@ if TYPE_CHECKING:
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a call."""
+
+
+class ChannelGroups(Mapping[str, ChannelGroup]):
+    """Name -> group of channels; prints as a table.
+
+    Args:
+        groups: all of a host, those that lead first.
+    """
+
+    def __init__(self, groups: Mapping[str, ChannelGroup]):
+        self._groups = dict(groups)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __repr__(self) -> str:
+        return f"ChannelGroups({', '.join(self._groups)})"
+
+    def __str__(self) -> str:
+        rows = [
+            (name, group.size, group.grain, len(group.members), group.fixed or "")
+            for name, group in self._groups.items()
+        ]
+        return text_table(("channels", "size", "grow by", "tensors", "fixed"), rows)
 
 
 class Channels:
@@ -38,7 +68,7 @@ class Channels:
     def __init__(self, example: Example | None = None, root: nn.Module | None = None):
         self._example = example
         self._then = None if root is None else _floating(root)
-        self._found: Mapping[str, ChannelGroup] = {}
+        self._found = ChannelGroups({})
         self._structure: object = None
 
     def call(self, host: Host) -> Example:
@@ -63,13 +93,13 @@ class Channels:
         args, kwargs = pytree.tree_map_only(Tensor, fitting, self._example)
         return args, kwargs
 
-    def of(self, host: Host) -> Mapping[str, ChannelGroup]:
+    def of(self, host: Host) -> ChannelGroups:
         """The groups by their names."""
         if self._structure is not host.structure:
             subject = subject_of(host, self.call(host))
             fossils = {p.seed for p in host.structure.placements if p.spec.fossil is not None}
             groups = tried(subject, find(subject, lambda path: _of_a_seed(path, fossils)))
-            self._found, self._structure = MappingProxyType(groups), host.structure
+            self._found, self._structure = ChannelGroups(groups), host.structure
         return self._found
 
     def forget(self) -> None:

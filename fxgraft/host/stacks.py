@@ -19,6 +19,7 @@ from fxgraft.capture.following import ExampleRun
 from fxgraft.capture.region import Region
 from fxgraft.host.insertions import path_of
 from fxgraft.slots.structure import Structure
+from fxgraft.util.tables import text_table
 from fxgraft_passes import Call
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
@@ -108,6 +109,13 @@ class Stacks(Mapping[str, Stack]):
             for path, stack in self._found.items()
         ]
         return "\n".join(lines) or "no stacks"
+
+    def __str__(self) -> str:
+        rows = [
+            (path, len(stack), stack.cls.__name__, ", ".join(stack.blocks))
+            for path, stack in self._found.items()
+        ]
+        return text_table(("stack", "blocks", "class", "names"), rows)
 
 
 def _with(

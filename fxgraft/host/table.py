@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fxgraft.host import engine
-from fxgraft.util.columns import columns
+from fxgraft.util.tables import text_table
 from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def table_of(host: Host) -> str:
         f"{pluralize(len(host.slots), 'slot')}, {pluralize(len(host.grafts()), 'seed')}"
     )
     rows = [_cells(list(run)) for _, run in groupby(_lines(host), key=_alike)]
-    return f"{head}\n{columns(('module', 'class', 'parameters', 'slots', 'seeds'), rows)}"
+    return f"{head}\n{text_table(('module', 'class', 'parameters', 'slots', 'seeds'), rows)}"
 
 
 def _lines(host: Host) -> Iterator[_Line]:

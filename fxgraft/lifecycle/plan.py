@@ -23,6 +23,7 @@ from fxgraft.lifecycle.nursery import BlueprintLike, Surroundings
 from fxgraft.optimizers.places import Destination
 from fxgraft.slots.structure import Placement, Structure, kind_of
 from fxgraft.util.flops import count_flops
+from fxgraft.util.tables import text_table
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.graft import SEEDS, check_name
 
@@ -80,8 +81,14 @@ class GerminationPlan:
             "parameter_count": self.parameter_count,
         }
 
-    def _goes(self, name: str) -> str:
-        return f" -> {self.groups[name]}" if name in self.groups else ""
+    def _parameter_table(self) -> str:
+        rows = [
+            (f"{SEEDS}.{self.name}.module.{name}", shape, self.groups.get(name))
+            for name, shape in self.parameters.items()
+        ]
+        if not self.groups:  # there is no optimizer
+            return text_table(("parameter", "shape"), [row[:2] for row in rows])
+        return text_table(("parameter", "shape", "goes to"), rows)
 
     def __str__(self) -> str:
         wiring = f"{self.mode}, {self.objective}, {'isolated' if self.isolated else 'not isolated'}"
@@ -92,10 +99,7 @@ class GerminationPlan:
             f"  value       {dtype} {self.shape}",
             f"  parameters  {self.parameter_count:,} in {len(self.parameters)} tensors, "
             f"{self.parameter_bytes / 2**20:.2f} MiB",
-            *(
-                f"    {SEEDS}.{self.name}.module.{name} {shape}{self._goes(name)}"
-                for name, shape in self.parameters.items()
-            ),
+            *([self._parameter_table()] if self.parameters else []),
             f"  FLOPs       {self.forward_flops:,} forward, {self.backward_flops:,} backward, in a call of "
             f"the example's size",
         ]

@@ -4,22 +4,22 @@
 
 The page needs the extra ``report`` (plotly, jinja2), the screen the extra ``cli`` (rich).
 
-==============  =============================================
-`reading`       from lines of JSON to a run
-`run`           a run: losses, times, seeds, events
-`tail`          reads a log that still grows
-`page`          the page: one HTML file
-`charts`        its chart, through plotly
-`lanes`         one row of the chart: a seed
-`traces`        lines, marks and axes of the chart
-`points`        points over steps: thinned, smoothed
-`tables`        an exploration as a table, through rich
-`marks`         slots in the colours of what an exploration found
-`tree`          the final structure, by modules
-`screen`        the screen of ``fxgraft watch``, through rich
-`host_picture`  the picture of a host, ``host.show()``
-`host_graph`    what that picture draws: boxes and frames
-==============  =============================================
+===================  =============================================
+`reading`            from lines of JSON to a run
+`run`                a run: losses, times, seeds, events
+`tail`               reads a log that still grows
+`page`               the page: one HTML file
+`charts`             its chart, through plotly
+`lanes`              one row of the chart: a seed
+`traces`             lines, marks and axes of the chart
+`points`             points over steps: thinned, smoothed
+`exploration_table`  an exploration as a table, through rich
+`marks`              slots in the colours of what an exploration found
+`tree`               the final structure, by modules
+`screen`             the screen of ``fxgraft watch``, through rich
+`host_picture`       the picture of a host, ``host.show()``
+`host_graph`         what that picture draws: boxes and frames
+===================  =============================================
 """
 
 from typing import TYPE_CHECKING

@@ -7,20 +7,19 @@ import os
 import time
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
+from fxgraft.report.exploration_table import exploration_table
 from fxgraft.report.points import smooth
 from fxgraft.report.reading import find, read
 from fxgraft.report.run import Lane, LogLine, Run
-from fxgraft.report.tables import exploration_table
 from fxgraft.report.tail import Tail
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage
+from fxgraft.util.tables import rich_table
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TOLD_TWICE = ("seed_operation", "run_began")
@@ -86,14 +85,9 @@ def seed_table(run: Run) -> RenderableType:
     lanes = [lane for lane in run.lanes.values() if lane.stage is not Stage.CULLED]
     if not lanes:
         return Text("no seeds", style="dim")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("seed", "slot", "stage"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for name in ("alpha", "contributes", "gradients"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for lane in lanes[-MOST_SEEDS:]:
-        table.add_row(*_cells(lane))
-    return table
+    numbers = ("alpha", "contributes", "gradients")
+    rows = [_cells(lane) for lane in lanes[-MOST_SEEDS:]]
+    return rich_table(("seed", "slot", "stage", *numbers), rows, right=numbers)
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:

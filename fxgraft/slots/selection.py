@@ -28,7 +28,7 @@ from torch import nn
 
 from fxgraft.capture.region import Region
 from fxgraft.errors import SlotError
-from fxgraft.util.columns import columns
+from fxgraft.util.tables import text_table
 from fxgraft_passes import Slot, operators
 
 Choice = str | re.Pattern[str] | type | Collection[Any] | Callable[[Slot], bool]
@@ -72,7 +72,7 @@ class Slots(Mapping[str, Slot]):
             (name, f"{str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}", _at(self, slot))
             for name, slot in self.items()
         ]
-        return columns(("slot", "value", "behind"), rows)
+        return text_table(("slot", "value", "behind"), rows)
 
     def select(self, choice: Choice) -> Slots:
         """The slots that ``choice`` names, in execution order.

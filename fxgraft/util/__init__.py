@@ -2,7 +2,7 @@
 
 ====================  =======================================================================
 `bits`                comparison of tensors bit by bit
-`columns`             tables as plain text
+`tables`              tables, as plain text or for rich
 `dtensor`             the local part, or all, of a DTensor
 `flops`               counting FLOPs
 `interleaved_timing`  times of training steps that can be compared

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.util.columns import columns
+from fxgraft.util.tables import text_table
 
 
 class Block(nn.Module):
@@ -60,7 +60,7 @@ def test_slots_print_as_a_table() -> None:
 
 
 def test_columns_are_as_wide_as_what_is_in_them_and_numbers_stand_to_the_right() -> None:
-    assert columns(("a", "number"), [("long", 1234), ("x", None)]) == (
+    assert text_table(("a", "number"), [("long", 1234), ("x", None)]) == (
         "a     number\n----  ------\nlong   1,234\nx"
     )
-    assert columns(("a", "b"), []) == "a  b\n-  -"
+    assert text_table(("a", "b"), []) == "a  b\n-  -"

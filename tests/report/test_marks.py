@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.live import Live
 
 from fxgraft.explore import Exploration
+from fxgraft.report.exploration_table import exploration_table
 from fxgraft.report.marks import LESS, MORE, STRONGEST, marks, shade
-from fxgraft.report.tables import exploration_table
 from tests.explore.runs import Run
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
 from fxgraft.report.marks import LESS, MORE
+from fxgraft.util.tables import rich_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MOST, WIDTH = 20, 12
 """How many rows there is room for, and how many cells the longest bar has."""
@@ -29,24 +31,20 @@ def exploration_table(title: str, rows: Sequence[Mapping[str, Any]], most: int =
     shown = rows[:most]
     hidden = len(rows) - len(shown)
     caption = f"... and {hidden} more" if hidden else None
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=Text(title), title_justify="left", caption=caption)
-    table.add_column("slot", overflow="ellipsis", no_wrap=True)
-    table.add_column("blueprint", no_wrap=True)
-    for name in NUMBERS:
-        table.add_column(name, justify="right", no_wrap=True)
-        if name == "contribution":
-            table.add_column("", no_wrap=True)  # its bar
-    table.add_column("", overflow="fold")
     largest = max((abs(_value(row)) for row in shown), default=0.0)
-    for row in shown:
-        cells = [Text(row["slot"]), Text(row["blueprint"])]  # never as markup: they are a user's
-        for name in NUMBERS:
-            cells.append(Text(_number(row[name])))
-            if name == "contribution":
-                cells.append(_bar(_value(row), largest))
-        said = "" if row["status"] == "measured" else f"{row['status']}: {row['reason']}".rstrip(": ")
-        table.add_row(*cells, Text(said, style="dim"))
-    return table
+    headers = ("slot", "blueprint", "parameters", "contribution", "", "expected", "score", "")
+    cells = [_cells(row, largest) for row in shown]
+    return rich_table(headers, cells, right=NUMBERS, title=Text(title), caption=caption)
+
+
+def _cells(row: Mapping[str, Any], largest: float) -> tuple[Any, ...]:
+    """One row; ``largest`` is the contribution that has the longest bar."""
+    said = "" if row["status"] == "measured" else f"{row['status']}: {row['reason']}".rstrip(": ")
+    parameters, contribution, expected, score = (_number(row[name]) for name in NUMBERS)
+    bar = _bar(_value(row), largest)
+    return (
+        row["slot"], row["blueprint"], parameters, contribution, bar, expected, score, Text(said, style="dim")
+    )  # fmt: skip
 
 
 def _value(row: Mapping[str, Any]) -> float:
