@@ -1,7 +1,7 @@
 """What growing is worth, against networks of fixed size: ``python -m benchmarks.worth --help``.
 
 What is compared, and what counts as a win, was fixed before the first run: ``PREREGISTERED.md``, and for
-growth to an unknown size ``PREREGISTERED_SECOND.md``.
+growth to an unknown size ``PREREGISTERED_SECOND.md``; ``PREREGISTERED_THIRD.md`` has a task for many blocks.
 
 ============  ==========================================================================
 prepare       where the data comes from; makes it ready

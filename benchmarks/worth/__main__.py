@@ -1,6 +1,6 @@
 """Run what is missing, then write the summary: ``make worth``, or
 
-    python -m benchmarks.worth [--protocol short|full|unknown] [--workload gpt|cnn] [--only ARM ...]
+    python -m benchmarks.worth [--protocol short|full|unknown] [--workload gpt|cnn|thin] [--only ARM ...]
         [--seeds N ...] [--minutes M]
     python -m benchmarks.worth --quick       # does everything run? five minutes, nothing is kept
     python -m benchmarks.worth --list        # what is missing
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--protocol", choices=[name for name in PROTOCOLS if name != "quick"], default="short"
     )
-    parser.add_argument("--workload", choices=["gpt", "cnn"], help="one of them; both unless given")
+    parser.add_argument("--workload", choices=["gpt", "cnn", "thin"], help="one of them; all unless given")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="runs of these arms alone")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="runs of these random seeds alone")
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")

@@ -11,6 +11,8 @@ from benchmarks.worth.protocols import LARGE, Protocol
 PRIMARY = "deepen-1-8"
 GROW = "grow"
 """The primary arm of the second experiment."""
+SEVERAL = "grow-several"
+"""The same with a block judged by several measurements, and the next one tried soon after one that stayed."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Arm:
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: str = "one"
     protocols: tuple[str, ...] = ("short", "full", "quick")
-    workloads: tuple[str, ...] = ("gpt", "cnn")
+    workloads: tuple[str, ...] = ("gpt", "cnn", "thin")
     like: int = LARGE
     inside: bool = False
 
@@ -103,6 +105,11 @@ GROWTH = (
         options={"first": 0.1, "last": 0.5, "hold": 0.1, "init": "zero"},
         seeds="all", protocols=("unknown", "quick"),
     ),
+    Arm(
+        SEVERAL, 1, "grow", "fixed-1", (0.35, 1.0),
+        options={"first": 0.1, "last": 0.5, "hold": 0.1, "init": "zero", "measurements": 8, "soon": 1.3},
+        seeds="all", protocols=("unknown",), workloads=("cnn", "thin"),
+    ),
     Arm("autogrow", 1, "autogrow", PRIMARY, (1.0,), protocols=("full",)),
 )  # fmt: skip
 
@@ -110,7 +117,7 @@ GROWTH = (
 def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     """The arms of a protocol on a workload, by name, in the order in which they are wanted."""
     scale = protocol.scales[workload]
-    inside = protocol.name == "unknown"
+    inside = protocol.by_budget
     sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends, inside) for depth in scale.depths}
     grown = {arm.name: arm for arm in GROWTH if protocol.name in arm.protocols and workload in arm.workloads}
     return sizes | grown

@@ -40,10 +40,11 @@ class Text:
         starts = torch.randint(len(self.train) - context - 1, (size,), generator=generator(seed, step))
         return _pieces(self.train, starts, context)
 
-    def evaluation(self, part: str, pieces: int, size: int, context: int) -> Iterator[Batch]:
-        """``pieces`` pieces of that part, evenly spread over it, in batches."""
+    def evaluation(self, part: str, pieces: int, size: int, context: int, first: int = 0) -> Iterator[Batch]:
+        """``pieces`` pieces of that part, evenly spread over it, in batches; others for another ``first``."""
         text = getattr(self, part)
-        starts = torch.linspace(0, len(text) - context - 2, pieces).long()
+        last = len(text) - context - 2
+        starts = (torch.linspace(0, last, pieces).long() + first * context) % (last + 1)
         for some in starts.split(size):
             yield _pieces(text, some, context)
 
@@ -99,10 +100,10 @@ class Images:
         moved = chosen[torch.arange(size)[:, None, None], rows, columns[:, None, :]]
         return _scaled(moved[:, None]), labels[which]
 
-    def evaluation(self, part: str, count: int, size: int) -> Iterator[Batch]:
-        """The first ``count`` images of that part, in batches."""
+    def evaluation(self, part: str, count: int, size: int, first: int = 0) -> Iterator[Batch]:
+        """``count`` images of that part from the ``first`` on, in batches; past the end it begins anew."""
         images, labels = getattr(self, part)
-        for some in torch.arange(min(count, len(images))).split(size):
+        for some in (torch.arange(first, first + min(count, len(images))) % len(images)).split(size):
             yield _scaled(images[some]), labels[some]
 
 

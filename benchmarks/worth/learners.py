@@ -259,7 +259,8 @@ class Grown(Autogrown):
 
     The arm's options: ``first`` and ``last``, the shares of the budget of FLOPs between which a block may be
     tried, each time when twice as much is spent as the time before; ``hold``, for what share of the steps
-    before it a block learns until it is judged; ``init``.
+    before it a block learns until it is judged; ``init``; ``measurements``, how often it is measured for
+    that; ``soon``, the factor in the place of 2 after a block that stayed.
     """
 
     def autogrow(self) -> Growth:
@@ -269,25 +270,33 @@ class Grown(Autogrown):
         return self.manager.autogrow(
             self.evaluate, DEEPEN(stack="blocks", at="end", init=options["init"]), budget=size[0] / size[1],
             when=self.is_time, blend=1, hold=options["hold"], gain="steps", patience=LARGE,
+            measurements=options.get("measurements", 1),
         )  # fmt: skip
 
     def allow(self, limit: float) -> None:
         """A run with so many FLOPs begins."""
-        self.limit, self.next = limit, self.setting.arm.options["first"]
+        self.limit, self.tried = limit, 0.0
 
     def is_time(self, _: object) -> bool:
         """Whether one more block is to be tried now."""
-        spent = self.ledger.total_flops / self.limit
-        if not self.next <= spent <= self.setting.arm.options["last"]:
+        spent, options = self.ledger.total_flops / self.limit, self.setting.arm.options
+        stayed = bool(self.growth and self.growth.history) and self.growth.history[-1]["what"] == "kept"
+        factor = options.get("soon", 2) if stayed else 2
+        if not max(options["first"], factor * self.tried) <= spent <= options["last"]:
             return False
-        self.next = 2 * spent
+        self.tried = spent
         return True
 
     def evaluate(self) -> float:
-        """As of an `Autogrown`, on half of the data, since the same is measured twice each time."""
-        half = self.setting.workload.scale.validation // 2
+        """As of an `Autogrown`, on half of the data, since the same is measured twice each time.
+
+        For several measurements each has a part of that, and other data.
+        """
+        times = self.setting.arm.options.get("measurements", 1)
+        count = self.setting.workload.scale.validation // 2
+        part = {"count": count // times, "first": self.manager.steps * count if times > 1 else 0}
         with counter() as counting:
-            loss = self.setting.workload.measure(self.host, "validation", half)["loss"]
+            loss = self.setting.workload.measure(self.host, "validation", **part)["loss"]
         self.ledger.flops["change"] += counting.get_total_flops()
         return loss
 

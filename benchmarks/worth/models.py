@@ -1,4 +1,4 @@
-"""The two networks: each a container ``blocks`` of alike blocks, of any depth, between other layers."""
+"""The networks: each a container ``blocks`` of alike blocks, of any depth, between other layers."""
 
 from __future__ import annotations
 
@@ -86,13 +86,31 @@ class CNNBlock(nn.Module):
         return [self.norm2]
 
 
+class ThinBlock(nn.Module):
+    """One convolution with BatchNorm, added to what came in: it sees one pixel further on each side."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(functional.relu(x)))
+
+    def outputs(self) -> list[nn.Module]:
+        """The layers whose zeros make this block the identity."""
+        return [self.norm]
+
+
 class CNN(nn.Module):
     """(N, 1, 28, 28) images to (N, 10) logits."""
 
-    def __init__(self, depth: int, *, channels: int = 16):
+    block: type[nn.Module] = CNNBlock
+
+    def __init__(self, depth: int, *, channels: int = 16, patch: int = 5):
         super().__init__()
-        self.stem = nn.Conv2d(1, channels, 5, stride=2, padding=2)
-        self.blocks = nn.ModuleList(CNNBlock(channels) for _ in range(depth))
+        self.stem = nn.Conv2d(1, channels, patch, stride=2, padding=patch // 2)
+        self.blocks = nn.ModuleList(self.block(channels) for _ in range(depth))
         self.head = nn.Linear(channels, 10)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,6 +118,15 @@ class CNN(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(functional.relu(x).mean((2, 3)))
+
+
+class ThinCNN(CNN):
+    """The same with blocks of one convolution and a smaller stem: one block sees little of an image."""
+
+    block = ThinBlock
+
+    def __init__(self, depth: int, *, channels: int = 16):
+        super().__init__(depth, channels=channels, patch=3)
 
 
 def set_outputs_zero(block: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.worth.analysis import Arms
-from benchmarks.worth.arms import GROW, PRIMARY, Arm, arms
+from benchmarks.worth.arms import GROW, PRIMARY, SEVERAL, Arm, arms
 from benchmarks.worth.protocols import LARGE, TUNING_SEED, Protocol
 from benchmarks.worth.results import Records
 from benchmarks.worth.training import Run
@@ -104,13 +104,10 @@ def _number(loss: float) -> float:
 
 
 class UnknownPlan(Plan):
-    """The second experiment: growth to a size that nobody knows, and the sizes around it.
-
-    Learning rates are those of the short protocol, whose tuning runs are among the records.
-    """
+    """The second experiment: growth to a size that nobody knows, and the sizes around it."""
 
     beyond = 5
-    main = ("fixed-2", GROW, "deepen-1-2")
+    main = ("fixed-2", GROW, "deepen-1-2", SEVERAL)
     """These come first, with all random seeds."""
 
     def known(self) -> list[Run]:
@@ -126,5 +123,5 @@ class UnknownPlan(Plan):
 
 def plan_of(protocol: Protocol, workload: str, records: Records) -> Plan:
     """The plan of that protocol."""
-    kind = UnknownPlan if protocol.name == "unknown" else Plan
+    kind = UnknownPlan if protocol.by_budget else Plan
     return kind(protocol, workload, records)

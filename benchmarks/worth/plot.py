@@ -7,15 +7,20 @@ from pathlib import Path
 from matplotlib import pyplot
 
 from benchmarks.worth.analysis import Arms, estimate
-from benchmarks.worth.arms import GROW
+from benchmarks.worth.arms import GROW, SEVERAL
 
-TITLES = {"gpt": "character GPT, sympy's sources", "cnn": "residual CNN, Fashion-MNIST"}
+TITLES = {
+    "gpt": "character GPT, sympy's sources",
+    "cnn": "residual CNN, Fashion-MNIST",
+    "thin": "the same, blocks of one convolution",
+}
 
 
 SHOWN = {
     "deepen-1-8": ("growth 1 → 8", "tab:orange"),
     "deepen-1-2": ("growth 1 → 2", "tab:blue"),
     GROW: ("growth, size not known", "tab:green"),
+    SEVERAL: ("the same, several measurements", "tab:red"),
 }
 
 

@@ -1,6 +1,7 @@
 """How long runs are, how many there are and which learning rates are tried.
 
-Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md.
+Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md; the workload
+"thin" of both in PREREGISTERED_THIRD.md.
 """
 
 from __future__ import annotations
@@ -47,15 +48,19 @@ class Protocol:
         scales: by workload.
         seeds: random seeds of finalists; the first is that of all others.
         variants: whether arms are run that have one random seed: "none", "some" (after all others), "all".
+        by_budget: whether the ends of fixed sizes include their evaluations, as those of `grow` do.
+        rates_of: another protocol, whose tuning runs count here as well.
     """
 
     name: str
     scales: dict[str, Scale]
     seeds: tuple[int, ...]
     variants: str
+    by_budget: bool = False
+    rates_of: str | None = None
 
 
-GPT_RATES, CNN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008)
+GPT_RATES, CNN_RATES, THIN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008), (0.008, 0.016, 0.032)
 SIX, FOUR = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8)
 THREE_ENDS, FIVE_ENDS = (0.3, 0.6, 1.0), (0.15, 0.3, 0.6, 1.0, 1.5)
 
@@ -65,6 +70,7 @@ PROTOCOLS = {
         {
             "gpt": Scale(1500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024, points=10),
             "cnn": Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000, points=10),
+            "thin": Scale(800, 32, 0, FOUR, THREE_ENDS, THIN_RATES, validation=1000, test=10_000, points=10),
         },
         seeds=(0, 1, 2),
         variants="some",
@@ -87,15 +93,21 @@ PROTOCOLS = {
             "cnn": Scale(
                 800, 32, 0, (1, 2, 4), (0.35, 1.0), CNN_RATES, validation=1000, test=10_000, points=10
             ),
+            "thin": Scale(800, 32, 0, FOUR, (0.35, 1.0), THIN_RATES, validation=1000, test=10_000, points=10),
         },
         seeds=(3, 4, 5),
         variants="none",
+        by_budget=True,
+        rates_of="short",
     ),
     "quick": Protocol(
         "quick",
         {
             "gpt": Scale(40, 8, 64, (1, 4, 8), THREE_ENDS, GPT_RATES[1:2], validation=16, test=32, points=4),
             "cnn": Scale(30, 16, 0, (1, 4, 8), THREE_ENDS, CNN_RATES[1:2], validation=64, test=128, points=4),
+            "thin": Scale(
+                30, 16, 0, (1, 4, 8), THREE_ENDS, THIN_RATES[1:2], validation=64, test=128, points=4
+            ),
         },
         seeds=(0, 1),
         variants="some",

@@ -1,6 +1,6 @@
 """The results as they are kept: a folder for each protocol, in it one JSON file for each run.
 
-The second experiment, "unknown", takes its learning rates from the tuning runs of the first.
+A protocol can take its learning rates from the tuning runs of another.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def folder(protocol: Protocol, out: Path) -> Path:
 def of(protocol: Protocol, out: Path) -> Records:
     """All records that a protocol knows of."""
     found = read(folder(protocol, out))
-    if protocol.name == "unknown":
-        first = read(out / "worth" / "short")
+    if protocol.rates_of is not None:
+        first = read(out / "worth" / protocol.rates_of)
         found |= {name: record for name, record in first.items() if record["run"]["tuning"]}
     return found
 

@@ -6,12 +6,12 @@ import statistics
 from typing import Any
 
 from benchmarks.worth.analysis import Arms, Curve, End, Estimate, estimate
-from benchmarks.worth.arms import GROW
+from benchmarks.worth.arms import GROW, SEVERAL
 from benchmarks.worth.questions import FULL, LARGEST, NEAR, told
 
 COSTS = ("flops", "seconds")
 CHEAP = 0.35  # C: of the cheap sweep
-PEER, MATCH = "deepen-1-2", 0.834  # C: what that arm costs until its last end
+PEERS = {"deepen-1-2": 0.834, SEVERAL: 1.0}  # C: what those arms cost until their last ends
 
 
 def answers(arms: Arms, first: Arms) -> dict[str, Any] | None:
@@ -35,7 +35,9 @@ def answers(arms: Arms, first: Arms) -> dict[str, Any] | None:
             str(end.share): below_best(arms, GROW, end.share, end.share) for end in _ends(arms)
         },
         "unknown_size": unknown,
-        "confirmatory": {PEER: below_best(arms, PEER, FULL, MATCH)} if arms.seeds(PEER) else {},
+        "confirmatory": {
+            peer: below_best(arms, peer, FULL, match) for peer, match in PEERS.items() if arms.seeds(peer)
+        },
     }
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from benchmarks.worth import data
 from benchmarks.worth.costs import counter
 from benchmarks.worth.data import Batch
-from benchmarks.worth.models import CNN, GPT
+from benchmarks.worth.models import CNN, GPT, ThinCNN
 from benchmarks.worth.protocols import LARGE, Scale
 
 EVALUATED_AT_ONCE = 64
@@ -27,7 +27,7 @@ class Workload:
     Attributes:
         make: depth -> a network with a container ``blocks``.
         batch: (random seed, step) -> a training batch.
-        evaluation: (part, how many) -> batches.
+        evaluation: (part, how many, from which on) -> batches.
         decay: weight decay of matrices.
     """
 
@@ -35,7 +35,7 @@ class Workload:
     scale: Scale
     make: Callable[..., nn.Module]
     batch: Callable[[int, int], Batch]
-    evaluation: Callable[[str, int], Iterable[Batch]]
+    evaluation: Callable[..., Iterable[Batch]]
     decay: float
 
     def optimizers(self, model: nn.Module, rate: float, kind: str = "adamw") -> list[torch.optim.Optimizer]:
@@ -54,17 +54,19 @@ class Workload:
             found.append(torch.optim.Muon(by_muon, lr=rate, weight_decay=self.decay, **scaled))
         return found
 
-    def measure(self, model: nn.Module, part: str, count: int | None = None) -> dict[str, float]:
+    def measure(
+        self, model: nn.Module, part: str, count: int | None = None, first: int = 0
+    ) -> dict[str, float]:
         """Mean loss and share of right answers on the validation or test data; leaves the model training.
 
-        On ``count`` pieces or images; on as many as the scale says where it is None.
+        On ``count`` pieces or images from the ``first`` on; on as many as the scale says where it is None.
         """
         if count is None:
             count = self.scale.test if part == "test" else self.scale.validation
         loss, right, total = 0.0, 0, 0
         model.eval()
         with torch.no_grad():
-            for x, y in self.evaluation(part, count):
+            for x, y in self.evaluation(part, count, first=first):
                 out, y = model(x).flatten(0, -2), y.flatten()
                 loss += float(functional.cross_entropy(out, y, reduction="sum"))
                 right += int((out.argmax(1) == y).sum())
@@ -119,19 +121,23 @@ def _gpt(scale: Scale) -> Workload:
     )
 
 
-def _cnn(scale: Scale) -> Workload:
+def _images(name: str, network: type[CNN], scale: Scale) -> Workload:
     images = data.fashion()
     return Workload(
-        "cnn",
+        name,
         scale,
-        CNN,
+        network,
         partial(images.batch, size=scale.batch),
         partial(images.evaluation, size=EVALUATED_AT_ONCE * 4),
         decay=0.05,
     )
 
 
-MAKE: dict[str, Callable[[Scale], Workload]] = {"gpt": _gpt, "cnn": _cnn}
+MAKE: dict[str, Callable[[Scale], Workload]] = {
+    "gpt": _gpt,
+    "cnn": partial(_images, "cnn", CNN),
+    "thin": partial(_images, "thin", ThinCNN),
+}
 
 
 def workload(name: str, scale: Scale, **changes: Any) -> Workload:
