@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.worth import __main__ as command
@@ -22,7 +23,7 @@ from benchmarks.worth.arms import PRIMARY, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.costs import counter
 from benchmarks.worth.learners import KINDS, Setting
-from benchmarks.worth.models import CNN, GPT
+from benchmarks.worth.models import CNN, GPT, ThinCNN
 from benchmarks.worth.plan import Plan
 from benchmarks.worth.protocols import PROTOCOLS, TUNING_SEED, Scale
 from benchmarks.worth.questions import below_envelope, best_smaller_share, share_of_large, unknown_size
@@ -87,6 +88,18 @@ def test_flops_of_a_cnn_are_those_of_its_convolutions():
     blocks = 2 * 2 * (2 * 9 * 4 * 4) * 14 * 14 * 3
     stem, head = 2 * 25 * 4 * 14 * 14 * 3, 2 * 4 * 10 * 3
     assert counting.get_total_flops() == blocks + stem + head
+
+
+def test_a_block_of_one_convolution_costs_half_and_sees_one_pixel_further():
+    with FlopCounterMode(display=False) as counting, torch.no_grad():
+        ThinCNN(2, channels=4)(torch.zeros(3, 1, 28, 28))
+    assert counting.get_total_flops() == (2 * 2 * 9 * 4 * 4 + 2 * 9 * 4) * 14 * 14 * 3 + 2 * 4 * 10 * 3
+    torch.manual_seed(0)
+    image = torch.zeros(1, 4, 14, 14, requires_grad=True)
+    blocks = ThinCNN(3, channels=4).eval().blocks
+    nn.Sequential(*blocks)(image + 1)[0, :, 7, 7].sum().backward()
+    seen = image.grad[0].abs().sum(0).nonzero()
+    assert (seen.min(0).values.tolist(), seen.max(0).values.tolist()) == ([4, 4], [10, 10])
 
 
 def test_every_step_and_every_evaluation_of_an_end_is_charged(tmp_path: Path):
@@ -257,6 +270,43 @@ def test_a_budgeted_run_repeats_and_its_ends_are_runs_of_their_own(tmp_path: Pat
     file.write_text(json.dumps(whole["ends"][:1]), encoding="utf-8")  # killed after its first end
     assert without_seconds(budgeted(tmp_path)) == without_seconds(whole)
     assert not file.exists()
+
+
+def test_several_measurements_are_each_on_other_data_and_all_inside_of_the_budget(
+    tmp_path: Path, monkeypatch
+):
+    asked: list[tuple[int, int]] = []
+    plain = Workload.measure
+
+    def measure(self, model, part, count=None, first=0):
+        if part == "validation" and count is not None:
+            asked.append((count, first))
+        return plain(self, model, part, count, first)
+
+    monkeypatch.setattr(Workload, "measure", measure)
+    options = {**ARMS["grow"].options, "measurements": 2, "hold": 0.5}
+    arm = replace(ARMS["grow"], options=options, ends=(1.0,))
+    record = BudgetedTrainer(Run("gpt", "grow", 0, 0.003), arm, tiny(), tmp_path).train()
+    end = record["ends"][0]
+    assert sum(end["flops"].values()) <= SCALE.steps * tiny().step_flops(8)
+    judged = [entry for entry in end["history"] if entry["what"] in ("kept", "dropped")]
+    in_trials = [pair for pair in asked if pair[1]]
+    assert judged
+    assert {count for count, _ in in_trials} == {SCALE.validation // 2 // 2}
+    pairs = [first for (_, first), calls in itertools.groupby(in_trials) if len(list(calls)) >= 2]
+    assert len(pairs) >= 2 * len(judged), "both sides of a measurement see the same data"
+    assert len(set(pairs)) == len(pairs), "each measurement sees other data"
+
+
+def test_evaluations_from_elsewhere_see_other_data():
+    text, images = (
+        tiny().evaluation,
+        data.Images(*[(torch.arange(9.0).view(9, 1, 1, 1), torch.arange(9))] * 3),
+    )
+    (one, _), (other, _) = next(text("test", 3)), next(text("test", 3, first=1))
+    assert not torch.equal(one, other)
+    labels = [y.tolist() for _, y in images.evaluation("test", 4, 3, first=7)]
+    assert labels == [[7, 8, 0], [1]]
 
 
 def test_the_rate_of_a_budgeted_run_falls_to_zero_where_the_budget_ends(tmp_path: Path, monkeypatch):
