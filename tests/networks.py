@@ -31,3 +31,15 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.narrow(torch.relu(self.wide(x)))
+
+
+class TanhBetween(nn.Module):
+    """The slot ``tanh`` between two layers: the gradient of ``before`` tells what reached the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(4, 4)
+        self.after = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(torch.tanh(self.before(x)))

@@ -238,6 +238,17 @@ def test_a_class_name_is_defined_once():
     assert twice.keys() == DEFINED_TWICE.keys(), "an exception that is not needed any more"
 
 
+def test_a_network_of_the_tests_has_a_name_that_says_what_it_is():
+    """What several tests train is defined once, in tests/networks.py; others say what is special."""
+    unnamed = [
+        f"{path.relative_to(ROOT).as_posix()}:{number}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.match(r"\s*class (Net|Block)\b", line)
+    ]
+    assert unnamed == []
+
+
 EVERYWHERE = {"telemetry", "commands", "gates"}
 """Of the group "interface": what the packages that grow a host may import as well."""
 

@@ -20,7 +20,7 @@ from fxgraft_passes import Germinate, Graft
 from fxgraft_passes.base import copy_graph
 
 
-class Block(nn.Module):
+class ScaleBlock(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(4, 4)
@@ -96,12 +96,12 @@ def test_other_constants_are_another_function():
 
 
 def test_a_call_of_another_form_goes_to_the_fallback(caplog):
-    block, x = Block(), torch.randn(2, 4)
-    generated = generate(graph(), form_of(block), Block.forward)
+    block, x = ScaleBlock(), torch.randn(2, 4)
+    generated = generate(graph(), form_of(block), ScaleBlock.forward)
     forward = generated.bound_to(block)
     assert same_bits(forward(x), block.fc(x).relu())
     assert same_bits(forward(x, 3.0), x * 3)
-    assert "the Block was called with other kinds of arguments" in caplog.text
+    assert "the ScaleBlock was called with other kinds of arguments" in caplog.text
 
 
 def test_a_leaking_graph_has_no_code():
@@ -115,7 +115,7 @@ def test_a_leaking_graph_has_no_code():
 
 
 def test_the_source_can_be_read_while_the_function_lives():
-    generated = generate(grown(), form_of(Block()), Block.forward)
+    generated = generate(grown(), form_of(ScaleBlock()), ScaleBlock.forward)
     assert inspect.getsource(generated.function).startswith("def forward(self, x")
     assert inspect.getsource(generated.function) in generated.source
     assert generated.function.__code__.co_filename in ours()

@@ -23,7 +23,7 @@ SAVE_AT = 6
 AFTER = 5
 
 
-class Net(nn.Module):
+class EveryKindOfState(nn.Module):
     """BatchNorm, dropout, a tied weight, an unused parameter, a buffer that no ``state_dict`` has."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Scenario:
     def parts(self) -> tuple[fxgraft.Host, list[Any], list[Any]]:
         """Host, optimizers and schedulers as they are before the first step."""
         torch.manual_seed(0)
-        host = fxgraft.trace(Net(), (torch.randn(3, 4),)).to(self.dtype)
+        host = fxgraft.trace(EveryKindOfState(), (torch.randn(3, 4),)).to(self.dtype)
         if self.backend:
             host.compile(backend=self.backend)
         optimizers = self.optimizers(host)

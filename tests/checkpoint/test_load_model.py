@@ -19,7 +19,7 @@ X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
 MASK = torch.ones(8, 1, dtype=torch.int64)
 
 
-class Net(nn.Module):
+class MaskedNormNet(nn.Module):
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.first, self.norm, self.drop = nn.Linear(6, width), nn.BatchNorm1d(width), nn.Dropout(0.2)
@@ -37,7 +37,7 @@ def call(model: nn.Module) -> Tensor:
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, dict[str, Tensor], Tensor]:
     """A file with a seed in each stage, the weights, and what the host computed."""
-    host = fxgraft.trace(Net(), (X, MASK), {"scale": 2.0})
+    host = fxgraft.trace(MaskedNormNet(), (X, MASK), {"scale": 2.0})
     optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
     manager = SeedManager(host, optimizer)
     for slot, name, options in (
@@ -63,7 +63,7 @@ def test_it_computes_what_was_saved(saved: Any, monkeypatch: pytest.MonkeyPatch)
     path, weights, expected = saved
     monkeypatch.setattr(pickle, "loads", None)
     monkeypatch.setattr(torch, "load", None)
-    model = Net()
+    model = MaskedNormNet()
     before = torch.get_rng_state()
     found = fxgraft.load_model(path, model)
     assert_same_bits(before, torch.get_rng_state(), "the random stream")
@@ -78,31 +78,31 @@ def test_it_computes_what_was_saved(saved: Any, monkeypatch: pytest.MonkeyPatch)
 def test_a_host_or_an_example_may_be_given(saved: Any) -> None:
     path, _, expected = saved
     for found in (
-        fxgraft.load_model(path, fxgraft.trace(Net(), (X[:2], MASK[:2]), {"scale": 2.0})),
-        fxgraft.load_model(path, Net(), (X[:2], MASK[:2]), {"scale": 2.0}),
+        fxgraft.load_model(path, fxgraft.trace(MaskedNormNet(), (X[:2], MASK[:2]), {"scale": 2.0})),
+        fxgraft.load_model(path, MaskedNormNet(), (X[:2], MASK[:2]), {"scale": 2.0}),
     ):
         assert_same_bits(call(found), expected, "outputs")
 
 
 def test_a_new_manager_can_lead_a_run_from_there(saved: Any) -> None:
     path, _, _ = saved
-    found = fxgraft.load_model(path, Net())
+    found = fxgraft.load_model(path, MaskedNormNet())
     assert found._links.led_by is None
-    manager = SeedManager(fxgraft.trace(Net(), (X, MASK), {"scale": 2.0}))
+    manager = SeedManager(fxgraft.trace(MaskedNormNet(), (X, MASK), {"scale": 2.0}))
     manager.germinate("relu", "mlp")
 
 
 def test_what_cannot_be_is_refused_by_name(saved: Any, tmp_path: Path) -> None:
     path, _, _ = saved
     with pytest.raises(CheckpointError, match=r"another host.*first.bias"):
-        fxgraft.load_model(path, Net(5))
+        fxgraft.load_model(path, MaskedNormNet(5))
     with pytest.raises(CheckpointError, match="no such file"):
-        fxgraft.load_model(tmp_path / "nothing", Net())
+        fxgraft.load_model(tmp_path / "nothing", MaskedNormNet())
     with pytest.raises(CheckpointError, match="a folder, of a sharded run"):
-        fxgraft.load_model(tmp_path, Net())
+        fxgraft.load_model(tmp_path, MaskedNormNet())
     (tmp_path / "torch").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match="expected a checkpoint"):
-        fxgraft.load_model(tmp_path / "torch", Net())
+        fxgraft.load_model(tmp_path / "torch", MaskedNormNet())
 
 
 def test_seeds_of_code_and_calls_without_a_form_are_asked_for(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.seed_modules import Drawing, Scale
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-class Block(nn.Module):
+class ReluBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(4, 4)
@@ -36,7 +36,7 @@ class World:
     """A compiled host in training."""
 
     def __init__(self) -> None:
-        self.host = fxgraft.trace(nn.Sequential(Block(), Block()), (torch.randn(3, 4),))
+        self.host = fxgraft.trace(nn.Sequential(ReluBlock(), ReluBlock()), (torch.randn(3, 4),))
         self.backend = counting_backend("eager")
         self.host.compile(backend=self.backend)
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
@@ -158,7 +158,7 @@ def test_what_ran_the_longest_time_ago_is_let_go(monkeypatch: pytest.MonkeyPatch
 def test_a_compiled_life_has_the_bits_of_an_eager_one() -> None:
     def life(compiled: bool) -> list[Any]:
         torch.manual_seed(0)
-        host = fxgraft.trace(nn.Sequential(Block(), Block()), (torch.randn(3, 4),))
+        host = fxgraft.trace(nn.Sequential(ReluBlock(), ReluBlock()), (torch.randn(3, 4),))
         if compiled:
             host.compile(backend=counting_backend())
         optimizer = torch.optim.SGD(host.parameters(), 1e-2)

@@ -22,7 +22,7 @@ from tests.seed_modules import Drawing, Scale
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-class Block(nn.Module):
+class DropoutBlock(nn.Module):
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.inner = nn.Linear(width, width)
@@ -32,13 +32,13 @@ class Block(nn.Module):
         return x + torch.relu(self.drop(self.inner(x)))
 
 
-class Net(nn.Module):
+class FiveBlocks(nn.Module):
     """Five equal blocks, a head of its own, and operations between them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(4, 4)
-        self.blocks = nn.ModuleList(Block() for _ in range(5))
+        self.blocks = nn.ModuleList(DropoutBlock() for _ in range(5))
         self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 
 class World:
-    def __init__(self, granularity: str | None, backend: str = "aot_eager", model: Any = Net) -> None:
+    def __init__(self, granularity: str | None, backend: str = "aot_eager", model: Any = FiveBlocks) -> None:
         torch.manual_seed(0)
         self.host = fxgraft.trace(model(), (torch.randn(3, 4),))
         self.backend = counting_backend(backend)
@@ -75,20 +75,20 @@ class World:
 
 
 def test_the_units_of_a_model() -> None:
-    names = [unit.name for unit in units_of(Net(), "region")]
+    names = [unit.name for unit in units_of(FiveBlocks(), "region")]
     assert names == [*(f"blocks.{i}" for i in range(5)), "head"]
-    assert len({unit.kind for unit in units_of(Net(), "region")}) == 2
-    assert [unit.name for unit in units_of(Net(), "host")] == [""]
+    assert len({unit.kind for unit in units_of(FiveBlocks(), "region")}) == 2
+    assert [unit.name for unit in units_of(FiveBlocks(), "host")] == [""]
 
 
 @pytest.mark.parametrize(("blocks", "expected"), [(3, [""]), (4, ["0", "1", "2", "3"])])
 def test_auto_goes_by_how_often_a_block_repeats(blocks: int, expected: list[str]) -> None:
-    model = nn.Sequential(*(Block() for _ in range(blocks)))
+    model = nn.Sequential(*(DropoutBlock() for _ in range(blocks)))
     assert [unit.name for unit in units_of(model, "auto")] == expected
 
 
 def test_blocks_of_other_shapes_are_units_of_another_kind() -> None:
-    model = nn.Sequential(Block(), Block(), Block(8), Block(8))
+    model = nn.Sequential(DropoutBlock(), DropoutBlock(), DropoutBlock(8), DropoutBlock(8))
     kinds = [unit.kind for unit in units_of(model, "region")]
     assert kinds[0] == kinds[1] != kinds[2] == kinds[3]
 

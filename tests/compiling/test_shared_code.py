@@ -22,7 +22,7 @@ Act = Callable[[Tensor], Tensor]
 SLOPE = 0.5
 
 
-class Block(nn.Module):
+class ActivationBlock(nn.Module):
     def __init__(self, act: Act, number: int = 0) -> None:
         super().__init__()
         self.a = nn.Linear(8, 8)
@@ -34,7 +34,7 @@ class Block(nn.Module):
         return x + self.b(self.act(self.a(x)))
 
 
-class Numbered(Block):
+class Numbered(ActivationBlock):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.b(self.act(self.a(x))) * (self.number + 1)
 
@@ -107,7 +107,7 @@ class World:
 
 @pytest.mark.parametrize("wait", [True, False])
 def test_blocks_that_hold_other_functions_share_no_code(wait: bool) -> None:
-    world = World([Block(F.relu), Block(torch.tanh), Block(F.relu)], "region")
+    world = World([ActivationBlock(F.relu), ActivationBlock(torch.tanh), ActivationBlock(F.relu)], "region")
     before = frozen(world.host(world.x))
     world.germinate("1.a", nn.Linear(8, 8), wait)
     world.germinate("2.a", nn.Linear(8, 8), wait, "b")
@@ -128,7 +128,7 @@ def test_blocks_that_hold_other_functions_share_no_code(wait: bool) -> None:
     ],
 )
 def test_a_seed_that_holds_another_function_has_code_of_its_own(first: Act, second: Act) -> None:
-    world = World([Block(F.relu)], "host")
+    world = World([ActivationBlock(F.relu)], "host")
     world.germinate("0.a", Held(first), wait=False)
     world.blend()
     world.check()
@@ -142,7 +142,7 @@ def test_equal_functions_share_their_code() -> None:
     """By code, closure and defaults: not by which object it is."""
     backend = counting_backend()
     double = scaled(2.0)  # which code of a region with a seed looks for, as that very object
-    world = World([Block(double) for _ in range(3)], "region", backend)
+    world = World([ActivationBlock(double) for _ in range(3)], "region", backend)
     assert backend.frame_count == 2  # the first block's input needs no gradient
     world.germinate("1.a", Held(scaled(3.0)), wait=True)
     world.manager.cull("a")
@@ -153,7 +153,7 @@ def test_equal_functions_share_their_code() -> None:
 
 @pytest.mark.parametrize("wait", [True, False])
 def test_a_function_that_is_replaced_in_a_live_seed_takes_effect(wait: bool) -> None:
-    world = World([Block(F.relu)], "host")
+    world = World([ActivationBlock(F.relu)], "host")
     world.germinate("0.a", seed := Held(F.relu), wait)
     world.blend()
     world.check()
@@ -167,7 +167,7 @@ def test_a_function_that_is_replaced_in_a_live_seed_takes_effect(wait: bool) -> 
 
 @pytest.mark.parametrize("wait", [True, False])
 def test_a_global_that_is_changed_takes_effect(wait: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World([Block(F.relu)], "host")
+    world = World([ActivationBlock(F.relu)], "host")
     world.germinate("0.a", Reads(F.relu), wait)
     world.blend()
     world.check()
@@ -179,7 +179,7 @@ def test_a_global_that_is_changed_takes_effect(wait: bool, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("granularity", ["host", "region"])
 def test_a_hook_that_is_added_takes_effect(granularity: str) -> None:
-    world = World([Block(F.relu), Block(F.relu)], granularity)
+    world = World([ActivationBlock(F.relu), ActivationBlock(F.relu)], granularity)
     before = frozen(world.host(world.x))
     handle = world.host.get_submodule("1.b").register_forward_hook(lambda module, args, out: out * 2)
     assert not torch.equal(world.host(world.x), before)
@@ -189,7 +189,7 @@ def test_a_hook_that_is_added_takes_effect(granularity: str) -> None:
 
 
 def test_a_hook_that_cannot_be_compiled_runs_eager_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    world = World([Block(F.relu)], "host")
+    world = World([ActivationBlock(F.relu)], "host")
     seen: list[Any] = []
 
     def look(module: nn.Module, args: Any, out: Tensor) -> None:
@@ -204,7 +204,7 @@ def test_a_hook_that_cannot_be_compiled_runs_eager_and_says_so(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("wait", [True, False])
-@pytest.mark.parametrize(("kind", "graphs"), [(Block, 4), (Numbered, 8)])
+@pytest.mark.parametrize(("kind", "graphs"), [(ActivationBlock, 4), (Numbered, 8)])
 def test_numbers_of_blocks_split_the_code_that_reads_them(kind: Any, graphs: int, wait: bool) -> None:
     backend = counting_backend()
     world = World([kind(F.relu, i) for i in range(4)], "region", backend if wait else "aot_eager")
@@ -226,7 +226,7 @@ def test_numbers_of_blocks_split_the_code_that_reads_them(kind: Any, graphs: int
 def test_under_inductor_a_seed_that_holds_another_function_has_code_of_its_own() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 8)
-    host = fxgraft.trace(nn.Sequential(Block(F.relu)), (x,))
+    host = fxgraft.trace(nn.Sequential(ActivationBlock(F.relu)), (x,))
     host.compile()
     manager = fxgraft.SeedManager(host)
 

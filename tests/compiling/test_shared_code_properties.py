@@ -58,7 +58,7 @@ ACTS: dict[str, Callable[[], Act]] = {
 }
 
 
-class Block(nn.Module):
+class ConfiguredBlock(nn.Module):
     """What it computes depends on a function, a number, an object's attribute, a list and a global."""
 
     def __init__(self, act: str, number: int) -> None:
@@ -76,27 +76,27 @@ class Block(nn.Module):
         return x + self.b(h) * FACTOR * (self.number + 1)
 
 
-def act_to(name: str) -> Callable[[Block], None]:
+def act_to(name: str) -> Callable[[ConfiguredBlock], None]:
     return lambda block: setattr(block, "act", ACTS[name]())
 
 
-def number_to(number: int) -> Callable[[Block], None]:
+def number_to(number: int) -> Callable[[ConfiguredBlock], None]:
     return lambda block: setattr(block, "number", number)
 
 
-def scale_to(scale: float) -> Callable[[Block], None]:
+def scale_to(scale: float) -> Callable[[ConfiguredBlock], None]:
     return lambda block: setattr(block.config, "scale", scale)
 
 
-def inner_to(act: Act) -> Callable[[Block], None]:
+def inner_to(act: Act) -> Callable[[ConfiguredBlock], None]:
     return lambda block: setattr(block.config, "act", act)
 
 
-def list_to(act: Act) -> Callable[[Block], None]:
+def list_to(act: Act) -> Callable[[ConfiguredBlock], None]:
     return lambda block: block.acts.__setitem__(0, act)
 
 
-def global_to(value: float) -> Callable[[Block], None]:
+def global_to(value: float) -> Callable[[ConfiguredBlock], None]:
     return lambda block: globals().__setitem__("FACTOR", value)
 
 
@@ -147,7 +147,7 @@ class World:
     def __init__(self, acts: list[tuple[str, int]], granularity: str) -> None:
         torch.manual_seed(0)
         self.x = torch.randn(3, 4)
-        self.host = fxgraft.trace(nn.Sequential(*(Block(act, i) for act, i in acts)), (self.x,))
+        self.host = fxgraft.trace(nn.Sequential(*(ConfiguredBlock(act, i) for act, i in acts)), (self.x,))
         self.host.compile(backend="aot_eager", granularity=granularity)
         self.manager = fxgraft.SeedManager(self.host)
         self.count = 0
@@ -184,7 +184,7 @@ class World:
 
     def germinate(self, i: int, act: str, wait: bool) -> fxgraft.Seed:
         self.count += 1
-        return self.manager.germinate(f"{i}.a", Block(act, i), name=f"s{self.count}", wait=wait)
+        return self.manager.germinate(f"{i}.a", ConfiguredBlock(act, i), name=f"s{self.count}", wait=wait)
 
     def land(self, *seeds: fxgraft.Seed) -> None:
         while any(seed.stage is Stage.GERMINATED for seed in seeds):
@@ -238,7 +238,7 @@ def test_compiled_is_eager_after_every_change(
     blocks: list[tuple[str, int]], granularity: str, changes: list[tuple[Any, ...]]
 ) -> None:
     torch._dynamo.reset()
-    global_to(1.0)(Block("relu", 0))
+    global_to(1.0)(ConfiguredBlock("relu", 0))
     world = World(blocks, granularity)
     for i, change in enumerate(changes):
         world.change(*change)

@@ -19,7 +19,7 @@ from tests.seed_modules import Counting, Drawing, Scale
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
-class Net(nn.Module):
+class NormDropoutLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 4)
@@ -57,7 +57,7 @@ def wrong(what: str, by: float = 1.0) -> Callable[..., Any]:
 
 def grown(backend: Any, model: nn.Module | None = None) -> tuple[fxgraft.Host, fxgraft.SeedManager]:
     torch.manual_seed(0)
-    host = fxgraft.trace(model or Net(), (torch.randn(3, 4),))
+    host = fxgraft.trace(model or NormDropoutLayer(), (torch.randn(3, 4),))
     host.compile(backend=backend)
     return host, fxgraft.SeedManager(host)
 
@@ -156,7 +156,7 @@ def test_trials_leave_no_trace(seed: Callable[[], nn.Module]) -> None:
     def trained(compiled: bool) -> list[Any]:
         host, manager = grown("aot_eager")
         if not compiled:
-            host = fxgraft.trace(Net(), (torch.randn(3, 4),))
+            host = fxgraft.trace(NormDropoutLayer(), (torch.randn(3, 4),))
             host.load_state_dict(grown("aot_eager")[0].state_dict())
             manager = fxgraft.SeedManager(host)
         optimizer = torch.optim.SGD(host.parameters(), 0.1)
@@ -204,7 +204,7 @@ def test_who_looks_on_sees_each_call_once() -> None:
 
 @pytest.mark.inductor
 def test_inductors_code_passes_and_anothers_does_not() -> None:
-    class Block(nn.Module):
+    class PreNormBlock(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.Linear(16, 16)
@@ -213,7 +213,7 @@ def test_inductors_code_passes_and_anothers_does_not() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.relu(self.inner(self.norm(x)))
 
-    host = fxgraft.trace(nn.Sequential(*(Block() for _ in range(6))), (torch.randn(8, 16),))
+    host = fxgraft.trace(nn.Sequential(*(PreNormBlock() for _ in range(6))), (torch.randn(8, 16),))
     host.compile()
     for _ in range(3):
         host(torch.randn(8, 16)).square().sum().backward()

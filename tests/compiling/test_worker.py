@@ -55,7 +55,7 @@ PRELUDE = """
 
     FACTOR = 3.0
 
-    class Block(nn.Module):
+    class FunctionBlock(nn.Module):
         def __init__(self, act):
             super().__init__()
             self.inner, self.act = nn.Linear(4, 4), act
@@ -67,7 +67,7 @@ PRELUDE = """
         class Local(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.block = Block(lambda x: torch.tanh(x))
+                self.block = FunctionBlock(lambda x: torch.tanh(x))
 
             def forward(self, x):
                 return self.block(x) + 1

@@ -16,7 +16,7 @@ import fxgraft
 from fxgraft import Stage
 from fxgraft.commands import BLEND, CULL, PAUSE, SEED
 from fxgraft.errors import DistributedError
-from tests.distributed.ranks import RANK, SIZE, Block, Run, group, model, say
+from tests.distributed.ranks import RANK, SIZE, NormedBlock, Run, group, model, say
 
 SLOT = "1.relu"
 FOLDER = Path(sys.argv[1])
@@ -261,7 +261,7 @@ def several_changes_are_one_act_on_all_ranks() -> None:
 
 def stacked() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), nn.Sequential(Block(12), Block(12)), nn.Linear(12, 3))
+    return nn.Sequential(nn.Linear(6, 12), nn.Sequential(NormedBlock(12), NormedBlock(12)), nn.Linear(12, 3))
 
 
 def inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process() -> None:

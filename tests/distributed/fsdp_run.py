@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor
 
 import fxgraft
 from fxgraft.util.bits import bits
-from tests.distributed.ranks import RANK, SIZE, Block
+from tests.distributed.ranks import RANK, SIZE, NormedBlock
 
 
 def model(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), Block(12), Block(12), nn.Linear(12, 3)).to(dtype)
+    return nn.Sequential(nn.Linear(6, 12), NormedBlock(12), NormedBlock(12), nn.Linear(12, 3)).to(dtype)
 
 
 def shard(host: fxgraft.Host) -> fxgraft.Host:

@@ -20,7 +20,7 @@ import fxgraft
 RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-class Block(nn.Module):
+class NormedBlock(nn.Module):
     """A residual block. (No batch normalisation: DDP makes its statistics equal at the next forward only.)"""
 
     def __init__(self, width: int):
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), Block(12), Block(12), nn.Linear(12, 3))
+    return nn.Sequential(nn.Linear(6, 12), NormedBlock(12), NormedBlock(12), nn.Linear(12, 3))
 
 
 class Run:

@@ -22,7 +22,7 @@ FEW = settings(deadline=None, max_examples=max(settings().max_examples // 4, 2))
 """Each example traces two hosts and explores all of one."""
 
 
-class Block(nn.Module):
+class DecoderBlock(nn.Module):
     """A block of a decoder, with dropout."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Decoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.token, self.blocks = nn.Embedding(11, 8), nn.ModuleList([Block(), Block()])
+        self.token, self.blocks = nn.Embedding(11, 8), nn.ModuleList([DecoderBlock(), DecoderBlock()])
         self.ln, self.head = nn.LayerNorm(8), nn.Linear(8, 11, bias=False)
         self.head.weight = self.token.weight
 

@@ -11,14 +11,14 @@ import transformers as T
 from torch import nn
 
 import fxgraft
-from tests.fossils.test_unwrap import Net, fossil
+from tests.fossils.test_unwrap import TwoConvBlocks, fossil
 from tests.harness import assert_same_bits
 from tests.hosts.hosts import Given
 from tests.hosts.transformer_models import MODELS
 
 
 def cnn() -> Given:
-    return Given(Net(), (torch.randn(2, 3, 8, 8),))
+    return Given(TwoConvBlocks(), (torch.randn(2, 3, 8, 8),))
 
 
 def mlp() -> Given:

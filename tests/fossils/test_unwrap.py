@@ -32,7 +32,7 @@ from tests.seed_modules import Scale
 CONVOLUTIONAL = [name for name in names() if "NCHW" in get(name).accepts or "any" in get(name).accepts]
 
 
-class Block(nn.Module):
+class ScaledConvBlock(nn.Module):
     """A residual block with an argument that is constant in the example."""
 
     def __init__(self, width: int = 4):
@@ -46,13 +46,13 @@ class Block(nn.Module):
         return x + y if scale is None else x + scale * y
 
 
-class Net(nn.Module):
+class TwoConvBlocks(nn.Module):
     """Two equal blocks between two layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3)
-        self.blocks = nn.Sequential(Block(), Block())
+        self.blocks = nn.Sequential(ScaledConvBlock(), ScaledConvBlock())
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class Scales(nn.Module):
 
 
 def net() -> Given:
-    return Given(Net(), (torch.randn(2, 3, 8, 8),))
+    return Given(TwoConvBlocks(), (torch.randn(2, 3, 8, 8),))
 
 
 def switch() -> Given:
@@ -307,9 +307,9 @@ def test_keys_are_the_models_with_the_seeds_beside_what_they_grew_in() -> None:
     assert set(given.model.state_dict()) < set(plain.state_dict())
     layers = ("up.weight", "up.bias", "down.weight", "down.bias")
     assert keys == {f"blocks.0.seed_a_b.{n}" for n in layers} | {"seed_c.down.weight", "seed_c.up.weight"}
-    assert isinstance(plain, Net)
-    assert isinstance(plain.get_submodule("blocks.0"), Block)
-    assert type(plain.get_submodule("blocks.1")) is Block
+    assert isinstance(plain, TwoConvBlocks)
+    assert isinstance(plain.get_submodule("blocks.0"), ScaledConvBlock)
+    assert type(plain.get_submodule("blocks.1")) is ScaledConvBlock
 
 
 def test_no_attribute_is_left_of_what_ran_the_host() -> None:
@@ -349,7 +349,7 @@ def test_a_seed_that_was_held_at_zero_is_not_there() -> None:
 def test_a_host_without_seeds_is_the_model() -> None:
     given = net()
     plain = fxgraft.unwrap(fxgraft.trace(given.model, given.args))
-    assert type(plain) is Net
+    assert type(plain) is TwoConvBlocks
     assert_same_bits(plain.eval()(*given.args), given.model.eval()(*given.args))
 
 
@@ -394,7 +394,7 @@ def test_a_call_of_another_form_warns_and_no_export_is_made_of_it() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.block = Block()
+            self.block = ScaledConvBlock()
 
         def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
             return self.block(x, scale)
@@ -442,7 +442,7 @@ def test_compiled(fresh_compiler: None) -> None:
 
 def test_live_seeds_are_refused_by_name() -> None:
     host = grown(net(), ("stem", "low_rank"))
-    manager = fxgraft.SeedManager(fxgraft.trace(Net(), net().args))
+    manager = fxgraft.SeedManager(fxgraft.trace(TwoConvBlocks(), net().args))
     manager.germinate("stem", "low_rank", name="late")
     with pytest.raises(StageError, match=r"cannot unwrap .* live seeds: .* fossilize or cull late"):
         fxgraft.unwrap(manager.host)
@@ -450,8 +450,8 @@ def test_live_seeds_are_refused_by_name() -> None:
 
 
 def test_what_is_no_host() -> None:
-    with pytest.raises(TypeError, match=r"expected a fxgraft.Host, from fxgraft.trace; got Net"):
-        fxgraft.unwrap(Net())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected a fxgraft.Host, from fxgraft.trace; got TwoConvBlocks"):
+        fxgraft.unwrap(TwoConvBlocks())  # type: ignore[arg-type]
 
 
 def test_what_a_fossil_may_call_has_a_plain_form() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft.blueprints import get
-from tests.fossils.test_unwrap import CONVOLUTIONAL, Net, fossil, grown, net, reloaded
+from tests.fossils.test_unwrap import CONVOLUTIONAL, TwoConvBlocks, fossil, grown, net, reloaded
 from tests.harness import assert_same_bits
 from tests.hosts.hosts import Given
 from tests.hosts.transformer_models import MODELS
@@ -27,7 +27,7 @@ def test_copies(copied: Callable[[nn.Module], nn.Module]) -> None:
     plain = fxgraft.unwrap(grown(given, ("blocks.0.relu", "attention"), ("stem", "mlp", {"to": 0.5})))
     twin = copied(plain)
     assert list(twin.state_dict()) == list(plain.state_dict())
-    assert isinstance(twin, Net)
+    assert isinstance(twin, TwoConvBlocks)
     assert (type(twin) is type(plain)) == (copied is copy.deepcopy)
     for training in (True, False):
         torch.manual_seed(1)
@@ -78,7 +78,7 @@ RESNET = """
     from torch import nn
 
 
-    class Block(nn.Module):
+    class NumberDropoutBlock(nn.Module):
         def __init__(self, width):
             super().__init__()
             self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -97,7 +97,7 @@ RESNET = """
         def __init__(self):
             super().__init__()
             self.stem = nn.Conv2d(3, 8, 3, stride=2)
-            self.blocks = nn.Sequential(Block(8), Block(8))
+            self.blocks = nn.Sequential(NumberDropoutBlock(8), NumberDropoutBlock(8))
             self.fc = nn.Linear(8, 5)
 
         def forward(self, x):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from tests.hosts.hosts import Base, Block, Given, host
+from tests.hosts.hosts import Base, Given, SkipBlock, host
 
 
 @host("in-place consumers")
@@ -184,7 +184,7 @@ class Flex(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention, self.head = FlexAttention(), Block()
+        self.attention, self.head = FlexAttention(), SkipBlock()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.attention(x))
@@ -210,7 +210,7 @@ def _nearer(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor
 
 @host("frozen host")
 def _() -> Given:
-    model = nn.Sequential(Block(), nn.LayerNorm(8), Block()).requires_grad_(False)
+    model = nn.Sequential(SkipBlock(), nn.LayerNorm(8), SkipBlock()).requires_grad_(False)
     return Given(model, (torch.randn(4, 8, requires_grad=True),))
 
 
@@ -230,7 +230,7 @@ class Quantised(nn.Module):
 
 @host("quantised host")
 def _() -> Given:
-    model = nn.Sequential(Block(), Block())
+    model = nn.Sequential(SkipBlock(), SkipBlock())
     for block in model:
         block.fc1, block.fc2 = Quantised(block.fc1), Quantised(block.fc2)
     return Given(model, (torch.randn(4, 8, requires_grad=True),))
@@ -238,7 +238,7 @@ def _() -> Given:
 
 @host("weight norm by hooks")
 def _() -> Given:
-    model = nn.Sequential(Block(), Block())
+    model = nn.Sequential(SkipBlock(), SkipBlock())
     nn.utils.spectral_norm(model[0].fc1)
     nn.utils.weight_norm(model[1].fc1)
     return Given(model, (torch.randn(4, 8),))

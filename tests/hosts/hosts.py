@@ -147,7 +147,7 @@ class Base(nn.Module):
         self.fc2 = nn.Linear(8, 8)
 
 
-class Block(Base):
+class SkipBlock(Base):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.fc2(torch.relu(self.fc1(x)))
 
@@ -158,7 +158,7 @@ def _() -> Given:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc1(x) if x.sum() > 0 else self.fc2(x)
 
-    return Given(nn.Sequential(Block(), Gate(), Block()), (torch.randn(4, 8),))
+    return Given(nn.Sequential(SkipBlock(), Gate(), SkipBlock()), (torch.randn(4, 8),))
 
 
 @host("branch on sizes")
@@ -223,7 +223,7 @@ class Dataclasses(nn.Module):
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block = Block()
+        self.block = SkipBlock()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block(torch.relu(self.block(x)))
@@ -331,7 +331,7 @@ class BufferCounter(Base):
 
 @host("hooks")
 def _() -> Given:
-    model = nn.Sequential(Block(), nn.Linear(8, 8), Block())
+    model = nn.Sequential(SkipBlock(), nn.Linear(8, 8), SkipBlock())
     model[0].register_forward_hook(lambda m, args, out: out * 2)
     model[1].register_forward_pre_hook(lambda m, args: (args[0] + 1,))
     model[2].register_forward_pre_hook(lambda m, args, kw: (args, kw), with_kwargs=True)
@@ -353,7 +353,7 @@ def _() -> Given:
 
 @host("weight norms")
 def _() -> Given:
-    model = nn.Sequential(Block(), Block(), Block())
+    model = nn.Sequential(SkipBlock(), SkipBlock(), SkipBlock())
     parametrizations.weight_norm(model[0].fc1)
     parametrizations.spectral_norm(model[1].fc1)
     parametrizations.orthogonal(model[2].fc1)
@@ -376,7 +376,7 @@ def _() -> Given:
 
     model = Scaled()
     nn.utils.parametrize.register_parametrization(model, "gain", Double())
-    return Given(nn.Sequential(model, Block()), (torch.randn(4, 8),))
+    return Given(nn.Sequential(model, SkipBlock()), (torch.randn(4, 8),))
 
 
 @host("lstm", shape=(4, 5, 8))
@@ -417,7 +417,7 @@ class Encoder(Base):
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = Block(), Block()
+        self.first, self.second = SkipBlock(), SkipBlock()
 
     def forward(self, x: Tensor) -> Tensor:
         x = checkpoint(self.first, x, use_reentrant=False)
@@ -434,7 +434,7 @@ class Reentrant(Checkpointed):
 class Frozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.backbone, self.head = Block(), Block()
+        self.backbone, self.head = SkipBlock(), SkipBlock()
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -492,12 +492,12 @@ class Autocast(Base):
 
 @host("double")
 def _() -> Given:
-    return Given(nn.Sequential(Block(), Block()).double(), (torch.randn(4, 8, dtype=torch.float64),))
+    return Given(nn.Sequential(SkipBlock(), SkipBlock()).double(), (torch.randn(4, 8, dtype=torch.float64),))
 
 
 @host("bfloat16")
 def _() -> Given:
-    return Given(nn.Sequential(Block(), Block()).bfloat16(), (torch.randn(4, 8).bfloat16(),))
+    return Given(nn.Sequential(SkipBlock(), SkipBlock()).bfloat16(), (torch.randn(4, 8).bfloat16(),))
 
 
 @host("channels last")
@@ -511,7 +511,7 @@ def _() -> Given:
 class OurNames(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.slots, self.regions, self.graft = Block(), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.slots, self.regions, self.graft = SkipBlock(), nn.Linear(8, 8), nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.graft(self.regions(self.slots(x)))
@@ -519,7 +519,7 @@ class OurNames(nn.Module):
 
 @host("graph module")
 def _() -> Given:
-    return Given(torch.fx.symbolic_trace(nn.Sequential(Block(), Block())), (torch.randn(4, 8),))
+    return Given(torch.fx.symbolic_trace(nn.Sequential(SkipBlock(), SkipBlock())), (torch.randn(4, 8),))
 
 
 @host("deep nesting")
@@ -532,7 +532,7 @@ def _() -> Given:
         def forward(self, x: Tensor) -> Tensor:
             return self.inner(x) + 1
 
-    model: nn.Module = Block()
+    model: nn.Module = SkipBlock()
     for _ in range(30):
         model = Nest(model)
     return Given(model, (torch.randn(4, 8),))
@@ -549,7 +549,7 @@ def _() -> Given:
             y = self.inner(x)
             return y if y.sum() > 1e9 else y + 1
 
-    model: nn.Module = Block()
+    model: nn.Module = SkipBlock()
     for _ in range(30):
         model = Nest(model)
     return Given(model, (torch.randn(4, 8),))
@@ -567,7 +567,7 @@ def _() -> Given:
     class Attends(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.add_module("self", Block())
+            self.add_module("self", SkipBlock())
             self.output = nn.Linear(8, 8)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from fxgraft import Host
 from tests.harness import assert_same_bits
 
 
-class Net(nn.Module):
+class NamesOfAHost(nn.Module):
     """Its own names are some that a host has as well."""
 
     def __init__(self) -> None:
@@ -39,24 +39,24 @@ def through_pickle(host: Host) -> Any:
 
 
 def test_signature_and_name_are_the_models() -> None:
-    host = fxgraft.trace(Net(), (X,))
+    host = fxgraft.trace(NamesOfAHost(), (X,))
     assert isinstance(host, Host)
-    assert inspect.signature(host.forward) == inspect.signature(Net().forward)
-    assert inspect.signature(type(host).forward) == inspect.signature(Net.forward)
-    assert type(host).__name__ == "Host[Net]"
-    assert type(host) is type(fxgraft.trace(Net(), (X,))), "one class for each class of models"
+    assert inspect.signature(host.forward) == inspect.signature(NamesOfAHost().forward)
+    assert inspect.signature(type(host).forward) == inspect.signature(NamesOfAHost.forward)
+    assert type(host).__name__ == "Host[NamesOfAHost]"
+    assert type(host) is type(fxgraft.trace(NamesOfAHost(), (X,))), "one class for each class of models"
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, through_pickle])
 def test_copies_are_of_the_class_and_run(copied: Callable[[Host], Any]) -> None:
-    host = fxgraft.trace(Net(), (X,))
+    host = fxgraft.trace(NamesOfAHost(), (X,))
     again = copied(host)
     assert type(again) is type(host)
     assert_same_bits(again(X, scale=3.0), host(X, scale=3.0))
 
 
 def test_methods_of_a_host_are_its_own() -> None:
-    host = fxgraft.trace(Net(), (X,))
+    host = fxgraft.trace(NamesOfAHost(), (X,))
     fxgraft.SeedManager(host).germinate("a", "mlp")
     host.clear()
     assert not host.structure.placements

@@ -131,7 +131,7 @@ NEIGHBOUR = """
 import torch
 from torch import nn
 
-class Net(nn.Module):
+class Dense(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(4, 4)
@@ -139,7 +139,7 @@ class Net(nn.Module):
     def forward(self, x):
         return self.fc(x)
 
-make = Net
+make = Dense
 """
 
 
@@ -163,8 +163,8 @@ def test_explain_prints_the_tree(directory, target):
     result = run("explain", target)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [
-        "Net: 1 slot; 1 of 1 module with code of their own is traced; 0 calls fell back",
-        "Net: traced, 1 slot",
+        "Dense: 1 slot; 1 of 1 module with code of their own is traced; 0 calls fell back",
+        "Dense: traced, 1 slot",
         "└─ fc (Linear): a node of the graph around it",
     ]
 
@@ -177,7 +177,7 @@ def test_explain_prints_json(directory):
 def test_a_model_that_cannot_be_traced_is_exit_code_1(directory):
     result = run("explain", "net:untraceable")
     assert result.exit_code == 1
-    assert result.stderr.startswith("fxgraft: the example call of Net failed in train mode")
+    assert result.stderr.startswith("fxgraft: the example call of Dense failed in train mode")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,10 @@ def test_a_model_that_cannot_be_traced_is_exit_code_1(directory):
         ("net:missing", "net has no 'missing'; it has: make, target, with_keywords, untraceable, wrong"),
         ("net:number", "expected number to be a callable; it is a int"),
         ("net:raising", "net:raising raised RuntimeError: no weights"),
-        ("net:wrong", "(model, example_args, example_kwargs), an nn.Module, a tuple and a dict; got Net"),
+        (
+            "net:wrong",
+            "(model, example_args, example_kwargs), an nn.Module, a tuple and a dict; got Dense",
+        ),
     ],
 )
 def test_a_target_that_cannot_be_loaded_is_exit_code_2(directory, target, message):
@@ -212,7 +215,7 @@ def test_the_module_can_be_run(directory):
         text=True,
         check=True,
     )
-    assert result.stdout.startswith("Net: 1 slot")
+    assert result.stdout.startswith("Dense: 1 slot")
 
 
 def test_without_typer_it_says_what_to_install(monkeypatch):

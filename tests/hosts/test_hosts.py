@@ -13,13 +13,13 @@ from torch import nn
 import fxgraft
 from fxgraft.util.bits import same_bits
 from fxgraft_passes import Phase
-from tests.hosts.hosts import Block, Frozen, StraightThrough, Tied
+from tests.hosts.hosts import Frozen, SkipBlock, StraightThrough, Tied
 
 
 class Masked(nn.Module):
     def __init__(self):
         super().__init__()
-        self.block, self.fc = Block(), nn.Linear(8, 8)
+        self.block, self.fc = SkipBlock(), nn.Linear(8, 8)
 
     def forward(self, x, mask=None):
         y = self.fc(self.block(x))
@@ -127,7 +127,7 @@ def test_copies_of_hosts_run_with_their_seeds(copied, kind):
 
 
 def test_another_thread_is_not_disturbed_by_tracing():
-    other, x = nn.Sequential(*(Block() for _ in range(5))), torch.randn(4, 8)
+    other, x = nn.Sequential(*(SkipBlock() for _ in range(5))), torch.randn(4, 8)
     expected = other(x)
     stop, wrong, runs = threading.Event(), [], [0]
 
@@ -156,7 +156,7 @@ def test_another_thread_is_not_disturbed_by_tracing():
 
 def test_a_model_without_data():
     with torch.device("meta"):
-        model, x = nn.Sequential(Pair(), Block()), torch.randn(4, 8)
+        model, x = nn.Sequential(Pair(), SkipBlock()), torch.randn(4, 8)
     host = fxgraft.trace(model, (x,))
     assert not host.opaque
     assert "0.a.fc" in host.slots

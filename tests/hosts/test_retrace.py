@@ -15,7 +15,7 @@ from tests.harness import assert_same_bits
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
 
-class Block(nn.Module):
+class BiasBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.norm, self.drop = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)
@@ -25,10 +25,10 @@ class Block(nn.Module):
         return h if bias is None else h + bias
 
 
-class Net(nn.Module):
+class PassesKeywordsOn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block = Block()
+        self.block = BiasBlock()
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
         return self.block(x, bias=bias, **more).tanh()
@@ -47,7 +47,7 @@ def snapshot(net: nn.Module) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_seeds_run_in_the_calls_that_are_made(name: str, compiled: bool, fresh_compiler: None) -> None:
-    host, call = fxgraft.trace(Net(), (), {"x": X}), CALLS[name]
+    host, call = fxgraft.trace(PassesKeywordsOn(), (), {"x": X}), CALLS[name]
     if compiled:
         host.compile(backend="eager")
     assert host.unmet((), {"x": X}) is None
@@ -65,7 +65,7 @@ def test_seeds_run_in_the_calls_that_are_made(name: str, compiled: bool, fresh_c
 
 def test_the_value_is_that_of_the_model() -> None:
     torch.manual_seed(0)
-    model = Net().eval()
+    model = PassesKeywordsOn().eval()
     host = fxgraft.trace(model, (), {"x": X})
     call = CALLS["an argument"]
     host.retrace((), call)
@@ -75,7 +75,7 @@ def test_the_value_is_that_of_the_model() -> None:
 
 
 def test_what_cannot_be_changes_nothing() -> None:
-    host = fxgraft.trace(Net(), (), {"x": X})
+    host = fxgraft.trace(PassesKeywordsOn(), (), {"x": X})
     slots = list(host.slots)
     with pytest.raises(TraceError, match="failed in train mode"):
         host.retrace((), {"x": torch.randn(3, 5)})

@@ -15,7 +15,7 @@ from fxgraft.capture.region import MAX_KNOWN
 from tests.effort import Effort, effort
 
 
-class Block(nn.Module):
+class TenNodes(nn.Module):
     """Ten nodes or so."""
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
 
 def modular(groups: int, blocks: int) -> fxgraft.Host:
-    model = nn.Sequential(*(nn.Sequential(*(Block() for _ in range(blocks))) for _ in range(groups)))
+    model = nn.Sequential(*(nn.Sequential(*(TenNodes() for _ in range(blocks))) for _ in range(groups)))
     return fxgraft.trace(model, (torch.randn(2, 4),))
 
 
@@ -75,7 +75,7 @@ def test_an_edit_costs_the_same_in_a_large_host():
 @pytest.mark.parametrize("nested", [False, True])
 def test_tracing_is_linear_in_the_number_of_layers(nested):
     def cost_of(layers):
-        each = (Block() if nested else nn.Linear(4, 4) for _ in range(layers))
+        each = (TenNodes() if nested else nn.Linear(4, 4) for _ in range(layers))
         model, x = nn.Sequential(*each), torch.randn(2, 4)
         with effort() as spent:
             host = fxgraft.trace(model, (x,))
@@ -103,7 +103,7 @@ def cached_sources() -> tuple[int, int]:
 
 
 def test_hundreds_of_edits_leave_nothing_in_the_source_caches():
-    host = fxgraft.trace(nn.Sequential(Block(), Block()), (torch.randn(2, 4),))
+    host = fxgraft.trace(nn.Sequential(TenNodes(), TenNodes()), (torch.randn(2, 4),))
     manager = fxgraft.SeedManager(host)
     fx_before, ours_before = cached_sources()
     for i in range(300):  # each of another code: the radius is a constant of it

@@ -9,7 +9,7 @@ import fxgraft
 from fxgraft.util.tables import text_table
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)
@@ -18,10 +18,10 @@ class Block(nn.Module):
         return torch.relu(self.fc(x))
 
 
-class Net(nn.Module):
+class Stack(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks, self.head = nn.ModuleList([Block(), Block(), Block()]), nn.Linear(4, 2)
+        self.blocks, self.head = nn.ModuleList([Layer(), Layer(), Layer()]), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def grown() -> fxgraft.Host:
-    host = fxgraft.trace(Net(), (torch.randn(2, 4),))
+    host = fxgraft.trace(Stack(), (torch.randn(2, 4),))
     manager = fxgraft.SeedManager(host)
     manager.germinate("blocks.2.relu", "mlp", name="a", hidden=2)
     manager.germinate("head", "scale_shift", name="b")
@@ -39,12 +39,12 @@ def grown() -> fxgraft.Host:
 
 
 HOST = """\
-host of Net: 70 parameters and 26 of seeds, 10 slots, 2 seeds
+host of Stack: 70 parameters and 26 of seeds, 10 slots, 2 seeds
 module               class  parameters  slots  seeds
 -------------------  -----  ----------  -----  ----------------------------
-(root)               Net            70      4  b at head (fossil)
-blocks.0 … blocks.1  Block          20      2
-blocks.2             Block          20      2  a at blocks.2.relu (alpha 0)"""
+(root)               Stack          70      4  b at head (fossil)
+blocks.0 … blocks.1  Layer          20      2
+blocks.2             Layer          20      2  a at blocks.2.relu (alpha 0)"""
 
 
 def test_a_host_prints_as_a_table() -> None:

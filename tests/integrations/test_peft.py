@@ -24,7 +24,7 @@ X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randint(0, 3, (5,), generator=torch.Generator().manual_seed(2))
 
 
-class Net(nn.Module):
+class TwoLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 3)
@@ -33,9 +33,9 @@ class Net(nn.Module):
         return self.fc2(torch.relu(self.fc1(x)))
 
 
-def grown(config: LoraConfig = CONFIG) -> tuple[Net, fxgraft.Host, SeedManager, torch.optim.Optimizer]:
+def grown(config: LoraConfig = CONFIG) -> tuple[TwoLayers, fxgraft.Host, SeedManager, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = Net()
+    model = TwoLayers()
     host = fxgraft.trace(model, (X,))
     optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
     manager = SeedManager(host, optimizer)
@@ -112,7 +112,7 @@ def test_a_run_with_lora_seeds_goes_on(tmp_path: Path) -> None:
     manager.save(tmp_path / "run")
     train(host, optimizer, 3, manager.step)
     torch.manual_seed(0)
-    model = Net()
+    model = TwoLayers()
     again = fxgraft.trace(model, (X,))
     other = torch.optim.AdamW(again.parameters(), 1e-2)
     blueprint = lora(LoraConfig(r=2, lora_dropout=0.5), model.fc2)

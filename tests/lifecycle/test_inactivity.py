@@ -21,7 +21,7 @@ from tests.harness import warnings_in
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Block(nn.Module):
+class CallBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(6, 6)
@@ -31,10 +31,10 @@ class Block(nn.Module):
         return h + x if use_cache and mask is None else h * 2
 
 
-class Net(nn.Module):
+class TwoCallBlocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block, self.other, self.head = Block(), Block(), nn.Linear(6, 2)
+        self.block, self.other, self.head = CallBlock(), CallBlock(), nn.Linear(6, 2)
 
     def forward(self, x: Tensor, use_cache: bool = True, mask: Tensor | None = None) -> Tensor:
         return self.head(self.other(self.block(x, use_cache=use_cache, mask=mask)))
@@ -45,7 +45,7 @@ class Run:
 
     def __init__(self, objective: str = "trust", **compiled: Any) -> None:
         torch.manual_seed(0)
-        self.model = Net()
+        self.model = TwoCallBlocks()
         self.host = fxgraft.trace(self.model, (X,))
         if compiled:
             self.host.compile(**compiled)
@@ -93,7 +93,7 @@ def test_a_slot_whose_calls_all_fall_back_is_told_of_at_the_first_step(
     run.train(1, **given)
     (reason,) = run.told
     assert reason == (
-        f"it did not run: the call of 'block' (Block) was of another form than in the example call of "
+        f"it did not run: the call of 'block' (CallBlock) was of another form than in the example call of "
         f"fxgraft.trace there: expected {expected}; got {got}. Trace with an example that is such a call "
         f"(example_kwargs={remedy}), or call the host as that example did"
     )
@@ -130,7 +130,7 @@ def test_several_seeds_of_one_module_are_one_line(caplog: pytest.LogCaptureFixtu
 
 
 def test_an_argument_that_the_model_does_not_take_is_no_remedy() -> None:
-    class Inner(Net):
+    class Inner(TwoCallBlocks):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return self.head(self.block(x, use_cache=self.is_cached))
 
@@ -158,7 +158,7 @@ def test_the_model_is_called_instead_of_the_host() -> None:
         run.manager.blend("a")
     run.train(1, call=lambda: run.model(X))
     (reason,) = run.told
-    assert "no call reached 'block' (Block) of the host, though the host's weights are trained" in reason
+    assert "no call reached 'block' (CallBlock) of the host, though the host's weights are trained" in reason
     assert "call the host, not the model it was traced from" in reason
 
 
@@ -169,16 +169,16 @@ def test_nothing_is_called() -> None:
         run.manager.step()
     assert not Ran()(run.seed)
     (reason,) = run.told
-    assert "it did not run in 20 steps: no call reached 'block' (Block)" in reason
+    assert "it did not run in 20 steps: no call reached 'block' (CallBlock)" in reason
     assert "Expected calls of the host (not of the model it was traced from)" in reason
 
 
 def test_a_module_that_was_replaced() -> None:
     run = Run()
-    engine.trees(run.host)[0].block = Block()
+    engine.trees(run.host)[0].block = CallBlock()
     run.train(PATIENCE)
     (reason,) = run.told
-    assert "'block' (Block) was replaced by another module after tracing" in reason
+    assert "'block' (CallBlock) was replaced by another module after tracing" in reason
 
 
 CAUSES: dict[str, tuple[Callable[[Run], Any], str]] = {
@@ -271,8 +271,8 @@ def test_a_measurement_of_what_does_not_run_is_refused() -> None:
     run.train(2)
     before = run.seed.to_dict()
     for evaluate, says in (
-        (lambda: run.model(X).square().mean(), "no call reached 'block' (Block)"),
-        (lambda: 1.0, "no call reached 'block' (Block)"),
+        (lambda: run.model(X).square().mean(), "no call reached 'block' (CallBlock)"),
+        (lambda: 1.0, "no call reached 'block' (CallBlock)"),
         (
             lambda: run.host(X, use_cache=False).square().mean(),
             "expected use_cache is True; got use_cache = False",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from tests.harness import assert_same_bits
+from tests.networks import TanhBetween
 
 NEW_MODES = ("gated", "channelwise")
 MODES = ("residual", "convex", *NEW_MODES)
@@ -18,21 +19,9 @@ SLOT = "tanh"
 X = torch.tensor([[0.3, -1.0, 0.7, 2.0], [-0.2, 0.4, -1.5, 0.1]], dtype=torch.float64)
 
 
-class Net(nn.Module):
-    """One layer before the slot, one after."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before = nn.Linear(4, 4)
-        self.after = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(torch.tanh(self.before(x)))
-
-
 def grown(mode: str, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, ...]:
     torch.manual_seed(0)
-    host = fxgraft.trace(Net(), (torch.randn(2, 4),)).to(dtype)
+    host = fxgraft.trace(TanhBetween(), (torch.randn(2, 4),)).to(dtype)
     manager = SeedManager(host)
     module = nn.Linear(4, 4)
     with torch.no_grad():
@@ -164,7 +153,7 @@ def test_a_fossil_computes_what_the_seed_did(mode: str, to: float, dtype: torch.
 def test_under_autocast(mode: str, stage: str) -> None:
     host, manager, seed, _ = grown(mode, torch.float32)
     x = X.float()
-    plain = Net()
+    plain = TanhBetween()
     plain.load_state_dict(host.model_state())
     with torch.autocast("cpu", torch.bfloat16):
         expected = plain(x)

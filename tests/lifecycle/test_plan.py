@@ -14,7 +14,7 @@ from fxgraft.errors import BlueprintError, SlotError
 from tests.harness import assert_same_bits, snapshot
 
 
-class Net(nn.Module):
+class ConvAndLayers(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.fc1, self.fc2 = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 16), nn.Linear(16, 4)
@@ -27,7 +27,7 @@ class Net(nn.Module):
 @pytest.fixture
 def setting():
     x = torch.randn(2, 3, 6, 6)
-    host = fxgraft.trace(Net(), (x,))
+    host = fxgraft.trace(ConvAndLayers(), (x,))
     optimizer = torch.optim.AdamW(host.parameters())
     return host, x, optimizer, fxgraft.SeedManager(host, optimizer)
 

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 ROOT = Path(__file__).parents[2]
 
 
-class Block(nn.Module):
+class BnBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(4, 4)
@@ -49,7 +49,7 @@ class Block(nn.Module):
 class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.block = Block()
+        self.block = BnBlock()
 
     def forward(self, x: torch.Tensor) -> collections.OrderedDict[str, torch.Tensor]:
         return collections.OrderedDict(out=self.block(x))
@@ -64,7 +64,7 @@ class World:
     def __init__(self, compiled: bool = True, backend: Any = "aot_eager", **options: Any) -> None:
         torch.manual_seed(0)
         self.inputs = torch.Generator().manual_seed(1)
-        self.host = fxgraft.trace(nn.Sequential(Block(), Block()), (torch.randn(6, 4),))
+        self.host = fxgraft.trace(nn.Sequential(BnBlock(), BnBlock()), (torch.randn(6, 4),))
         if compiled:
             self.host.compile(backend=backend, **options.pop("compile", {}))
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
@@ -258,7 +258,7 @@ def test_several_that_are_built_go_into_one_structure(monkeypatch: pytest.Monkey
 
 def test_equal_seeds_in_equal_blocks_are_compiled_once() -> None:
     world = World()
-    world.host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), Block(), Block()), (torch.randn(6, 4),))
+    world.host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), BnBlock(), BnBlock()), (torch.randn(6, 4),))
     world.host.compile(backend="aot_eager", granularity="region")
     world.manager = SeedManager(world.host, torch.optim.AdamW(world.host.parameters(), 1e-2))
     world.train(2)
@@ -559,7 +559,7 @@ def test_a_graft_that_departs_is_not_saved(tmp_path: Path) -> None:
     world.manager.germinate(TWIN, Scale(), name="b")
     world.manager.cull("a", wait=False)
     world.manager.save(tmp_path / "run")
-    host = fxgraft.trace(nn.Sequential(Block(), Block()), (torch.randn(6, 4),))
+    host = fxgraft.trace(nn.Sequential(BnBlock(), BnBlock()), (torch.randn(6, 4),))
     optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
     manager = SeedManager.load(tmp_path / "run", host, optimizer, blueprints={"b": Scale()})
     assert list(manager.seeds) == ["b"]
@@ -657,7 +657,7 @@ def test_a_run_that_is_loaded_can_begin_uncompiled(tmp_path: Path) -> None:
     world = World()
     world.manager.germinate(SLOT, Scale(), name="a")
     world.manager.save(tmp_path / "run")
-    host = fxgraft.trace(nn.Sequential(Block(), Block()), (torch.randn(6, 4),))
+    host = fxgraft.trace(nn.Sequential(BnBlock(), BnBlock()), (torch.randn(6, 4),))
     host.compile(backend="aot_eager")
     optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
     manager = SeedManager.load(tmp_path / "run", host, optimizer, blueprints={"a": Scale()}, wait=False)

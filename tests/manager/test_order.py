@@ -36,7 +36,7 @@ class Affine(nn.Module):
         return self.a * x + self.b
 
 
-class Net(nn.Module):
+class TwoTanh(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.act = nn.Tanh()
@@ -46,7 +46,7 @@ class Net(nn.Module):
 
 
 def run(**options: Any) -> SeedManager:
-    return SeedManager(fxgraft.trace(Net(), (X,)), check_every=0, **options)
+    return SeedManager(fxgraft.trace(TwoTanh(), (X,)), check_every=0, **options)
 
 
 def affine(number: int) -> Affine:
@@ -89,7 +89,9 @@ def test_names_say_nothing(tmp_path: Path) -> None:
     assert same_bits(pickle.loads(pickle.dumps(manager.host))(X), value)
     manager.save(tmp_path / "run")
     again = SeedManager.load(
-        tmp_path / "run", fxgraft.trace(Net(), (X,)), blueprints={"Affine": lambda slot: Affine(0.0, 0.0)}
+        tmp_path / "run",
+        fxgraft.trace(TwoTanh(), (X,)),
+        blueprints={"Affine": lambda slot: Affine(0.0, 0.0)},
     )
     assert list(again.seeds) == ["z", "b", "10", "9", "a"]
     assert same_bits(again.host(X), value)
@@ -207,7 +209,7 @@ def test_a_checkpoint_of_the_first_version_keeps_the_order_that_it_had(tmp_path:
     old = {**header, "version": "1", "manifest": text, "sha256": _digest(text.encode())}
     save_file(tensors, path, metadata=old)
     again = SeedManager.load(
-        path, fxgraft.trace(Net(), (X,)), blueprints={"Affine": lambda slot: Affine(0.0, 0.0)}
+        path, fxgraft.trace(TwoTanh(), (X,)), blueprints={"Affine": lambda slot: Affine(0.0, 0.0)}
     )
     assert list(again.seeds) == ["a", "b", "c"]
     assert same_bits(again.host(X), expected([1, 2, 0]))
@@ -283,7 +285,7 @@ def test_any_course_is_that_of_a_plain_list(
         elif action == "load":
             path = tmp_path_factory.mktemp("order") / "run"
             manager.save(path)
-            host = fxgraft.trace(Net(), (X,))
+            host = fxgraft.trace(TwoTanh(), (X,))
             blueprint = {"Affine": lambda slot: Affine(0.0, 0.0)}
             manager = SeedManager.load(path, host, blueprints=blueprint, check_every=0)
         elif action == "copy":

@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 REGENERATE = "FXGRAFT_REGENERATE_GOLDEN"
 
 
-class Net(nn.Module):
+class LayerReluLayer(nn.Module):
     """The example of the passes' docstrings."""
 
     def __init__(self) -> None:

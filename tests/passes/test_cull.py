@@ -19,7 +19,7 @@ from fxgraft_passes.graft import MODES
 from tests.passes.graphs import (
     Fan,
     InPlace,
-    Net,
+    LayerReluLayer,
     Twice,
     gradients_after,
     identity_of,
@@ -31,7 +31,7 @@ from tests.passes.graphs import (
 
 @pytest.mark.parametrize(("mode", "phase", "isolated"), list(product(MODES, Phase, (True, False))))
 def test_cull_after_germinate_is_the_identity(mode, phase, isolated):
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     before, value, gradients = state_of(host), host(x), gradients_after(host, x)
     Germinate("relu", "a", nn.Linear(4, 4), GraftSpec(mode, isolated=isolated), phase)(host)
     assert state_of(host) != before
@@ -45,7 +45,7 @@ def test_cull_after_germinate_is_the_identity(mode, phase, isolated):
 
 @given(data=st.data())
 def test_any_seeds_in_any_order(data):
-    net = data.draw(st.sampled_from([Net, Twice, Fan, InPlace]))
+    net = data.draw(st.sampled_from([LayerReluLayer, Twice, Fan, InPlace]))
     host = traced(net())
     before = state_of(host)
     slots = [node.name for node in host.graph.nodes if node.op.startswith("call")]
@@ -64,7 +64,7 @@ def test_any_seeds_in_any_order(data):
 
 @pytest.mark.parametrize("grown", [False, True])
 def test_no_op(grown):
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     if grown:
         Germinate("relu", "b", nn.Linear(4, 4))(host)
     before, identity = state_of(host), identity_of(host)
@@ -76,9 +76,9 @@ def test_no_op(grown):
 
 
 def test_the_seed_is_garbage():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     Germinate("relu", "a", nn.Linear(4, 4))(host)
-    gradients_after(host, input_for(Net()))
+    gradients_after(host, input_for(LayerReluLayer()))
     seed = weakref.ref(host._seeds.a.module)
     Cull("a")(host)
     gc.collect()
@@ -86,7 +86,7 @@ def test_the_seed_is_garbage():
 
 
 def test_the_last_one_takes_the_container_with_it():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     for name in "ab":
         Germinate("relu", name, nn.Linear(4, 4))(host)
     Cull("a")(host)
@@ -96,7 +96,7 @@ def test_the_last_one_takes_the_container_with_it():
 
 
 def test_a_graft_kept_elsewhere_stays_there():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     Germinate("relu", "a", nn.Linear(4, 4))(host)
     host.elsewhere = host._seeds.a
     Cull("a")(host)
@@ -106,7 +106,7 @@ def test_a_graft_kept_elsewhere_stays_there():
 
 
 def test_a_deep_copy_is_culled_apart():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     before = state_of(host)
     Germinate("relu", "a", nn.Linear(4, 4))(host)
     grown = state_of(host)
@@ -119,7 +119,7 @@ def test_a_deep_copy_is_culled_apart():
 
 @pytest.mark.parametrize("phase", [Phase.ISOLATED, Phase.BLENDED, Phase.SETTLED])
 def test_pickling_keeps_values_and_gradients(phase):
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     Germinate("relu", "a", nn.Linear(4, 4), phase=phase)(host)
     copied = pickle.loads(pickle.dumps(host))
     for module in (host, copied):
@@ -131,7 +131,7 @@ def test_pickling_keeps_values_and_gradients(phase):
 
 
 def test_pickling_drops_the_marks_and_they_are_found_again():
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     Germinate("relu", "a", nn.Linear(4, 4), phase=Phase.BLENDED)(host)
     host._seeds.a.alpha.fill_(0.5)
     copied = pickle.loads(pickle.dumps(host))

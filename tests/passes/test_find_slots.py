@@ -11,7 +11,15 @@ from torch import nn
 import fxgraft
 from fxgraft.util.bits import same_bits
 from fxgraft_passes import FindSlots, Germinate, GraftSpec, Phase, rejections_of, slots_of
-from tests.passes.graphs import InPlace, Net, gradients_after, identity_of, input_for, state_of, traced
+from tests.passes.graphs import (
+    InPlace,
+    LayerReluLayer,
+    gradients_after,
+    identity_of,
+    input_for,
+    state_of,
+    traced,
+)
 
 
 def model_of(function):
@@ -51,9 +59,9 @@ def test_slots_say_what_is_there():
 
 
 def test_no_op():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     before, identity = state_of(host), identity_of(host)
-    result = FindSlots(example_args=(input_for(Net()),))(host)
+    result = FindSlots(example_args=(input_for(LayerReluLayer()),))(host)
     assert not result.modified
     assert result.graph_module is host
     assert state_of(host) == before
@@ -80,7 +88,7 @@ def test_looking_changes_neither_buffers_nor_random_streams_nor_inputs():
 
 
 def test_grafts_are_no_slots_and_slots_survive_them():
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     FindSlots(example_args=(x,))(host)
     names = slot_names(host)
     Germinate("relu", "a", nn.Linear(4, 4))(host)
@@ -90,7 +98,7 @@ def test_grafts_are_no_slots_and_slots_survive_them():
 
 
 def test_the_node_of_a_slot_is_in_the_graph_that_it_was_found_in():
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     FindSlots(example_args=(x,))(host)
     Germinate("relu", "a", nn.Linear(4, 4))(host)
     nodes = set(host.graph.nodes)
@@ -141,7 +149,7 @@ def test_reasons(function, name, reason):
 
 
 def test_a_graph_that_was_never_run():
-    host = fx.symbolic_trace(Net())
+    host = fx.symbolic_trace(LayerReluLayer())
     FindSlots()(host)
     assert slot_names(host) == []
     assert set(rejections_of(host.graph).values()) == {"was not reached in the example run"}

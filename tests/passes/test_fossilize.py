@@ -12,13 +12,21 @@ from fxgraft.util.bits import same_bits
 from fxgraft_passes import Fossilize, Germinate, GraftSpec, Phase, operators
 from fxgraft_passes.graft import MODES
 from fxgraft_passes.sites import chain_at
-from tests.passes.graphs import InPlace, Net, gradients_after, identity_of, input_for, state_of, traced
+from tests.passes.graphs import (
+    InPlace,
+    LayerReluLayer,
+    gradients_after,
+    identity_of,
+    input_for,
+    state_of,
+    traced,
+)
 
 BLENDS = (operators.isolated, operators.release, operators.residual, operators.convex, operators.shadowed)
 
 
 def held(mode, alpha, seed=None, host=None, node="relu", copy=False):
-    host = traced(Net()) if host is None else host
+    host = traced(LayerReluLayer()) if host is None else host
     seed = nn.Linear(4, 4) if seed is None else seed
     Germinate(node, "a", seed, GraftSpec(mode, copy=copy), Phase.SETTLED)(host)
     host._seeds.a.alpha.fill_(alpha)
@@ -33,7 +41,7 @@ def chain(host):
 
 @pytest.mark.parametrize(("mode", "alpha"), list(product(MODES, (0.0, 0.3, 0.5, 1.0))))
 def test_the_value_stays_to_the_bit(mode, alpha):
-    host, x = held(mode, alpha), input_for(Net())
+    host, x = held(mode, alpha), input_for(LayerReluLayer())
     value = host(x)
     result = Fossilize("a", alpha)(host)
     assert result.modified
@@ -58,7 +66,7 @@ def test_at_alpha_zero_the_bits_of_the_host_stay(mode):
 @pytest.mark.parametrize(("mode", "alpha"), list(product(MODES, (0.3, 1.0))))
 def test_gradients_are_those_of_the_plain_formula(mode, alpha):
     torch.set_default_dtype(torch.float64)
-    host, x = held(mode, alpha), input_for(Net())
+    host, x = held(mode, alpha), input_for(LayerReluLayer())
     seed = host._seeds.a.module
     Fossilize("a", alpha)(host)
     actual = gradients_after(host, x)
@@ -103,7 +111,7 @@ def test_no_op(name):
 
 @pytest.mark.parametrize(("name", "mode", "alpha"), list(product("abc", MODES, (0.5, 1.0))))
 def test_among_others_at_its_slot(name, mode, alpha):
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     for other in "abc":
         Germinate("relu", other, nn.Linear(4, 4), GraftSpec(mode), Phase.SETTLED)(host)
         getattr(host._seeds, other).alpha.fill_(alpha)
@@ -152,7 +160,7 @@ class OtherDtype(nn.Module):
     ("host_dtype", "seed_dtype"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)]
 )
 def test_the_dtype_of_the_slot_stays(mode, alpha, host_dtype, seed_dtype):
-    host = traced(Net()).to(host_dtype)
+    host = traced(LayerReluLayer()).to(host_dtype)
     held(mode, alpha, OtherDtype(seed_dtype), host)
     x = torch.randn(3, 4, dtype=host_dtype)
     value = host(x)

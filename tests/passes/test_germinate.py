@@ -17,7 +17,7 @@ from fxgraft_passes.sites import chain_at, exit_of, exits, host_value, nodes_of
 from tests.passes.graphs import (
     Fan,
     InPlace,
-    Net,
+    LayerReluLayer,
     Twice,
     gradients_after,
     identity_of,
@@ -37,7 +37,7 @@ def chain(graph_module, slot="relu"):
 @pytest.mark.parametrize(("mode", "objective"), list(product(MODES, OBJECTIVES)))
 @pytest.mark.parametrize("phase", [Phase.ISOLATED, Phase.BLENDED, Phase.SETTLED])
 def test_at_birth_value_and_host_gradients_are_those_without_the_seed(mode, objective, phase):
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     value, gradients = host(x), gradients_after(host, x)
     Germinate("relu", "a", nn.Linear(4, 4), GraftSpec(mode, objective), phase)(host)
     assert same_bits(host(x), value)
@@ -48,7 +48,7 @@ def test_at_birth_value_and_host_gradients_are_those_without_the_seed(mode, obje
 
 @pytest.mark.parametrize("mode", MODES)
 def test_blended_at_one_is_the_end_value(mode):
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     seed = nn.Linear(4, 4)
     Germinate("relu", "a", seed, GraftSpec(mode), Phase.BLENDED)(host)
     host._seeds.a.alpha.fill_(1)
@@ -58,7 +58,7 @@ def test_blended_at_one_is_the_end_value(mode):
 
 
 def test_shadow_runs_a_learning_seed_at_alpha_one():
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     seed = nn.Linear(4, 4)
     Germinate("relu", "a", seed, phase=Phase.SHADOW)(host)
     h = host.relu(host.fc1(x))
@@ -68,7 +68,7 @@ def test_shadow_runs_a_learning_seed_at_alpha_one():
 
 
 def test_result_is_the_same_module_with_another_graph():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     graph, text = host.graph, str(host.graph)
     result = Germinate("relu", "a", nn.Linear(4, 4))(host)
     assert result.modified
@@ -79,7 +79,7 @@ def test_result_is_the_same_module_with_another_graph():
 
 
 def test_marks():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     Germinate("relu", "a", nn.Linear(4, 4))(host)
     (site, exit_node), *others = exits(host.graph)
     assert not others
@@ -115,7 +115,7 @@ def test_one_call_of_a_shared_module(node, expected):
 
 @pytest.mark.parametrize("names", ["abc", "cba", "bca"])
 def test_seeds_of_a_slot_run_in_the_order_in_which_they_came(names):
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     for name in names:
         Germinate("relu", name, nn.Linear(4, 4), GraftSpec("convex"), Phase.BLENDED)(host)
         getattr(host._seeds, name).alpha.fill_(1)
@@ -139,7 +139,7 @@ def test_seeds_of_a_slot_run_in_the_order_in_which_they_came(names):
     ],
 )
 def test_before_and_after(options, expected):
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     for name in "abc":
         Germinate("relu", name, nn.Linear(4, 4))(host)
     Germinate("relu", "n", nn.Linear(4, 4), **options)(host)
@@ -158,7 +158,7 @@ def test_before_and_after(options, expected):
     ],
 )
 def test_a_place_that_there_is_not_is_refused_and_changes_nothing(options, message):
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     for name in "ab":
         Germinate("relu", name, nn.Linear(4, 4))(host)
     Germinate("fc1", "elsewhere", nn.Linear(4, 4))(host)
@@ -169,7 +169,7 @@ def test_a_place_that_there_is_not_is_refused_and_changes_nothing(options, messa
 
 
 def test_culling_the_first_leaves_the_others_running():
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     seeds = {name: nn.Linear(4, 4) for name in "abc"}
     for name, seed in seeds.items():
         Germinate("relu", name, seed, phase=Phase.BLENDED)(host)
@@ -230,7 +230,7 @@ def test_nodes_that_are_no_slots(node, why):
 
 @pytest.mark.parametrize("node", ["relu", "fc1", "fc2"])
 def test_a_name_is_used_once_in_a_graph(node):
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     first = nn.Linear(4, 4)
     Germinate("relu", "a", first)(host)
     before, identity = state_of(host), identity_of(host)
@@ -243,7 +243,7 @@ def test_a_name_is_used_once_in_a_graph(node):
 
 @pytest.mark.parametrize("name", ["training", "forward", "a.b", ""])
 def test_a_name_that_cannot_be_an_attribute_changes_nothing(name):
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     before, identity = state_of(host), identity_of(host)
     with pytest.raises((FxGraftError, ValueError), match=r"name"):
         Germinate("relu", name, nn.Linear(4, 4))(host)
@@ -261,7 +261,7 @@ def test_specs_that_cannot_be(field, value):
 
 
 def test_path_of_a_graft_that_is_there_already():
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     host.elsewhere = Graft(nn.Linear(4, 4), dtype=torch.float32, device=torch.device("cpu"))
     value = host(x)
     Germinate("relu", "a", path="elsewhere")(host)
@@ -271,7 +271,7 @@ def test_path_of_a_graft_that_is_there_already():
 
 
 def test_steering_tensors_follow_the_host_but_keep_their_precision():
-    host = traced(Net()).double()
+    host = traced(LayerReluLayer()).double()
     Germinate("relu", "a", nn.Linear(4, 4).double())(host)
     graft = host._seeds.a
     assert (graft.alpha.dtype, graft.learning.dtype, graft.released.dtype) == (

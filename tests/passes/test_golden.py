@@ -25,12 +25,12 @@ from fxgraft_passes import (
     slots_of,
 )
 from fxgraft_passes.graft import MODES
-from tests.passes.graphs import GOLDEN, Fan, InPlace, Net, Twice, check_golden, input_for, traced
+from tests.passes.graphs import GOLDEN, Fan, InPlace, LayerReluLayer, Twice, check_golden, input_for, traced
 
 
 def germinated(mode: str, phase: Phase, isolated: bool = True) -> fx.GraphModule:
     spec = GraftSpec(mode, isolated=isolated)
-    return Germinate("relu", "a", nn.Linear(4, 4), spec, phase)(traced(Net())).graph_module
+    return Germinate("relu", "a", nn.Linear(4, 4), spec, phase)(traced(LayerReluLayer())).graph_module
 
 
 def fossilized(mode: str, alpha: float) -> fx.GraphModule:
@@ -38,7 +38,7 @@ def fossilized(mode: str, alpha: float) -> fx.GraphModule:
 
 
 def two_seeds(*names: str) -> fx.GraphModule:
-    graph_module = traced(Net())
+    graph_module = traced(LayerReluLayer())
     for name in names:
         Germinate("relu", name, nn.Linear(4, 4))(graph_module)
     return graph_module
@@ -60,7 +60,7 @@ def in_place(phase: Phase) -> fx.GraphModule:
 def branch(mode: str, phase: Phase, copy_source: bool = False) -> fx.GraphModule:
     spec = GraftSpec(mode, copy_source=copy_source)
     seed = nn.Linear(4, 2)
-    return Germinate("fc2", "a", seed, spec, phase, source="fc1")(traced(Net())).graph_module
+    return Germinate("fc2", "a", seed, spec, phase, source="fc1")(traced(LayerReluLayer())).graph_module
 
 
 def printed(graph_module: fx.GraphModule) -> str:
@@ -94,7 +94,7 @@ class Rejected(nn.Module):
 
 
 CASES: dict[str, Callable[[], str]] = {
-    "host": lambda: printed(traced(Net())),
+    "host": lambda: printed(traced(LayerReluLayer())),
     **{
         f"germinate-{mode}-{phase.value}": lambda m=mode, p=phase: printed(germinated(m, p))
         for mode, phase in product(MODES, Phase)
@@ -123,7 +123,7 @@ CASES: dict[str, Callable[[], str]] = {
     "split-edge": lambda: printed(SplitEdge("fc", "clamp")(traced(Fan())).graph_module),
     "in-place-isolated": lambda: printed(in_place(Phase.ISOLATED)),
     "in-place-blended": lambda: printed(in_place(Phase.BLENDED)),
-    "find-slots-net": lambda: found(Net()),
+    "find-slots-net": lambda: found(LayerReluLayer()),
     "find-slots-twice": lambda: found(Twice()),
     "find-slots-in-place": lambda: found(InPlace()),
     "find-slots-rejected": lambda: found(Rejected()),

@@ -18,7 +18,7 @@ import fxgraft_passes
 from fxgraft.util.bits import same_bits
 from fxgraft_passes import Cull, FindSlots, Fossilize, Germinate, Phase, Verify, slots_of
 from fxgraft_passes.base import GraphPass
-from tests.passes.graphs import Net, identity_of, input_for, state_of, traced
+from tests.passes.graphs import LayerReluLayer, identity_of, input_for, state_of, traced
 
 README = Path(fxgraft_passes.__file__).parent.parent / "README.md"
 PASSES = (Cull, FindSlots, Fossilize, Germinate, Verify)
@@ -35,7 +35,7 @@ def test_a_pass_is_a_frozen_dataclass_that_opens_with_its_rewrite(cls):
 
 
 def test_a_pipeline():
-    host, x = traced(Net()), input_for(Net())
+    host, x = traced(LayerReluLayer()), input_for(LayerReluLayer())
     before, value = state_of(host), host(x)
     passes = [
         FindSlots(example_args=(x,)),
@@ -55,14 +55,14 @@ def test_a_pipeline():
 
 
 def test_it_stops_where_nothing_is_modified():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     before = state_of(host)
     assert not PassManager([FindSlots(), Cull("a"), Fossilize("a"), Verify()], steps=5)(host).modified
     assert state_of(host) == before
 
 
 def test_constraints_order_the_passes():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     germinate, cull = Germinate("relu", "a", nn.Linear(4, 4)), Cull("a")
     manager = PassManager([cull, germinate], [this_before_that_pass_constraint(germinate, cull)])
     assert manager(host).modified
@@ -70,7 +70,7 @@ def test_constraints_order_the_passes():
 
 
 def test_a_failure_names_the_pass_and_keeps_what_went_before():
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     passes = [Germinate("relu", "a", nn.Linear(4, 4)), Germinate("nowhere", "b", nn.Linear(4, 4))]
     with pytest.raises(
         Exception, match=r"'Germinate' pass after the following passes: .*'Germinate'"
@@ -100,7 +100,7 @@ def test_the_readme_runs(readme):
 
 def test_the_example_of_the_readme_is_a_good_pass(readme):
     exec(next(block for block in blocks() if "class ReplaceCall" in block), readme.__dict__)
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     before, identity = state_of(host), identity_of(host)
     assert not readme.ReplaceCall(torch.relu, torch.tanh)(host).modified
     assert state_of(host) == before

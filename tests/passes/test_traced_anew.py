@@ -21,7 +21,7 @@ from fxgraft_passes import Cull, FindSlots, Fossilize, Germinate, GraftSpec, Pha
 from fxgraft_passes.errors import IsolationError, SlotError
 from fxgraft_passes.graft import MODES
 from fxgraft_passes.sites import chain_at, exit_of
-from tests.passes.graphs import Net, gradients_after, identity_of, input_for, state_of, traced
+from tests.passes.graphs import LayerReluLayer, gradients_after, identity_of, input_for, state_of, traced
 
 ANEW: dict[str, Callable[[fx.GraphModule], fx.GraphModule]] = {
     "Transformer": lambda m: fx.Transformer(m).transform(),
@@ -30,11 +30,11 @@ ANEW: dict[str, Callable[[fx.GraphModule], fx.GraphModule]] = {
     "deepcopy": copy.deepcopy,
     "twice": lambda m: fx.symbolic_trace(fx.Transformer(m).transform()),
 }
-X = input_for(Net())
+X = input_for(LayerReluLayer())
 
 
 def grown(phase: Phase, mode: str = "residual", isolated: bool = True, names: str = "ab") -> fx.GraphModule:
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     for name in names:
         spec = GraftSpec(mode, isolated=isolated)
         Germinate("relu", name, nn.Linear(4, 4), spec, phase)(host)
@@ -67,7 +67,7 @@ def test_grafts_are_found_again(how: str, phase: Phase, mode: str) -> None:
     Cull("a")(host)
     assert same_bits(again(X), host(X))
     assert Cull("b")(again).modified
-    assert text(again) == text(fx.symbolic_trace(Net()))
+    assert text(again) == text(fx.symbolic_trace(LayerReluLayer()))
     assert not hasattr(again, "_seeds")
     assert not Cull("b")(again).modified
 
@@ -75,7 +75,7 @@ def test_grafts_are_found_again(how: str, phase: Phase, mode: str) -> None:
 @pytest.mark.parametrize("how", ["Transformer", "symbolic_trace", "pickle"])
 @pytest.mark.parametrize("isolated", [True, False])
 def test_a_branch_is_found_again(how: str, isolated: bool) -> None:
-    host = traced(Net())
+    host = traced(LayerReluLayer())
     spec = GraftSpec(isolated=isolated)
     Germinate("fc2", "a", nn.Linear(4, 2), spec, Phase.SETTLED, source="fc1")(host)
     again = ANEW[how](host)
@@ -100,7 +100,7 @@ def test_a_leak_is_found_in_what_was_traced_anew() -> None:
 def test_what_cannot_be_found_again_is_refused_by_name(action: type) -> None:
     fossil = grown(Phase.SETTLED, names="a")
     Fossilize("a")(fossil)
-    through = traced(Net())
+    through = traced(LayerReluLayer())
     Germinate("relu", "a", nn.Sequential(nn.Linear(4, 4), nn.Tanh()))(through)
     for host in (fossil, through):
         again = fx.symbolic_trace(host)
@@ -132,7 +132,7 @@ OWN: dict[str, Callable[[], object]] = {
 @pytest.mark.parametrize("kind", OWN)
 def test_a_models_own_attribute_of_that_name_stays(kind: str) -> None:
     model = Own(OWN[kind]())
-    host = fx.symbolic_trace(model) if kind != "a parameter" else traced(Net())
+    host = fx.symbolic_trace(model) if kind != "a parameter" else traced(LayerReluLayer())
     if kind == "a parameter":
         host._seeds = OWN[kind]()
     own, value, before = host._seeds, host(X), state_of(host)
@@ -167,7 +167,7 @@ def test_a_models_own_list_of_that_name_is_no_hindrance() -> None:
 
 @pytest.mark.parametrize(("mode", "isolated"), list(product(MODES, (True, False))))
 def test_new_nodes_tell_of_themselves_as_their_neighbours_do(mode: str, isolated: bool) -> None:
-    host = torch.export.export(Net(), (X,)).module()
+    host = torch.export.export(LayerReluLayer(), (X,)).module()
     spec = GraftSpec(mode, isolated=isolated)
     Germinate("relu", "a", nn.Linear(4, 4), spec, Phase.BLENDED)(host)
     relu = next(node for node in host.graph.nodes if node.name == "relu")
@@ -186,7 +186,7 @@ def test_new_nodes_tell_of_themselves_as_their_neighbours_do(mode: str, isolated
 
 
 def test_a_source_of_another_shape_tells_of_its_own() -> None:
-    host = torch.export.export(Net(), (X,)).module()
+    host = torch.export.export(LayerReluLayer(), (X,)).module()
     Germinate("linear_1", "a", nn.Linear(4, 2), source="relu")(host)
     read = next(node for node in host.graph.nodes if node.name == "seed_input")
     seed = next(node for node in host.graph.nodes if node.name == "seed")
@@ -196,9 +196,9 @@ def test_a_source_of_another_shape_tells_of_its_own() -> None:
 @pytest.mark.parametrize("how", ["FindSlots", "ShapeProp", "export"])
 def test_channelwise_has_an_alpha_for_each_channel(how: str) -> None:
     if how == "export":
-        host = torch.export.export(Net(), (X,)).module()
+        host = torch.export.export(LayerReluLayer(), (X,)).module()
     else:
-        host = fx.symbolic_trace(Net())
+        host = fx.symbolic_trace(LayerReluLayer())
         if how == "FindSlots":
             FindSlots(example_args=(X,))(host)
         else:
@@ -210,7 +210,7 @@ def test_channelwise_has_an_alpha_for_each_channel(how: str) -> None:
 
 
 def test_channelwise_without_a_known_shape_is_refused_and_changes_nothing() -> None:
-    host = fx.symbolic_trace(Net())
+    host = fx.symbolic_trace(LayerReluLayer())
     before, identity = state_of(host), identity_of(host)
     with pytest.raises(SlotError, match="an alpha for each channel"):
         Germinate("relu", "a", nn.Linear(4, 4), GraftSpec("channelwise"))(host)
@@ -218,7 +218,7 @@ def test_channelwise_without_a_known_shape_is_refused_and_changes_nothing() -> N
 
 
 def test_all_of_it_in_a_pass_manager() -> None:
-    host = torch.export.export(Net(), (X,)).module()
+    host = torch.export.export(LayerReluLayer(), (X,)).module()
     value = host(X)
     passes = [
         Germinate("relu", "a", nn.Linear(4, 4)),

@@ -12,10 +12,10 @@ from fxgraft_passes import Fossilize, Germinate, GraftSpec, Phase, Verify
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.errors import FxGraftError, IsolationError, SlotError
 from fxgraft_passes.graft import MODES
-from tests.passes.graphs import Net, Twice, identity_of, state_of, traced
+from tests.passes.graphs import LayerReluLayer, Twice, identity_of, state_of, traced
 
 
-def grown(net=Net, slot="relu", mode="residual", phase=Phase.ISOLATED, isolated=True):
+def grown(net=LayerReluLayer, slot="relu", mode="residual", phase=Phase.ISOLATED, isolated=True):
     host = traced(net())
     Germinate(slot, "a", nn.Linear(4, 4), GraftSpec(mode, isolated=isolated), phase)(host)
     return host

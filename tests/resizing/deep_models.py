@@ -15,7 +15,7 @@ import fxgraft
 from tests.harness import assert_same_bits
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """A transformer's block."""
 
     def __init__(self, width: int = 16, dropout: float = 0.0):
@@ -40,7 +40,7 @@ class CharGPT(nn.Module):
     def __init__(self, layers: int = 1, width: int = 16, dropout: float = 0.0):
         super().__init__()
         self.tokens, self.places = nn.Embedding(32, width), nn.Embedding(16, width)
-        self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(TransformerBlock(width, dropout) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 32)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(b, t, self.heads * self.size))
 
 
-class Block(nn.Module):
+class AttentionBlock(nn.Module):
     def __init__(self, norm: type[nn.Module] = nn.LayerNorm):
         super().__init__()
         self.ln1, self.attn, self.ln2 = norm(12), Attention(), norm(12)
@@ -111,7 +111,7 @@ class Gpt(nn.Module):
     def __init__(self, norm: type[nn.Module] = nn.LayerNorm, depth: int = 2):
         super().__init__()
         self.token, self.place = nn.Embedding(11, 12), nn.Parameter(torch.randn(1, 8, 12) * 0.1)
-        self.blocks = nn.ModuleList(Block(norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(AttentionBlock(norm) for _ in range(depth))
         self.norm = norm(12)
         self.head = nn.Linear(12, 11, bias=False)
         self.head.weight = self.token.weight

@@ -17,7 +17,16 @@ from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.resizing import new_blocks
 from tests.harness import assert_same_bits, snapshot
-from tests.resizing.deep_models import IDS, MODELS, Block, CharGPT, Given, Run, assert_kept, value_of
+from tests.resizing.deep_models import (
+    IDS,
+    MODELS,
+    CharGPT,
+    Given,
+    Run,
+    TransformerBlock,
+    assert_kept,
+    value_of,
+)
 from tests.resizing.test_stacks import Loop, Tuples, X
 
 CHAR = MODELS["char"]
@@ -95,7 +104,7 @@ def test_a_random_block_is_initialised_as_the_model_does() -> None:
 
 
 def test_what_nothing_initialises_is_refused() -> None:
-    class Odd(Block):
+    class Odd(TransformerBlock):
         def __init__(self) -> None:
             super().__init__()
             self.scale = nn.Parameter(torch.randn(16))

@@ -14,7 +14,7 @@ import fxgraft
 from fxgraft import Stage, averaging, commands
 from fxgraft.errors import SlotError
 from tests.harness import assert_same_bits, counting_backend
-from tests.resizing.deep_models import IDS, Block, CharGPT, Given, Run, assert_kept
+from tests.resizing.deep_models import IDS, CharGPT, Given, Run, TransformerBlock, assert_kept
 from tests.resizing.test_stacks import X
 
 FOUR = Given(CharGPT, 4, "blocks", (IDS,), {})
@@ -155,7 +155,7 @@ def test_linear_fossils_in_blocks_are_folded() -> None:
 
 
 def test_a_branch_that_would_run_a_block_elsewhere_is_refused() -> None:
-    host = fxgraft.trace(nn.Sequential(Block(), Block(), Block()), (X,))
+    host = fxgraft.trace(nn.Sequential(TransformerBlock(), TransformerBlock(), TransformerBlock()), (X,))
     manager = fxgraft.SeedManager(host, check_every=0)
     manager.deepen("", at=[0], name="n")
     with pytest.raises(

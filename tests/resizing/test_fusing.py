@@ -14,7 +14,7 @@ from tests.resizing.models import Gated, Mlp
 from tests.resizing.test_widening import outputs, steps
 
 
-class Net(nn.Module):
+class WithPart(nn.Module):
     def __init__(self, part):
         super().__init__()
         self.inner, self.part, self.head = nn.Linear(4, 4), part, nn.Linear(3, 2)
@@ -38,7 +38,7 @@ BATCH = torch.randn(5, 4)
 
 
 def grown(host_part, seed, source="inner", slot="part", optimizer=torch.optim.SGD, **options):
-    host = fxgraft.trace(host_part if isinstance(host_part, Net) else Net(host_part), (BATCH,))
+    host = fxgraft.trace(host_part if isinstance(host_part, WithPart) else WithPart(host_part), (BATCH,))
     trainer = optimizer(host.parameters(), lr=0.05)
     manager = fxgraft.SeedManager(host, trainer, check_every=0)
     manager.germinate(slot, seed, source=source, name="a", isolated=False, **options)
@@ -55,7 +55,7 @@ def test_a_branch_of_the_same_class_is_joined():
     assert manager.fuse("a") == {"a": "part.up"}
     torch.testing.assert_close(outputs(host, BATCH), before)
     assert (host.part.up.out_features, host.part.down.in_features) == (16, 16)
-    assert list(host.state_dict()) == list(Net(Mlp()).state_dict())
+    assert list(host.state_dict()) == list(WithPart(Mlp()).state_dict())
     assert not manager.seeds
     assert not host.structure.placements
     assert all("forward" not in region.module.__dict__ for region in host.regions.values())
@@ -85,7 +85,7 @@ def test_training_goes_on_as_without_fusing(momentum):
     def make(parameters, lr):
         return torch.optim.SGD(parameters, lr=lr, momentum=momentum)
 
-    parts = Net(Bare()), Bare(5)
+    parts = WithPart(Bare()), Bare(5)
     fused, plain = (grown(*copy.deepcopy(parts), optimizer=make) for _ in range(2))
     fused[2].fuse("a")
     for host, optimizer, manager in (fused, plain):
@@ -95,7 +95,7 @@ def test_training_goes_on_as_without_fusing(momentum):
 
 def test_an_average_is_fused_as_well():
     torch.manual_seed(0)
-    host = fxgraft.trace(Net(Mlp()), (BATCH,))
+    host = fxgraft.trace(WithPart(Mlp()), (BATCH,))
     optimizer = torch.optim.SGD(host.parameters(), lr=0.05)
     manager = fxgraft.SeedManager(host, optimizer, check_every=0)
     average = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.5))
@@ -125,7 +125,7 @@ def test_a_fused_run_is_saved_and_loaded(tmp_path):
     host, _, manager = grown(Mlp(), Mlp())
     manager.fuse("a")
     manager.save(tmp_path / "run")
-    fresh = fxgraft.trace(Net(Mlp()), (BATCH,))
+    fresh = fxgraft.trace(WithPart(Mlp()), (BATCH,))
     again = torch.optim.SGD(fresh.parameters(), lr=0.05)
     fxgraft.SeedManager.load(tmp_path / "run", fresh, again, check_every=0)
     assert_same_bits(host.state_dict(), fresh.state_dict())
@@ -151,7 +151,7 @@ def test_what_cannot_be_fused_stays(seed, options, said):
 
 
 def test_only_fossils():
-    host = fxgraft.trace(Net(Mlp()), (BATCH,))
+    host = fxgraft.trace(WithPart(Mlp()), (BATCH,))
     manager = fxgraft.SeedManager(host)
     manager.germinate("part", Mlp(), source="inner", name="a")
     with pytest.raises(StageError, match="TRAINING, and no fossil"):

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fxgraft
 from fxgraft.errors import CheckpointError, DistributedError
 from tests.harness import assert_same_bits, snapshot
-from tests.resizing.models import Block, Gpt, Mlp
+from tests.resizing.models import AttentionBlock, Gpt, Mlp
 from tests.resizing.test_widening import TOKENS, managed, outputs, steps
 
 
@@ -121,7 +121,7 @@ class Stacked(nn.Module):
     def __init__(self):
         super().__init__()
         self.token, self.norm, self.head = nn.Embedding(11, 12), nn.LayerNorm(12), nn.Linear(12, 11)
-        self.blocks = nn.Sequential(Block(), Block())
+        self.blocks = nn.Sequential(AttentionBlock(), AttentionBlock())
 
     def forward(self, tokens):
         return self.head(self.norm(self.blocks(self.token(tokens))))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
-from tests.resizing.deep_models import Block, CharGPT, ResNet
+from tests.resizing.deep_models import CharGPT, ResNet, TransformerBlock
 
 X = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
 
@@ -26,7 +26,7 @@ class Loop(nn.Module):
 
     def __init__(self, blocks: int = 3, way: str = "chain"):
         super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(blocks))
+        self.blocks = nn.ModuleList(TransformerBlock() for _ in range(blocks))
         self.way = way
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def test_layers_of_torch_and_empty_containers_are_none() -> None:
 class Tuples(nn.Module):
     """Blocks that take a mask and return tuples, called by code without a graph."""
 
-    class Block(nn.Module):
+    class MaskedBlock(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = nn.Linear(16, 16)
@@ -67,7 +67,7 @@ class Tuples(nn.Module):
 
     def __init__(self, blocks: int = 2):
         super().__init__()
-        self.blocks = nn.Sequential(*(self.Block() for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(self.MaskedBlock() for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         mask = torch.ones(4, 16) * (2 if float(x.sum()) > 1e9 else 1)
@@ -85,6 +85,6 @@ def test_blocks_that_return_tuples() -> None:
 
 def test_the_table_prints_itself_and_is_that_of_now() -> None:
     host = fxgraft.trace(CharGPT(2), (torch.zeros(2, 4, dtype=torch.int64),))
-    assert repr(host.stacks) == "'blocks': 2 x Block (blocks.0, blocks.1)"
+    assert repr(host.stacks) == "'blocks': 2 x TransformerBlock (blocks.0, blocks.1)"
     fxgraft.SeedManager(host).deepen("blocks", name="new")
     assert host.stacks["blocks"].blocks == ("blocks.0", "blocks.1", "_seeds.new.module")

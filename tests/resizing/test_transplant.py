@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft.errors import FxGraftError, StageError, TransplantError
 from tests.harness import assert_same_bits, snapshot
-from tests.resizing.deep_models import IDS, MODELS, Block, CharGPT, Run
+from tests.resizing.deep_models import IDS, MODELS, CharGPT, Run, TransformerBlock
 from tests.resizing.test_stacks import X
 
 CHAR = MODELS["char"]
@@ -59,7 +59,7 @@ def test_the_plain_form_has_the_keys_and_the_code_of_the_class() -> None:
     plain = fxgraft.unwrap(run.host)
     assert type(plain) is CharGPT
     assert list(plain.state_dict()) == list(CharGPT(8).state_dict())
-    assert type(plain.blocks[7]) is Block
+    assert type(plain.blocks[7]) is TransformerBlock
     again = pickle.loads(pickle.dumps(plain))
     assert_same_bits(again(IDS), run.host(IDS))
     # Of another form than the traced call, in which a host has no graph.
@@ -71,7 +71,7 @@ class Chosen(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Block(), Block()])
+        self.blocks = nn.ModuleList([TransformerBlock(), TransformerBlock()])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks[1](self.blocks[0](x))
@@ -83,7 +83,7 @@ class Counted(nn.Module):
     def __init__(self, n_layer: int = 2) -> None:
         super().__init__()
         self.n_layer = n_layer
-        self.blocks = nn.ModuleList(Block() for _ in range(n_layer))
+        self.blocks = nn.ModuleList(TransformerBlock() for _ in range(n_layer))
 
     def forward(self, x: Tensor) -> Tensor:
         for i in range(self.n_layer):
@@ -202,7 +202,7 @@ def test_names_that_differ_are_matched_by_their_order() -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layers = nn.Sequential(Block(), Block(), Block())
+            self.layers = nn.Sequential(TransformerBlock(), TransformerBlock(), TransformerBlock())
 
         def forward(self, x: Tensor) -> Tensor:
             return self.layers(x)
@@ -221,7 +221,7 @@ class Stages(nn.Module):
     class Stage(nn.Module):
         def __init__(self, blocks: int):
             super().__init__()
-            self.blocks = nn.Sequential(*(Block() for _ in range(blocks)))
+            self.blocks = nn.Sequential(*(TransformerBlock() for _ in range(blocks)))
 
         def forward(self, x: Tensor) -> Tensor:
             return self.blocks(x)

@@ -22,7 +22,7 @@ from fxgraft.testing import no_recompiles
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Block(nn.Module):
+class FlagBlock(nn.Module):
     """Another form of call with ``flag``, which its caller passes on."""
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class Block(nn.Module):
         return h * 2 if flag else h + x
 
 
-class Net(nn.Module):
+class SharesABlock(nn.Module):
     """Calls one block once, and one that is shared three times."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.once, self.shared, self.head = Block(), Block(), nn.Linear(6, 2)
+        self.once, self.shared, self.head = FlagBlock(), FlagBlock(), nn.Linear(6, 2)
 
     def forward(self, x: Tensor, once: bool = False, shared: bool = False) -> Tensor:
         x = self.once(x, flag=once)
@@ -58,7 +58,7 @@ class Run:
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
-        self.host = fxgraft.trace(Net(), (X,))
+        self.host = fxgraft.trace(SharesABlock(), (X,))
         self.optimizer = torch.optim.SGD(self.host.parameters(), 0.01, momentum=0.9)
         self.manager = SeedManager(self.host, self.optimizer, check_every=0)
         if self.compiled is not None:
@@ -163,7 +163,7 @@ def test_copies_and_files_carry_the_counts(tmp_path: Path) -> None:
     run.check()
     run.manager.save(tmp_path / "run")
     again = Run.__new__(Run)
-    again.host = fxgraft.trace(Net(), (X,))
+    again.host = fxgraft.trace(SharesABlock(), (X,))
     again.optimizer = torch.optim.SGD(again.host.parameters(), 0.01, momentum=0.9)
     again.manager = SeedManager.load(tmp_path / "run", again.host, again.optimizer)
     again.seeds, again.has_learned = dict(again.manager.seeds), set()
@@ -253,7 +253,7 @@ def test_what_is_tried_is_not_counted(within: str) -> None:
 
 
 def test_in_one_graph_of_several_regions() -> None:
-    host = fxgraft.trace(Net(), (X,))
+    host = fxgraft.trace(SharesABlock(), (X,))
     manager = SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
     seed = manager.germinate("head", nn.Linear(6, 2), source="once.tanh", name="a")
     assert host.structure.merged
@@ -291,7 +291,7 @@ def test_inside_function_transforms() -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 def test_what_checkpointing_runs_again_is_not_counted_again(backend: str | None) -> None:
-    class Checkpointed(Net):
+    class Checkpointed(SharesABlock):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             return self.head(checkpoint(self.once, x, use_reentrant=False))
 

@@ -11,6 +11,7 @@ from fxgraft import Stage
 from fxgraft.util.bits import same_tensor
 from fxgraft_passes.objectives import DEFAULT_RADIUS, seed_gradient
 from tests.harness import assert_same_bits
+from tests.networks import TanhBetween
 from tests.seed_modules import Poison
 
 VALUES = {
@@ -23,25 +24,13 @@ VALUES = {
 MODES = ("residual", "convex")
 
 
-class Upstream(nn.Module):
-    """One weight before the slot, so that its gradient tells what reached the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before = nn.Linear(4, 4)
-        self.after = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after(torch.tanh(self.before(x)))
-
-
 SLOT = "tanh"
 SPECIAL = torch.tensor([[0.0, -0.0, 1.0, -1.0], [1e-40, -1e-40, 3e38, -2.0]])
 
 
 def grown(mode: str, seed: nn.Module, stage: Stage, to: float = 0.5, **options: object) -> tuple:
     torch.manual_seed(0)
-    host = fxgraft.trace(Upstream(), (torch.randn(2, 4),))
+    host = fxgraft.trace(TanhBetween(), (torch.randn(2, 4),))
     manager = fxgraft.SeedManager(host)
     manager.germinate(SLOT, seed, name="a", mode=mode, **options)
     if stage is not Stage.TRAINING:

@@ -19,7 +19,7 @@ from tests.hosts.transformer_models import MODELS
 from tests.strategies import Plan, plans
 
 
-class Block(nn.Module):
+class LayerReadInManyWays(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)
@@ -35,7 +35,7 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-        self.blocks = nn.ModuleList([Block(), Block()])
+        self.blocks = nn.ModuleList([LayerReadInManyWays(), LayerReadInManyWays()])
         self.head = nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def test_the_table_is_a_mapping_in_execution_order(slots):
         (["add"], ["blocks.0.add", "blocks.1.add"]),
         ({"blocks.0"}, ["blocks.0"]),
         (nn.LayerNorm, ["blocks.0.norm", "blocks.1.norm"]),
-        (Block, ["blocks.0", "blocks.1"]),
+        (LayerReadInManyWays, ["blocks.0", "blocks.1"]),
         (nn.Sequential, ["stem"]),
         ([nn.Linear, nn.ReLU], ["stem.1"]),
         ([F.linear, F.relu], ["stem.1", *(f"blocks.{i}.{n}" for i in "01" for n in ("relu", "relu_1"))]),

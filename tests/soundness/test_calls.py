@@ -19,7 +19,7 @@ from tests.harness import counting_backend
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Block(nn.Module):
+class NormTanhBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.fc, self.norm, self.out = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6)
@@ -38,7 +38,7 @@ class Model(nn.Module):
 
 
 def test_a_submodule_that_was_compiled_before(fresh_compiler: None, caplog: pytest.LogCaptureFixture):
-    model, plain = Model(Block()), Model(Block())
+    model, plain = Model(NormTanhBlock()), Model(NormTanhBlock())
     plain.load_state_dict(model.state_dict())
     backend = counting_backend()
     model.block.compile(backend=backend)
@@ -61,7 +61,7 @@ def test_a_submodule_that_was_compiled_before(fresh_compiler: None, caplog: pyte
 
 
 def test_a_submodule_wrapped_by_torch_compile(fresh_compiler: None):
-    model, plain = Model(Block()), Model(Block())
+    model, plain = Model(NormTanhBlock()), Model(NormTanhBlock())
     plain.load_state_dict(model.state_dict())
     model.block = torch.compile(model.block, backend="eager")
     keys = list(model.state_dict())
@@ -78,7 +78,7 @@ def test_a_submodule_wrapped_by_torch_compile(fresh_compiler: None):
     assert same_bits(host(X.double()), plain(X.double()))
 
 
-class Calls(Block):
+class Calls(NormTanhBlock):
     """Prepares its input, and scales its result, in ``__call__``."""
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -110,7 +110,7 @@ def test_tracing_under_a_profiler():
     calls: list[str] = []
     sys.setprofile(lambda frame, event, argument: calls.append(event))
     try:
-        fxgraft.trace(Model(Block()), (X,))
+        fxgraft.trace(Model(NormTanhBlock()), (X,))
         del calls[:]
         len(calls)
     finally:
@@ -120,7 +120,7 @@ def test_tracing_under_a_profiler():
 
 def test_tracing_under_cprofile():
     with cProfile.Profile() as profiler:
-        host = fxgraft.trace(Model(Block()), (X,))
+        host = fxgraft.trace(Model(NormTanhBlock()), (X,))
         host(X)
     assert "block.fc" in host.slots
     profiler.create_stats()
@@ -193,7 +193,7 @@ def test_functions_held_by_modules_are_traced(held: Any):
 
 @pytest.mark.parametrize("how", ["seed", "fork", "hooks"])
 def test_what_is_no_operation_is_no_graph(how: str):
-    class M(Block):
+    class M(NormTanhBlock):
         def forward(self, x: Tensor) -> Tensor:
             h = self.fc(x)
             if how == "seed":
@@ -216,7 +216,7 @@ def test_what_is_no_operation_is_no_graph(how: str):
 
 
 def test_functions_that_close_over_the_model():
-    class M(Block):
+    class M(NormTanhBlock):
         def __init__(self) -> None:
             super().__init__()
             self.regularize = lambda h: nn.functional.dropout(h, 0.5, self.training)
@@ -234,7 +234,7 @@ def test_objects_of_the_example_call_are_left_as_they_are():
         def __init__(self) -> None:
             self.x, self.count, self.features = X, 0, []
 
-    class M(Block):
+    class M(NormTanhBlock):
         def forward(self, q: Query) -> Tensor:
             q.count += 1
             h = self.fc(q.x)

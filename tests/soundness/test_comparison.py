@@ -54,7 +54,7 @@ DIFFERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-class Block(nn.Module):
+class FunctionInside(nn.Module):
     def __init__(self, between: Callable[[Any, Tensor], Tensor] | None) -> None:
         super().__init__()
         self.a, self.b, self.between = nn.Linear(6, 6), nn.Linear(6, 6), between
@@ -70,7 +70,7 @@ class Model(nn.Module):
     def __init__(self, between: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.blocks = nn.ModuleList(map(Block, [None, between, None]))
+        self.blocks = nn.ModuleList(map(FunctionInside, [None, between, None]))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -103,7 +103,7 @@ def test_what_differs_is_refused_by_name_and_the_rest_is_not(kind: str):
 
 
 def test_what_differs_in_evaluation_only():
-    class Evaluated(Block):
+    class Evaluated(FunctionInside):
         def forward(self, x: Tensor) -> Tensor:
             h = self.a(x)
             return self.b(h if self.training else KEPT(h))
@@ -144,11 +144,11 @@ def test_what_cannot_be_compared_is_said():
 
 
 def test_without_gradients_values_are_compared():
-    class Rounds(Block):
+    class Rounds(FunctionInside):
         def forward(self, x: Tensor) -> Tensor:
             return self.a(x).argmax(-1)
 
-    class Stubborn(Block):
+    class Stubborn(FunctionInside):
         """Has no backward, and takes no input that requires a gradient."""
 
         def forward(self, x: Tensor) -> Tensor:

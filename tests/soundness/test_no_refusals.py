@@ -15,7 +15,7 @@ import fxgraft
 from fxgraft.util.bits import same_bits
 
 
-class Net(nn.Module):
+class FunctionBetween(nn.Module):
     def __init__(self, between: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(1)
@@ -71,7 +71,7 @@ ASKED: dict[str, Callable[[Any, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("asked", ASKED)
 def test_is_a_graph(asked: str):
-    model = Net(ASKED[asked])
+    model = FunctionBetween(ASKED[asked])
     host = fxgraft.trace(model, (torch.randn(6, 6),))
     assert not host.opaque
     fxgraft.SeedManager(host, check_every=0).germinate("a", "low_rank")
@@ -114,7 +114,7 @@ def test_sizes_are_rounded_in_a_part_too():
 
 
 def test_autocast_is_left_where_the_graph_raises():
-    model = Net(lambda m, h: _autocast(m, h) @ h)
+    model = FunctionBetween(lambda m, h: _autocast(m, h) @ h)
     host = fxgraft.trace(model, (torch.randn(8, 6),))
     assert not host.opaque
     fxgraft.SeedManager(host, check_every=0).germinate("a", "low_rank")
@@ -126,7 +126,7 @@ def test_autocast_is_left_where_the_graph_raises():
 
 
 def test_autocast_in_compiled_code(fresh_compiler: None):
-    model = Net(_autocast)
+    model = FunctionBetween(_autocast)
     host = fxgraft.trace(model, (torch.randn(8, 6),))
     fxgraft.SeedManager(host, check_every=0).germinate("a", "low_rank")
     host.compile(backend="aot_eager", fullgraph=True)

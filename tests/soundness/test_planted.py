@@ -18,7 +18,7 @@ from fxgraft.util.bits import same_bits
 from tests.soundness import other_file, test_effects, test_reads
 from tests.soundness import test_reads_by_any_way as ways
 from tests.soundness.test_effects import EFFECTS, Context, Gate
-from tests.soundness.test_reads import CHANGES, Net
+from tests.soundness.test_reads import CHANGES, ReadsBetween
 
 
 def _of_function(m: Any, p: Tensor) -> None:
@@ -64,7 +64,7 @@ class Layer:
     effect: str | None
 
 
-class Planted(Net, Gate):
+class Planted(ReadsBetween, Gate):
     """A layer of width 6 after a plan."""
 
     factor = 2.0

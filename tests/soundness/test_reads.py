@@ -48,7 +48,7 @@ class Batch:
     inner: Any = None
 
 
-class Net(nn.Module):
+class ReadsBetween(nn.Module):
     """Two layers; ``between`` says what a model does between them."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def as_the_model(host: fxgraft.Host, model: nn.Module, *args: Any) -> None:
 
 
 def test_an_optional_field_of_an_input():
-    class M(Net):
+    class M(ReadsBetween):
         def forward(self, q: Batch) -> Tensor:
             h = self.a(q.x).tanh()
             return self.b(h if q.mask is None else h.flip(1))
@@ -111,7 +111,7 @@ def test_an_optional_field_of_an_input():
     ids=["text", "nested object", "None in a dictionary", "key", "length", "nested None", "tuple"],
 )
 def test_fields_of_any_depth(example: Batch, other: Batch):
-    class M(Net):
+    class M(ReadsBetween):
         def forward(self, q: Batch) -> Tensor:
             h = self.a(q.x).tanh()
             if q.kind == "flipped":
@@ -151,7 +151,7 @@ def test_fields_of_any_depth(example: Batch, other: Batch):
     ids=["grad", "inference", "autocast", "autocast dtype"],
 )
 def test_the_state_of_torch(ask: Callable[[], bool], inside: Callable[[], Any]):
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h * 0.5 if ask() else h
 
@@ -166,7 +166,7 @@ def test_the_state_of_torch(ask: Callable[[], bool], inside: Callable[[], Any]):
 
 
 def test_the_default_dtype():
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h * 0.5 if torch.get_default_dtype() == torch.float64 else h
 
@@ -179,7 +179,7 @@ def test_the_default_dtype():
 def test_the_environment(monkeypatch: pytest.MonkeyPatch):
     import os
 
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h * 0.5 if os.environ.get("HALVES_THE_VALUE") else h
 
@@ -195,7 +195,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_branch_on_the_size_of_the_batch():
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h - h.mean(0) if h.shape[0] > 5 else h
 
@@ -258,7 +258,7 @@ def test_experts_that_are_skipped():
 
 @pytest.mark.parametrize("how", ["nonzero", "mask", "unique", "rows"])
 def test_a_size_that_comes_from_data(how: str):
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             match how:
                 case "nonzero":
@@ -279,7 +279,7 @@ def test_a_size_that_comes_from_data(how: str):
 
 
 def test_a_branch_on_a_rank():
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h.flip(0) if h.dim() == 3 else h
 
@@ -310,7 +310,7 @@ def test_dtypes_are_data():
 
 
 def test_a_branch_on_a_dtype():
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h * 0.5 if h.dtype == torch.bfloat16 else h
 
@@ -359,7 +359,7 @@ CHANGES: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any], None]]
 def test_attributes_that_are_set_later(name: str):
     between, change = CHANGES[name]
 
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return between(self, h)
 
@@ -377,7 +377,7 @@ def test_attributes_that_are_set_later(name: str):
 def test_in_compiled_code_too(name: str, fresh_compiler: None):
     between, change = CHANGES[name]
 
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return between(self, h)
 
@@ -391,7 +391,7 @@ def test_in_compiled_code_too(name: str, fresh_compiler: None):
 
 
 def test_globals(monkeypatch: pytest.MonkeyPatch):
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h.flip(1) * CONFIG.scale * len(LAYERS) if SWITCH else h
 
@@ -417,7 +417,7 @@ REGISTRY: dict[str, Any] = {"double": nn.Identity}
 
 
 def test_a_registry_that_others_add_to(monkeypatch: pytest.MonkeyPatch):
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             return h * 2 if "double" in REGISTRY else h
 
@@ -435,7 +435,7 @@ def test_a_closure():
         nonlocal factor
         factor = 3.0
 
-    class M(Net):
+    class M(ReadsBetween):
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.a(x) * factor)
 
@@ -448,7 +448,7 @@ def test_a_closure():
 
 
 def test_a_branch_keeps_what_its_parts_were_told():
-    class Inner(Net):
+    class Inner(ReadsBetween):
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.a(x) * self.scale)
 
@@ -485,7 +485,7 @@ def test_copies_and_files_keep_the_conditions(tmp_path: Any):
         assert one.explain().fallbacks == 1
 
 
-class Net2(Net):
+class Net2(ReadsBetween):
     def between(self, h: Tensor) -> Tensor:
         return h.flip(1) if self.settings.flag and SWITCH else h
 
@@ -494,7 +494,7 @@ class Net2(Net):
 
 
 def test_exceptions_that_the_model_catches():
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             try:
                 return h.view(4, 2, 4).flip(1).view(4, 8)
@@ -510,7 +510,7 @@ def test_exceptions_that_the_model_catches():
 
 
 def test_a_model_that_catches_what_tracing_raises():
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             try:
                 n = int(h.sum() > 0)
@@ -529,7 +529,7 @@ def test_a_model_that_catches_what_tracing_raises():
 
 
 def test_a_configuration_that_the_first_call_completes():
-    class M(Net):
+    class M(ReadsBetween):
         def between(self, h: Tensor) -> Tensor:
             if self.settings.kind is None:
                 self.settings.kind = "wide"
@@ -550,7 +550,7 @@ def test_a_configuration_that_the_first_call_completes():
 
 
 def test_what_a_submodule_returns():
-    class Inner(Net):
+    class Inner(ReadsBetween):
         def forward(self, x: Tensor) -> Any:
             h = self.a(x)
             return h, (h.mean() if self.flag else None)

@@ -82,7 +82,7 @@ def give(m: Any, width: int) -> None:
     m.weak, m.weak_keys = weakref.ref(m), weakref.WeakKeyDictionary({m.a: 2.0})
 
 
-class Net(nn.Module):
+class AnyRead(nn.Module):
     """Two layers, and what cases read: each test makes a class of its own of it."""
 
     factor = 2.0
@@ -314,13 +314,13 @@ def follows(kind: type[nn.Module], change: Callable[[Any], object]) -> fxgraft.H
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_read_by_any_way_is_a_condition(way: str):
     read, change = WAYS[way]
-    follows(type("Made", (Net,), {"between": lambda m, h: read(m, h), "__module__": __name__}), change)
+    follows(type("Made", (AnyRead,), {"between": lambda m, h: read(m, h), "__module__": __name__}), change)
 
 
 @pytest.mark.parametrize("way", ["function replaced", "context variable", "local of a thread"])
 def test_in_compiled_code_too(way: str, fresh_compiler: None):
     read, change = WAYS[way]
-    kind = type("Made", (Net,), {"between": lambda m, h: read(m, h), "__module__": __name__})
+    kind = type("Made", (AnyRead,), {"between": lambda m, h: read(m, h), "__module__": __name__})
     model, plain = kind(), kind()
     host = grown(model)
     host.compile(backend="eager")
@@ -329,7 +329,7 @@ def test_in_compiled_code_too(way: str, fresh_compiler: None):
     assert same_bits(host(X), plain(X))
 
 
-class _Parent(Net):
+class _Parent(AnyRead):
     def between(self, h: Tensor) -> Tensor:
         return h * 2
 
@@ -385,8 +385,8 @@ def test_keyword_defaults():
 
 @pytest.mark.parametrize("name", [None, "made_up"])
 def test_modules_made_by_exec(name: str | None):
-    scope: dict[str, Any] = {"Net": Net, "K": 2.0, "L": [1.0]} | ({"__name__": name} if name else {})
-    exec("class M(Net):\n    z = 2.0\n    def between(s, h): return h * K * L[0] * s.z", scope)
+    scope: dict[str, Any] = {"AnyRead": AnyRead, "K": 2.0, "L": [1.0]} | ({"__name__": name} if name else {})
+    exec("class M(AnyRead):\n    z = 2.0\n    def between(s, h): return h * K * L[0] * s.z", scope)
     follows(scope["M"], lambda m: scope.update(K=scope["K"] + 1))
     follows(scope["M"], lambda m: scope["L"].__setitem__(0, scope["L"][0] + 1))
     follows(scope["M"], lambda m: setattr(scope["M"], "z", scope["M"].z + 1))
@@ -394,7 +394,7 @@ def test_modules_made_by_exec(name: str | None):
 
 @pytest.mark.parametrize("ask", [other_file.flipped, other_file.flipped_by_type])
 def test_types_that_another_file_asks_for(ask: Callable[[Any], Any]):
-    class Made(Net):
+    class Made(AnyRead):
         def between(self, h: Tensor) -> Tensor:
             return ask(h)
 
@@ -408,7 +408,7 @@ def test_types_that_another_file_asks_for(ask: Callable[[Any], Any]):
     "ask", [lambda m: m.weak().training, lambda m: m.holder.model.training, lambda m: m.holder.training]
 )
 def test_what_refers_to_the_model_refers_to_the_host(ask: Callable[[Any], bool]):
-    class Made(Net):
+    class Made(AnyRead):
         def between(self, h: Tensor) -> Tensor:
             return h * 2 if ask(self) else h
 
@@ -425,7 +425,7 @@ def test_what_refers_to_the_model_refers_to_the_host(ask: Callable[[Any], bool])
 
 
 def test_all_globals_are_refused():
-    class Made(Net):
+    class Made(AnyRead):
         def between(self, h: Tensor) -> Tensor:
             return h * globals()["KEY"].factor
 
@@ -433,7 +433,7 @@ def test_all_globals_are_refused():
 
 
 def test_a_context_variable_that_is_set_is_refused_and_put_back():
-    class Made(Net):
+    class Made(AnyRead):
         def between(self, h: Tensor) -> Tensor:
             VARIABLE.set(VARIABLE.get() + 1)
             return h * VARIABLE.get()
@@ -446,7 +446,7 @@ def test_a_context_variable_that_is_set_is_refused_and_put_back():
 
 
 def test_a_context_variable_that_is_set_and_reset_is_no_effect():
-    class Made(Net):
+    class Made(AnyRead):
         def between(self, h: Tensor) -> Tensor:
             token = VARIABLE.set(3.0)
             try:
@@ -462,7 +462,7 @@ def test_a_context_variable_that_is_set_and_reset_is_no_effect():
 
 
 def test_attributes_of_functions_that_are_set_are_refused_and_put_back():
-    class Made(Net):
+    class Made(AnyRead):
         def between(self, h: Tensor) -> Tensor:
             Made.between.calls = getattr(Made.between, "calls", 0) + 1
             return h * Made.between.calls
@@ -488,7 +488,7 @@ def test_attributes_of_outputs_that_are_no_fields_are_refused():
             output.extra = h * 3
             return output
 
-    class Made(Net):
+    class Made(AnyRead):
         def __init__(self) -> None:
             super().__init__()
             self.inner = Inner()
@@ -509,7 +509,7 @@ def table(size: int) -> Tensor:
 
 
 def test_caches_keep_nothing_of_a_trace():
-    class Made(Net):
+    class Made(AnyRead):
         @functools.lru_cache(maxsize=8)  # noqa: B019
         def own(self, size: int) -> Tensor:
             return torch.arange(size) * 1.0

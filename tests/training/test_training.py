@@ -31,21 +31,10 @@ from fxgraft.training import (
     rewind,
 )
 from tests.harness import assert_same_bits, frozen, snapshot
+from tests.networks import NormNet
 from tests.seed_modules import Scale
 
 Batch = tuple[Tensor, Tensor]
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(4, 6)
-        self.norm = nn.BatchNorm1d(6)
-        self.drop = nn.Dropout(0.2)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.drop(torch.relu(self.norm(self.body(x)))))
 
 
 def batches(epoch: int) -> Iterator[Batch]:
@@ -61,7 +50,7 @@ def held_out() -> list[Batch]:
 
 def fresh(kind: str = "adamw") -> tuple[fxgraft.Host, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    host = fxgraft.trace(Net(), (torch.randn(8, 4),))
+    host = fxgraft.trace(NormNet(4, 6, 3), (torch.randn(8, 4),))
     torch.manual_seed(1)
     kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     return host, kinds[kind](host.parameters(), 1e-2)
@@ -97,7 +86,7 @@ def controller() -> PlateauGrowth:
 def plain(epochs: int, clip: float | None = None, autocast: torch.dtype | None = None) -> list[float]:
     """The same training as a plain PyTorch loop."""
     torch.manual_seed(0)
-    model = Net()
+    model = NormNet(4, 6, 3)
     torch.manual_seed(1)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     scheduler = cosine(optimizer)
@@ -204,7 +193,7 @@ def test_half_precision_scales_the_loss_and_skips_an_overflow():
     for x, y in batches(0):
         ours.step(x, y)
         scales.append(ours._scaler.get_scale())
-        weights.append(ours.model.body.weight.detach().clone())
+        weights.append(ours.model.first.weight.detach().clone())
     assert scales[0] < 2.0**21
     assert torch.equal(weights[0], weights[1])  # both overflowed
     assert not torch.equal(weights[-1], weights[-2])
@@ -305,7 +294,7 @@ def test_rewinding_brings_live_objects_back_fossils_and_all(tmp_path: Path):
     alpha = manager.seeds["live"].alpha
     random_state = torch.get_rng_state()
     following = [ours.step(x, y) for x, y in batches(8)]
-    manager.germinate("body", "mlp", name="late")
+    manager.germinate("first", "mlp", name="late")
     manager.fossilize("live")
     ours.step(*next(batches(9)))
 
