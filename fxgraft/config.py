@@ -206,7 +206,9 @@ class GrowConfig(_Options):
         try:
             text = file.read_text(encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+            raise ConfigError(
+                f"{file}: cannot be read: {error.strerror}; expected a file of YAML or JSON"
+            ) from error
         try:
             return cls.from_json(text) if file.suffix == ".json" else cls.from_yaml(text)
         except ConfigError as error:

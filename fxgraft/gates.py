@@ -67,7 +67,7 @@ class Ran(Gate):
     def __call__(self, seed: Seed) -> Verdict:
         # Steps in which it was trained, too: on several ranks all have counted the same.
         if seed.did_not_run and not seed.trained_steps and not seed.runs:
-            return Verdict(False, f"it has never run: {seed.did_not_run}. force=True does it all the same")
+            return Verdict(False, f"it has never run: {seed.did_not_run}")
         return Verdict(True, f"it has run in {pluralize(seed.runs, 'call')}")
 
 

@@ -23,6 +23,26 @@ LEFT_OUT = {"fxgraft.demo"}
 NEVER = {"AssertionError", "NotImplementedError"}
 """What stands where no program comes to."""
 SHORT, LONG = 8, 12
+TELLS = (
+    r"expected|did you mean|there (?:is|are):? |needs |takes |\bhas: |at most|only |legal actions|"
+    "they are arguments of"
+)
+ASKS = (
+    "anew|call|choose|correct|cull|deepen|do|export|fossilize|freeze|germinate|give|"
+    "go on|install|keep|leave|let|load|load_from_checkpoint|make|measure|name|pass|"
+    "pip install|prepare|print|put|register|replace|rewrite|run|save|say|see|send|set|start|"
+    "to trace anew|trace|train|use|write|"
+    r"host\.\w+|fxgraft\.\w+|SeedManager\.\w+"
+)
+REMEDY = re.compile(rf"{TELLS}|(?:^|[.;:,(] |or |(?:for|when) \w+, )(?:{ASKS})\b", re.IGNORECASE)
+"""An error tells what was expected, or asks to do something."""
+CAUGHT = {
+    *(f"fxgraft.capture.{name}" for name in ("formulas", "merge", "proxy")),
+    *(f"fxgraft.compiling.{name}" for name in ("by_value", "child", "parcel")),
+    *(f"fxgraft.util.{name}" for name in ("lazy_modules", "reading")),
+    *("fxgraft.explore.autogrow", "fxgraft.report.reading", "fxgraft.slots.branching", "fxgraft.slots.terms"),
+}
+"""Modules whose errors are reasons in the error of a caller, which says what to do, or that no user meets."""
 
 
 class Said(NamedTuple):
@@ -111,6 +131,23 @@ def raised() -> Iterator[tuple[str, str]]:
                 yield node.name, module
 
 
+def errors() -> Iterator[tuple[str, Said]]:
+    """The name of each error that is raised for a user, and its message, where the source has the text."""
+    inside = {
+        cell
+        for row in table(PAGE, "Errors")
+        if "inside of" in row[1]
+        for cell in re.findall(r"`(\w+)`", row[0])
+    }
+    for module, tree in sources().items():
+        names = strings_in(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
+                name, text = name_of(node.exc.func), text_of(node.exc.args[0], names)
+                if name.endswith("Error") and name not in NEVER | inside and module not in CAUGHT:
+                    yield name, Said(module, node.lineno, text)
+
+
 def parts(text: str) -> list[str]:
     """What is fixed in a message, between the values."""
     return [part.strip(" ;:.,()'") for part in plain(text).split("…")]
@@ -180,3 +217,15 @@ def test_a_kind_of_error_has_a_row() -> None:
     )
     gone = known - {name for name, _ in raised()}
     assert not gone, f"docs/{PAGE} has rows for errors that nothing raises: {gone}"
+
+
+def test_an_error_says_what_was_expected_or_what_to_do() -> None:
+    seen = list(errors())
+    assert len(seen) > 300
+    silent = [
+        f"{said.module}:{said.line} {name}: {said.text}"
+        for name, said in seen
+        if not said.text.endswith("…")  # a reason, which somebody else worded, and which says it
+        and not REMEDY.search(plain(said.text))
+    ]
+    assert silent == []

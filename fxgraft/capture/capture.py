@@ -189,7 +189,9 @@ class Capture:
                 finish(before)
             except Exception as error:
                 mode = "train" if self.root.training else "eval"
-                hint = ""
+                hint = (
+                    ". Correct the example, so that model(*example_args, **example_kwargs) runs in both modes"
+                )
                 if _is_without_data(self.root):
                     hint = (
                         ". On the meta device there are no values to look at: choose an example call in "

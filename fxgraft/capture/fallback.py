@@ -83,7 +83,8 @@ def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
     if torch.compiler.is_exporting():
         raise FxGraftError(
             f"{_name(module) or type(module).__name__!r} is exported in another form of call than in the "
-            f"example call of fxgraft.trace: without its seeds the program would be another model"
+            f"example call of fxgraft.trace: without its seeds the program would be another model. Trace "
+            f"with an example that is called as the export calls it"
         )
     if _is_ignored:
         return

@@ -32,6 +32,9 @@ READABLE = ("1", "2", "3")
 """The versions that can be read. In version 1 seeds at one slot stood in the order of their names; up to
 version 2 the words of Python's and numpy's random streams were lists."""
 
+DAMAGED = "Load another checkpoint: this file is not as fxgraft wrote it"
+"""What to do about a file that contradicts itself."""
+
 _numbers = itertools.count()
 
 
@@ -62,7 +65,10 @@ def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[
         _flush(scratch)
         scratch.replace(target)
     except Exception as error:  # the disk's, the format's (a dtype it has not), JSON's
-        raise CheckpointError(f"{target}: could not be written: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{target}: could not be written: {type(error).__name__}: {error}. A file that was there is as "
+            f"before; see the cause (space, permission, dtype), and save again"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # the new file is there; some file systems flush no folders
@@ -92,10 +98,10 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; {what}") from error
     sums = manifest.get("checksums")
     if not isinstance(sums, dict) or sums.keys() != tensors.keys():
-        raise CheckpointError(f"{path}: is damaged: its tensors are not those of its manifest")
+        raise CheckpointError(f"{path}: is damaged: its tensors are not those of its manifest. {DAMAGED}")
     for name, tensor in tensors.items():
         if _checksum(tensor) != sums[name]:
-            raise CheckpointError(f"{path}: is damaged: the checksum of {name} does not match")
+            raise CheckpointError(f"{path}: is damaged: the checksum of {name} does not match. {DAMAGED}")
     return manifest, tensors
 
 
@@ -108,13 +114,15 @@ def _manifest(path: str | os.PathLike[str], header: dict[str, str]) -> dict[str,
         )
     text = header["manifest"]
     if _digest(text.encode()) != header.get("sha256"):
-        raise CheckpointError(f"{path}: is damaged: the checksum of its manifest does not match")
+        raise CheckpointError(f"{path}: is damaged: the checksum of its manifest does not match. {DAMAGED}")
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its manifest is no JSON: {error}") from error
+        raise CheckpointError(f"{path}: its manifest is no JSON: {error}. {DAMAGED}") from error
     if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path}: its manifest is a {type(manifest).__name__}, not an object")
+        raise CheckpointError(
+            f"{path}: its manifest is a {type(manifest).__name__}, not an object. {DAMAGED}"
+        )
     return manifest
 
 

@@ -87,7 +87,7 @@ def _traced(
     try:
         args, kwargs = call_of(form)
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
-        raise CheckpointError(f"{path}: its example call is damaged: {error}") from error
+        raise CheckpointError(f"{path}: its example call is damaged: {error}. {file.DAMAGED}") from error
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     move = torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), (args, kwargs))
     return trace(model, *move)

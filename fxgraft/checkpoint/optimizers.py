@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from fxgraft.checkpoint.file import DAMAGED
 from fxgraft.checkpoint.packing import conform, pack
 from fxgraft.errors import CheckpointError
 from fxgraft.optimizers.groups import OWNER
@@ -57,7 +58,9 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
     seeds = {n: p for n, p in model.named_parameters() if n.startswith(_SEED) and p.requires_grad}
     places = sorted(n for names in saved for group in names for n in group if n and n.startswith(_SEED))
     if optimizers and places != sorted(seeds):
-        raise CheckpointError("the optimizers of the checkpoint hold other parameters than its seeds have")
+        raise CheckpointError(
+            f"the optimizers of the checkpoint hold other parameters than its seeds have. {DAMAGED}"
+        )
     for optimizer, names, order in zip(optimizers, saved, orders, strict=True):
         optimizer.param_groups[:] = [optimizer.param_groups[i] for i in order]
         of_host = [
@@ -110,11 +113,19 @@ def check(optimizer: Optimizer, saved: Any, names: Names) -> dict[str, Any]:
     groups = []
     for theirs, group in zip(saved["param_groups"], ours, strict=True):
         if missing := group.keys() - theirs.keys():
-            raise CheckpointError(f"param_groups: {', '.join(sorted(missing))} missing")
+            raise CheckpointError(
+                f"param_groups: {', '.join(sorted(missing))} missing: expected the optimizer of the saved "
+                f"run, of the same class and version; got {type(optimizer).__name__}"
+            )
         if theirs.get(OWNER) != group.get(OWNER):
-            raise CheckpointError("param_groups: other groups of the seeds' own than those of the seeds")
+            raise CheckpointError(
+                f"param_groups: other groups of the seeds' own than those of the seeds. {DAMAGED}"
+            )
         if theirs["params"] != group["params"]:
-            raise CheckpointError("param_groups: other places than those of the parameters")
+            raise CheckpointError(
+                "param_groups: other places than those of the parameters: expected the optimizer's groups in "
+                "the order of the saved run"
+            )
         groups.append(conform(theirs, group, "param_groups"))
     foreign = {place for place, name in enumerate(n for group in names for n in group) if name is None}
     for place, values in state.items():

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxgraft.checkpoint.file import DAMAGED
 from fxgraft.errors import CheckpointError
 
 
@@ -59,7 +60,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tuple(unpack(item, tensors) for item in inner)
         if tag == "$dict" and isinstance(inner, list) and all(map(_is_entry, inner)):
             return {key: unpack(item, tensors) for key, item in inner}
-    raise CheckpointError(f"the manifest is damaged: {str(packed)[:80]!r} is not of its format")
+    raise CheckpointError(f"the manifest is damaged: {str(packed)[:80]!r} is not of its format. {DAMAGED}")
 
 
 def conform(saved: Any, like: Any, where: str) -> Any:

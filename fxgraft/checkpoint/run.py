@@ -131,7 +131,7 @@ def restore(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
-        raise CheckpointError(f"{path}: cannot be restored: {type(error).__name__}: {error}") from error
+        raise _not_restored(path, error) from error
 
 
 def restore_model(
@@ -152,7 +152,7 @@ def restore_model(
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
-        raise CheckpointError(f"{path}: cannot be restored: {type(error).__name__}: {error}") from error
+        raise _not_restored(path, error) from error
 
 
 class _Restoration:
@@ -284,10 +284,20 @@ def _check_types(what: str, saved: Sequence[Mapping[str, Any]], given: Sequence[
         raise CheckpointError(f"{what}: expected {wanted}, as in the checkpoint; got {got}")
 
 
+def _not_restored(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be restored: {type(error).__name__}: {error}. Expected a file that manager.save "
+        f"wrote for a host of this model; host and optimizers are as before"
+    )
+
+
 def _check_weights(what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     ours, theirs = ({n: _form(value) for n, value in values.items()} for values in (given, saved))
     if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
-        raise CheckpointError(f"the checkpoint's {what} do not fit its seeds: {', '.join(different[:3])}")
+        raise CheckpointError(
+            f"the checkpoint's {what} do not fit its seeds: {', '.join(different[:3])}. Expected blueprints "
+            f"that make the modules of the saved run"
+        )
 
 
 def _form(value: Any) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft import schedules
+from fxgraft.checkpoint.file import DAMAGED
 from fxgraft.errors import CheckpointError
 from fxgraft.lifecycle import nursery
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -127,7 +128,7 @@ class SeedRecord:
         check_name(self.name)
         validate.boolean("isolated", self.spec["isolated"])
         if Stage[self.stage] not in _SAVED_STAGES or self.spec["fossil"] is not None:
-            raise CheckpointError(f"seed {self.name!r}: cannot be {self.stage}")
+            raise CheckpointError(f"seed {self.name!r}: cannot be {self.stage} in a file. {DAMAGED}")
         for alpha in self.alphas:
             validate.number("alphas", alpha, 0, 1)
         for name, place in (self.places or {}).items():
@@ -136,9 +137,12 @@ class SeedRecord:
         if self.ramp is not None:
             self.ramp.ramp()
             if len(self.ramp.starts) != len(self.alphas):
-                raise CheckpointError(f"seed {self.name!r}: its ramp has {len(self.ramp.starts)} starts")
+                raise CheckpointError(
+                    f"seed {self.name!r}: its ramp has {len(self.ramp.starts)} starts; expected "
+                    f"{len(self.alphas)}, one for each alpha. {DAMAGED}"
+                )
         elif Stage[self.stage] is Stage.BLENDING:
-            raise CheckpointError(f"seed {self.name!r} blends, but has no ramp")
+            raise CheckpointError(f"seed {self.name!r} blends, but has no ramp. {DAMAGED}")
 
     def check_size(
         self,
@@ -172,7 +176,8 @@ class SeedRecord:
             if isinstance(tensor, Tensor) and not _fits(tensor, saved, grows):
                 raise CheckpointError(
                     f"seed {self.name!r}: its blueprint makes {name} of shape {tuple(tensor.shape)}, and "
-                    f"the checkpoint holds {'none' if saved is None else tuple(saved.shape)}"
+                    f"the checkpoint holds {'none' if saved is None else tuple(saved.shape)}. Register the "
+                    f"blueprint as it was in the saved run, or give load(..., blueprints=...) one that fits"
                 )
 
     def revive(self, lifecycle: Lifecycle, run_seed: int, blueprints: Mapping[str, BlueprintLike]) -> Seed:

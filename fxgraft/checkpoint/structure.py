@@ -17,6 +17,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from fxgraft.checkpoint.file import DAMAGED
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord, stream_seed
 from fxgraft.errors import CheckpointError, FxGraftError
@@ -35,6 +36,7 @@ VERSION_WIDER = 2
 """Of an entry that says how channels have grown: who cannot read that must not leave it out."""
 _TEXT = "structure"
 """The tensor with the JSON text; no other name is without a dot."""
+_REMEDY = ". Expected a host of the model that was traced there; host.seed_blueprints, for seeds from code"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +98,10 @@ def revive(entry: Tensor, lifecycle: Lifecycle) -> int:
             said = _read(entry)
             _grow(undo, said, lifecycle)
         except FxGraftError as error:
-            raise CheckpointError(f"the seeds of the state cannot be grown: {error}") from error
+            raise CheckpointError(f"the seeds of the state cannot be grown: {error}{_REMEDY}") from error
         except Exception as error:  # what is in a state is anyone's: it may fail in any way
             raise CheckpointError(
-                f"the seeds of the state cannot be grown: {type(error).__name__}: {error}"
+                f"the seeds of the state cannot be grown: {type(error).__name__}: {error}{_REMEDY}"
             ) from error
         undo.pop_all()
     lifecycle.cold = False
@@ -178,7 +180,9 @@ def _checked(entry: Tensor) -> _Said:
     except CheckpointError:
         raise
     except Exception as error:  # what is in a state is anyone's: it may fail in any way
-        raise CheckpointError(f"the state's entry is damaged: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"the state's entry is damaged: {type(error).__name__}: {error}. {DAMAGED}"
+        ) from error
 
 
 def _read(entry: Any) -> _Said:

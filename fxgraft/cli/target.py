@@ -119,7 +119,10 @@ def _imported(place: str) -> ModuleType:
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except Exception as error:
-        raise TargetError(f"target: {place} cannot be imported: {type(error).__name__}: {error}") from error
+        raise TargetError(
+            f"target: {place} cannot be imported: {type(error).__name__}: {error}. Expected module:callable "
+            f"or file.py:callable that python can import from this folder"
+        ) from error
     return module
 
 
@@ -132,7 +135,10 @@ def _called(make: Callable[[], Any], target: str) -> Any:
     try:
         return make()
     except Exception as error:
-        raise TargetError(f"target: {target} raised {type(error).__name__}: {error}") from error
+        raise TargetError(
+            f"target: {target} raised {type(error).__name__}: {error}. Expected a callable that runs without "
+            f"arguments"
+        ) from error
 
 
 def _form(made: Any) -> str:

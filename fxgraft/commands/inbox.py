@@ -64,7 +64,8 @@ class Inbox:
         """
         if not self._stepping.acquire(blocking=False):
             raise StageError(
-                f"thread {self._trainer.name!r} is inside manager.step(): one thread trains a host"
+                f"thread {self._trainer.name!r} is inside manager.step(): one thread trains a host. "
+                f"Call step() in that thread only; send commands from others"
             )
         self._trainer, self._stepped = threading.current_thread(), True
 

@@ -101,7 +101,10 @@ def read_log(path: str | os.PathLike[str]) -> Iterator[Entry]:
     with Path(path).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(iter(partial(lines.readline, MAX_LINE), ""), 1):
             if len(line) == MAX_LINE:
-                raise CommandError(f"{path}, line {number}: is longer than {MAX_LINE} characters")
+                raise CommandError(
+                    f"{path}, line {number}: is longer than {MAX_LINE} characters, which are the most; "
+                    "expected one entry"
+                )
             if line.strip():
                 try:
                     yield Entry.from_json(line)

@@ -57,7 +57,10 @@ class Conversation:
             return
         note = json.dumps(self._saying).encode() if self._saying else b""
         if len(note) > MAX_NOTE:
-            raise DistributedError(f"rank {self.rank} has {len(note)} bytes to say; {MAX_NOTE} is the most")
+            raise DistributedError(
+                f"rank {self.rank} has {len(note)} bytes to say; {MAX_NOTE} is the most. Send fewer "
+                f"commands, or germinate fewer seeds, in one step"
+            )
         header = torch.tensor([_digest(state), len(note)])
         headers = [torch.empty_like(header) for _ in range(self.size)]
         with self._in_touch():

@@ -62,7 +62,7 @@ class Folder:
         self._agree(path, run, lambda: run.parent.mkdir(parents=True, exist_ok=True))
         self._agree(path, run, lambda: write(run))
         if failed := self._talk.share(_point(Path(path), run.parent) if self._group.rank() == 0 else ""):
-            raise CheckpointError(f"{path}: could not be written: {failed}")
+            raise CheckpointError(f"{path}: could not be written: {failed}. See the cause, and save again")
 
     def write(
         self, run: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]
@@ -95,7 +95,7 @@ class Folder:
                 shutil.rmtree(run.parent, ignore_errors=True)
             self._talk.share(None)  # it is gone when this raises, on every rank
             told = "; ".join(f"rank {rank}: {text.decode()}" for rank, text in enumerate(said) if text)
-            raise CheckpointError(f"{path}: could not be written: {told}")
+            raise CheckpointError(f"{path}: could not be written: {told}. See the cause, and save again")
 
     def find(self, path: str | os.PathLike[str]) -> Path:
         """The run file of the folder that counts. Raises `CheckpointError` if there is none."""
@@ -107,7 +107,7 @@ class Folder:
                 f"process is for a host that is not sharded)"
             ) from error
         if not re.fullmatch("[0-9a-f]{8}", name):
-            raise CheckpointError(f"{path}: is damaged: {CURRENT} names no folder of it")
+            raise CheckpointError(f"{path}: is damaged: {CURRENT} names no folder of it. {file.DAMAGED}")
         return Path(path) / name / RUN
 
     def read(self, where: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -133,7 +133,7 @@ class Folder:
         for name, (shape, dtype) in manifest.get("sharded", {}).items():
             kind = getattr(torch, str(dtype).removeprefix("torch."), None)
             if not isinstance(kind, torch.dtype) or not all(type(n) is int and n >= 0 for n in shape):
-                raise CheckpointError(f"{name}: {dtype} {shape} is no tensor")
+                raise CheckpointError(f"{name}: {dtype} {shape} is no tensor. {file.DAMAGED}")
             found[name] = (shape, kind)
         return found
 
@@ -143,7 +143,7 @@ class Folder:
         for name, (shape, dtype) in described.items():
             there = found.get(name)
             if not isinstance(there, TensorStorageMetadata):
-                raise CheckpointError(f"the shards hold no {name}: a file of them is missing")
+                raise CheckpointError(f"the shards hold no {name}: a file of them is missing. {file.DAMAGED}")
             covered = sum(torch.Size(chunk.sizes).numel() for chunk in there.chunks)
             wanted = torch.Size(shape).numel()
             if list(there.size) != shape or str(there.properties.dtype) != dtype or covered != wanted:

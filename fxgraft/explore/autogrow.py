@@ -141,7 +141,10 @@ class Growth:
                     state=exploration,
                 )
         except (KeyError, TypeError, ValueError, FxGraftError) as error:
-            raise CheckpointError(f"the growth cannot go on from that state: {error}") from error
+            raise CheckpointError(
+                f"the growth cannot go on from that state: {error}. Call autogrow with the arguments of the "
+                f"saved run"
+            ) from error
         self._memory = memory
         self._clock.begin(memory)
 

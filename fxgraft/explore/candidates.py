@@ -104,7 +104,7 @@ def find(
             found.left_out.append((seed, candidate, reason))
     if not found.candidates:
         why = found.left_out[0][2] if found.left_out else "expected one at least; got none"
-        raise ValueError(f"candidates: nothing could grow: {why}")
+        raise ValueError(f"candidates: nothing could grow: {why}. Name other slots or blueprints")
     return found
 
 
@@ -213,7 +213,9 @@ def _fitting(
             found.left_out.append((candidate.command, candidate, reason))
     if not found.candidates:
         why = "; ".join(f"{seed.blueprint} at {seed.slot!r}: {why}" for seed, _, why in found.left_out[:3])
-        raise ValueError(f"candidates: nothing that is registered can grow there: {why}")
+        raise ValueError(
+            f"candidates: nothing that is registered can grow there: {why}. Name other slots or blueprints"
+        )
     return found
 
 

@@ -88,6 +88,9 @@ class CandidateState:
     def go_on(self, state: Mapping[str, Any]) -> None:
         """From there. Raises `CheckpointError` where it was another candidate."""
         if commands.to_dict(self.command) != state["command"]:
-            raise CheckpointError(f"the exploration was one of other candidates: {state['command']}")
+            raise CheckpointError(
+                f"the exploration was one of other candidates: {state['command']}. Call explore with the "
+                f"arguments of the saved run"
+            )
         for name in KEPT:
             setattr(self, name, state[name])

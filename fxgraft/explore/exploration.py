@@ -305,7 +305,10 @@ class Exploration:
         for entry, saved in zip(self._entries, state["entries"], strict=True):
             entry.go_on(saved)
             if entry.status == LEARNING and entry.seed not in self._manager.seeds:
-                raise CheckpointError(f"the exploration's seed {entry.seed!r} is not in the checkpoint")
+                raise CheckpointError(
+                    f"the exploration's seed {entry.seed!r} is not in the checkpoint. Load the run that "
+                    f"manager.save wrote, before this"
+                )
             if saved["birth"] is not None:
                 self._hold(entry)
                 self._births[str(entry.seed)].go_on(saved["birth"])

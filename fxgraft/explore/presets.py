@@ -77,7 +77,9 @@ def _behind_blocks(host: Host, inside: Sequence[Kind], at_the_end: Sequence[Kind
     if not found:
         names = ", ".join(name for name, _ in inside)
         where = ", ".join(stack.path for stack in stacks)
-        raise SlotError(f"presets: none of {names} fits behind a block of {where}")
+        raise SlotError(
+            f"presets: none of {names} fits behind a block of {where}. Use candidates='auto', or name slots"
+        )
     deeper = [seed for seed in depths(host) if seed.config["stack"] in {stack.path for stack in stacks}]
     return [*found, *deeper]
 

@@ -84,12 +84,18 @@ def fold(
     placements = {p.seed: p for p in host.structure.placements}
     for name in seeds or ():
         if name not in placements:
-            raise StageError(f"the host has no fossil {name!r}; it has {', '.join(placements) or 'none'}")
+            raise StageError(
+                f"the host has no fossil {name!r}; expected one of "
+                f"{', '.join(placements) or 'none: fossilize first'}"
+            )
     twin = copy.deepcopy(host)
     into, refused = Folding(twin).run(placements if seeds is None else seeds)
     if seeds is not None and refused:
         name, why = next(iter(refused.items()))
-        raise SlotError(f"seed {name!r} at slot {placements[name].slot.name!r} cannot be folded: it {why}")
+        raise SlotError(
+            f"seed {name!r} at slot {placements[name].slot.name!r} cannot be folded: it {why}. "
+            f"fxgraft.unwrap(host) keeps it as a module"
+        )
     module = unwrap(twin)
     expected = _floats(reference, example_args, dict(example_kwargs or {}))
     actual = _floats(module, example_args, dict(example_kwargs or {}))

@@ -205,7 +205,10 @@ def fell_back(module: nn.Module, given: Any) -> None:
         f"it was traced with: it runs without what was grown in it"
     )
     if torch.compiler.is_exporting():
-        raise RuntimeError(f"{message}, so the exported program would be another model")
+        raise RuntimeError(
+            f"{message}, so the exported program would be another model. Export "
+            "a call of the form of that example"
+        )
     warnings.warn(message, stacklevel=3)
 
 

@@ -241,7 +241,10 @@ def _plain_name(value: Any) -> str:
     """The name in `plain_code` of what stands for a function of fxgraft."""
     name: str = value.__name__
     if name not in plain_code.PLAIN:
-        raise FxGraftError(f"a grown module calls {value.__module__}.{name}, which has no plain form")
+        raise FxGraftError(
+            f"a grown module calls {value.__module__}.{name}, which has no plain form: use the host itself "
+            f"(manager.save, fxgraft.load_model), and report it"
+        )
     return name
 
 

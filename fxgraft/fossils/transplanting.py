@@ -149,7 +149,10 @@ class _Match:
                     ("the grown model", "the target") if b is None else ("the target", "the grown model")
                 )
                 layer = _joined(ours if b is None else theirs, name)
-                raise TransplantError(f"{layer!r} of {who} has no counterpart in {other}")
+                raise TransplantError(
+                    f"{layer!r} of {who} has no counterpart in {other}. Expected a target of the size that "
+                    f"has grown, without other layers"
+                )
             if not _same_shape(a, b):
                 raise TransplantError(
                     f"{_joined(theirs, name)!r} of the target: expected shape {tuple(a.shape)}, that of "

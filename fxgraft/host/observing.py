@@ -73,7 +73,10 @@ def _observe(region: Region, call: _Call) -> None:
         return
     values = region.form.values(*call)
     if values is None:
-        raise SlotError(f"{region.name} is called in another way than the block of which it is a copy")
+        raise SlotError(
+            f"{region.name} is called in another way than the block of which it is a copy. Choose a block "
+            f"that is called alike, by like=[...], or another place, by at=[...]"
+        )
     inputs = [values[str(node.target)] for node in region.base.find_nodes(op="placeholder")]
     _Sizes(region.module, graph=region.base).run(*inputs)
     FindSlots(region=region.name).rewrite(region.base)

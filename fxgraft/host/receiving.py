@@ -115,7 +115,10 @@ def receive(host: Host, state: MutableMapping[str, Any], prefix: str) -> None:
         return
     reader, said = _readers[0], _seeds_in(state, f"{prefix}{SEEDS}.")
     if without := [name for name in reader.names(entry) if name not in said]:
-        raise CheckpointError(f"the state says how {_named(without)} are wired, and has no weights of them")
+        raise CheckpointError(
+            f"the state says how {_named(without)} are wired, and has no weights of them. Load the whole "
+            f"state_dict of the host, or use SeedManager.load"
+        )
     now = host.structure_entry(host) if host.structure_entry is not None else None
     if now is not None and reader.alike(now[0], entry):
         return

@@ -76,7 +76,9 @@ def renew(undo: ExitStack, host: Host, example: Example, known: Renewal | None =
             placed = replace(placement, slot=host.site(*placement.slot.names), kind=kind)
             renewed = Structure((*renewed.placements, placed))
     except SlotError as error:
-        raise SlotError(f"what has grown has no place in the wider host: {error}") from error
+        raise SlotError(
+            f"what has grown has no place in the wider host: {error}. Cull or fuse it before widen()"
+        ) from error
     host._traced.insert_blocks(renewed, grafts)
     running.prepare(renewed, renewed.phases)
     running.enter(renewed, phase, grafts)

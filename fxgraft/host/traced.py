@@ -15,7 +15,7 @@ from fxgraft.errors import SlotError
 from fxgraft.host.insertions import Insertions, orders
 from fxgraft.host.stacks import Stacks
 from fxgraft.slots.branching import Calls
-from fxgraft.slots.places import place
+from fxgraft.slots.places import ANOTHER, place
 from fxgraft.slots.selection import NO_SLOTS, Slots
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Slot
@@ -75,7 +75,7 @@ class Traced:
         if (found := place(name, slots, self.regions)) is not None:
             return found
         if (reason := self.rejected.get(name)) is not None:
-            raise SlotError(f"{name!r} is no slot: it {reason}")
+            raise SlotError(f"{name!r} is no slot: it {reason}. {ANOTHER}")
         if not slots:
             raise SlotError(NO_SLOTS)
         near = difflib.get_close_matches(name, slots, n=3, cutoff=0.3) or list(slots)[:3]

@@ -226,7 +226,10 @@ def _load(growths: list[Growth], models: list[nn.Module], folder: str) -> None:
     files = {growth: _file(folder, growth._place(models)) for growth in growths}
     for file in files.values():
         if not file.exists():
-            raise CheckpointError(f"{file}: is not there; the state was not saved with a Growth of this host")
+            raise CheckpointError(
+                f"{file}: is not there; the state was not saved with a Growth of this host. Make the Growth "
+                f"before accelerator.save_state, and load a state that was saved so"
+            )
     for growth, file in files.items():
         growth._load(file)
         models[growth._place(models)] = _Loaded()

@@ -259,7 +259,10 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     def _bring(self, file: Path, keep_streams: bool) -> None:
         """Bring host, seeds and optimizer to a checkpoint, whatever has grown meanwhile."""
         if not file.exists():
-            raise CheckpointError(f"{file}: is not there; the checkpoint was not saved with this callback")
+            raise CheckpointError(
+                f"{file}: is not there; the checkpoint was not saved with this callback. Use a checkpoint of "
+                f"a run that had it, or set load_best_model_at_end=False"
+            )
         assert self._optimizer is not None
         streams = randomness.state()
         self._start(self._optimizer, self._schedulers, file)

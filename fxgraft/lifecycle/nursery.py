@@ -178,7 +178,8 @@ def grow(
         raise
     except Exception as error:
         raise BlueprintError(
-            f"blueprint {given} at slot {slot.name!r} could not be built: {type(error).__name__}: {error}"
+            f"blueprint {given} at slot {slot.name!r} could not be built: {type(error).__name__}: {error}. "
+            f"The slot is free; correct the blueprint or its options"
         ) from error
     if not isinstance(module, nn.Module):
         raise BlueprintError(

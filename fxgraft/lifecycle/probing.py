@@ -28,7 +28,10 @@ def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
     """Let ``seed`` run at ``alpha`` inside. Nothing recompiles: the forward that blends exists."""
     alpha = validate.number("alpha", alpha, 0, 1)
     if not seed.is_live:
-        raise StageError(f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change")
+        raise StageError(
+            f"seed {seed.name!r} is {seed.stage.name}: it has no alpha to change. "
+            f"Measure a seed that is TRAINING, BLENDING or HOLDING"
+        )
     before, phase, stage = seed.alphas, host.phase, seed.stage
     learning = host.graft(seed.name).learning
     with ExitStack() as stack:

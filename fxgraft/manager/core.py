@@ -158,7 +158,8 @@ class ManagerCore:
     def _refuse_inference_mode(self, action: str) -> None:
         if torch.is_inference_mode_enabled():
             raise StageError(
-                f"cannot {action} in torch.inference_mode(): what is made there cannot be trained"
+                f"cannot {action} in torch.inference_mode(): what is made there cannot be trained. "
+                f"Do it outside, or use torch.no_grad()"
             )
 
     # Seeds, and their names
@@ -179,7 +180,8 @@ class ManagerCore:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
         if name in self._lifecycle.departing:
             raise StageError(
-                f"the graft of culled seed {name!r} is still in the graph; it leaves at a later step()"
+                f"the graft of culled seed {name!r} is still in the graph; it leaves at a later step(). "
+                f"Choose another name, or germinate after that"
             )
         self._memory.names.note(name)
         return name

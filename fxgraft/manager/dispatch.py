@@ -255,7 +255,10 @@ def arguments(command: SEED) -> dict[str, Any]:
     if "groups" in taken and nursery.has_option(command.blueprint, "groups"):
         taken = taken - {"groups"}  # which is then the blueprint's
     if taken:
-        raise CommandError(f"config: {', '.join(sorted(taken))} cannot be set by a command")
+        raise CommandError(
+            f"config: {', '.join(sorted(taken))} cannot be set by a command: they "
+            f"are arguments of the manager's germinate()"
+        )
     given = {f.name: getattr(command, f.name) for f in dataclasses.fields(SeedData)}
     slot, config = given.pop("slot"), given.pop("config")
     return {"slot_name": slot, **given, **config}

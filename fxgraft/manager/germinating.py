@@ -238,7 +238,10 @@ def _bring_to_life(
 def _refuse_cooldown(manager: ManagerCore, slot: str) -> None:
     left = manager._memory.refuses_until.get(slot, 0) - manager._reporter.step
     if manager.enabled and left > 0:
-        raise SlotError(f"slot {slot!r} cools down after a cull, for {left} more steps")
+        raise SlotError(
+            f"slot {slot!r} cools down after a cull, for {left} more steps: germinate then, or choose "
+            f"another slot, or SeedManager(..., cooldown=0)"
+        )
 
 
 def _warn_of_starving(seed: Seed) -> None:

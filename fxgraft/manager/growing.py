@@ -156,7 +156,7 @@ def fuse(self: ManagerCore, *seeds: Seed | str) -> Mapping[str, str]:
     for name in names:
         if name not in fossils:
             stage = self._seeds[name].stage.name
-            raise StageError(f"cannot fuse seed {name!r}: it is {stage}, and no fossil")
+            raise StageError(f"cannot fuse seed {name!r}: it is {stage}, and no fossil. Fossilize it first")
     found = resizing.fuse(self._lifecycle, names or sorted(fossils), self._optimizers, skip=not seeds)
     for name, layer in found.items():
         self._reporter.emit("fused", name, into=layer)

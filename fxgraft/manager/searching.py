@@ -163,7 +163,10 @@ def autogrow(
     self._allow("autogrow")
     self._acts.refuse("autogrow")
     if any(isinstance(routine, Growth) for routine in self._routines):
-        raise StageError("cannot autogrow: another growth of this manager goes on")
+        raise StageError(
+            "cannot autogrow: another growth of this manager goes on. "
+            "Call its stop(), or wait until it is done"
+        )
     course = Course(
         steps, blend, hold, window=window, flat=flat, gain=gain, patience=patience, measurements=measurements
     )

@@ -229,7 +229,9 @@ def _pass_gate(manager: ManagerCore, action: str, seed: Seed, force: bool) -> No
     verdict = gate(seed)
     manager._reporter.gate(seed, action, verdict)
     if not verdict and not force:
-        raise StageError(f"cannot {action} seed {seed.name!r}: {verdict.reason}")
+        raise StageError(
+            f"cannot {action} seed {seed.name!r}: {verdict.reason}. Meet that, or give force=True"
+        )
 
 
 def _set_paused(manager: ManagerCore, seed: Seed, paused: bool) -> None:
@@ -239,7 +241,10 @@ def _set_paused(manager: ManagerCore, seed: Seed, paused: bool) -> None:
         return manager._reporter.operation(action, seed, disabled=True)
     stage = manager._acts.course(seed).stage
     if stage not in (Stage.TRAINING, Stage.BLENDING, Stage.HOLDING):
-        raise StageError(f"cannot pause or resume seed {seed.name!r}: it is {stage.name}")
+        raise StageError(
+            f"cannot pause or resume seed {seed.name!r}: it is {stage.name}; expected TRAINING, BLENDING or "
+            f"HOLDING"
+        )
     told = partial(manager._reporter.operation, action, seed)
     if manager._acts.open is not None:
         return manager._acts.open.pause(seed, paused, told)

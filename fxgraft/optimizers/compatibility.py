@@ -25,7 +25,7 @@ _FOR_EACH = (
 
 _STEPS = {inspect.unwrap(kind.step): kind for kind in _FOR_EACH}
 _REAL_ONLY = (optim.Adafactor, optim.Muon)
-_INSTEAD = (
+INSTEAD = (
     "Give the manager an optimizer beside it that takes each parameter for itself, and step both: "
     "SeedManager(host, [optimizer, torch.optim.AdamW([{'params': []}], lr=1e-3)])"
 )
@@ -46,10 +46,10 @@ def why_incompatible(
     if isinstance(optimizer, optim.LBFGS):
         return (
             f"LBFGS takes one step along one direction for all its parameters together: the host would feel "
-            f"an isolated seed. Train with one that takes each for itself (SGD, AdamW, …). {_INSTEAD}"
+            f"an isolated seed. Train with one that takes each for itself (SGD, AdamW, …). {INSTEAD}"
         )
     if isinstance(optimizer, optim.SparseAdam):
-        return f"SparseAdam takes sparse gradients, and those of a seed are dense. {_INSTEAD}"
+        return f"SparseAdam takes sparse gradients, and those of a seed are dense. {INSTEAD}"
     known = _STEPS.get(inspect.unwrap(type(optimizer).step))
     if known is optim.Muon and parameter.dim() != 2:
         return (
@@ -57,7 +57,7 @@ def why_incompatible(
             f"optimizer beside it, with a parameter of the host that has as many"
         )
     if known in _REAL_ONLY and parameter.is_complex():
-        return f"{known.__name__} takes real parameters, and it is complex. {_INSTEAD}"
+        return f"{known.__name__} takes real parameters, and it is complex. {INSTEAD}"
     if known is not None or not tries or parameter.is_meta:
         return None
     return _tried(optimizer, group, parameter)
@@ -74,4 +74,4 @@ def _tried(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Paramet
             )
         return None
     why = trial.why_not(optimizer, group, parameter)
-    return None if why is None else f"{why}. {_INSTEAD}"
+    return None if why is None else f"{why}. {INSTEAD}"

@@ -141,7 +141,7 @@ def check(hyper: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None
     known = sorted({name for group in groups for name in group} - _NOT_HYPER)
     if unknown := [name for name in hyper if name not in known]:
         raise ValueError(
-            f"hyper: unknown {', '.join(map(repr, unknown))}; the optimizers know: {', '.join(known)}"
+            f"hyper: unknown {', '.join(map(repr, unknown))}; expected some of: {', '.join(known)}"
         )
     for group in groups:
         for name in hyper.keys() & group.keys():
@@ -161,7 +161,10 @@ def _scale(
     peaks = [s.max_lrs[place] for s in schedulers if hasattr(s, "max_lrs")]
     nominal = float(like.get("max_lr", peaks[0] if peaks else like.get("initial_lr", like["lr"])))
     if nominal == 0 and schedulers:
-        raise ValueError("hyper: lr cannot follow the schedule of a group whose own lr is 0")
+        raise ValueError(
+            "hyper: lr cannot follow the schedule of a group whose own lr is 0. Choose a group with another "
+            "lr by groups=, or leave lr out"
+        )
     lr = float(own["lr"])
 
     def scale(value: Any) -> Any:

@@ -18,6 +18,7 @@ from fxgraft.seeds.seed import Seed
 
 Rings = Callable[[str, Callable[[str], bool]], Iterator[tuple[str, ...]]]
 """Slot, and what counts as a layer -> names of the modules and parameters around it, nearest first."""
+_NO_GROUP = f"the optimizers have no group that is no seed's. {compatibility.INSTEAD}"
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,7 @@ class Places:
         if group is None:
             group = placement.choose(kind, rings, self._census, self._optimizers, can_train)
         if group is None or not can_train(group):
-            why = next(
-                (why for why in reasons.values() if why), "the optimizers have no group that is no seed's"
-            )
+            why = next((why for why in reasons.values() if why), _NO_GROUP)
             raise BlueprintError(f"seed {seed.name!r} at slot {seed.slot!r}: {name} cannot be trained: {why}")
         return group
 

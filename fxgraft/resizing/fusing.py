@@ -61,7 +61,10 @@ def fuse(
                     undo.push(one.pop_all())
             except (NotAffineError, NotAlikeError, ChannelError) as why:
                 if not skip:
-                    raise SlotError(f"seed {name!r} cannot be fused: it {why}") from why
+                    raise SlotError(
+                        f"seed {name!r} cannot be fused: it {why}. It stays as it is; fuse() without "
+                        f"names takes those that can be"
+                    ) from why
         if not into:
             return into
         rest = Structure(tuple(p for p in host.structure.placements if p.seed not in into))

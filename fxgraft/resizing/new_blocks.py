@@ -82,7 +82,7 @@ def origin(host: Host, stack: Stack, front: str, before: bool) -> Origin:
         why = {} if node is None else node.meta
         raise SlotError(
             f"stack {stack.path!r}: no block can stand behind {front!r}: what it returns "
-            f"{why.get('no_slot') or 'is no slot'}"
+            f"{why.get('no_slot') or 'is no slot'}. Choose other places with at=[...], or at='start'"
         )
     return Origin(stack, root, front, call, slot)
 
@@ -180,7 +180,8 @@ def _refuse_told(host: Host, origin: Origin, made: nn.Module) -> None:
         if broken:
             raise SlotError(
                 f"stack {origin.stack.path!r}: the code of {name!r} depends on what is different in each "
-                f"block ({min(broken)}), so that a further block of it has no graph"
+                f"block ({min(broken)}), so that a further block of it has no graph. Give the blocks what "
+                f"differs as an argument or a buffer, or choose another block to copy: like=[...]"
             )
 
 

@@ -76,7 +76,10 @@ class WideningReplay:
         try:
             widen(self._host, growth.group, growth.by, growth.init, "fresh", self._optimizers, 0, outer=undo)
         except ChannelError as error:
-            raise CheckpointError(f"the host does not grow as that of the checkpoint did: {error}") from error
+            raise CheckpointError(
+                f"the host does not grow as that of the checkpoint did: {error}. Expected a host of the "
+                f"model that was traced in the saved run"
+            ) from error
 
     def end(self, undo: ExitStack) -> None:
         """All are done, and all seeds are there."""
@@ -91,7 +94,10 @@ def _set_numbers(undo: ExitStack, host: Host, found: Sequence[Widened]) -> None:
     for path, name, value in {(p, n): (p, n, v) for record in found for p, n, v in record.numbers}.values():
         module = modules.get(path)
         if module is None or not isinstance(module.__dict__.get(name), float | None):
-            raise CheckpointError(f"the checkpoint has set {path}.{name}, a number that the host has not")
+            raise CheckpointError(
+                f"the checkpoint has set {path}.{name}, a number that the host has not. Expected a host of "
+                f"the model that was traced in the saved run"
+            )
         undo.callback(module.__dict__.__setitem__, name, module.__dict__.get(name))
         module.__dict__[name] = value
 

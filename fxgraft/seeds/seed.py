@@ -220,7 +220,10 @@ class Seed:
 
     def _refuse(self, name: str) -> NoReturn:
         if not hasattr(self, name):
-            raise AttributeError(f"a Seed has no attribute {name!r}, and takes no others than its own")
+            raise AttributeError(
+                f"a Seed has no attribute {name!r}, and takes no others than its own. Keep notes of yours in "
+                f"a dictionary by seed.name"
+            )
         instead = _INSTEAD.get(name, "the manager keeps it")
         raise AttributeError(f"{name} of seed {self.name!r} is only read: {instead}")
 

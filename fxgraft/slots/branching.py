@@ -48,7 +48,7 @@ class Calls:
         except SlotError as error:
             raise SlotError(
                 f"{pair}: they are in the regions {source.region!r} and {slot.region!r}, which cannot run "
-                f"as one graph: {error}"
+                f"as one graph: {error}. Choose source and slot in one region, or in regions that are joined"
             ) from error
         return replace(slot, source=source, merged=merged)
 

@@ -28,6 +28,8 @@ from fxgraft_passes.observe import observation_of
 
 _ELEMENT = re.compile(r"(.+)\[(\d+)\]")
 ALL_CALLS = "@*"
+ANOTHER = "Choose another of host.slots; print(host.slots) shows them"
+"""What to do about a name that is no slot."""
 
 
 def place(name: str, slots: Mapping[str, Slot], regions: Mapping[str, Region]) -> Slot | None:
@@ -64,18 +66,22 @@ class _Places:
             _, value = self._find(left)
             if value not in read:
                 readers = ", ".join(repr(self._name(node)) for node in value.users) or "none"
-                raise SlotError(f"{name!r}: {right!r} does not read {left!r}; it is read by {readers}")
+                raise SlotError(
+                    f"{name!r}: {right!r} does not read {left!r}; expected one that does: {readers}"
+                )
         else:
             value = self._only(name, [node for node in read if _is_tensor(node)])
         found = slot_behind(value, name, region, reader)
         if isinstance(found, str):
-            raise SlotError(f"{name!r} is no slot: the value {found}")
+            raise SlotError(f"{name!r} is no slot: the value {found}. {ANOTHER}")
         if found.copy:
-            raise SlotError(f"{name!r} is no slot: the value is changed in place later, for all its readers")
+            raise SlotError(
+                f"{name!r} is no slot: the value is changed in place later, for all its readers. {ANOTHER}"
+            )
         if (other := regrouped(value, reader, self._regions[region], self._regions)) is not None:
             raise SlotError(
                 f"{name!r} is no slot: {right!r} may use the value several times, and {other} reads it "
-                f"later: with a graft in between its gradients would be summed up in another order"
+                f"later: with a graft in between its gradients would be summed up in another order. {ANOTHER}"
             )
         return found
 
@@ -92,8 +98,10 @@ class _Places:
             return slots[0]
         if not slots:
             why = taken[0].meta["no_slot"] if taken else "is not read"
-            raise SlotError(f"'{name}[{index}]' is no slot: the element {why}")
-        raise SlotError(f"'{name}[{index}]' is read at several places: {', '.join(s.name for s in slots)}")
+            raise SlotError(f"'{name}[{index}]' is no slot: the element {why}. {ANOTHER}")
+        raise SlotError(
+            f"'{name}[{index}]' is read at several places; expected one of {', '.join(s.name for s in slots)}"
+        )
 
     def all_calls(self, name: str) -> Slot:
         """All calls of one module."""
@@ -108,10 +116,16 @@ class _Places:
             if known.module.get_submodule(str(call.target)) is module
         ]
         if any(where != region for where, _ in calls):
-            raise SlotError(f"{name!r}: its calls are in several regions, {sorted({w for w, _ in calls})}")
+            raise SlotError(
+                f"{name!r}: its calls are in several regions, {sorted({w for w, _ in calls})}. Choose one "
+                f"call by its own name"
+            )
         none = next((call for _, call in calls if call not in self._names), None)
         if none is not None:
-            raise SlotError(f"{name!r}: the call {self._name(none)!r} is no slot: it {none.meta['no_slot']}")
+            raise SlotError(
+                f"{name!r}: the call {self._name(none)!r} is no slot: it {none.meta['no_slot']}. Choose one "
+                f"call by its own name"
+            )
         first, *others = (self._slots[self._names[call]] for _, call in calls)
         if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
             shapes = ", ".join(str(tuple(slot.shape)) for slot in (first, *others))

@@ -108,7 +108,9 @@ class Trainer:
         **options: Any,
     ):
         if controller is not None and validation is None:
-            raise ValueError("validation: a controller measures seeds on held-out batches; got None")
+            raise ValueError(
+                "validation: expected held-out batches, on which a controller measures; got None"
+            )
         self.model = host
         self.config = config or TrainingConfig()
         self.optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
@@ -212,7 +214,10 @@ class Trainer:
         self._attempts = 1 if calm else self._attempts + 1
         self.rollbacks.append((step, reason))
         if self._attempts > config.attempts:
-            raise DivergedError(f"step {step}: {reason}; {config.attempts} rollbacks in a row did not help")
+            raise DivergedError(
+                f"step {step}: {reason}; {config.attempts} rollbacks in a row did not help. Use a smaller "
+                f"learning rate, or fewer seeds at a time"
+            )
         logger.warning("step %d: %s; rolling back", step, reason)
         loaded = self._load_good(step - config.confirm)
         if self._attempts > 1 or not loaded:

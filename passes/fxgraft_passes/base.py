@@ -49,7 +49,10 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
 
     def copy_of(node: fx.Node) -> fx.Node:
         if node not in env:
-            raise FxGraftError(f"the graph is malformed: {node} is read before it is computed")
+            raise FxGraftError(
+                f"the graph is malformed: {node} is read before it is computed: expected nodes in the order "
+                "in which they run"
+            )
         return env[node]
 
     for node in graph.nodes:

@@ -15,7 +15,9 @@ def verify(graph: fx.Graph) -> None:
     try:
         graph.lint()  # each value is there before it is read: so there are no cycles
     except Exception as error:
-        raise FxGraftError(f"the rewritten graph is malformed: {error}") from error
+        raise FxGraftError(
+            f"the rewritten graph is malformed: {error}. Correct the pass that wrote it"
+        ) from error
     for site, exit_node in exits(graph):
         _check_readers(graph, site, exit_node)
         if site.spec.isolated and site.spec.fossil is None:

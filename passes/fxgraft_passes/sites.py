@@ -84,7 +84,10 @@ def host_value(exit_node: fx.Node) -> fx.Node:
             if value.meta.get("graft_of") != name:
                 return value
             front.append(value)
-    raise FxGraftError(f"the graft of seed {name!r} reads nothing of the graph that it is in")
+    raise FxGraftError(
+        f"the graft of seed {name!r} reads nothing of the graph that it is in. "
+        f"Rewrite the module that Germinate returned"
+    )
 
 
 def _read(node: fx.Node) -> list[fx.Node]:

@@ -106,7 +106,7 @@ def test_a_slot_whose_calls_all_fall_back_is_told_of_at_the_first_step(
     with pytest.raises(StageError) as caught:
         run.manager.blend("a")
     assert str(caught.value) == (
-        f"cannot blend seed 'a': it has never run: {run.seed.did_not_run}. force=True does it all the same"
+        f"cannot blend seed 'a': it has never run: {run.seed.did_not_run}. Meet that, or give force=True"
     )
 
 

@@ -202,7 +202,7 @@ class Filling:
             raise ChannelError(
                 f"{self._group.name}: the norm in {bare.module} has no weight, which would have to make up "
                 "for the "
-                f"channels that it counts more"
+                f"channels that it counts more. Use a norm with a weight (elementwise_affine=True) there"
             )
         by_hand = self._group.atom.hazards.get(MEAN, ())
         weights = {m.name for m in self._group.members if m.path in by_hand}
@@ -232,7 +232,7 @@ class Filling:
         if len(small) > 1:
             raise ChannelError(
                 f"{self._group.name}: {place} has several small numbers ({', '.join(small)}), one of which "
-                "is its eps"
+                "is its eps: name that one eps"
             )
         return [Setting(place, n, None, module.__dict__[n], module.__dict__[n] * self.ratio) for n in small]
 

@@ -76,7 +76,10 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
     """
     check_wish(group.name, by, init)
     if group.fixed is not None:
-        raise ChannelError(f"{group.name}: its {group.size} channels cannot grow: {group.fixed}")
+        raise ChannelError(
+            f"{group.name}: its {group.size} channels cannot grow: {group.fixed}. Choose another of "
+            "host.channels"
+        )
     if by % group.grain:
         raise ChannelError(
             f"{group.name}: by: expected a multiple of {group.grain}, as its channels come in parts of that; "
