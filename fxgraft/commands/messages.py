@@ -12,7 +12,20 @@ from fxgraft.seeds.config import SeedData
 
 @dataclass(frozen=True, kw_only=True)
 class SEED(SeedData):
-    """Germinate ``blueprint`` at ``slot``."""
+    """Germinate a seed, as `fxgraft.SeedManager.germinate` does with ``wait=True``.
+
+    Attributes:
+        slot: the name of the slot.
+        blueprint: a registered name, from ``fxgraft.blueprints.names()``.
+        source: an earlier slot, whose value the seed reads. Default None: it reads the value at ``slot``.
+        name: the seed's name. Default None: a generated one.
+        mode: ``"residual"``, ``"convex"``, ``"gated"`` or ``"channelwise"``. Default None: ``"residual"``.
+        isolated: whether it trains in isolation. Default True.
+        config: options of the blueprint, by name.
+        before, after: a seed at the same slot that it is placed before or behind. Default None: behind all.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     blueprint: str
     id: str | None = None
@@ -20,7 +33,16 @@ class SEED(SeedData):
 
 @dataclass(frozen=True, kw_only=True)
 class BLEND:
-    """Move the alpha of ``seed`` to ``to`` within ``steps`` training steps; 0 is at once."""
+    """Move the alpha of a seed to a target, as `fxgraft.SeedManager.blend` does.
+
+    Attributes:
+        seed: its name.
+        to: the target of alpha, 0 to 1. Default 1.
+        steps: the length of the ramp, in training steps. Default 100; 0 is at once.
+        schedule: the form of the ramp: a registered name. Default ``"cosine"``.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     seed: str
     to: float = field(default=1.0, metadata={"minimum": 0, "maximum": 1})
@@ -31,7 +53,13 @@ class BLEND:
 
 @dataclass(frozen=True, kw_only=True)
 class CULL:
-    """Remove ``seed``."""
+    """Remove a seed, as `fxgraft.SeedManager.cull` does.
+
+    Attributes:
+        seed: its name.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     seed: str
     id: str | None = None
@@ -39,7 +67,14 @@ class CULL:
 
 @dataclass(frozen=True, kw_only=True)
 class FOSSILIZE:
-    """Make ``seed`` a permanent part of the host; with ``force`` from any live stage, isolated or not."""
+    """Make a seed a permanent part of the host, as `fxgraft.SeedManager.fossilize` does.
+
+    Attributes:
+        seed: its name.
+        force: True allows it from any live stage, also of an isolated seed, and asks no gate. Default False.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     seed: str
     force: bool = False
@@ -48,7 +83,13 @@ class FOSSILIZE:
 
 @dataclass(frozen=True, kw_only=True)
 class PAUSE:
-    """Stop the ramp and the updates of ``seed``."""
+    """Stop the ramp and the updates of a seed.
+
+    Attributes:
+        seed: its name.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     seed: str
     id: str | None = None
@@ -56,7 +97,13 @@ class PAUSE:
 
 @dataclass(frozen=True, kw_only=True)
 class RESUME:
-    """Continue the ramp and the updates of ``seed`` after a PAUSE."""
+    """Continue the ramp and the updates of a seed after a PAUSE.
+
+    Attributes:
+        seed: its name.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     seed: str
     id: str | None = None
@@ -64,7 +111,16 @@ class RESUME:
 
 @dataclass(frozen=True, kw_only=True)
 class WIDEN:
-    """Add ``by`` channels to the channel group ``group`` of the host, as ``SeedManager.widen`` does."""
+    """Add channels to the host's own layers, as `fxgraft.SeedManager.widen` does.
+
+    Attributes:
+        group: the name of the group, one of ``host.channels``.
+        by: how many channels are added, 1 to 1,000,000; a multiple of the group's grain.
+        init: ``"zero"`` (the default: new outgoing weights are zero) or ``"split"`` (units are copied).
+        optimizer_state: of new entries: ``"fresh"`` (the default: zero) or ``"copy"``.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     group: str
     by: int = field(metadata={"minimum": 1, "maximum": 10**6})
@@ -75,7 +131,21 @@ class WIDEN:
 
 @dataclass(frozen=True, kw_only=True)
 class DEEPEN:
-    """Insert ``count`` more blocks in ``stack``, as ``SeedManager.deepen`` does."""
+    """Insert blocks in a stack of the host, as `fxgraft.SeedManager.deepen` does.
+
+    Attributes:
+        stack: the path of the container, one of ``host.stacks``.
+        count: how many blocks, 1 to 1,024. Default 1.
+        at: ``"start"``, ``"end"``, or indices of the blocks to insert behind. Default None: spread evenly.
+        init: ``"zero"`` (the default: the function is kept), ``"copy"`` or ``"random"``.
+        blend: the length of the ramp in training steps. Default 0: the blocks are permanent at once.
+        isolated: whether they train in isolation first. Default False.
+        optimizer_state: ``"fresh"`` (the default) or ``"copy"``, that of the copied block.
+        name: the name of the new blocks. Default None: generated ones.
+        like: indices of the blocks to copy. Default None: each copies the block in front of it.
+        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
+            is not carried out twice. Default None: no name.
+    """
 
     stack: str
     count: int = field(default=1, metadata={"minimum": 1, "maximum": 1024})
