@@ -116,20 +116,27 @@ def life(folder: Path, options: str = "{}", more: str = "") -> list[int]:
     return [int(word) for word in done.stdout.split()[-2:]]
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder that a first life has filled: what others have in common with it is compiled once."""
+    folder = tmp_path_factory.mktemp("inductor")
+    assert life(folder) == [0, 6]  # forward and backward of three structures
+    return folder
+
+
 @pytest.mark.inductor
-def test_a_resumed_run_starts_warm_from_inductors_cache_folder(tmp_path: Path) -> None:
-    assert life(tmp_path) == [0, 6]  # forward and backward of three structures
-    assert life(tmp_path) == [6, 0]
+def test_a_resumed_run_starts_warm_from_inductors_cache_folder(warm: Path) -> None:
+    assert life(warm) == [6, 0]
 
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("options", ['{"mode": "reduce-overhead"}', '{"mode": "max-autotune"}'])
-def test_inductors_modes_are_accepted(options: str, tmp_path: Path) -> None:
-    assert sum(life(tmp_path, options)) >= 3
+def test_inductors_modes_are_accepted(options: str, warm: Path) -> None:
+    assert sum(life(warm, options)) >= 3
 
 
 @pytest.mark.inductor
-def test_under_inductor_the_helpers_code_has_the_values_of_ours(tmp_path: Path) -> None:
+def test_under_inductor_the_helpers_code_has_the_values_of_ours(warm: Path) -> None:
     more = """
     before = [p.detach().clone() for p in host.parameters()]
     x = torch.randn(3, 4)
@@ -150,7 +157,7 @@ def test_under_inductor_the_helpers_code_has_the_values_of_ours(tmp_path: Path) 
     torch.testing.assert_close(ours[1:], list(grads))
     assert fxgraft.compile_report(host).artifacts
     """
-    life(tmp_path, more=textwrap.dedent(more))
+    life(warm, more=textwrap.dedent(more))
 
 
 def test_dynamic_shapes_keep_working() -> None:
