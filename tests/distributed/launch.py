@@ -1,7 +1,7 @@
 """Starts a worker script on several ranks, over gloo, on this machine.
 
 The ranks are forked from a process that has imported torch and fxgraft once: most of the time of a worker
-that is started by torchrun goes into imports. (test_guide.py starts its program with torchrun, as a user does.)
+that is started by torchrun goes into imports. (test_guide.py starts its program with torchrun.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ _forks.set_forkserver_preload(
         "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.distributed.checkpoint",
-        "torch.optim",
         "fxgraft.training",
     ]
 )
