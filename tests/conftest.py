@@ -4,6 +4,9 @@ import gc
 import os
 import shutil
 
+# Inductor compiles in the process that asks for it; else each such process starts others, which import torch.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
