@@ -43,7 +43,12 @@ class ConfigError(FxGraftError):
 
 @dataclass(frozen=True)
 class Scripted:
-    """A command, and the training step (from 1) after which it is carried out."""
+    """A command, and the training step (from 1) after which it is carried out.
+
+    Attributes:
+        step: the number of the training step, from 1.
+        command: one of `fxgraft.commands`.
+    """
 
     step: int
     command: Command
@@ -127,6 +132,9 @@ class GrowConfig(_Options):
         """Carry out the commands of the script for the step just made; call it after ``manager.step()``.
 
         A refused command is logged as a warning; the run continues.
+
+        Args:
+            manager: the one that `start` returned.
         """
         for scripted in self.script:
             if scripted.step == manager.steps:
@@ -157,6 +165,9 @@ class GrowConfig(_Options):
     def from_dict(cls, data: Mapping[str, Any]) -> GrowConfig:
         """The inverse of `to_dict`. Missing fields have their defaults.
 
+        Args:
+            data: the fields of a `GrowConfig`, in JSON types.
+
         Raises:
             ConfigError: a field is unknown or invalid; says which, what was expected, and what was given.
         """
@@ -177,7 +188,11 @@ class GrowConfig(_Options):
 
     @classmethod
     def from_json(cls, text: str) -> GrowConfig:
-        """From JSON. Raises `ConfigError`."""
+        """From JSON. Raises `ConfigError`.
+
+        Args:
+            text: a JSON object with the fields of a `GrowConfig`.
+        """
         try:
             return cls._from(decode(text))
         except InvalidDataError as error:
@@ -191,7 +206,11 @@ class GrowConfig(_Options):
 
     @classmethod
     def from_yaml(cls, text: str) -> GrowConfig:
-        """From YAML; nothing in it is executed. Raises `ConfigError`."""
+        """From YAML; nothing in it is executed. Raises `ConfigError`.
+
+        Args:
+            text: a YAML mapping with the fields of a `GrowConfig`.
+        """
         import yaml
 
         try:
@@ -201,7 +220,11 @@ class GrowConfig(_Options):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GrowConfig:
-        """From a file: JSON if its name ends in ``.json``, else YAML. Raises `ConfigError`."""
+        """From a file: JSON if its name ends in ``.json``, else YAML. Raises `ConfigError`.
+
+        Args:
+            path: the file, in UTF-8.
+        """
         file = Path(path)
         try:
             text = file.read_text(encoding="utf-8")
@@ -215,7 +238,11 @@ class GrowConfig(_Options):
             raise ConfigError(f"{file}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """To a file: JSON if its name ends in ``.json``, else YAML."""
+        """To a file: JSON if its name ends in ``.json``, else YAML.
+
+        Args:
+            path: the file; it is replaced if it exists.
+        """
         file = Path(path)
         file.write_text(self.to_json() if file.suffix == ".json" else self.to_yaml(), encoding="utf-8")
 

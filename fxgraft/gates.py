@@ -25,7 +25,12 @@ from fxgraft.util.text import pluralize
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a gate: whether the seed passes, and the reason."""
+    """The result of a gate: whether the seed passes, and the reason.
+
+    Attributes:
+        passed: whether the seed passes.
+        reason: why, in words, as in the event ``gate_event``.
+    """
 
     passed: bool
     reason: str
@@ -47,7 +52,12 @@ class Gate(ABC):
 
 @dataclass(frozen=True)
 class Both(Gate):
-    """Passes if two gates pass. The first one that fails gives the reason."""
+    """Passes if two gates pass. The first one that fails gives the reason.
+
+    Attributes:
+        first: the gate that is asked first.
+        second: the gate that is asked if the first one passes.
+    """
 
     first: Gate
     second: Gate

@@ -19,17 +19,29 @@ Schedule = Callable[[float], float]
 
 
 def linear(progress: float) -> float:
-    """The identity: alpha changes at a constant rate."""
+    """The identity: alpha changes at a constant rate.
+
+    Args:
+        progress: the share of the ramp that is done, 0 to 1.
+    """
     return progress
 
 
 def cosine(progress: float) -> float:
-    """``(1 - cos(pi p)) / 2``: slow at both ends (half a period of SGDR's cosine, Loshchilov 2017)."""
+    """``(1 - cos(pi p)) / 2``: slow at both ends (half a period of SGDR's cosine, Loshchilov 2017).
+
+    Args:
+        progress: the share of the ramp that is done, ``p``, 0 to 1.
+    """
     return (1 - math.cos(math.pi * progress)) / 2
 
 
 def sigmoid(progress: float) -> float:
-    """The logistic function of ``12 (p - 1/2)``, shifted and scaled to run from 0 to 1."""
+    """The logistic function of ``12 (p - 1/2)``, shifted and scaled to run from 0 to 1.
+
+    Args:
+        progress: the share of the ramp that is done, ``p``, 0 to 1.
+    """
 
     def logistic(x: float) -> float:
         return 1 / (1 + math.exp(-x))
@@ -44,7 +56,12 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(_schedules)
 
 
 def register(name: str, schedule: Schedule) -> None:
-    """Give a schedule a name, so that checkpoints and commands can refer to it. A taken name raises."""
+    """Give a schedule a name, so that checkpoints and commands can refer to it. A taken name raises.
+
+    Args:
+        name: the name; it must be registered in the process that loads a checkpoint as well.
+        schedule: a monotone function from 0 to 0 and from 1 to 1; values outside 0 to 1 are clamped.
+    """
     if name in _schedules:
         raise ValueError(f"there is a schedule {name!r} already")
     _schedules[name] = schedule
@@ -112,7 +129,11 @@ def _clamped(value: float, low: float, high: float) -> float:
 
 
 def resolve(schedule: str | Schedule) -> Schedule:
-    """The schedule of that name, or the callable itself. Raises `ValueError` with the known names."""
+    """The schedule of that name, or the callable itself. Raises `ValueError` with the known names.
+
+    Args:
+        schedule: a registered name, or a callable.
+    """
     if callable(schedule):
         return schedule
     if schedule not in SCHEDULES:

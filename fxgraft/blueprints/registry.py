@@ -77,7 +77,12 @@ class Blueprint:
         return self.factory(slot, **config)
 
     def check_mode(self, mode: str, slot: Slot) -> None:
-        """Raise `BlueprintError` if ``mode`` is not in ``modes``."""
+        """Raise `BlueprintError` if ``mode`` is not in ``modes``.
+
+        Args:
+            mode: the mode of a seed.
+            slot: where, for the error.
+        """
         if mode not in self.modes:
             raise BlueprintError(
                 f"{self.name} at slot {slot.name!r}: expected a mode of {', '.join(self.modes)}; got {mode!r}"
@@ -112,6 +117,16 @@ def register(
 ) -> None:
     """Register a blueprint under ``name``. The arguments are the attributes of `Blueprint`.
 
+    Args:
+        name: the name; it must be new.
+        factory: ``factory(slot, **config) -> nn.Module``.
+        branch: whether its modules are zero at initialisation, and are added. Default False.
+        replaces: whether its modules are the identity at initialisation, and replace the value. Default
+            False.
+        source: the publication that it comes from. Default none.
+        accepts: the layouts of values that it takes, keys of ``shapes.LAYOUTS``. Default: not said.
+        modes: the modes that it allows. Default all.
+
     Raises:
         BlueprintError: the name is taken, the factory not callable, a layout or mode unknown, or
             ``branch`` and ``replaces`` are both set.
@@ -136,7 +151,11 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Blueprint:
-    """The blueprint of that name. Raises `BlueprintError`, with the most similar names, if there is none."""
+    """The blueprint of that name. Raises `BlueprintError`, with the most similar names, if there is none.
+
+    Args:
+        name: a registered name.
+    """
     if name not in _blueprints:
         near = difflib.get_close_matches(name, _blueprints, n=3) or names()
         raise BlueprintError(f"no blueprint is named {name!r}; did you mean {', '.join(near)}?")

@@ -22,7 +22,8 @@ class SEED(SeedData):
         mode: ``"residual"``, ``"convex"``, ``"gated"`` or ``"channelwise"``. Default None: ``"residual"``.
         isolated: whether it trains in isolation. Default True.
         config: options of the blueprint, by name.
-        before, after: a seed at the same slot that it is placed before or behind. Default None: behind all.
+        before: a seed at the same slot, which the new one is placed in front of. Default None.
+        after: a seed at the same slot, which the new one is placed behind. Default None: behind all.
         id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
             is not carried out twice. Default None: no name.
     """

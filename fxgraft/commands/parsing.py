@@ -19,6 +19,9 @@ MAX_BYTES = 65_536
 def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
     """Parse a command from an object, a dictionary or JSON text.
 
+    Args:
+        message: a command, a dictionary ``{"type": "SEED", ...}``, or its JSON text (at most 65,536 bytes).
+
     Raises:
         CommandError: the message is not a command; says where, and what was expected.
     """
@@ -40,7 +43,11 @@ def parse(message: Command | Mapping[str, Any] | str | bytes) -> Command:
 
 
 def to_dict(command: Command) -> dict[str, Any]:
-    """A command as a dictionary of JSON types, without the fields that have their default."""
+    """A command as a dictionary of JSON types, without the fields that have their default.
+
+    Args:
+        command: any command.
+    """
     fields = {
         f.name: getattr(command, f.name)
         for f in dataclasses.fields(command)
@@ -50,7 +57,11 @@ def to_dict(command: Command) -> dict[str, Any]:
 
 
 def read(lines: Iterable[str | bytes]) -> Iterator[str | bytes]:
-    """The messages in a stream of JSON lines (a file, a pipe, a socket's ``makefile``)."""
+    """The messages in a stream of JSON lines (a file, a pipe, a socket's ``makefile``).
+
+    Args:
+        lines: text or bytes, one message per line; empty lines are left out.
+    """
     return (line for line in lines if line.strip())
 
 

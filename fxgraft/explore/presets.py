@@ -49,17 +49,29 @@ def decoder(host: Host) -> list[SEED]:
 
 
 def encoder(host: Host) -> list[SEED]:
-    """Candidates for encoders: BERT and similar ones. Arguments and errors as for `decoder`."""
+    """Candidates for encoders: BERT and similar ones. Arguments and errors as for `decoder`.
+
+    Args:
+        host: a host whose blocks are in `Host.stacks`.
+    """
     return _behind_blocks(host, [MLP, ("attention", {"causal": False})], [MLP])
 
 
 def vision(host: Host) -> list[SEED]:
-    """Candidates for vision transformers. Arguments and errors as for `decoder`."""
+    """Candidates for vision transformers. Arguments and errors as for `decoder`.
+
+    Args:
+        host: a host whose blocks are in `Host.stacks`.
+    """
     return encoder(host)
 
 
 def resnet(host: Host) -> list[SEED]:
-    """Candidates for residual convolutional networks. Arguments and errors as for `decoder`."""
+    """Candidates for residual convolutional networks. Arguments and errors as for `decoder`.
+
+    Args:
+        host: a host whose blocks are in `Host.stacks`.
+    """
     return _behind_blocks(host, [("conv_bottleneck", {}), ("squeeze_excite", {})], [])
 
 

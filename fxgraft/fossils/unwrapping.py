@@ -30,6 +30,9 @@ def unwrap(host: Host) -> nn.Module:
     ``save_pretrained`` of a model with such a seed raises, because ``from_pretrained`` would build it without
     the fossils.
 
+    Args:
+        host: a host whose seeds are all fossils.
+
     Raises:
         StageError: the host has seeds that are no fossils.
         FxGraftError: the plain module would compute something else than the host in the example call, in

@@ -110,7 +110,11 @@ class Growth:
             accelerator.register_load_state_pre_hook(partial(_load, others))
 
     def step(self, loss: float | Tensor | None = None) -> None:
-        """After ``optimizer.step()``; where gradients are accumulated, it counts the last batch only."""
+        """After ``optimizer.step()``; where gradients are accumulated, it counts the last batch only.
+
+        Args:
+            loss: that of the batch, for the log and for controllers. Default None.
+        """
         if self._accelerator.sync_gradients:
             self.manager.step(loss)
 
@@ -174,7 +178,11 @@ class GrowCallback(Growth):
         self._grow, self.growth = dict(grow), cast("autogrow.Growth | None", None)
 
     def step(self, loss: float | Tensor | None = None) -> None:
-        """After ``optimizer.step()``; where gradients are accumulated, it counts the last batch only."""
+        """After ``optimizer.step()``; where gradients are accumulated, it counts the last batch only.
+
+        Args:
+            loss: that of the batch, for the log. Default None.
+        """
         if self.growth is None and self._accelerator.sync_gradients:
             self.growth = self.manager.autogrow(**self._grow)
         super().step(loss)

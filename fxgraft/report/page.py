@@ -52,7 +52,12 @@ def write(
 
 
 def page(run: Run, title: str = "") -> str:
-    """The page as HTML. Everything from the log is escaped; the page loads nothing from elsewhere."""
+    """The page as HTML. Everything from the log is escaped; the page loads nothing from elsewhere.
+
+    Args:
+        run: from `fxgraft.report.read`.
+        title: default: the name of the host's class.
+    """
     # Autoescape is on for everything: what a log holds is never markup.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fxgraft.report"),

@@ -29,7 +29,11 @@ class Memory:
         self.events.append(event)
 
     def of_kind(self, kind: str) -> list[Event]:
-        """The events of one kind, in order."""
+        """The events of one kind, in order.
+
+        Args:
+            kind: for example ``"seed_stage"``.
+        """
         return [event for event in self.events if event.kind == kind]
 
 
@@ -39,6 +43,9 @@ class JsonLines:
     An existing file is continued: a resumed run continues its log, and if a log has several runs, the last
     one is shown. Missing folders are created. The file is closed by `close`, at the end of a ``with`` block,
     or when the sink is deleted.
+
+    Args:
+        path: the file; events are appended, in UTF-8.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -76,7 +83,11 @@ def _is_torn(path: Path) -> bool:
 
 
 class Logging:
-    """Sends events to a ``logging.Logger``: violations and failures as warnings, metrics as debug."""
+    """Sends events to a ``logging.Logger``: violations and failures as warnings, metrics as debug.
+
+    Args:
+        logger: by default ``logging.getLogger("fxgraft.events")``.
+    """
 
     _LEVELS = {
         "violation_recorded": logging.WARNING,

@@ -17,13 +17,24 @@ Record = dict[str, Any]
 
 
 def differences(a: Record, b: Record) -> list[str]:
-    """The keys of two dictionaries whose values differ in a bit."""
+    """The keys of two dictionaries whose values differ in a bit.
+
+    Args:
+        a: name -> any structure of tensors.
+        b: the same.
+    """
     keys = [*a, *(key for key in b if key not in a)]
     return [key for key in keys if key not in a or key not in b or not same_bits(a[key], b[key])]
 
 
 def assert_same_bits(actual: Any, expected: Any, what: str = "values") -> None:
-    """Raise `AssertionError`, naming what differs, unless the two are equal in every bit."""
+    """Raise `AssertionError`, naming what differs, unless the two are equal in every bit.
+
+    Args:
+        actual: a tensor, or any structure of tensors.
+        expected: the same.
+        what: how the error calls the values. Default ``"values"``.
+    """
     if isinstance(actual, dict) and isinstance(expected, dict):
         assert list(actual) == list(expected), f"{what}: other keys"
         assert not differences(actual, expected), f"{what} differ: {differences(actual, expected)[:10]}"
@@ -32,12 +43,20 @@ def assert_same_bits(actual: Any, expected: Any, what: str = "values") -> None:
 
 
 def frozen(value: Any) -> Any:
-    """A copy of a structure of tensors, which later training does not change."""
+    """A copy of a structure of tensors, which later training does not change.
+
+    Args:
+        value: any structure of tensors.
+    """
     return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), value)
 
 
 def loss_of(output: Any) -> Tensor:
-    """A scalar loss that depends on each element of each floating-point output, each with another weight."""
+    """A scalar loss that depends on each element of each floating-point output, each with another weight.
+
+    Args:
+        output: any structure of floating-point tensors.
+    """
     parts = []
     for leaf in pytree.tree_leaves(output):
         weights = torch.linspace(0.5, 1.5, leaf.numel(), dtype=leaf.dtype).view_as(leaf)
@@ -51,7 +70,13 @@ def gradients(module: nn.Module) -> Record:
 
 
 def observed_call(module: nn.Module, batch: Any, seed: int = 3) -> Record:
-    """Outputs, gradients and new buffers of one forward and backward pass; the module is restored."""
+    """Outputs, gradients and new buffers of one forward and backward pass; the module is restored.
+
+    Args:
+        module: a host or any module that takes ``batch`` as its only argument.
+        batch: the input.
+        seed: the random seed of the call. Default 3.
+    """
     buffers = [(b, b.clone()) for b in module.buffers()]
     registers = [(m, dict(m._buffers)) for m in module.modules()]
     kept = [(p, p.grad) for p in module.parameters()]

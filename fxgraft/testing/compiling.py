@@ -11,7 +11,11 @@ from fxgraft.util import _torch
 
 
 def counting_backend(inner: str = "aot_eager") -> Any:
-    """A ``torch.compile`` backend that counts graphs in its attribute ``frame_count``."""
+    """A ``torch.compile`` backend that counts graphs in its attribute ``frame_count``.
+
+    Args:
+        inner: the backend that compiles. Default ``"aot_eager"``.
+    """
     return _torch.counting_backend(inner)
 
 

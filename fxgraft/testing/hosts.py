@@ -145,7 +145,12 @@ OPERATIONS: dict[str, RandomOperation] = {
 
 @dataclass(frozen=True)
 class Child:
-    """A nested block: its operations, and how often its parent calls it (one shared module)."""
+    """A nested block: its operations, and how often its parent calls it (one shared module).
+
+    Attributes:
+        steps: names in `OPERATIONS`, and children.
+        calls: how often its parent calls it. Default 1.
+    """
 
     steps: tuple[Any, ...]
     calls: int = 1
@@ -199,7 +204,13 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """A random model as data. `build` returns the same weights each time."""
+    """A random model as data. `build` returns the same weights each time.
+
+    Attributes:
+        steps: names in `OPERATIONS`, and `Child` blocks.
+        tokens: whether its input is token ids, ``(BATCH,)`` of int64, instead of floats ``(BATCH, WIDTH)``.
+        tuple_out: whether it returns a tuple of two tensors.
+    """
 
     steps: tuple[Any, ...]
     tokens: bool = False
@@ -212,7 +223,12 @@ class Plan:
             return Net(RandomBlock(self.steps), self.tokens, self.tuple_out)
 
     def batch(self, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The input for the random seed ``seed``."""
+        """The input for the random seed ``seed``.
+
+        Args:
+            seed: a random seed; equal seeds give equal inputs.
+            dtype: of floats. Default ``torch.float32``.
+        """
         generator = torch.Generator().manual_seed(seed)
         if self.tokens:
             return torch.randint(0, TOKENS, (BATCH,), generator=generator)
@@ -237,7 +253,11 @@ def plans(without: Collection[str] = ()) -> st.SearchStrategy[Plan]:
 
 
 def graph_modules(without: Collection[str] = ()) -> st.SearchStrategy[tuple[fx.GraphModule, Tensor]]:
-    """A hypothesis strategy of random ``GraphModule``s, each with an input: for properties of passes."""
+    """A hypothesis strategy of random ``GraphModule``s, each with an input: for properties of passes.
+
+    Args:
+        without: names in `OPERATIONS` that do not occur.
+    """
     return plans(without).map(lambda plan: (fx.symbolic_trace(plan.build()), plan.batch(0)))
 
 
@@ -245,5 +265,9 @@ CALLS = ("germinate", "blend", "cull", "fossilize", "step", "step", "train", "ev
 
 
 def lifecycle_calls(max_size: int = 12) -> st.SearchStrategy[list[tuple[str, int]]]:
-    """A hypothesis strategy of sequences of calls. The number selects the slot, seed or target (modulo)."""
+    """A hypothesis strategy of sequences of calls. The number selects the slot, seed or target (modulo).
+
+    Args:
+        max_size: the largest number of calls. Default 12.
+    """
     return st.lists(st.tuples(st.sampled_from(CALLS), st.integers(0, 50)), min_size=1, max_size=max_size)

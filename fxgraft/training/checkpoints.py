@@ -24,7 +24,12 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, manager: SeedManager, step: int) -> Path:
-        """Write the state after ``step``, then delete the oldest files. Every rank has to call it."""
+        """Write the state after ``step``, then delete the oldest files. Every rank has to call it.
+
+        Args:
+            manager: the manager of the run.
+            step: the number of the training step, for the name of the file.
+        """
         path = self._folder / f"step-{step:09d}{_SUFFIX}"
         manager.save(path)
         manager.peers.mean(0.0)  # all have written

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Any, Any]], criterion: Callable[[Any, Any], Tensor]
 ) -> float:
-    """The mean of the losses of the batches, in eval mode and without gradients. The mode is restored."""
+    """The mean of the losses of the batches, in eval mode and without gradients. The mode is restored.
+
+    Args:
+        model: a host, or any module that takes ``inputs`` as its only argument.
+        batches: pairs of inputs and targets. Without any, the result is NaN.
+        criterion: outputs and targets -> a loss, 0-d.
+    """
     training = model.training
     model.eval()
     try:

@@ -129,7 +129,12 @@ class Trainer:
         self._link = Link(self.manager, controller, self.validate, recorder) if controller else None
 
     def fit(self, batches: Callable[[int], Iterable[Batch]]) -> list[EpochReport]:
-        """Train to the end. ``batches(epoch)`` returns the batches of an epoch, a function of its number."""
+        """Train to the end. ``batches(epoch)`` returns the batches of an epoch, a function of its number.
+
+        Args:
+            batches: the number of an epoch -> its batches, pairs of inputs and targets. Equal numbers must
+                give equal batches, so that a resumed run can continue in the middle of an epoch.
+        """
         reports = []
         while self.progress.epoch < self.config.epochs:
             self.model.train()
@@ -144,18 +149,32 @@ class Trainer:
         return reports
 
     def step(self, inputs: Any, target: Any) -> float:
-        """One training step and everything after it: `update`, then `follow`. Returns the loss."""
+        """One training step and everything after it: `update`, then `follow`. Returns the loss.
+
+        Args:
+            inputs: the argument of the host.
+            target: for the criterion.
+        """
         return self.follow(self.update(inputs, target))
 
     def update(self, inputs: Any, target: Any) -> Tensor:
-        """The training step: forward, backward, optimizers, schedulers. Returns the loss."""
+        """The training step: forward, backward, optimizers, schedulers. Returns the loss.
+
+        Args:
+            inputs: the argument of the host.
+            target: for the criterion.
+        """
         with self._autocast():
             loss: Tensor = self._criterion(self.model(inputs), target)
         self._optimize(loss)
         return loss.detach()
 
     def follow(self, loss: Tensor) -> float:
-        """What is done after a training step: manager, watchdog, controller, checkpoint. Returns the loss."""
+        """What is done after a training step: manager, watchdog, controller, checkpoint. Returns the loss.
+
+        Args:
+            loss: that of the training step, 0-d.
+        """
         self.manager.step(loss)
         self.progress.step, self.progress.batch = self.progress.step + 1, self.progress.batch + 1
         self.losses.append(

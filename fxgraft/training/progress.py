@@ -13,7 +13,14 @@ from fxgraft.controllers import Controller
 
 @dataclass(frozen=True)
 class EpochReport:
-    """The result of an epoch: mean training loss, and loss on held-out data (None without such data)."""
+    """The result of an epoch: mean training loss, and loss on held-out data (None without such data).
+
+    Attributes:
+        epoch: its number, from 0.
+        steps: the number of training steps made in it by this object.
+        loss: the mean training loss; NaN without steps.
+        validation: the loss on held-out data, or None.
+    """
 
     epoch: int
     steps: int

@@ -47,7 +47,11 @@ class WatchdogConfig:
 
 
 class Watchdog:
-    """Compares the training loss with its running median."""
+    """Compares the training loss with its running median.
+
+    Args:
+        config: default None: `WatchdogConfig` with its defaults.
+    """
 
     def __init__(self, config: WatchdogConfig | None = None):
         self.config = config or WatchdogConfig()
@@ -58,6 +62,9 @@ class Watchdog:
         """Add one loss. Returns the reason why the run has diverged, or None.
 
         Outliers are not part of the median.
+
+        Args:
+            loss: that of one training step.
         """
         if not math.isfinite(loss):
             self._far = 0

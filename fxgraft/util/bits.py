@@ -17,6 +17,10 @@ def same_bits(a: Any, b: Any) -> bool:
 
     Leaves other than tensors are compared by ``==`` where they are constants, and taken to be
     equal where they are objects. Tensors without data (``meta``) are compared by shape and dtype.
+
+    Args:
+        a: a tensor, or any structure of tensors.
+        b: the same.
     """
     ours, form = pytree.tree_flatten(a)
     theirs, other = pytree.tree_flatten(b)

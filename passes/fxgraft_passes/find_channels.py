@@ -68,6 +68,9 @@ class FindChannels(GraphPass):
 def channels_of(graph_module: fx.GraphModule) -> Mapping[str, ChannelGroup]:
     """Name -> `ChannelGroup`, as found by `FindChannels`.
 
+    Args:
+        graph_module: one that `FindChannels` was called on.
+
     Raises:
         ChannelError: `FindChannels` has not run on it.
     """

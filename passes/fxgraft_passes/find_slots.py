@@ -108,7 +108,11 @@ class FindSlots(GraphPass):
 
 
 def slots_of(graph: fx.Graph) -> list[Slot]:
-    """The slots that `FindSlots` found, in graph order."""
+    """The slots that `FindSlots` found, in graph order.
+
+    Args:
+        graph: one that `FindSlots` has marked.
+    """
     return [node.meta["slot"] for node in graph.nodes if "slot" in node.meta]
 
 
@@ -123,7 +127,11 @@ def slot_behind(node: fx.Node, name: str, region: str, reader: fx.Node) -> Slot 
 
 
 def rejections_of(graph: fx.Graph) -> dict[str, str]:
-    """Name -> reason for the nodes that are no slots."""
+    """Name -> reason for the nodes that are no slots.
+
+    Args:
+        graph: one that `FindSlots` has marked.
+    """
     return {
         node.meta["qualified_name"]: node.meta["no_slot"] for node in graph.nodes if "no_slot" in node.meta
     }

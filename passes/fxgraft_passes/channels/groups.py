@@ -72,7 +72,11 @@ class ChannelGroup:
     companions: Mapping[Atom, tuple[Member, ...]] = field(default_factory=dict, repr=False)
 
     def growths(self, units: int) -> dict[Atom, int]:
-        """By how much each atom grows with that many more units of the leading one."""
+        """By how much each atom grows with that many more units of the leading one.
+
+        Args:
+            units: how many more, 1 or more.
+        """
         rest = {atom: atom.size * units // self.atom.size for atom in self.companions}
         return {self.atom: units, **rest}
 
