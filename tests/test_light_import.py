@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,44 @@ NO_MODULES = {"md", "rank", "safetensors"}
 HEAVY = ["networkx", "sympy", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp"]
 
 
-def imported(program: str) -> set[str]:
-    """The modules that a program imports beyond those of ``import torch``, in a fresh interpreter."""
-    code = f"import sys, json, torch; before = set(sys.modules); {program}"
-    code += "; print(json.dumps(sorted(set(sys.modules) - before)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
-    return set(json.loads(done.stdout.splitlines()[-1]))
+FORKER = """
+import json, os, sys, torch
+
+for line in sys.stdin:
+    told, tell = os.pipe()
+    if not os.fork():
+        before = set(sys.modules)
+        scope = {"torch": torch, "sys": sys, "before": before}
+        exec(json.loads(line), scope)
+        with open(tell, "w") as out:
+            json.dump(sorted(set(sys.modules) - scope["before"]), out)
+        os._exit(0)
+    os.close(tell)
+    with open(told) as found:
+        print(found.read(), flush=True)
+"""
+"""Imports torch once, and runs each program in a process forked from there, which has imported nothing else."""
 
 
-def test_import_is_light() -> None:
+@pytest.fixture(scope="module")
+def imported() -> Iterator[Callable[[str], set[str]]]:
+    """The modules that a program imports beyond those of ``import torch``, in a process of its own."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as forker:
+        assert forker.stdin is not None
+        assert forker.stdout is not None
+        ask, answer = forker.stdin, forker.stdout
+
+        def run(program: str) -> set[str]:
+            print(json.dumps(program), file=ask, flush=True)
+            return set(json.loads(answer.readline()))  # no JSON, where the program has failed
+
+        yield run
+        ask.close()
+
+
+def test_import_is_light(imported: Callable[[str], set[str]]) -> None:
     found = imported("import fxgraft")
     assert "fxgraft.manager.manager" in found
     tops = {name.split(".")[0] for name in found}
@@ -41,7 +69,7 @@ def test_import_is_light() -> None:
     assert found.isdisjoint(HEAVY), found & set(HEAVY)
 
 
-def test_the_first_seed_imports_little() -> None:
+def test_the_first_seed_imports_little(imported: Callable[[str], set[str]]) -> None:
     """Beyond what its optimizer does (torch's imports the compiler as it is made)."""
     program = (
         "x, sgd = torch.ones(1, 3), torch.optim.SGD([torch.zeros(1)], 0.1); before |= set(sys.modules); "
@@ -64,7 +92,9 @@ def test_the_first_seed_imports_little() -> None:
         ("integrations.peft", {"peft", "transformers", "accelerate", "yaml", "jinja2"}),
     ],
 )
-def test_a_package_needs_its_extra_only(packages: str, needs: set[str]) -> None:
+def test_a_package_needs_its_extra_only(
+    packages: str, needs: set[str], imported: Callable[[str], set[str]]
+) -> None:
     program = "; ".join(f"import fxgraft.{package}" for package in packages.split(", "))
     tops = {name.split(".")[0] for name in imported(program)}
     assert tops & set(OPTIONAL) <= needs
