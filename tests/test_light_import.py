@@ -40,7 +40,7 @@ for line in sys.stdin:
     with open(told) as found:
         print(found.read(), flush=True)
 """
-"""Imports torch once, and runs each program in a process forked from there, which has imported nothing else."""
+"""Imports torch once, and runs each program in a process forked from there."""
 
 
 @pytest.fixture(scope="module")
