@@ -25,7 +25,7 @@ NEVER = {"AssertionError", "NotImplementedError"}
 SHORT, LONG = 8, 12
 TELLS = (
     r"expected|did you mean|there (?:is|are):? |needs |takes |\bhas: |at most|only |legal actions|"
-    "they are arguments of"
+    "they are arguments of|its options: |the optimizers know: "
 )
 ASKS = (
     "anew|call|choose|correct|cull|deepen|do|export|fossilize|freeze|germinate|give|"

@@ -71,7 +71,7 @@ class Blueprint:
         except TypeError as error:
             options = [str(parameter) for parameter in signature.parameters.values()][1:]
             raise BlueprintError(
-                f"blueprint {self.name} at slot {slot.name!r}: {error}; expected its options: "
+                f"blueprint {self.name} at slot {slot.name!r}: {error}; its options: "
                 f"{', '.join(options) or 'none'}"
             ) from error
         return self.factory(slot, **config)

@@ -85,8 +85,8 @@ def fold(
     for name in seeds or ():
         if name not in placements:
             raise StageError(
-                f"the host has no fossil {name!r}; expected one of "
-                f"{', '.join(placements) or 'none: fossilize first'}"
+                f"the host has no fossil {name!r}; it has {', '.join(placements) or 'none'}. Name one of "
+                f"these, or fossilize it first"
             )
     twin = copy.deepcopy(host)
     into, refused = Folding(twin).run(placements if seeds is None else seeds)

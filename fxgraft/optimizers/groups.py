@@ -141,7 +141,7 @@ def check(hyper: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None
     known = sorted({name for group in groups for name in group} - _NOT_HYPER)
     if unknown := [name for name in hyper if name not in known]:
         raise ValueError(
-            f"hyper: unknown {', '.join(map(repr, unknown))}; expected some of: {', '.join(known)}"
+            f"hyper: unknown {', '.join(map(repr, unknown))}; the optimizers know: {', '.join(known)}"
         )
     for group in groups:
         for name in hyper.keys() & group.keys():

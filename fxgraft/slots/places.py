@@ -67,7 +67,7 @@ class _Places:
             if value not in read:
                 readers = ", ".join(repr(self._name(node)) for node in value.users) or "none"
                 raise SlotError(
-                    f"{name!r}: {right!r} does not read {left!r}; expected one that does: {readers}"
+                    f"{name!r}: {right!r} does not read {left!r}; it is read by {readers}. Name a reader"
                 )
         else:
             value = self._only(name, [node for node in read if _is_tensor(node)])
