@@ -110,7 +110,7 @@ def compile_report(host: nn.Module) -> CompileReport:
     breaks = 0 if compiled.options["fullgraph"] else _torch.graph_breaks()
     remembered = _torch.compilations()
     rows = tuple(_row(variant, remembered) for variant in compiled.variants)
-    return CompileReport(tuple(unit.name for unit in compiled.units), rows, breaks, compiled.eager)
+    return CompileReport(tuple(unit.name for unit in compiled.units.all), rows, breaks, compiled.units.eager)
 
 
 def _row(variant: Variant, remembered: Sequence[Any]) -> VariantReport:

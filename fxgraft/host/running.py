@@ -62,7 +62,7 @@ class Running:
         units: Iterable[Unit] = ()
         if self.compiled is not None:
             self.compiled.grow(structure, grafts)
-            units = self.compiled.touched(structure, before)
+            units = self.compiled.units.touched(structure, before)
         self._enter(grafts, before, units)
 
     def compile(self, options: Mapping[str, Any], granularity: str, grafts: Grafts) -> None:
@@ -77,7 +77,7 @@ class Running:
             self.compiled.stop()
         self.compiled = compiled
         compiled.grow(self.structure, grafts)
-        self._enter(grafts, self.structure, compiled.units)
+        self._enter(grafts, self.structure, compiled.units.all)
 
     @contextmanager
     def probing(self, structure: Structure, phase: Phase, grafts: Grafts, guests: Grafts) -> Iterator[None]:
@@ -113,11 +113,11 @@ class Running:
             return
         first: list[tuple[Unit, Structure, Phase]] = []
         later: list[tuple[Unit, Structure, Phase]] = []
-        for unit in self.compiled.touched(before, self.structure):
+        for unit in self.compiled.units.touched(before, self.structure):
             local = unit.local(self.structure)
-            runs_first = self.compiled.phase_in(unit, self.structure, self.phase, grafts)
-            for phase in self.compiled.phases_of(unit, self.structure, grafts):
-                if self.compiled.missing(unit, local, phase):
+            runs_first = self.compiled.code.phase_in(unit, self.structure, self.phase, grafts)
+            for phase in self.compiled.code.phases_of(unit, self.structure, grafts):
+                if self.compiled.code.missing(unit, local, phase):
                     (first if phase is runs_first else later).append((unit, local, phase))
         if first and later and self.compiled.leave_to_helper(later):
             later = []
@@ -130,7 +130,7 @@ class Running:
         if self.compiled is None:
             return
         with self.compiled.stopped():
-            for unit in self.compiled.units:
+            for unit in self.compiled.units.all:
                 if unit.holds(self.structure.home(region)):
                     self.compiled.repeat_eagerly(unit, *seeds)
 
@@ -140,7 +140,7 @@ class Running:
         regions = structure.by_region.keys() | before.by_region.keys()
         phases = dict.fromkeys(regions, self.phase)
         if compiled is not None:
-            of_units = {unit: compiled.phase_in(unit, structure, self.phase, grafts) for unit in units}
+            of_units = {unit: compiled.code.phase_in(unit, structure, self.phase, grafts) for unit in units}
             homes = {r: (structure if r in structure.by_region else before).home(r) for r in regions}
             phases |= {region: of_units[u] for u in of_units for region in regions if u.holds(homes[region])}
         self._install(structure, phases, grafts)

@@ -18,8 +18,9 @@ They work with what a manager is made of, which `core` wires:
 =============  =======================================================================
 `settings`     what a manager is made with, checked
 `background`   changes that training does not wait for: `waiting` has those that are to land,
-               `prefetch` builds modules, `preparation` is what is compiled for the next,
-               `promised` what is compiled for one that is live already
+               `prefetch` builds modules, `preparing` has the next compiled for (`preparation`, by
+               `compiler_help`) and lets it land (`landing`), `promised` is what is compiled for one
+               that is live already
 `together`     blocks whose changes land as one
 `deepening`    new blocks in a stack, planned as one act
 `widenings`    growths of channels, planned in an act

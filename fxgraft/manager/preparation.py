@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from fxgraft.compiling.job import Job
 
 
+NOTHING = Change()
+"""An empty change."""
+
+
+@dataclass
+class Attempt:
+    """What one step has come to, should it raise: whether it chooses a change, or which it has begun with."""
+
+    is_choosing: bool = False
+    change: Change = NOTHING
+
+
 @dataclass
 class Agreement:
     """The change that all ranks land next, from its choice until it has landed or is given up.

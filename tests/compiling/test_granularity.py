@@ -70,7 +70,7 @@ class World:
             self.manager.step()
 
     def phases(self) -> dict[str, Phase]:
-        running = self.host.compiled._running
+        running = self.host.compiled.running
         return {unit.name: state.phase for unit, state in running.items()}
 
 

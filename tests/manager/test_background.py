@@ -88,7 +88,7 @@ class World:
 
     def settle(self, until: Any = None) -> None:
         """Wait until nothing is in preparation (or ``until`` is true), without training."""
-        until = until or (lambda: not len(self.background.waiting) and self.background._preparation is None)
+        until = until or (lambda: not len(self.background.waiting) and self.background.preparing.now is None)
         deadline = time.monotonic() + 300
         while True:
             self.background.wait(60)
@@ -100,7 +100,7 @@ class World:
     def start(self, name: str = "a", slot: str = SLOT, blueprint: Any = None) -> fxgraft.Seed:
         """A germination whose compilation has begun."""
         seed = self.manager.germinate(slot, blueprint or (lambda slot: Drawing()), name=name, wait=False)
-        self.settle(lambda: self.background._preparation is not None or not len(self.background.waiting))
+        self.settle(lambda: self.background.preparing.now is not None or not len(self.background.waiting))
         return seed
 
     def reasons(self) -> list[str]:
@@ -184,8 +184,8 @@ def test_it_is_live_with_the_forward_that_runs_first() -> None:
     with no_recompiles():
         seed = world.start()
         until(lambda: world.background.step() or seed.stage is Stage.TRAINING)
-        assert world.background._preparation is not None
-        job = world.background._preparation.job
+        assert world.background.preparing.now is not None
+        job = world.background.preparing.now.job
         assert [task.phase.value for task in job._tasks if task.is_required] == ["isolated"]
         assert job._unanswered
         world.train(2)
@@ -263,9 +263,9 @@ def test_equal_seeds_in_equal_blocks_are_compiled_once() -> None:
     world.manager = SeedManager(world.host, torch.optim.AdamW(world.host.parameters(), 1e-2))
     world.train(2)
     twins = [world.manager.germinate(slot, "low_rank", wait=False) for slot in ("1.relu", "2.relu")]
-    world.settle(lambda: world.background._preparation is not None)
-    assert world.background._preparation is not None
-    tasks = world.background._preparation.job._tasks
+    world.settle(lambda: world.background.preparing.now is not None)
+    assert world.background.preparing.now is not None
+    tasks = world.background.preparing.now.job._tasks
     assert len({(task.phase, task.kind) for task in tasks}) == len(tasks) == 2
     world.settle()
     assert [seed.stage for seed in twins] == [Stage.TRAINING] * 2
@@ -288,7 +288,7 @@ def test_code_that_makes_its_output_with_another_modules_class_is_taken() -> Non
         out = host(torch.randn(6, 4))
     assert type(out) is collections.OrderedDict
     assert fxgraft.compile_report(host).uncompiled_calls == 0
-    manager._background._drop()
+    manager._background.preparing.drop()
 
 
 def test_one_that_is_asked_for_meanwhile_comes_with_the_next_structure() -> None:
@@ -343,11 +343,11 @@ def test_what_has_to_come_lands_without_a_compiler_process_that_takes_too_long(
     world.manager.blend("a", steps=1)
     world.train(2)
     world.settle()
-    world.background._timeout = 0.2
+    world.background.preparing.timeout = 0.2
     with halted() as pid:
         getattr(world.manager, what)("a", wait=False)
         world.background.step()
-        assert world.background._preparation is not None
+        assert world.background.preparing.now is not None
         time.sleep(0.25)
         world.background.step()
         until(lambda: not is_alive(pid))
@@ -381,14 +381,14 @@ def holding() -> World:
     world.train(2)
     world.manager.fossilize("a", wait=False)
     world.background.step()
-    assert world.background._preparation is not None
+    assert world.background.preparing.now is not None
     return world
 
 
 def test_a_blend_takes_a_fossilization_back_that_waits() -> None:
     world = holding()
     world.manager.blend("a", to=0.5, steps=2)
-    assert world.background._preparation is None
+    assert world.background.preparing.now is None
     world.train(4)
     world.settle()
     seed = world.manager.seeds["a"]
@@ -619,7 +619,7 @@ def test_the_seed_is_live_before_the_code_for_evaluation_is_there() -> None:
     world.host.train()
     seed = world.start()
     until(lambda: world.background.step() or seed.stage is Stage.TRAINING)
-    assert world.background._preparation is not None
+    assert world.background.preparing.now is not None
     world.host.eval()
     with torch.no_grad(), no_recompiles():
         world.host(torch.ones(6, 4))
@@ -631,8 +631,8 @@ def test_when_the_last_of_several_has_learned_the_objectives_are_compiled_away()
     world = World()
     world.manager.germinate(SLOT, Scale(), name="a")
     world.manager.germinate(TWIN, Scale(), name="b")
-    running = world.host.compiled._running
-    unit = world.host.compiled.units[0]
+    running = world.host.compiled.running
+    unit = world.host.compiled.units.blocks[0]
     with no_recompiles():
         world.manager.blend("a", steps=3)
         world.train()
@@ -793,7 +793,7 @@ def test_any_order_of_calls_has_the_bits_of_eager_mode(actions: list[str], regio
         world.train(2)
         report = compiled and fxgraft.compile_report(world.host)
         assert not report or report.graph_breaks == 0
-        world.background._drop()
+        world.background.preparing.drop()
         return world.seen[-2:]
 
     for compiled, eager in zip(life(True), life(False), strict=True):

@@ -17,10 +17,12 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.compiling import child, helper, job
 from fxgraft.compiling.compiled import CompiledHost
+from fxgraft.compiling.wanted import WantedCode
 from fxgraft.errors import DistributedError
 from fxgraft.host import engine
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.background import Background
+from fxgraft.manager.preparing import Preparing
 from fxgraft.telemetry import Memory
 from tests.harness import counting_backend
 from tests.seed_modules import Drawing
@@ -33,10 +35,10 @@ PLACES: dict[str, tuple[Any, str]] = {
     "its run": (job, "HelperRun"),
     "whether there is a process": (helper, "unavailable"),
     "what has come": (job.Job, "take"),
-    "what has become": (Background, "_land_prepared"),
-    "the next change": (Background, "_next_change"),
+    "what has become": (Preparing, "_land_prepared"),
+    "the next change": (Preparing, "next_change"),
     "a fossil": (Lifecycle, "fossil"),
-    "what would be better": (CompiledHost, "tasks_wanted"),
+    "what would be better": (WantedCode, "by_calls"),
 }
 
 
@@ -68,7 +70,7 @@ class World:
             self.manager._background.wait(0.2)
             self.train(1)
             background = self.manager._background
-            if not len(background.waiting) and background._preparation is None:
+            if not len(background.waiting) and background.preparing.now is None:
                 return
         raise AssertionError(self.manager)
 
