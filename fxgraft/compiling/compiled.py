@@ -200,7 +200,7 @@ class CompiledHost:
         """Let calls of ``structure`` run uncompiled until there is code of the helper for them."""
         for unit in self.units.touched(structure):
             local = unit.local(structure)
-            for phase in local.phases:
+            for phase in self.code.forwards_of(unit, local):
                 self.code.variant(unit, local, phase).helped = True
 
     def leave_to_helper(self, forwards: Sequence[tuple[Unit, Structure, Phase]]) -> bool:

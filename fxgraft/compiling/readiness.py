@@ -38,22 +38,30 @@ class Readiness:
         """That variant, if there is one."""
         return self.variants.peek(self.keys.of(unit, local, phase))
 
+    def forwards_of(self, unit: Unit, local: Structure) -> tuple[Phase, ...]:
+        """The forwards of a unit that serve every mixture of stages.
+
+        By block, one of them is enough for blocks that are tried in it: where they are spread unevenly, there
+        are two kinds of unit with new ones, and each would need two.
+        """
+        return (Phase.BLENDED,) if _is_tried_in(unit, local) else local.phases
+
     def phase_in(self, unit: Unit, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> Phase:
         """The phase that a unit runs in while the host is in ``phase``.
 
-        A unit whose seeds are all in one stage needs no forward that tells stages apart; SETTLED, for
-        several seeds, is an extra one, that is run only where there is code for it.
+        A unit whose seeds are all in one stage needs no forward that tells stages apart; SETTLED, where
+        `forwards_of` has it not, is an extra one, that is run only where there is code for it.
         """
         local = unit.local(structure)
-        live = [grafts[p.seed] for p in local.placements if p.spec.fossil is None]
-        if not live:
+        learning = _learning(local, grafts)
+        if not learning:
             return Phase.ISOLATED
+        forwards = self.forwards_of(unit, local)
         if phase not in (Phase.BLENDED, Phase.SETTLED):
-            return phase
-        learning = [bool(graft.learning) for graft in live]
-        if all(learning):
+            return phase if phase in forwards else Phase.BLENDED
+        if all(learning) and Phase.ISOLATED in forwards:
             return Phase.ISOLATED
-        if any(learning) or (len(live) > 1 and not self.is_there(unit, local, Phase.SETTLED)):
+        if any(learning) or (Phase.SETTLED not in forwards and not self.is_there(unit, local, Phase.SETTLED)):
             return Phase.BLENDED
         return Phase.SETTLED
 
@@ -63,10 +71,16 @@ class Readiness:
         No seed comes back into TRAINING.
         """
         local = unit.local(structure)
-        live = [grafts[p.seed] for p in local.placements if p.spec.fossil is None]
-        if not live or any(bool(graft.learning) for graft in live):
-            return local.phases
-        return tuple(phase for phase in local.phases if phase is not Phase.ISOLATED)
+        learning, forwards = _learning(local, grafts), self.forwards_of(unit, local)
+        if not learning or any(learning):
+            return forwards
+        return tuple(phase for phase in forwards if phase is not Phase.ISOLATED)
+
+    def gains_by_settling(self, unit: Unit, structure: Structure, grafts: Mapping[str, Graft]) -> bool:
+        """Whether an extra forward without the objectives would serve a unit from now on."""
+        local = unit.local(structure)
+        learning = _learning(local, grafts)
+        return bool(learning) and not any(learning) and Phase.SETTLED not in self.forwards_of(unit, local)
 
     def is_there(self, unit: Unit, local: Structure, phase: Phase) -> bool:
         """Whether there is code for every call that was seen."""
@@ -78,6 +92,16 @@ class Readiness:
         variant = self.peek(unit, local, phase)
         seen = reversed(self.variants.seen(unit))
         return [kind for kind in seen if variant is None or not variant.is_ready(kind)]
+
+
+def _learning(local: Structure, grafts: Mapping[str, Graft]) -> list[bool]:
+    """Of each seed that is no fossil, whether it is in TRAINING."""
+    return [bool(grafts[p.seed].learning) for p in local.placements if p.spec.fossil is None]
+
+
+def _is_tried_in(unit: Unit, local: Structure) -> bool:
+    """Whether blocks that are no fossils yet stand in a unit that is a block."""
+    return bool(unit.name) and any(p.spec.call and p.spec.fossil is None for p in local.placements)
 
 
 def _label(local: Structure) -> str:

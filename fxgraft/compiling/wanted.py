@@ -64,7 +64,8 @@ class WantedCode:
         for unit in units:
             local = unit.local(structure)
             runs_first = self._code.phase_in(unit, structure, Phase.BLENDED, grafts)
-            for phase in local.phases if moves else self._code.phases_of(unit, structure, grafts):
+            every = self._code.forwards_of(unit, local)
+            for phase in every if moves else self._code.phases_of(unit, structure, grafts):
                 found = self._tasks(unit, local, phase, self._code.missing(unit, local, phase))
                 tasks += found
                 first |= {(task.variant, task.kind) for task in found if moves or phase is runs_first}
@@ -80,12 +81,11 @@ class WantedCode:
         return _distinct(tasks)
 
     def settled(self, structure: Structure, grafts: Mapping[str, Graft]) -> list[CompileTask]:
-        """The forwards that save the objectives, for units of several seeds none of which learns now."""
+        """The extra forwards that save the objectives, for units none of whose seeds learns now."""
         tasks = []
         for unit in self._units.touched(structure):
-            local = unit.local(structure)
-            live = [grafts[p.seed] for p in local.placements if p.spec.fossil is None]
-            if len(live) > 1 and not any(bool(graft.learning) for graft in live):
+            if self._code.gains_by_settling(unit, structure, grafts):
+                local = unit.local(structure)
                 missing = self._code.missing(unit, local, Phase.SETTLED)
                 tasks += self._tasks(unit, local, Phase.SETTLED, missing)
         return [replace(task, is_extra=True) for task in _distinct(tasks) if not task.variant.given_up]

@@ -20,14 +20,17 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 class World:
-    def __init__(self, granularity: str, backend: Any = None) -> None:
+    def __init__(
+        self, granularity: str, backend: Any = None, model: nn.Module | None = None, bits: bool = True
+    ) -> None:
         torch.manual_seed(0)
         self.x = torch.randn(3, 4)
-        self.host = fxgraft.trace(nn.Sequential(*(ResidualMLP() for _ in range(4))), (self.x,))
+        model = model or nn.Sequential(*(ResidualMLP() for _ in range(4)))
+        self.host = fxgraft.trace(model, (self.x,))
         self.backend = backend or counting_backend()
         self.host.compile(backend=self.backend, granularity=granularity)
         self.manager = fxgraft.SeedManager(self.host)
-        self.call(3)
+        self.call(3, bits)
 
     def call(self, times: int = 1, bits: bool = True) -> None:
         """Compare with eager mode: to the bit, unless blocks and what is between them read one value, whose
@@ -136,21 +139,22 @@ def test_eight_blocks_in_one_act(granularity: str, graphs: int) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["host", "region"])
-@pytest.mark.parametrize("blend", [0, 3])
+@pytest.mark.parametrize(
+    ("count", "blend", "isolated"),
+    [(8, 0, False), (8, 3, False), (8, 3, True), (4, 3, True)],  # behind three blocks: 3, 3, 2 and 2, 1, 1
+)
 def test_blocks_that_are_spread_unevenly_are_compiled_for_what_they_may_run_only(
-    granularity: str, blend: int
+    granularity: str, count: int, blend: int, isolated: bool
 ) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(3, 4)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*(ResidualMLP() for _ in range(3))))
-    host = fxgraft.trace(model, (x,))
-    backend = counting_backend()
-    host.compile(backend=backend, granularity=granularity)
-    manager = fxgraft.SeedManager(host)
-    host(x).square().sum().backward()
-    before = backend.frame_count
-    manager.deepen("1", 8, blend=blend)  # 3, 3 and 2 behind the three that are there
-    for _ in range(blend + 3):
-        host(x).square().sum().backward()
-        manager.step()
-    assert backend.frame_count - before <= 2
+    stack = nn.Sequential(*(ResidualMLP() for _ in range(3)))
+    world = World(granularity, model=nn.Sequential(nn.Linear(4, 4), stack), bits=False)
+    before = world.graphs()
+    seeds = world.manager.deepen("1", count, blend=blend, isolated=isolated)
+    for step in range(blend + 6):
+        world.call(bits=False)
+        if isolated and step == 2:
+            for seed in seeds:
+                world.manager.blend(seed, steps=2)
+        world.manager.step()
+    assert world.graphs() - before <= 2
+    assert fxgraft.compile_report(world.host).uncompiled_calls == 0
