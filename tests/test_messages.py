@@ -15,7 +15,7 @@ from tests.test_docs import table
 
 ROOT = Path(__file__).parent.parent
 PAGE = "messages.md"
-SAYS = {"warning", "exception", "error", "warn", "_say_once"}
+SAYS = {"warning", "exception", "error", "warn", "say_once"}
 """The functions that say something: of loggers, of `warnings`, and our own around them."""
 REASONS = {"fxgraft.lifecycle.inactivity"}
 """Modules whose texts are said by others: every long one is a message."""
@@ -101,8 +101,8 @@ def name_of(function: ast.AST) -> str:
 def is_a_message(call: ast.Call) -> bool:
     if name_of(call.func) not in SAYS or not call.args:
         return False
-    owner = getattr(getattr(call.func, "value", None), "id", "")
-    return owner in ("logger", "log", "logging", "warnings", "self")
+    owner = name_of(getattr(call.func, "value", ast.Name("")))
+    return owner in ("logger", "log", "logging", "warnings", "self", "_help")
 
 
 def warnings() -> Iterator[Said]:

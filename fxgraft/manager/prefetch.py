@@ -14,6 +14,10 @@ from fxgraft.seeds.seed import Seed
 from fxgraft.util import threads
 from fxgraft_passes import Slot
 
+GATHERS = 1.0
+"""Seconds for which a module in the making is waited for by others that are built: one structure is compiled
+for all that was asked for at one time, in the place of one for the first and another one for the rest."""
+
 
 @dataclass(eq=False)
 class Pending:
@@ -47,6 +51,11 @@ class Pending:
     def is_late(self) -> bool:
         """Whether the time-out has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
+
+    @property
+    def is_about_to_come(self) -> bool:
+        """Whether it was asked for just now, and is not built on all ranks."""
+        return not self.is_agreed and time.monotonic() - self.started < GATHERS
 
     @property
     def elapsed_ms(self) -> float:

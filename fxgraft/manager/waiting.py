@@ -60,6 +60,11 @@ class Waiting:
 
     # What is next
 
+    @property
+    def is_gathering(self) -> bool:
+        """Whether what is built should wait for what was asked for with it. Acts wait for nothing."""
+        return not self.acts and any(pending.is_about_to_come for pending in self.pending.values())
+
     def next_change(self, begun: Names | None) -> Change:
         """The first act, if there is one; else all that is ready. What was ``begun`` comes first."""
         while self.acts and (begun is None or is_whole(begun)):  # else the acts come after it

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.compiling import artifacts, child, helper
 from fxgraft.host import engine
+from fxgraft.manager import prefetch
 from fxgraft.telemetry import Memory
 from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
@@ -254,6 +256,32 @@ def test_several_that_are_built_go_into_one_structure(monkeypatch: pytest.Monkey
     assert [seed.stage for seed in world.manager.seeds.values()] == [Stage.TRAINING] * 3
     assert len(jobs) == 1
     assert list(world.manager.seeds) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("seconds", "structures"), [(60.0, 1), (0.0, 2)])
+def test_what_is_built_waits_a_moment_for_what_was_asked_for_with_it(
+    seconds: float, structures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch, "GATHERS", seconds)
+    world = World()
+    jobs = []
+    original = engine.compile_in_helper
+    monkeypatch.setattr(engine, "compile_in_helper", lambda *args: jobs.append(1) or original(*args))
+    goes_on = threading.Event()
+
+    def slow(slot: fxgraft.Slot) -> nn.Module:
+        goes_on.wait(60)
+        return Drawing()
+
+    world.manager.germinate(SLOT, lambda slot: Drawing(), name="a", wait=False)
+    world.manager.germinate(TWIN, slow, name="b", wait=False)
+    world.background.waiting.pending["a"].wait(60)
+    world.train()
+    assert len(jobs) == structures - 1
+    goes_on.set()
+    world.settle()
+    assert [seed.stage for seed in world.manager.seeds.values()] == [Stage.TRAINING] * 2
+    assert len(jobs) == structures
 
 
 def test_equal_seeds_in_equal_blocks_are_compiled_once() -> None:
