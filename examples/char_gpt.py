@@ -2,8 +2,8 @@
 
     python examples/char_gpt.py [--quick]
 
-A controller germinates MLPs, attention and low-rank seeds where the loss is flat, several at a time, and
-keeps those that measurably help on held-out text. Everything is written to runs/char_gpt/.
+Where the loss is flat, MLPs, attention and low-rank seeds are tried at the same time; those that measurably
+help on held-out text stay. Everything is written to runs/char_gpt/.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.commands import SEED
-from fxgraft.controllers import GrowthConfig, PlateauGrowth, Recorder
 from fxgraft.telemetry import JsonLines
 from fxgraft.training import Trainer, TrainingConfig
 
@@ -101,26 +100,22 @@ def train(grow: bool, epochs: int, steps: int) -> Trainer:
     training, held_out, characters = text()
     host = fxgraft.trace(CharGPT(characters), (torch.zeros(2, CONTEXT, dtype=torch.long),))
     unit = max(steps // 2, 2)
-    growth = GrowthConfig(
-        window=unit, isolate=unit, blend=unit, hold=unit // 2, rest=unit, flat=0.2, trials=3
+    terms = {"candidates": places(), "budget": 4.0, "flat": 0.2, "window": unit, "steps": unit, "blend": unit}
+    trainer = Trainer(
+        host,
+        torch.optim.AdamW(host.parameters(), 3e-3),
+        cross_entropy,
+        TrainingConfig(epochs=epochs),
+        validation=lambda: windows(held_out, 4, seed=7),
+        grow={**terms, "hold": unit // 2} if grow else None,
+        sinks=[JsonLines(FOLDER / "events.jsonl")] if grow else [],
+        metrics_every=10,
     )
-    with Recorder(FOLDER / "commands.jsonl") as recorder:
-        trainer = Trainer(
-            host,
-            torch.optim.AdamW(host.parameters(), 3e-3),
-            cross_entropy,
-            TrainingConfig(epochs=epochs),
-            validation=lambda: windows(held_out, 4, seed=7),
-            controller=PlateauGrowth(places(), growth) if grow else None,
-            recorder=recorder if grow else None,
-            sinks=[JsonLines(FOLDER / "events.jsonl")] if grow else [],
-            metrics_every=10,
-        )
-        for report in trainer.fit(lambda epoch: windows(training, steps, seed=100 + epoch)):
-            bits = (report.validation or math.nan) / math.log(2)
-            print(f"  epoch {report.epoch:2}: {bits:.3f} bits per character")
-    for seed in trainer.manager.seeds.values():
-        print(f"  {seed.name} at {seed.slot}: {seed.stage.name.lower()}")
+    for report in trainer.fit(lambda epoch: windows(training, steps, seed=100 + epoch)):
+        bits = (report.validation or math.nan) / math.log(2)
+        print(f"  epoch {report.epoch:2}: {bits:.3f} bits per character")
+    if grow:
+        print(trainer.growth)
     return trainer
 
 

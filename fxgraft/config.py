@@ -8,12 +8,13 @@ script:
   - {step: 700, type: BLEND, seed: a, steps: 100}
   - {step: 900, type: FOSSILIZE, seed: a}
 
-or, in the place of a script, ``plateau: {candidates: [{type: SEED, ...}], growth: {isolate: 50}}``.
+or, in the place of a script, ``autogrow: {budget: 2.0, when: flat}``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,8 +26,10 @@ from torch.optim import Optimizer
 
 from fxgraft import commands
 from fxgraft.commands import SEED, Command
-from fxgraft.controllers import GrowthConfig, PlateauGrowth
 from fxgraft.errors import FxGraftError
+from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.measuring import Evaluate
+from fxgraft.explore.terms import Budget, Course, moments
 from fxgraft.host.host import Host
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
@@ -34,7 +37,7 @@ from fxgraft.manager.settings import ManagerOptions
 from fxgraft.telemetry import JsonLines, Sink, logger
 from fxgraft.util.reading import InvalidDataError, decode, read
 
-__all__ = ["ConfigError", "GrowConfig", "ManagerOptions", "Plateau", "Scripted"]
+__all__ = ["ConfigError", "GrowConfig", "ManagerOptions", "Scripted"]
 
 
 class ConfigError(FxGraftError):
@@ -59,18 +62,11 @@ class Scripted:
 
 
 @dataclass(frozen=True)
-class Plateau:
-    """The arguments of `PlateauGrowth`."""
-
-    candidates: tuple[SEED, ...]
-    growth: GrowthConfig = field(default_factory=GrowthConfig)
-
-
-@dataclass(frozen=True)
 class _Options:
     manager: ManagerOptions = field(default_factory=ManagerOptions)
     log: str | None = None
     compile: dict[str, Any] | None = None
+    autogrow: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +77,11 @@ class GrowConfig(_Options):
         manager: options of the manager.
         log: a file to which each event is appended as a line of JSON, for ``fxgraft report``; None: none.
         compile: keyword arguments of `Host.compile`; None: the host is not compiled.
+        autogrow: arguments of `SeedManager.autogrow`, for `grow`; None: the host does not grow automatically.
         script: the commands to carry out, each after a given step.
-        plateau: the arguments of the controller that `controller` makes; None: there is none.
     """
 
     script: tuple[Scripted, ...] = ()
-    plateau: Plateau | None = None
 
     def start(
         self,
@@ -99,8 +94,8 @@ class GrowConfig(_Options):
     ) -> SeedManager:
         """Compile the host, if ``compile`` is set, and make its manager.
 
-        Everything that the script and the candidates would germinate is planned first: a slot or a blueprint
-        that does not fit raises now, not in the middle of the run.
+        Everything that the script would germinate is planned first: a slot or a blueprint that does not fit
+        raises now, not in the middle of the run.
 
         Args:
             host: freshly traced, or one that has its seeds.
@@ -142,23 +137,26 @@ class GrowConfig(_Options):
                 if reply.refused:
                     logger.warning("step %d: the script's %s: %s", manager.steps, reply.command, reply.reason)
 
-    def controller(self) -> PlateauGrowth | None:
-        """A new controller, for a `Link` or a `Trainer`; None where there is no ``plateau``."""
-        return PlateauGrowth(self.plateau.candidates, self.plateau.growth) if self.plateau else None
+    def grow(self, manager: SeedManager, evaluate: Evaluate) -> Growth | None:
+        """Let the host grow automatically, by ``autogrow``; return None where that is None.
+
+        Args:
+            manager: what `start` returned.
+            evaluate: as for `SeedManager.autogrow`.
+
+        Raises:
+            SlotError, BlueprintError, CommandError, ValueError, StageError: as `SeedManager.autogrow`.
+        """
+        return None if self.autogrow is None else manager.autogrow(evaluate, **self.autogrow)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        plateau = self.plateau
         return {
             "manager": dataclasses.asdict(self.manager),
             "log": self.log,
             "compile": self.compile,
+            "autogrow": self.autogrow,
             "script": [scripted.to_dict() for scripted in self.script],
-            "plateau": plateau
-            and {
-                "candidates": [commands.to_dict(candidate) for candidate in plateau.candidates],
-                "growth": dataclasses.asdict(plateau.growth),
-            },
         }
 
     @classmethod
@@ -177,8 +175,9 @@ class GrowConfig(_Options):
             if strange := sorted(map(str, given.keys() - set(names))):
                 raise ConfigError(f"expected {', '.join(names)}; got {strange}")
             script = tuple(map(_scripted, _listed("script", given.pop("script", ()))))
-            plateau = _plateau(given.pop("plateau", None))
-            return cls(**vars(read(given, _Options)), script=script, plateau=plateau)
+            options = read(given, _Options)
+            _check_terms(options.autogrow or {})
+            return cls(**vars(options), script=script)
         except (FxGraftError, TypeError, ValueError) as error:
             raise ConfigError(f"the configuration: {error}") from error
 
@@ -253,8 +252,7 @@ class GrowConfig(_Options):
         return cls.from_dict(data)
 
     def _seeds(self) -> list[SEED]:
-        scripted = [entry.command for entry in self.script if isinstance(entry.command, SEED)]
-        return [*scripted, *(self.plateau.candidates if self.plateau else ())]
+        return [entry.command for entry in self.script if isinstance(entry.command, SEED)]
 
 
 def _scripted(data: Any) -> Scripted:
@@ -270,20 +268,19 @@ def _listed(name: str, data: Any) -> list[Any]:
     return list(data)
 
 
-def _plateau(data: Any) -> Plateau | None:
-    if data is None:
-        return None
-    if not isinstance(data, dict) or "candidates" not in data or data.keys() - {"candidates", "growth"}:
-        raise ConfigError(f"plateau: expected candidates, and growth; got {data!r}")
-    growth = read(data.get("growth", {}), GrowthConfig, "plateau.growth")
-    return Plateau(tuple(map(_candidate, _listed("plateau.candidates", data["candidates"]))), growth)
-
-
-def _candidate(data: Any) -> SEED:
-    command = commands.parse(data)
-    if not isinstance(command, SEED) or command.name is not None:
-        raise ConfigError(f"plateau.candidates: expected SEED commands without a name; got {data!r}")
-    return command
+def _check_terms(given: Mapping[str, Any]) -> None:
+    """What can be told of arguments of `autogrow` without a host. Raises `ConfigError` or `ValueError`."""
+    known = sorted(inspect.signature(SeedManager.autogrow).parameters.keys() - {"self", "evaluate"})
+    if strange := sorted(given.keys() - set(known)):
+        raise ConfigError(f"autogrow: expected {', '.join(known)}; got {strange}")
+    fields = {f.name for f in dataclasses.fields(Course)}
+    durations = {"explore" if name == "steps" else name: value for name, value in given.items()}
+    try:
+        Course(**{name: value for name, value in durations.items() if name in fields})
+        Budget.of(given.get("budget", 1.0))
+        moments(given.get("when", "flat"), given.get("total_steps"))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"autogrow: {error}") from error
 
 
 EXAMPLE = "{step: 100, type: BLEND, seed: a}"

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxgraft
-from fxgraft import SeedManager, Stage
+from fxgraft import SeedManager, Stage, commands
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED
-from fxgraft.config import ConfigError, GrowConfig, ManagerOptions, Plateau, Scripted
-from fxgraft.controllers import GrowthConfig
-from fxgraft.errors import BlueprintError, CommandError, SlotError
+from fxgraft.config import ConfigError, GrowConfig, ManagerOptions, Scripted
+from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.report import read
 
 YAML = """
@@ -62,7 +61,14 @@ configs = st.builds(
     log=st.none() | names,
     compile=st.none() | st.just({"dynamic": False, "backend": "aot_eager"}),
     script=st.lists(scripted, max_size=3).map(tuple),
-    plateau=st.none() | st.builds(Plateau, st.tuples(seeds), st.builds(GrowthConfig, flat=st.floats(0, 1))),
+    autogrow=st.none()
+    | st.fixed_dictionaries(
+        {"budget": st.floats(1, 9)},
+        optional={
+            "steps": st.integers(1, 9),
+            "candidates": st.lists(seeds.map(commands.to_dict), min_size=1),
+        },
+    ),
 )
 
 
@@ -133,12 +139,25 @@ SEEDS = [{"type": "SEED", "slot": "1", "blueprint": "mlp"}]
 NOWHERE, NOTHING = {**SEEDS[0], "slot": "nowhere"}, {**SEEDS[0], "blueprint": "nothing"}
 
 
-def test_a_plateau_makes_a_controller() -> None:
-    config = GrowConfig.from_dict({"plateau": {"candidates": SEEDS, "growth": {"window": 3}}})
-    controller = config.controller()
-    assert controller is not None
-    assert controller._config.window == 3
-    assert GrowConfig().controller() is None
+@pytest.mark.parametrize("candidates", ["auto", SEEDS])
+def test_a_host_grows_automatically_by_its_configuration(candidates: Any) -> None:
+    terms = {
+        "candidates": candidates,
+        "budget": 9.0,
+        "when": 0.1,
+        "total_steps": 20,
+        "steps": 3,
+        "gain": -9.0,
+    }
+    config = GrowConfig.from_dict({"autogrow": {**terms, "blend": 2, "hold": 2}})
+    net = host()
+    manager = config.start(net, torch.optim.SGD(net.parameters(), 0.1))
+    growth = config.grow(manager, lambda: net(torch.ones(5, 4)).square().mean())
+    assert growth is not None
+    train(net, config, manager, 20)
+    assert growth.done
+    assert "kept" in {entry["what"] for entry in growth.history} or "widened" in str(growth)
+    assert GrowConfig().grow(manager, lambda: 0.0) is None
 
 
 @pytest.mark.parametrize(
@@ -146,14 +165,16 @@ def test_a_plateau_makes_a_controller() -> None:
     [
         ({"script": [{"step": 9, **NOWHERE}]}, SlotError),
         ({"script": [{"step": 9, **NOTHING}]}, BlueprintError),
-        ({"plateau": {"candidates": [NOTHING]}}, BlueprintError),
-        ({"plateau": {"candidates": [{**SEEDS[0], "config": {"isolated": False}}]}}, CommandError),
+        ({"autogrow": {"candidates": [NOTHING]}}, BlueprintError),
+        ({"autogrow": {"candidates": [{**SEEDS[0], "config": {"isolated": False}}]}}, BlueprintError),
+        ({"autogrow": {"candidates": {"type": "DEEPEN", "stack": "nowhere"}}}, SlotError),
     ],
 )
 def test_what_does_not_fit_is_told_at_the_start(data: dict[str, Any], error: type[Exception]) -> None:
     net = host()
+    config = GrowConfig.from_dict(data)
     with pytest.raises(error):
-        GrowConfig.from_dict(data).start(net)
+        config.grow(config.start(net), lambda: net(torch.ones(5, 4)).square().mean())
     assert not net.structure.placements
 
 
@@ -167,9 +188,11 @@ def test_what_does_not_fit_is_told_at_the_start(data: dict[str, Any], error: typ
         ("script: [{step: 0, type: CULL, seed: a}]", "expected a command with a step"),
         ("script: [{step: 1, type: KILL, seed: a}]", "type: expected one of SEED"),
         ("script: [{step: 1, type: BLEND, seed: a, to: 7}]", "BLEND.to: expected 0 to 1"),
-        ("plateau: {candidates: [{type: CULL, seed: a}]}", "expected SEED commands without a name"),
-        ("plateau: {growth: {}}", "candidates"),
-        ("plateau: {candidates: [], growth: {window: 0}}", "window: expected a positive whole number; got 0"),
+        ("autogrow: {window: 0}", "autogrow: window: expected a positive whole number; got 0"),
+        ("autogrow: {budget: 0.5}", "autogrow: budget: expected a number, 1 or more; got 0.5"),
+        ("autogrow: {when: 0.5}", "autogrow: when: a share of the run needs"),
+        ("autogrow: {hidden: 3}", r"autogrow: expected blend, .*; got \['hidden'\]"),
+        ("autogrow: 2.0", "autogrow: expected"),
         ("manager: {cooldown: -1}", "cooldown: expected a whole number, 0 or more; got -1"),
         ("[1, 2]", "expected an object"),
         ("{", "expected YAML"),

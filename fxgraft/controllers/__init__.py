@@ -1,16 +1,16 @@
 """Controllers decide what to grow, and speak to a manager in commands only.
 
-    link = Link(manager, PlateauGrowth([SEED(slot="layer1.relu", blueprint="mlp")]), evaluate)
+    link = Link(manager, MyController(), evaluate)
     ...
     manager.step()
     link.step(step, loss.item())
 
-A `Recorder` writes down what was said, as JSON lines; a `Replay` of that log makes the run again.
+A `Recorder` writes down what was said, as JSON lines; a `Replay` of that log makes the run again. No
+controller is needed to grow automatically: `SeedManager.autogrow` does that.
 
 ===========  ============================================================
 `base`       what a controller is told, and what it is asked for
 `link`       carries facts to a controller, and its commands to a manager
-`plateau`    grows when the loss is flat; keeps what contributes
 `recording`  the log of what a controller said
 `replay`     a controller that repeats a log
 ===========  ============================================================
@@ -18,7 +18,6 @@ A `Recorder` writes down what was said, as JSON lines; a `Replay` of that log ma
 
 from fxgraft.controllers.base import Controller, Facts, SeedFacts
 from fxgraft.controllers.link import Link
-from fxgraft.controllers.plateau import GrowthConfig, PlateauGrowth
 from fxgraft.controllers.recording import Entry, Recorder, read_log
 from fxgraft.controllers.replay import Replay
 
@@ -26,9 +25,7 @@ __all__ = [
     "Controller",
     "Entry",
     "Facts",
-    "GrowthConfig",
     "Link",
-    "PlateauGrowth",
     "Recorder",
     "Replay",
     "SeedFacts",

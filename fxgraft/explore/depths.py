@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fxgraft import commands
@@ -56,6 +56,8 @@ def depth_of(host: Host, seed: SEED) -> Depth:
 
 def block_of(host: Host, given: object) -> commands.DEEPEN | None:
     """The command for one more block, where candidates are one. Raises `SlotError` or `ValueError`."""
+    if isinstance(given, Mapping) and given.get("type") == commands.DEEPEN.__name__:
+        given = commands.parse(given)
     if not isinstance(given, commands.DEEPEN):
         return None
     if given.stack not in host.stacks:

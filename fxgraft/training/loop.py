@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from fxgraft.controllers import Controller, Link, Recorder
 from fxgraft.errors import CheckpointError
+from fxgraft.explore.autogrow import Growth
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import logger
@@ -80,6 +81,9 @@ class Trainer:
         validation: a function that returns the held-out batches, the same at each call; seeds are measured on
             them too.
         controller: decides what to grow, or None. It needs ``validation``.
+        grow: arguments of `SeedManager.autogrow`: the host grows automatically; after a rollback, and in a
+            resumed run, from where it was. ``evaluate`` is the loss of each held-out batch, where none is
+            given. None: it does not grow automatically. It needs ``validation`` or an ``evaluate``.
         recorder: records the commands of the controller in a file.
         resume: whether to continue from the newest checkpoint in ``config.folder``, if there is one.
         blueprints: as for `SeedManager.load`.
@@ -87,6 +91,7 @@ class Trainer:
 
     Attributes:
         manager: the `SeedManager`. It is replaced by a rollback.
+        growth: what `SeedManager.autogrow` returned, or None. It is replaced by a rollback, too.
         progress: how far the run is.
         losses: of every step made by this object.
         rollbacks: (step, reason) of each.
@@ -102,15 +107,14 @@ class Trainer:
         schedulers: Sequence[Any] = (),
         validation: Callable[[], Iterable[Batch]] | None = None,
         controller: Controller | None = None,
+        grow: Mapping[str, Any] | None = None,
         recorder: Recorder | None = None,
         resume: bool = False,
         blueprints: Mapping[str, BlueprintLike] | None = None,
         **options: Any,
     ):
-        if controller is not None and validation is None:
-            raise ValueError(
-                "validation: expected held-out batches, on which a controller measures; got None"
-            )
+        if validation is None and (controller is not None or "evaluate" not in (grow or {"evaluate": None})):
+            raise ValueError("validation: expected held-out batches, on which growth is measured; got None")
         self.model = host
         self.config = config or TrainingConfig()
         self.optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
@@ -127,6 +131,7 @@ class Trainer:
         self._attempts = 0
         self.manager = self._start(resume)
         self._link = Link(self.manager, controller, self.validate, recorder) if controller else None
+        self._grow, self.growth = grow, self._begin_growth(grow)
 
     def fit(self, batches: Callable[[int], Iterable[Batch]]) -> list[EpochReport]:
         """Train to the end. ``batches(epoch)`` returns the batches of an epoch, a function of its number.
@@ -196,6 +201,16 @@ class Trainer:
         with self._autocast():
             return evaluate(self.model, self._validation(), self._criterion)
 
+    def _held_out_losses(self) -> list[float]:
+        """The loss of each held-out batch."""
+        assert self._validation is not None
+        with self._autocast():
+            return [evaluate(self.model, [batch], self._criterion) for batch in self._validation()]
+
+    def _begin_growth(self, grow: Mapping[str, Any] | None) -> Growth | None:
+        """Grow automatically from now on, or go on where the manager that was loaded was."""
+        return None if grow is None else self.manager.autogrow(**{"evaluate": self._held_out_losses, **grow})
+
     def _optimize(self, loss: Tensor) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -256,6 +271,7 @@ class Trainer:
             progress.step, progress.epoch, progress.batch = position
             if self._link is not None:
                 self._link.manager = self.manager
+            self.growth = self._begin_growth(self._grow)
             assert self._checkpoints is not None
             self._checkpoints.drop_after(file)
             return True

@@ -17,6 +17,7 @@ from fxgraft import Stage
 from fxgraft.commands import BLEND, CULL, PAUSE, SEED
 from fxgraft.errors import DistributedError
 from tests.distributed.ranks import RANK, SIZE, NormedBlock, Run, group, model, say
+from tests.side_by_side import Pace, SideBySide
 
 SLOT = "1.relu"
 FOLDER = Path(sys.argv[1])
@@ -365,11 +366,9 @@ def options_of_ddp(**options: Any) -> None:
 
 
 def a_trainer_and_its_controller_agree() -> None:
-    from fxgraft.controllers import GrowthConfig, PlateauGrowth
     from fxgraft.training import Trainer, TrainingConfig
 
     run = Run()
-    growth = GrowthConfig(window=2, isolate=2, blend=2, hold=1, fade=1, rest=1, flat=10.0, trials=2)
     places = [SEED(slot=SLOT, blueprint="mlp"), SEED(slot="2.relu", blueprint="low_rank")]
     trainer = Trainer(
         run.model,
@@ -377,7 +376,7 @@ def a_trainer_and_its_controller_agree() -> None:
         nn.functional.cross_entropy,
         TrainingConfig(epochs=3, folder=FOLDER / "trainer", checkpoint_every=4, keep=2, clip_norm=1.0),
         validation=lambda: [run.batch()],
-        controller=PlateauGrowth(places, growth),
+        controller=SideBySide(places, Pace(begin=4, isolate=2, blend=2, hold=1)),
     )
 
     def batches(epoch: int) -> Any:

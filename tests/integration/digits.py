@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.commands import SEED
-from fxgraft.controllers import GrowthConfig
+from tests.side_by_side import Pace
 
 BATCH = 64
 CANDIDATES = (
     SEED(slot="act", blueprint="mlp", config={"hidden": 32}),
     SEED(slot="head", blueprint="low_rank"),
 )
-GROWTH = GrowthConfig(window=5, isolate=8, blend=6, hold=3, fade=3, rest=5, flat=0.9, attempts=4)
+PACE = Pace()
 """Fast: a whole life of a seed in some thirty steps."""
 
 

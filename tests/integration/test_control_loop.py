@@ -12,12 +12,13 @@ import torch.nn.functional as F
 
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED
-from fxgraft.controllers import Controller, PlateauGrowth, Recorder, Replay, read_log
+from fxgraft.controllers import Controller, Recorder, Replay, read_log
 from fxgraft.manager.settings import ENABLED_VARIABLE
 from fxgraft.telemetry import Event, JsonLines, Memory
 from fxgraft.training import EpochReport, Trainer, TrainingConfig
 from tests.harness import assert_same_bits
-from tests.integration.digits import CANDIDATES, GROWTH, Digits, adamw, fresh_host, plain_losses
+from tests.integration.digits import CANDIDATES, PACE, Digits, adamw, fresh_host, plain_losses
+from tests.side_by_side import SideBySide
 
 EPOCHS = 5
 
@@ -67,8 +68,8 @@ class Loop:
         return [value for value in found if value is not None]
 
 
-def growth() -> PlateauGrowth:
-    return PlateauGrowth(CANDIDATES, GROWTH)
+def growth() -> SideBySide:
+    return SideBySide(CANDIDATES, PACE)
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +115,16 @@ def test_the_metrics_of_a_seed_arrive(grown: Loop):
     ramp = alphas[: alphas.index(1.0) + 1]
     assert ramp[0] == 0.0
     assert ramp == sorted(ramp)
-    assert len(set(ramp)) == GROWTH.blend + 1
+    assert len(set(ramp)) == PACE.blend + 1
     stages = grown.series("fxgraft/seed/stage", seed)
     assert stages == sorted(stages)
     assert {Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED} == {
         list(Stage)[int(index)] for index in stages
     }
-    assert max(grown.series("fxgraft/seed/alpha_steps", seed)) == GROWTH.blend
-    assert max(grown.series("fxgraft/seeds/active")) == GROWTH.trials
+    assert max(grown.series("fxgraft/seed/alpha_steps", seed)) == PACE.blend
+    assert max(grown.series("fxgraft/seeds/active")) == len(CANDIDATES)
     norms = grown.series("fxgraft/seed/gradient_norm", seed)
-    assert norms.index(0.0) == GROWTH.isolate  # the first step of the blend: it ran at alpha 0
+    assert norms.index(0.0) == PACE.isolate  # the first step of the blend: it ran at alpha 0
     assert norms.count(0.0) == 1
     assert min(grown.series("fxgraft/seed/host_gradient_norm", seed)) > 0
     assert grown.series("fxgraft/seed/contribution", seed)[-1] > 0
@@ -167,7 +168,7 @@ def test_disabled_seeds_give_the_losses_of_plain_pytorch(
     assert_same_bits(loop.losses, plain_losses(digits, EPOCHS), "losses")
     operations = loop.memory.of_kind("seed_operation")
     assert Counter((e.data["operation"], e.data["disabled"]) for e in operations) == {
-        ("germinate", True): GROWTH.trials
+        ("germinate", True): len(CANDIDATES)
     }
     assert not loop.memory.of_kind("seed_stage")
     assert {s.stage for s in loop.manager.seeds.values()} == {Stage.DORMANT}

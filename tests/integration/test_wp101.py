@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
-from fxgraft.controllers import PlateauGrowth
+from fxgraft.controllers import Controller
 from fxgraft.errors import IsolationError
 from fxgraft.manager.settings import ENABLED_VARIABLE
 from fxgraft.telemetry import METRICS, Memory
@@ -27,7 +27,6 @@ from tests.harness import assert_same_bits, frozen, snapshot
 from tests.integration.digits import (
     BATCH,
     CANDIDATES,
-    GROWTH,
     Digits,
     adamw,
     fresh_host,
@@ -35,6 +34,7 @@ from tests.integration.digits import (
     plain_losses,
 )
 from tests.seed_modules import Scale
+from tests.side_by_side import SideBySide
 
 DOCS = Path(__file__).parents[2] / "docs"
 PACKAGE = Path(fxgraft.__file__).parent
@@ -202,7 +202,7 @@ def test_commands_reach_seeds_that_run_in_training_and_telemetry_does_not_regres
 ):
     """Criterion 4: controller -> manager while the trainer trains; and without seeds, as ever."""
 
-    def run(controller: PlateauGrowth | None) -> tuple[Trainer, Memory]:
+    def run(controller: Controller | None) -> tuple[Trainer, Memory]:
         host, memory = fresh_host(digits), Memory()
         trainer = Trainer(
             host, adamw(host), F.cross_entropy, TrainingConfig(epochs=3), validation=digits.validation,
@@ -211,7 +211,7 @@ def test_commands_reach_seeds_that_run_in_training_and_telemetry_does_not_regres
         trainer.fit(digits.batches)
         return trainer, memory
 
-    grown, seen = run(PlateauGrowth(CANDIDATES, GROWTH))
+    grown, seen = run(SideBySide(CANDIDATES))
     bare, silent = run(None)
     assert bare.losses == plain_losses(digits, 3)
     assert grown.losses != bare.losses
@@ -221,7 +221,7 @@ def test_commands_reach_seeds_that_run_in_training_and_telemetry_does_not_regres
 
     assert {e.kind for e in silent.events} == {"run_began", "steps", "metrics"}
     monkeypatch.setenv(ENABLED_VARIABLE, "0")
-    disabled, recorded = run(PlateauGrowth(CANDIDATES, GROWTH))
+    disabled, recorded = run(SideBySide(CANDIDATES))
     assert disabled.losses == bare.losses
     assert {e.kind for e in recorded.events} == {"run_began", "steps", "metrics", "seed_operation", "command"}
     active = [e.data["kasmina.seeds.active"] for e in recorded.of_kind("metrics")]

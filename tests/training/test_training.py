@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
-from fxgraft.controllers import GrowthConfig, PlateauGrowth, Recorder
+from fxgraft.controllers import Recorder
 from fxgraft.errors import CheckpointError
 from fxgraft.telemetry import Memory
 from fxgraft.training import (
@@ -33,6 +33,7 @@ from fxgraft.training import (
 from tests.harness import assert_same_bits, frozen, snapshot
 from tests.networks import NormNet
 from tests.seed_modules import Scale
+from tests.side_by_side import Pace, SideBySide
 
 Batch = tuple[Tensor, Tensor]
 
@@ -74,13 +75,13 @@ def trainer(config: TrainingConfig | None = None, **options: Any) -> Trainer:
     )
 
 
-def controller() -> PlateauGrowth:
-    candidates = [
-        SEED(slot="norm", blueprint="mlp", config={"hidden": 4}),
-        SEED(slot="head", blueprint="low_rank"),
-    ]
-    config = GrowthConfig(window=2, isolate=4, blend=4, hold=2, fade=2, rest=3, flat=0.9, attempts=6)
-    return PlateauGrowth(candidates, config)
+CANDIDATES = [
+    SEED(slot="norm", blueprint="mlp", config={"hidden": 4}), SEED(slot="head", blueprint="low_rank"),
+]  # fmt: skip
+
+
+def controller() -> SideBySide:
+    return SideBySide(CANDIDATES, Pace(begin=4, isolate=4, blend=4, hold=2, rounds=3))
 
 
 def plain(epochs: int, clip: float | None = None, autocast: torch.dtype | None = None) -> list[float]:
@@ -157,6 +158,10 @@ def test_a_controller_needs_something_to_measure_on():
     host, optimizer = fresh()
     with pytest.raises(ValueError, match="validation"):
         Trainer(host, optimizer, F.cross_entropy, controller=controller())
+    with pytest.raises(ValueError, match="validation"):
+        Trainer(host, optimizer, F.cross_entropy, grow={"budget": 2.0})
+    ours = Trainer(host, optimizer, F.cross_entropy, grow={"evaluate": lambda: host(torch.ones(2, 4)).mean()})
+    assert ours.growth is not None
 
 
 # Clipping and loss scaling
@@ -447,6 +452,44 @@ def test_a_controller_goes_on_after_a_rollback(tmp_path: Path):
         int(line.split('"step": ')[1].split(",")[0]) for line in (tmp_path / "log").read_text().splitlines()
     ]
     assert max(steps) > 18
+
+
+GROW = {
+    "candidates": CANDIDATES, "when": [0.1, 0.5], "total_steps": 60, "steps": 4, "blend": 4, "hold": 3,
+    "budget": 9.0, "gain": -9.0,
+}  # fmt: skip
+
+
+def test_automatic_growth_goes_on_after_a_rollback(tmp_path: Path):
+    config = TrainingConfig(epochs=6, folder=tmp_path, checkpoint_every=3, watchdog=WATCH)
+    ours = trainer(config, grow=GROW)
+    first = ours.growth
+    ours.fit(poisoned)
+    assert len(ours.rollbacks) == 1
+    assert ours.growth is not None
+    assert ours.growth is not first
+    assert ours.growth.done
+    explored = [entry["step"] for entry in ours.growth.history if entry["what"] == "exploring"]
+    assert min(explored) < 18 < max(explored), ours.growth
+
+
+@pytest.mark.parametrize("killed_after", [5, 8, 13, 34])
+def test_a_killed_run_that_grows_automatically_goes_on_bit_for_bit(tmp_path: Path, killed_after: int):
+    whole = trainer(TrainingConfig(epochs=6), grow=GROW)
+    whole.fit(batches)
+    config = TrainingConfig(epochs=6, folder=tmp_path, checkpoint_every=1)
+    killed = trainer(config, grow=GROW)
+    for i, (x, y) in enumerate(batch for epoch in range(6) for batch in batches(epoch)):
+        if i % 10 == 0:
+            killed.progress.epoch, killed.progress.batch = i // 10, 0
+        if i == killed_after:
+            break
+        killed.step(x, y)
+    resumed = trainer(config, grow=GROW, resume=True)
+    resumed.fit(batches)
+    assert killed.losses + resumed.losses == whole.losses
+    assert resumed.growth is not None
+    assert str(resumed.growth) == str(whole.growth)
 
 
 def test_snapshots_agree_after_a_rewind_to_a_state_without_seeds(tmp_path: Path):

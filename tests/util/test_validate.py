@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fxgraft.controllers import GrowthConfig
+from fxgraft.explore.terms import Course
 from fxgraft.training import TrainingConfig, WatchdogConfig
 from fxgraft.util import validate
 
@@ -25,8 +25,8 @@ from fxgraft.util import validate
         (lambda: validate.number("x", -1, 0), "x: expected a number, 0 or more; got -1"),
         (lambda: validate.number("x", 2, 0, 1), "x: expected a number between 0 and 1; got 2"),
         (lambda: validate.boolean("f", 1), "f: expected True or False; got 1"),
-        (lambda: GrowthConfig(window=0), "window: expected a positive whole number; got 0"),
-        (lambda: GrowthConfig(keep=math.inf), "keep: expected a number; got inf"),
+        (lambda: Course(window=0), "window: expected a positive whole number; got 0"),
+        (lambda: Course(gain=math.inf), "gain: expected a number; got inf"),
         (lambda: WatchdogConfig(patience=0), "patience: expected a positive whole number; got 0"),
         (lambda: WatchdogConfig(factor=-1.0), "factor: expected a number, 0 or more; got -1.0"),
         (lambda: TrainingConfig(epochs=-1), "epochs: expected a whole number, 0 or more; got -1"),
