@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from fxgraft import commands
 from fxgraft.commands import SEED, Command
 from fxgraft.errors import FxGraftError
-from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.explore.terms import Budget, Course, moments
 from fxgraft.host.host import Host
@@ -137,7 +137,7 @@ class GrowConfig(_Options):
                 if reply.refused:
                     logger.warning("step %d: the script's %s: %s", manager.steps, reply.command, reply.reason)
 
-    def grow(self, manager: SeedManager, evaluate: Evaluate) -> Growth | None:
+    def grow(self, manager: SeedManager, evaluate: Evaluate) -> AutoGrowth | None:
         """Let the host grow automatically, by ``autogrow``; return None where that is None.
 
         Args:

@@ -167,6 +167,7 @@ def test_a_host_grows_automatically_by_its_configuration(candidates: Any) -> Non
         ({"script": [{"step": 9, **NOTHING}]}, BlueprintError),
         ({"autogrow": {"candidates": [NOTHING]}}, BlueprintError),
         ({"autogrow": {"candidates": [{**SEEDS[0], "config": {"isolated": False}}]}}, BlueprintError),
+        ({"autogrow": {"candidates": SEEDS, "budget": 1.5}}, ValueError),
         ({"autogrow": {"candidates": {"type": "DEEPEN", "stack": "nowhere"}}}, SlotError),
     ],
 )

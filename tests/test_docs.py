@@ -221,7 +221,6 @@ def test_a_package_lists_its_files(package):
 
 DEFINED_TWICE = {
     "GrowCallback": "one for each trainer: their users import it from fxgraft.integrations.<trainer>",
-    "Growth": "public both in fxgraft.explore (what autogrow returns) and in fxgraft.integrations.accelerate",
 }
 """The only names of classes that two files may have, and why."""
 

@@ -23,7 +23,7 @@ from benchmarks.worth.models import set_outputs_zero
 from benchmarks.worth.protocols import LARGE
 from benchmarks.worth.workloads import Workload, loss_of
 from fxgraft.commands import DEEPEN
-from fxgraft.explore import Growth
+from fxgraft.explore import AutoGrowth
 
 
 @dataclass(frozen=True)
@@ -222,14 +222,14 @@ class Autogrown(Deepened):
     resumable = False  # what it tries is not replayed
     budget = 8.0
 
-    growth: Growth | None = None
+    growth: AutoGrowth | None = None
 
     def begin(self, step: int) -> None:
         if self.growth is None:
             with self.ledger.time("change"):
                 self.growth = self.autogrow()
 
-    def autogrow(self) -> Growth:
+    def autogrow(self) -> AutoGrowth:
         """Let it grow by itself."""
         return self.manager.autogrow(self.evaluate, budget=self.budget)
 
@@ -263,7 +263,7 @@ class Grown(Autogrown):
     that; ``soon``, the factor in the place of 2 after a block that stayed.
     """
 
-    def autogrow(self) -> Growth:
+    def autogrow(self) -> AutoGrowth:
         """Let it grow by itself; `allow` was called before."""
         options, make = self.setting.arm.options, self.setting.workload.make
         size = [sum(p.numel() for p in make(depth).parameters()) for depth in (LARGE, self.setting.arm.depth)]

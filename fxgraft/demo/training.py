@@ -28,7 +28,7 @@ import fxgraft
 from fxgraft.commands import DEEPEN, SEED
 from fxgraft.demo import text
 from fxgraft.demo.model import GPT, criterion, sample
-from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.telemetry import Event, JsonLines
 from fxgraft.training import Trainer, evaluate
 from fxgraft.util.flops import flop_counter
@@ -210,7 +210,7 @@ def run(arm: str, random_seed: int, settings: RunLength, folder: Path | None = N
     return record
 
 
-def _grow(trainer: Trainer, arm: str, settings: RunLength, data: text.Text, ledger: Ledger) -> Growth:
+def _grow(trainer: Trainer, arm: str, settings: RunLength, data: text.Text, ledger: Ledger) -> AutoGrowth:
     host = trainer.manager.host
 
     def held_out_losses() -> list[float]:
@@ -231,7 +231,7 @@ def _step(trainer: Trainer, batch: text.Batch, ledger: Ledger) -> None:
     ledger.charge("growth", None, lambda: trainer.follow(loss))
 
 
-def _finish(record: Record, trainer: Trainer, ledger: Ledger, growth: Growth | None, test: Any) -> None:
+def _finish(record: Record, trainer: Trainer, ledger: Ledger, growth: AutoGrowth | None, test: Any) -> None:
     manager = trainer.manager
     host = manager.host
     record.blocks = len(host.stacks["blocks"].blocks) if "blocks" in host.stacks else 1

@@ -4,30 +4,35 @@
 `autogrow`      growth by itself: explores when it is time, and keeps what helps
 `beginnings`    how what won begins in the host
 `cap`           what a candidate is, and how many are explored at once
-`candidates`    what may be explored: where, and with what
+`candidates`    what may be explored, by what was chosen
 `clock`         when it is time for the next round
 `depths`        deepening as a candidate, isolated while it is tried
 `entry`         one candidate of an exploration
+`fitting`       what fits at which slot, up to a cap
 `exploration`   one exploration, from its germination to its end
 `gradients`     what the gradients of candidates say before they learn
 `measuring`     the contributions of many seeds, from one evaluation each
+`outcome`       what comes of the candidates: measured, then ranked
+`planting`      the candidates are germinated
 `growth_state`  what a growth remembers
 `price`         what the FLOPs of a part would bring in further training without it
 `presets`       candidates for families of models
+`rounds`        the rounds of an automatic growth, and what follows one
 `scoring`       what the candidates are ranked by
 `settings`      how a host is explored
+`trial`         the candidate on trial: it stays, or fades out
 `terms`         when to grow, for how long, and what it may cost
 `table`         what was found, as rows and as text
 `widths`        widening as a candidate, tried as a branch that stands for it
 ==============  ======================================================================
 """
 
-from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.scoring import SCORES
 from fxgraft.explore.table import Row
 from fxgraft.util.lazy_modules import lazy_modules
 
-__all__ = ["SCORES", "Exploration", "Growth", "Row"]
+__all__ = ["SCORES", "AutoGrowth", "Exploration", "Row"]
 
 __getattr__, __dir__ = lazy_modules(__name__, "presets")

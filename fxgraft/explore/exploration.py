@@ -8,21 +8,21 @@ the last of these         each is measured alone, all are ranked, all but the be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
-from fxgraft.errors import CheckpointError, FxGraftError
-from fxgraft.explore.candidates import Found
+from fxgraft.errors import CheckpointError
 from fxgraft.explore.entry import CandidateState
+from fxgraft.explore.fitting import Found
 from fxgraft.explore.gradients import BirthGradients
-from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
+from fxgraft.explore.measuring import Evaluate
+from fxgraft.explore.outcome import measure, rank
+from fxgraft.explore.planting import plant
 from fxgraft.explore.scoring import Ranking, rank_of
 from fxgraft.explore.settings import Settings
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
 from fxgraft.util.text import pluralize
@@ -141,14 +141,7 @@ class Exploration:
         """Germinate all candidates in one change of the host."""
         if not self._manager.enabled:
             return self._end([], "seeds are disabled (SeedManager(enabled=False), FXGRAFT_DYNAMIC_SEEDS=0)")
-        branches = [entry for entry in self._entries if entry.depth is None]
-        replies = self._manager.carry_out_together([entry.command for entry in branches])
-        for entry, reply in zip(branches, replies, strict=True):
-            if reply.accepted:
-                entry.seed = reply.seed
-            else:
-                entry.fail(reply.reason)
-        self._insert([entry for entry in self._entries if entry.depth is not None])
+        plant(self._manager, self._entries)
         for entry in self._learning():
             self._hold(entry)
         if not self._learning():
@@ -156,28 +149,6 @@ class Exploration:
             reason = self._entries[0].reason
             logger.warning("nothing of the exploration could germinate: %s", reason)
         return None
-
-    def _insert(self, entries: Sequence[CandidateState]) -> None:
-        """The blocks, isolated, in one act; one by one where it fails as a whole."""
-        if not entries:
-            return
-        try:
-            with self._manager.together():
-                for entry in entries:
-                    self._deepen(entry)
-        except FxGraftError:  # what can be seen of the graph only: nothing of the act is there
-            for entry in entries:
-                entry.status, entry.reason = LEARNING, ""
-                self._deepen(entry)
-
-    def _deepen(self, entry: CandidateState) -> None:
-        assert entry.depth is not None
-        try:
-            (seed,) = self._manager.deepen(entry.depth.stack, at=[entry.depth.at], isolated=True)
-            entry.seed = seed.name
-        except FxGraftError as error:
-            entry.seed = None
-            entry.fail(f"{type(error).__name__}: {error}")
 
     def step(self, loss: object = None) -> None:
         """Count one training step; the last one measures the candidates. Called by ``manager.step()``."""
@@ -217,49 +188,14 @@ class Exploration:
 
     def _finish(self) -> None:
         manager, settings = self._manager, self._settings
-        seeds = {entry.seed: manager.seeds[entry.seed] for entry in self._learning() if entry.seed}
         try:
-            found = contributions(
-                manager.host,
-                list(seeds.values()),
-                self._evaluate,
-                at=settings.at,
-                repeats=settings.repeats,
-                alone=manager.peers.folder is None,
-                mean=manager.peers.mean,
-                inactivity=self._lifecycle.inactivity,
-            )
-            for entry in self._learning():
-                assert entry.seed is not None
-                self._take_in(entry, seeds[entry.seed], found[entry.seed])
-            self._rank()
+            measure(self._learning(), manager, self._lifecycle, self._evaluate, settings)
+            rank([entry for entry in self._entries if entry.status == MEASURED], self._score, manager.peers)
         except BaseException as error:
             self._end([], f"measuring failed: {type(error).__name__}: {error}")
             raise
         ranked = [row.seed for row in self.best(len(self._entries))]
         self._end(manager.peers.share(ranked)[: settings.keep], "")
-
-    def _take_in(self, entry: CandidateState, seed: Seed, found: Measured) -> None:
-        entry.trained_steps, entry.found = seed.trained_steps, found
-        # Each rank has seen the gradients of its own batches.
-        shared = self._manager.peers.mean(math.nan if entry.expected is None else entry.expected)
-        entry.expected = None if math.isnan(shared) else shared
-        if found.contribution is None:
-            return entry.fail(found.reason)
-        if not seed.trained_steps and self._settings.steps > self._settings.born:
-            return entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
-        if entry.depth is None:  # a block is called with more than its slot's value
-            entry.step_cost = step_ms(seed, self._manager.host.site(seed.slot, seed.source))
-        entry.status = MEASURED
-        return None
-
-    def _rank(self) -> None:
-        measured = [entry for entry in self._entries if entry.status == MEASURED]
-        found = self._score([entry.row() for entry in measured])
-        scores = [None if score is None or math.isnan(score) else float(score) for score in found]
-        # Clocks and norms differ between ranks; the order must not.
-        for entry, score in zip(measured, self._manager.peers.share(scores), strict=True):
-            entry.score = score
 
     def _end(self, kept: Sequence[str | None], reason: str) -> None:
         """Cull all seeds but those, in one act."""

@@ -175,7 +175,7 @@ class GrowCallback(Growth):
         inside = set(map(inner, optimizers))
         schedulers = [s for s in accelerator._schedulers if inner(s).optimizer in inside]
         super().__init__(accelerator, found, optimizers, schedulers, **options)
-        self._grow, self.growth = dict(grow), cast("autogrow.Growth | None", None)
+        self._grow, self.growth = dict(grow), cast("autogrow.AutoGrowth | None", None)
 
     def step(self, loss: float | Tensor | None = None) -> None:
         """After ``optimizer.step()``; where gradients are accumulated, it counts the last batch only.

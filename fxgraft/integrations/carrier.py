@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft.errors import StageError
-from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -66,7 +66,7 @@ class Carrier:
         if grow is not None and not self._auto:
             raise ValueError(f"GrowCallback(grow): expected GrowCallback({AUTO!r}, grow=...) with it")
         self.manager: SeedManager | None = None
-        self.growth: Growth | None = None
+        self.growth: AutoGrowth | None = None
         self._on_step = on_step if not isinstance(on_step, str) else lambda manager: None
         self._options, self._grow = options, dict(grow or {})
         if not isinstance(host, str):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fxgraft.commands import DEEPEN
 from fxgraft.errors import StageError
 from fxgraft.explore import scoring
-from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.explore.candidates import Choice, find
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.measuring import Evaluate, check
@@ -116,7 +116,7 @@ def autogrow(
     measurements: int = 1,
     blueprints: Sequence[str] | None = None,
     score: str | Score = scoring.DEFAULT,
-) -> Growth:
+) -> AutoGrowth:
     """Grow automatically: explore when it is time, keep what helps, and end when nothing helps any more.
 
     ``manager.step(loss)`` drives it. The best candidate of an exploration is blended in; if what it learned
@@ -162,7 +162,7 @@ def autogrow(
     """
     self._allow("autogrow")
     self._acts.refuse("autogrow")
-    if any(isinstance(routine, Growth) for routine in self._routines):
+    if any(isinstance(routine, AutoGrowth) for routine in self._routines):
         raise StageError(
             "cannot autogrow: another growth of this manager goes on. "
             "Call its stop(), or wait until it is done"
@@ -170,7 +170,7 @@ def autogrow(
     course = Course(
         steps, blend, hold, window=window, flat=flat, gain=gain, patience=patience, measurements=measurements
     )
-    growth = Growth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, course)
+    growth = AutoGrowth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, course)
     if isinstance(self._memory.growth, dict):  # of the run that was loaded
         growth.load_state_dict(self._memory.growth)
     self._memory.growth = growth.state_dict

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from fxgraft.controllers import Controller, Link, Recorder
 from fxgraft.errors import CheckpointError
-from fxgraft.explore.autogrow import Growth
+from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import logger
@@ -207,7 +207,7 @@ class Trainer:
         with self._autocast():
             return [evaluate(self.model, [batch], self._criterion) for batch in self._validation()]
 
-    def _begin_growth(self, grow: Mapping[str, Any] | None) -> Growth | None:
+    def _begin_growth(self, grow: Mapping[str, Any] | None) -> AutoGrowth | None:
         """Grow automatically from now on, or go on where the manager that was loaded was."""
         return None if grow is None else self.manager.autogrow(**{"evaluate": self._held_out_losses, **grow})
 

@@ -15,7 +15,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageError
-from fxgraft.explore import Growth
+from fxgraft.explore import AutoGrowth
 from fxgraft.telemetry import Event
 from tests.explore import runs
 from tests.explore.runs import Hidden, Run
@@ -25,12 +25,12 @@ QUICK: dict[str, Any] = {"steps": 4, "blend": 3, "hold": 2, "window": 4, "bluepr
 FEW = [SEED(slot="relu", blueprint="mlp"), SEED(slot="first", blueprint="norm")]
 
 
-def grow(run: Run, **options: Any) -> Growth:
+def grow(run: Run, **options: Any) -> AutoGrowth:
     given = {"candidates": FEW, "when": [0.1, 0.5], "total_steps": 40, **QUICK, **options}
     return run.manager.autogrow(run.evaluate, **given)
 
 
-def begun(growth: Growth) -> int:
+def begun(growth: AutoGrowth) -> int:
     """The step of the first blend."""
     return next(e["step"] for e in growth.history if e["what"] in ("blending", "beginning anew"))
 
@@ -168,6 +168,12 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"candidates": SEED(slot="first", blueprint="conv_depthwise")}, BlueprintError, r"\(N, C, H, W\)"),
     ({"evaluate": lambda: float("inf")}, ValueError, "finite"),
     ({"budget": 0.5}, ValueError, "budget"),
+    ({"budget": 1.0}, ValueError, "the budget is spent"),
+    (
+        {"budget": 1.1, "candidates": SEED(slot="first", blueprint="mlp", config={"hidden": 99})},
+        ValueError,
+        "nothing could grow: it has .* parameters; one may have",
+    ),
     ({"budget": {"watts": 2.0}}, ValueError, "watts"),
     ({"when": "soon"}, ValueError, "flat"),
     ({"when": 0.5, "total_steps": None}, ValueError, "total_steps"),
