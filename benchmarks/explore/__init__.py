@@ -5,6 +5,7 @@
 `networks`  hosts whose places differ on purpose, and their candidates
 `runs`      one run: the truth of a candidate, or the scores of an exploration
 `steps`     what a training step costs with many candidates beside it
+`page`      the results as a page
 `results`   from parts to ``benchmarks/results/explore.json``
 ==========  ==================================================================
 """

@@ -12,9 +12,9 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from benchmarks.environment import as_markdown
 from benchmarks.explore.networks import WORKLOADS
-from benchmarks.explore.plan import CHOSEN_ON, EXPLORED, RADII, RANDOM_SEEDS, REPEATS, SPLITS
+from benchmarks.explore.page import page
+from benchmarks.explore.plan import CHOSEN_ON, EXPLORED, RADII, RANDOM_SEEDS, SPLITS
 from fxgraft.explore.scoring import DEFAULT
 
 OUT = Path(__file__).parents[1] / "results"
@@ -133,8 +133,18 @@ class Workload:
             ]
         return found
 
-    def regret(self, scores: Sequence[float]) -> float | None:
-        truth = self.truth()
+    def one_run(self) -> dict[str, float]:
+        """What the gains of one random seed say of the mean of the others, in the mean over the seeds."""
+        others = {s: self.truth(t for t in self.seeds if t != s) for s in self.seeds}
+        regrets = [self.regret(self.gains[s], others[s]) for s in self.seeds]
+        return {
+            "spearman": statistics.fmean(rho(self.gains[s], others[s]) for s in self.seeds),
+            "regret": statistics.fmean(r for r in regrets if r is not None),
+        }
+
+    def regret(self, scores: Sequence[float], truth: Sequence[float] | None = None) -> float | None:
+        """Of the candidate that ``scores`` put first; 0 is the best, 1 the median one."""
+        truth = self.truth() if truth is None else truth
         span = max(truth) - statistics.median(truth)
         return (max(truth) - truth[scores.index(max(scores))]) / span if span else None
 
@@ -189,10 +199,12 @@ class Workload:
         known = {row["score"] for row in rows}
         rows += [row for row in (self._stored or {}).get("scores", ()) if row["score"] not in known]
         span = max(truth) - statistics.median(truth)
+        fresh = self.fresh or (self._stored or {}).get("fresh")
         return {
-            **({"fresh": self.fresh} if self.fresh else {}),
+            **({"fresh": fresh} if fresh else {}),
             "random_seeds": len(self.seeds),
             "repeats": self.repeats(),
+            "one run": self.one_run(),
             "candidates": [
                 {
                     "slot": c.slot, "source": c.source, "blueprint": c.blueprint, "config": c.config,
@@ -208,7 +220,8 @@ class Workload:
 
 def write(*files: Path) -> None:
     """Write ``explore.json`` and ``explore.md`` from files of parts."""
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    there = [file for file in files if file.exists()]
+    lines = [json.loads(line) for file in there for line in file.read_text().splitlines()]
     parts = {line["key"]: line for line in lines}
     stored = json.loads((OUT / "explore.json").read_text()) if (OUT / "explore.json").exists() else {}
     found: dict[str, Any] = {}
@@ -225,7 +238,7 @@ def write(*files: Path) -> None:
             default[name]["repeats"] = results["repeats"]
     data = {
         "command": "python -m benchmarks.explore",
-        "environment": lines[-1]["environment"],
+        "environment": lines[-1]["environment"] if lines else stored["environment"],
         "default": named,
         "steps": [
             {key: line[key] for key in ("d_model", "ms", "ratio")}
@@ -237,88 +250,4 @@ def write(*files: Path) -> None:
     }
     OUT.mkdir(exist_ok=True)
     (OUT / "explore.json").write_text(json.dumps(data, indent=1) + "\n")
-    (OUT / "explore.md").write_text(_page(data))
-
-
-GOALS = (("spearman", 0.6, "at least"), ("regret", 0.25, "at most"), ("cost", 0.1, "at most"))
-TRIED = """\
-Also tried, after the plan and by code that is not kept here, on 8 random seeds: each candidate
-grown alone with alpha 1 from the start for 100 steps, a fifth of the rest of a run, its training
-loss summed over the second half and compared with a run of the same batches without it. Spearman's
-rho is 0.61 (MLP) and 0.48 (CNN), the regret 0.62 and 0.42. So it is mostly the noise of one run
-that limits a score, not the score: the same numbers averaged over the 8 runs have a rho of 0.78 and
-0.71. The default costs a sixth of that.
-
-Before the product was chosen, on the random seeds in `CHOSEN_ON` and by code that is not kept,
-these were compared too: powers and mixes of `adam`, its sign, `fisher`, the gradient's norm and the
-size; the same with the noise of the gradients taken out; what an empirical kernel of the gradients
-of single samples says that the host's own parameters cannot do (the idea of TINY), with and without
-Adam's scales; the loss that all candidates take together when they are live in one copy of the host
-for 100 steps, and the loss without each of them; the loss that each takes when it is live alone for
-25, 50 or 100 steps. Live alone the best candidate of the MLP is found more often (regret 0.55), but
-that is a run for each; six finalists of the product that are then tried live have the regrets 0.45,
-0.45 and 0.00. Products of any of these statistics with a power of the size from 0.75 to 2 differ by
-less than random seeds do: this one is the simplest, not the best of them (the gradient's norm times
-the size to 1.5 has 0.63, 0.78, 0.77 and the regrets 0.98, 0.00, 0.00). Not tried: larger networks."""
-
-
-def _shortfall(data: dict[str, Any]) -> str:
-    """What the default reaches of the goals."""
-    rows = ["| workload | Spearman's rho | regret | cost | short of its goal |", "|---|---|---|---|---|"]
-    for name, found in data["workloads"].items():
-        if "spearman" not in found:
-            continue
-        short = [
-            f"{key} by {abs(found[key] - goal):.2f}"
-            for key, goal, kind in GOALS
-            if (found[key] < goal if kind == "at least" else found[key] > goal)
-        ]
-        numbers = " | ".join(format(found[key], ".3f") for key, _, _ in GOALS)
-        rows.append(f"| {name} | {numbers} | {', '.join(short) or 'nothing'} |")
-    goals = ", ".join(f"{key} {kind} {goal:g}" for key, goal, kind in GOALS)
-    return f"Goals: {goals}.\n\n" + "\n".join(rows)
-
-
-def _page(data: dict[str, Any]) -> str:
-    blocks = [
-        "# Which score tells where to grow",
-        f"`{data['command']}`; what was decided before it ran is in `benchmarks/explore/plan.py`. "
-        f"{as_markdown(data['environment'])}.",
-        f"The default score of `manager.explore` is that of the row *{data['default']}*.",
-    ]
-    blocks += [_shortfall(data), TRIED]
-    if data["steps"]:
-        arms = list(data["steps"][0]["ratio"])
-        rows = [f"| d_model | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
-        for found in data["steps"]:
-            ratios = " | ".join(format(found["ratio"][arm], ".2f") for arm in arms)
-            rows.append(f"| {found['d_model']} | {ratios} |")
-        blocks.append(
-            "## A step\n\nCPU time of a training step of a GPT of four blocks with candidates beside it, "
-            "against that of the bare host (medians of 15, in turns).\n\n" + "\n".join(rows)
-        )
-    for name, results in data["workloads"].items():
-        repeats = results["repeats"]
-        said = "not known" if repeats is None else f"{repeats:.2f}"
-        enough = repeats is not None and repeats >= REPEATS
-        truth = "" if enough else f": below {REPEATS}, so nothing is decided here"
-        blocks.append(
-            f"## {name}\n\n{len(results['candidates'])} candidates, {results['random_seeds']} random seeds. "
-            f"The truth of one half of them agrees with that of the other by {said}{truth}. A random choice "
-            f"has a regret of {results['regret of a random choice']:.2f}."
-        )
-        head = "| score | Spearman's rho | rho with the gains of the run itself | regret | cost | seeds |"
-        rows = [head, "|---|---|---|---|---|---|"]
-        for row in results["scores"]:
-            cost = "" if row["cost"] is None else f"{row['cost']:.3f}"
-            rows.append(
-                f"| {row['score']} | {row['spearman']:.2f} | {row['spearman with the run itself']:.2f} "
-                f"| {row['regret']:.2f} | {cost} | {row['random seeds']} |"
-            )
-        gains = ["| candidate | gain in held-out loss |", "|---|---|"]
-        for c in sorted(results["candidates"], key=lambda c: -c["gain"]):
-            where = f"{c['source']} -> {c['slot']}" if c["source"] else c["slot"]
-            options = ", ".join(f"{key}={value}" for key, value in c["config"].items())
-            gains.append(f"| {c['blueprint']}({options}) at {where} | {c['gain']:.4f} |")
-        blocks += ["\n".join(rows), "\n".join(gains)]
-    return "\n\n".join(blocks) + "\n"
+    (OUT / "explore.md").write_text(page(data))
