@@ -69,7 +69,7 @@ class Blueprint:
         try:
             signature.bind(slot, **config)
         except TypeError as error:
-            options = [str(parameter) for parameter in signature.parameters.values()][1:]
+            options = [_shown(parameter) for parameter in signature.parameters.values()][1:]
             raise BlueprintError(
                 f"blueprint {self.name} at slot {slot.name!r}: {error}; its options: "
                 f"{', '.join(options) or 'none'}"
@@ -100,6 +100,11 @@ class Blueprint:
         with torch.no_grad():
             flops = count_flops(lambda: module(value))
         return Cost(sum(p.numel() for p in module.parameters()), flops)
+
+
+def _shown(option: inspect.Parameter) -> str:
+    """An option with its default: ``hidden=None``."""
+    return str(option.replace(annotation=inspect.Parameter.empty))
 
 
 _blueprints: dict[str, Blueprint] = {}

@@ -81,12 +81,13 @@ class CompileReport:
     def __str__(self) -> str:
         lines = [
             f"{len(self.units)} unit(s), {len(self.variants)} variants, {self.graphs} graphs compiled here, "
-            f"{self.artifacts} by the helper, {self.uncompiled_calls} uncompiled calls, "
+            f"{self.artifacts} by the compiler process, {self.uncompiled_calls} uncompiled calls, "
             f"{self.graph_breaks} graph breaks"
         ]
         for v in self.variants:
             lines.append(
-                f"  {v.label}: {v.graphs} here, {v.artifacts} by the helper, {v.uncompiled_calls} uncompiled"
+                f"  {v.label}: {v.graphs} here, {v.artifacts} by the compiler process, "
+                f"{v.uncompiled_calls} uncompiled"
             )
             lines += [f"    compiled again: {reason}" for reason in v.recompiles]
             lines += [f"    runs uncompiled: {v.distrusted}"] if v.distrusted else []

@@ -145,7 +145,7 @@ class InactivityWatch:
             )
         return (
             f"no gradient has arrived at its weights in {steps}, though it ran. Expected backward(){inside} "
-            f"of a loss that depends on what the host returns, then step() of {self._trained_by}"
+            f"of a loss that depends on the value at its slot, then step() of {self._trained_by}"
         )
 
     def cause(self, seed: Seed, fallbacks: int) -> str:

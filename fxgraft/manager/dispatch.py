@@ -181,13 +181,13 @@ class Dispatcher:
                 return command.seed, lambda: "culled"
             case FOSSILIZE():
                 manager.fossilize(command.seed, force=command.force)
-                return command.seed, lambda: "a part of the host now"
+                return command.seed, lambda: "fossilized: it is a permanent part of the host"
             case PAUSE():
                 manager.pause(command.seed)
                 return command.seed, lambda: "paused"
             case RESUME():
                 manager.resume(command.seed)
-                return command.seed, lambda: "goes on"
+                return command.seed, lambda: "resumed"
             case WIDEN():
                 self._check_growth(command)
                 done = manager.widen(

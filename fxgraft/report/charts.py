@@ -33,7 +33,8 @@ MOST_LANES, MOST_TRIED = 40, 8
 LOSS_HEIGHT, TIME_HEIGHT, LANE_HEIGHT, GAP = 300, 110, 72, 36
 """Pixels."""
 
-LOSS, HELD_OUT, ALARM = "#4c78a8", "#7d8590", "#d1242f"
+LOSS, HELD_OUT, ALARM, COMPILED = "#4c78a8", "#7d8590", "#d1242f", "#c2459a"
+"""What is no stage has none of their colours. (Grey is that of DORMANT, of which nothing is drawn.)"""
 
 
 def chart(run: Run) -> go.Figure:
@@ -142,8 +143,8 @@ def _add_stages(figure: go.Figure, lanes: Sequence[Lane], level: dict[int, float
 def _add_times(figure: go.Figure, run: Run) -> None:
     line(figure, 2, thin(run.times, MOST_POINTS), "time of a step", SOFT, showlegend=False)
     steps = [row["step"] for row in run.compiles]
-    marks(figure, 2, steps, "compiled", "star", STAGE_COLOURS[Stage.BLENDING], run.median_ms)
+    marks(figure, 2, steps, "compiled", "star", COMPILED, run.median_ms)
     positive = all(ms > 0 for _, ms in run.times)
-    figure.update_yaxes(title_text="ms per step", type="linear", row=2)
+    figure.update_yaxes(title_text="ms per step", title_standoff=6, automargin=True, type="linear", row=2)
     if run.times and positive:
         figure.update_yaxes(row=2, **log_axis([ms for _, ms in run.times]))

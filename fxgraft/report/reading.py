@@ -12,6 +12,7 @@ from typing import Any
 from fxgraft.errors import FxGraftError
 from fxgraft.report.run import Lane, LogLine, Run
 from fxgraft.seeds.stage import Stage
+from fxgraft.util.text import pluralize
 
 LOG = "events.jsonl"
 """The name of the log in a run's folder."""
@@ -218,7 +219,8 @@ def _describe_event(kind: str, data: Data) -> str:
     if kind == "explored":
         return f"{len(data['rows'])} candidates in {data['steps']} steps"
     if kind == "compiled":
-        return f"{data['label']}: {data['graphs']} graphs, {data['artifacts']} by the helper"
+        graphs = pluralize(data["graphs"], "graph")
+        return f"{data['label']}: {graphs} compiled here, {data['artifacts']} by the compiler process"
     if kind == "command":
         command = dict(data["command"] or {"type": "a message that could not be read"})
         said = " ".join(

@@ -98,10 +98,7 @@ class Slots(Mapping[str, Slot]):
         matches, near = self._reading_of(choice)
         found = {name: slot for name, slot in self.items() if matches(slot)}
         if not found:
-            raise SlotError(
-                f"no slot of {len(self)} is selected by {_shown(choice)}{near()}. print(host.slots) shows "
-                "them all"
-            )
+            raise SlotError(f"no slot of {len(self)} is selected by {_shown(choice)}{near()}")
         return Slots(found, self._regions, self._rejected)
 
     def _reading_of(self, choice: Any) -> tuple[Callable[[Slot], bool], Callable[[], str]]:

@@ -200,6 +200,22 @@ def test_a_lane_draws_alpha_in_the_colour_of_its_stage() -> None:
     assert list(lines[2].x) == [8, 10]
 
 
+def test_what_is_no_stage_has_none_of_their_colours() -> None:
+    from fxgraft.seeds.colours import STAGE_COLOURS
+
+    reader = Reader()
+    facts = {"graphs": 1, "artifacts": 0, "uncompiled_calls": 0, "seconds": 0.1, "recompiles": []}
+    for event in (
+        line("compiled", 2, label="host", **facts),
+        line("steps", 2, loss=[1.0, 0.5], ms=[1.0, 2.0]),
+    ):
+        reader.feed(event)
+    assert reader.run.unreadable == 0
+    found = {trace.name: trace for trace in chart(reader.run).data}
+    assert found["compiled"].marker.color not in STAGE_COLOURS.values()
+    assert found["loss"].line.color not in STAGE_COLOURS.values()
+
+
 def test_numbers_of_the_page_are_json(run_folder: Path) -> None:
     json.dumps(read(run_folder).summary(), allow_nan=False)
 
