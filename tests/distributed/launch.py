@@ -1,48 +1,85 @@
-"""Starts a worker script on several ranks, as a user would: with torchrun, over gloo, on this machine."""
+"""Starts a worker script on several ranks, over gloo, on this machine.
+
+The ranks are forked from a process that has imported torch and fxgraft once: most of the time of a worker
+that is started by torchrun goes into imports. (test_guide.py starts its program with torchrun.)
+"""
 
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import os
-import subprocess
+import runpy
+import socket
 import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+HERE = Path(__file__).parent
 DEADLINE = 240.0
 
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint",
+        "fxgraft.training",
+    ]
+)
 
-def torchrun(
-    script: str, ranks: int, *args: str | os.PathLike[str], check: bool = True
-) -> subprocess.CompletedProcess[str]:
-    """Run ``tests/distributed/<script>`` on ``ranks`` processes; what they print is in the result."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "passes")]),
-        "TORCHELASTIC_ERROR_FILE": os.devnull,
-    }
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent / script), *map(str, args)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-8000:]}"
-    return done
+
+def launch(script: str, ranks: int, *args: str | os.PathLike[str]) -> str:
+    """Run ``tests/distributed/<script>`` on ``ranks`` processes, as torchrun does; return what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [str(Path(folder) / str(rank)) for rank in range(ranks)]
+        argv = [str(HERE / script), *map(str, args)]
+        started = [
+            _forks.Process(target=_rank, args=(argv, {**common, "RANK": rank, "LOCAL_RANK": rank}, output))
+            for rank, output in enumerate(outputs)
+        ]
+        for process in started:
+            process.start()
+        _wait(started)
+        told, errors = ("\n".join(Path(o + end).read_text() for o in outputs) for end in (".out", ".err"))
+    assert [process.exitcode for process in started] == [0] * ranks, f"{told}\n{errors[-8000:]}"
+    return told
+
+
+def _wait(started: Sequence[BaseProcess]) -> None:
+    """Until all have ended, or one has failed, or the time is up; then none is left."""
+    until = time.monotonic() + DEADLINE
+    while any(p.is_alive() for p in started) and time.monotonic() < until:
+        if any(p.exitcode for p in started):
+            until = min(until, time.monotonic() + 5)  # the others say what they miss
+        time.sleep(0.05)
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def _rank(argv: Sequence[str], environment: Mapping[str, object], output: str) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    for end, number in ((".out", 1), (".err", 2)):
+        os.dup2(os.open(output + end, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv[:] = argv
+    runpy.run_path(argv[0], run_name="__main__")
 
 
 def cases(worker: str) -> set[str]:
     """What a worker has to pass: its public functions that take nothing."""
-    tree = ast.parse((Path(__file__).parent / worker).read_text(encoding="utf-8"))
+    tree = ast.parse((HERE / worker).read_text(encoding="utf-8"))
     named = {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and not node.args.args}
     return {name for name in named if name != "main" and not name.startswith("_")}
 
 
-def passed(done: subprocess.CompletedProcess[str]) -> set[str]:
+def passed(told: str) -> set[str]:
     """What a worker said it has passed."""
-    return {line.split()[1] for line in done.stdout.splitlines() if line.startswith("ok ")}
+    return {line.split()[1] for line in told.splitlines() if line.startswith("ok ")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.distributed.launch import cases, passed, torchrun
+from tests.distributed.launch import cases, launch, passed
 
 
 def test_accelerate_grows_saves_and_resumes_on_two_ranks(tmp_path: Path) -> None:
-    assert passed(torchrun("accelerate_worker.py", 2, tmp_path)) == cases("accelerate_worker.py")
+    assert passed(launch("accelerate_worker.py", 2, tmp_path)) == cases("accelerate_worker.py")

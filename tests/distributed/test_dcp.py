@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.distributed.launch import cases, passed, torchrun
+from tests.distributed.launch import cases, launch, passed
 
 
 def test_a_run_of_two_ranks_goes_on_on_two_on_one_and_on_four(tmp_path: Path) -> None:
-    saved = passed(torchrun("dcp_worker.py", 2, tmp_path, "save"))
+    saved = passed(launch("dcp_worker.py", 2, tmp_path, "save"))
     for ranks in (2, 1, 4):
-        loaded = passed(torchrun("dcp_worker.py", ranks, tmp_path, "load"))
+        loaded = passed(launch("dcp_worker.py", ranks, tmp_path, "load"))
         assert saved | loaded == cases("dcp_worker.py")

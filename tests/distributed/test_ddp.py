@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import torchrun
+from tests.distributed.launch import launch
 
 WORKER = Path(__file__).parent / "ddp_worker.py"
 
@@ -23,13 +23,13 @@ def cases() -> set[str]:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_every_promise_holds_on(ranks: int, tmp_path: Path) -> None:
-    said = torchrun("ddp_worker.py", ranks, tmp_path).stdout
+    said = launch("ddp_worker.py", ranks, tmp_path)
     passed = {line.split()[1] for line in said.splitlines() if line.startswith("ok ")}
     assert passed == cases()
 
 
 @pytest.mark.parametrize("how", ["ends", "hangs"])
 def test_a_rank_that_is_lost_ends_in_an_error_that_says_so(how: str) -> None:
-    said = torchrun("lost_worker.py", 2, how).stdout
+    said = launch("lost_worker.py", 2, how)
     assert "told: rank 0 of 2 lost the others" in said
     assert "from the last checkpoint" in said

@@ -8,11 +8,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import fxgraft
-from tests.distributed.launch import cases, passed, torchrun
+from tests.distributed.launch import cases, launch, passed
 
 
 def test_a_host_without_its_wrapper_is_noticed() -> None:
-    assert passed(torchrun("unwrapped_worker.py", 2)) == cases("unwrapped_worker.py")
+    assert passed(launch("unwrapped_worker.py", 2)) == cases("unwrapped_worker.py")
 
 
 def test_an_average_is_not_led() -> None:
