@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
@@ -52,9 +53,20 @@ class Mismatch:
         return f"expected {self.expected}{got}" if self.expected else ""
 
 
+class Heed(IntEnum):
+    """What is done of a call that falls back."""
+
+    IGNORE = 0
+    """Nothing: the call is of fxgraft's own making, and none of the host's."""
+    COUNT = 1
+    """It is counted, and `mismatch_of` knows why."""
+    SAY = 2
+    """It is counted, and the first one of each module is said in the log."""
+
+
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[str, Form]] = weakref.WeakKeyDictionary()
 _mismatches: weakref.WeakKeyDictionary[nn.Module, Mismatch] = weakref.WeakKeyDictionary()
-_is_quiet = _is_ignored = False
+_heed = Heed.SAY
 _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
 
@@ -86,7 +98,7 @@ def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
             f"example call of fxgraft.trace: without its seeds the program would be another model. Trace "
             f"with an example that is called as the export calls it"
         )
-    if _is_ignored:
+    if _heed is Heed.IGNORE:
         return
     counter = getattr(module, COUNTER, None)
     if counter is not None:
@@ -109,25 +121,14 @@ def mismatch_of(module: nn.Module) -> Mismatch | None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Write down inside why calls fall back, and do not say it."""
-    global _is_quiet
-    before, _is_quiet = _is_quiet, True
+def heed_at_most(heed: Heed) -> Iterator[None]:
+    """Do no more than this of a call inside that falls back; where less is done already, that stays."""
+    global _heed
+    before, _heed = _heed, min(_heed, heed)
     try:
         yield
     finally:
-        _is_quiet = before
-
-
-@contextmanager
-def ignored() -> Iterator[None]:
-    """Calls inside that fall back are no calls of the host's: they are neither counted nor said."""
-    global _is_ignored
-    before, _is_ignored = _is_ignored, True
-    try:
-        yield
-    finally:
-        _is_ignored = before
+        _heed = before
 
 
 def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:
@@ -173,7 +174,7 @@ _torch.constant_when_compiled(_say_at_compile_time)
 
 
 def _say(who: str, mismatch: str = "") -> None:
-    if _is_quiet:
+    if _heed is not Heed.SAY:
         return
     logger.warning(
         "%s was called with other kinds of arguments than in the example call of fxgraft.trace%s: it runs as "

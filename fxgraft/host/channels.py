@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.fallback import ignored
+from fxgraft.capture.fallback import Heed, heed_at_most
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.util.dtensor import local_tensor
@@ -131,7 +131,8 @@ def subject_of(host: Host, example: Example) -> Subject:
 
     @contextmanager
     def leave_untouched() -> Iterator[None]:
-        with host.compiled.stopped() if host.compiled else nullcontext(), engine.untouched(host), ignored():
+        compiled = host.compiled.stopped() if host.compiled else nullcontext()
+        with compiled, engine.untouched(host), heed_at_most(Heed.IGNORE):
             yield
 
     args, kwargs = example

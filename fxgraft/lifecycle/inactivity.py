@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fxgraft.capture.fallback import Mismatch, mismatch_of, quiet
+from fxgraft.capture.fallback import Heed, Mismatch, heed_at_most, mismatch_of
 from fxgraft.capture.region import Region
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -197,7 +197,7 @@ class InactivityWatch:
         if self._host.compiled is None:
             return
         try:
-            with quiet():
+            with heed_at_most(Heed.COUNT):
                 engine.repeat_eagerly(self._host, region.name)
         except Exception:  # the inputs are made up: what fails there says nothing
             return
