@@ -1,8 +1,8 @@
 """Commands: what a controller says to a manager, and what it hears back.
 
     {"type": "SEED", "slot": "layer1.relu", "blueprint": "mlp", "config": {"hidden": 32}}
-    {"type": "BLEND", "seed": "mlp_0", "to": 1.0, "steps": 200, "schedule": "cosine"}
-    {"type": "CULL", "seed": "mlp_0"}        FOSSILIZE, PAUSE and RESUME likewise
+    {"type": "BLEND", "seed": "mlp_at_layer1_relu", "to": 1.0, "steps": 200, "schedule": "cosine"}
+    {"type": "CULL", "seed": "mlp_at_layer1_relu"}        likewise FOSSILIZE, PAUSE, RESUME
     {"type": "WIDEN", "group": "blocks.0.up", "by": 64}
     {"type": "DEEPEN", "stack": "transformer.h", "count": 2, "at": "end"}
 

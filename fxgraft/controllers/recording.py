@@ -1,7 +1,7 @@
 """The log of what a controller said and asked: one line of JSON for each command and measurement.
 
 {"step": 41, "command": {"type": "SEED", "slot": "relu", ...}, "reply": {"accepted": true, ...}}
-{"step": 91, "measured": {"seed": "mlp_0", "at": 1.0, "contribution": 0.012}}
+{"step": 91, "measured": {"seed": "mlp_at_relu", "at": 1.0, "contribution": 0.012}}
 """
 
 from __future__ import annotations

@@ -172,9 +172,9 @@ class ManagerCore:
             raise StageError(f"no seed {seed!r} here; there are: {', '.join(self._seeds) or 'none'}")
         return known
 
-    def _name(self, name: str | None, blueprint: BlueprintLike) -> str:
+    def _name(self, name: str | None, blueprint: BlueprintLike, slot: str) -> str:
         if name is None:
-            return self._memory.names.make(nursery.label(blueprint), self._taken())
+            return self._memory.names.make(nursery.label(blueprint), slot, self._taken())
         check_name(name)
         if name in self._seeds:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")

@@ -59,7 +59,8 @@ def germinate(
             parallel to what is between them. The seed's output has the shape of the slot, and its input that
             of the source. The two slots may be in different regions, if the regions up to the one
             that contains both can run as one graph; they do as long as the branch exists.
-        name: the name of the seed; by default a new one.
+        name: the name of the seed; by default a new one that says what it is made from and where it is
+            (``"mlp_at_blocks_0_relu"``).
         mode: ``"residual"`` (the default) adds the seed's output, ``"convex"`` replaces the
             host's value by it, ``"gated"`` adds it scaled by a gate that the seed learns,
             ``"channelwise"`` adds it with an alpha for each channel.
@@ -164,7 +165,7 @@ def _germinate(manager: ManagerCore, wanted: SeedConfig, wait: bool) -> Seed:
     follower = order.place(manager.host, manager._acts.staying(), slot, wanted.before, wanted.after)
     wanted = _for_the_blueprint(wanted)
     spec = wanted.spec(slot)
-    seed = _record(manager._name(wanted.name, wanted.blueprint), wanted, slot, spec)
+    seed = _record(manager._name(wanted.name, wanted.blueprint, slot.name), wanted, slot, spec)
     if not manager.enabled:
         manager._lifecycle.enlist(seed, order.behind(manager._seeds, seed.name, follower))
         manager._reporter.operation("germinate", seed, disabled=True)
@@ -184,7 +185,7 @@ def _germinate(manager: ManagerCore, wanted: SeedConfig, wait: bool) -> Seed:
 def _plan(manager: ManagerCore, wanted: SeedConfig) -> GerminationPlan:
     slot = manager.host.site(wanted.slot, wanted.source)
     label, names = nursery.label(wanted.blueprint), manager._memory.names
-    name = wanted.name or names.foresee(label, manager._taken())
+    name = wanted.name or names.foresee(label, slot.name, manager._taken())
     follower = order.place(manager.host, manager._seeds, slot, wanted.before, wanted.after)
     behind = order.behind(manager._seeds, name, follower)
     wanted = _for_the_blueprint(wanted)

@@ -82,7 +82,7 @@ def test_seeds_and_calls_that_fell_back_are_told(host):
     told = host.explain()
     assert told.modules["blocks.1"].seeds == (seed.name,)
     assert told.modules["blocks.1"].fallbacks == told.fallbacks == 1
-    assert "1 (Scaled): traced, 2 slots, seeds: mlp_0, 1 call fell back" in str(told)
+    assert "1 (Scaled): traced, 2 slots, seeds: mlp_at_blocks_1_fc, 1 call fell back" in str(told)
     assert str(told).startswith(
         "Model: 13 slots; 4 of 5 modules with code of their own are traced; 1 call fell"
     )

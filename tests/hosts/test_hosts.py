@@ -111,7 +111,7 @@ def test_custom_autograd_functions_compile():
     got, model.fc1.weight.grad = model.fc1.weight.grad, None
     model(x).sum().backward()
     assert same_bits(got, model.fc1.weight.grad)
-    manager.cull("low_rank_0")
+    manager.cull("low_rank_at_fc1")
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda host: pickle.loads(pickle.dumps(host))])

@@ -780,7 +780,7 @@ def test_a_trainer_that_is_killed_takes_its_compiler_process_along(busy: bool) -
             time.sleep(0.01)
         if BUSY:
             manager.germinate("0", "low_rank", wait=False)
-            manager._background.waiting.pending["low_rank_0"].wait()
+            manager._background.waiting.pending["low_rank_at_0"].wait()
             manager.step()
             child = helper._get()._child
             while b"compiles" not in os.pread(child._printed.fileno(), 10_000, 0):

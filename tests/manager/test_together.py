@@ -531,13 +531,13 @@ def test_where_they_cannot_land_as_one_each_is_carried_out_for_itself(
     monkeypatch.setattr(run.manager.registry, "join", fails)
     replies = [run.manager.submit(command) for command in commands_for(3)]
     unnamed = run.manager.submit({"type": "SEED", "slot": "1", "blueprint": "mlp"})
-    follows = run.manager.submit({"type": "BLEND", "seed": "mlp_0", "steps": 2})
+    follows = run.manager.submit({"type": "BLEND", "seed": "mlp_at_1", "steps": 2})
     run.train()
     assert [reply.result(0).accepted for reply in replies] == [True, False, True]
     assert "no memory" in replies[1].result().reason
-    assert unnamed.result(0).seed == "mlp_0"
+    assert unnamed.result(0).seed == "mlp_at_1"
     assert follows.result(0).accepted
-    assert list(run.manager.seeds) == ["s0", "s2", "mlp_0"]
+    assert list(run.manager.seeds) == ["s0", "s2", "mlp_at_1"]
 
 
 def test_120_commands_at_once_are_one_structure(calls: dict[str, int]) -> None:

@@ -61,8 +61,8 @@ def test_a_measurement_of_a_seed_that_gives_nothing(is_zero: bool, caplog: pytes
     assert (
         warnings_in(caplog)
         == [
-            "seed 'Linear_0': the loss is the same with it and without, to the bit, though it ran: it gives "
-            "nothing yet (it was trained in 0 steps)"
+            "seed 'Linear_at_0': the loss is the same with it and without, to the bit, though it ran: it "
+            "gives nothing yet (it was trained in 0 steps)"
         ]
         * is_zero
     )
@@ -101,7 +101,7 @@ def test_what_a_manager_is_in_a_notebook() -> None:
     assert repr(manager) == "SeedManager at step 0, no seeds"
     manager.germinate("0", "mlp")
     manager.step()
-    assert repr(manager) == "SeedManager at step 1, 1 seed\n  Seed('mlp_0' at '0', TRAINING, alpha=0)"
+    assert repr(manager) == "SeedManager at step 1, 1 seed\n  Seed('mlp_at_0' at '0', TRAINING, alpha=0)"
 
 
 def test_a_plan_names_the_seed_that_will_be() -> None:

@@ -61,7 +61,7 @@ def test_no_optimizer(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fxgraft"):
         (reason,) = _train(lambda host: None)
     assert "the manager was made without one" in reason
-    assert [record.getMessage() for record in caplog.records] == [f"seed 'mlp_0' at slot '0': {reason}"]
+    assert [record.getMessage() for record in caplog.records] == [f"seed 'mlp_at_0' at slot '0': {reason}"]
 
 
 def test_another_optimizer_is_stepped() -> None:

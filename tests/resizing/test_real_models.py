@@ -44,9 +44,9 @@ CASES = {
         "transformer.h",
         {
             "transformer.h.0.mlp.c_fc": 8,
-            "_seeds.GPT2Block_0.module.mlp.c_fc": 72,
+            "_seeds.GPT2Block_at_transformer_h_1.module.mlp.c_fc": 72,
             "transformer.h.0.attn.c_attn": 8,
-            "_seeds.GPT2Block_0.module.attn.c_attn": 8,
+            "_seeds.GPT2Block_at_transformer_h_1.module.attn.c_attn": 8,
             "transformer.wte": 8,
         },
         "transformer.h.0.mlp",

@@ -138,10 +138,12 @@ def test_another_fossil_in_a_block_stays_a_part_of_it() -> None:
         manager.fossilize(manager.germinate(slot, nn.Linear(64, 64), isolated=False), force=True)
     plain = fxgraft.unwrap(host)
     assert [key for key in plain.state_dict() if "seed" in key] == [
-        f"blocks.{i}.seed_Linear_{i}.{name}" for i in (0, 1) for name in ("weight", "bias")
+        f"blocks.{i}.seed_Linear_at_{at}_up.{name}"
+        for i, at in enumerate(("blocks_0", "n"))
+        for name in ("weight", "bias")
     ]
     assert_same_bits(plain(X), host(X))
-    with pytest.raises(TransplantError, match=r"blocks\.0\.seed_Linear_0.*fxgraft\.fold"):
+    with pytest.raises(TransplantError, match=r"blocks\.0\.seed_Linear_at_blocks_0_up.*fxgraft\.fold"):
         fxgraft.transplant(host, Counted(3))
 
 
