@@ -1,33 +1,35 @@
 """From a model to regions: runs of an example call, traced module by module.
 
-==================  ==============================================================================
-`capture`           the runs, and what was found in them
-`traces`            what a run does in the place of each module's ``forward``
-`tracer`            one module, traced by running it; `proxy` stands for its values
-`assuming`          what a trace assumes of its inputs
-`intercept`         operations that ``torch.fx`` would not see
-`modes`             one graph for train and eval mode
-`boundary`          modules that are called from code without a graph
-`clone`             a second module tree over the same tensors
-`call_form`         the form of a call: what becomes an input, and what is a condition
-`facts`             conditions on the world, as data
-`instruments`       lets recorders see what code reads and writes
-`recorder`          what one region reads and writes; `code` reads bytecode, `world` knows globals
-`effects`           what a graph could not do again
-`sizes`             conditions on inputs; `formulas` finds sizes of values on the way
-`preconditions`     all conditions of a graph, in front of it
-`region`            a module with its graph, and the ``forward`` that runs
-`codegen`           from a graph to a function
-`merge`             several regions as one graph
-`fallback`          what is done of a call of another form
-`fingerprint`       what the code of a module depends on
-`comparison`        a finished trace against the module's own code
-`defaults`          how the default of a parameter reads in a generated signature
-`fast_path`         slots that torch's fast path for transformer encoders goes around
-`findings`          what code has read, as conditions
-`flat`              a graph as a flat list, for pickling
-`following`         which module reads what another one returned
-`inserted`          inserted blocks in the ``forward`` of the block beside them
-`stand_ins`         built-in functions that look at what proxies stand for
-==================  ==============================================================================
+===================  ==============================================================================
+`capture`            the runs, and what was found in them
+`traces`             what a run does in the place of each module's ``forward``
+`tracer`             one module, traced by running it; `proxy` stands for its values
+`assuming`           what a trace assumes of its inputs
+`intercept`          operations that ``torch.fx`` would not see
+`modes`              one graph for train and eval mode
+`boundary`           modules that are called from code without a graph
+`clone`              a second module tree over the same tensors
+`call_form`          the form of a call: what becomes an input, and what is a condition
+`facts`              conditions on the world, as data
+`instruments`        lets recorders see what code reads and writes
+`recorder`           what one region reads and writes; `code` reads bytecode, `world` knows globals
+`effects`            what a graph could not do again
+`sizes`              conditions on inputs; `formulas` finds sizes of values on the way
+`preconditions`      all conditions of a graph, in front of it
+`region`             a module with its graph, and the ``forward`` that runs
+`codegen`            from a graph to a function
+`merge`              several regions as one graph
+`fallback`           what is done of a call of another form
+`fingerprint`        what the code of a module depends on
+`fingerprint_watch`  whether that is still so, before each call
+`identities`         what stands for a value in it
+`comparison`         a finished trace against the module's own code
+`defaults`           how the default of a parameter reads in a generated signature
+`fast_path`          slots that torch's fast path for transformer encoders goes around
+`findings`           what code has read, as conditions
+`flat`               a graph as a flat list, for pickling
+`following`          which module reads what another one returned
+`inserted`           inserted blocks in the ``forward`` of the block beside them
+`stand_ins`          built-in functions that look at what proxies stand for
+===================  ==============================================================================
 """

@@ -14,12 +14,9 @@ names, and on from those. Code of torch, of fxgraft and of Python's own library 
 from __future__ import annotations
 
 import dis
-import enum
 import functools
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import attrgetter, is_, itemgetter
+from collections.abc import Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -27,25 +24,26 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft.capture.fallback import COUNTER
+from fxgraft.capture.fingerprint_watch import FingerprintWatch, contents_of
+from fxgraft.capture.identities import (
+    MOST_ITEMS,
+    PLAIN,
+    FingerprintFacts,
+    Same,
+    hashable,
+    is_plain,
+    plain,
+    tensor_facts,
+)
 from fxgraft_passes.naming import OWN_FORWARD
 
 _FIXED = {"torch", "fxgraft", "fxgraft_passes", "numpy", *sys.stdlib_module_names} - {"__main__"}
 """Packages whose code does not change while a model trains."""
 
-_PLAIN = (
-    *(int, float, complex, bool, str, bytes, type(None), type(...), enum.Enum),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-)
-_CONTAINERS = (list, tuple, dict, set, frozenset)
-_MOST_ITEMS = 256
-"""A container of more is known by which it is, not by what is in it."""
-
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _NOT_READ = frozenset(vars(nn.Module())) | {"forward", "_compiled_call_impl", OWN_FORWARD, COUNTER}
 _GRAFT = "_graft_"
 """How the names of grafts begin that a host has installed in a module: a structure's key has those."""
-
-_get_contents = attrgetter("cell_contents")
 
 
 class Fingerprint:
@@ -68,99 +66,6 @@ class Fingerprint:
     def holds(self) -> bool:
         """Whether ``code`` is what it was."""
         return self.watch.holds()
-
-
-class FingerprintWatch:
-    """Looks whether what fingerprints took down is still so: in microseconds, before each call.
-
-    Args:
-        parts: of what; several are looked at faster together, as they share classes and globals.
-    """
-
-    def __init__(self, parts: Iterable[FingerprintWatch | _Reader]):
-        self.reads: dict[int, tuple[Any, dict[str, Any]]] = {}
-        self.cells: list[Any] = []
-        self.containers: list[tuple[Any, Any]] = []
-        self.empty: list[Any] = []
-        self.has_hooks = False
-        for part in parts:
-            self.has_hooks |= part.has_hooks
-            for key, (holder, found) in part.reads.items():
-                self.reads.setdefault(key, (holder, {}))[1].update(found)
-            self.cells += part.cells
-            self.containers += part.containers
-            self.empty += part.empty
-        self._getters = list(self._make_getters())
-        self._now = [container for container, _ in self.containers]
-        self._then = [contents for _, contents in self.containers]
-
-    def _make_getters(self) -> Iterator[tuple[Callable[[Any], Any], Any, tuple[Any, ...]]]:
-        """What reads several values of a holder at once, and what they were."""
-        for holder, found in self.reads.values():
-            values = list(found.values())
-            get: Any = itemgetter if isinstance(holder, dict) else attrgetter
-            # With two names or more a getter returns a tuple.
-            yield get(*found, next(iter(found))), holder, (*values, values[0])
-        if self.cells:
-            yield _contents, self.cells, tuple(map(_get_contents, self.cells))
-
-    def holds(self) -> bool:
-        """Whether nothing has changed."""
-        try:
-            for get, holder, found in self._getters:
-                if not all(map(is_, get(holder), found)):
-                    return False
-            return self._now == self._then and not any(self.empty)
-        except Exception:  # a name that is gone, values that cannot be compared
-            return False
-
-    def changed(self) -> str:
-        """What has changed, in words; empty if nothing has."""
-        for holder, found in self.reads.values():
-            for name, value in found.items():
-                now = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
-                if now is not value:
-                    return name
-        return "" if self.holds() else "a hook, a submodule or what is in a container"
-
-
-class FingerprintFacts:
-    """Something hashable whose hash is computed once."""
-
-    __slots__ = ("_facts", "_hash")
-
-    def __init__(self, facts: tuple[object, ...]):
-        self._facts = facts
-        self._hash = hash(facts)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, FingerprintFacts) and self._hash == other._hash and self._facts == other._facts
-        )
-
-    def __hash__(self) -> int:
-        return self._hash
-
-
-class Same:
-    """Equal to itself only. Does not keep alive what it stands for, where that is possible."""
-
-    __slots__ = ("_id", "_of")
-
-    def __init__(self, value: object):
-        self._id = id(value)
-        self._of: Callable[[], object]
-        try:
-            self._of = weakref.ref(value)
-        except TypeError:
-            self._of = lambda: value
-
-    def __eq__(self, other: object) -> bool:
-        mine = self._of()
-        return self is other or (isinstance(other, Same) and mine is not None and mine is other._of())
-
-    def __hash__(self) -> int:
-        return self._id
 
 
 _Attribute = tuple[object, Any, str, Any, bool]
@@ -204,10 +109,10 @@ class _Reader:
 
     def _ref(self, value: Any, soft: bool = False) -> object:
         """What stands for a value. If it is ``soft``, plain values go to the values."""
-        if isinstance(value, _PLAIN):
+        if isinstance(value, PLAIN):
             if not soft:
-                return _plain(value)
-            self.values.append(_plain(value))
+                return plain(value)
+            self.values.append(plain(value))
             return None
         if isinstance(value, torch.Size):
             return self._ref(tuple(value), soft)
@@ -222,7 +127,7 @@ class _Reader:
     def _expand(self, value: Any, soft: bool) -> object:
         match value:
             case Tensor():
-                return _tensor(value)
+                return tensor_facts(value)
             case nn.Module():
                 return self._module(value)
             case _Class():
@@ -244,14 +149,14 @@ class _Reader:
         return self._object(value, soft)
 
     def _container(self, value: Any, soft: bool) -> object:
-        if len(value) > _MOST_ITEMS:
+        if len(value) > MOST_ITEMS:
             return Same(value)
-        if not isinstance(value, (tuple, frozenset)) and not (soft and _is_plain(value)):
+        if not isinstance(value, (tuple, frozenset)) and not (soft and is_plain(value)):
             self.containers.append((value, value.copy()))
         if isinstance(value, (set, frozenset)):
-            return Same(type(value)), frozenset(map(_hashable, value))
+            return Same(type(value)), frozenset(map(hashable, value))
         if isinstance(value, dict):
-            keys: tuple[object, ...] = tuple(map(_hashable, value))
+            keys: tuple[object, ...] = tuple(map(hashable, value))
             return Same(type(value)), keys, tuple(self._ref(item, soft) for item in value.values())
         return Same(type(value)), tuple(self._ref(item, soft) for item in value)
 
@@ -302,7 +207,7 @@ class _Reader:
             self._named += self._unnamed.pop(name, ())
 
     def _read(self, number: object, holder: Any, name: str, value: Any, soft: bool) -> object:
-        is_checked = soft and (isinstance(value, (*_PLAIN, Tensor)) or _is_plain(value))
+        is_checked = soft and (isinstance(value, (*PLAIN, Tensor)) or is_plain(value))
         if not is_checked and not isinstance(value, classmethod):
             self._watch(holder, name, getattr(holder, name) if isinstance(holder, type) else value)
         return number, name, self._ref(value, soft)
@@ -343,12 +248,8 @@ class _Reader:
                 self._named += [(number, inside, n, inside[n], False) for n in sorted(names & inside.keys())]
         cells = [cell for cell in function.__closure__ or () if not _is_empty(cell)]
         self.cells += cells
-        kept = (function.__defaults__, function.__kwdefaults__, *map(_get_contents, cells))
+        kept = (function.__defaults__, function.__kwdefaults__, *map(contents_of, cells))
         return code, tuple(map(self._ref, kept))
-
-
-def _contents(cells: list[Any]) -> tuple[Any, ...]:
-    return tuple(map(_get_contents, cells))
 
 
 def _slots(value: Any) -> list[str]:
@@ -359,7 +260,7 @@ def _slots(value: Any) -> list[str]:
 
 def _is_empty(cell: Any) -> bool:
     try:
-        _get_contents(cell)
+        contents_of(cell)
     except ValueError:
         return True
     return False
@@ -389,25 +290,3 @@ def _home(method: Any) -> str | None:
 
 def _is_fixed(module: str | None) -> bool:
     return module is not None and module.partition(".")[0] in _FIXED
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a container holds nothing but what compiled code checks by itself."""
-    if not isinstance(value, _CONTAINERS) or len(value) > _MOST_ITEMS:
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return all(isinstance(item, (*_PLAIN, Tensor)) or _is_plain(item) for item in items)
-
-
-def _plain(value: Any) -> object:
-    """A plain value so that those that differ are unequal: 1 and True, 0.0 and -0.0."""
-    return type(value), repr(value) if isinstance(value, (float, complex)) else value
-
-
-def _hashable(value: Any) -> object:
-    return _plain(value) if isinstance(value, _PLAIN) else Same(value)
-
-
-def _tensor(tensor: Tensor) -> object:
-    layout = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    return type(tensor), tensor.shape, layout, tensor.dtype, tensor.device, tensor.requires_grad

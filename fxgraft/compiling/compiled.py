@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.fingerprint import FingerprintFacts
+from fxgraft.capture.identities import FingerprintFacts
 from fxgraft.capture.region import Region
 from fxgraft.compiling.assumptions import Assumptions
 from fxgraft.compiling.calls import CallKind

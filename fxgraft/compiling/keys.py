@@ -7,7 +7,9 @@ from types import FunctionType
 
 from torch import nn
 
-from fxgraft.capture.fingerprint import Fingerprint, FingerprintWatch, Same
+from fxgraft.capture.fingerprint import Fingerprint
+from fxgraft.capture.fingerprint_watch import FingerprintWatch
+from fxgraft.capture.identities import Same
 from fxgraft.capture.region import Region
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Key

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fxgraft.capture.fingerprint import FingerprintFacts
+from fxgraft.capture.identities import FingerprintFacts
 from fxgraft.compiling.artifacts import Artifact, Entry
 from fxgraft.compiling.calls import CallKind, covers
 from fxgraft.compiling.units import Unit
