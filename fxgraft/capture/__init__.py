@@ -13,8 +13,10 @@
 `facts`              conditions on the world, as data
 `instruments`        lets recorders see what code reads and writes
 `recorder`           what one region reads and writes; `code` reads bytecode, `world` knows globals
+`code_reads`         what its functions read: globals, closures, defaults
 `effects`            what a graph could not do again
 `sizes`              conditions on inputs; `formulas` finds sizes of values on the way
+`condition_writer`   nodes of a graph as Python over the inputs
 `preconditions`      all conditions of a graph, in front of it
 `region`             a module with its graph, and the ``forward`` that runs
 `codegen`            from a graph to a function

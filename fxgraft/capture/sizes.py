@@ -16,7 +16,6 @@ of the inputs (`fxgraft.capture.formulas`).
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,37 +24,19 @@ import torch
 import torch.fx as fx
 from torch import nn
 
-from fxgraft.capture.facts import Fact, Self, Written, equals, expression, steps_to
+from fxgraft.capture.condition_writer import (
+    BUILT_IN,
+    FACTS,
+    KINDS,
+    ROUNDING,
+    SIZES,
+    UnwritableError,
+    Writer,
+)
+from fxgraft.capture.facts import Fact, Self, Written, equals, steps_to
 from fxgraft_passes import operators
 from fxgraft_passes.observe import Observer, observation_of
 
-_INFIX = {
-    operator.gt: ">", operator.ge: ">=", operator.lt: "<", operator.le: "<=", operator.eq: "==",
-    operator.ne: "!=", operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//",
-    operator.truediv: "/", operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|",
-    operator.is_: "is", operator.is_not: "is not",
-}  # fmt: skip
-ROUNDING = (
-    *(
-        int,
-        round,
-        abs,
-        math.ceil,
-        math.floor,
-        math.trunc,
-        math.sqrt,
-        math.log,
-        math.log2,
-        math.pow,
-        math.prod,
-    ),
-)
-"""Functions of Python's own that make a number of sizes."""
-_BUILT_IN = (len, list, type, isinstance, hasattr)
-_PREFIX = {operator.neg: "-", operator.not_: "not ", operator.pos: "+"}
-_SIZES = ("size", "numel", "nelement", "dim", "ndimension")
-_KINDS = ("is_floating_point", "is_complex")
-_FACTS = ("dtype", "device", "is_cuda", "layout")
 _OF_INPUTS = (torch.Tensor, torch.Size, tuple, list, dict, int, float, str)
 _DATA_SIZED = (
     "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "item", "tolist",
@@ -63,138 +44,16 @@ _DATA_SIZED = (
 )  # fmt: skip
 
 
-class UnwritableError(Exception):
-    """A condition is no expression over the inputs.
-
-    Attributes:
-        node: the value on the way that it asks for.
-        of: what it asks for: ``"size"``, ``"rank"``, ``"kind"`` (a dtype), ``"layout"`` or ``"device"``.
-    """
-
-    def __init__(self, node: fx.Node, of: str = "size"):
-        super().__init__(str(node))
-        self.node, self.of = node, of
-
-
-class Writer:
-    """Writes what nodes compute as Python over the inputs of a call.
-
-    Args:
-        inputs: placeholder -> the expression of its value.
-        formulas: node -> its sizes as expressions, for values computed on the way.
-    """
-
-    def __init__(self, inputs: Mapping[str, str], formulas: Mapping[fx.Node, tuple[str, ...]] | None = None):
-        self._inputs = inputs
-        self._formulas = formulas or {}
-        self.objects: list[Any] = []
-
-    def __call__(self, value: Any) -> str:
-        """The expression. Raises `UnwritableError`."""
-        if not isinstance(value, fx.Node):
-            return self._constant(value)
-        node = value
-        if node.op == "placeholder" and str(node.target) in self._inputs:
-            return self._inputs[str(node.target)]
-        if node.op == "get_attr":
-            return expression("self", steps_to(str(node.target)))
-        if node.op == "call_method" and node.target in _SIZES:
-            return self._size(node)
-        if node.op == "call_method" and node.target == "is_contiguous" and len(node.args) == 1:
-            try:
-                return f"{self(node.args[0])}.is_contiguous({self._options(node)})"
-            except UnwritableError as error:
-                raise UnwritableError(error.node, of="layout") from None
-        if node.op == "call_method" and node.target in _KINDS:
-            return f"{self._of_kind(node.args[0])}.{node.target}()"
-        if node.op == "call_method" and node.target == "get" and not node.kwargs:
-            of, *given = node.args
-            return f"{self(of)}.get({', '.join(map(self, given))})"
-        if node.op == "call_function":
-            args = node.args
-            if node.target is getattr and isinstance(args[1], str):
-                return self._attribute(args[0], args[1])
-            if node.target is operator.getitem:
-                return f"{self(args[0])}[{self(args[1])}]"
-            if node.target in _INFIX and len(args) == 2:
-                return f"({self(args[0])} {_INFIX[node.target]} {self(args[1])})"  # type: ignore[index]
-            if node.target in _PREFIX:
-                return f"({_PREFIX[node.target]}{self(args[0])})"  # type: ignore[index]
-            if node.target is operator.contains:
-                return f"({self(args[1])} in {self(args[0])})"
-            if node.target is len:
-                return f"len({self._rank(args[0])})"
-            if node.target in ROUNDING:
-                return f"{self._constant(node.target)}({', '.join(map(self, args))})"
-            if node.target in _BUILT_IN:
-                return f"{node.target.__name__}({', '.join(map(self, args))})"  # type: ignore[union-attr]
-        raise UnwritableError(node)
-
-    def _options(self, node: fx.Node) -> str:
-        return ", ".join(f"{name}={self._constant(value)}" for name, value in node.kwargs.items())
-
-    def _attribute(self, of: Any, name: str) -> str:
-        kind = "device" if name in ("device", "is_cuda") else "kind"
-        return f"{self._of_kind(of, kind) if name in _FACTS else self(of)}.{name}"
-
-    def _of_kind(self, of: Any, kind: str = "kind") -> str:
-        try:
-            return self(of)
-        except UnwritableError as error:
-            raise UnwritableError(error.node, of=kind) from None
-
-    def _rank(self, size: Any) -> str:
-        """The value of a ``size()`` of which nothing but the length counts."""
-        try:
-            return self(size)
-        except UnwritableError as error:
-            raise UnwritableError(error.node, of="rank" if error.of == "size" else error.of) from None
-
-    def _size(self, node: fx.Node) -> str:
-        of, *dims = node.args
-        dims += node.kwargs.values()
-        if node.target in ("dim", "ndimension"):
-            return f"{self._rank(of)}.dim()"
-        try:
-            return f"{self(of)}.{node.target}({', '.join(map(self, dims))})"
-        except UnwritableError:
-            if of not in self._formulas or node.target != "size":
-                raise UnwritableError(of if isinstance(of, fx.Node) else node) from None
-        sizes = self._formulas[of]  # type: ignore[index]
-        if dims:
-            return sizes[dims[0]]  # type: ignore[index, no-any-return]
-        return f"({', '.join(sizes)},)"
-
-    def _constant(self, value: Any) -> str:
-        if (
-            value is None
-            or isinstance(value, (bool, int))
-            or (isinstance(value, str) and value.isidentifier())
-        ):
-            return repr(value)
-        if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-            inside = "".join(f"{self(item)}, " for item in value)
-            return f"[{inside}]" if isinstance(value, list) else f"({inside})"
-        if isinstance(value, slice):
-            return f"slice({self(value.start)}, {self(value.stop)}, {self(value.step)})"
-        nodes: list[fx.Node] = []
-        fx.node.map_arg(value, nodes.append)
-        if nodes:
-            raise UnwritableError(nodes[0])
-        self.objects.append(value)
-        return f"§{len(self.objects) - 1}"
-
-
 def is_condition(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     """Whether a value is computed from sizes, dtypes and devices of tensors, and from nothing else."""
     if node.op == "call_method":
-        return node.target in (*_SIZES, "is_contiguous")
+        return node.target in (*SIZES, "is_contiguous")
     if node.op != "call_function":
         return False
     if node.target is getattr:
         of, name = node.args[:2]
         if isinstance(values.get(of), torch.Tensor):  # type: ignore[arg-type]
-            return name in _FACTS
+            return name in FACTS
         return is_found(of) or is_condition(of, values)  # type: ignore[arg-type]
     arithmetic = getattr(node.target, "__module__", "") == "_operator" or node.target in ROUNDING
     return arithmetic and all(is_condition(part, values) for part in node.all_input_nodes)
@@ -279,11 +138,11 @@ def drop_conditions(graph: fx.Graph) -> None:
 def _drop_unused(graph: fx.Graph, node: Any) -> None:
     if not isinstance(node, fx.Node) or node.users:
         return
-    is_size = node.op == "call_method" and node.target in _SIZES
+    is_size = node.op == "call_method" and node.target in SIZES
     is_field = node.target is getattr
     is_asked = (
-        node.op == "call_method" and node.target in (*_KINDS, "get", "is_contiguous")
-    ) or node.target in (*_BUILT_IN, *ROUNDING)
+        node.op == "call_method" and node.target in (*KINDS, "get", "is_contiguous")
+    ) or node.target in (*BUILT_IN, *ROUNDING)
     if is_size or is_field or is_asked or getattr(node.target, "__module__", "") == "_operator":
         inputs = node.all_input_nodes
         graph.erase_node(node)

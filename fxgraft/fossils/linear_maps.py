@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxgraft.blueprints.affine import ScaleShift
 from fxgraft.blueprints.initial import ReZero
-from fxgraft.lifecycle.nursery import AddedBranch, Difference, Gated
+from fxgraft.lifecycle.mode_wrappers import AddedBranch, Difference, Gated
 from fxgraft.seeds.streams import SeedDropout
 
 

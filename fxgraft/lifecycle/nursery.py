@@ -14,6 +14,7 @@ from fxgraft import blueprints
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host.host import Host
 from fxgraft.host.values import ValueForm
+from fxgraft.lifecycle.mode_wrappers import AddedBranch, Difference, Gated
 from fxgraft.seeds import streams
 from fxgraft_passes import Slot
 from fxgraft_passes.graft import complex_kept
@@ -102,47 +103,6 @@ def follow(module: nn.Module, around: Surroundings) -> nn.Module:
     if around.reads.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module
-
-
-class AddedBranch(nn.Module):
-    """``x + branch(x)``: a branch as a replacement of the host's value, the identity at birth."""
-
-    def __init__(self, branch: nn.Module):
-        super().__init__()
-        self.branch = branch
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape and dtype as ``x``."""
-        return x + self.branch(x)  # type: ignore[no-any-return]
-
-
-class Difference(nn.Module):
-    """``module(x) - x``: a replacement as a branch, zero at birth where it begins as the identity."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape and dtype as ``x``."""
-        return self.module(x) - x  # type: ignore[no-any-return]
-
-
-class Gated(nn.Module):
-    """``sigmoid(gate) * branch(x)``: a branch that learns how much of itself to give.
-
-    Attributes:
-        gate: the logit, 0-d and 0 at birth (half open).
-    """
-
-    def __init__(self, branch: nn.Module):
-        super().__init__()
-        self.branch = branch
-        self.gate = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape and dtype as ``branch(x)``."""
-        return torch.sigmoid(self.gate) * self.branch(x)  # type: ignore[no-any-return]
 
 
 def grow(

@@ -1,0 +1,47 @@
+"""What a seed's module is wrapped in where its mode asks for something else than it computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AddedBranch(nn.Module):
+    """``x + branch(x)``: a branch as a replacement of the host's value, the identity at birth."""
+
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``x``."""
+        return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+class Difference(nn.Module):
+    """``module(x) - x``: a replacement as a branch, zero at birth where it begins as the identity."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``x``."""
+        return self.module(x) - x  # type: ignore[no-any-return]
+
+
+class Gated(nn.Module):
+    """``sigmoid(gate) * branch(x)``: a branch that learns how much of itself to give.
+
+    Attributes:
+        gate: the logit, 0-d and 0 at birth (half open).
+    """
+
+    def __init__(self, branch: nn.Module):
+        super().__init__()
+        self.branch = branch
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape and dtype as ``branch(x)``."""
+        return torch.sigmoid(self.gate) * self.branch(x)  # type: ignore[no-any-return]
