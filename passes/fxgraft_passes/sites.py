@@ -69,11 +69,6 @@ def mark_reader(node: fx.Node) -> None:
     node.meta["reads_source"] = True
 
 
-def reader_of(graph: fx.Graph, name: str) -> fx.Node | None:
-    """The node by which the branch of the seed ``name`` reads its source; None of a graft that is none."""
-    return next((node for node in nodes_of(graph, name) if "reads_source" in node.meta), None)
-
-
 def host_value(exit_node: fx.Node) -> fx.Node:
     """The node that a graft stands behind."""
     name = exit_node.meta["graft_of"]
