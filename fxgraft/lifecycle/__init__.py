@@ -10,6 +10,7 @@ Each transition is a transaction, whole or not at all:
 `change`             what one swap is to bring, as data
 `swap`               one structure for another on a host, as one step of a transaction
 `lifecycle`          the transitions, on host, optimizers and hooks at once
+`refusals`           changes that no transition may bring
 `inactivity`         why a seed does not run, or is not trained
 `act`                changes of several seeds that are planned first, and land as one
 ===================  ========================================================================================

@@ -12,15 +12,18 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from fxgraft.errors import StageError
 from fxgraft.host import engine
 from fxgraft.host.changed_attributes import changed_attributes
 from fxgraft.host.host import Host
-from fxgraft.host.insertions import path_of
 from fxgraft.lifecycle import order
 from fxgraft.lifecycle.change import Birth, Change
 from fxgraft.lifecycle.inactivity import InactiveSeed, InactivityWatch
 from fxgraft.lifecycle.nursery import surroundings
+from fxgraft.lifecycle.refusals import (
+    refuse_blocks_around,
+    refuse_foreign_seeds,
+    refuse_in_passing_block,
+)
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
 from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.progress import SeedProgress
@@ -96,7 +99,7 @@ class Lifecycle:
             module: what it runs.
             before: the name of a seed.
         """
-        self._refuse_foreign_seeds(seed)
+        refuse_foreign_seeds(self.host.structure, self.seeds, self.departing, seed.name)
         self.registry.check_places(seed, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
@@ -131,7 +134,7 @@ class Lifecycle:
 
     def _carry_out(self, undo: ExitStack, change: Change, warm_up: bool) -> None:
         """What of a change can be taken back: all that what runs, and what trains it, can feel."""
-        self._refuse_blocks_around(change.deaths)
+        refuse_blocks_around(self.seeds, change.deaths)
         for birth in change.births:
             self._enter(undo, birth)
         self._remove(undo, change.deaths)
@@ -182,32 +185,6 @@ class Lifecycle:
         """Where seeds that have been born stand, in the graphs of now."""
         born = {birth.seed.name for birth in births}
         return [p.slot for p in self.host.structure.placements if p.seed in born]
-
-    def _refuse_blocks_around(self, deaths: Sequence[Seed]) -> None:
-        """Raise `StageError` for an inserted block that is to go while a seed that stays is inside of it."""
-        for seed in deaths:
-            if seed.spec.call is None:
-                continue
-            inside = [
-                s.name
-                for s in self.seeds.values()
-                if s not in deaths and s.slot.startswith(path_of(seed.name))
-            ]
-            if inside:
-                raise StageError(
-                    f"cannot cull block {seed.name!r}: expected one without seeds in it; it has "
-                    f"{', '.join(inside)}. Cull those before it, or together with it"
-                )
-
-    def _refuse_in_passing_block(self, seed: Seed) -> None:
-        """Raise `StageError` where a seed is to become permanent in a block that is not."""
-        for other in self.seeds.values():
-            is_around = other.spec.call is not None and seed.slot.startswith(path_of(other.name))
-            if is_around and other.stage is not Stage.FOSSILIZED:
-                raise StageError(
-                    f"cannot fossilize seed {seed.name!r}: expected it in a block that is permanent; it is "
-                    f"in {other.name!r}, which is {other.stage.name}. Fossilize that one first"
-                )
 
     def _enter(self, undo: ExitStack, birth: Birth) -> None:
         """GERMINATED -> TRAINING, as far as comes before the swap."""
@@ -304,20 +281,6 @@ class Lifecycle:
         placed = [placement.seed for placement in self.host.structure.placements]
         return [name for name in placed if name not in self.seeds and name not in self.departing]
 
-    def _refuse_foreign_seeds(self, seed: Seed) -> None:
-        """Raise `StageError` if the host has live grafts of another manager, or one of that name."""
-        for placement in self.host.structure.placements:
-            if placement.seed in self.departing and placement.seed != seed.name:
-                continue
-            if placement.seed == seed.name or (
-                placement.spec.fossil is None and placement.seed not in self.seeds
-            ):
-                raise StageError(
-                    f"cannot germinate {seed.name!r}: the host has a seed {placement.seed!r} of another "
-                    f"manager (or it is a copy of a host that had). One manager to a host; host.clear() "
-                    f"takes all out"
-                )
-
     def admit(self, seed: Seed, module: nn.Module, tries: bool = True) -> None:
         """Raise `BlueprintError` if ``module`` has tensors of others, or cannot be trained.
 
@@ -378,7 +341,7 @@ class Lifecycle:
         The graft departs from the graph with a later `commit`; its name is not free until then.
         """
         stage = after(seed.stage, "cull", seed.name)
-        self._refuse_blocks_around([seed])
+        refuse_blocks_around(self.seeds, [seed])
         if seed.module is None:
             self.cull(seed)
             return
@@ -403,7 +366,7 @@ class Lifecycle:
 
     def fossil(self, seed: Seed, alpha: float, module: nn.Module | None = None) -> Placement:
         """The placement of a seed as a plain part of the host; with ``module``, if it has none yet."""
-        self._refuse_in_passing_block(seed)
+        refuse_in_passing_block(self.seeds, seed)
         module = seed.module if module is None else module
         assert module is not None
         slot = self.host.site(seed.slot, seed.source)
