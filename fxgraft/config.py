@@ -106,7 +106,7 @@ class GrowConfig(_Options):
 
         Raises:
             SlotError, BlueprintError, ValueError: as `SeedManager.plan`.
-            CommandError: a blueprint's configuration has a name that is not its own.
+            CommandError: a blueprint's ``config`` has an argument of `SeedManager.germinate` (``mode``, say).
             CheckpointError: as `SeedManager.load`.
         """
         if self.compile is not None and host.compiled is None:

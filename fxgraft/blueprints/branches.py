@@ -25,7 +25,8 @@ def conv_bottleneck(slot: Slot, *, reduction: int = 4, init: str = "zero") -> nn
     Args:
         slot: where it goes.
         reduction: by how much the channels are reduced in the middle.
-        init: ``"zero"`` or ``"rezero"`` (one parameter more).
+        init: how it begins as zero: ``"zero"``, zero weights in its last layer; or ``"rezero"``, a factor
+            behind it that is learned and begins at 0 (one parameter more).
     """
     size = channels(slot, "conv_bottleneck")
     inner = max(size // positive("reduction", reduction), 4)
@@ -46,7 +47,8 @@ def conv_depthwise(slot: Slot, *, kernel: int = 3, init: str = "zero") -> nn.Mod
     Args:
         slot: where it goes.
         kernel: the width of the first convolution, odd.
-        init: ``"zero"`` or ``"rezero"`` (one parameter more).
+        init: how it begins as zero: ``"zero"``, zero weights in its last layer; or ``"rezero"``, a factor
+            behind it that is learned and begins at 0 (one parameter more).
     """
     size = channels(slot, "conv_depthwise")
     each = nn.Conv2d(size, size, odd("kernel", kernel), padding=kernel // 2, groups=size)
@@ -63,8 +65,9 @@ def mlp(slot: Slot, *, hidden: int | None = None, init: str = "zero") -> nn.Modu
 
     Args:
         slot: where it goes.
-        hidden: the width between; ``D`` by default.
-        init: ``"zero"`` or ``"rezero"`` (one parameter more).
+        hidden: the number of features between the two linear layers; ``D`` by default.
+        init: how it begins as zero: ``"zero"``, zero weights in its last layer; or ``"rezero"``, a factor
+            behind it that is learned and begins at 0 (one parameter more).
     """
     size = features(slot, "mlp")
     between = positive("hidden", size if hidden is None else hidden)

@@ -240,12 +240,12 @@ class Variants:
 
 @dataclass(frozen=True)
 class Key:
-    """What code depends on, beside the call.
+    """What the compiled code of a unit depends on, beside the arguments of the call.
 
     Attributes:
-        code: of the unit, what compiled code may take for granted.
-        values: in the attributes of the unit.
-        structure: of its part of the structure, and the phase.
+        code: what compiled code takes for granted of the unit; see `fxgraft.capture.fingerprint`.
+        values: numbers, texts and flags in the attributes of its modules.
+        structure: a hashable description of the seeds in the unit, and of the phase.
     """
 
     code: FingerprintFacts

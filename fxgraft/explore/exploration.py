@@ -125,7 +125,7 @@ class Exploration:
                 Green is above zero, red below.
 
         Raises:
-            ValueError: ``by`` is another word.
+            ValueError: ``by`` is none of these.
         """
         if by not in COLOURED_BY:
             raise ValueError(f"by: expected one of {', '.join(COLOURED_BY)}; got {by!r}")

@@ -12,7 +12,25 @@ WAITING, EXPLORING, TRYING, FADING, DONE = "waiting", "exploring", "trying", "fa
 
 @dataclass
 class GrowthState:
-    """What a growth remembers, in JSON types."""
+    """What `SeedManager.autogrow` remembers between steps, in JSON types.
+
+    Attributes:
+        phase: ``"waiting"`` for the loss to be flat, ``"exploring"`` candidates, ``"trying"`` the best one,
+            ``"fading"`` it out where it did not help, or ``"done"``.
+        parameters, flops: of the host before it grew; the FLOPs of a forward pass, None where unknown.
+        seed: the name of the seed that is tried, or that fades.
+        row: its row in the exploration, as a dictionary.
+        held_since: the step at which its blend had ended; None before.
+        gains: what was measured of it since.
+        fired: how many of the steps at which growth was asked for have passed.
+        count, total: of the losses in the window that is open: how many, and their sum.
+        before: the mean loss of the window before; None in the first one.
+        unpaid: how many changes in a row did not help.
+        stopped: whether the user has stopped the growth.
+        bare, grown: FLOPs of a forward pass, at the last exploration and after the last change.
+        pace: how fast the loss falls, see `Pace`.
+        history: the changes made, see `Growth.history`.
+    """
 
     phase: str = WAITING
     parameters: int = 0

@@ -86,12 +86,12 @@ class Unwrapping:
                     self._become(module, type(module), None, (), inside)
         if in_containers:
             self.renamed.update(put_in(host, self.root, self._module_of, depths))
-        if wider and not self._has_configuration():
+        if wider and not self._is_given_configuration():
             for module, inside in wider.items():
                 self._become(module, type(module), None, (), inside)
 
-    def _has_configuration(self) -> bool:
-        """Whether the model has, from now on, a configuration from which its class makes it as it is."""
+    def _is_given_configuration(self) -> bool:
+        """Give the model the configuration from which its class builds these sizes, if there is one."""
         if type(self.root) is not type(self._host._root):
             return False
         found = configuration_for(self.root, lambda made: computes_the_same(self._host, made))

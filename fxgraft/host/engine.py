@@ -17,8 +17,8 @@ from fxgraft.host.observing import observe
 from fxgraft.host.writing import watch
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
-from fxgraft_passes import untouched as putting_back
 from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.untouched import untouched as restored
 
 if TYPE_CHECKING:
     from fxgraft.compiling.job import CompileTask, Job
@@ -107,11 +107,13 @@ def probing(
 
 @contextmanager
 def untouched(host: Host, also: Sequence[object] = ()) -> Iterator[None]:
-    """Run the host inside as if it had not run: all that its code reaches comes back as it was.
+    """A block in which the host may run without a trace: at its end all that its code reaches is as before.
 
-    ``also`` are other objects that come back as they were.
+    Args:
+        host: what runs in the block.
+        also: other objects that are to be as before.
     """
-    with putting_back.untouched(*trees(host), also=[*host._world.roots(host._root), *also]):
+    with restored(*trees(host), also=[*host._world.roots(host._root), *also]):
         yield
 
 

@@ -90,7 +90,7 @@ class Carrier:
         return None
 
     def _begin_growth(self) -> None:
-        """Grow by itself from now on, or go on with that; before the step is counted."""
+        """Start `SeedManager.autogrow`, or continue a loaded one; called before the step is counted."""
         assert self.manager is not None
         given = {"total_steps": self._total_steps(), **self._grow}
         if "evaluate" not in given:

@@ -294,7 +294,10 @@ def _check(args: TrainingArguments, model: nn.Module, host: Host) -> None:
 
 
 def _resumed(args: TrainingArguments, state: TrainerState) -> Path:
-    """Our file in the folder that the trainer resumes from, which it does not tell."""
+    """The path of fxgraft's file in the checkpoint that the trainer resumes from.
+
+    The trainer does not pass that folder to callbacks, so it is worked out from the trainer's arguments.
+    """
     given = args.resume_from_checkpoint
     name = f"checkpoint-{state.global_step}"
     if isinstance(given, str) and given not in ("True", "true") and (Path(given) / FILE).exists():

@@ -55,10 +55,10 @@ class ChannelGroup:
         grain: they grow by multiples of this number: 12 heads of 64 channels grow by 64.
         members: the dimensions of parameters over which these channels extend.
         fixed: None, or the reason why the group cannot grow.
-        unit: how many channels are one unit of the atom.
+        unit: how many channels there are more when the atom is larger by one.
         companions: other atoms that the model's code gives sizes in proportion, with their members.
-        atom: what stands for it in the analysis.
-        analysis: which that is.
+        atom: the group in the analysis: a size that dimensions of tensors have in common.
+        analysis: the analysis of the model that found the group.
     """
 
     name: str
