@@ -21,7 +21,7 @@ import torch.fx as fx
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft_passes import Call, GraftSpec, operators
-from fxgraft_passes.germinate import Arguments
+from fxgraft_passes.graft_nodes import Arguments
 
 Specs = tuple[tuple[str, GraftSpec], ...]
 """The attributes of a module that hold grafts, and how these are wired, in their order."""

@@ -8,6 +8,7 @@
 `base`           the contract of a pass
 `find_slots`     pass: where a seed may go
 `germinate`      pass: insert a seed behind a node
+`graft_nodes`    what nodes that puts into the graph
 `cull`           pass: take it out
 `fossilize`      pass: make it a plain part of the graph
 `split_edge`     pass: one reader of a value reads a node of its own

@@ -47,27 +47,21 @@ the value, and is given no other time; what the block is given beside it, it get
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
 
 import torch
 import torch.fx as fx
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxgraft_passes import operators
 from fxgraft_passes.base import GraphPass, node_named
 from fxgraft_passes.describing import describe, shape_of
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, alpha_shape, check_name
+from fxgraft_passes.graft_nodes import Arguments, nodes_between, read_early, write_graft
 from fxgraft_passes.homes import is_home
-from fxgraft_passes.observe import carries_no_gradient, observation_of
-from fxgraft_passes.sites import CALLED_WITH, GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any], int | str]
-"""Args and kwargs of a call, nodes among them, and the place or the name of the value in there."""
+from fxgraft_passes.sites import GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +146,15 @@ class Germinate(GraphPass):
             self.name, slot.name, self.graft_path, self.spec, None if source is None else source.name
         )
         read = None if source is None else end_of_chain(source)
-        written = [] if read is None else _read_early(graph, read, site, self.phase)
+        written = [] if read is None else read_early(graph, read, site, self.phase)
         while following.op == "placeholder":
             following = following.next
         first = following.prev
         with graph.inserting_before(following):
-            exit_node = _write(
+            exit_node = write_graft(
                 graph, host, written[-1] if written else read, site, self.phase, self.arguments
             )
-        written += _between(first, following)
+        written += nodes_between(first, following)
         mark(site, exit_node, written)
         for node in written:
             if read in node.all_input_nodes:
@@ -213,123 +207,3 @@ def _home(graph_module: fx.GraphModule) -> str:
         if not hasattr(graph_module, name) or (type(known) is nn.Module and is_home(known)):
             return name
     raise AssertionError("unreachable")
-
-
-def _read_early(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) -> list[fx.Node]:
-    """Write, behind a source, the nodes by which a branch reads it; none where the value will do."""
-    if site.spec.fossil == 0:
-        return []
-    following = value.next
-    while following.op == "placeholder":
-        following = following.next
-    while "graft_of" in following.meta:  # other branches from here
-        following = following.next
-    before = following.prev
-    with graph.inserting_before(following):
-        read = _seed_input(graph, value, site, phase)
-        if site.spec.copy_source:
-            _named(graph.call_method("clone", (read,)), "seed_input")
-    return _between(before, following)
-
-
-def _write(
-    graph: fx.Graph,
-    host: fx.Node,
-    read: fx.Node | None,
-    site: GraftSite,
-    phase: Phase,
-    arguments: Arguments | None = None,
-) -> fx.Node:
-    """Write the nodes of one graft; return the one whose value leaves the slot.
-
-    ``read`` is what a branch reads; None where the seed reads the host's value.
-    """
-    spec = site.spec
-    if spec.fossil == 0:  # for ever nothing of the seed: it does not run
-        return _named(graph.call_method("view_as", (host, host)), "fossil")
-    seed_input = _seed_input(graph, host, site, phase) if read is None else read
-    if spec.fossil is not None:
-        seed = _call(graph, f"{site.path}.module", seed_input, site, phase, arguments)
-        return _fossil(graph, host, seed, spec)
-    seed = _call(graph, site.path, seed_input, site, phase, arguments)  # the graft, which counts
-    law = (spec.objective, spec.radius)
-    if phase is Phase.ISOLATED:
-        passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *law, spec.copy))
-        return _named(passed, "graft")
-    alpha = _named(graph.get_attr(f"{site.path}.alpha"), "alpha")
-    blend = operators.BLENDS[spec.mode]
-    if phase is Phase.DETACHED and spec.isolated:
-        seed = _named(graph.call_method("detach", (seed,)), "seed_output")
-    attached = () if spec.isolated else (False,)
-    if phase in (Phase.SETTLED, Phase.DETACHED):
-        return _named(graph.call_function(blend, (host, seed, alpha, None, *law, *attached)), "graft")
-    learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")
-    if phase is Phase.SHADOW:
-        shadowed = graph.call_function(operators.shadowed, (host, seed, alpha, learning, spec.mode))
-        return _named(shadowed, "graft")
-    return _named(graph.call_function(blend, (host, seed, alpha, learning, *law, *attached)), "graft")
-
-
-def _call(
-    graph: fx.Graph, path: str, value: fx.Node, site: GraftSite, phase: Phase, arguments: Arguments | None
-) -> fx.Node:
-    """Write the call of the seed; return what it makes of ``value``."""
-    if arguments is None or site.spec.call is None:
-        return _named(graph.call_module(path, (value,)), "seed")
-    args, kwargs, place = arguments
-
-    def beside(node: fx.Node) -> fx.Node:
-        seen = observation_of(node)
-        is_tensor = seen is not None and seen.kind == "Tensor"
-        return node if not is_tensor or carries_no_gradient(node) else _seed_input(graph, node, site, phase)
-
-    keys: list[int | str] = [*range(len(args)), *kwargs]
-    given = {
-        key: value
-        if key == place
-        else fx.node.map_arg(args[key] if isinstance(key, int) else kwargs[key], beside)
-        for key in keys
-    }
-    named = {key: argument for key, argument in given.items() if isinstance(key, str)}
-    seed = _named(graph.call_module(path, tuple(given[i] for i in range(len(args))), named), "seed")
-    seed.meta[CALLED_WITH] = place
-    if site.spec.call.element is None:
-        return seed
-    return _named(graph.call_function(operator.getitem, (seed, site.spec.call.element)), "seed_value")
-
-
-def _seed_input(graph: fx.Graph, value: fx.Node, site: GraftSite, phase: Phase) -> fx.Node:
-    """What the seed reads: the value itself, or one through which no gradient reaches the host."""
-    spec = site.spec
-    if spec.fossil is not None or not spec.isolated:
-        return value
-    if spec.mode == "convex" and phase is not Phase.ISOLATED:
-        # A convex seed takes the host's place, so its isolation ends when it has taken it.
-        released = _named(graph.get_attr(f"{site.path}.released"), "released")
-        return _named(graph.call_function(operators.release, (value, released)), "seed_input")
-    return _named(graph.call_method("detach", (value,)), "seed_input")
-
-
-def _fossil(graph: fx.Graph, host: fx.Node, seed: fx.Node, spec: GraftSpec) -> fx.Node:
-    if spec.fossil != 1:
-        folded = graph.call_function(operators.folded, (host, seed, spec.mode, spec.fossil))
-        return _named(folded, "fossil")
-    # A seed may compute in another precision than the host (under autocast, say).
-    seed = graph.call_method("type_as", (seed, host))
-    if spec.mode != "convex":
-        return _named(graph.call_function(operator.add, (host, seed)), "fossil")
-    # A consumer that writes into the value must not write into what the seed keeps for backward.
-    return _named(graph.call_method("clone", (seed,)) if spec.copy else seed, "fossil")
-
-
-def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """The nodes that stand between two, in order."""
-    found = []
-    while (first := first.next) is not last:
-        found.append(first)
-    return found
-
-
-def _named(node: fx.Node, name: str) -> fx.Node:
-    node._rename(name)
-    return node
