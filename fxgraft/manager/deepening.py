@@ -99,7 +99,7 @@ class Deepening:
         spec = GraftSpec("convex", isolated=wish.isolated, copy=slot.copy, call=origin.call)
         config = {"stack": origin.stack.path, "like": like, "init": wish.init, "number": number}
         kind = origin.stack.cls.__name__
-        return Seed(self._name(called, kind, origin.front), slot.name, kind, spec, config=config)
+        return Seed(self._name(called, kind, origin.root), slot.name, kind, spec, config=config)
 
     def _plan(
         self, seed: Seed, origin: Origin, like: str, wish: Wish, follower: str | None, began: float
