@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.controllers import Controller, Link, Recorder
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.lifecycle.nursery import BlueprintLike
@@ -21,6 +20,9 @@ from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import logger
 from fxgraft.training.checkpoints import Checkpoints
 from fxgraft.training.clipping import clip_per_owner
+from fxgraft.training.controller import Controller
+from fxgraft.training.controller_link import Link
+from fxgraft.training.controller_log import Recorder
 from fxgraft.training.evaluation import evaluate
 from fxgraft.training.progress import EpochReport, Progress
 from fxgraft.training.rewind import rewind

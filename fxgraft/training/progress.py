@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fxgraft.controllers import Controller
+from fxgraft.training.controller import Controller
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager
-from fxgraft.controllers.recording import MAX_LINE, Entry, read_log
 from fxgraft.errors import CommandError
 from fxgraft.manager import dispatch
+from fxgraft.training.controller_log import MAX_LINE, Entry, read_log
 from tests.harness import assert_same_bits, snapshot
 
 HUGE = [10**12, 10**18, 10**400, -1, 0, 0.5, "many", None, [1], {"a": 1}, True]

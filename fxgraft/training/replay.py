@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fxgraft.commands import Command, Reply
-from fxgraft.controllers.base import Facts
-from fxgraft.controllers.recording import Entry, read_log
 from fxgraft.errors import CommandError
+from fxgraft.training.controller import Facts
+from fxgraft.training.controller_log import Entry, read_log
 
 
 class Replay:

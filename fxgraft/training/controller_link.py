@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fxgraft import commands
 from fxgraft.commands import SEED, Command, Reply
-from fxgraft.controllers.base import Controller, Facts, SeedFacts
-from fxgraft.controllers.recording import Entry, Recorder
 from fxgraft.errors import StageError
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import logger
+from fxgraft.training.controller import Controller, Facts, SeedFacts
+from fxgraft.training.controller_log import Entry, Recorder
 
 
 class Link:
