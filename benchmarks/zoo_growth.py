@@ -9,7 +9,8 @@
   (transformers: by its configuration; else the model with one more block in its container), and computes
   the same there.
 
-Each column has its own host, and a reason where something did not hold.
+``deepened`` and ``transplanted`` each have a host of their own. Where something did not hold, the reason is
+told.
 """
 
 from __future__ import annotations
@@ -61,17 +62,39 @@ def grow(make: Callable[[], Sample]) -> dict[str, Cell]:
         make: makes the model, the same one at each call, with an example call.
     """
     found = {}
-    for column, act in zip(COLUMNS, (_stacks, _deepened, _groups, _widened, _transplanted), strict=True):
+    shared = _Shared(make)
+    acts = {
+        "stacks": lambda cell: _stacks(cell, *shared.get()),
+        "deepened, to the bit": lambda cell: _deepened(cell, make()),
+        "channel groups": lambda cell: _groups(cell, *shared.get()),
+        "widened": lambda cell: _widened(cell, *shared.get()),
+        "transplanted": lambda cell: _transplanted(cell, make()),
+    }
+    for column in COLUMNS:
         began, cell = time.process_time(), Cell()
         try:
             with _limited(SECONDS):
                 torch.manual_seed(0)
-                act(cell, make())
+                acts[column](cell)
         except Exception as error:
             cell.reason = told(error)
         cell.seconds = round(time.process_time() - began, 1)
         found[column] = cell
     return found
+
+
+class _Shared:
+    """The host of the columns that leave it as it is, and of the last one, which widens it."""
+
+    def __init__(self, make: Callable[[], Sample]):
+        self._make = make
+        self._made: tuple[Sample, fxgraft.Host] | None = None
+
+    def get(self) -> tuple[Sample, fxgraft.Host]:
+        if self._made is None:
+            sample = self._make()
+            self._made = sample, _host(sample)
+        return self._made
 
 
 def told(error: BaseException) -> str:
@@ -116,8 +139,8 @@ def _trains(host: nn.Module, sample: Sample) -> None:
     torch.stack(learned).sum().backward()
 
 
-def _stacks(cell: Cell, sample: Sample) -> None:
-    stacks = _host(sample).stacks
+def _stacks(cell: Cell, sample: Sample, host: fxgraft.Host) -> None:
+    stacks = host.stacks
     if stacks:
         cell.says = ", ".join(str(len(stack)) for stack in stacks.values())
         return
@@ -146,8 +169,8 @@ def _deepened(cell: Cell, sample: Sample) -> None:
     cell.reason = "other outputs" if done and not same else "; ".join(dict.fromkeys(failed))
 
 
-def _groups(cell: Cell, sample: Sample) -> None:
-    groups = _host(sample).channels
+def _groups(cell: Cell, sample: Sample, host: fxgraft.Host) -> None:
+    groups = host.channels
     free = [group for group in groups.values() if group.fixed is None]
     cell.says = f"{len(free)} of {len(groups)}"
     is_ends = ("is a size of the output", "is a size of the input", "no layer reads it")
@@ -161,25 +184,21 @@ def _kind(group: Any) -> object:
     return group.normalised, group.grain == 1, frozenset(roles)
 
 
-def _widened(cell: Cell, sample: Sample) -> None:
-    host = _host(sample)
+def _widened(cell: Cell, sample: Sample, host: fxgraft.Host) -> None:
     manager = fxgraft.SeedManager(host, check_every=0)
     kinds: dict[object, str] = {}
     for name, group in host.channels.items():
         if group.fixed is None:
             kinds.setdefault(_kind(group), name)
     chosen = list(kinds.values())[:KINDS]
+    grains = {name: host.channels[name].grain for name in chosen}
     if not chosen:
         cell.says, cell.reason = "no", "no group can grow"
         return
     failed = []
     for name in chosen:
-        group = host.channels.get(name)
-        if group is None or group.fixed is not None:
-            failed.append(f"{name}: {'gone' if group is None else group.fixed} after another has grown")
-            continue
         try:
-            manager.widen(name, group.grain)
+            manager.widen(name, grains[name])
         except fxgraft.errors.FxGraftError as error:
             failed.append(told(error))
     if len(failed) < len(chosen):

@@ -17,7 +17,7 @@ from fxgraft.util.dtensor import local_tensor
 from fxgraft.util.tables import text_table
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.subject import Subject
-from fxgraft_passes.channels.trying import tried
+from fxgraft_passes.channels.trying import tried, tried_one
 from fxgraft_passes.graft import SEEDS
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Channels:
     def __init__(self, example: Example | None = None, root: nn.Module | None = None):
         self._example = example
         self._then = None if root is None else _floating(root)
-        self._found = ChannelGroups({})
+        self._groups: Mapping[str, ChannelGroup] = {}
+        self._tried: dict[str, ChannelGroup] = {}
         self._structure: object = None
 
     def call(self, host: Host) -> Example:
@@ -95,12 +96,26 @@ class Channels:
 
     def of(self, host: Host) -> ChannelGroups:
         """The groups by their names."""
+        groups = self.untried(host)
+        if self._tried.keys() != groups.keys():
+            self._tried = tried(subject_of(host, self.call(host)), groups)
+        return ChannelGroups(self._tried)
+
+    def one(self, host: Host, name: str) -> ChannelGroup:
+        """One of them; the others are not tried. Raises `KeyError`."""
+        groups = self.untried(host)
+        if name not in self._tried:
+            self._tried[name] = tried_one(subject_of(host, self.call(host)), groups, name)
+        return self._tried[name]
+
+    def untried(self, host: Host) -> Mapping[str, ChannelGroup]:
+        """The groups as the analysis has them: whether the host runs with more channels was not tried."""
         if self._structure is not host.structure:
             subject = subject_of(host, self.call(host))
             fossils = {p.seed for p in host.structure.placements if p.spec.fossil is not None}
-            groups = tried(subject, find(subject, lambda path: _of_a_seed(path, fossils)))
-            self._found, self._structure = ChannelGroups(groups), host.structure
-        return self._found
+            self._groups, self._tried = find(subject, lambda path: _of_a_seed(path, fossils)), {}
+            self._structure = host.structure
+        return self._groups
 
     def forget(self) -> None:
         """The host has other parameters than before."""

@@ -23,6 +23,7 @@ from fxgraft_passes.untouched import untouched as restored
 if TYPE_CHECKING:
     from fxgraft.compiling.job import CompileTask, Job
     from fxgraft.host.host import Host
+    from fxgraft_passes.channels.groups import ChannelGroup
 
 
 WIDER = ", which is wider"
@@ -180,6 +181,16 @@ def owns(host: Host, tensor: torch.Tensor) -> bool:
 def forget_own(host: Host) -> None:
     """The model has other parameters than before (it was sharded): `owns` looks again."""
     host._own.forget()
+
+
+def untried_channels(host: Host) -> Mapping[str, ChannelGroup]:
+    """``host.channels`` before it is tried which of them the host runs with when they are larger."""
+    return host._channels.untried(host)
+
+
+def channel_group(host: Host, name: str) -> ChannelGroup:
+    """``host.channels[name]``, without trying the others."""
+    return host._channels.one(host, name)
 
 
 def widened(host: Host) -> None:

@@ -17,13 +17,16 @@ Numbers = tuple[tuple[str, str], ...]
 
 
 def numbers_in(blocks: Sequence[nn.Module]) -> Numbers:
-    """Where the blocks of a model, in their order, have their numbers."""
+    """Where the blocks of a model, in their order, have their numbers: in modules that all of them have."""
     found = []
-    for path, module in blocks[0].named_modules():
+    parts = [dict(block.named_modules()) for block in blocks]
+    for path, module in parts[0].items():
+        if any(path not in others for others in parts):
+            continue
         for name, value in module.__dict__.items():
             if type(value) is not int:
                 continue
-            values = [getattr(block.get_submodule(path), name, None) for block in blocks]
+            values = [getattr(others[path], name, None) for others in parts]
             if len(blocks) == 1:
                 # Of one block nothing tells but the name.
                 if value == 0 and _NAMED.fullmatch(name):

@@ -164,7 +164,7 @@ class Lifecycle:
     def _settle(self, change: Change) -> None:
         """The rest of a change that has landed."""
         for seed in change.deaths:
-            self._let_go(seed)
+            self.let_go(seed)
         for name in change.departed:
             self.departing.discard(name)
         for seed, _ in change.fossils:
@@ -250,8 +250,15 @@ class Lifecycle:
                 self.gradients.watch(seed.name, list(seed.module.parameters()))
                 self.gradients.pause(seed.name, seed.paused)
 
-    def _let_go(self, seed: Seed) -> None:
-        """Out of optimizers and hooks."""
+    def take_out(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
+        """Let the host run without these, uncompiled, as a part of a change; then `let_go` of each."""
+        self._refuse_blocks_around(seeds)
+        self._remove(undo, seeds)
+        structure = Change(deaths=tuple(seeds)).target(self.host.structure)
+        swap(undo, self.host, structure, phase_for(self.seeds.values()), {}, warm_up=False)
+
+    def let_go(self, seed: Seed) -> None:
+        """Out of optimizers and hooks, for a seed that has left the graph."""
         self.gradients.unwatch(seed.name)
         if seed.module is not None:
             # Its own of now, and those that joined: load_state_dict(assign=True) makes others of them.
@@ -352,7 +359,7 @@ class Lifecycle:
         graft.learning.fill_(False)
         graft.released.fill_(False)
         follow_stages(self.host, self.seeds.values())
-        self._let_go(seed)
+        self.let_go(seed)
         seed.leave(stage)
         self._on_stage(seed)
 

@@ -24,6 +24,7 @@ from fxgraft.commands import (
 )
 from fxgraft.commands.inbox import Inbox
 from fxgraft.errors import CommandError
+from fxgraft.host import engine
 from fxgraft.lifecycle import nursery
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.config import DEFAULT_MODE, SeedConfig, SeedData
@@ -202,7 +203,7 @@ class Dispatcher:
 
     def _check_growth(self, command: WIDEN) -> None:
         """Refuse a growth that could exhaust the memory, before any is taken for it."""
-        group = self._manager.host.channels.get(command.group)
+        group = engine.untried_channels(self._manager.host).get(command.group)
         if group is None:
             return  # which is told when it is looked for
         grown = {member.name for member in group.members if member.role != "norm"}

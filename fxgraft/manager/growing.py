@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
-from fxgraft import resizing
-from fxgraft.errors import DistributedError, StageError
+from fxgraft.errors import DistributedError
 from fxgraft.host.wrapped import is_wrapped
 from fxgraft.manager.core import ManagerCore
 from fxgraft.manager.deepening import Wish
 from fxgraft.resizing import Widening
 from fxgraft.resizing.spread import At
 from fxgraft.seeds.seed import Seed
-from fxgraft.seeds.stage import Stage
 from fxgraft.util import validate
 from fxgraft.util.interrupts import uninterruptible
 from fxgraft_passes.channels.groups import ChannelGroup
@@ -125,7 +122,7 @@ def widen(
 
 
 @uninterruptible
-def fuse(self: ManagerCore, *seeds: Seed | str) -> Mapping[str, str]:
+def fuse(self: ManagerCore, *seeds: Seed | str, wait: bool = True) -> Mapping[str, str]:
     """Merge fossils into the host's own layers. The seeds are gone then, and the host computes the same.
 
     A linear fossil is merged into the weights of the layer in front of it, as `fxgraft.fold` does in a copy.
@@ -138,29 +135,24 @@ def fuse(self: ManagerCore, *seeds: Seed | str) -> Mapping[str, str]:
 
     Args:
         *seeds: the fossils, or their names; without any: all that can be fused, the others stay.
+        wait: True: a compiled host compiles at its next call. False: a later `step` makes the change, with
+            code from the compiler process.
 
     Returns:
-        Seed name -> the name of the layer, or of the group of channels, into which it was merged.
+        Seed name -> the name of the layer, or of the group of channels, into which it was merged. Inside
+        `together`, and with ``wait=False``, it is empty until the change is made.
 
     Raises:
-        StageError: one of them is no fossil.
+        StageError: one of them is no fossil, and does not become one in the same act.
         SlotError: one of them cannot be fused; with the reason. Nothing is changed.
         ChannelError: the outputs would differ. Nothing is changed.
         DistributedError: the host is under ``DistributedDataParallel`` or sharded.
     """
     self._allow("fuse")
-    self._acts.refuse("fuse")
     _refuse_ranks(self, "fuse")
-    fossils = {seed.name for seed in self._seeds.values() if seed.stage is Stage.FOSSILIZED}
-    names = [self._find(seed).name for seed in seeds]
-    for name in names:
-        if name not in fossils:
-            stage = self._seeds[name].stage.name
-            raise StageError(f"cannot fuse seed {name!r}: it is {stage}, and no fossil. Fossilize it first")
-    found = resizing.fuse(self._lifecycle, names or sorted(fossils), self._optimizers, skip=not seeds)
-    for name, layer in found.items():
-        self._reporter.emit("fused", name, into=layer)
-    return MappingProxyType(found)
+    found = [self._find(seed) for seed in seeds]
+    with self._acts.block(validate.boolean("wait", wait)):
+        return self._widenings.fuse(self._lifecycle, found)
 
 
 def _refuse_ranks(manager: ManagerCore, action: str) -> None:

@@ -51,9 +51,10 @@ class Preparation:
         job: compiles.
         change: what it is for; an empty one where it is for what runs already.
         base: the structure that it began from.
-        target: the structure that it compiles for.
+        target: the structure that the change leads to, before layers grow in it.
         deadline: on the monotonic clock, or None.
         wider: the compiled form that the host will have in other sizes; None where it keeps its own.
+        grown: the structure then, without the fossils that became part of layers; None where none did.
     """
 
     job: Job
@@ -62,6 +63,7 @@ class Preparation:
     target: Structure
     deadline: float | None
     wider: CompiledHost | None = None
+    grown: Structure | None = None
 
     @property
     def is_late(self) -> bool:

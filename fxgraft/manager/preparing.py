@@ -121,14 +121,16 @@ class Preparing:
 
     def _begin_growth(self, change: Change, target: Structure) -> None:
         """Layers of other sizes are compiled as a whole: the host is what it will be for that moment."""
-        host = self._host
+        host, job = self._host, None
         if host.compiled is not None and self._is_helped(change):
             with self._lifecycle.rehearsing(change):
-                wider = host.compiled
-                tasks = wider.wanted.for_all(host.structure, host.grafts())
-                job = engine.compile_in_helper(host, host.structure, host.grafts(), tasks)
-            self.start(job, target, change, wider)
-        elif self._peers.all_say(_READY, change.names):
+                wider, grown = host.compiled, host.structure
+                if tasks := wider.wanted.for_all(grown, host.grafts()):
+                    job = engine.compile_in_helper(host, grown, host.grafts(), tasks)
+            if job is not None:
+                self.start(job, target, change, wider, grown)
+                return
+        if self._peers.all_say(_READY, change.names):
             self._land(change, compiled=True)
 
     def _is_helped(self, change: Change) -> bool:
@@ -137,9 +139,16 @@ class Preparing:
     def _grafts(self, change: Change) -> Mapping[str, Graft]:
         return self._host.grafts() | {birth.seed.name: birth.graft for birth in change.births}
 
-    def start(self, job: Job, target: Structure, change: Change, wider: CompiledHost | None = None) -> None:
+    def start(
+        self,
+        job: Job,
+        target: Structure,
+        change: Change,
+        wider: CompiledHost | None = None,
+        grown: Structure | None = None,
+    ) -> None:
         """Await a job: for ``change``, or for what runs already where that is empty."""
-        self.now = Preparation(job, change, self._host.structure, target, self.deadline(), wider)
+        self.now = Preparation(job, change, self._host.structure, target, self.deadline(), wider, grown)
 
     # It is compiled for
 
@@ -199,7 +208,8 @@ class Preparing:
             logger.warning("compiling at the swap what the compiler process could not: %s", reason)
         prepared.change = NOTHING  # what is left of the job is for what runs then
         if (compiled := prepared.wider or self._host.compiled) is not None and not job.is_over:
-            compiled.expect_help(prepared.target)  # the forward that seeds blend by is still to come
+            # The forward that seeds blend by is still to come.
+            compiled.expect_help(prepared.grown or prepared.target)
         self._land(change, compiled=job.is_whole)
         prepared.base = self._host.structure
 

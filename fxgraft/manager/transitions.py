@@ -176,12 +176,12 @@ def cull_all(self: ManagerCore, *, wait: bool = True) -> list[str]:
 def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[None]:
     """A context: all changes made inside are applied as one at its end, or none of them.
 
-    ``germinate``, ``deepen``, ``widen``, ``blend``, ``cull``, ``fossilize``, ``pause`` and ``resume`` are
-    checked and planned inside; at the end the host gets one other structure, in one swap, compiled once.
-    Until then nothing that runs changes: a new seed is GERMINATED, an old one in the stage that it was in. A
-    call inside is checked against what those before it lead to (a new seed can be blended); one that raises
-    is not planned, and the others are. A name is free for another seed only after the block. Channels grow
-    after all other changes, in the order of the calls.
+    ``germinate``, ``deepen``, ``widen``, ``fuse``, ``blend``, ``cull``, ``fossilize``, ``pause`` and
+    ``resume`` are checked and planned inside; at the end the host gets one other structure, in one swap,
+    compiled once. Until then nothing that runs changes: a new seed is GERMINATED, an old one in the stage
+    that it was in. A call inside is checked against what those before it lead to (a new seed can be blended);
+    one that raises is not planned, and the others are. A name is free for another seed only after the block.
+    Channels grow and fossils are fused after all other changes, in the order of the calls.
 
     After an exception that leaves the block, or a change that fails (by an error of a compiler, say),
     everything is as before: the names are free again, and the new seeds are CULLED. A block inside

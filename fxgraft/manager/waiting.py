@@ -176,7 +176,7 @@ class Waiting:
             return
         act = self.acts.pop(0)
         for growth in act.growths:
-            logger.warning("what was to grow wider has not: %s", reason)
+            logger.warning("the host's layers stay as they are: %s", reason)
             growth.failed(reason)
         born = [course.seed for course in act.courses if course.module is not None]
         for seed in born:

@@ -1,22 +1,26 @@
-"""`SeedManager.widen`: growths of channels, planned in the act that is open."""
+"""`SeedManager.widen` and `fuse`: growths of channels, planned in the act that is open."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch.optim import Optimizer
 
-from fxgraft.errors import ChannelError
+from fxgraft.errors import ChannelError, StageError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.act import PlannedGrowth
+from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import ManagerState
 from fxgraft.manager.together import Acts
-from fxgraft.resizing import Widening
+from fxgraft.resizing import PlannedFusion, Widening
 from fxgraft.resizing.planned import PlannedWidening
 from fxgraft.resizing.widening import check_state, group_of
 from fxgraft.seeds import streams
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import check, check_wish
 
@@ -40,7 +44,8 @@ class Widenings:
         act = self._acts.open
         assert act is not None
         check_state(optimizer_state)
-        found = self._known(group, by, init, is_alone=not act.courses)
+        fuses = any(isinstance(growth.growing, PlannedFusion) for growth in act.growths)
+        found = self._known(group, by, init, is_alone=not act.courses and not fuses)
         name = found.name if found is not None else str(getattr(group, "name", group))
         widening = Widening(name, by, None if found is None else found.size + by, init)
         planned = PlannedWidening(
@@ -56,6 +61,26 @@ class Widenings:
         self._reporter.warn_if_frozen(f"what is new in {name!r}", "its channels", grown)
         act.growths.append(PlannedGrowth(planned, planned.told, planned.failed))
         return widening
+
+    def fuse(self, lifecycle: Lifecycle, seeds: Sequence[Seed]) -> Mapping[str, str]:
+        """Plan it in the act that is open; see `SeedManager.fuse`."""
+        act = self._acts.open
+        assert act is not None
+        for seed in seeds:
+            if (stage := act.course(seed).stage) is not Stage.FOSSILIZED:
+                raise StageError(
+                    f"cannot fuse seed {seed.name!r}: it is {stage.name}, and no fossil. Fossilize it first"
+                )
+        into: dict[str, str] = {}
+        planned = PlannedFusion(
+            lifecycle,
+            [seed.name for seed in seeds],
+            self._optimizers,
+            into,
+            lambda name, layer: self._reporter.emit("fused", name, into=layer),
+        )
+        act.growths.append(PlannedGrowth(planned, planned.told, planned.failed))
+        return MappingProxyType(into)
 
     def _known(self, group: Any, by: Any, init: str, is_alone: bool) -> ChannelGroup | None:
         """The group, checked; None where only what else is in the act can make it one that grows by this."""

@@ -20,7 +20,7 @@
 ====================  =====================================================================
 """
 
-from fxgraft.resizing.fusing import fuse
+from fxgraft.resizing.fusing import PlannedFusion
 from fxgraft.resizing.widening import Widening, widen
 
-__all__ = ["Widening", "fuse", "widen"]
+__all__ = ["PlannedFusion", "Widening", "widen"]

@@ -3,7 +3,8 @@
     source ──► up ──► gelu ──► down ──► slot        the region's own nodes
        └─────► up'──► gelu ──► down'──► + ──►       the seed's
 
-Layers may differ in sizes; all else has to be equal. What is found is which parameter stands for which.
+Layers may differ in sizes; all else has to be equal. What is found is which parameter (or buffer)
+stands for which.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import nn
 from fxgraft.capture.merge import local_name, merge
 from fxgraft.capture.region import Region
 from fxgraft.host.host import Host
+from fxgraft.resizing.joining import tensors_of
 from fxgraft.resizing.not_alike import NotAlikeError
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Slot, operators
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def counterparts(host: Host, placement: Placement, module: nn.Module) -> dict[str, str]:
-    """Parameter of the host -> that of the branch which stands for it, in the order in which they are used.
+    """Parameter or buffer of the host -> that of the branch, in the order in which they are used.
 
     Args:
         host: the host.
@@ -88,9 +90,11 @@ def _path(region: Region, node: fx.Node) -> str:
 
 
 def _pairs(path: str, ours: nn.Module, name: str, theirs: nn.Module) -> Iterator[tuple[str, str]]:
-    own, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    own, other = tensors_of(ours), tensors_of(theirs)
     if own.keys() != other.keys():
-        raise NotAlikeError(f"has other parameters than {path}: {', '.join(own.keys() ^ other.keys())}")
+        raise NotAlikeError(
+            f"has other parameters or buffers than {path}: {', '.join(own.keys() ^ other.keys())}"
+        )
     for key in own:
         yield f"{path}.{key}", f"{name}.{key}" if name else key
 

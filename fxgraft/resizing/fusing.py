@@ -8,8 +8,9 @@ Then the fossil is gone, and the region runs its class's own forward again where
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,70 +22,135 @@ from fxgraft.fossils.linear_maps import NotAffineError
 from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
-from fxgraft.lifecycle.change import Change
+from fxgraft.host.widened import Widened
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.resizing.joining import join
+from fxgraft.resizing.joining import Known, join
 from fxgraft.resizing.not_alike import NotAlikeError
+from fxgraft.seeds.seed import Seed
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Phase
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.replacing import set_tensor
+from fxgraft_passes.graft import SEEDS
 
 
-def fuse(
-    lifecycle: Lifecycle, names: Sequence[str], optimizers: Sequence[Optimizer], skip: bool
-) -> dict[str, str]:
-    """Fuse fossils, all of them or none.
+@dataclass(eq=False)
+class PlannedFusion:
+    """Fossils to be fused, all of them or none, as a part of a change.
 
-    Args:
+    Attributes:
         lifecycle: of the host.
-        names: the fossils.
+        names: the fossils; empty: all those that can be fused then.
         optimizers: of the host.
-        skip: whether those that cannot be fused are skipped; else they are an error.
-
-    Returns:
-        Fossil -> the layer that it has become part of.
-
-    Raises:
-        SlotError: one cannot be fused; nothing is changed.
+        into: fossil -> the layer that it has become part of; filled in once that stays.
+        tell: is given each pair.
     """
+
+    lifecycle: Lifecycle
+    names: Sequence[str]
+    optimizers: Sequence[Optimizer]
+    into: dict[str, str]
+    tell: Callable[[str, str], None]
+
+    _found: dict[str, str] = field(default_factory=dict)
+    _seeds: list[Seed] = field(default_factory=list)
+    _known: Known = field(default_factory=dict)
+    _of: object = None  # what the host was when those were made
+
+    def carry_out(self, undo: ExitStack) -> None:
+        """Do it; the traces that it makes serve the next time, if it is taken back.
+
+        Raises:
+            SlotError: one of ``names`` cannot be fused.
+            ChannelError: the outputs would differ.
+        """
+        host = self.lifecycle.host
+        now = host.structure.key, host.widenings
+        if self._of != now:
+            self._of, self._known = now, {}
+        there = dict(self.lifecycle.seeds)
+        self._found = _fuse_all(undo, self.lifecycle, self.names, self.optimizers, self._known)
+        self._seeds = [there[name] for name in self._found]
+
+    def told(self) -> None:
+        """It has landed."""
+        for seed in self._seeds:
+            self.lifecycle.let_go(seed)
+            self.tell(seed.name, self._found[seed.name])
+        self.into.update(self._found)
+        self._known, self._seeds = {}, []
+
+    def failed(self, reason: str) -> None:
+        """It comes to nothing."""
+        self._known = {}
+
+
+def _fuse_all(
+    undo: ExitStack,
+    lifecycle: Lifecycle,
+    wanted: Sequence[str],
+    optimizers: Sequence[Optimizer],
+    known: Known,
+) -> dict[str, str]:
+    """Fossil -> the layer that it has become part of."""
     host = lifecycle.host
     into: dict[str, str] = {}
-    with ExitStack() as undo:
+    subject = subject_of(host, host.example_call())
+    with subject.session():
+        before = outputs(subject)
+    for name in [p.seed for p in host.structure.placements if p.spec.fossil is not None]:
+        if name not in (wanted or lifecycle.seeds):
+            continue
+        try:
+            with ExitStack() as one:
+                into[name] = _fuse(one, host, name, set(into), optimizers, known)
+                undo.push(one.pop_all())
+        except (NotAffineError, NotAlikeError, ChannelError) as why:
+            into.pop(name, None)
+            if wanted:
+                raise SlotError(
+                    f"seed {name!r} cannot be fused: it {why}. It stays as it is; fuse() without "
+                    f"names takes those that can be"
+                ) from why
+    if not into:
+        return into
+    rest = Structure(tuple(p for p in host.structure.placements if p.seed not in into))
+    with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
         subject = subject_of(host, host.example_call())
         with subject.session():
-            before = outputs(subject)
-        for name in [p.seed for p in host.structure.placements if p.seed in names]:
-            try:
-                with ExitStack() as one:
-                    into[name] = _fuse(one, host, name, set(into), optimizers)
-                    undo.push(one.pop_all())
-            except (NotAffineError, NotAlikeError, ChannelError) as why:
-                if not skip:
-                    raise SlotError(
-                        f"seed {name!r} cannot be fused: it {why}. It stays as it is; fuse() without "
-                        f"names takes those that can be"
-                    ) from why
-        if not into:
-            return into
-        rest = Structure(tuple(p for p in host.structure.placements if p.seed not in into))
-        with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
-            subject = subject_of(host, host.example_call())
-            with subject.session():
-                difference(", ".join(into), before, outputs(subject))
-        lifecycle.commit(Change(deaths=tuple(lifecycle.seeds[name] for name in into)))
-        undo.pop_all()
+            difference(", ".join(into), before, outputs(subject))
+    lifecycle.take_out(undo, [lifecycle.seeds[name] for name in into])
+    for each in (host, *host._links.followers):
+        undo.callback(setattr, each, "widenings", each.widenings)
+        each.widenings = _without(into, each.widenings)
     return into
 
 
-def _fuse(undo: ExitStack, host: Host, name: str, fused: set[str], optimizers: Sequence[Optimizer]) -> str:
+def _without(seeds: Iterable[str], widenings: Iterable[Widened]) -> tuple[Widened, ...]:
+    """The growths of a host that has those seeds no more: what grew in them alone is not to grow again."""
+    gone = tuple(f"{SEEDS}.{name}." for name in seeds)
+    return tuple(
+        replace(done, numbers=tuple(number for number in done.numbers if not number[0].startswith(gone)))
+        for done in widenings
+        if not done.group.startswith(gone)
+    )
+
+
+def _fuse(
+    undo: ExitStack,
+    host: Host,
+    name: str,
+    fused: set[str],
+    optimizers: Sequence[Optimizer],
+    known: Known,
+) -> str:
     placement = _placement(host, name)
     in_front = _in_front(host, placement, fused)
     if placement.slot.source is not None:
         from fxgraft.resizing.alike import counterparts  # networkx is imported where a branch is joined
 
         same = counterparts(host, placement, host.graft(name).module)
-        return join(undo, host, placement, same, optimizers)
+        return join(undo, host, placement, same, optimizers, known)
     if in_front is not None:
         raise NotAffineError(f"stands behind {in_front!r}, which is not fused")
     for each in (host, *host._links.followers):

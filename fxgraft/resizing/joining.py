@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
+from fxgraft.host.renewing import Renewal
 from fxgraft.optimizers.nested import nested
 from fxgraft.resizing.not_alike import NotAlikeError
 from fxgraft.resizing.widening import carry_out
@@ -22,6 +24,9 @@ from fxgraft.slots.structure import Placement
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.replacing import set_tensor
+
+Known = dict[tuple[str, str], dict[Host, Renewal]]
+"""Fossil, group of channels -> the traces of host and averages with that group grown."""
 
 _Fresh = dict[str, list[tuple[int, tuple[int, ...]]]]
 """Parameter -> the dimensions that have grown, and which indices of each are new."""
@@ -33,6 +38,7 @@ def join(
     placement: Placement,
     same: Mapping[str, str],
     optimizers: Sequence[Optimizer],
+    known: Known,
 ) -> str:
     """Let the layers beside a branch have its channels; the branch itself stays where it is.
 
@@ -42,6 +48,7 @@ def join(
         placement: the branch's.
         same: parameter of the host -> that of the branch.
         optimizers: whose state for the branch's parameters goes along.
+        known: the traces of an earlier time, which was taken back; those that are made here are added.
 
     Returns:
         The name of the group that leads.
@@ -49,12 +56,13 @@ def join(
     Raises:
         NotAlikeError: they do not fit each other.
     """
-    theirs = dict(host.graft(placement.seed).module.named_parameters())
+    theirs = tensors_of(host.graft(placement.seed).module)
     shapes = {path: tuple(theirs[name].shape) for path, name in same.items()}
     fresh: _Fresh = {}
-    names = [group.name for group in host.channels.values() if _is_inside(group, same)]
+    inside = [g.name for g in engine.untried_channels(host).values() if _is_inside(g, same)]
+    names = [name for name in inside if engine.channel_group(host, name).fixed is None]
     for name in names:
-        group = host.channels[name]
+        group = engine.channel_group(host, name)
         by = _by(group, shapes, host)
         subject = subject_of(host, host.example_call())
         with subject.session():
@@ -63,7 +71,10 @@ def join(
             fresh.setdefault(path, []).extend(
                 (dim, tuple(i for i, new in enumerate(found.fresh) if new)) for dim, found in spreads
             )
-        carry_out(undo, host, growth, subject, optimizers, copies=False)
+        traced = known.get((placement.seed, name), {})
+        known[placement.seed, name] = carry_out(
+            undo, host, growth, subject, optimizers, copies=False, known=traced
+        )
     alpha = float(placement.spec.fossil or 0.0)
     for each in (host, *host._links.followers):
         _fill(undo, each, placement.seed, same, fresh, alpha, optimizers if each is host else ())
@@ -78,7 +89,7 @@ def _by(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]], host: Host) 
     """How many channels the branch has of a group."""
     found = set()
     for member in group.members:
-        ours = host.get_parameter(member.name).shape[member.dimension]
+        ours = _tensor(host, member.name).shape[member.dimension]
         found.add((group.atom.size * shapes[member.name][member.dimension]) / ours)
     (units, *others) = found
     if others or units != int(units):
@@ -95,19 +106,35 @@ def _fill(
     alpha: float,
     optimizers: Sequence[Optimizer],
 ) -> None:
-    theirs = dict(host.graft(seed).module.named_parameters())
-    last = _last(same, fresh, host, theirs)
+    theirs = tensors_of(host.graft(seed).module)
+    last = _last(same)
     for path, name in same.items():
-        ours, other = host.get_parameter(path), theirs[name]
+        ours, other = _tensor(host, path), theirs[name]
+        if not isinstance(ours, nn.Parameter) and path not in fresh:
+            if not torch.equal(ours, other):
+                raise NotAlikeError(f"has other numbers in {name} than {path}, which is no part of channels")
+            continue
         share = alpha if path in last else 1.0
         joined = _joined(path, ours.detach(), other.detach(), fresh.get(path, ()), share)
         undo.callback(set_tensor, ours, ours.data, ours.grad)
         set_tensor(ours, joined, ours.grad)
-        if path in fresh:
+        if path in fresh and isinstance(ours, nn.Parameter):
             _join_moments(undo, path, ours, other, fresh[path], optimizers)
 
 
-def _last(same: Mapping[str, str], fresh: _Fresh, host: Host, theirs: Mapping[str, nn.Parameter]) -> set[str]:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without counts."""
+    buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.dim()}
+    return {**dict(module.named_parameters()), **buffers}
+
+
+def _tensor(host: Host, path: str) -> Tensor:
+    owner, _, name = path.rpartition(".")
+    found: Tensor = getattr(host.get_submodule(owner), name)
+    return found
+
+
+def _last(same: Mapping[str, str]) -> set[str]:
     """The parameters of the layer that ends the branch: those whose result is added, at its alpha."""
     layers = dict.fromkeys(path.rpartition(".")[0] for path in same)
     end = list(layers)[-1]
@@ -139,7 +166,7 @@ def _join_moments(
     undo: ExitStack,
     path: str,
     ours: nn.Parameter,
-    other: nn.Parameter,
+    other: Tensor,
     grown: Sequence[tuple[int, tuple[int, ...]]],
     optimizers: Sequence[Optimizer],
 ) -> None:

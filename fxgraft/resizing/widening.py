@@ -154,7 +154,7 @@ def group_of(host: Host, group: Any) -> ChannelGroup:
         ChannelError: there is none; with the nearest names.
     """
     name = group.name if isinstance(group, ChannelGroup) else group
-    channels = host.channels
+    channels = engine.untried_channels(host)
     if not isinstance(name, str):
         raise ChannelError(f"group: expected a name, one of host.channels; got {type(group).__name__}")
     if name not in channels:
@@ -164,7 +164,7 @@ def group_of(host: Host, group: Any) -> ChannelGroup:
             "has "
             f"all {len(channels)}"
         )
-    return channels[name]
+    return engine.channel_group(host, name)
 
 
 def carry_out(

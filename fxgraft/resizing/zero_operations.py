@@ -11,6 +11,10 @@ from torch import nn
 ADD = {operator.add, operator.iadd, torch.add, torch.sub, operator.sub, operator.isub, "add", "add_", "sub"}
 TIMES = {operator.mul, operator.imul, torch.mul, "mul", "mul_", operator.truediv, torch.div, "div", "div_"}
 CASTS = {"to", "type_as", "float", "contiguous", "clone", "requires_grad_"}
+VIEWS = {
+    "view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", torch.reshape, torch.flatten,
+}  # fmt: skip
+"""The same numbers in the same order, under other sizes."""
 MOVES = {
     "view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous",
     "clone", "to", "type_as", "float", "half", "bfloat16", "double", "movedim", "expand", "chunk", "split",
@@ -19,8 +23,10 @@ MOVES = {
     torch.tanh, "tanh", "sum", "mean", torch.sum, torch.mean,
 }  # fmt: skip
 """Operations of one value that are zero where it is zero."""
+_GROUPED = [getattr(at, n) for n in ("_grouped_mm", "grouped_mm") for at in (torch, F) if hasattr(at, n)]
 WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, torch.addmm,
-             torch.matmul, operator.matmul, torch.mm, torch.bmm, F.layer_norm, F.rms_norm)  # fmt: skip
+             torch.matmul, operator.matmul, torch.mm, torch.bmm, F.layer_norm, F.rms_norm,
+             *_GROUPED)  # fmt: skip
 KEEP_ZERO = (
     nn.Dropout,
     nn.Dropout1d,

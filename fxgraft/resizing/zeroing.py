@@ -35,6 +35,7 @@ from fxgraft.resizing.zero_operations import (
     NORMS,
     POOLS,
     TIMES,
+    VIEWS,
     WEIGHTED,
 )
 
@@ -128,7 +129,7 @@ class _OutputLayerSearch:
                 raise NotFoundError(f"{at.name()} drops from the sum itself")
             self.follow(_At(at.region, node.args[0], at.caller))
             return
-        if node.target in CASTS:
+        if node.target in CASTS or node.target in VIEWS:
             self.follow(_At(at.region, node.args[0], at.caller))
             return
         if node.target not in ADD or len(node.args) < 2 or node.kwargs:

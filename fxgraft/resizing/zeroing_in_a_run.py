@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -23,7 +24,7 @@ from fxgraft_passes.channels.recording import Operation, Recording, name_of, ten
 
 _SUMS, _PRODUCTS, _MOVES, _WEIGHTED = (
     frozenset(name if isinstance(name, str) else name_of(name) for name in table)
-    for table in (ADD, TIMES, MOVES, WEIGHTED)
+    for table in (ADD, TIMES, MOVES, (*WEIGHTED, F.batch_norm, F.group_norm, F.instance_norm))
 )
 
 

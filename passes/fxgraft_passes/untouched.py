@@ -77,3 +77,14 @@ def streams_untouched() -> Iterator[None]:
             random.setstate(of_python)
             if numpy is not None:
                 numpy.random.set_state(of_numpy)
+
+
+@contextmanager
+def streams_fixed() -> Iterator[None]:
+    """Let the global random streams inside be the same each time; they come back as they were."""
+    with streams_untouched():
+        torch.manual_seed(0)
+        random.seed(0)
+        if (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.seed(0)
+        yield

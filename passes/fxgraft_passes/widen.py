@@ -32,7 +32,7 @@ from fxgraft_passes.channels.groups import find
 from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.subject import Subject
-from fxgraft_passes.channels.trying import tried
+from fxgraft_passes.channels.trying import tried_one
 from fxgraft_passes.errors import ChannelError
 
 
@@ -61,12 +61,12 @@ class Widen(GraphPass):
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         args = example_of(graph_module) if self.example_args is None else self.example_args
         subject = Subject.of(graph_module, args, self.example_kwargs)
-        groups = tried(subject, find(subject))
+        groups = find(subject)
         if self.group not in groups:
             raise ChannelError(
                 f"there are no channels {self.group!r}; there are: {', '.join(groups) or 'none'}"
             )
-        group = groups[self.group]
+        group = tried_one(subject, groups, self.group)
         with subject.session():
             before = outputs(subject)
             growth = grow(subject, group, self.by, self.init, self.seed, before)

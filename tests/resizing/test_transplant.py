@@ -238,6 +238,33 @@ class Stages(nn.Module):
         return x
 
 
+class Shortened(nn.Module):
+    """Whose first block has layers on its other way, where the others have none, as in a stage of timm."""
+
+    class Part(nn.Module):
+        def __init__(self, before: int):
+            super().__init__()
+            self.layer = nn.Linear(before, 6)
+            self.shortcut = nn.Identity() if before == 6 else nn.Sequential(nn.Linear(before, 6), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) + self.shortcut(x)
+
+    def __init__(self, blocks: int):
+        super().__init__()
+        self.stage = nn.Sequential(self.Part(X.shape[-1]), *(self.Part(6) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stage(x)
+
+
+def test_a_first_block_with_other_parts_stays_where_it_is() -> None:
+    host, target = fxgraft.trace(Shortened(2), (X,)), Shortened(3)
+    fxgraft.SeedManager(host).deepen("stage", at="end", init="copy")
+    assert fxgraft.transplant(host, target).max_abs == 0.0
+    assert_same_bits(target(X), host(X))
+
+
 def test_stacks_in_inserted_blocks_are_stacks() -> None:
     host = fxgraft.trace(Stages(1, 1), (X,))
     manager = fxgraft.SeedManager(host)

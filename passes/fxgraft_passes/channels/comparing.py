@@ -11,15 +11,19 @@ from torch.utils import _pytree as pytree
 from fxgraft_passes.channels.recording import tensors_in
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
+from fxgraft_passes.untouched import streams_fixed
 
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far outputs may differ, as a share of the largest of them: sums of other lengths round otherwise."""
 
 
 def outputs(subject: Subject) -> list[Tensor]:
-    """What the subject returns for its example, in eval mode; run inside of a session."""
+    """What the subject returns for its example, in eval mode; run inside of a session.
+
+    Code that draws random numbers in eval mode, too, draws the same ones each time.
+    """
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (subject.args, subject.kwargs))
-    with torch.no_grad(), subject.in_mode(False):
+    with torch.no_grad(), subject.in_mode(False), streams_fixed():
         return [tensor.detach().clone() for tensor in tensors_in(subject.run(*args, **kwargs))]
 
 

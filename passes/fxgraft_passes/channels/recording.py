@@ -91,6 +91,15 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
+def as_it_is_now(value: Any) -> Any:
+    """Nested lists, tuples and dictionaries in copies: code may append to a list that it has passed on."""
+    if type(value) in (list, tuple):
+        return type(value)(as_it_is_now(item) for item in value)
+    if type(value) is dict:
+        return {key: as_it_is_now(item) for key, item in value.items()}
+    return value
+
+
 def name_of(target: Any) -> str:
     """What a function is called."""
     own = str(getattr(target, "__name__", target))
@@ -111,6 +120,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         self._into.latest = name_of(func)
         result = func(*args, **kwargs)
+        args, kwargs = as_it_is_now((args, kwargs))
         if args and result is args[0] and name_of(func) in _NOTHING_DONE:
             return result
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):

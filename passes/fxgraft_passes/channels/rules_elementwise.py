@@ -17,9 +17,10 @@ asin acos atan sinh cosh tanh asinh acosh atanh sigmoid relu relu6 gelu silu mis
 hardtanh hardswish hardsigmoid softplus softsign tanhshrink hardshrink softshrink logsigmoid threshold rrelu
 erf erfc floor ceil round trunc frac sign clamp clamp_min clamp_max clip nan_to_num logit isnan isinf isfinite
 logical_not __invert__ bitwise_not zeros_like ones_like empty_like full_like rand_like randn_like bernoulli
-positive __pos__ __abs__ dropout alpha_dropout feature_dropout feature_alpha_dropout native_dropout
-relu_ clamp_ sigmoid_ tanh_ exp_ sqrt_ rsqrt_ abs_ neg_ square_ elu_ leaky_relu_ hardtanh_ dropout_
-fill_ zero_ normal_ uniform_ requires_grad_
+positive __pos__ __abs__ dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
+feature_alpha_dropout native_dropout
+relu_ clamp_ clamp_min_ clamp_max_ sigmoid_ tanh_ exp_ sqrt_ rsqrt_ abs_ neg_ square_ elu_ leaky_relu_
+hardtanh_ dropout_ fill_ zero_ normal_ uniform_ bernoulli_ requires_grad_
 """
 
 _BINARY = """
