@@ -252,7 +252,7 @@ class Lifecycle:
 
     def take_out(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
         """Let the host run without these, uncompiled, as a part of a change; then `let_go` of each."""
-        self._refuse_blocks_around(seeds)
+        refuse_blocks_around(self.seeds, seeds)
         self._remove(undo, seeds)
         structure = Change(deaths=tuple(seeds)).target(self.host.structure)
         swap(undo, self.host, structure, phase_for(self.seeds.values()), {}, warm_up=False)

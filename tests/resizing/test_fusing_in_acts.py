@@ -11,7 +11,7 @@ from fxgraft.telemetry import Memory
 from tests.harness import assert_same_bits, snapshot
 from tests.resizing.models import Mlp
 from tests.resizing.test_acts import settle
-from tests.resizing.test_fusing import BATCH, Net, grown
+from tests.resizing.test_fusing import BATCH, WithPart, grown
 from tests.resizing.test_widening import outputs, steps
 
 
@@ -21,7 +21,7 @@ class Deep(nn.Module):
     def __init__(self):
         super().__init__()
         self.blocks = nn.ModuleList(Step() for _ in range(2))
-        self.net = Net(Mlp())
+        self.net = WithPart(Mlp())
 
     def forward(self, x):
         for block in self.blocks:
@@ -40,7 +40,7 @@ class Step(nn.Module):
 
 def with_live_branch(model=None, **options):
     """A branch that has trained, and is not yet a fossil."""
-    host = fxgraft.trace(model or Net(Mlp()), (BATCH,))
+    host = fxgraft.trace(model or WithPart(Mlp()), (BATCH,))
     optimizer = torch.optim.AdamW(host.parameters(), lr=1e-2)
     manager = fxgraft.SeedManager(host, optimizer, check_every=0, **options)
     inner, part = ("net.inner", "net.part") if model else ("inner", "part")
@@ -81,7 +81,7 @@ def test_all_that_will_be_fossils_then():
 
 
 def test_a_branch_that_is_born_in_the_act_can_be_fused_in_it():
-    host = fxgraft.trace(Net(Mlp()), (BATCH,))
+    host = fxgraft.trace(WithPart(Mlp()), (BATCH,))
     manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), lr=0.1), check_every=0)
     with manager.together():
         seed = manager.germinate("part", Mlp(), source="inner", isolated=False)
@@ -205,7 +205,7 @@ def test_a_fossil_that_grew_wider_before_it_was_fused_is_no_part_of_the_file(tmp
     manager.fuse("a")
     assert host.part.up.out_features == 19
     manager.save(tmp_path / "run")
-    fresh = fxgraft.trace(Net(Mlp()), (BATCH,))
+    fresh = fxgraft.trace(WithPart(Mlp()), (BATCH,))
     again = torch.optim.SGD(fresh.parameters(), lr=0.05)
     fxgraft.SeedManager.load(tmp_path / "run", fresh, again, check_every=0)
     assert_same_bits(host.state_dict(), fresh.state_dict())
