@@ -45,9 +45,9 @@ CASES = {
         "transformer.h",
         {
             "transformer.h.0.mlp.c_fc": 8,
-            "_seeds.GPT2Block_at_transformer_h_1.module.mlp.c_fc": 72,
+            "_seeds.GPT2Block_at_transformer_h_0.module.mlp.c_fc": 72,
             "transformer.h.0.attn.c_attn": 8,
-            "_seeds.GPT2Block_at_transformer_h_1.module.attn.c_attn": 8,
+            "_seeds.GPT2Block_at_transformer_h_0.module.attn.c_attn": 8,
             "transformer.wte": 8,
         },
         "transformer.h.0.mlp",
@@ -60,9 +60,9 @@ CASES = {
         "model.layers",
         {
             "model.layers.0.mlp.gate_proj": 8,
-            "_seeds.LlamaDecoderLayer_0.module.mlp.gate_proj": 32,
+            "_seeds.LlamaDecoderLayer_at_model_layers_0.module.mlp.gate_proj": 32,
             "model.layers.0.self_attn.q_proj": 8,
-            "_seeds.LlamaDecoderLayer_0.module.self_attn.q_proj": 8,
+            "_seeds.LlamaDecoderLayer_at_model_layers_0.module.self_attn.q_proj": 8,
             "model.embed_tokens": 8,
         },
         "model.layers.0.mlp",
@@ -83,9 +83,9 @@ CASES = {
         "vit.layers",
         {
             "vit.layers.0.mlp.fc1": 8,
-            "_seeds.ViTLayer_0.module.mlp.fc1": 32,
+            "_seeds.ViTLayer_at_vit_layers_0.module.mlp.fc1": 32,
             "vit.layers.0.attention.q_proj": 8,
-            "_seeds.ViTLayer_0.module.attention.q_proj": 8,
+            "_seeds.ViTLayer_at_vit_layers_0.module.attention.q_proj": 8,
             "vit.embeddings.patch_embeddings.projection": 8,
         },
         "vit.layers.0.mlp",
@@ -210,8 +210,8 @@ def test_a_resnet_lives_through_it(tmp_path):
         for i in range(2):
             run.manager.widen(f"layer1.{i}.conv1", 2)
             run.manager.widen(f"layer1.{i}.conv2", 2)
-        run.manager.widen("_seeds.Bottleneck_0.module.conv1", 2)
-        run.manager.widen("_seeds.Bottleneck_0.module.conv2", 2)
+        run.manager.widen("_seeds.Bottleneck_at_layer1_1.module.conv1", 2)
+        run.manager.widen("_seeds.Bottleneck_at_layer1_1.module.conv2", 2)
         run.manager.widen("conv1", 4)
     torch.testing.assert_close(run.outputs(), before, rtol=1e-4, atol=1e-5)
     run.train()
