@@ -105,11 +105,11 @@ def _widen_resnet(manager: fxgraft.SeedManager) -> None:
 
 def _both(manager: fxgraft.SeedManager) -> None:
     with manager.together():
-        manager.deepen("1", 6)
+        new = manager.deepen("1", 6)
         for i in range(6):
             manager.widen(f"1.{i}.up", 96)
-        for i in range(6):
-            manager.widen(f"_seeds.HiddenBlock_{i}.module.up", 96)
+        for block in new:
+            manager.widen(f"_seeds.{block.name}.module.up", 96)
 
 
 _MLP = replace(
