@@ -146,7 +146,8 @@ def test_commands_of_one_step_are_one_change(monkeypatch):
     manager.step()
     replies = [future.result() for future in futures]
     assert [reply.reason for reply in replies] == [
-        "1 block more in blocks: AttentionBlock_at_blocks_1", "token has 16 channels", "blocks.0.mlp.0 has 20 channels"
+        "1 block more in blocks: AttentionBlock_at_blocks_1", "token has 16 channels",
+        "blocks.0.mlp.0 has 20 channels",
     ]  # fmt: skip
     assert len(seen) == 1
 
