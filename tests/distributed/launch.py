@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 HERE = Path(__file__).parent
-DEADLINE = 240.0
+DEADLINE = 600.0
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
