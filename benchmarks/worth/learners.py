@@ -234,9 +234,16 @@ class Autogrown(Deepened):
         return self.manager.autogrow(self.evaluate, budget=self.budget)
 
     def evaluate(self) -> float:
-        """The validation loss, charged like every other; its seconds are of the step that asks for it."""
+        """The loss on the validation data."""
+        return self.validation_loss()
+
+    def validation_loss(self, **part: int) -> float:
+        """That loss, charged like every other; its seconds are of the step that asks for it.
+
+        ``part``: ``count`` and ``first`` of `Workload.measure`.
+        """
         with counter() as counting:
-            loss = self.setting.workload.measure(self.host, "validation")["loss"]
+            loss = self.setting.workload.measure(self.host, "validation", **part)["loss"]
         self.ledger.flops["change"] += counting.get_total_flops()
         return loss
 
@@ -294,11 +301,8 @@ class Grown(Autogrown):
         """
         times = self.setting.arm.options.get("measurements", 1)
         count = self.setting.workload.scale.validation // 2
-        part = {"count": count // times, "first": self.manager.steps * count if times > 1 else 0}
-        with counter() as counting:
-            loss = self.setting.workload.measure(self.host, "validation", **part)["loss"]
-        self.ledger.flops["change"] += counting.get_total_flops()
-        return loss
+        first = self.manager.steps * count if times > 1 else 0
+        return self.validation_loss(count=count // times, first=first)
 
 
 KINDS: dict[str, type[Learner]] = {
