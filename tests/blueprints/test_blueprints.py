@@ -184,7 +184,12 @@ def test_a_blueprint_that_keeps_the_width_refuses_another(name):
     assert same_bits(host(x), model(x))
 
 
-REZERO = [case for case in ALLOWED if case[0] in ("conv_bottleneck", "conv_depthwise", "mlp", "attention")]
+REZERO = [
+    case
+    for case in ALLOWED
+    if case[0] in ("conv_bottleneck", "conv_depthwise", "mlp", "attention")
+    and case[1] != (2, 1, 1, 1)  # the ReLU of a branch with one channel may be zero for both values
+]
 
 
 @pytest.mark.parametrize(("name", "shape", "mode"), REZERO)

@@ -293,7 +293,7 @@ def changes_in_the_background_land_in_the_same_step() -> None:
         run.manager.germinate("2.relu", "mlp", name="b", wait=False),
     ]
     landed: list[int] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # four ranks and their helpers on two cores that others use, too
     while any(seed.stage is Stage.GERMINATED for seed in seeds):
         assert time.monotonic() < deadline
         run.train(1)
@@ -322,7 +322,7 @@ def what_fails_on_one_rank_fails_on_all() -> None:
 
     run = Run()
     seed = run.manager.germinate(SLOT, factory, name="a", wait=False)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while seed.stage is Stage.GERMINATED:
         assert time.monotonic() < deadline
         run.train(1)

@@ -74,7 +74,7 @@ def expected(numbers: list[int], second: list[int] | None = None) -> Tensor:
 def test_25_convex_seeds_with_names_of_their_own_making() -> None:
     manager = run()
     names = [grown(manager, None, number) for number in range(25)]
-    assert names == [f"Affine_{number}" for number in range(25)]
+    assert names == ["Affine_at_act", *(f"Affine_at_act-{number}" for number in range(2, 26))]
     assert list(manager.seeds) == names
     assert same_bits(manager.host(X), expected(list(range(25))))
 
@@ -220,22 +220,22 @@ def test_a_checkpoint_of_the_first_version_keeps_the_order_that_it_had(tmp_path:
 
 def test_a_name_that_was_given_is_never_made_again() -> None:
     manager = run()
-    grown(manager, "Affine_0", 0)
-    manager.cull("Affine_0")
-    assert grown(manager, None, 1) == "Affine_1"
-    grown(manager, "Affine_5", 2)
-    manager.cull("Affine_5")
-    assert grown(manager, None, 3) == "Affine_6"
-    grown(manager, "Affine_007", 4)
-    assert manager.plan("act", affine(1)).name == "Affine_7" == grown(manager, None, 5)
+    grown(manager, "Affine_at_act", 0)
+    manager.cull("Affine_at_act")
+    assert grown(manager, None, 1) == "Affine_at_act-2"
+    grown(manager, "Affine_at_act-6", 2)
+    manager.cull("Affine_at_act-6")
+    assert grown(manager, None, 3) == "Affine_at_act-7"
+    grown(manager, "Affine_at_act-008", 4)  # not a number that would be made: it stands in nobody's way
+    assert manager.plan("act", affine(1)).name == "Affine_at_act-8" == grown(manager, None, 5)
 
 
 def test_a_name_of_a_fossil_of_an_earlier_manager_is_not_made() -> None:
     manager = run()
     grown(manager, None, 0)
-    manager.fossilize("Affine_0")
+    manager.fossilize("Affine_at_act")
     other = SeedManager(manager.host, check_every=0)
-    assert grown(other, None, 1) == "Affine_1"
+    assert grown(other, None, 1) == "Affine_at_act-2"
     assert same_bits(manager.host(X), expected([0, 1]))
 
 
