@@ -20,6 +20,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DEADLINE = 600.0
+THOROUGH = os.environ.get("FXGRAFT_HYPOTHESIS") == "thorough"
+"""Whether `make soak` runs the tests: everything on four ranks, too."""
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
@@ -48,9 +50,11 @@ def launch(script: str, ranks: int, *args: str | os.PathLike[str]) -> str:
         for process in started:
             process.start()
         _wait(started)
-        told, errors = ("\n".join(Path(o + end).read_text() for o in outputs) for end in (".out", ".err"))
-    assert [process.exitcode for process in started] == [0] * ranks, f"{told}\n{errors[-8000:]}"
-    return told
+        told, errors = ([Path(o + end).read_text() for o in outputs] for end in (".out", ".err"))
+    codes = [process.exitcode for process in started]
+    ends = (f"rank {r}, exit code {codes[r]}:\n{errors[r][-4000:]}" for r in range(ranks))
+    assert codes == [0] * ranks, "\n".join([*told, *ends])
+    return "\n".join(told)
 
 
 def _wait(started: Sequence[BaseProcess]) -> None:

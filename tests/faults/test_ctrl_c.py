@@ -28,7 +28,7 @@ from fxgraft.util.interrupts import delay_interrupts, interruptible
 from tests.harness import assert_same_bits, frozen
 
 LIBRARY = str(Path(fxgraft.__file__).parent)
-MECHANISM = str(Path(fxgraft.__file__).parent / "interrupts.py")
+MECHANISM = fxgraft.util.interrupts.__file__
 SAMPLE = None if os.environ.get("FXGRAFT_HYPOTHESIS") == "thorough" else 24
 
 
