@@ -11,6 +11,8 @@
 `clone`              a second module tree over the same tensors
 `call_form`          the form of a call: what becomes an input, and what is a condition
 `facts`              conditions on the world, as data
+`exact`              what ``==`` leaves out in them: types of numbers, signs of zeros
+`shadowing`          conditions where parameters have names of Python's own
 `instruments`        lets recorders see what code reads and writes
 `recorder`           what one region reads and writes; `code` reads bytecode, `world` knows globals
 `code_reads`         what its functions read: globals, closures, defaults

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,12 +25,10 @@ import torch
 from torch import nn
 
 from fxgraft.capture.defaults import printed_default
-from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, check_of
+from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, Written, check_of, equals
 from fxgraft.capture.fallback import fell_back
+from fxgraft.capture.shadowing import builtins_of, unshadowed
 from fxgraft.util import _torch
-
-_CONSTANT = re.compile(r"\(type\((?P<what>.+)\) is type\((?P<name>_constant_\d+)\) and .+\)")
-_NAMES = re.compile(r"\b_constant_\d+\b")
 
 
 def is_constant(value: Any) -> bool:
@@ -70,7 +67,7 @@ class CallForm:
         self.constants: dict[str, Any] = {}
         self.switches_gradients = False
         self.switches_autocast = False
-        self._of_arguments: list[str] = []
+        self._of_arguments: list[str | Fact] = []
         self._positional = len(args)
         bound = self.signature.bind(*args, **kwargs)
         self._passed = set(bound.arguments)
@@ -111,12 +108,9 @@ class CallForm:
         self._of_arguments.append(f"len({expression}) == {len(value)}")
 
     def _guard_constant(self, expression: str, value: Any) -> None:
-        if value is None or value is True or value is False:
-            self._of_arguments.append(f"{expression} is {value}")
-            return
-        name = f"_constant_{len(self.constants)}"
-        self.constants[name] = value
-        self._of_arguments.append(f"(type({expression}) is type({name}) and {expression} == {name})")
+        condition = equals(Written(expression), (), value)
+        condition.source(self._name_of)  # which gives a name to what it compares with
+        self._of_arguments.append(condition)
 
     def _input(self, expression: str, value: Any) -> Input:
         parameter = self.signature.parameters.get(expression)
@@ -129,11 +123,23 @@ class CallForm:
 
     @property
     def guards(self) -> list[str]:
-        """Python expressions over the arguments and ``self`` that hold for a call of this form."""
-        facts = [fact.source(self._name_of) for fact in self.facts if not fact.is_of_code]
+        """Python expressions over the arguments and ``self`` that hold for a call of this form.
+
+        Besides those, they use the names in `constants`, and some in `scope`.
+        """
+        guards = [self._source(condition) for condition in self._conditions]
         if of_code := [fact for fact in self.facts if fact.is_of_code]:
-            facts.append(f"{self._name_of(check_of(of_code))}()")
-        return list(dict.fromkeys((*self._of_arguments, *facts)))
+            guards.append(f"{self._name_of(check_of(of_code))}()")
+        return list(dict.fromkeys(guards))
+
+    @property
+    def _conditions(self) -> list[str | Fact]:
+        """On arguments, then on the rest of the world but for code."""
+        return [*self._of_arguments, *(fact for fact in self.facts if not fact.is_of_code)]
+
+    def _source(self, condition: str | Fact) -> str:
+        source = condition.source(self._name_of) if isinstance(condition, Fact) else condition
+        return unshadowed(source, self.signature.parameters)
 
     def require(self, facts: Iterable[Fact]) -> None:
         """Let calls be of this form only where these facts hold."""
@@ -219,25 +225,20 @@ class CallForm:
         That functions and classes are the ones that they were is left out.
         """
         of_code = [fact for fact in self.facts if fact.is_of_code]
-        check = f"{self._name_of(check_of(of_code))}()" if of_code else ""
-        told = [self._readable(guard) for guard in self.guards if guard != check]
-        return [*told, *(fact.said for fact in of_code if not fact.is_identity and not fact.is_default)]
-
-    def _readable(self, guard: str) -> str:
-        found = _CONSTANT.fullmatch(guard)
-        guard = f"{found['what']} == {found['name']}" if found else guard
-        return _NAMES.sub(lambda name: repr(self.constants.get(name[0], name[0])), guard)
+        told = [_said(condition) for condition in self._conditions]
+        told += [fact.said for fact in of_code if not fact.is_identity and not fact.is_default]
+        return list(dict.fromkeys(told))
 
     def unmet(self, given: Mapping[str, Any]) -> str | None:
         """The first guard that a call with these arguments (and ``self``) does not pass; or None."""
-        for guard in self.guards:
-            try:
-                passes = eval(guard, dict(self.constants), dict(given))  # of our own making: see entry_source
+        for condition in self._conditions:
+            try:  # of our own making: see entry_source
+                passes = eval(self._source(condition), self.scope(), dict(given))
             except Exception:  # of an argument that is something else altogether
                 passes = False
             if not passes:
-                return self._broken_code() or self._readable(guard)
-        return None
+                return _said(condition)
+        return self._broken_code()
 
     def _broken_code(self) -> str | None:
         """The first condition on functions, classes and the like that does not hold, in words."""
@@ -328,7 +329,7 @@ class CallForm:
             "_open_autocasts": _torch.open_autocasts,
             "_leave_autocasts": _torch.leave_autocasts,
         }
-        return {**defaults, **self.constants, **called}
+        return {**defaults, **self.constants, **builtins_of(self.signature.parameters), **called}
 
     def __getstate__(self) -> dict[str, Any]:
         # Modules of Python go by their names.
@@ -347,6 +348,10 @@ class CallForm:
         self.__dict__.update(state)
         self.constants = {name: found(value) for name, value in self.constants.items()}
         self.facts = [fact.found(found) for fact in self.facts]
+
+
+def _said(condition: str | Fact) -> str:
+    return condition.said if isinstance(condition, Fact) else condition
 
 
 @dataclass(frozen=True)

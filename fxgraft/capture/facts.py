@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from fxgraft.capture.exact import SIGN, number_tests, uses_sign
 from fxgraft.util import _torch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
@@ -98,6 +99,7 @@ class Fact:
         of_code: whether it is about functions, classes and the like, which compilers take for constant. Its
             ``base`` is an object.
         if_there: whether it holds where a dictionary lacks the item that it is about.
+        shown: the test as people are told it; by default as it is.
     """
 
     base: Any
@@ -106,6 +108,7 @@ class Fact:
     objects: tuple[Any, ...] = ()
     of_code: bool = False
     if_there: bool = False
+    shown: str = ""
 
     def _key(self) -> tuple[Any, ...]:
         base = self.base if isinstance(self.base, (Self, Written)) else id(self.base)
@@ -141,7 +144,7 @@ class Fact:
         """The condition for people."""
         if self.is_identity:
             return f"{replace(self, test='$').written(_word)} is as it was"
-        return self.written(_word)
+        return replace(self, test=self.shown or self.test).written(_word)
 
     def written(self, name_of: Naming) -> str:
         """The condition as Python."""
@@ -210,17 +213,23 @@ def expression(base: str, path: tuple[Step, ...]) -> str:
 
 
 def equals(base: Any, path: tuple[Step, ...], value: Any) -> Fact:
-    """The fact that a value is that constant, and of the same type."""
+    """The fact that a value is that constant, of the same type, as are the numbers that it contains."""
     if value is None or value is True or value is False:
         return Fact(base, path, f"$ is {value}")
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float) and value != value:
         return Fact(base, path, "$ != $")
-    if type(value) in (list, dict, set, tuple, str) and has_literal(value):
-        return Fact(base, path, f"$ == {value!r}")
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format, enum.Enum, type(...))):
+        return Fact(base, path, "$ is §0", (value,))
+    beyond = [test for test in number_tests("$", value) if not test.startswith("type($) ")]
+    objects: tuple[Any, ...] = (SIGN,) if any(map(uses_sign, beyond)) else ()
     if has_literal(value):
-        return Fact(base, path, f"(type($) is {type(value).__name__} and $ == {value!r})")
-    is_one = isinstance(value, (torch.dtype, torch.layout, torch.memory_format, enum.Enum, type(...)))
-    return Fact(base, path, "$ is §0" if is_one else "$ == §0", (value,))
+        literal, kind = repr(value), type(value).__name__
+    else:
+        literal = f"§{len(objects)}"
+        kind, objects = f"type({literal})", (*objects, value)
+    # The type first: what is no constant at all (a tensor) may have an == of another meaning.
+    test = " and ".join([f"type($) is {kind}", f"$ == {literal}", *beyond])
+    return Fact(base, path, f"({test})", objects, shown=f"$ == {literal}")
 
 
 def is_object(base: Any, path: tuple[Step, ...], value: Any, of_code: bool = False) -> Fact:

@@ -54,7 +54,10 @@ def test_new_lengths_recompile_nothing(dynamic, fresh_compiler):
                 assert out.shape == (*size, 11)
 
     runs_every_length()
+    before = backend.frame_count
     seed = manager.germinate("add", "low_rank")
+    # Two forwards, each begun anew once, for floats of the model: not once for each float in a condition.
+    assert backend.frame_count - before <= 4
     runs_every_length()
     if dynamic:
         return
