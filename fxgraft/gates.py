@@ -99,7 +99,11 @@ class Trained(Gate):
     """Passes if the seed was updated in ``steps`` steps, and its *measured* loss is no worse than at alpha 0.
 
     First-order predictions of that loss have been wrong by orders of magnitude, so only a
-    measurement counts (``SeedManager.measure``). ``tolerance`` is a share of the loss at alpha 0.
+    measurement counts (``SeedManager.measure``).
+
+    Attributes:
+        steps: the least number of steps in which it ran and was updated. Default 100.
+        tolerance: by how much the loss may be worse, as a share of the loss at alpha 0. Default 0.
     """
 
     steps: int = 100
@@ -128,7 +132,11 @@ class Blended(Gate):
 
 @dataclass(frozen=True)
 class Worthy(Gate):
-    """Passes if the contribution (measured loss without the seed minus with it) is above ``threshold``."""
+    """Passes if the contribution (measured loss without the seed minus with it) is above a threshold.
+
+    Attributes:
+        threshold: in units of the loss. Default 0.
+    """
 
     threshold: float = 0.0
 

@@ -105,7 +105,11 @@ class Ramp:
         return self.warmup + self.steps
 
     def alphas(self, step: int) -> tuple[float, ...]:
-        """Alpha (of each channel) after ``step`` steps; exactly ``target`` from the last one on."""
+        """Alpha (of each channel) after some steps; exactly ``target`` from the last one on.
+
+        Args:
+            step: the number of steps made, from 0.
+        """
         if step >= self.length:
             return (self.target,) * len(self.starts)
         if step <= self.warmup:

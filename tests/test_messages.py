@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = "messages.md"
 SAYS = {"warning", "exception", "error", "warn", "say_once"}
 """The functions that say something: of loggers, of `warnings`, and our own around them."""
-REASONS = {"fxgraft.lifecycle.inactivity"}
+REASONS = {"fxgraft.lifecycle.inactivity", "fxgraft.manager.preparing"}
 """Modules whose texts are said by others: every long one is a message."""
 LEFT_OUT = {"fxgraft.demo"}
 NEVER = {"AssertionError", "NotImplementedError"}
@@ -76,7 +76,9 @@ def text_of(node: ast.AST, names: dict[str, ast.AST]) -> str:
             return text_of(ast.Name(name), names)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return text_of(left, names) + text_of(right, names)
-        case ast.Name(id=name) if name in names:
+        case ast.Call(func=function):
+            return text_of(function, names)
+        case ast.Name(id=name) | ast.Attribute(attr=name) if name in names:
             return text_of(
                 names[name], {other: names[other] for other in names if other.isupper() and other != name}
             )
@@ -84,33 +86,40 @@ def text_of(node: ast.AST, names: dict[str, ast.AST]) -> str:
 
 
 def strings_in(tree: ast.AST) -> dict[str, ast.AST]:
-    """Name -> what was assigned to it, where that is a string."""
-    return {
-        target.id: node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.JoinedStr))
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    """Name -> the string that is assigned to it; of a function: the one that it returns."""
+    found: dict[str, ast.AST] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Constant, ast.JoinedStr)):
+            found |= {name_of(target): node.value for target in node.targets if name_of(target)}
+        elif isinstance(node, ast.FunctionDef):
+            returned = (
+                getattr(node.body[-1], "value", None) if isinstance(node.body[-1], ast.Return) else None
+            )
+            if isinstance(returned, ast.JoinedStr):
+                found[node.name] = returned
+    return found
 
 
 def name_of(function: ast.AST) -> str:
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
-def is_a_message(call: ast.Call) -> bool:
-    if name_of(call.func) not in SAYS or not call.args:
-        return False
-    owner = name_of(getattr(call.func, "value", ast.Name("")))
-    return owner in ("logger", "log", "logging", "warnings", "self", "_help")
+def said_by(call: ast.Call, names: dict[str, ast.AST]) -> str:
+    """The text of a call that logs, with those of its arguments that are texts, too."""
+    first, *pieces = text_of(call.args[0], names).split("…")
+    values = iter(call.args[1:] if isinstance(call.args[0], ast.Constant) else ())
+    given = (text_of(value, names) for value in values)
+    return first + "".join(
+        (text if len(longest(text := next(given, "…"))) >= LONG else "…") + piece for piece in pieces
+    )
 
 
 def warnings() -> Iterator[Said]:
     for module, tree in sources().items():
         names = strings_in(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and is_a_message(node):
-                yield Said(module, node.lineno, text_of(node.args[0], names))
+            if isinstance(node, ast.Call) and node.args and name_of(node.func) in SAYS:
+                yield Said(module, node.lineno, said_by(node, names))
             elif (
                 module in REASONS
                 and isinstance(node, ast.JoinedStr)

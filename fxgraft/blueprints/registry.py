@@ -62,6 +62,10 @@ class Blueprint:
     def build(self, slot: Slot, **config: object) -> nn.Module:
         """Build a new module for ``slot``.
 
+        Args:
+            slot: where it will run; it has shape and dtype of the value there.
+            **config: options of the blueprint.
+
         Raises:
             BlueprintError: an option is unknown, or a required one is missing, or the factory fails.
         """
@@ -90,6 +94,10 @@ class Blueprint:
 
     def cost(self, slot: Slot, **config: object) -> Cost:
         """The cost of a module at ``slot``, without its wrapping. Allocates nothing, draws no random number.
+
+        Args:
+            slot: where it would run.
+            **config: options of the blueprint.
 
         Raises:
             BlueprintError: as `build` does.

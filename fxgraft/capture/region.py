@@ -165,12 +165,21 @@ class Region:
         return self._known[key]
 
     def form_for(self, parts: Sequence[Region] = ()) -> CallForm:
-        """The form of the calls for which the graph, with ``parts`` merged into it, is valid."""
+        """The form of the calls for which the graph, with ``parts`` merged into it, is valid.
+
+        Args:
+            parts: regions to merge into this one. Default none.
+        """
         graph = merge(self, parts)[0] if parts else copy_graph(self.base)
         return with_conditions(merged_form(self, parts) if parts else self.form, self.module, graph)
 
     def install(self, generated: Generated | None, grafts: Sequence[Graft] = ()) -> None:
-        """Make ``generated`` the module's ``forward``, and ``grafts`` the attributes that it reads."""
+        """Make ``generated`` the module's ``forward``, and ``grafts`` the attributes that it reads.
+
+        Args:
+            generated: from `forward_for`; None: the module runs its own forward again.
+            grafts: in the order of the wirings that it was generated for. Default none.
+        """
         attributes = self.module.__dict__
         for name in [name for name in attributes if name.startswith("_graft_")]:
             del attributes[name]

@@ -41,6 +41,18 @@ if TYPE_CHECKING:
 class AutoGrowth:
     """An automatic growth, from `SeedManager.autogrow`. ``manager.step(loss)`` runs it; print it to see it.
 
+    Args:
+        manager: the manager that it grows with.
+        evaluate: as of `SeedManager.autogrow`, and so are the following.
+        candidates: ``"auto"``, a selection of slots, SEED commands, or one DEEPEN command.
+        budget: how many times its parameters the host may have in the end; or a mapping with factors of
+            ``parameters`` and ``flops``.
+        when: ``"flat"``, shares of the run (0 to 1), or a function of the manager: whether it is time.
+        total_steps: the length of the training in steps, for shares of it; else None.
+        names: blueprints to try; None: those that fit.
+        score: the name of the ranking of candidates, or a function.
+        course: the lengths of its parts, in training steps.
+
     Attributes:
         exploration: the latest `Exploration`, or None.
     """
@@ -127,6 +139,9 @@ class AutoGrowth:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. The manager must have the seeds of that moment: load it first.
 
+        Args:
+            state: what `state_dict` returned.
+
         Raises:
             CheckpointError: the state is damaged, or belongs to other seeds or candidates.
         """
@@ -169,7 +184,11 @@ class AutoGrowth:
     # Its course
 
     def step(self, loss: float | Tensor | None = None) -> None:
-        """Count one training step. Called by ``manager.step(loss)``."""
+        """Count one training step. Called by ``manager.step(loss)``.
+
+        Args:
+            loss: the training loss of the step, which ``when="flat"`` watches; None: it is not known.
+        """
         clock = self._rounds.clock
         clock.see(loss)
         match self._memory.phase:

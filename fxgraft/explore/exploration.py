@@ -38,6 +38,15 @@ COLOURED_BY = ("contribution", "expected", "gradient", "score")
 class Exploration:
     """An exploration, from `SeedManager.explore`. ``manager.step()`` runs it; print it for a table.
 
+    Args:
+        manager: the manager that germinates the candidates.
+        lifecycle: the transitions of its seeds.
+        reporter: of its events.
+        found: the candidates, and what was left out.
+        evaluate: computes a loss, as of `SeedManager.explore`.
+        score: the ranking of the measured candidates.
+        settings: steps, measurements, and how many candidates are kept.
+
     Attributes:
         done: whether it has ended: measured, or cancelled.
     """
@@ -73,7 +82,11 @@ class Exploration:
         return [entry.row() for entry in (*measured, *others, *self._left_out)]
 
     def best(self, n: int = 1) -> list[Row]:
-        """The ``n`` measured rows with the best scores, best first; fewer if fewer were measured."""
+        """The measured rows with the best scores, best first.
+
+        Args:
+            n: how many; there are fewer if fewer were measured. Default 1.
+        """
         return [row for row in self.table if row.status == MEASURED][:n]
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,7 +164,11 @@ class Exploration:
         return None
 
     def step(self, loss: object = None) -> None:
-        """Count one training step; the last one measures the candidates. Called by ``manager.step()``."""
+        """Count one training step; the last one measures the candidates. Called by ``manager.step()``.
+
+        Args:
+            loss: is ignored.
+        """
         if self.done:
             return
         self._steps += 1
@@ -232,7 +249,10 @@ class Exploration:
         }
 
     def go_on(self, state: Mapping[str, Any]) -> None:
-        """Continue from ``state``, instead of `begin`: the manager has the seeds already.
+        """Continue from a state, instead of `begin`: the manager has the seeds already.
+
+        Args:
+            state: what `state_dict` returned.
 
         Raises:
             CheckpointError: the manager does not have these seeds.

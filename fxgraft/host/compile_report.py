@@ -99,6 +99,9 @@ class CompileReport:
 def compile_report(host: nn.Module) -> CompileReport:
     """What was compiled for ``host``: structures, graphs, recompiles with their reasons, graph breaks.
 
+    Args:
+        host: a host that `Host.compile` was called on.
+
     Raises:
         TypeError: ``host`` is not a `Host`.
         FxGraftError: the host is not compiled.

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 class Host(nn.Module):
     """A traced model. Make one with `trace`; grow it with a `SeedManager`.
 
+    Args:
+        capture: what `trace` found: the model, and the graphs of its modules.
+
     Attributes:
         seed_blueprints: seed name -> module or factory, for seeds that were germinated from code; used when a
             ``state_dict`` with such seeds is loaded.
@@ -189,6 +192,10 @@ class Host(nn.Module):
     def retrace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Trace the model again, in place, with another call: slots and guards are then those of that call.
 
+        Args:
+            args: the positional arguments of the call.
+            kwargs: its arguments by name.
+
         Raises:
             StageError: something has grown in regions that would change.
             TraceError: the call fails. The host is unchanged.
@@ -205,7 +212,11 @@ class Host(nn.Module):
         self.slots  # noqa: B018
 
     def example_for(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """New arguments (args, kwargs) of the example call for ``module``, on its device and of its dtype."""
+        """New arguments (args, kwargs) of the example call for ``module``, on its device and of its dtype.
+
+        Args:
+            module: the host, or a copy or wrapper of it: what is to be called.
+        """
         return self._example_call.for_(module)
 
     def show(self) -> Any:
@@ -234,7 +245,12 @@ class Host(nn.Module):
     # Running
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's forward, with the seeds in it."""
+        """The model's forward, with the seeds in it.
+
+        Args:
+            *args: the arguments of the model.
+            **kwargs: the same, by name.
+        """
         if (on_call := self._links.on_call) is not None:
             on_call(args, kwargs)
         return self._running.call(*args, **kwargs)
@@ -310,6 +326,11 @@ class Host(nn.Module):
         super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> Host:
+        """Set the mode of the model and of its seeds.
+
+        Args:
+            mode: True: training; False: evaluation.
+        """
         self._root.train(mode)
         super().train(mode)
         return self
@@ -328,6 +349,14 @@ class Host(nn.Module):
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:  # type: ignore[override]
+        """The state: the model's entries under the model's keys, a seed's under ``_seeds.<name>.…``.
+
+        Args:
+            *args: as of ``nn.Module``, which deprecates them.
+            destination: a dictionary to add the entries to. Default: a new one.
+            prefix: put in front of each key. Default none.
+            keep_vars: whether the tensors stay connected to autograd. Default False.
+        """
         if (reshard := getattr(type(self), "reshard", None)) is not None:
             reshard(self)  # fully_shard's hook for that is on the host, which this goes around
         found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
@@ -340,6 +369,20 @@ class Host(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
+        """Load a state of the model, or of a host. Seeds that it describes are inserted if they are missing.
+
+        Args:
+            state_dict: what `state_dict` of a host, or of the model, returned.
+            strict: whether missing and unexpected keys are an error. Default True.
+            assign: whether to take the tensors themselves. Default False: their values are copied.
+
+        Returns:
+            The missing and the unexpected keys, as of ``nn.Module``.
+
+        Raises:
+            RuntimeError: keys or shapes do not match, as of ``nn.Module``.
+            CheckpointError: the state has seeds that cannot be inserted.
+        """
         before = dict(self.named_parameters()) if assign else {}
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if assign and (on_replaced := self._links.on_replaced) is not None:

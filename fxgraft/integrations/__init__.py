@@ -3,8 +3,10 @@
 ====================  ================================================================
 `carrier`             what all callbacks do, under whatever names a framework calls it
 `lightning`           Lightning
+`lightning_batches`   the batches that a Lightning callback measures on
 `hugging_face`        the Trainer of transformers
 `hugging_face_calls`  in which form that Trainer calls a host
+`hugging_face_files`  what is in that Trainer's checkpoints
 `accelerate`          Accelerate
 `peft`                LoRA of PEFT as seeds
 ====================  ================================================================

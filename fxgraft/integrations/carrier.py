@@ -31,8 +31,8 @@ LATEST = 8
 class Carrier:
     """Carries a manager through a training that somebody else leads. A base class.
 
-    Where the trainer clips gradients by norm, a carrier does it in its place, each owner for itself: by one
-    norm over all the host would feel its seeds.
+    Where the trainer clips gradients by norm, a carrier does it in its place, for each owner separately: with
+    one norm over all parameters the seeds would affect the host.
 
     Args:
         host: the traced model that is trained; ``"auto"``: the one that the trainer has, which grows by

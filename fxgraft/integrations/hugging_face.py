@@ -5,13 +5,11 @@ trainer = Trainer(host, arguments, train_dataset=..., callbacks=[GrowCallback(ho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -29,21 +27,15 @@ from fxgraft.integrations.hugging_face_calls import (
     keep_from_blocks,
     trace_for,
 )
+from fxgraft.integrations.hugging_face_files import (
+    FILE,
+    STATES,
+    file_to_resume,
+    refuse_from_pretrained,
+    sums_of_bits,
+)
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.wrapped import inner
-from fxgraft.util.bits import bits
-
-FILE = "fxgraft.safetensors"
-"""The name of our file in each checkpoint folder."""
-
-_STATES = ("optimizer.pt", "scheduler.pt")
-"""What the trainer would load into an optimizer without seeds; our file has it."""
-
-_REFUSED = (
-    "none, because this model has grown: fxgraft.trace(model, ...).load_state_dict("
-    "safetensors.torch.load_file('model.safetensors'), strict=False) grows it"
-)
-"""In the place of an implementation of attention: ``from_pretrained`` reads it and refuses with that."""
 
 
 class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
@@ -110,6 +102,12 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Find the host, where it was not given.
 
+        Args:
+            args: the arguments of the trainer.
+            state: its state.
+            control: its control flow, which stays as it is.
+            **given: ``model``, what the trainer trains; the rest is not used.
+
         Raises:
             ValueError: the trainer trains no host.
         """
@@ -130,6 +128,12 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Make the manager; if the trainer resumes, continue with the seeds of its checkpoint.
 
+        Args:
+            args: the arguments of the trainer; ``max_grad_norm`` is 0 until the end.
+            state: its state; a ``global_step`` above 0 resumes.
+            control: its control flow, which stays as it is.
+            **given: ``model``, ``optimizer`` and ``lr_scheduler``; the rest is not used.
+
         Raises:
             ValueError: the trainer trains another model, or on several devices.
             StageError: the host has seeds of which nothing says how they are wired.
@@ -140,7 +144,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         self._steps = state.max_steps if state.max_steps > 0 else None
         if self._auto and "evaluate" not in self._grow:
             self._latest = LatestCalls(self._host, LATEST)
-        file = _resumed(args, state) if state.global_step else None
+        file = file_to_resume(args, state) if state.global_step else None
         if file is not None and not file.exists():
             raise CheckpointError(
                 f"{file}: is not there; the run was not saved with this callback. Where the trainer resumes "
@@ -169,6 +173,12 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Return clipping to the trainer; if it has loaded its best weights, restore what had grown then.
 
+        Args:
+            args: the arguments of the trainer; ``max_grad_norm`` is as before again.
+            state: its state, with the best checkpoint.
+            control: its control flow, which stays as it is.
+            **given: is not used.
+
         Raises:
             CheckpointError: the best checkpoint was not saved with this callback, or cannot be loaded.
         """
@@ -189,13 +199,27 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Clip the host and each seed separately."""
+        """Clip the host and each seed separately.
+
+        Args:
+            args: the arguments of the trainer.
+            state: its state.
+            control: its control flow, which stays as it is.
+            **given: is not used.
+        """
         self._clip()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
-        """Called after each ``optimizer.step()``, however many batches were accumulated."""
+        """Called after each ``optimizer.step()``, however many batches were accumulated.
+
+        Args:
+            args: the arguments of the trainer.
+            state: its state.
+            control: its control flow, which stays as it is.
+            **given: is not used.
+        """
         self._step()
 
     # Files
@@ -204,6 +228,12 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Write the manager's file beside the trainer's, instead of those that it could not load again.
+
+        Args:
+            args: the arguments of the trainer.
+            state: its state; its ``global_step`` names the folder.
+            control: its control flow, which stays as it is.
+            **given: is not used.
 
         Raises:
             CheckpointError: a seed is of code that ``load_best_model_at_end`` will need, and does not have.
@@ -214,7 +244,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
             self._require_blueprints()
         self.manager.save(folder / FILE)
         if self._host.structure.placements:
-            for name in _STATES:
+            for name in STATES:
                 (folder / name).unlink(missing_ok=True)
 
     def _write(self, own: Callable[..., Any], folder: Any, *args: Any, **kwargs: Any) -> None:
@@ -229,7 +259,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
             kwargs["state_dict"] = self._host.state_dict()
         own(folder, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            _refuse_from_pretrained(Path(folder))
+            refuse_from_pretrained(Path(folder))
 
     def _begin(self, args: TrainingArguments, file: Path | None, call: Call | None) -> None:
         """Before anything grows: trace the host anew if it is called so; go on with a file if there is one.
@@ -243,14 +273,14 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
             if call is not None and not self._host.structure.placements:
                 trace_for(self._host, call)
             return
-        loaded = _sums(self._host)
+        loaded = sums_of_bits(self._host)
         assert self._optimizer is not None
         # What came with the weights comes again, with all else.
         with bare(self._host, self._optimizer, self._schedulers):
             if call is not None:
                 trace_for(self._host, call)
             self._bring(file, keep_streams=not args.save_only_model)
-        if loaded != _sums(self._host):
+        if loaded != sums_of_bits(self._host):
             raise CheckpointError(
                 f"{file}: is of another run than the checkpoint that the trainer resumes from: their weights "
                 f"differ. Say in TrainingArguments(resume_from_checkpoint=...) where that is"
@@ -291,32 +321,3 @@ def _check(args: TrainingArguments, model: nn.Module, host: Host) -> None:
             f"TrainingArguments: expected one process and one device; got {args.world_size} and "
             f"{args.n_gpu}. Write the loop yourself, around SeedManager(DistributedDataParallel(host), ...)"
         )
-
-
-def _resumed(args: TrainingArguments, state: TrainerState) -> Path:
-    """The path of fxgraft's file in the checkpoint that the trainer resumes from.
-
-    The trainer does not pass that folder to callbacks, so it is worked out from the trainer's arguments.
-    """
-    given = args.resume_from_checkpoint
-    name = f"checkpoint-{state.global_step}"
-    if isinstance(given, str) and given not in ("True", "true") and (Path(given) / FILE).exists():
-        return Path(given) / FILE
-    return Path(str(args.output_dir)) / name / FILE
-
-
-def _refuse_from_pretrained(folder: Path) -> None:
-    """Let ``from_pretrained`` of this folder say that it cannot bring what grew."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["attn_implementation"] = _REFUSED
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _sums(host: Host) -> list[int]:
-    """A sum of the bits of each tensor of the model."""
-    found = []
-    for tensor in host.model_state().values():
-        if isinstance(tensor, torch.Tensor):
-            found.append(int(bits(tensor.detach()).to(torch.int64).sum()))
-    return found

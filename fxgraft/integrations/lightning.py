@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from fxgraft.checkpoint import optimizers as optimizers_of_run
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.host.host import Host
-from fxgraft.integrations.carrier import AUTO, LATEST, Carrier
+from fxgraft.integrations.carrier import AUTO, Carrier
+from fxgraft.integrations.lightning_batches import LatestBatches
 from fxgraft.optimizers.wrapped import inner
-from fxgraft_passes.untouched import untouched
 
 ENTRY = "fxgraft"
 """The entry of Lightning's checkpoints with the managers' files, by the names of their hosts in the module.
@@ -93,6 +92,11 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that the host can be trained so.
 
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+            stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``; is not used.
+
         Raises:
             ValueError: the host is not in the module, or has another callback; there are several processes;
                 or a callback averages weights without regard of what grows.
@@ -145,6 +149,11 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     ) -> None:
         """Keep the manager's file until there are optimizers to load it into.
 
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+            checkpoint: what Lightning has read; `on_fit_start` replaces the states of our optimizers in it.
+
         Raises:
             CheckpointError: training is resumed, and the checkpoint has no file of this host's manager, or
                 has one of a host without a callback.
@@ -167,7 +176,12 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         self._shared = checkpoint.get(SHARED, {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep Lightning from loading what is in the managers' files."""
+        """Keep Lightning from loading what is in the managers' files.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+        """
         if self._loaded is None:
             return
         there: dict[str, list[Any]] = {
@@ -180,7 +194,12 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
         self._loaded = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the manager; if the run is resumed, continue with the seeds of its checkpoint."""
+        """Make the manager; if the run is resumed, continue with the seeds of its checkpoint.
+
+        Args:
+            trainer: the trainer; its ``gradient_clip_val`` is None until the end.
+            pl_module: the module that it trains.
+        """
         if self._auto:
             steps = trainer.estimated_stepping_batches
             self._steps = int(steps) if math.isfinite(steps) and steps > 0 else None
@@ -207,7 +226,12 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             self._clip_norm, trainer.gradient_clip_val = trainer.gradient_clip_val, None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Return clipping to the trainer."""
+        """Return clipping to the trainer.
+
+        Args:
+            trainer: the trainer; its ``gradient_clip_val`` is as before again.
+            pl_module: the module that it trains.
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -215,13 +239,25 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             trainer.gradient_clip_val, self._clip_norm = self._clip_norm, None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Return clipping to the trainer."""
+        """Return clipping to the trainer.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+            exception: what ended the training; is not used.
+        """
         self.on_train_end(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Clip each seed by its own norm, and all other parameters by one, as the trainer does."""
+        """Clip each seed by its own norm, and all other parameters by one, as the trainer does.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+            optimizer: the one that is to step; its gradients are clipped in place.
+        """
         if self._clip_norm is None:
             return
         managers = [c.manager for c in _callbacks(trainer) if c.manager is not None]
@@ -235,14 +271,29 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch, to measure on."""
+        """Keep the batch, to measure on.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+            batch: the batch, as the loader gave it.
+            batch_idx: its index in the epoch, from 0; is not used.
+        """
         if self._latest is not None:
             self._latest.batches.append(batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Step the manager, if the host's optimizer made a step in this batch."""
+        """Step the manager, if the host's optimizer made a step in this batch.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+            outputs: what ``training_step`` returned; ``loss`` in it is the training loss.
+            batch: the batch; is not used.
+            batch_idx: its index in the epoch, from 0; is not used.
+        """
         if self._stepped:
             self._stepped = False
             self._step(outputs.get("loss") if isinstance(outputs, dict) else None)
@@ -250,7 +301,13 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the manager's file, instead of the optimizers and schedulers that it contains."""
+        """Add the manager's file, instead of the optimizers and schedulers that it contains.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the module that it trains.
+            checkpoint: what Lightning is about to write; entries are added and replaced.
+        """
         if self.manager is None:
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -277,45 +334,6 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
 
     def _on_optimizer_step(self, *_: Any) -> None:
         self._stepped = True
-
-
-class LatestBatches:
-    """The latest batches of a training, to measure on by the module's own ``training_step``.
-
-    Raises:
-        ValueError: that makes optimizer steps itself.
-    """
-
-    def __init__(self, module: LightningModule):
-        if not module.automatic_optimization:
-            raise ValueError(
-                f"GrowCallback({AUTO!r}): {type(module).__name__}.training_step makes optimizer steps "
-                f"itself: expected grow={{'evaluate': ...}}, a function that returns a loss"
-            )
-        self._module = module
-        self.batches: deque[Any] = deque(maxlen=LATEST)
-
-    def losses(self) -> list[float]:
-        """Their losses, in eval mode; nothing is logged, and the module is as it was."""
-        module = self._module
-        with untouched(module):
-            module.__dict__.update(log=_say_nothing, log_dict=_say_nothing)  # untouched takes them out again
-            module.eval()
-            return [_loss(module.training_step(batch, i)) for i, batch in enumerate(self.batches)]
-
-
-def _say_nothing(*_: Any, **__: Any) -> None:
-    """In the place of logging."""
-
-
-def _loss(found: Any) -> float:
-    loss = found.get("loss") if isinstance(found, dict) else found
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"GrowCallback({AUTO!r}): expected training_step to return a loss; got {type(loss).__name__}. "
-            f"Give grow={{'evaluate': ...}}, a function that returns one"
-        )
-    return float(loss)
 
 
 def _callbacks(trainer: Trainer) -> list[GrowCallback]:

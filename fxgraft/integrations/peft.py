@@ -44,7 +44,11 @@ class LoraBranch(nn.Module):
         self.scaling = float(adapted.scaling["default"])
 
     def forward(self, x: Tensor) -> Tensor:
-        """The value that is added to the output of the layer; ``x`` is its input."""
+        """The value that is added to the output of the layer.
+
+        Args:
+            x: the input of the layer, (..., features in), of the layer's dtype.
+        """
         added: Tensor = self.lora_B(self.lora_A(self.dropout(x))) * self.scaling
         return added
 

@@ -35,7 +35,7 @@ _COTANGENT_SEED = 0x5EED
 
 @dataclass(frozen=True)
 class Violation:
-    """One tensor of the host that a seed was felt in.
+    """One tensor of the host that a seed has changed.
 
     Attributes:
         kind: ``"gradient"``, ``"buffer"`` or ``"output"``.

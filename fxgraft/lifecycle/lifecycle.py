@@ -343,7 +343,7 @@ class Lifecycle:
             self.seeds.pop(seed.name, None)
 
     def retire(self, seed: Seed) -> None:
-        """Any live stage -> CULLED at once, with no other structure: at alpha 0, which nothing feels.
+        """Any live stage -> CULLED at once, with no other structure: at alpha 0, which changes no value.
 
         The graft departs from the graph with a later `commit`; its name is not free until then.
         """

@@ -20,6 +20,9 @@ def handle(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes
     A command from another thread than the training thread is queued: it is carried out at the end of the next
     `step`, and the reply is ``queued``; `submit` returns the final reply. With several ranks every command is
     queued on rank 0 and carried out on all ranks; other ranks refuse.
+
+    Args:
+        command: one of `fxgraft.commands`; or the same as a dictionary, or as JSON (text, or bytes in UTF-8).
     """
     if self.peers.rank:
         return Reply(False, _FOR_RANK_0)
@@ -29,7 +32,14 @@ def handle(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes
 
 @uninterruptible
 def carry_out(self: ManagerCore, command: Command) -> Reply:
-    """As `handle`, but at once and on this rank: for a decision that every rank makes in the same way."""
+    """As `handle`, but at once and on this rank: for a decision that every rank makes in the same way.
+
+    Args:
+        command: one of `fxgraft.commands`.
+
+    Raises:
+        StageError: in another thread than the one that trains.
+    """
     self._inbox.require_here("carry out a command")
     return self._dispatcher.handle(command)
 
@@ -38,6 +48,9 @@ def submit(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes
     """Queue a command for the end of the next `step`; from any thread.
 
     Commands are carried out in the order in which they came, each once.
+
+    Args:
+        command: as of `handle`.
 
     Returns:
         A future of the reply. ``future.cancel()`` withdraws a command that is still queued. Give
@@ -51,7 +64,17 @@ def submit(self: ManagerCore, command: Command | Mapping[str, Any] | str | bytes
 
 
 def carry_out_together(self: ManagerCore, orders: Sequence[Command]) -> list[Reply]:
-    """As `carry_out`, for several commands in one change; if that fails, one by one."""
+    """As `carry_out`, for several commands in one change; if that fails, one by one.
+
+    Args:
+        orders: the commands, in the order in which they are carried out.
+
+    Returns:
+        A reply to each, in the same order.
+
+    Raises:
+        StageError: in another thread than the one that trains.
+    """
     self._inbox.require_here("carry out commands")
     waiting: list[tuple[Command, Future[Reply] | None]] = [(order, Future()) for order in orders]
     self._dispatcher.carry_out(waiting)

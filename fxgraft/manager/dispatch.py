@@ -87,7 +87,7 @@ class Dispatcher:
         """Carry commands out, and give each future its reply.
 
         All land as one change. One that is refused changes nothing for the others; where the change as a
-        whole cannot land, each is carried out for itself.
+        whole cannot land, they are carried out one by one.
         """
         waiting, self._left = [*self._left, *orders], []
         if len(waiting) > 1 and self._carry_out_together(waiting):

@@ -138,6 +138,21 @@ def plan(
     The seed is built on the ``meta`` device; the host may be there too. What depends on the values of weights
     is not checked: whether they are finite, and whether they are shared with the host.
 
+    Args:
+        slot_name: as of `germinate`.
+        blueprint: a registered name, an ``nn.Module``, or a factory ``Slot -> nn.Module``.
+        source: an earlier slot, whose value the seed reads. Default None: that of its own slot.
+        name: the name of the seed. Default None: a generated one.
+        mode: ``"residual"``, ``"convex"``, ``"gated"`` or ``"channelwise"``. Default None: ``"residual"``.
+        objective: what the seed learns from in isolation. Default ``"trust"``.
+        isolated: whether it trains in isolation. Default True.
+        hyper: settings of the optimizer for this seed only. Default None: it joins existing groups.
+        optimizer: one of the manager's, or its index. Default None: that of the layers around the slot.
+        groups: the group that its parameters join, as of `germinate`. Default None.
+        before: a seed at this slot, which the new one is placed in front of. Default None.
+        after: a seed at this slot, which the new one is placed behind. Default None: behind all.
+        **config: options of the blueprint.
+
     Raises:
         SlotError, BlueprintError, ValueError: as `germinate` would.
     """

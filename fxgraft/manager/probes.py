@@ -40,7 +40,15 @@ def shadow(self: ManagerCore) -> AbstractContextManager[None]:
 
 
 def at_alpha(self: ManagerCore, seed: Seed | str, alpha: float) -> AbstractContextManager[None]:
-    """A context in which one seed runs at another alpha. Nothing recompiles."""
+    """A context in which one seed runs at another alpha. Nothing recompiles.
+
+    Args:
+        seed: a live seed, or its name.
+        alpha: the share of the seed, 0 to 1; of a seed with an alpha for each channel, that of all.
+
+    Raises:
+        StageError: the seed is not live, or in another thread than the one that trains.
+    """
     self._inbox.require_here("run a seed at another alpha")
     return probing.at_alpha(self.host, self._find(seed), alpha)
 

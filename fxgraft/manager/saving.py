@@ -19,6 +19,12 @@ def reschedule(self: ManagerCore, schedulers: Sequence[Any]) -> None:
 
     For a second training with the same optimizers, whose new schedulers were made for all groups, those of
     seeds included.
+
+    Args:
+        schedulers: all of them, in the place of those that the manager was made with.
+
+    Raises:
+        TypeError: one is no scheduler.
     """
     self.__dict__["schedulers"] = found = settings.schedulers_of(schedulers)
     self._lifecycle.registry.reschedule(found)
@@ -32,6 +38,9 @@ def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
     is still in preparation (``wait=False``) is not saved. With several ranks each has to call it: rank 0
     writes the file, the others their random streams beside it, without waiting for each other. For a sharded
     host ``path`` is a folder, in which each rank writes its part; then they wait for each other.
+
+    Args:
+        path: the file; it is replaced if it exists.
 
     Raises:
         CheckpointError: the file cannot be written, the host has seeds of another manager, or a seed

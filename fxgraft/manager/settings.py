@@ -28,7 +28,19 @@ _GATED = ("blend", "fossilize")
 
 @dataclass(frozen=True)
 class ManagerOptions:
-    """Options of `SeedManager` that are data; see there.
+    """Options of `SeedManager` that are data.
+
+    Attributes:
+        enabled: False: a germination does nothing, which is recorded. Default None: the environment variable
+            ``FXGRAFT_DYNAMIC_SEEDS`` decides (``0`` disables), and otherwise True.
+        strict: whether a violated isolation raises `IsolationError`. Default False: it is logged.
+        check_every: training steps between two isolation checks; 0: none. Default 500.
+        cooldown: steps for which a slot refuses new seeds after a cull there. Default 0.
+        prefetch_timeout: seconds until a change with ``wait=False`` is given up; None: never. Default 300.
+        metrics_every: training steps between two entries of the journal; 0: none. Default 0.
+        helper: ``"auto"`` (the default: a compiler process where one can be started) or ``"off"``.
+        shard_from: elements from which a parameter of a seed is sharded on a sharded host. Default None:
+            65,536.
 
     Raises:
         ValueError: one is invalid.
@@ -54,7 +66,13 @@ class ManagerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ManagerSettings(ManagerOptions):
-    """All that a `SeedManager` is made with beside the host and the optimizer, checked; see there.
+    """All that a `SeedManager` is made with beside the host and the optimizer, checked.
+
+    Attributes:
+        schedulers: learning-rate schedulers to keep consistent with the groups that seeds add.
+        sinks: functions that are called with every `fxgraft.telemetry.Event`.
+        gates: action (``"blend"``, ``"fossilize"``) -> the gate that a seed has to pass.
+        ddp: the ``DistributedDataParallel`` around a module that contains several hosts, or None.
 
     Raises:
         TypeError, ValueError: something is invalid.

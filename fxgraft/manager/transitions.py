@@ -200,13 +200,27 @@ def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[
 
 @uninterruptible
 def pause(self: ManagerCore, seed: Seed | str) -> None:
-    """Stop the ramp and the updates of a live seed. Raises `StageError` if it is not live."""
+    """Stop the ramp and the updates of a live seed.
+
+    Args:
+        seed: the seed, or its name.
+
+    Raises:
+        StageError: it is not live.
+    """
     _set_paused(self, self._find(seed), True)
 
 
 @uninterruptible
 def resume(self: ManagerCore, seed: Seed | str) -> None:
-    """Continue the ramp and the updates of a paused seed. Raises `StageError` if it is not live."""
+    """Continue the ramp and the updates of a paused seed.
+
+    Args:
+        seed: the seed, or its name.
+
+    Raises:
+        StageError: it is not live.
+    """
     _set_paused(self, self._find(seed), False)
 
 

@@ -1,7 +1,7 @@
 """Which parameters an optimizer can take while it trains: what it would refuse later is refused at once.
 
-An optimizer is right for a seed if it takes each parameter for itself: else the host would feel an isolated
-seed through it. Those of torch are known; any other is tried on stand-ins (``trial``).
+An optimizer is right for a seed if it updates each parameter separately: else an isolated seed would affect
+the host through it. Those of torch are known; any other is tried on stand-ins (``trial``).
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _FOR_EACH = (
     optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
     optim.RMSprop, optim.Rprop, optim.ASGD, optim.Adafactor, optim.Muon,
 )  # fmt: skip
-"""Those that take each parameter for itself, with dense gradients."""
+"""Those that update each parameter separately, with dense gradients."""
 
 _STEPS = {inspect.unwrap(kind.step): kind for kind in _FOR_EACH}
 _REAL_ONLY = (optim.Adafactor, optim.Muon)
 INSTEAD = (
-    "Give the manager an optimizer beside it that takes each parameter for itself, and step both: "
+    "Give the manager an optimizer beside it that updates each parameter separately, and step both: "
     "SeedManager(host, [optimizer, torch.optim.AdamW([{'params': []}], lr=1e-3)])"
 )
+logger = logging.getLogger("fxgraft")
 _untried: set[type[Optimizer]] = set()
 
 
@@ -45,8 +46,8 @@ def why_incompatible(
     """
     if isinstance(optimizer, optim.LBFGS):
         return (
-            f"LBFGS takes one step along one direction for all its parameters together: the host would feel "
-            f"an isolated seed. Train with one that takes each for itself (SGD, AdamW, …). {INSTEAD}"
+            f"LBFGS takes one step along one direction for all its parameters together: an isolated seed "
+            f"would affect the host. Train with one that updates each separately (SGD, AdamW, …). {INSTEAD}"
         )
     if isinstance(optimizer, optim.SparseAdam):
         return f"SparseAdam takes sparse gradients, and those of a seed are dense. {INSTEAD}"
@@ -67,9 +68,9 @@ def _tried(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Paramet
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         if type(optimizer) not in _untried:
             _untried.add(type(optimizer))
-            logging.getLogger("fxgraft").warning(
-                "%s is not known, and on several ranks it is not tried out: expected an optimizer that takes "
-                "each parameter for itself. Through another one the host feels its seeds",
+            logger.warning(
+                "%s is not known, and on several ranks it is not tried out: expected an optimizer that "
+                "updates each parameter separately. Another one lets isolated seeds affect the host",
                 type(optimizer).__name__,
             )
         return None

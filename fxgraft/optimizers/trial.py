@@ -1,4 +1,4 @@
-"""Whether an optimizer that is not known takes each parameter for itself: tried out on stand-ins.
+"""Whether an optimizer that is not known updates each parameter separately: tried out on stand-ins.
 
 A twin of the optimizer, with its settings and without its state, takes a few steps with two small parameters,
 one for the host and one for a seed. The host's must move to the same bits whatever gradients the seed's has,
@@ -59,8 +59,8 @@ def _tried(
         return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and raised {raised}"
     if not same_tensor(quiet.host, loud.host) or not same_tensor(quiet.host, alone.host):
         return (
-            f"{kind} was tried on stand-ins, and moves a parameter by the gradients of others too: the host "
-            f"would feel an isolated seed"
+            f"{kind} was tried on stand-ins, and moves a parameter by the gradients of others too: an "
+            f"isolated seed would affect the host"
         )
     if not quiet.moved:
         return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and does not train it"

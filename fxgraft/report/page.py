@@ -90,5 +90,10 @@ CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["
 
 
 def number(value: float | None, form: str = ".4g") -> str:
-    """A number as text; a dash for None."""
+    """A number as text; a dash for None.
+
+    Args:
+        value: the number, or None.
+        form: how to format it, as of `format`. Default: four digits.
+    """
     return "-" if value is None else format(value, form)

@@ -77,7 +77,11 @@ class Reader:
         }
 
     def feed(self, line: str | bytes) -> None:
-        """Read one line. Never raises."""
+        """Read one line. Never raises: what is no event is counted.
+
+        Args:
+            line: a line of JSON, as text or in UTF-8.
+        """
         if not line.strip():
             return
         self.run.lines += 1

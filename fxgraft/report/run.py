@@ -31,6 +31,7 @@ class Lane:
     """The course of a seed, or of several seeds that had the same name one after another.
 
     Attributes:
+        name: the name of the seed.
         slot, source, blueprint, mode, parameters: of the last of them; ``parameters`` is None if unknown.
         stages: (step, stage that it entered), at least one.
         alphas, contributions, ratios: over the steps; a ratio is the norm of the seed's gradients over
@@ -71,7 +72,11 @@ class Lane:
         return self.ratios[-1][1] if self.ratios else None
 
     def spans(self, end: int) -> list[tuple[int, int, Stage]]:
-        """(from, to, stage) of each stage but CULLED, which lasts for ever; the last one until ``end``."""
+        """(from, to, stage) of each stage but CULLED, which has no end.
+
+        Args:
+            end: the step at which the last stage ends.
+        """
         until = [step for step, _ in self.stages[1:]] + [end]
         return [
             (step, to, stage)
@@ -80,7 +85,11 @@ class Lane:
         ]
 
     def cut(self, step: int) -> None:
-        """Delete everything after ``step``."""
+        """Delete everything after a step.
+
+        Args:
+            step: the last one to keep.
+        """
         self.stages = [entry for entry in self.stages if entry[0] <= step]
         self.alphas, self.contributions, self.ratios = (
             upto(points, step) for points in (self.alphas, self.contributions, self.ratios)
@@ -95,14 +104,16 @@ class Run:
     Attributes:
         host, parameters, slots, versions, time: of the beginning, as in the event ``run_began``.
         step: the last step of any event.
-        losses: of training steps. ``times``: milliseconds from one step to the next.
+        losses: of training steps.
+        times: milliseconds from one step to the next.
         lanes: seed name -> its `Lane`.
         violations, compiles, commands: the data of those events, with ``step`` and ``seed``.
         explorations: (step, rows with slot, blueprint, parameters, contribution, score, status and reason).
         log: all other events, without steps and metrics.
         resumed: (step that the run went on from, step that had been reached).
         earlier: the number of other runs in the log before this one.
-        lines: the number of lines read. ``unreadable``: the number of these that are no events.
+        lines: the number of lines read.
+        unreadable: the number of these that are no events.
         final_parameters: the last known parameter count of the host with its fossils; None in older logs.
         held_out: the loss on held-out data, wherever a seed was measured: with what is blended in.
     """
@@ -129,7 +140,11 @@ class Run:
     held_out: Points = field(default_factory=list)
 
     def cut(self, step: int) -> None:
-        """Delete the course of the run after ``step``, from where it continues. The log stays."""
+        """Delete the course of the run after a step, from where it continues. The log stays.
+
+        Args:
+            step: the last one to keep.
+        """
         self.losses, self.times, self.held_out = (
             upto(points, step) for points in (self.losses, self.times, self.held_out)
         )
@@ -145,7 +160,11 @@ class Run:
         return statistics.median(ms for _, ms in self.times) if self.times else None
 
     def stalls(self, most: int = 10) -> list[tuple[int, float, list[LogLine]]]:
-        """The longest steps, above three times the median: (step, milliseconds, what happened then)."""
+        """The longest steps, above three times the median: (step, milliseconds, what happened then).
+
+        Args:
+            most: how many there are at most. Default 10.
+        """
         median = self.median_ms or 0.0
         long = sorted((point for point in self.times if point[1] > 3 * median), key=lambda point: -point[1])
         log = sorted(self.log, key=_step)  # in order, but where the run went back

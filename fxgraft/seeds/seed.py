@@ -162,7 +162,11 @@ class Seed:
         }
 
     def set_alpha(self, *alphas: float) -> None:
-        """Set the share (of each channel), in place: nothing recompiles."""
+        """Set the share (of each channel), in place: nothing recompiles.
+
+        Args:
+            *alphas: one number, or one for each channel.
+        """
         if len(alphas) == 1:  # in each step of a ramp: past what `amend` and ``nn.Module`` look up
             self.__dict__["alpha"] = alphas[0]
             if self._graft is not None:
@@ -175,22 +179,39 @@ class Seed:
             self._graft.alpha.copy_(values.view_as(self._graft.alpha))
 
     def enter(self, stage: Stage) -> None:
-        """Set the stage, and the flags by which the blend operators know it."""
+        """Set the stage, and the flags by which the blend operators know it.
+
+        Args:
+            stage: the new one.
+        """
         amend(self, stage=stage)
         if self._graft:
             self._graft.learning.fill_(stage is Stage.TRAINING)
             self._graft.released.fill_(stage is Stage.HOLDING)
 
     def take(self, graft: Graft) -> None:
-        """Be the seed of ``graft``."""
+        """Be the seed of ``graft``.
+
+        Args:
+            graft: the module in the host's graph that holds the seed's module.
+        """
         amend(self, _graft=graft)
 
     def leave(self, stage: Stage) -> None:
-        """Let go of the graft, and of what is about it."""
+        """Forget the graft, its ramp and its alpha: the seed is no longer in the graph.
+
+        Args:
+            stage: the new stage.
+        """
         amend(self, _counted=self._counts, _graft=None, ramp=None, alpha=0.0, stage=stage)
 
     def begin(self, ramp: Ramp, step: int = 0) -> None:
-        """Follow ``ramp`` from there."""
+        """Begin a ramp of alpha.
+
+        Args:
+            ramp: the course of alpha.
+            step: the number of its steps that were made before. Default 0.
+        """
         amend(self, ramp=ramp, ramp_step=step)
 
     def advance(self) -> bool:
@@ -203,7 +224,11 @@ class Seed:
         return step >= self.ramp.length
 
     def count(self, *, trained: bool = False) -> None:
-        """One training step more, in which it was updated (``trained``), or one in which it was live."""
+        """Count one training step.
+
+        Args:
+            trained: True: one in which it was updated. Default False: one in which it was live.
+        """
         self.__dict__["trained_steps" if trained else "steps"] += 1
 
     def __repr__(self) -> str:

@@ -31,13 +31,21 @@ Sink = Callable[[Event], None]
 
 
 class Sinks:
-    """Sends each event to every sink. An exception of a sink is logged, and does not affect training."""
+    """Sends each event to every sink. An exception of a sink is logged, and does not affect training.
+
+    Args:
+        sinks: functions of an event, called in this order.
+    """
 
     def __init__(self, sinks: Sequence[Sink]):
         self._sinks = tuple(sinks)
 
     def emit(self, event: Event) -> None:
-        """Send ``event`` to every sink."""
+        """Send an event to every sink.
+
+        Args:
+            event: what happened.
+        """
         for sink in self._sinks:
             try:
                 sink(event)

@@ -40,12 +40,20 @@ class Checkpoints:
         return path
 
     def latest_first(self, until: int | None = None) -> list[Path]:
-        """The files of steps up to ``until`` (None: all), the latest first."""
+        """The files, the latest first.
+
+        Args:
+            until: the last step whose file is wanted. Default None: all.
+        """
         files = sorted(self._folder.glob(f"step-*{_SUFFIX}"), reverse=True)
         return [file for file in files if until is None or _step_of(file) <= until]
 
     def drop_after(self, file: Path) -> None:
-        """Delete the files later than ``file``: their states were rolled back."""
+        """Delete the files that are later than one: their states were rolled back.
+
+        Args:
+            file: the last one to keep.
+        """
         for later in self.latest_first():
             if _step_of(later) > _step_of(file):
                 later.unlink()

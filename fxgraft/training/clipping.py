@@ -13,6 +13,10 @@ def clip_per_owner(manager: SeedManager, max_norm: float) -> None:
     The host's are then, to the bit, what ``clip_grad_norm_(model.parameters(), max_norm)`` makes of them
     in a run without seeds.
 
+    Args:
+        manager: the manager of the host.
+        max_norm: the largest 2-norm of the gradients of one owner.
+
     Raises:
         TypeError: ``manager`` is not a `SeedManager`.
     """

@@ -15,7 +15,10 @@ class SeedFacts:
     """The state of a seed after a training step.
 
     Attributes:
-        stage, alpha, trained_steps, steps: as of the `Seed`.
+        stage: its `fxgraft.Stage`.
+        alpha: its share in the output of its slot, 0 to 1.
+        trained_steps: the number of steps in which it was in TRAINING, ran, and was updated.
+        steps: the number of steps since it went live, without pauses. Default 0.
     """
 
     stage: Stage
@@ -50,13 +53,26 @@ class Controller(Protocol):
     """
 
     def observe(self, facts: Facts) -> Sequence[Command]:
-        """Receive the facts of one more step; return the commands to carry out now."""
+        """Receive the facts of one more step; return the commands to carry out now.
+
+        Args:
+            facts: the step, its loss, and the seeds after it.
+        """
 
     def hear(self, command: Command, reply: Reply) -> None:
-        """Receive the reply to a command, before the next step."""
+        """Receive the reply to a command, before the next step.
+
+        Args:
+            command: one that `observe` returned.
+            reply: whether it was carried out, and why not.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Its state as plain data, for the checkpoint."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: as it was read from the checkpoint.
+        """

@@ -51,6 +51,10 @@ class Link:
         """Give the controller one step's facts, carry out its commands; call it after ``manager.step()``.
 
         On several ranks each has a controller, all with the same facts; the commands of rank 0 count.
+
+        Args:
+            step: the number of the training step, from 1.
+            loss: its training loss.
         """
         peers = self.manager.peers
 

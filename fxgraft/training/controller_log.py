@@ -23,7 +23,14 @@ from fxgraft.errors import CommandError
 
 @dataclass(frozen=True)
 class Entry:
-    """A command with its reply, or a measurement: (seed, alpha, contribution)."""
+    """A line of the log: a command with its reply, or a measurement.
+
+    Attributes:
+        step: the number of the training step, from 1.
+        command: what the controller asked for; None in a measurement.
+        reply: what came of the command; None in a measurement.
+        measured: (seed, alpha, contribution), the contribution in units of the loss; None with a command.
+    """
 
     step: int
     command: Command | None = None
@@ -46,7 +53,14 @@ class Entry:
 
     @classmethod
     def from_json(cls, text: str) -> Entry:
-        """The inverse of `to_json`. Raises `CommandError` for anything else."""
+        """The inverse of `to_json`.
+
+        Args:
+            text: a line of a log.
+
+        Raises:
+            CommandError: it is no such line.
+        """
         try:
             line = json.loads(text)
             step, measured = line["step"], line.get("measured")
@@ -73,13 +87,21 @@ MAX_LINE = 2 * commands.MAX_BYTES
 
 
 class Recorder:
-    """Appends entries to a file, each line in one write: a run that is killed leaves whole lines."""
+    """Appends entries to a file, each line in one write: a run that is killed leaves whole lines.
+
+    Args:
+        path: the file; it is created if it is missing.
+    """
 
     def __init__(self, path: str | os.PathLike[str]):
         self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the recorder)
 
     def write(self, entry: Entry) -> None:
-        """Append one entry."""
+        """Append one entry.
+
+        Args:
+            entry: a command with its reply, or a measurement.
+        """
         self._file.write(entry.to_json() + "\n")
         self._file.flush()
 
@@ -97,7 +119,14 @@ class Recorder:
 
 
 def read_log(path: str | os.PathLike[str]) -> Iterator[Entry]:
-    """Read the entries of a log. Raises `CommandError`, with the number of the line, if one is no entry."""
+    """Read the entries of a log, one by one.
+
+    Args:
+        path: a file that a `Recorder` wrote.
+
+    Raises:
+        CommandError: a line is no entry; says its number.
+    """
     with Path(path).open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(iter(partial(lines.readline, MAX_LINE), ""), 1):
             if len(line) == MAX_LINE:

@@ -34,6 +34,10 @@ class Progress:
     It has the methods of a scheduler, and is saved by the manager with the schedulers. So one file has the
     whole run, at one moment.
 
+    Args:
+        scaler: the loss scaler of the loop.
+        controller: its controller. Default None: there is none.
+
     Attributes:
         step: the number of training steps, those that were rolled back included.
         epoch, batch: the number of finished epochs, and of batches made of the present one.
@@ -57,7 +61,11 @@ class Progress:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: as it was read from the checkpoint.
+        """
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
         if state["scaler"]:  # empty where no loss is scaled
             self._scaler.load_state_dict(state["scaler"])

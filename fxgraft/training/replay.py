@@ -33,11 +33,25 @@ class Replay:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Replay:
-        """Read the log that a `Recorder` wrote. Raises `CommandError` if the file is not such a log."""
+        """Read the log that a `Recorder` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            CommandError: the file is not such a log.
+        """
         return cls(read_log(path))
 
     def observe(self, facts: Facts) -> Sequence[Command]:
-        """The commands recorded at this step. Measurements are made again: gates may need them."""
+        """The commands recorded at this step. Measurements are made again: gates may need them.
+
+        Args:
+            facts: the step, its loss, and the seeds after it.
+
+        Raises:
+            CommandError: a measurement differs from the recorded one.
+        """
         entries = self._entries.get(facts.step, [])
         for entry in entries:
             if entry.measured is not None:
@@ -47,7 +61,15 @@ class Replay:
         return [entry.command for entry in self._expected if entry.command is not None]
 
     def hear(self, command: Command, reply: Reply) -> None:
-        """Compare the reply with the recorded one."""
+        """Compare the reply with the recorded one.
+
+        Args:
+            command: one that `observe` returned.
+            reply: what came of it in this run.
+
+        Raises:
+            CommandError: the reply differs from the recorded one.
+        """
         recorded = self._expected.pop(0)
         assert recorded.reply is not None
         what = f"the reply to {type(command).__name__} ({reply.reason})"
@@ -59,7 +81,11 @@ class Replay:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Does nothing."""
+        """Do nothing: the log is its only state.
+
+        Args:
+            state: is ignored.
+        """
 
 
 def _compare(step: int, what: str, recorded: Any, found: Any) -> None:

@@ -74,7 +74,7 @@ def overrides(config: Any) -> dict[str, Any]:
 
 
 def mark_maybe_dynamic(tensor: Tensor, dimension: int) -> None:
-    """Let a compilation take a size as dynamic where it can. Missing: each size is compiled for itself."""
+    """Let a compilation take a size as dynamic where it can. Missing: each size is compiled separately."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 

@@ -25,10 +25,21 @@ class GraphPass(ABC):
 
     @abstractmethod
     def rewrite(self, graph: fx.Graph) -> bool:
-        """Rewrite ``graph`` in place, without its modules. Returns whether anything changed."""
+        """Rewrite a graph in place, without its modules.
 
-    def attach(self, graph_module: fx.GraphModule) -> None:  # noqa: B027 (most attach nothing)
-        """Add to the module what the rewritten graph refers to."""
+        Args:
+            graph: the graph; if it raises, the graph may be half changed, and is to be thrown away.
+
+        Returns:
+            Whether anything changed.
+        """
+
+    def attach(self, graph_module: fx.GraphModule) -> None:  # noqa: B027
+        """Add to the module what the rewritten graph refers to. Most passes add nothing.
+
+        Args:
+            graph_module: the module whose graph was rewritten.
+        """
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
         recover(graph_module.graph)

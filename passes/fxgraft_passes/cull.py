@@ -29,7 +29,11 @@ from fxgraft_passes.sites import exit_of, host_value, nodes_of
 
 @dataclass(frozen=True)
 class Cull(GraphPass):
-    """Remove the graft of the seed ``name``. Does nothing if there is none."""
+    """Remove the graft of a seed. Does nothing if there is none.
+
+    Attributes:
+        name: the name of the seed.
+    """
 
     name: str
 

@@ -38,9 +38,13 @@ from fxgraft_passes.sites import exit_of, graft_behind
 
 @dataclass(frozen=True)
 class Fossilize(GraphPass):
-    """Make the graft of the seed ``name`` permanent, with the constant ``alpha``.
+    """Make the graft of a seed permanent, with a constant alpha.
 
     Does nothing if there is no such graft, or if it is a fossil already.
+
+    Attributes:
+        name: the name of the seed.
+        alpha: its share in the output of the slot from now on. Default 1.
     """
 
     name: str

@@ -87,10 +87,16 @@ class GraftSpec:
 class Graft(nn.Module):
     """A seed's module with the tensors that control it (filled in place, saved with the seed).
 
+    Args:
+        module: the module of the seed.
+        dtype: that of the host's parameters; alpha is float64 in a float64 host, else float32.
+        device: the device of the tensors.
+        alpha_shape: the shape of alpha. Default ``()``: one number.
+
     Attributes:
         module: the module of the seed.
         alpha: the share of the seed in the slot's output, 0-d, or of a shape that broadcasts over
-            the channels; float64 in a float64 host, else float32.
+            the channels.
         learning: bool, set while the seed learns by its objective (TRAINING).
         released: bool, set when a convex seed's isolation has ended (HOLDING).
         runs_with_grad, runs_without_grad: int64, 0-d; how often it ran in compiled code, with gradients on
@@ -129,7 +135,12 @@ class Graft(nn.Module):
         return {**self.__dict__, "regions": None}  # which whoever runs the graft makes again
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the seed on a value (an inserted block: on all its arguments), and count the run."""
+        """Run the seed, and count the run.
+
+        Args:
+            *args: the value that the seed reads; of an inserted block, all its arguments.
+            **kwargs: further arguments of an inserted block.
+        """
         grad = torch.is_grad_enabled()
         if torch.compiler.is_compiling():
             _count(self.runs_with_grad if grad else self.runs_without_grad)

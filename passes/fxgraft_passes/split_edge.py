@@ -60,7 +60,11 @@ class SplitEdge(GraphPass):
         return True
 
     def split(self, graph: fx.Graph) -> fx.Node | None:
-        """The inserted node, or None."""
+        """The inserted node, or None.
+
+        Args:
+            graph: the graph to look in.
+        """
         return next((node for node in graph.nodes if node.meta.get("edge") == (self.node, self.reader)), None)
 
 
