@@ -14,7 +14,7 @@ from fxgraft.capture.fallback import Heed, heed_at_most
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.util.dtensor import local_tensor
-from fxgraft.util.tables import text_table
+from fxgraft.util.table_mapping import TableMapping
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried, tried_one
@@ -27,34 +27,13 @@ Example = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a call."""
 
 
-class ChannelGroups(Mapping[str, ChannelGroup]):
-    """Name -> group of channels; prints as a table.
+class ChannelGroups(TableMapping[ChannelGroup]):
+    """Name -> group of channels, those that lead first; prints as a table."""
 
-    Args:
-        groups: all of a host, those that lead first.
-    """
+    headers = ("channels", "size", "grow by", "tensors", "fixed")
 
-    def __init__(self, groups: Mapping[str, ChannelGroup]):
-        self._groups = dict(groups)
-
-    def __getitem__(self, name: str) -> ChannelGroup:
-        return self._groups[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._groups)
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __repr__(self) -> str:
-        return f"ChannelGroups({', '.join(self._groups)})"
-
-    def __str__(self) -> str:
-        rows = [
-            (name, group.size, group.grain, len(group.members), group.fixed or "")
-            for name, group in self._groups.items()
-        ]
-        return text_table(("channels", "size", "grow by", "tensors", "fixed"), rows)
+    def _row(self, name: str, group: ChannelGroup) -> tuple[object, ...]:
+        return name, group.size, group.grain, len(group.members), group.fixed or ""
 
 
 class Channels:

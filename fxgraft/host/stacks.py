@@ -19,7 +19,7 @@ from fxgraft.capture.following import ExampleRun
 from fxgraft.capture.region import Region
 from fxgraft.host.insertions import path_of
 from fxgraft.slots.structure import Structure
-from fxgraft.util.tables import text_table
+from fxgraft.util.table_mapping import TableMapping
 from fxgraft_passes import Call
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
@@ -50,12 +50,14 @@ class _NoStackError(Exception):
     """Why a container is no stack."""
 
 
-class Stacks(Mapping[str, Stack]):
-    """The stacks of a host, by the names of their containers, as it is now.
+class Stacks(TableMapping[Stack]):
+    """The stacks of a host, by the names of their containers, as it is now; prints as a table.
 
     Attributes:
         rejected: containers that are none -> why.
     """
+
+    headers = ("stack", "blocks", "class", "names")
 
     def __init__(
         self,
@@ -65,12 +67,14 @@ class Stacks(Mapping[str, Stack]):
         opaque: Mapping[str, str],
         structure: Structure,
     ):
+        super().__init__({})
         self.rejected: dict[str, str] = {}
-        self._found: dict[str, Stack] = {}
+        self._at: dict[str, tuple[str, bool]] = {}
+        """Inserted block -> the block of the model that it is at, and whether in front of it."""
         for path, module in root.named_modules():
             if isinstance(module, (nn.ModuleList, nn.Sequential)):
                 try:
-                    self._found[path] = _stack(path, module, regions, runs, opaque)
+                    self._items[path] = _stack(path, module, regions, runs, opaque)
                 except _NoStackError as reason:
                     self.rejected[path] = str(reason)
         for placement in structure.placements:
@@ -79,43 +83,24 @@ class Stacks(Mapping[str, Stack]):
 
     def _insert(self, seed: str, block: str, before: bool) -> None:
         """A block runs behind (in front of) ``block``, and behind those that were inserted there before."""
-        for path, stack in list(self._found.items()):
+        for path, stack in list(self._items.items()):
             if block in stack.blocks:
-                self._found[path] = replace(stack, blocks=_with(stack.blocks, seed, block, before, self._at))
+                self._items[path] = replace(stack, blocks=_with(stack.blocks, seed, block, before, self._at))
                 self._at[path_of(seed)] = block, before
             elif path.startswith(f"{block}."):  # a stack in the block is one in its copy, too
                 inner = tuple(path_of(seed) + b[len(block) :] for b in stack.blocks if b not in self._at)
-                self._found[path_of(seed) + path[len(block) :]] = replace(
-                    stack, path=path_of(seed) + path[len(block) :], blocks=inner
-                )
+                copied = path_of(seed) + path[len(block) :]
+                self._items[copied] = replace(stack, path=copied, blocks=inner)
 
-    @property
-    def _at(self) -> dict[str, tuple[str, bool]]:
-        """Inserted block -> the block of the model that it is at, and whether in front of it."""
-        return self.__dict__.setdefault("_places", {})  # type: ignore[no-any-return]
-
-    def __getitem__(self, path: str) -> Stack:
-        return self._found[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
+    def _row(self, path: str, stack: Stack) -> tuple[object, ...]:
+        return path, len(stack), stack.cls.__name__, ", ".join(stack.blocks)
 
     def __repr__(self) -> str:
         lines = [
             f"{path!r}: {len(stack)} x {stack.cls.__name__} ({', '.join(stack.blocks)})"
-            for path, stack in self._found.items()
+            for path, stack in self.items()
         ]
         return "\n".join(lines) or "no stacks"
-
-    def __str__(self) -> str:
-        rows = [
-            (path, len(stack), stack.cls.__name__, ", ".join(stack.blocks))
-            for path, stack in self._found.items()
-        ]
-        return text_table(("stack", "blocks", "class", "names"), rows)
 
 
 def _with(

@@ -18,8 +18,7 @@ import difflib
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torch import nn
 
 from fxgraft.capture.region import Region
 from fxgraft.errors import SlotError
-from fxgraft.util.tables import text_table
+from fxgraft.util.table_mapping import TableMapping
 from fxgraft_passes import Slot, operators
 
 Choice = str | re.Pattern[str] | type | Collection[Any] | Callable[[Slot], bool]
@@ -41,8 +40,8 @@ NO_SLOTS = (
 )
 
 
-class Slots(Mapping[str, Slot]):
-    """Name -> slot, in execution order.
+class Slots(TableMapping[Slot]):
+    """Name -> slot, in execution order; prints as a table.
 
     Args:
         slots: all of them, or those selected.
@@ -50,29 +49,16 @@ class Slots(Mapping[str, Slot]):
         rejected: the places of the host that are no slots, with the reason.
     """
 
+    headers = ("slot", "value", "behind")
+
     def __init__(self, slots: Mapping[str, Slot], regions: Mapping[str, Region], rejected: Mapping[str, str]):
-        self._slots = MappingProxyType(dict(slots))
+        super().__init__(slots)
         self._regions = regions
         self._rejected = rejected
 
-    def __getitem__(self, name: str) -> Slot:
-        return self._slots[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._slots)
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def __repr__(self) -> str:
-        return f"Slots({', '.join(self._slots)})"
-
-    def __str__(self) -> str:
-        rows = [
-            (name, f"{str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}", _at(self, slot))
-            for name, slot in self.items()
-        ]
-        return text_table(("slot", "value", "behind"), rows)
+    def _row(self, name: str, slot: Slot) -> tuple[object, ...]:
+        value = f"{str(slot.dtype).removeprefix('torch.')} {tuple(slot.shape)}"
+        return name, value, _at(self, slot)
 
     def select(self, choice: Choice) -> Slots:
         """The slots that ``choice`` names, in execution order.

@@ -3,6 +3,7 @@
 ====================  =======================================================================
 `bits`                comparison of tensors bit by bit
 `tables`              tables, as plain text or for rich
+`table_mapping`       a read-only mapping that prints as a table
 `dtensor`             the local part, or all, of a DTensor
 `flops`               counting FLOPs
 `interleaved_timing`  times of training steps that can be compared
