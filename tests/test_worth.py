@@ -21,7 +21,6 @@ from benchmarks.worth import data, prepare, results, schedule, summary, training
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
 from benchmarks.worth.arms import PRIMARY, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
-from benchmarks.worth.costs import counter
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.models import CNN, GPT, ThinCNN
 from benchmarks.worth.plan import Plan
@@ -31,6 +30,7 @@ from benchmarks.worth.training import Run, Trainer
 from benchmarks.worth.unknown import below_best
 from benchmarks.worth.workloads import Workload, loss_of
 from fxgraft.util.bits import same_bits
+from fxgraft.util.flops import flop_counter
 
 COMMITTED = Path(command.COMMITTED)
 SCALE = Scale(20, 2, 8, (1, 2, 8), (0.3, 0.6, 1.0), (0.003,), validation=4, test=6, points=4)
@@ -106,7 +106,7 @@ def test_every_step_and_every_evaluation_of_an_end_is_charged(tmp_path: Path):
     record, task = trained("fixed-2", tmp_path), tiny()
     forward = {}
     for part in ("validation", "test"):
-        with counter() as counting:
+        with flop_counter() as counting:
             task.measure(task.make(2), part)
         forward[part] = counting.get_total_flops()
     for end, steps in zip(

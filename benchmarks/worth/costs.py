@@ -12,29 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from fxgraft.util.flops import flop_counter
 
 KINDS = ("train", "evaluate", "change")
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)  # shapes: the counter hands over no tensors
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad, query, key, value)
-
-
-MAPPING = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-def counter() -> FlopCounterMode:
-    """Counts the FLOPs of what runs inside."""
-    return FlopCounterMode(display=False, custom_mapping=dict(MAPPING))
 
 
 @dataclass
@@ -87,7 +67,7 @@ class Counted:
                 result = action()
                 flops = self.known[key]
             else:
-                with counter() as counting:
+                with flop_counter() as counting:
                     result = action()
                 flops = counting.get_total_flops()
                 if key is not None:

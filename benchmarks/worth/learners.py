@@ -17,13 +17,14 @@ from torch import Tensor, nn
 import fxgraft
 from benchmarks.worth import data
 from benchmarks.worth.arms import Arm
-from benchmarks.worth.costs import Counted, Ledger, counter
+from benchmarks.worth.costs import Counted, Ledger
 from benchmarks.worth.data import Batch
 from benchmarks.worth.models import set_outputs_zero
 from benchmarks.worth.protocols import LARGE
 from benchmarks.worth.workloads import Workload, loss_of
 from fxgraft.commands import DEEPEN
 from fxgraft.explore import AutoGrowth
+from fxgraft.util.flops import flop_counter
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class Autogrown(Deepened):
 
         ``part``: ``count`` and ``first`` of `Workload.measure`.
         """
-        with counter() as counting:
+        with flop_counter() as counting:
             loss = self.setting.workload.measure(self.host, "validation", **part)["loss"]
         self.ledger.flops["change"] += counting.get_total_flops()
         return loss

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.worth import data
-from benchmarks.worth.costs import counter
 from benchmarks.worth.data import Batch
 from benchmarks.worth.models import CNN, GPT, ThinCNN
 from benchmarks.worth.protocols import LARGE, Scale
+from fxgraft.util.flops import flop_counter
 
 EVALUATED_AT_ONCE = 64
 
@@ -77,7 +77,7 @@ class Workload:
     def step_flops(self, depth: int) -> int:
         """What one training step of that depth costs."""
         model = self.make(depth)
-        with counter() as counting:
+        with flop_counter() as counting:
             loss_of(model, self.batch(0, 0)).backward()
         return counting.get_total_flops()
 
@@ -88,7 +88,7 @@ class Workload:
 
     def forward_flops(self, depth: int) -> float:
         """What evaluating one piece or image costs at that depth."""
-        with counter() as counting, torch.no_grad():
+        with flop_counter() as counting, torch.no_grad():
             self.make(depth)(self.batch(0, 0)[0])
         return counting.get_total_flops() / self.scale.batch
 

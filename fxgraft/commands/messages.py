@@ -24,8 +24,7 @@ class SEED(SeedData):
         config: options of the blueprint, by name.
         before: a seed at the same slot, which the new one is placed in front of. Default None.
         after: a seed at the same slot, which the new one is placed behind. Default None: behind all.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     blueprint: str
@@ -41,8 +40,7 @@ class BLEND:
         to: the target of alpha, 0 to 1. Default 1.
         steps: the length of the ramp, in training steps. Default 100; 0 is at once.
         schedule: the form of the ramp: a registered name. Default ``"cosine"``.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     seed: str
@@ -58,8 +56,7 @@ class CULL:
 
     Attributes:
         seed: its name.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     seed: str
@@ -73,8 +70,7 @@ class FOSSILIZE:
     Attributes:
         seed: its name.
         force: True allows it from any live stage, also of an isolated seed, and asks no gate. Default False.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     seed: str
@@ -88,8 +84,7 @@ class PAUSE:
 
     Attributes:
         seed: its name.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     seed: str
@@ -102,8 +97,7 @@ class RESUME:
 
     Attributes:
         seed: its name.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     seed: str
@@ -119,8 +113,7 @@ class WIDEN:
         by: how many channels are added, 1 to 1,000,000; a multiple of the group's grain.
         init: ``"zero"`` (the default: new outgoing weights are zero) or ``"split"`` (units are copied).
         optimizer_state: of new entries: ``"fresh"`` (the default: zero) or ``"copy"``.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     group: str
@@ -144,8 +137,7 @@ class DEEPEN:
         optimizer_state: ``"fresh"`` (the default) or ``"copy"``, that of the copied block.
         name: the name of the new blocks. Default None: generated ones.
         like: indices of the blocks to copy. Default None: each copies the block in front of it.
-        id: names the command. A command with an ``id`` that was carried out before gets that reply again, and
-            is not carried out twice. Default None: no name.
+        id: names the command, so that it is carried out once. Default None: no name.
     """
 
     stack: str

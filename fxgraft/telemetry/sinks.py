@@ -7,13 +7,11 @@ import json
 import logging
 import math
 import os
-import weakref
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fxgraft.telemetry.events import Event
 from fxgraft.telemetry.metrics import ALIASES
+from fxgraft.util.line_file import LineFile
 
 BULKY = frozenset({"run_began", "steps"})
 """Kinds that are long, and made for a log that is read by a program."""
@@ -49,16 +47,10 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the sink)
-        if _is_torn(Path(path)):  # by a process that was killed: what comes is a line of its own
-            self._file.write("\n")
-        weakref.finalize(self, self._file.close)
+        self._file = LineFile(path)
 
     def __call__(self, event: Event) -> None:
-        line = json.dumps(_finite(dataclasses.asdict(event)), allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(_finite(dataclasses.asdict(event)), allow_nan=False))
 
     def close(self) -> None:
         """Close the file."""
@@ -67,19 +59,8 @@ class JsonLines:
     def __enter__(self) -> JsonLines:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _is_torn(path: Path) -> bool:
-    """Whether the last line of a file has no end."""
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return False
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b"\n"
 
 
 class Logging:

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fxgraft import commands
 from fxgraft.commands import Command, Reply
 from fxgraft.errors import CommandError
+from fxgraft.util.line_file import LineFile
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Recorder:
     """Appends entries to a file, each line in one write: a run that is killed leaves whole lines.
 
     Args:
-        path: the file; it is created if it is missing.
+        path: the file; it is continued if it exists, and missing folders are created.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (lives as long as the recorder)
+        self._file = LineFile(path)
 
     def write(self, entry: Entry) -> None:
         """Append one entry.
@@ -102,8 +102,7 @@ class Recorder:
         Args:
             entry: a command with its reply, or a measurement.
         """
-        self._file.write(entry.to_json() + "\n")
-        self._file.flush()
+        self._file.write(entry.to_json())
 
     def close(self) -> None:
         """Close the file."""
@@ -112,9 +111,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

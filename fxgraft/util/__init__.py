@@ -10,6 +10,7 @@
 `interrupts`          Ctrl-C: a change is complete, or it has not happened
 `lazy_modules`        modules that are imported when they are first used
 `random_like`         random tensors that draw from no stream but their own
+`line_file`           a file of lines that is appended to while a run goes on
 `reading`             objects from data that comes from outside: types, names and bounds, checked by msgspec
 `text`                text for messages
 `threads`             threads that the end of the program waits for, but not forever
