@@ -1,4 +1,4 @@
-"""Branches that scale and shift channels, with and without normalising them; zero at birth."""
+"""Branches that scale and shift channels, with and without normalising them; zero at initialisation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ScaleShift(nn.Module):
     """``weight * x + bias``, for each channel.
 
     Attributes:
-        weight, bias: ``(C, 1, 1)`` for a value ``(N, C, H, W)``, ``(D,)`` for another; 0 at birth.
+        weight, bias: ``(C, 1, 1)`` for a value ``(N, C, H, W)``, ``(D,)`` for another; 0 at initialisation.
     """
 
     def __init__(self, *shape: int):

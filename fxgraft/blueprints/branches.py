@@ -1,8 +1,8 @@
-"""Branches: modules whose output is added to the host's value, zero at birth.
+"""Branches: modules whose output is added to the host's value, zero at initialisation.
 
-Zero at birth, so that blending one in changes nothing that was not learnt (see `initial` for how). Where
-they read another slot's value (``source=``), that may have another number of features, ``C'`` or ``D'``;
-formulas here are for as many as the slot's own.
+Zero at initialisation (see `initial` for how), so that blending one in changes nothing that was not learnt.
+Where they read another slot's value (``source=``), that may have another number of features, ``C'`` or
+``D'``; formulas here are for as many as the slot's own.
 """
 
 from __future__ import annotations

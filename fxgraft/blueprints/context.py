@@ -96,8 +96,8 @@ class SqueezeExcite(nn.Module):
 def squeeze_excite(slot: Slot, *, reduction: int = 4) -> nn.Module:
     """Scale each channel by a gate computed from the means of all (Hu et al., 2018, arXiv:1709.01507).
 
-    The gate is ``2 sigmoid``, 1 at birth, where the source has ``sigmoid``: so it is a branch that
-    is zero at birth. Accepts ``(N, C, H, W)``. With ``B = max(C // reduction, 4)``:
+    The gate is ``2 sigmoid``, 1 at initialisation, where the source has ``sigmoid``: so it is a branch that
+    is zero at initialisation. Accepts ``(N, C, H, W)``. With ``B = max(C // reduction, 4)``:
     ``2 C B + B + C`` parameters and ``4 N C B`` FLOPs.
 
     Args:

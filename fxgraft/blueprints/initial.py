@@ -1,7 +1,7 @@
 """Initialisations after which a branch adds nothing, yet learns from its first step on.
 
 ================  =========================================  =====================================
-``init``          what is zero                               what has a gradient at birth
+``init``          what is zero                               what has a gradient at initialisation
 ================  =========================================  =====================================
 ``"zero"``        the last linear layer (Fixup; Zhang et     that layer
                   al., 2019, arXiv:1901.09321)
@@ -28,7 +28,7 @@ class ReZero(nn.Module):
     """``scale * branch(x)``.
 
     Attributes:
-        scale: 0-d, 0 at birth.
+        scale: 0-d, 0 at initialisation.
     """
 
     def __init__(self, branch: nn.Module):
@@ -42,7 +42,7 @@ class ReZero(nn.Module):
 
 
 def silent(branch: nn.Module, last: nn.Conv2d | nn.Linear, init: str) -> nn.Module:
-    """``branch``, made to add nothing at birth.
+    """``branch``, made to add nothing at initialisation.
 
     Args:
         branch: a module whose output is that of ``last``.

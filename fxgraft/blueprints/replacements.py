@@ -33,7 +33,7 @@ def net2net(slot: Slot, *, kernel: int = 3, relu: bool = False) -> nn.Module:
     Args:
         slot: where it goes.
         kernel: the width of the convolution, odd.
-        relu: whether a ReLU follows. The identity at birth only where the value is never negative,
+        relu: whether a ReLU follows. The identity at initialisation only where the value is never negative,
             so behind a ReLU of the host's, where the paper puts it.
     """
     layer: nn.Conv2d | nn.Linear

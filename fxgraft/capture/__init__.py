@@ -31,6 +31,7 @@
 `defaults`           how the default of a parameter reads in a generated signature
 `fast_path`          slots that torch's fast path for transformer encoders goes around
 `findings`           what code has read, as conditions
+`contents`           what a Python object holds
 `flat`               a graph as a flat list, for pickling
 `following`          which module reads what another one returned
 `inserted`           inserted blocks in the ``forward`` of the block beside them

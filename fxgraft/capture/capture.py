@@ -35,7 +35,7 @@ from fxgraft.capture.intercept import whole_calls
 from fxgraft.capture.modes import merge_modes
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.region import Region
-from fxgraft.capture.traces import Returned, Traces
+from fxgraft.capture.traces import RecordedCalls, Traces
 from fxgraft.capture.world import Watch, World
 from fxgraft.errors import TraceError
 from fxgraft_passes.snapshot import Snapshot
@@ -78,7 +78,7 @@ class Capture:
         self._instruments = Instruments()
         self._settled: list[tuple[object, str, Any]] = []
         kept = frozenset(memory for p in self.root.parameters() if (memory := memory_of(p)) is not None)
-        returned = Returned()
+        returned = RecordedCalls()
         self._run(modules, returned.watch, args, kwargs, finish=self._settle)
         self.runs = returned.following.runs(modules)
         traces = Traces(self._instruments, kept, returned)

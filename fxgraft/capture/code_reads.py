@@ -9,8 +9,9 @@ from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 from fxgraft.capture.code import CACHED, Method, functions_of, is_own_class, is_own_module, names_in, reached
+from fxgraft.capture.contents import FUNCTIONS, content_of
 from fxgraft.capture.facts import Step, equals, is_constant, is_object
-from fxgraft.capture.findings import FUNCTIONS, Findings, content_of
+from fxgraft.capture.findings import Findings
 from fxgraft_passes.saved_names import Variable
 
 
@@ -39,24 +40,24 @@ class CodeReads(Findings):
         self._kept_names |= names.kept
         self._texts |= names.texts
         if "super" in code.co_names:
-            self.name_bases()
-        self.know_names(names.attributes)
+            self.watch_base_classes()
+        self.record_attribute_names(names.attributes)
         for chain in names.read:
             self._read_global(scope, chain)
         for name in names.written:
-            self._watch(Variable(scope, name), f"the global {name!r}")
+            self._save(Variable(scope, name), f"the global {name!r}")
         for name in names.imported:
             self.imported(name)
         self._reach(frame)
         if code in self._functions:
             self._read_closure(code)
         if names.stored:
-            self._watch_functions(names.attributes)
+            self._save_functions(names.attributes)
 
     def imported(self, name: str) -> None:
         """The code imports a module of Python."""
         if is_own_module(name) and (module := sys.modules.get(name)) is not None:
-            self.name(module, (module, ()))
+            self.watch_attributes(module, (module, ()))
 
     def _reach(self, frame: FrameType) -> None:
         """By which class, or which item of a global dictionary, the function came to be called."""
@@ -64,22 +65,22 @@ class CodeReads(Findings):
             path = _path_of(method)
             held = functools.reduce(_follow, path, method.cls)
             self.add(is_object(method.cls, path, held, of_code=True))
-            self.know(held, (method.cls, path))
+            self.record_code(held, (method.cls, path))
         for registry, (base, path) in self._registries:
             for key, held in registry.items():
                 if any(function.__code__ is frame.f_code for function in functions_of(held)):
                     step = ("item", key) if isinstance(key, (str, int)) else None
                     if step is not None:
                         self.add(is_object(base, (*path, step), held, of_code=True))
-                        self.know(held, (base, (*path, step)))
+                        self.record_code(held, (base, (*path, step)))
 
-    def _watch_functions(self, names: frozenset[str]) -> None:
+    def _save_functions(self, names: frozenset[str]) -> None:
         """The code sets attributes: perhaps of functions."""
-        for owner, _ in list(self._named.values()):
+        for owner, _ in list(self._attribute_owners.values()):
             held = vars(owner) if isinstance(owner, type) else {}
             for function in [owner, *(held[name] for name in held.keys() & names)]:
                 if isinstance(function, FunctionType):
-                    self._watch(function, f"the function {function.__qualname__}")
+                    self._save(function, f"the function {function.__qualname__}")
 
     def _read_global(self, scope: dict[str, Any], chain: tuple[str, ...]) -> None:
         name, *attributes = chain
@@ -96,21 +97,21 @@ class CodeReads(Findings):
                 return
             if is_own_class(owner):
                 self.add(is_object(base, path, owner, of_code=True))
-                self.know(owner, (owner, ()))
+                self.record_code(owner, (owner, ()))
                 return  # what the code has the names of
             if name not in vars(owner):
                 return
             value, base, path = vars(owner)[name], owner, (("attr", name),)
         if isinstance(value, ModuleType):
             if is_own_module(value.__name__):
-                self.name(value, (value, ()))
+                self.watch_attributes(value, (value, ()))
         elif isinstance(value, (FunctionType, CACHED)) or is_own_class(value):
             self.add(is_object(base, path, value, of_code=True))
-            self.know(value, (base, path))
+            self.record_code(value, (base, path))
             if isinstance(value, CACHED) and scope.get(chain[0]) is value:
                 self._bypass(scope, chain[0], value)
         elif not isinstance(value, (type, property, classmethod, staticmethod)):
-            self.see(value, base, path, of_code=True)
+            self.record(value, base, path, of_code=True)
 
     def _bypass(self, scope: dict[str, Any], name: str, cached: Any) -> None:
         """Follow a cached function into its code, and let its cache keep nothing of the trace."""
@@ -127,22 +128,22 @@ class CodeReads(Findings):
     def _read_closure(self, code: CodeType) -> None:
         function, (base, path) = self._functions[code]
         for i, cell in enumerate(function.__closure__ or ()):
-            self._watch(cell, f"the variable {code.co_freevars[i]!r} of a closure")
+            self._save(cell, f"the variable {code.co_freevars[i]!r} of a closure")
             steps = (*path, ("attr", "__closure__"), ("item", i), ("attr", "cell_contents"))
             held = content_of(cell)
-            self.see(held, base, steps, of_code=isinstance(held, FUNCTIONS))
+            self.record(held, base, steps, of_code=isinstance(held, FUNCTIONS))
         for name in ("__defaults__", "__kwdefaults__"):
             defaults = getattr(function, name)
             if defaults and is_constant(defaults):
                 self.add(self._of(equals(base, (*path, ("attr", name)), _copied(defaults)), always=True))
             for held in defaults.values() if isinstance(defaults, dict) else defaults or ():
                 if isinstance(held, (list, dict, set)):
-                    self._watch(held, f"a default of {function.__qualname__}")
+                    self._save(held, f"a default of {function.__qualname__}")
             if defaults and not is_constant(defaults):
                 parts = defaults.items() if isinstance(defaults, dict) else enumerate(defaults)
                 for key, held in parts:
                     if not isinstance(held, FUNCTIONS):
-                        self.see(held, base, (*path, ("attr", name), ("item", key)))
+                        self.record(held, base, (*path, ("attr", name), ("item", key)))
 
 
 def _namespace(scope: dict[str, Any]) -> ModuleType | None:

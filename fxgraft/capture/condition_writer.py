@@ -17,10 +17,10 @@ _INFIX = {
     operator.truediv: "/", operator.mod: "%", operator.pow: "**", operator.and_: "&", operator.or_: "|",
     operator.is_: "is", operator.is_not: "is not",
 }  # fmt: skip
-ROUNDING = (
+NUMBER_FUNCTIONS = (
     int, round, abs, math.ceil, math.floor, math.trunc, math.sqrt, math.log, math.log2, math.pow, math.prod,
 )  # fmt: skip
-"""Functions of Python's own that make a number of sizes."""
+"""Functions of Python's own that compute a number from sizes."""
 BUILT_IN = (len, list, type, isinstance, hasattr)
 _PREFIX = {operator.neg: "-", operator.not_: "not ", operator.pos: "+"}
 SIZES = ("size", "numel", "nelement", "dim", "ndimension")
@@ -89,7 +89,7 @@ class Writer:
                 return f"({self(args[1])} in {self(args[0])})"
             if node.target is len:
                 return f"len({self._rank(args[0])})"
-            if node.target in ROUNDING:
+            if node.target in NUMBER_FUNCTIONS:
                 return f"{self._constant(node.target)}({', '.join(map(self, args))})"
             if node.target in BUILT_IN:
                 return f"{node.target.__name__}({', '.join(map(self, args))})"  # type: ignore[union-attr]

@@ -1,25 +1,25 @@
-"""What a value is that code has read, and what it holds: as conditions, as far as the code can look.
+"""What code has read, as conditions: the values, and what these hold.
 
-Attributes of modules, and of objects of the model's own classes, are seen as they are read (`recorder`). What
-cannot be instrumented (classes, functions, modules of Python, objects of the standard library) is *named*: of
-those that the code has in its hands, each attribute is a condition that the code has the name of.
+Attributes of modules, and of objects of the model's own classes, are recorded as they are read (`recorder`).
+The attributes of other objects (classes, functions, modules of Python, objects of the standard library) are
+read unseen. So of each such object that the code has, those attributes are recorded whose names the code has.
 """
 
 from __future__ import annotations
 
 import contextvars
-import enum
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from collections.abc import Callable, Iterable, Mapping, Set
+from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxgraft.capture.code import CACHED, is_own_class, is_own_module, wrapped_in
+from fxgraft.capture.code import is_own_class, is_own_module, wrapped_in
+from fxgraft.capture.contents import FUNCTIONS, content_of, items_of, name_of, variables_of
 from fxgraft.capture.facts import (
     MAX_ITEMS,
     Fact,
@@ -35,9 +35,7 @@ from fxgraft.capture.proxy import UntraceableError
 from fxgraft_passes.saved import save
 from fxgraft_passes.saved_names import Saved
 
-FUNCTIONS = (FunctionType, BuiltinFunctionType, type, CACHED)
 REGISTERS = ("_parameters", "_buffers", "_modules")
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)
 Place = tuple[Any, tuple[Step, ...]]
 """Where something was found: the base and the path of a `Fact`."""
 
@@ -59,20 +57,20 @@ class Findings:
         self.tensors: list[Tensor] = []
         self._kept: list[object] = []  # so that no id is given twice
         self._places: dict[int, Place] = {}
-        self._watched: dict[int, tuple[Saved, str]] = {}
+        self._saved: dict[int, tuple[Saved, str]] = {}
         self._first: dict[int, Saved] = {}
         self._functions: dict[object, tuple[FunctionType, Place]] = {}
-        self._named: dict[int, tuple[Any, Place]] = {}
-        self._names: set[str] = set()
+        self._attribute_owners: dict[int, tuple[Any, Place]] = {}
+        self._attribute_names: set[str] = set()
         self._registries: list[tuple[dict[Any, Any], Place]] = []
 
     def add(self, fact: Fact) -> None:
-        """Take a condition down."""
+        """Record a condition."""
         if fact not in self.facts:
             self.facts[fact] = None
 
-    def see(self, value: Any, base: Any, path: tuple[Step, ...], of_code: bool = False) -> None:
-        """Take down what ``value`` is, and go on in what it holds.
+    def record(self, value: Any, base: Any, path: tuple[Step, ...], of_code: bool = False) -> None:
+        """Record what ``value`` is, and what it holds.
 
         Args:
             value: what was read.
@@ -82,7 +80,7 @@ class Findings:
         """
         if is_constant(value):
             if isinstance(value, (list, dict, set)):
-                self._watch(value, expression(word(base), path))
+                self._save(value, expression(name_of(base), path))
                 value = value.copy()
             self.add(self._of(equals(base, path, value)))
         elif isinstance(value, Tensor):
@@ -90,50 +88,50 @@ class Findings:
                 self.tensors.append(value)
         elif isinstance(value, nn.Module):
             self._places.setdefault(id(value), (base, path))
-            self._name_classes(value)
+            self._watch_class_attributes(value)
         elif isinstance(value, FUNCTIONS):
-            self.know(value, (value, ()))
+            self.record_code(value, (value, ()))
             if not of_code:
                 self.add(self._of(is_object(base, path, value)))
         elif isinstance(value, MethodType):
-            self.know(value.__func__, (value.__func__, ()))
+            self.record_code(value.__func__, (value.__func__, ()))
             self.add(self._of(is_object(base, (*path, ("attr", "__func__")), value.__func__)))
-            self.see_part(value.__self__, base, (*path, ("attr", "__self__")))
+            self.record_part(value.__self__, base, (*path, ("attr", "__self__")))
         elif isinstance(value, functools.partial):
             for name in ("func", "args", "keywords"):
-                self.see_part(getattr(value, name), base, (*path, ("attr", name)))
+                self.record_part(getattr(value, name), base, (*path, ("attr", name)))
         elif isinstance(value, ModuleType):
-            self.name(value, (value, ()))
+            self.watch_attributes(value, (value, ()))
         elif not isinstance(value, contextvars.ContextVar):
-            self._see_holder(value, base, path)
+            self._record_holder(value, base, path)
 
-    def see_part(self, value: Any, base: Any, path: tuple[Step, ...]) -> None:
-        """`see` what something holds. Raises `UntraceableError` where that goes on without end."""
+    def record_part(self, value: Any, base: Any, path: tuple[Step, ...]) -> None:
+        """`record` what another value holds. Raises `UntraceableError` where that goes on without end."""
         if len(path) > 30:
-            raise UntraceableError(f"reads {expression(word(base), path[:3])}…, which goes on without end")
-        self.see(value, base, path)
+            raise UntraceableError(f"reads {expression(name_of(base), path[:3])}…, which goes on without end")
+        self.record(value, base, path)
 
-    def _see_holder(self, value: Any, base: Any, path: tuple[Step, ...]) -> None:
+    def _record_holder(self, value: Any, base: Any, path: tuple[Step, ...]) -> None:
         if id(value) in self._places:
             return
-        said = expression(word(base), path)
+        said = expression(name_of(base), path)
         self._places[id(value)] = (base, path)
         self._kept.append(value)
-        self._watch(value, said)
+        self._save(value, said)
         if isinstance(value, (dict, list, tuple, set, frozenset, deque)) or (
             isinstance(value, (Mapping, Set)) and not is_own_class(type(value))
         ):
             if isinstance(base, (ModuleType, type)):
-                self._see_registry(value, base, path)
+                self._record_registry(value, base, path)
                 return
             if len(value) > MAX_ITEMS:
                 raise UntraceableError(
                     f"reads {said}, whose {len(value)} items are too many to check at each call"
                 )
-            for fact, part, step in _items(value, base, path):
+            for fact, part, step in items_of(value, base, path):
                 self.add(self._of(fact))
                 if step is not None:
-                    self.see_part(part, base, (*path, step))
+                    self.record_part(part, base, (*path, step))
         elif hasattr(value, "__next__") and not isinstance(value, torch.Generator):
             raise UntraceableError(f"reads {said}, an iterator, which each call moves on")
         elif type(value).__module__.split(".")[0] == "numpy" and hasattr(value, "tobytes"):
@@ -142,16 +140,16 @@ class Findings:
             )
         elif isinstance(value, (SimpleNamespace,)) or type(value).__qualname__ == "Namespace":
             for name, part in vars(value).items():
-                self.see_part(part, base, (*path, ("attr", name)))
+                self.record_part(part, base, (*path, ("attr", name)))
         elif is_own_class(type(value)) and not isinstance(value, torch.Generator):
             self.add(self._of(is_object(base, (*path, ("attr", "__class__")), type(value))))
-            self._watch_classes(value)
-            self._name_classes(value)
+            self._save_classes(value)
+            self._watch_class_attributes(value)
             self._instrument(type(value))
         else:
-            self.name(value, (base, path))
+            self.watch_attributes(value, (base, path))
 
-    def _see_registry(self, value: Any, base: Any, path: tuple[Step, ...]) -> None:
+    def _record_registry(self, value: Any, base: Any, path: tuple[Step, ...]) -> None:
         """A container in a module of Python or in a class: others add to it, and that is no other call."""
         if not isinstance(value, dict):
             return
@@ -167,49 +165,49 @@ class Findings:
 
     # What cannot be instrumented
 
-    def name(self, owner: Any, place: Place) -> None:
-        """The code has ``owner`` in its hands: what it has the names of is read there."""
-        if id(owner) not in self._named:
-            self._named[id(owner)] = owner, place
+    def watch_attributes(self, owner: Any, place: Place) -> None:
+        """The code has ``owner``: it reads those attributes there whose names it has."""
+        if id(owner) not in self._attribute_owners:
+            self._attribute_owners[id(owner)] = owner, place
             self._kept.append(owner)
-            self._look(owner, place, self._names)
+            self._record_attributes(owner, place, self._attribute_names)
 
-    def know_names(self, names: Iterable[str]) -> None:
-        """Code that was entered has these names of attributes."""
-        new = set(names) - self._names
-        self._names |= new
+    def record_attribute_names(self, names: Iterable[str]) -> None:
+        """The code of a function that was called has these names of attributes."""
+        new = set(names) - self._attribute_names
+        self._attribute_names |= new
         if new:
-            for owner, place in list(self._named.values()):
-                self._look(owner, place, new)
+            for owner, place in list(self._attribute_owners.values()):
+                self._record_attributes(owner, place, new)
 
-    def _look(self, owner: Any, place: Place, names: Iterable[str]) -> None:
+    def _record_attributes(self, owner: Any, place: Place, names: Iterable[str]) -> None:
         base, path = place
-        held = _variables(owner)
+        held = variables_of(owner)
         for name in held.keys() & set(names):
-            self.see(held[name], base, (*path, ("attr", name)), of_code=True)
+            self.record(held[name], base, (*path, ("attr", name)), of_code=True)
         if isinstance(owner, threading.local):  # another call may find more there
             for name in set(names) - held.keys() - set(dir(type(owner))):
                 self.add(Fact(base, path, f"not hasattr($, {name!r})", of_code=True))
 
-    def _name_classes(self, value: Any) -> None:
-        self.name(type(value), (type(value), ()))
+    def _watch_class_attributes(self, value: Any) -> None:
+        self.watch_attributes(type(value), (type(value), ()))
 
-    def name_bases(self) -> None:
-        """The code asks for what a class has from others (``super()``)."""
-        for owner, _ in list(self._named.values()):
+    def watch_base_classes(self) -> None:
+        """The code reads attributes of base classes, by ``super()``."""
+        for owner, _ in list(self._attribute_owners.values()):
             for cls in owner.__mro__ if isinstance(owner, type) else ():
                 if is_own_class(cls):
-                    self.name(cls, (cls, ()))
+                    self.watch_attributes(cls, (cls, ()))
 
-    def _watch_classes(self, value: Any) -> None:
+    def _save_classes(self, value: Any) -> None:
         for cls in type(value).__mro__:
             if is_own_class(cls):
-                self._watch(cls, f"the class {cls.__qualname__}")
+                self._save(cls, f"the class {cls.__qualname__}")
 
-    def know(self, function: Any, place: Place) -> None:
-        """Where a function or a class is found: what it holds itself is found from there."""
+    def record_code(self, function: Any, place: Place) -> None:
+        """Record where a function or a class is found; what it holds is found from there."""
         if is_own_class(function):
-            self.name(function, (function, ()))
+            self.watch_attributes(function, (function, ()))
         base, path = place
         waiting = [(function, path)]
         while waiting:
@@ -220,7 +218,7 @@ class Findings:
                 self._functions[found.__code__] = found, (base, path)
                 self._kept.append(found)
                 if is_own_module(str(found.__module__)):
-                    self.name(found, (base, path))
+                    self.watch_attributes(found, (base, path))
                 for i, cell in enumerate(found.__closure__ or ()):
                     if isinstance(inner := content_of(cell), FunctionType):
                         steps = (*path, ("attr", "__closure__"), ("item", i), ("attr", "cell_contents"))
@@ -230,82 +228,6 @@ class Findings:
 
     # Writes
 
-    def _watch(self, value: Any, said: str) -> None:
-        if id(value) not in self._watched and (saved := save(value, is_root=True)) is not None:
-            self._watched[id(value)] = saved, said
-
-
-def _items(value: Any, base: Any, path: tuple[Step, ...]) -> Iterator[tuple[Fact, Any, Step | None]]:
-    """The items of a container: a fact of its form, with a part and the step to it where there is one."""
-    form = is_object(base, (*path, ("attr", "__class__")), type(value))
-    yield form, None, None
-    if isinstance(value, Mapping):
-        keys = list(value)
-        fact = (
-            equals(base, path, keys) if all(map(is_constant, keys)) else Fact(base, path, "$ == §0", (keys,))
-        )
-        yield Fact(base, path, fact.test.replace("$", "list($)"), fact.objects), None, None
-        for i, (key, part) in enumerate(value.items()):
-            yield form, part, ("item", key) if has_literal(key) else ("value", i)
-    elif isinstance(value, Set):
-        yield Fact(base, path, "set($) == §0", (set(value),)), None, None
-    else:
-        yield Fact(base, path, f"len($) == {len(value)}"), None, None
-        for i, part in enumerate(value):
-            yield form, part, ("item", i)
-
-
-def _variables(owner: Any) -> dict[str, Any]:
-    """What is in an object that cannot be instrumented: data, and the objects that it holds."""
-    if not isinstance(owner, type):
-        try:
-            held = dict(vars(owner))
-        except TypeError:
-            held = {}
-        names = dir(type(owner)) if not held and not isinstance(owner, FUNCTIONS) else ()
-        for name in names:  # an extension type
-            if (
-                not name.startswith("__")
-                and is_constant(value := _plainly(owner, name))
-                and value is not None
-            ):
-                held[name] = value
-        return held
-    found: dict[str, Any] = {}
-    if issubclass(owner, enum.Enum):  # its members do not change
-        return found
-    for cls in reversed(owner.__mro__):
-        if is_own_class(cls):
-            found |= vars(cls)
-    return {
-        name: value
-        for name, value in found.items()
-        if not name.startswith("__") and not hasattr(type(value), "__get__")
-    }
-
-
-def _plainly(owner: Any, name: str) -> Any:
-    try:
-        return getattr(owner, name)
-    except Exception:  # a property that raises is none that the code has read
-        return None
-
-
-def word(base: Any) -> str:
-    """What a base is called in messages."""
-    if isinstance(base, Self):
-        return "self"
-    return str(getattr(base, "__name__", getattr(base, "name", type(base).__name__)))
-
-
-def content_of(cell: Any) -> Any:
-    """What a cell of a closure holds; None of an empty one."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
-
-
-def is_container(value: Any) -> bool:
-    """Whether it is a module that is a list, a dictionary or a sequence of others."""
-    return isinstance(value, _CONTAINERS)
+    def _save(self, value: Any, said: str) -> None:
+        if id(value) not in self._saved and (saved := save(value, is_root=True)) is not None:
+            self._saved[id(value)] = saved, said

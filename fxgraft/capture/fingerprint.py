@@ -29,7 +29,7 @@ from fxgraft.capture.identities import (
     MOST_ITEMS,
     PLAIN,
     FingerprintFacts,
-    Same,
+    Identity,
     hashable,
     is_plain,
     plain,
@@ -145,20 +145,20 @@ class _Reader:
             case staticmethod() | classmethod():
                 return type(value).__name__, self._ref(value.__func__)
         if isinstance(value, (type, ModuleType)) or type(value).__module__.startswith("torch"):
-            return Same(value)
+            return Identity(value)
         return self._object(value, soft)
 
     def _container(self, value: Any, soft: bool) -> object:
         if len(value) > MOST_ITEMS:
-            return Same(value)
+            return Identity(value)
         if not isinstance(value, (tuple, frozenset)) and not (soft and is_plain(value)):
             self.containers.append((value, value.copy()))
         if isinstance(value, (set, frozenset)):
-            return Same(type(value)), frozenset(map(hashable, value))
+            return Identity(type(value)), frozenset(map(hashable, value))
         if isinstance(value, dict):
             keys: tuple[object, ...] = tuple(map(hashable, value))
-            return Same(type(value)), keys, tuple(self._ref(item, soft) for item in value.values())
-        return Same(type(value)), tuple(self._ref(item, soft) for item in value)
+            return Identity(type(value)), keys, tuple(self._ref(item, soft) for item in value.values())
+        return Identity(type(value)), tuple(self._ref(item, soft) for item in value)
 
     def _module(self, module: nn.Module) -> object:
         state = module.__dict__
@@ -187,7 +187,7 @@ class _Reader:
         holder: Any = getattr(value, "__dict__", value)
         state = holder if isinstance(holder, dict) else {n: getattr(value, n) for n in _slots(value)}
         if not state:
-            return self._class(value), Same(value)
+            return self._class(value), Identity(value)
         number = self._ref(value)
         for name, item in state.items():
             self._await((number, holder, name, item, soft))
@@ -229,12 +229,12 @@ class _Reader:
         for name, method in found.items():
             if not _is_fixed(_home(method)):
                 self._await((number, cls, name, method, False), name in ("forward", "__call__"))
-        return Same(cls)
+        return Identity(cls)
 
     def _function(self, function: FunctionType) -> object:
         scope, code = function.__globals__, function.__code__
         if _is_fixed(scope.get("__name__")):
-            return Same(function)
+            return Identity(function)
         names = _names(code)
         self._name(names)
         number = self._ref(function)

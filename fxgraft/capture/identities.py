@@ -16,7 +16,7 @@ PLAIN = (
 )
 CONTAINERS = (list, tuple, dict, set, frozenset)
 MOST_ITEMS = 256
-"""A container of more is known by which it is, not by what is in it."""
+"""A larger container is compared by identity, not by its items."""
 
 
 class FingerprintFacts:
@@ -37,8 +37,8 @@ class FingerprintFacts:
         return self._hash
 
 
-class Same:
-    """Equal to itself only. Does not keep alive what it stands for, where that is possible."""
+class Identity:
+    """Which object it is: equal for the same object only. Holds it weakly where that is possible."""
 
     __slots__ = ("_id", "_of")
 
@@ -52,7 +52,7 @@ class Same:
 
     def __eq__(self, other: object) -> bool:
         mine = self._of()
-        return self is other or (isinstance(other, Same) and mine is not None and mine is other._of())
+        return self is other or (isinstance(other, Identity) and mine is not None and mine is other._of())
 
     def __hash__(self) -> int:
         return self._id
@@ -73,7 +73,7 @@ def plain(value: Any) -> object:
 
 def hashable(value: Any) -> object:
     """A plain value, or which of all objects it is."""
-    return plain(value) if isinstance(value, PLAIN) else Same(value)
+    return plain(value) if isinstance(value, PLAIN) else Identity(value)
 
 
 def tensor_facts(tensor: Tensor) -> object:

@@ -21,7 +21,7 @@ from fxgraft.util import _torch
 class UntraceableError(Exception):
     """The module's code cannot be written as one graph; the message says why.
 
-    Each is noted in the trace that it is raised in: the module may catch it, and go another way for it.
+    Each is recorded in the trace that it is raised in: the module may catch it, and take another branch.
     """
 
     def __init__(self, message: str):
@@ -35,7 +35,7 @@ _raised: list[list[UntraceableError]] = []
 
 
 @contextmanager
-def noted() -> Iterator[list[UntraceableError]]:
+def collect_untraceable() -> Iterator[list[UntraceableError]]:
     """A list of each `UntraceableError` that is made inside, caught or not."""
     _raised.append([])
     try:
@@ -157,19 +157,19 @@ class ConcreteProxy(fx.Proxy):
     __int__ = __index__
 
     def __round__(self, *digits: Any) -> Any:
-        return self._number(round, *digits)
+        return self._apply(round, *digits)
 
     def __ceil__(self) -> Any:
-        return self._number(math.ceil)
+        return self._apply(math.ceil)
 
     def __floor__(self) -> Any:
-        return self._number(math.floor)
+        return self._apply(math.floor)
 
     def __trunc__(self) -> Any:
-        return self._number(math.trunc)
+        return self._apply(math.trunc)
 
-    def _number(self, function: Any, *more: Any) -> Any:
-        """What Python's own ``function`` makes of a number that it stands for."""
+    def _apply(self, function: Any, *more: Any) -> Any:
+        """Record a call of one of Python's own functions on a number that it stands for."""
         return self.tracer.create_proxy("call_function", function, (self, *more), {})
 
     def __contains__(self, item: Any) -> bool:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from fxgraft.capture.code import is_own_module
 from fxgraft.capture.code_reads import CodeReads
+from fxgraft.capture.contents import FUNCTIONS, is_container, name_of
 from fxgraft.capture.facts import Fact, Self, equals, expression, is_object, steps_to
-from fxgraft.capture.findings import FUNCTIONS, REGISTERS, Place, is_container, word
+from fxgraft.capture.findings import REGISTERS, Place
 from fxgraft.capture.proxy import UntraceableError
 from fxgraft_passes.saved import save
 from fxgraft_passes.saved_names import OfContext, slots_of
@@ -47,9 +48,9 @@ class ReadRecorder(CodeReads):
         # These have an entry for each part of the module, and are compared once, at the end.
         held = (module, *(module.__dict__[register] for register in REGISTERS))
         self._registers = [saved for one in held if (saved := save(one)) is not None]
-        self._watch_classes(module)
-        self._name_classes(module)
-        self.know(type(module).forward, (type(module), (("attr", "forward"),)))
+        self._save_classes(module)
+        self._watch_class_attributes(module)
+        self.record_code(type(module).forward, (type(module), (("attr", "forward"),)))
 
     # Reads
 
@@ -74,7 +75,7 @@ class ReadRecorder(CodeReads):
         if isinstance(value, Tensor):
             self._read_part(name, value, place)
         # A class that is named in a class is part of the code.
-        self.see(
+        self.record(
             value, base, (*path, ("attr", name)), of_code=isinstance(value, type) and name not in _own(owner)
         )
 
@@ -91,7 +92,7 @@ class ReadRecorder(CodeReads):
                 self.add(self._of(is_object(base, steps, value.__func__)))
         elif isinstance(value, FunctionType) and is_own_module(str(value.__module__)):
             self.add(self._of(is_object(base, (*path, ("attr", name)), value)))
-            self.know(value, (value, ()))
+            self.record_code(value, (value, ()))
 
     def _read_part(self, name: str, value: Any, place: Place) -> None:
         """A parameter, buffer, submodule or tensor that the code may look at, and not only call."""
@@ -124,7 +125,7 @@ class ReadRecorder(CodeReads):
         """What the ``__getattr__`` of an object's class came to, by whatever way."""
         place = self._places.get(id(owner))
         if place is not None and not isinstance(value, (*FUNCTIONS, MethodType)):
-            self.see(value, place[0], (*place[1], ("attr", name)))
+            self.record(value, place[0], (*place[1], ("attr", name)))
 
     def missed(self, owner: Any, name: str) -> None:
         """The code asked ``owner`` for an attribute that is not among its own."""
@@ -174,7 +175,7 @@ class ReadRecorder(CodeReads):
             self._contexts.setdefault(id(variable), OfContext(variable))
         elif id(variable) not in self._contexts:
             self._kept.append(variable)
-            self.see(variable.get(None), variable, (("call", "get"),))
+            self.record(variable.get(None), variable, (("call", "get"),))
 
     def asked_for_class(self, module: nn.Module) -> None:
         """The code asked of what class a module is."""
@@ -201,7 +202,7 @@ class ReadRecorder(CodeReads):
         if owner is self.module:
             raise UntraceableError(f"changes its attribute {name!r} in its forward")
         base, path = self._places[id(owner)]
-        raise UntraceableError(f"changes {expression(word(base), path)}.{name} in its forward")
+        raise UntraceableError(f"changes {expression(name_of(base), path)}.{name} in its forward")
 
     def refuse(self, error: UntraceableError) -> None:
         """The code does what no graph can; `check` raises it, where it cannot be raised at once."""
@@ -211,7 +212,7 @@ class ReadRecorder(CodeReads):
         """Raise `UntraceableError` if anything that the code has seen is not as it was."""
         if self._refusal is not None:
             raise self._refusal
-        for saved, said in self._watched.values():
+        for saved, said in self._saved.values():
             if (what := saved.change()) is not None:
                 raise UntraceableError(f"changes {said} ({what}) in its forward")
 
@@ -226,15 +227,15 @@ class ReadRecorder(CodeReads):
 
     def resume(self) -> None:
         """Code of others has run: what it changed is its own affair."""
-        for key, (saved, said) in list(self._watched.items()):
+        for key, (saved, said) in list(self._saved.items()):
             if saved.change() is not None and (again := save(saved.value, is_root=True)) is not None:
                 self._first.setdefault(key, saved)
-                self._watched[key] = again, said
+                self._saved[key] = again, said
 
     def undo(self) -> None:
         """Put back what the code has seen, as it was when it first saw it."""
         self.release()
-        for key, (saved, _) in self._watched.items():
+        for key, (saved, _) in self._saved.items():
             self._first.get(key, saved).restore()
         for saved in (*self._registers, *self._contexts.values()):
             saved.restore()

@@ -28,7 +28,7 @@ from fxgraft.capture.condition_writer import (
     BUILT_IN,
     FACTS,
     KINDS,
-    ROUNDING,
+    NUMBER_FUNCTIONS,
     SIZES,
     UnwritableError,
     Writer,
@@ -55,7 +55,7 @@ def is_condition(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
         if isinstance(values.get(of), torch.Tensor):  # type: ignore[arg-type]
             return name in FACTS
         return is_found(of) or is_condition(of, values)  # type: ignore[arg-type]
-    arithmetic = getattr(node.target, "__module__", "") == "_operator" or node.target in ROUNDING
+    arithmetic = getattr(node.target, "__module__", "") == "_operator" or node.target in NUMBER_FUNCTIONS
     return arithmetic and all(is_condition(part, values) for part in node.all_input_nodes)
 
 
@@ -142,7 +142,7 @@ def _drop_unused(graph: fx.Graph, node: Any) -> None:
     is_field = node.target is getattr
     is_asked = (
         node.op == "call_method" and node.target in (*KINDS, "get", "is_contiguous")
-    ) or node.target in (*BUILT_IN, *ROUNDING)
+    ) or node.target in (*BUILT_IN, *NUMBER_FUNCTIONS)
     if is_size or is_field or is_asked or getattr(node.target, "__module__", "") == "_operator":
         inputs = node.all_input_nodes
         graph.erase_node(node)

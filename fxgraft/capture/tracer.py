@@ -30,7 +30,7 @@ from fxgraft.capture.code import is_caught, is_own, is_own_module
 from fxgraft.capture.effects import Effects
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, limits_of_proxies
-from fxgraft.capture.proxy import ConcreteProxy, ProxySize, UntraceableError, noted
+from fxgraft.capture.proxy import ConcreteProxy, ProxySize, UntraceableError, collect_untraceable
 from fxgraft.capture.recorder import ReadRecorder
 from fxgraft.capture.sizes import prune_unused_items
 from fxgraft.util import _torch
@@ -123,7 +123,7 @@ class RegionTracer(AssumingTracer):
         recorder = ReadRecorder(module, self._instruments.instrument)
         self._effects = Effects(recorder, self._kept)
         try:
-            with limits_of_proxies(True), noted() as raised:
+            with limits_of_proxies(True), collect_untraceable() as raised:
                 with self._instruments.recording(recorder, lambda: self.is_following):
                     graph = self.trace(module)
                 if raised:  # and caught by the module's own code

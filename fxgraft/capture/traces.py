@@ -1,4 +1,4 @@
-"""What the runs of `Capture` do in the place of each module's ``forward``: record, or trace and compare."""
+"""What the runs of `Capture` put in the place of each module's ``forward``: a recorder, or a tracer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from fxgraft_passes.observe import Observer, WatchedRun
 from fxgraft_passes.snapshot import Snapshot
 
 
-class Returned:
-    """Keeps what each module returned, call by call.
+class RecordedCalls:
+    """Records the form and the result of each call of a module, in a run of the model's own code.
 
     Attributes:
+        values: module -> its results, call by call.
+        forms: module -> the forms of its calls.
         following: knows whose results each module read.
     """
 
@@ -71,7 +73,7 @@ class Traces:
         self,
         instruments: Instruments,
         kept: frozenset[int],
-        returned: Returned | None = None,
+        returned: RecordedCalls | None = None,
         skip: Traces | None = None,
     ):
         self.observer = Observer()
@@ -187,7 +189,7 @@ class Traces:
         return run.run(*(inputs[known.name] for known in form.inputs))
 
     def _expected(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call is of the form that it had in run 1: else the caller's trace went astray."""
+        """Whether a call is of the form that it had in run 1: else the caller's trace is wrong."""
         if self._returned is None:
             return True
         call, forms = self._calls[module], self._returned.forms.get(module, [])

@@ -60,7 +60,7 @@ def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[
             "sha256": _digest(text.encode()),
         }
         save_file(plain, scratch, metadata=header)
-        # safetensors makes a file for its owner alone: give it the mode that the folder was born with.
+        # safetensors makes a file that only its owner can read: give it the mode of a new folder here.
         scratch.chmod(folder.stat().st_mode & 0o666)
         _flush(scratch)
         scratch.replace(target)

@@ -1,4 +1,4 @@
-"""A job for the compiler process: the code that a structure lacks, made there and taken in here."""
+"""A job for the compiler process: code that a structure lacks is compiled there, and loaded here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fxgraft.compiling.helper import HelperRun
 from fxgraft.compiling.parcel import pack
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Variant
-from fxgraft.compiling.worker import Order, told
+from fxgraft.compiling.worker import Order, describe_error
 from fxgraft_passes import Phase
 
 
@@ -51,13 +51,13 @@ class CompileTask:
 
 
 class Job:
-    """Artifacts in the making.
+    """The artifacts that the compiler process makes for one structure.
 
     Args:
         tasks: in the order of their urgency.
         options: of ``torch.compile``.
         forwards: what the structure puts into the modules of regions, in each phase of the tasks.
-        others: modules beside the units' that follow train and eval mode.
+        others: further modules whose train and eval mode the code depends on.
 
     Raises:
         CannotTravelError: something cannot be given to another process.
@@ -96,10 +96,10 @@ class Job:
         if data is None or index is None:
             return index, None, error
         try:
-            with _short_turns():
+            with _frequent_thread_switches():
                 return index, Loading(data, self._tasks[index].kind), None
         except Exception as reason:
-            return index, None, told(reason)
+            return index, None, describe_error(reason)
 
     def take(self) -> None:
         """Go on with what has arrived, by one part: a step must not wait for more."""
@@ -118,7 +118,7 @@ class Job:
             artifact = loading.advance()
         except Exception as error:  # what torch cannot load, it can still compile
             self._loading = None
-            self._answer([index], told(error))
+            self._answer([index], describe_error(error))
             return
         if artifact is not None:
             self._loading = None
@@ -185,7 +185,7 @@ class Job:
 
 
 @contextmanager
-def _short_turns() -> Iterator[None]:
+def _frequent_thread_switches() -> Iterator[None]:
     """Let other threads have the interpreter every half millisecond: a step takes it back many times.
 
     With the usual five milliseconds, one step would wait for most of what this thread does.

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxgraft.capture.fingerprint import Fingerprint
 from fxgraft.capture.fingerprint_watch import FingerprintWatch
-from fxgraft.capture.identities import Same
+from fxgraft.capture.identities import Identity
 from fxgraft.capture.region import Region
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Key
@@ -45,12 +45,12 @@ class Keys:
         forwards = tuple(self._forward(unit, region) for region in _regions_of(local))
         return Key(found.code, found.values, (local.key_for(kinds), forwards, phase))
 
-    def _forward(self, unit: Unit, region: str) -> Same:
+    def _forward(self, unit: Unit, region: str) -> Identity:
         """What is generated of a region's own graph, numbers included: equal graphs have one function."""
         name = region if region.startswith(f"{SEEDS}.") else f"{unit.name}.{region}".strip(".")
         if name not in self._forwards:
             self._forwards[name] = self._regions[name].forward_for((), Phase.ISOLATED).function
-        return Same(self._forwards[name])
+        return Identity(self._forwards[name])
 
     def follow(self, grafts: Mapping[str, Graft], grown: Iterable[Unit]) -> None:
         """From now on these grafts run in units, and these units are grown ones."""

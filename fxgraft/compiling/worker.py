@@ -118,7 +118,7 @@ def _carry_out(job: int, data: bytes, left: set[int], outgoing: Connection) -> N
         try:
             order: Order = unpack(data)
         except Exception as error:
-            outgoing.send(("unread", job, told(error)))
+            outgoing.send(("unread", job, describe_error(error)))
         else:
             with order.ambient.applied():
                 for index in range(len(order.tasks)):
@@ -135,10 +135,10 @@ def _made(job: int, index: int, order: Order) -> tuple[Any, ...]:
         with installed(order.forwards[phase]):
             data = artifacts.build(own_code(), order.modules[number], kind, order.options, *order.others)
     except Exception as error:
-        return "failed", job, index, told(error)
+        return "failed", job, index, describe_error(error)
     return "made", job, index, data
 
 
-def told(error: BaseException) -> str:
-    """What an error says, and of what kind it is."""
+def describe_error(error: BaseException) -> str:
+    """The class and the message of an error."""
     return f"{type(error).__name__}: {error}"

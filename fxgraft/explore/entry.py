@@ -82,11 +82,11 @@ class CandidateState:
         self.status, self.reason = FAILED, reason
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
+        """Its state for a checkpoint."""
         return {"command": commands.to_dict(self.command), **{name: getattr(self, name) for name in KEPT}}
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
-        """From there. Raises `CheckpointError` where it was another candidate."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned. Raises `CheckpointError` where it was another candidate."""
         if commands.to_dict(self.command) != state["command"]:
             raise CheckpointError(
                 f"the exploration was one of other candidates: {state['command']}. Call explore with the "

@@ -1,8 +1,8 @@
 """An exploration: many isolated candidates learn beside the host, are measured, ranked and taken out again.
 
 manager.explore(...)      all germinate in one act
-manager.step() x steps    for half of these, at most 50, they stand as they were born, and their gradients
-                          are gathered; then they learn. The host does not feel them
+manager.step() x steps    for half of these, at most 50, they keep their initial parameters, and their
+                          gradients are summed up; then they learn. The host does not change
 the last of these         each is measured alone, all are ranked, all but the best are culled
 """
 
@@ -15,7 +15,7 @@ from fxgraft import commands
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.entry import CandidateState
 from fxgraft.explore.fitting import Found
-from fxgraft.explore.gradients import BirthGradients
+from fxgraft.explore.gradients import InitialGradients
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.explore.outcome import measure, rank
 from fxgraft.explore.planting import plant
@@ -68,7 +68,7 @@ class Exploration:
             CandidateState.of(seed, one, status=LEFT_OUT, reason=why) for seed, one, why in found.left_out
         ]
         self._began, self._steps = manager.steps, 0
-        self._births: dict[str, BirthGradients] = {}
+        self._frozen: dict[str, InitialGradients] = {}
         self.done = False
 
     # What it found
@@ -156,7 +156,7 @@ class Exploration:
             return self._end([], "seeds are disabled (SeedManager(enabled=False), FXGRAFT_DYNAMIC_SEEDS=0)")
         plant(self._manager, self._entries)
         for entry in self._learning():
-            self._hold(entry)
+            self._freeze(entry)
         if not self._learning():
             self.done = True
             reason = self._entries[0].reason
@@ -177,27 +177,27 @@ class Exploration:
             if seed is None or seed.stage is not Stage.TRAINING:
                 what = "culled" if seed is None else f"{seed.stage.name} by somebody else"
                 entry.fail(f"it was {what} before it was measured")
-            elif (birth := self._births.get(seed.name)) is not None:
-                birth.step()
-                entry.gradient = birth.norm
+            elif (frozen := self._frozen.get(seed.name)) is not None:
+                frozen.step()
+                entry.gradient = frozen.norm
                 self._lifecycle.taken_back(seed)
-        if self._births and self._steps >= self._settings.born:
-            self._release()
+        if self._frozen and self._steps >= self._settings.frozen_steps:
+            self._unfreeze()
         if self._steps >= self._settings.steps or not self._learning():
             self._finish()
 
-    def _hold(self, entry: CandidateState) -> None:
-        """Let a candidate stand as it was born, for a while."""
+    def _freeze(self, entry: CandidateState) -> None:
+        """Keep the parameters of a candidate at their initial values, for the first steps."""
         seed = self._manager.seeds.get(entry.seed or "")
-        if self._steps < self._settings.born and seed is not None and seed.module is not None:
-            self._births[seed.name] = BirthGradients(seed.module)
+        if self._steps < self._settings.frozen_steps and seed is not None and seed.module is not None:
+            self._frozen[seed.name] = InitialGradients(seed.module)
 
-    def _release(self) -> None:
+    def _unfreeze(self) -> None:
         """Let the candidates learn from now on."""
         for entry in self._entries:
-            if (birth := self._births.get(entry.seed or "")) is not None:
-                entry.expected = birth.end()
-        self._births.clear()
+            if (frozen := self._frozen.get(entry.seed or "")) is not None:
+                entry.expected = frozen.end()
+        self._frozen.clear()
 
     def cancel(self) -> None:
         """Stop the exploration: its seeds are culled."""
@@ -216,7 +216,7 @@ class Exploration:
 
     def _end(self, kept: Sequence[str | None], reason: str) -> None:
         """Cull all seeds but those, in one act."""
-        self._release()
+        self._unfreeze()
         self.done = True
         gone = []
         for entry in self._entries:
@@ -242,13 +242,13 @@ class Exploration:
             "entries": [
                 {
                     **entry.state(),
-                    "birth": birth.state() if (birth := self._births.get(entry.seed or "")) else None,
+                    "birth": frozen.state() if (frozen := self._frozen.get(entry.seed or "")) else None,
                 }
                 for entry in self._entries
             ],
         }
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, instead of `begin`: the manager has the seeds already.
 
         Args:
@@ -259,12 +259,12 @@ class Exploration:
         """
         self._steps, self._began = state["steps"], state["began"]
         for entry, saved in zip(self._entries, state["entries"], strict=True):
-            entry.go_on(saved)
+            entry.restore(saved)
             if entry.status == LEARNING and entry.seed not in self._manager.seeds:
                 raise CheckpointError(
                     f"the exploration's seed {entry.seed!r} is not in the checkpoint. Load the run that "
                     f"manager.save wrote, before this"
                 )
             if saved["birth"] is not None:
-                self._hold(entry)
-                self._births[str(entry.seed)].go_on(saved["birth"])
+                self._freeze(entry)
+                self._frozen[str(entry.seed)].restore(saved["birth"])

@@ -1,4 +1,4 @@
-"""What the gradients of candidates say that stay as they were born: how fast the loss would fall with them.
+"""The gradients of candidates at their initial parameters: how fast the loss would fall with them.
 
     E[g], E[g^2] over some steps    ->    sum of E[g]^2 / sqrt(E[g^2])
 
@@ -20,8 +20,8 @@ from torch.utils.hooks import RemovableHandle
 TINY = 1e-12
 
 
-class BirthGradients:
-    """Holds the parameters of a module where they are, and sums up their gradients.
+class InitialGradients:
+    """Keeps the parameters of a module at their initial values, and sums up their gradients.
 
     Args:
         module: a seed's.
@@ -29,9 +29,9 @@ class BirthGradients:
 
     def __init__(self, module: nn.Module):
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self._born = [p.detach().clone() for p in self._parameters]
-        self._first = [torch.zeros_like(p) for p in self._born]
-        self._second = [torch.zeros_like(p) for p in self._born]
+        self._initial = [p.detach().clone() for p in self._parameters]
+        self._first = [torch.zeros_like(p) for p in self._initial]
+        self._second = [torch.zeros_like(p) for p in self._initial]
         self._arrived: dict[nn.Parameter, Tensor] = {}
         self._steps = 0
         self.norm: float | None = None
@@ -47,7 +47,7 @@ class BirthGradients:
 
     @torch.no_grad()
     def step(self) -> None:
-        """A training step is over: the parameters go back to where they were."""
+        """After a training step: take the gradients, and reset the parameters."""
         if self._arrived:
             for parameter, first, second in zip(self._parameters, self._first, self._second, strict=True):
                 if (gradient := self._arrived.get(parameter)) is not None:
@@ -57,22 +57,22 @@ class BirthGradients:
                 self.norm = math.sqrt(sum(float(g.double().square().sum()) for g in self._arrived.values()))
             self._steps += 1
             self._arrived.clear()
-        for parameter, born in zip(self._parameters, self._born, strict=True):
-            parameter.copy_(born)
+        for parameter, initial in zip(self._parameters, self._initial, strict=True):
+            parameter.copy_(initial)
 
     def state(self) -> dict[str, Any]:
-        """What was summed up so far."""
+        """The sums so far."""
         return {"first": self._first, "second": self._second, "steps": self._steps, "norm": self.norm}
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
-        """From there; the parameters are where they were."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; the parameters have their initial values."""
         for ours, theirs in ((self._first, state["first"]), (self._second, state["second"])):
             for one, other in zip(ours, theirs, strict=True):
                 one.copy_(other)
         self._steps, self.norm = state["steps"], state["norm"]
 
     def end(self) -> float | None:
-        """Let the parameters go; return the sum, None where no gradient has arrived."""
+        """Stop resetting the parameters; return the score, None where no gradient has arrived."""
         for hook in self._hooks:
             hook.remove()
         if not self._steps:

@@ -52,7 +52,7 @@ def _take_in(
     entry.expected = None if math.isnan(shared) else shared
     if found.contribution is None:
         return entry.fail(found.reason)
-    if not seed.trained_steps and settings.steps > settings.born:
+    if not seed.trained_steps and settings.steps > settings.frozen_steps:
         return entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
     if entry.depth is None:  # a block is called with more than its slot's value
         entry.step_cost = step_ms(seed, manager.host.site(seed.slot, seed.source))

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LONGEST_BIRTH = 50
-"""Steps: more gradients tell little more."""
+MOST_FROZEN_STEPS = 50
+"""More steps than these change the sums little."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a host is explored; as the arguments of `SeedManager.explore`."""
+    """How a host is explored; as of `SeedManager.explore`.
+
+    Attributes:
+        steps: the length of the exploration, in training steps.
+        keep: how many of the best candidates stay.
+        at: the alpha to measure at.
+        repeats: how often each evaluation is repeated.
+    """
 
     steps: int
     keep: int
@@ -18,6 +25,6 @@ class Settings:
     repeats: int
 
     @property
-    def born(self) -> int:
-        """For how many steps the candidates stand as they were born."""
-        return min(max(self.steps // 2, 1), LONGEST_BIRTH)
+    def frozen_steps(self) -> int:
+        """For how many steps candidates keep their initial parameters, and their gradients are summed up."""
+        return min(max(self.steps // 2, 1), MOST_FROZEN_STEPS)

@@ -88,15 +88,15 @@ def fold(
                 f"the host has no fossil {name!r}; it has {', '.join(placements) or 'none'}. Name one of "
                 f"these, or fossilize it first"
             )
-    twin = copy.deepcopy(host)
-    into, refused = Folding(twin).run(placements if seeds is None else seeds)
+    copied = copy.deepcopy(host)
+    into, refused = Folding(copied).run(placements if seeds is None else seeds)
     if seeds is not None and refused:
         name, why = next(iter(refused.items()))
         raise SlotError(
             f"seed {name!r} at slot {placements[name].slot.name!r} cannot be folded: it {why}. "
             f"fxgraft.unwrap(host) keeps it as a module"
         )
-    module = unwrap(twin)
+    module = unwrap(copied)
     expected = _floats(reference, example_args, dict(example_kwargs or {}))
     actual = _floats(module, example_args, dict(example_kwargs or {}))
     pairs = list(zip(actual, expected, strict=True))

@@ -18,7 +18,7 @@ from fxgraft.errors import SlotError, StageError
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.change import Birth, Change, Growing
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import follow, slot_now, surroundings
+from fxgraft.lifecycle.nursery import convert, slot_now, surroundings
 from fxgraft.schedules import Ramp, linear
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
@@ -40,7 +40,7 @@ class PlannedCourse:
         from_now: whether that begins where alpha is when the act lands.
         fossil: whether it becomes permanent.
         paused: whether it is paused then; None: as before.
-        told: called when the act has landed.
+        reports: called when the act has landed.
         like: of a seed to be born, see `Birth`.
     """
 
@@ -54,7 +54,7 @@ class PlannedCourse:
     from_now: bool = True
     fossil: bool = False
     paused: bool | None = None
-    told: tuple[Callable[[], None], ...] = ()
+    reports: tuple[Callable[[], None], ...] = ()
     like: Mapping[nn.Parameter, nn.Parameter] = field(default_factory=dict)
 
     @property
@@ -135,7 +135,7 @@ class Act:
 
     # Planning
 
-    def germinate(self, birth: Birth, told: Callable[[], None]) -> None:
+    def germinate(self, birth: Birth, report: Callable[[], None]) -> None:
         """Let a seed go live."""
         seed, slot = birth.seed, birth.placement.slot
         channels = math.prod(alpha_shape(seed.spec.mode, slot.shape))
@@ -143,10 +143,10 @@ class Act:
         alphas = (0.0,) * channels
         module, graft = birth.graft.module, birth.graft
         self._courses[seed] = PlannedCourse(
-            seed, stage, alphas, slot, module, graft, told=(told,), like=birth.like
+            seed, stage, alphas, slot, module, graft, reports=(report,), like=birth.like
         )
 
-    def blend(self, seed: Seed, ramp: Ramp, told: Callable[[], None]) -> None:
+    def blend(self, seed: Seed, ramp: Ramp, report: Callable[[], None]) -> None:
         """Let a seed set out on ``ramp``; in place of an earlier one of the act."""
         course = self.course(seed)
         stage = after(course.stage, "blend", seed.name)
@@ -154,7 +154,7 @@ class Act:
         if not ramp.length:
             stage, alphas = after(stage, "reach", seed.name), ramp.alphas(0)
         from_now = course.from_now and (course.ramp is None or course.ramp.length > 0)
-        self._plan(course, told, stage=stage, alphas=alphas, ramp=ramp, from_now=from_now)
+        self._plan(course, report, stage=stage, alphas=alphas, ramp=ramp, from_now=from_now)
 
     def cull(self, seed: Seed) -> None:
         """Let a seed go, or not come."""
@@ -166,17 +166,17 @@ class Act:
         course = self.course(seed)
         self._plan(course, None, stage=after(course.stage, "fossilize", seed.name), fossil=True)
 
-    def pause(self, seed: Seed, paused: bool, told: Callable[[], None]) -> None:
+    def pause(self, seed: Seed, paused: bool, report: Callable[[], None]) -> None:
         """Let a seed stand still, or go on."""
-        self._plan(self.course(seed), told, paused=paused)
+        self._plan(self.course(seed), report, paused=paused)
 
     def forget(self, seed: Seed) -> bool:
         """Let ``seed`` have no part in it after all; return whether it had one."""
         return self._courses.pop(seed, None) is not None
 
-    def _plan(self, course: PlannedCourse, told: Callable[[], None] | None, **changes: object) -> None:
-        told_all = course.told if told is None else (*course.told, told)
-        self._courses[course.seed] = replace(course, told=told_all, **changes)  # type: ignore[arg-type]
+    def _plan(self, course: PlannedCourse, report: Callable[[], None] | None, **changes: object) -> None:
+        reports = course.reports if report is None else (*course.reports, report)
+        self._courses[course.seed] = replace(course, reports=reports, **changes)  # type: ignore[arg-type]
 
     def kept(self) -> Planned:
         """What is planned now, for `take_back`."""
@@ -243,7 +243,7 @@ def _born(lifecycle: Lifecycle, course: PlannedCourse) -> Birth:
     assert course.slot is not None
     slot = slot_now(lifecycle.host, course.slot)
     if course.seed.spec.call is None:  # a block has the dtypes of that which it is a copy of
-        follow(course.module, surroundings(lifecycle.host, slot))
+        convert(course.module, surroundings(lifecycle.host, slot))
     else:
         _refuse_other_sizes(lifecycle.host, course.seed, course.module)
     return replace(lifecycle.plan_birth(course.seed, slot, course.module), like=course.like)

@@ -1,6 +1,6 @@
-"""Why a seed does not run, or is not trained: the true cause, once, and what to do.
+"""Why a seed does not run, or is not trained: the cause, reported once, and what to do.
 
-A seed all of whose calls fell back is told of at the first step; one that no call reached, or that nothing
+A seed all of whose calls fell back is reported at the first step; one that no call reached, or that nothing
 trains, after `PATIENCE` steps, as a loop may begin with steps of another kind.
 """
 
@@ -56,20 +56,20 @@ class _Birth:
 
 
 class InactivityWatch:
-    """Looks at each live seed after each step, until it has run.
+    """Checks after each training step whether the live seeds run and are trained, until they are.
 
     Args:
-        host: where the seeds are.
-        progress: whether they have weights.
-        gradients: what arrives at these.
-        trained_by: what steps these, in words.
+        host: the host of the seeds.
+        progress: knows which seeds have trainable weights.
+        gradients: knows which of these have received gradients.
+        trained_by: a description of the optimizer of the seeds, for messages.
     """
 
     def __init__(self, host: Host, progress: SeedProgress, gradients: SeedGradients, trained_by: str):
         self._host, self._progress, self._gradients = host, progress, gradients
         self._trained_by = trained_by
         self._waiting: weakref.WeakKeyDictionary[Seed, _Birth] = weakref.WeakKeyDictionary()
-        self._told: weakref.WeakSet[Seed] = weakref.WeakSet()
+        self._reported: weakref.WeakSet[Seed] = weakref.WeakSet()
 
     def begin(self, seed: Seed) -> None:
         """A seed is live: it has not run yet."""
@@ -79,7 +79,7 @@ class InactivityWatch:
         version = 0 if weight is None else weight._version
         counts = seed.steps, seed.trained_steps, seed.runs
         self._waiting[seed] = _Birth(region, region.fallbacks, weight, version, counts)
-        self._told.discard(seed)
+        self._reported.discard(seed)
 
     @property
     def looks(self) -> bool:
@@ -101,7 +101,7 @@ class InactivityWatch:
         if seed.trained_steps > trained or age > PATIENCE:
             del self._waiting[seed]
         elif age == PATIENCE and (reason := self._not_trained(seed, birth, pluralize(age, "step"))):
-            return self._tell(seed, reason)
+            return self._report_once(seed, reason)
         return None
 
     def _not_running(self, seed: Seed, birth: _Birth, age: int) -> InactiveSeed | None:
@@ -115,12 +115,14 @@ class InactivityWatch:
                 amend(seed, did_not_run=why or self._not_called(region))
         if seed.did_not_run is None or (not calls and age < PATIENCE):
             return None
-        return self._tell(seed, f"it did not run{'' if calls else f' in {age} steps'}: {seed.did_not_run}")
+        return self._report_once(
+            seed, f"it did not run{'' if calls else f' in {age} steps'}: {seed.did_not_run}"
+        )
 
-    def _tell(self, seed: Seed, reason: str) -> InactiveSeed | None:
-        if seed in self._told:
+    def _report_once(self, seed: Seed, reason: str) -> InactiveSeed | None:
+        if seed in self._reported:
             return None
-        self._told.add(seed)
+        self._reported.add(seed)
         return InactiveSeed(seed, reason)
 
     def _not_trained(self, seed: Seed, birth: _Birth, steps: str) -> str | None:

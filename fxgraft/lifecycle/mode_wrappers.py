@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class AddedBranch(nn.Module):
-    """``x + branch(x)``: a branch as a replacement of the host's value, the identity at birth."""
+    """``x + branch(x)``: a branch as a replacement of the host's value, the identity at initialisation."""
 
     def __init__(self, branch: nn.Module):
         super().__init__()
@@ -19,7 +19,7 @@ class AddedBranch(nn.Module):
 
 
 class Difference(nn.Module):
-    """``module(x) - x``: a replacement as a branch, zero at birth where it begins as the identity."""
+    """``module(x) - x``: a replacement as a branch, zero at first where the module begins as the identity."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -34,7 +34,7 @@ class Gated(nn.Module):
     """``sigmoid(gate) * branch(x)``: a branch that learns how much of itself to give.
 
     Attributes:
-        gate: the logit, 0-d and 0 at birth (half open).
+        gate: the logit, 0-d and 0 at initialisation (half open).
     """
 
     def __init__(self, branch: nn.Module):

@@ -89,8 +89,8 @@ def slot_now(host: Host, slot: Slot) -> Slot:
     return now
 
 
-def follow(module: nn.Module, around: Surroundings) -> nn.Module:
-    """Bring a seed's module, in place, to the dtype, device and layout of the value that it reads.
+def convert(module: nn.Module, around: Surroundings) -> nn.Module:
+    """Convert a seed's module, in place, to the dtype, device and layout of the value that it reads.
 
     Complex tensors stay complex: in complex128 where that value is of float64, else in complex64.
     """
@@ -167,7 +167,7 @@ def _fit(module: nn.Module, mode: str, around: Surroundings, key: int) -> nn.Mod
     module = streams.privatize(module, key)
     if mode == "gated":
         module = Gated(module)
-    return follow(module, around).train(around.training)
+    return convert(module, around).train(around.training)
 
 
 def _build(blueprint: Any, slot: Slot, mode: str, config: Mapping[str, Any]) -> nn.Module:

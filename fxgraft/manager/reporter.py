@@ -36,7 +36,7 @@ class Reporter:
         self.silent = False
         self.counters = Counters()
 
-    def go_on(self, step: int) -> None:
+    def continue_at(self, step: int) -> None:
         """The run begins behind that step of an earlier one."""
         self.step = self._began = step
 

@@ -98,7 +98,7 @@ class Saver:
             host.compiled.expect_help(host.structure)
         else:
             engine.warm_up(host, Structure())
-        self._reporter.go_on(state.step)
+        self._reporter.continue_at(state.step)
         memory = self._memory
         memory.run_seed, memory.names = state.run_seed, SeedNames(state.names)
         memory.refuses_until = dict(state.refuses_until)

@@ -93,7 +93,7 @@ def explore(
     if state is None:
         exploration.begin()
     else:
-        exploration.go_on(state)
+        exploration.load_state_dict(state)
     self._routines.insert(0, exploration)  # before the growth that waits for it
     return exploration
 

@@ -60,11 +60,11 @@ def blend(
     stage_after(course.stage, "blend", seed.name)
     ramp = Ramp(course.alphas, to, steps, schedules.resolve(schedule), warmup)
     _pass_gate(self, "blend", course.judged(), force)
-    told = partial(self._reporter.blend, seed, ramp.target, steps, str(schedule))
+    report = partial(self._reporter.blend, seed, ramp.target, steps, str(schedule))
     if self._acts.open is not None:
-        return self._acts.open.blend(seed, ramp, told)
+        return self._acts.open.blend(seed, ramp, report)
     self._background.waiting.leave_open(seed)
-    told()
+    report()
     return self._lifecycle.begin_blend(seed, ramp)
 
 
@@ -120,19 +120,19 @@ def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: 
     validate.boolean("force", force)
     course = self._acts.course(seed)
     ramp = at_once(course, force)
-    told = None
+    report = None
     if ramp is not None:
         course = replace(course, stage=Stage.HOLDING, alphas=ramp.alphas(0), ramp=ramp)
-        told = partial(self._reporter.blend, seed, ramp.target, 0, "linear")
+        report = partial(self._reporter.blend, seed, ramp.target, 0, "linear")
     _pass_gate(self, "fossilize", course.judged(), force)
     if (act := self._acts.open) is not None:
-        if ramp is not None and told is not None:
-            act.blend(seed, ramp, told)
+        if ramp is not None and report is not None:
+            act.blend(seed, ramp, report)
         act.fossilize(seed)
         act.waits &= wait
         return None
-    if told is not None:
-        told()
+    if report is not None:
+        report()
     if wait:
         self._background.waiting.leave_open(seed)
         return self._lifecycle.fossilize(seed, ramp)
@@ -259,11 +259,11 @@ def _set_paused(manager: ManagerCore, seed: Seed, paused: bool) -> None:
             f"cannot pause or resume seed {seed.name!r}: it is {stage.name}; expected TRAINING, BLENDING or "
             f"HOLDING"
         )
-    told = partial(manager._reporter.operation, action, seed)
+    report = partial(manager._reporter.operation, action, seed)
     if manager._acts.open is not None:
-        return manager._acts.open.pause(seed, paused, told)
+        return manager._acts.open.pause(seed, paused, report)
     manager._lifecycle.pause(seed, paused)
-    return told()
+    return report()
 
 
 def _plan_cull(manager: ManagerCore, seed: Seed, wait: bool) -> None:

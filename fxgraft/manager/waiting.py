@@ -1,4 +1,4 @@
-"""What was asked for and has not landed yet: seeds to be born, acts, seeds that are to be permanent."""
+"""What was requested and is not carried out yet: germinations, acts, fossilizations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from fxgraft.lifecycle.act import Act, PlannedCourse
 from fxgraft.lifecycle.change import Birth, Change, Names, is_whole
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import follow, slot_now, surroundings
+from fxgraft.lifecycle.nursery import convert, slot_now, surroundings
 from fxgraft.manager.prefetch import Pending
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.seed import Seed
@@ -23,8 +23,8 @@ class Waiting:
 
     Args:
         lifecycle: has the host and the seeds.
-        reporter: hears of what comes to nothing.
-        withdraw: called where what is prepared for a seed is void; with None: what is prepared for an act.
+        reporter: reports what fails.
+        withdraw: called with a seed, to cancel what is prepared for it; with None: for the first act.
 
     Attributes:
         pending: name -> germination.
@@ -85,7 +85,7 @@ class Waiting:
         assert pending.module is not None
         try:
             slot = slot_now(self._lifecycle.host, pending.slot)
-            follow(pending.module, surroundings(self._lifecycle.host, slot))
+            convert(pending.module, surroundings(self._lifecycle.host, slot))
             return self._lifecycle.plan_birth(pending.seed, slot, pending.module)
         except Exception as error:
             self.fail(pending.seed, f"{type(error).__name__}: {error}")
@@ -115,8 +115,8 @@ class Waiting:
             self.leave_open(seed)
             if course.paused is not None and seed.is_live:
                 self._lifecycle.pause(seed, course.paused)
-            for told in course.told:
-                told()
+            for report in course.reports:
+                report()
         for growth in act.growths:
             growth.told()
 
@@ -159,10 +159,10 @@ class Waiting:
             if act.is_empty:
                 self.acts.remove(act)
 
-    # It comes to nothing
+    # It fails
 
     def fail(self, seed: Seed, reason: str) -> None:
-        """A seed to be born does not come."""
+        """A germination has failed."""
         logger.warning("seed %r did not go live: %s", seed.name, reason)
         self.pending.pop(seed.name, None)
         self._lifecycle.seeds.pop(seed.name, None)
@@ -171,7 +171,7 @@ class Waiting:
         self._withdraw(seed)
 
     def fail_act(self, reason: str) -> None:
-        """The first act comes to nothing: its new seeds are given up, and the others stay as they are."""
+        """The first act has failed: its new seeds are culled, and the others stay as they are."""
         if not self.acts:
             return
         act = self.acts.pop(0)
@@ -189,7 +189,7 @@ class Waiting:
         self._withdraw(None)
 
     def fail_change(self, change: Change, reason: str) -> None:
-        """``change`` comes to nothing."""
+        """A change has failed."""
         if change.whole:
             self.fail_act(reason)
             return
@@ -205,7 +205,7 @@ class Waiting:
         self._stuck |= set(change.departed)
 
     def fail_all(self, reason: str) -> None:
-        """It cannot even be said which change is next: what waits does not come."""
+        """Which change is next cannot be determined: all fail."""
         for pending in self.pending.values():
             if pending.is_agreed:  # told to the other ranks with the next step
                 pending.module, pending.error = None, RuntimeError(reason)

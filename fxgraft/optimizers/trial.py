@@ -53,18 +53,18 @@ def _tried(
         return f"{kind} only passes on what another optimizer holds: give the manager that one in its place"
     trial = _Trial(optimizer, group, shape, dtype)
     try:
-        alone, quiet, loud = trial.run(None), trial.run(1.0), trial.run(100.0)
+        alone, small, large = trial.run(None), trial.run(1.0), trial.run(100.0)
     except Exception as error:
         raised = _describe_error(error)
         return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and raised {raised}"
-    if not same_tensor(quiet.host, loud.host) or not same_tensor(quiet.host, alone.host):
+    if not same_tensor(small.host, large.host) or not same_tensor(small.host, alone.host):
         return (
             f"{kind} was tried on stand-ins, and moves a parameter by the gradients of others too: an "
             f"isolated seed would affect the host"
         )
-    if not quiet.moved:
+    if not small.moved:
         return f"{kind} was tried on a stand-in of {len(shape)} dimension(s), and does not train it"
-    if quiet.is_left:
+    if small.is_left:
         return (
             f"{kind} was tried on a stand-in, and keeps what belongs to it elsewhere than in its state: a "
             f"cull would leave that behind"
@@ -89,21 +89,25 @@ class _Trial:
             self._settings["lr"] = self._settings["lr"] + 1e-3
         self._like: Tensor = next((p for p in group["params"] if not p.is_meta), torch.empty(_SIDE, _SIDE))
 
-    def run(self, loudness: float | None) -> _Outcome:
-        """Some steps; with a stand-in for a seed whose gradients are so large, or without one."""
+    def run(self, gradient_scale: float | None) -> _Outcome:
+        """Make some steps, with a stand-in for a seed or without one.
+
+        Args:
+            gradient_scale: times which the gradients of the stand-in are; None: there is no stand-in.
+        """
         generator = torch.Generator().manual_seed(0)
         like = self._like.detach()
         of_host = [_random(like.shape, generator).to(like) for _ in range(1 + _STEPS)]
         of_seed = [_random(self._shape, generator).to(like.device, self._dtype) for _ in range(1 + _STEPS)]
         members, gradients = [nn.Parameter(of_host[0].clone())], [of_host[1:]]
-        if loudness is not None:
+        if gradient_scale is not None:
             members.append(nn.Parameter(of_seed[0].clone()))
-            gradients.append([gradient * loudness for gradient in of_seed[1:]])
+            gradients.append([gradient * gradient_scale for gradient in of_seed[1:]])
         twin = _twin(self._optimizer, [self._group(members)], {})
         for step in range(_STEPS):
             _step(twin, partial(_closure, members, [grads[step] for grads in gradients]))
         host = members[0].detach()
-        if loudness is None:
+        if gradient_scale is None:
             return _Outcome(host, True, False)
         moved = not same_tensor(members[1].detach(), of_seed[0])
         take_out([twin], [], members[1:])

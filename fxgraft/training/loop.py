@@ -210,7 +210,7 @@ class Trainer:
             return [evaluate(self.model, [batch], self._criterion) for batch in self._validation()]
 
     def _begin_growth(self, grow: Mapping[str, Any] | None) -> AutoGrowth | None:
-        """Grow automatically from now on, or go on where the manager that was loaded was."""
+        """Begin to grow automatically, or continue a growth that was loaded with the manager."""
         return None if grow is None else self.manager.autogrow(**{"evaluate": self._held_out_losses, **grow})
 
     def _optimize(self, loss: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The nodes of a graft, written into a graph; what they are for each phase is told in ``germinate``."""
+"""Writes the nodes of a graft into a graph; ``germinate`` describes them for each phase."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def write_graft(
     ``read`` is what a branch reads; None where the seed reads the host's value.
     """
     spec = site.spec
-    if spec.fossil == 0:  # for ever nothing of the seed: it does not run
+    if spec.fossil == 0:  # the seed has no effect any more: it does not run
         return _named(graph.call_method("view_as", (host, host)), "fossil")
     seed_input = _seed_input(graph, host, site, phase) if read is None else read
     if spec.fossil is not None:
         seed = _call(graph, f"{site.path}.module", seed_input, site, phase, arguments)
         return _fossil(graph, host, seed, spec)
     seed = _call(graph, site.path, seed_input, site, phase, arguments)  # the graft, which counts
-    law = (spec.objective, spec.radius)
+    objective = (spec.objective, spec.radius)
     if phase is Phase.ISOLATED:
-        passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *law, spec.copy))
+        passed = graph.call_function(operators.isolated, (host, seed, spec.mode, *objective, spec.copy))
         return _named(passed, "graft")
     alpha = _named(graph.get_attr(f"{site.path}.alpha"), "alpha")
     blend = operators.BLENDS[spec.mode]
@@ -63,12 +63,12 @@ def write_graft(
         seed = _named(graph.call_method("detach", (seed,)), "seed_output")
     attached = () if spec.isolated else (False,)
     if phase in (Phase.SETTLED, Phase.DETACHED):
-        return _named(graph.call_function(blend, (host, seed, alpha, None, *law, *attached)), "graft")
+        return _named(graph.call_function(blend, (host, seed, alpha, None, *objective, *attached)), "graft")
     learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")
     if phase is Phase.SHADOW:
         shadowed = graph.call_function(operators.shadowed, (host, seed, alpha, learning, spec.mode))
         return _named(shadowed, "graft")
-    return _named(graph.call_function(blend, (host, seed, alpha, learning, *law, *attached)), "graft")
+    return _named(graph.call_function(blend, (host, seed, alpha, learning, *objective, *attached)), "graft")
 
 
 def _call(
@@ -79,7 +79,7 @@ def _call(
         return _named(graph.call_module(path, (value,)), "seed")
     args, kwargs, place = arguments
 
-    def beside(node: fx.Node) -> fx.Node:
+    def other_input(node: fx.Node) -> fx.Node:
         seen = observation_of(node)
         is_tensor = seen is not None and seen.kind == "Tensor"
         return node if not is_tensor or carries_no_gradient(node) else _seed_input(graph, node, site, phase)
@@ -88,7 +88,7 @@ def _call(
     given = {
         key: value
         if key == place
-        else fx.node.map_arg(args[key] if isinstance(key, int) else kwargs[key], beside)
+        else fx.node.map_arg(args[key] if isinstance(key, int) else kwargs[key], other_input)
         for key in keys
     }
     named = {key: argument for key, argument in given.items() if isinstance(key, str)}

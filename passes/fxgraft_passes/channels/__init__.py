@@ -6,7 +6,7 @@
 `grown_layout`       how it lies once atoms have grown
 `rules_table`        operation -> its rule, and what rules share
 `rules`              the same, with all rules entered:
-`rules_elementwise`  number by number; along one dimension; pools
+`rules_elementwise`  elementwise; along one dimension; pools
 `rules_shapes`       views, transposes, concatenations, parts
 `rules_products`     layers, matrix products, attention, embeddings
 `rules_norms`        normalisations

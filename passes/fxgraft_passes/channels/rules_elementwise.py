@@ -1,4 +1,4 @@
-"""Operations that work number by number, or along one dimension."""
+"""Rules of elementwise operations, and of operations along one dimension."""
 
 from __future__ import annotations
 
