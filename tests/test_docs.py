@@ -269,6 +269,22 @@ def test_packages_import_what_the_architecture_page_says():
     assert wrong == set()
 
 
+def test_a_package_says_its_group_and_what_it_may_import():
+    """A reader of any file learns it one folder listing away, not from this page."""
+    rows = re.findall(r"^\| ([\w ]+) \| (`.*?) \| (.*?) \|$", ARCHITECTURE, re.MULTILINE)
+    told = set()
+    for group, names, may in rows:
+        line = f"Group: {group}. May import: {may.split(';')[0].replace('`', '')}."
+        for package in PACKAGES:
+            if f"`{package.name}`" in names and package.parent == ROOT / "fxgraft":
+                docstring = ast.get_docstring(
+                    ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
+                )
+                assert line in docstring.splitlines(), package.name
+                told.add(package)
+    assert told == {package for package in PACKAGES if package.parent == ROOT / "fxgraft"}
+
+
 WP101 = (ROOT / "docs" / "wp101.md").read_text(encoding="utf-8")
 PATHS = sorted(set(re.findall(r"`([\w./-]+\.(?:py|md|json|toml))(?:::\w+)*`", WP101)))
 

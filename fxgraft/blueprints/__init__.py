@@ -16,6 +16,8 @@ the slot's shape to one of the same shape. A *branch* is added to the host's val
 `replacements`    replacements: modules that take the place of the value
 `initial`         initial weights with which a branch adds nothing, and learns from its first step on
 ================  ===================================================================================
+
+Group: the host. May import: helpers, graphs.
 """
 
 from fxgraft.blueprints.affine import norm, scale_shift

@@ -37,4 +37,6 @@
 `inserted`           inserted blocks in the ``forward`` of the block beside them
 `stand_ins`          built-in functions that look at what proxies stand for
 ===================  ==============================================================================
+
+Group: graphs. May import: helpers, passes.
 """

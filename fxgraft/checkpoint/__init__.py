@@ -11,6 +11,8 @@
 `randomness`  the random streams of torch, Python and numpy
 `ranks`       the random streams of other ranks, in files beside that of rank 0
 ============  ================================================================================
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
 from fxgraft.checkpoint.ranks import save_streams

@@ -12,6 +12,8 @@ damaged); 2 wrong usage, a target that cannot be loaded included.
 `checkpoints`  inspect, verify
 `runs`         report, watch
 =============  ======================================================================
+
+Group: tools. May import: what they show.
 """
 
 from fxgraft.cli import checkpoints, exploring, measuring, models, runs

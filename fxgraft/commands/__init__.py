@@ -15,6 +15,8 @@ JSON schema of a command. Blueprints are named, never code: nothing in a command
 `parsing`   from text, dictionaries or objects to commands; what comes in is not trusted
 `inbox`     commands of other threads, waiting for the end of a training step
 ==========  ============================================================================
+
+Group: interface. May import: what they control.
 """
 
 from fxgraft.commands.messages import (

@@ -24,4 +24,6 @@
 `wanted`        what the compiler process is to make
 `compiled`      all of it together for one host
 ==============  =====================================================================================
+
+Group: graphs. May import: helpers, passes.
 """

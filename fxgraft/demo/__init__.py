@@ -10,4 +10,6 @@
 ==========  ====================================================================
 
 It needs the ``demo`` extra; nothing else in fxgraft imports this package.
+
+Group: tools. May import: what they show.
 """

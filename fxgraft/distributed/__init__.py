@@ -16,6 +16,8 @@ to the manager, and keeps the loop.
 * `fsdp`: the ranks of a host that ``fully_shard`` has sharded; `fsdp_seeds`: the parameters of seeds there;
   `dcp`: such a run as a folder, written by ``torch.distributed.checkpoint``.
 * `peers`: what the manager asks. `Alone` answers for one process and costs nothing, `replicas` for several.
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
 from fxgraft.distributed.choice import peers_of

@@ -25,6 +25,8 @@
 `table`         what was found, as rows and as text
 `widths`        widening as a candidate, tried as a branch that stands for it
 ==============  ======================================================================
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
 from fxgraft.explore.autogrow import AutoGrowth

@@ -12,4 +12,6 @@
 `linear_maps`     which modules are affine, and which map each is
 `producers`       an affine map, merged into the weights of a layer
 ================  ==============================================================
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """

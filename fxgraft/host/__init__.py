@@ -33,4 +33,6 @@
 `observing`           the sizes of values in an inserted block that grew wider alone
 `wrapped`             whether a ``DistributedDataParallel`` is around a host
 ====================  ================================================================================
+
+Group: the host. May import: helpers, graphs.
 """

@@ -10,6 +10,8 @@
 `accelerate`          Accelerate
 `peft`                LoRA of PEFT as seeds
 ====================  ================================================================
+
+Group: interface. May import: what they control.
 """
 
 from typing import TYPE_CHECKING

@@ -25,4 +25,6 @@ Isolation, and how a host runs for a moment as if:
 `probing`            a host for a moment as if a seed had another alpha
 `generators`         what an evaluation draws from, so that two of them draw the same
 ===================  ========================================================================================
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """

@@ -29,4 +29,6 @@ They work with what a manager is made of, which `core` wires:
 `journal`      what sinks are told every few steps
 `saver`        saves and loads a run: on one rank, on several, sharded
 =============  =======================================================================
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """

@@ -17,4 +17,6 @@
 `gradients`      gradients that belong to one owner: dropped or clipped apart
 `progress`       whether a seed is trained at all
 ===============  =====================================================================================
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """

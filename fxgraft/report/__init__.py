@@ -20,6 +20,8 @@ The page needs the extra ``report`` (plotly, jinja2), the screen the extra ``cli
 `host_picture`       the picture of a host, ``host.show()``
 `host_graph`         what that picture draws: boxes and frames
 ===================  =============================================
+
+Group: tools. May import: what they show.
 """
 
 from typing import TYPE_CHECKING

@@ -18,6 +18,8 @@
 `joining`             its channels, behind those of the layers there
 `not_alike`           why a branch cannot be joined
 ====================  =====================================================================
+
+Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
 from fxgraft.resizing.fusing import PlannedFusion

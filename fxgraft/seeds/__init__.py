@@ -8,4 +8,6 @@
 `names`    a name, where none is given
 `colours`  a colour for each stage
 =========  ============================================
+
+Group: the host. May import: helpers, graphs.
 """

@@ -9,4 +9,6 @@
 `neighbours`  the layers around a slot, nearest first
 `walk`       steps through graphs: what a value is computed from, and what from it
 ===========  ======================================================================================
+
+Group: graphs. May import: helpers, passes.
 """

@@ -7,6 +7,8 @@ Metrics have plain names, ``fxgraft/seed/alpha``, and the names of WP-101 (``kas
 `metrics`  the table of metrics, and their values now
 `sinks`    where events go: memory, JSON lines, TensorBoard, W&B
 =========  =====================================================
+
+Group: interface. May import: what they control.
 """
 
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger

@@ -12,6 +12,8 @@ Needs hypothesis: ``pip install 'fxgraft[testing]'``.
 `comparing`  comparison to the bit
 `compiling`  how often something was compiled
 ===========  ===============================================================
+
+Group: tools. May import: what they show.
 """
 
 from fxgraft.testing.comparing import assert_same_bits, differences, frozen, loss_of, observed_call

@@ -19,6 +19,8 @@ schedules, checkpoints and resuming, and a watchdog that rolls back when the los
 =================  ========================================================
 
 The public names of the last four are in `fxgraft.controllers`.
+
+Group: interface. May import: what they control.
 """
 
 from fxgraft.training.checkpoints import Checkpoints

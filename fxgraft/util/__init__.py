@@ -17,4 +17,6 @@
 `validate`            checks of arguments: an integer, a number, True or False
 `_torch`              the private parts of torch that are used, all in one file
 ====================  =======================================================================
+
+Group: helpers. May import: nothing else of fxgraft.
 """
