@@ -10,6 +10,7 @@
 `boundary`           modules that are called from code without a graph
 `clone`              a second module tree over the same tensors
 `call_form`          the form of a call: what becomes an input, and what is a condition
+`guarded_entry`      the ``forward`` in front of a graph, which checks the form of a call
 `facts`              conditions on the world, as data
 `exact`              what ``==`` leaves out in them: types of numbers, signs of zeros
 `shadowing`          conditions where parameters have names of Python's own

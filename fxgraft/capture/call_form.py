@@ -1,32 +1,22 @@
 """The form of one recorded call: which arguments become inputs of the graph, which are constants.
 
-A graph is right for calls of the form that it was traced under. ``CallForm`` writes the few lines
-of Python in front of it that say so, and send any other call to the module's own ``forward``::
-
-    def forward(self, hidden_states, attention_mask=None, use_cache=False):
-        if not (attention_mask is None and use_cache is False):
-            _fell_back(self, {'hidden_states': hidden_states, ...})
-            return _fallback(self, hidden_states, attention_mask=attention_mask, ...)
-        return _graph(self, hidden_states)
+A graph is right for calls of the form that it was traced under. ``CallForm`` has the conditions that such a
+call meets; ``guarded_entry`` writes them in front of the graph.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
-from fxgraft.capture.defaults import printed_default
 from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, Written, check_of, equals
-from fxgraft.capture.fallback import fell_back
 from fxgraft.capture.shadowing import builtins_of, unshadowed
 from fxgraft.util import _torch
 
@@ -57,6 +47,7 @@ class CallForm:
         constants: the names used in guards that are not literals.
         switches_gradients: whether the graph has parts under ``no_grad``.
         switches_autocast: whether it has parts under ``torch.autocast``.
+        positional: how many arguments came by position.
     """
 
     def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -68,7 +59,7 @@ class CallForm:
         self.switches_gradients = False
         self.switches_autocast = False
         self._of_arguments: list[str | Fact] = []
-        self._positional = len(args)
+        self.positional = len(args)
         bound = self.signature.bind(*args, **kwargs)
         self._passed = set(bound.arguments)
         bound.apply_defaults()
@@ -125,7 +116,7 @@ class CallForm:
     def guards(self) -> list[str]:
         """Python expressions over the arguments and ``self`` that hold for a call of this form.
 
-        Besides those, they use the names in `constants`, and some in `scope`.
+        Besides those, they use `names`.
         """
         guards = [self._source(condition) for condition in self._conditions]
         if of_code := [fact for fact in self.facts if fact.is_of_code]:
@@ -186,7 +177,7 @@ class CallForm:
                 args.extend(value)
             elif parameter.kind is Parameter.VAR_KEYWORD:
                 kwargs.update(value)
-            elif name in self._passed and len(args) < self._positional:
+            elif name in self._passed and len(args) < self.positional:
                 args.append(value)
             elif name in self._passed:
                 kwargs[name] = value
@@ -232,8 +223,8 @@ class CallForm:
     def unmet(self, given: Mapping[str, Any]) -> str | None:
         """The first guard that a call with these arguments (and ``self``) does not pass; or None."""
         for condition in self._conditions:
-            try:  # of our own making: see entry_source
-                passes = eval(self._source(condition), self.scope(), dict(given))
+            try:  # of our own making: see guarded_entry
+                passes = eval(self._source(condition), self.names, dict(given))
             except Exception:  # of an argument that is something else altogether
                 passes = False
             if not passes:
@@ -267,69 +258,10 @@ class CallForm:
                 found.append(source)
         return found
 
-    def entry_source(self) -> str:
-        """The source of the guarded ``forward``. Refers to ``_graph`` and ``_fallback``, and to `scope`."""
-        parameters = [
-            p.replace(annotation=Parameter.empty, default=printed_default(p))
-            for p in self.signature.parameters.values()
-        ]
-        head = str(self.signature.replace(parameters=parameters, return_annotation=Parameter.empty))
-        again = ", ".join(map(self._pass_on, self.signature.parameters.values()))
-        given = ", ".join(f"{name!r}: {name}" for name in self.signature.parameters)
-        inputs = ", ".join(known.expression for known in self.inputs)
-        run = f"    return _graph(self, {inputs})"
-        # Where the graph raises inside of its part under no_grad, gradients are on again outside.
-        if self.switches_gradients:
-            run = f"    with _set_gradients(_gradients_on()):\n    {run}"
-        if self.switches_autocast:  # likewise
-            run = (
-                f"    opened = _open_autocasts()\n"
-                f"    try:\n{textwrap.indent(run, '    ')}\n"
-                f"    except BaseException:\n        _leave_autocasts(opened)\n        raise"
-            )
-        condition = "\n            and ".join(self.guards) or "True"
-        check = f"    if not (\n            {condition}\n    ):\n"
-        if self.facts:  # what they look at may be gone
-            check = (
-                f"    try:\n        as_traced = (\n            {condition}\n        )\n"
-                f"    except (AttributeError, KeyError, IndexError, TypeError):\n        as_traced = False\n"
-                f"    if not as_traced:\n"
-            )
-        return (
-            f"def forward(self, {head[1:-1]}):\n"
-            f"{check}"
-            f"        _fell_back(self, {{{given}}})\n"
-            f"        return _fallback(self, {again})\n"
-            f"{run}\n"
-        )
-
-    def _pass_on(self, parameter: Parameter) -> str:
-        name = parameter.name
-        match parameter.kind:
-            case Parameter.VAR_POSITIONAL:
-                return f"*{name}"
-            case Parameter.VAR_KEYWORD:
-                return f"**{name}"
-        kinds = [known.kind for known in self.signature.parameters.values()]
-        position = list(self.signature.parameters).index(name)
-        must = parameter.kind is Parameter.POSITIONAL_ONLY or Parameter.VAR_POSITIONAL in kinds[position:]
-        return name if must or position < self._positional else f"{name}={name}"
-
-    def scope(self) -> dict[str, Any]:
-        """The names that `entry_source` uses."""
-        defaults = {
-            f"_default_{p.name}": p.default
-            for p in self.signature.parameters.values()
-            if p.default is not Parameter.empty
-        }
-        called = {
-            "_fell_back": fell_back,
-            "_set_gradients": torch.set_grad_enabled,
-            "_gradients_on": torch.is_grad_enabled,
-            "_open_autocasts": _torch.open_autocasts,
-            "_leave_autocasts": _torch.leave_autocasts,
-        }
-        return {**defaults, **self.constants, **builtins_of(self.signature.parameters), **called}
+    @property
+    def names(self) -> dict[str, Any]:
+        """What the names in `guards` stand for, beside the arguments."""
+        return {**self.constants, **builtins_of(self.signature.parameters)}
 
     def __getstate__(self) -> dict[str, Any]:
         # Modules of Python go by their names.

@@ -19,6 +19,7 @@ from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.fallback import nothing_lost
+from fxgraft.capture.guarded_entry import entry_scope, entry_source
 from fxgraft_passes.proofs import verify
 
 _functions: weakref.WeakValueDictionary[Any, FunctionType] = weakref.WeakValueDictionary()
@@ -57,8 +58,8 @@ def generate(graph: fx.Graph, form: CallForm, fallback: Callable[..., Any], lack
     code = graph.python_code("self")
     source, scope = code.src.strip().replace(" -> _Any_", "", 1) + "\n", dict(code.globals)
     if not form.is_plain:
-        source = source.replace("def forward(", "def _graph(", 1) + "\n\n" + form.entry_source()
-        scope.update(form.scope(), _fallback=fallback)
+        source = source.replace("def forward(", "def _graph(", 1) + "\n\n" + entry_source(form)
+        scope.update(entry_scope(form), _fallback=fallback)
         if not lacks:
             scope["_fell_back"] = nothing_lost
     return Generated(graph, source, _function(source, scope))

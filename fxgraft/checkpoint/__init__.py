@@ -4,6 +4,7 @@
 `run`         what a run is made of: host, seeds, optimizers, schedulers, random streams
 `model`       a grown model for inference: no optimizer, no manager
 `file`        one file: tensors in safetensors, a JSON manifest in its header; atomic, checked
+`checks`      whether a checkpoint fits what it is loaded into
 `packing`     nested Python data as JSON beside named tensors, and back
 `seeds`       the record of a seed, and a seed from a record
 `structure`   how seeds are wired, as a tensor of bytes in a ``state_dict``

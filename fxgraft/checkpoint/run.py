@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft.checkpoint import file, optimizers, randomness, ranks
-from fxgraft.checkpoint.packing import conform, pack, unpack
+from fxgraft.checkpoint.checks import check_model, check_types, check_weights, scheduler_state
+from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.checkpoint.seeds import SeedRecord, stream_seed
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
@@ -177,9 +178,9 @@ class _Restoration:
         self._replay = WideningReplay(self._host, manifest.get("widenings", ()), shapes, trainers, alone)
         self._model = manifest["model"]
         if not self._replay.growths:  # else once it has grown
-            _check_model(self._host, self._model)
-        _check_types("optimizers", manifest["optimizers"], trainers)
-        _check_types("schedulers", manifest["schedulers"], schedulers)
+            check_model(self._host, self._model)
+        check_types("optimizers", manifest["optimizers"], trainers)
+        check_types("schedulers", manifest["schedulers"], schedulers)
         self._state = read_data(unpack(manifest["run"], tensors), RunState, "run")
         self._records = [SeedRecord.read(unpack(packed, tensors)) for packed in manifest["seeds"]]
         if not trains:  # settings of an optimizer are for one
@@ -191,7 +192,7 @@ class _Restoration:
         self._names = [saved["names"] for saved in manifest["optimizers"]]
         self._of_trainers = [unpack(saved["state"], tensors) for saved in manifest["optimizers"]]
         self._of_schedulers = [
-            _scheduler_state(s, unpack(saved["state"], tensors))
+            scheduler_state(s, unpack(saved["state"], tensors))
             for s, saved in zip(schedulers, manifest["schedulers"], strict=True)
         ]
         self._set_streams = randomness.setter(streams) if streams is not None else lambda: None
@@ -207,9 +208,9 @@ class _Restoration:
             self._revive(undo, waiting, blueprints)
             self._in_order()
             self._replay.end(undo)
-            _check_model(self._host, self._model)
-            _check_weights("weights", self._weights, host.state_dict())
-            _check_weights("buffers", self._buffers, _unsaved_buffers(host))
+            check_model(self._host, self._model)
+            check_weights("weights", self._weights, host.state_dict())
+            check_weights("buffers", self._buffers, _unsaved_buffers(host))
             self._load_optimizers(undo)
             for scheduler, saved in zip(self._schedulers, self._of_schedulers, strict=True):
                 undo.callback(scheduler.load_state_dict, scheduler.state_dict())
@@ -265,50 +266,11 @@ class _Restoration:
             optimizers.load(trainer, checked)
 
 
-def _check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
-    state = host.model_state()
-    ours = {n: (list(t.shape), str(t.dtype)) for n, t in state.items() if isinstance(t, Tensor)}
-    theirs = {name: (shape, dtype) for name, shape, dtype in saved}
-    if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
-        name = different[0]
-        raise CheckpointError(
-            f"the checkpoint is of another host: {len(different)} tensors differ; the first is {name}: "
-            f"expected {ours.get(name, 'nothing')}, as in the host; got {theirs.get(name, 'nothing')}"
-        )
-
-
-def _check_types(what: str, saved: Sequence[Mapping[str, Any]], given: Sequence[Any]) -> None:
-    ours, theirs = [type(x).__name__ for x in given], [x["type"] for x in saved]
-    if ours != theirs:
-        wanted, got = (", ".join(names) or "none" for names in (theirs, ours))
-        raise CheckpointError(f"{what}: expected {wanted}, as in the checkpoint; got {got}")
-
-
 def _not_restored(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{path}: cannot be restored: {type(error).__name__}: {error}. Expected a file that manager.save "
         f"wrote for a host of this model; host and optimizers are as before"
     )
-
-
-def _check_weights(what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    ours, theirs = ({n: _form(value) for n, value in values.items()} for values in (given, saved))
-    if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
-        raise CheckpointError(
-            f"the checkpoint's {what} do not fit its seeds: {', '.join(different[:3])}. Expected blueprints "
-            f"that make the modules of the saved run"
-        )
-
-
-def _form(value: Any) -> tuple[Any, ...]:
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value),)
-
-
-def _scheduler_state(scheduler: Any, saved: Mapping[str, Any]) -> Any:
-    ours = scheduler.state_dict()
-    if ours.keys() != saved.keys():
-        raise CheckpointError(f"{type(scheduler).__name__}: expected {sorted(ours)}; got {sorted(saved)}")
-    return conform(saved, ours, type(scheduler).__name__)
 
 
 def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, Any]:

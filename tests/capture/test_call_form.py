@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.capture.call_form import CallForm, is_constant
+from fxgraft.capture.guarded_entry import entry_scope, entry_source
 from fxgraft.util.bits import same_bits
 
 X, Y = torch.randn(2, 3), torch.randn(2, 3)
@@ -28,8 +29,8 @@ def entry(form):
         "_graph": lambda self, *inputs: ("graph", inputs),
         "_fallback": lambda self, *a, **k: ("fallback", a, k),
     }
-    scope.update(form.scope(), _fell_back=lambda self, given: None)
-    exec(form.entry_source(), scope)
+    scope.update(entry_scope(form), _fell_back=lambda self, given: None)
+    exec(entry_source(form), scope)
     return lambda *args, **kwargs: scope["forward"](nn.Module(), *args, **kwargs)
 
 

@@ -1,0 +1,55 @@
+"""Whether a checkpoint fits the host, the seeds, the optimizers and the schedulers that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fxgraft.checkpoint.packing import conform
+from fxgraft.errors import CheckpointError
+from fxgraft.host.host import Host
+
+
+def check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
+    """Raise `CheckpointError` where the tensors of the model are others than those that were saved."""
+    state = host.model_state()
+    ours = {n: (list(t.shape), str(t.dtype)) for n, t in state.items() if isinstance(t, Tensor)}
+    theirs = {name: (shape, dtype) for name, shape, dtype in saved}
+    if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
+        name = different[0]
+        raise CheckpointError(
+            f"the checkpoint is of another host: {len(different)} tensors differ; the first is {name}: "
+            f"expected {ours.get(name, 'nothing')}, as in the host; got {theirs.get(name, 'nothing')}"
+        )
+
+
+def check_types(what: str, saved: Sequence[Mapping[str, Any]], given: Sequence[Any]) -> None:
+    """Raise `CheckpointError` where optimizers or schedulers are of other classes than the saved ones."""
+    ours, theirs = [type(x).__name__ for x in given], [x["type"] for x in saved]
+    if ours != theirs:
+        wanted, got = (", ".join(names) or "none" for names in (theirs, ours))
+        raise CheckpointError(f"{what}: expected {wanted}, as in the checkpoint; got {got}")
+
+
+def check_weights(what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where the tensors of host and seeds are others than those that were saved."""
+    ours, theirs = ({n: _form(value) for n, value in values.items()} for values in (given, saved))
+    if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
+        raise CheckpointError(
+            f"the checkpoint's {what} do not fit its seeds: {', '.join(different[:3])}. Expected blueprints "
+            f"that make the modules of the saved run"
+        )
+
+
+def _form(value: Any) -> tuple[Any, ...]:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value),)
+
+
+def scheduler_state(scheduler: Any, saved: Mapping[str, Any]) -> Any:
+    """The state to load into a scheduler. Raises `CheckpointError` where it is one of another form."""
+    ours = scheduler.state_dict()
+    if ours.keys() != saved.keys():
+        raise CheckpointError(f"{type(scheduler).__name__}: expected {sorted(ours)}; got {sorted(saved)}")
+    return conform(saved, ours, type(scheduler).__name__)
