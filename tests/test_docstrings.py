@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 import importlib
 import inspect
@@ -14,7 +15,8 @@ import pytest
 
 from tests.test_public_api import MODULES, public
 
-SECTION = re.compile(r"^( *)(?:Args|Attributes):\n((?:\1 +\S.*\n|\s*\n)+)", re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+SECTION = re.compile(r"^( *)(Args|Attributes):\n((?:\1 +\S.*\n|\s*\n)+)", re.MULTILINE)
 """The head of a section, and its lines, which are indented further."""
 HIDDEN = re.compile(r"^::: fxgraft\.Host\n    options:\n      filters: .*\"!\^\((.*?)\)\$\"\]", re.MULTILINE)
 """The public methods of `Host` that only the library calls; its reference page leaves them out."""
@@ -22,18 +24,18 @@ ENTRY = re.compile(r"^(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \(.+?\))?: \S")
 """``name: what it is``, ``a, b: what they are``."""
 
 
-def described(docstring: str) -> set[str]:
-    """The parameters that the sections ``Args`` and ``Attributes`` have an entry for."""
+def described(docstring: str, heads: tuple[str, ...] = ("Args", "Attributes")) -> set[str]:
+    """The names that the sections with these heads have an entry for."""
     found: set[str] = set()
     for section in SECTION.finditer(inspect.cleandoc(docstring) + "\n"):
-        for line in inspect.cleandoc("\n" + section[2]).splitlines():
+        for line in inspect.cleandoc("\n" + section[3]).splitlines() if section[2] in heads else ():
             if entry := ENTRY.match(line):
                 found |= {name.strip("* ") for name in entry["names"].split(",")}
     return found
 
 
 def hidden() -> set[str]:
-    page = Path(__file__).parent.parent / "docs" / "reference" / "fxgraft.md"
+    page = ROOT / "docs" / "reference" / "fxgraft.md"
     found = HIDDEN.search(page.read_text(encoding="utf-8"))
     assert found is not None
     return {f"Host.{name}" for name in found[1].split("|")}
@@ -79,6 +81,28 @@ def test_each_parameter_of_a_public_name_is_described(module: str) -> None:
         if name not in hidden() and (missing := parameters_of(value) - described(docstring))
     }
     assert lacking == {}, "describe them under 'Args:' (of a dataclass: 'Attributes:')"
+
+
+def names_of_arguments(function: ast.FunctionDef) -> set[str]:
+    found = function.args
+    variadic = [one for one in (found.vararg, found.kwarg) if one is not None]
+    return {one.arg for one in (*found.posonlyargs, *found.args, *found.kwonlyargs, *variadic)}
+
+
+def test_what_an_argument_table_describes_is_an_argument() -> None:
+    """Of all functions and constructors, also of those that only the library calls."""
+    gone = {}
+    for path in (file for folder in ("fxgraft", "passes") for file in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node
+            if isinstance(node, ast.ClassDef):
+                inner = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+                called = next((part for part in inner if part.name == "__init__"), node)
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and isinstance(called, ast.FunctionDef):
+                told = described(ast.get_docstring(node) or "", heads=("Args",))
+                if unknown := told - names_of_arguments(called):
+                    gone[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = unknown
+    assert gone == {}
 
 
 def test_an_entry_is_told_from_prose() -> None:

@@ -42,19 +42,21 @@ class Lifecycle:
     """Moves seeds from stage to stage.
 
     Args:
-        host: where the seeds are.
-        optimizers: what trains them.
+        host: the host of the seeds.
+        optimizers: those that train host and seeds.
         on_stage: called with a seed that has entered another stage.
         on_dropped: called with the name of a seed whose gradients were not finite.
-        on_silent: called with seeds that do not run, or that nothing trains, and why.
-        schedulers: to keep in step with groups that seeds add to the optimizers.
+        on_inactive: called with seeds that do not run, or that nothing trains, and why.
+        schedulers: learning-rate schedulers, to keep consistent with groups that seeds add to the optimizers.
 
     Attributes:
         seeds: name -> seed, in the order in which those at one slot stand: that of germination, or another
             one that was asked for.
         departing: the names of seeds that are culled, and whose grafts are still in the graph.
         cold: whether changes leave compiling for later.
-        silence: knows why a seed does not run.
+        registry: knows which seed owns which parameter.
+        gradients: drops gradients of seeds that are not finite, and knows which seeds have received some.
+        inactivity: knows why a seed does not run.
         distribute: brings a new seed's parameters to where those of the host are; returns what undoes it.
     """
 
