@@ -80,6 +80,6 @@ class Record:
 
 
 def reasons() -> dict[str, dict[str, str]]:
-    """Row key -> ``why`` its budget is missed, and what was ``tried``: written by hand."""
+    """Pattern of row keys (as of a shell) -> ``why`` their budget is missed, and what was ``tried``."""
     found: dict[str, dict[str, str]] = tomllib.loads(REASONS.read_text(encoding="utf-8"))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -49,15 +50,24 @@ def _excess(row: Row) -> float:
 
 
 def _missed(rows: Iterable[Row], why: Mapping[str, Mapping[str, str]]) -> str:
-    missed = [row for row in rows if not row.is_met]
-    if not missed:
-        return ""
-    lines = ["## What is missed, and why"]
-    for row in missed:
-        reason = why.get(row.key, {"why": "not yet known: see `--profile`"})
-        tried = f" Tried: {reason['tried']}" if "tried" in reason else ""
-        lines.append(f"- **{row.key}**: {row.verdict}. {reason['why']}{tried}")
-    return "\n".join((lines[0], "", *lines[1:]))
+    """Each reason once, below it the rows that it is about."""
+    about: dict[str, list[Row]] = {}
+    for row in rows:
+        if not row.is_met:
+            about.setdefault(reason_of(row, why), []).append(row)
+    parts = ["## What is missed, and why"] if about else []
+    for reason, missed in about.items():
+        parts.append("\n".join(f"- **{row.key}**: {row.verdict}" for row in missed))
+        parts.append(reason)
+    return "\n\n".join(parts)
+
+
+def reason_of(row: Row, why: Mapping[str, Mapping[str, str]]) -> str:
+    """The text of the first reason whose pattern the row's key matches."""
+    for pattern, reason in why.items():
+        if fnmatch.fnmatchcase(row.key, pattern):
+            return reason["why"] + (f" Tried: {reason['tried']}" if "tried" in reason else "")
+    return "Not yet known: see `--profile`."
 
 
 def _origin(part: Part) -> str:
