@@ -56,11 +56,14 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(_schedules)
 
 
 def register(name: str, schedule: Schedule) -> None:
-    """Give a schedule a name, so that checkpoints and commands can refer to it. A taken name raises.
+    """Give a schedule a name, so that checkpoints and commands can refer to it.
 
     Args:
         name: the name; it must be registered in the process that loads a checkpoint as well.
         schedule: a monotone function from 0 to 0 and from 1 to 1; values outside 0 to 1 are clamped.
+
+    Raises:
+        ValueError: the name is taken.
     """
     if name in _schedules:
         raise ValueError(f"there is a schedule {name!r} already")
@@ -79,7 +82,10 @@ class Ramp:
         target: alpha at the end, in [0, 1].
         steps: the number of steps; if this and ``warmup`` are 0, alpha is at the target at once.
         schedule: a function from the share of the steps to the share of the change, both in [0, 1].
-        warmup: the number of steps before those, in which alpha stays at ``starts``.
+        warmup: the number of steps before those, in which alpha stays at ``starts``. Default 0.
+
+    Raises:
+        ValueError: a number is invalid, or the schedule is not monotone, or has values that are not finite.
     """
 
     starts: tuple[float, ...]

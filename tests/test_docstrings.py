@@ -7,6 +7,7 @@ import enum
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,34 @@ def test_each_parameter_of_a_public_name_is_described(module: str) -> None:
         if name not in hidden() and (missing := parameters_of(value) - described(docstring))
     }
     assert lacking == {}, "describe them under 'Args:' (of a dataclass: 'Attributes:')"
+
+
+CAUGHT = {("Entry.from_json", "TypeError"), ("Reader.feed", "TypeError")}
+"""What the function raises, and catches itself."""
+
+
+def raised_in(functions: list[Any]) -> set[str]:
+    """The names of the errors that stand behind a ``raise`` in the code of these functions."""
+    written = [one for one in map(inspect.unwrap, functions) if one.__code__.co_filename != "<string>"]
+    trees = [ast.parse(textwrap.dedent(inspect.getsource(one))) for one in written]
+    found = [node.exc for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+    return {exc.func.id for exc in found if isinstance(exc, ast.Call) and isinstance(exc.func, ast.Name)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_error_that_a_public_name_raises_itself_is_described(module: str) -> None:
+    """In its docstring, or in that of its class."""
+    lacking = {}
+    for name, value, docstring in callables(module):
+        made = ("__init__", "__post_init__", "__call__") if inspect.isclass(value) else ()
+        functions = [vars(value)[n] for n in made if inspect.isfunction(vars(value).get(n))]
+        owner = getattr(importlib.import_module(module), name.partition(".")[0])
+        described_in = f"{docstring} {(owner.__doc__ or '') if inspect.isclass(owner) else ''}"
+        errors = raised_in(functions if inspect.isclass(value) else [value])
+        missing = {error for error in errors if error not in described_in and (name, error) not in CAUGHT}
+        if missing and name not in hidden():
+            lacking[name] = missing
+    assert lacking == {}, "describe them under 'Raises:'"
 
 
 def names_of_arguments(function: ast.FunctionDef) -> set[str]:

@@ -53,6 +53,10 @@ class AutoGrowth:
         score: the name of the ranking of candidates, or a function.
         course: the lengths of its parts, in training steps.
 
+    Raises:
+        ValueError: a number is invalid, or the budget limits FLOPs, and those of this host are not known.
+        SlotError, BlueprintError, CommandError, TypeError: as `SeedManager.autogrow`.
+
     Attributes:
         exploration: the latest `Exploration`, or None.
     """

@@ -69,6 +69,7 @@ def transplant(
         StageError: the host has seeds that are no fossils.
         ValueError: one optimizer was given, and not the other; they are of different classes; or that of the
             target does not train what it should. The target is as before.
+        TypeError: ``target`` is not an ``nn.Module``, or ``host`` is not a `Host`.
     """
     refuse_live(host, "transplant")
     if not isinstance(target, nn.Module):

@@ -49,6 +49,9 @@ class Host(nn.Module):
     Args:
         capture: what `trace` found: the model, and the graphs of its modules.
 
+    Raises:
+        TraceError: the model has a member ``_seeds``.
+
     Attributes:
         seed_blueprints: seed name -> module or factory, for seeds that were germinated from code; used when a
             ``state_dict`` with such seeds is loaded.

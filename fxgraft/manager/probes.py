@@ -30,6 +30,10 @@ def shadow(self: ManagerCore) -> AbstractContextManager[None]:
     """A context in which TRAINING seeds run at alpha 1 and only they get gradients.
 
     Run forward *and* backward inside. The host's gradients, buffers and random streams do not change.
+
+    Raises:
+        DistributedError: the host is sharded.
+        StageError: in another thread than the one that trains.
     """
     self._inbox.require_here("run the seeds otherwise")
     if self.peers.folder is not None:

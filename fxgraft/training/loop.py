@@ -97,6 +97,9 @@ class Trainer:
         progress: how far the run is.
         losses: of every step made by this object.
         rollbacks: (step, reason) of each.
+
+    Raises:
+        ValueError: a controller or ``grow`` needs ``validation``, and it is None.
     """
 
     def __init__(

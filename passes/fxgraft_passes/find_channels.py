@@ -45,7 +45,10 @@ class FindChannels(GraphPass):
     Attributes:
         example_args: inputs to run it with, in eval and in train mode; None: made up, where its placeholders
             say of what form they are.
-        example_kwargs: keyword inputs.
+        example_kwargs: keyword inputs. Default none.
+
+    Raises:
+        ChannelError: it is given a graph instead of a module, or no example inputs can be made up.
     """
 
     example_args: tuple[Any, ...] | None = None

@@ -79,6 +79,9 @@ class Germinate(GraphPass):
         before, after: names of seeds at this node; by default the new one comes behind all of them.
         arguments: with ``spec.call``: args and kwargs of the call, nodes of the graph in them; the argument
             that ``spec.call`` names is where the value goes. An input of the graph can be the slot then.
+
+    Raises:
+        SlotError: there is no such node, no branch from that source to it, or a seed of that name already.
     """
 
     node: str

@@ -65,6 +65,9 @@ class GraftSpec:
         fossil: the constant alpha of a permanent seed; None: the seed is not permanent.
         copy_source: as ``copy``, for the value that a branch reads from an earlier node.
         call: how an inserted block is called; None: the seed reads one value.
+
+    Raises:
+        ValueError: a mode, an objective or a radius is invalid.
     """
 
     mode: str = "residual"

@@ -41,8 +41,12 @@ class Objective:
     """What an isolated seed learns from.
 
     Attributes:
-        name: one of `OBJECTIVES`.
+        name: one of `OBJECTIVES`. Default ``"trust"``.
         radius: rho, the largest size of the branch relative to the host's value; for the trust objectives.
+            Default 0.03.
+
+    Raises:
+        ValueError: there is no such objective, or the radius is not above 0.
     """
 
     name: str = "trust"

@@ -35,6 +35,9 @@ class SplitEdge(GraphPass):
     Attributes:
         node: the name of the node whose value is read.
         reader: the name of the node that reads it; if it does so in several arguments, in all of them.
+
+    Raises:
+        SlotError: the reader does not read that value.
     """
 
     node: str

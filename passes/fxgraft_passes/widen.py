@@ -47,8 +47,12 @@ class Widen(GraphPass):
         by: the number of new channels; a multiple of the group's ``grain``.
         example_args: inputs to run it with; None as for `FindChannels`.
         example_kwargs: the same, by name.
-        init: ``"zero"`` or ``"split"``, see ``SeedManager.widen``.
-        seed: the random seed of the new weights.
+        init: ``"zero"`` (the default) or ``"split"``, see ``SeedManager.widen``.
+        seed: the random seed of the new weights. Default 0.
+
+    Raises:
+        ChannelError: there are no such channels, they cannot grow, or not by this number; or the outputs
+            would differ.
     """
 
     group: str
