@@ -173,13 +173,19 @@ def plain(text: str) -> str:
 
 
 @cache
+def warnings_table() -> list[list[str]]:
+    """The rows of all tables of warnings, one below each heading of the page."""
+    headings = re.findall("^### (.+)$", (ROOT / "docs" / PAGE).read_text(encoding="utf-8"), re.MULTILINE)
+    return [row for heading in headings for row in table(PAGE, heading)]
+
+
 def rows() -> list[list[str]]:
-    return [[plain(cell) for cell in row] for row in table(PAGE, "Warnings")]
+    return [[plain(cell) for cell in row] for row in warnings_table()]
 
 
 def messages() -> list[str]:
     """The messages in the table, without what is said of them."""
-    return [plain(text) for row in table(PAGE, "Warnings") for text in re.findall(r"`(.+?)`", row[0])]
+    return [plain(text) for row in warnings_table() for text in re.findall(r"`(.+?)`", row[0])]
 
 
 SAID = sorted(set(warnings()))
