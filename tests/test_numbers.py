@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.explore import presets
 from tests.test_docs import ROOT, table
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -79,3 +80,10 @@ def test_results_are_where_pages_say() -> None:
             path = word.strip(".,;:()\"'")
             if path.startswith(("benchmarks/results/", "benchmarks/baselines/")):
                 assert Path(ROOT / path).exists(), f"{page.relative_to(ROOT)} names {path}"
+
+
+def test_the_table_of_presets_is_that_of_the_committed_results() -> None:
+    rows = json.loads((RESULTS / "presets.json").read_text(encoding="utf-8"))["rows"]
+    page = presets.PAGE.read_text(encoding="utf-8")
+    assert [row["family"] for row in rows] == list(presets.FAMILIES)
+    assert page == presets.into_page(page, rows)
