@@ -19,6 +19,7 @@
 `code_reads`         what its functions read: globals, closures, defaults
 `effects`            what a graph could not do again
 `sizes`              conditions on inputs; `formulas` finds sizes of values on the way
+`lengths`            how many values an operation returns
 `condition_writer`   nodes of a graph as Python over the inputs
 `preconditions`      all conditions of a graph, in front of it
 `region`             a module with its graph, and the ``forward`` that runs

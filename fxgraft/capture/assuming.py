@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from fxgraft.capture import lengths
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.code import is_own_module
 from fxgraft.capture.facts import is_constant
@@ -94,15 +95,58 @@ class AssumingTracer(fx.Tracer):
         if node.op == "call_module":
             self._form.relied_on.add(str(node.target))
 
-    def fix_form(self, node: fx.Node, of: str) -> None:
-        """The code has looked at the length or the keys of a value."""
+    def fix_form(self, node: fx.Node, of: str, is_unpacked: bool = False) -> None:
+        """The code has looked at the length or the keys of a value.
+
+        Args:
+            node: the value.
+            of: ``"length"`` or ``"keys"``.
+            is_unpacked: whether the code gives each part a name: then it raises where there are more.
+        """
         value = self.values[node]
         if not (is_found(node) or is_condition(node, self.values)):
-            self._rely_on(node)
+            self._fix_count(node, is_unpacked)
         elif of == "keys":
             self._assume_of(list, node, list(value))
         else:
             self._assume_of(len, node, len(value))
+
+    def _fix_count(self, node: fx.Node, is_unpacked: bool = False) -> None:
+        """The code was told how many values an operation returns."""
+        value, of = self.values[node], lengths.subject_of(node)
+        if node.op == "call_module":
+            self._rely_on(node)
+        elif is_found(node):
+            self.fix_form(node, "keys" if isinstance(value, dict) else "length")
+        elif lengths.is_of_parts(node) or isinstance(value, lengths.VIEWS):
+            for part in node.all_input_nodes:
+                if isinstance(self.values[part], lengths.SEVERAL) or node.target is getattr:
+                    self._fix_count(part, is_unpacked)
+        elif is_unpacked:
+            return
+        elif (cut := lengths.pieces_of(node)) is not None and isinstance(of, fx.Node):
+            if not isinstance(cut[1], (tuple, list)):
+                self._fix_pieces(of, *cut, count=len(value))
+        elif lengths.has_rank_many(node) and isinstance(of, fx.Node):
+            self.fix_fact(of, "dim")
+        elif not lengths.is_fixed(node, value, self.values.get(of) if isinstance(of, fx.Node) else of):
+            name = lengths.name_of(node)
+            raise UntraceableError(f"asks how many values {name!r} of {of} returns, which may change")
+
+    def _fix_pieces(self, of: fx.Node, kind: str, number: Any, dim: Any, count: int) -> None:
+        """Assume that a tensor is cut into as many pieces as it is now."""
+        size = self.proxy(of).size(dim)
+        if kind == "unbind":
+            bool(size == count)
+            return
+        number = self.proxy(number) if isinstance(number, fx.Node) else number
+        if kind == "split":
+            bool(number * (count - 1) < size)
+            bool(size <= number * count)
+        else:
+            piece = (size + (number - 1)) // number
+            bool(piece * (count - 1) < size)
+            bool(size <= piece * count)
 
     def fix_kind(self, node: fx.Node, kinds: Any, found: bool) -> None:
         """The code asked whether a value is an instance of some classes."""

@@ -100,17 +100,19 @@ class ConcreteProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         value = self._example
+        unpacked = _unpacked_by(sys._getframe(1))
         if isinstance(value, (tuple, list)):
-            return iter([self[i] for i in range(len(self))])  # type: ignore[index]
+            self.tracer.fix_form(self.node, "length", unpacked is not None)  # type: ignore[attr-defined]
+            return iter([self[i] for i in range(len(value))])  # type: ignore[index]
         if isinstance(value, dict):
             self.tracer.fix_form(self.node, "keys")  # type: ignore[attr-defined]
             return iter(list(value))
         if isinstance(value, (KeysView, ValuesView, ItemsView)):
             return iter(self.tracer.create_proxy("call_function", list, (self,), {}))
-        if isinstance(value, torch.Tensor) and (count := _unpacked_by(sys._getframe(1))) is not None:
-            bool(self.size(0) == count)  # what the graph relies on, it checks
+        if isinstance(value, torch.Tensor) and unpacked is not None:
+            bool(self.size(0) == unpacked)  # what the graph relies on, it checks
             parts = self.unbind(0)
-            return iter([parts[i] for i in range(count)])
+            return iter([parts[i] for i in range(unpacked)])
         raise UntraceableError(f"iterates over {self.node}, and how often depends on the input")
 
     def __getattr__(self, name: str) -> Any:

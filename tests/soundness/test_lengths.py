@@ -1,0 +1,108 @@
+"""How many values an operation returned in the example is a condition, if the code was told."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxgraft
+from fxgraft.util.bits import same_bits
+
+
+class Net(nn.Module):
+    def __init__(self, combine: Callable[..., Tensor]):
+        super().__init__()
+        self.lin, self.combine = nn.Linear(6, 6), combine
+
+    def forward(self, x: Tensor, given: Any = None) -> Tensor:
+        h = torch.tanh(self.lin(x))
+        return self.combine(h) if given is None else self.combine(h, given)
+
+
+def rest_of(h: Tensor) -> Tensor:
+    first, *others = h.split(2)
+    return h + first.sum() - sum(part.sum() for part in others)
+
+
+BY_SIZE: dict[str, Callable[[Tensor], Tensor]] = {
+    "unbind": lambda h: h + sum(step for step in h.unbind(0)),
+    "unbind by name": lambda h: h + sum(torch.unbind(h, dim=0)),
+    "split": lambda h: h + sum(part.sum() for part in h.split(2)),
+    "split by name": lambda h: h * len(torch.split(h, split_size_or_sections=2, dim=0)),
+    "split by a computed size": lambda h: h * len(h.split(h.size(1) // 3)),
+    "chunk": lambda h: h + sum(part.sum() for part in h.chunk(3)),
+    "chunk by name": lambda h: h * len(torch.chunk(h, chunks=3, dim=0)),
+    "some of them": lambda h: h + sum(part.sum() for part in h.split(2)[1:]),
+    "a tuple": lambda h: h * len(tuple(h.split(2))),
+    "in another order": lambda h: torch.cat(list(reversed(h.split(2)))),
+    "zip": lambda h: torch.cat([part * i for i, part in zip((1, 2, 3), h.split(2), strict=False)]),
+    "the others": rest_of,
+}
+
+
+@pytest.mark.parametrize("combine", BY_SIZE.values(), ids=list(BY_SIZE))
+def test_a_number_of_parts_that_depends_on_a_size(combine: Callable[[Tensor], Tensor]) -> None:
+    model = Net(combine)
+    host = fxgraft.trace(model, (torch.randn(4, 6),))
+    seed = fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    for rows in (4, 6, 2, 5, 3, 0):
+        x = torch.randn(rows, 6)
+        assert same_bits(host(x), model(x)), rows
+    assert seed.runs >= 1, "calls like the example's have a graph"
+
+
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda h: h + sum(part.sum() for part in h.chunk(3, dim=-1)),
+        lambda h: h + sum(part.sum() for part in h.split([1, 5], -1)),
+        lambda h: h + sum(part.sum() for part in torch.tensor_split(h, 3)),
+        lambda h: h + sum(part.sum() for part in torch.sort(h, dim=1)[:1]),
+    ],
+    ids=["an axis of another layer's", "sections", "tensor_split", "a named tuple"],
+)
+def test_a_number_that_does_not_depend_on_the_batch_keeps_the_seeds(
+    combine: Callable[[Tensor], Tensor],
+) -> None:
+    model = Net(combine)
+    host = fxgraft.trace(model, (torch.randn(4, 6),))
+    fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    for rows in (4, 7, 2):
+        x = torch.randn(rows, 6)
+        assert same_bits(host(x), model(x))
+    assert host.explain().fallbacks == 0
+
+
+class Table:
+    def __init__(self, *items: Tensor):
+        self.held = list(items)
+
+    def items(self) -> list[Tensor]:
+        return self.held
+
+
+def test_a_method_of_an_argument_may_return_more() -> None:
+    model = Net(lambda h, table: h + sum(table.items()))
+    x = torch.randn(4, 6)
+    host = fxgraft.trace(model, (x, Table(x)))
+    assert "asks how many values 'items' of given returns" in host.rejected[""]
+    assert same_bits(host(x, Table(x, x)), model(x, Table(x, x)))
+
+
+@pytest.mark.parametrize("of", ["items", "values", "keys"])
+def test_views_of_a_dictionary_of_another_class(of: str) -> None:
+    def combine(h: Tensor, table: Any) -> Tensor:
+        for i, item in enumerate(getattr(table, of)()):
+            h = h + i * (item[1] if of == "items" else item if of == "values" else table[item])
+        return h
+
+    model, x, y = Net(combine), torch.randn(4, 6), torch.randn(4, 6)
+    host = fxgraft.trace(model, (x, OrderedDict(a=x, b=y)))
+    fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    for table in (OrderedDict(a=y, b=x), OrderedDict(a=x, b=y, c=x), OrderedDict(a=x), OrderedDict(b=y, a=x)):
+        assert same_bits(host(x, table), model(x, table)), list(table)
