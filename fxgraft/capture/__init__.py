@@ -2,6 +2,8 @@
 
 ===================  ==============================================================================
 `capture`            the runs, and what was found in them
+`example_runs`       runs of an example call, each as if the others had not been
+`earlier`            the graphs of an earlier trace, followed where they are still right
 `traces`             what a run does in the place of each module's ``forward``
 `tracer`             one module, traced by running it; `proxy` stands for its values
 `assuming`           what a trace assumes of its inputs

@@ -109,8 +109,13 @@ def uncovered(root: nn.Module, regions: Mapping[str, Region]) -> dict[str, nn.Mo
     return {
         name: module
         for name, module in root.named_modules()
-        if name and module not in nodes | own and "forward" not in module.__dict__
+        if name and module not in nodes | own and "forward" not in module.__dict__ and _is_called(module)
     }
+
+
+def _is_called(module: nn.Module) -> bool:
+    """Whether a module may be called at all; lists and dictionaries of modules have no forward."""
+    return getattr(type(module), "forward", None) is not nn.Module.forward
 
 
 def _graph(form: CallForm) -> fx.Graph:

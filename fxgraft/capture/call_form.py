@@ -6,6 +6,7 @@ call meets; ``guarded_entry`` writes them in front of the graph.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,21 +44,25 @@ class CallForm:
         signature: of the module's ``forward``, without ``self``.
         inputs: the graph's inputs in order.
         facts: what else was found out about the world while the call was traced.
+        inherited: those of the facts that only submodules of which it relies on the results were told.
         relied_on: submodules of whose results the form was looked at (how many, which are None).
         constants: the names used in guards that are not literals.
         switches_gradients: whether the graph has parts under ``no_grad``.
         switches_autocast: whether it has parts under ``torch.autocast``.
         positional: how many arguments came by position.
+        reads_sizes: whether the code took a size (or a number) of a tensor of the model's for a constant.
     """
 
     def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.signature = inspect.signature(forward)
         self.inputs: list[Input] = []
         self.facts: list[Fact] = []
+        self.inherited: list[Fact] = []
         self.relied_on: set[str] = set()
         self.constants: dict[str, Any] = {}
         self.switches_gradients = False
         self.switches_autocast = False
+        self.reads_sizes = False
         self._of_arguments: list[str | Fact] = []
         self.positional = len(args)
         bound = self.signature.bind(*args, **kwargs)
@@ -135,6 +140,25 @@ class CallForm:
     def require(self, facts: Iterable[Fact]) -> None:
         """Let calls be of this form only where these facts hold."""
         self.facts = list(dict.fromkeys((*self.facts, *facts)))
+
+    def inherit(self, facts: Iterable[Fact]) -> None:
+        """The same, of facts that the code of submodules was told."""
+        known = set(self.facts)
+        self.inherited = [fact for fact in dict.fromkeys(facts) if fact not in known]
+        self.require(self.inherited)
+
+    def own(self) -> CallForm:
+        """The form without what it has inherited."""
+        found = copy.copy(self)
+        if self.inherited:
+            others = set(self.inherited)
+            found.facts, found.inherited = [fact for fact in self.facts if fact not in others], []
+        return found
+
+    def add_mode(self, other: CallForm) -> None:
+        """Let calls be of this form only where they are of ``other``, found in the other train/eval mode."""
+        self.require(other.facts)
+        self.reads_sizes |= other.reads_sizes
 
     def _name_of(self, value: Any) -> str:
         """The name by which the guards know an object."""
@@ -270,8 +294,10 @@ class CallForm:
             for name, value in self.constants.items()
             if not _torch.is_constant_when_compiled(value)  # which the facts make again
         }
-        facts = [fact.portable(_ModuleNamed) for fact in self.facts]
-        return {**self.__dict__, "constants": constants, "facts": facts}
+        facts, inherited = (
+            [fact.portable(_ModuleNamed) for fact in every] for every in (self.facts, self.inherited)
+        )
+        return {**self.__dict__, "constants": constants, "facts": facts, "inherited": inherited}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         def found(value: Any) -> Any:
@@ -280,6 +306,7 @@ class CallForm:
         self.__dict__.update(state)
         self.constants = {name: found(value) for name, value in self.constants.items()}
         self.facts = [fact.found(found) for fact in self.facts]
+        self.inherited = [fact.found(found) for fact in self.inherited]
 
 
 def _said(condition: str | Fact) -> str:

@@ -76,7 +76,7 @@ class Comparison:
         self._root, self._args, self._kwargs, self._repeated = root, args, kwargs, repeated
         self._of_inputs, self._backward = True, True
         self._reference = self._first()
-        self._exact = self._reference.difference(self._seen(())) is None
+        self._repeats_itself: bool | None = None
 
     def differing(self, regions: Sequence[Region]) -> dict[str, str]:
         """The regions whose graphs are not their code: qualified name -> why."""
@@ -100,7 +100,12 @@ class Comparison:
 
     def _difference(self, regions: Sequence[Region]) -> str | None:
         try:
-            return self._reference.difference(self._seen(regions), self._exact)
+            seen = self._seen(regions)
+            if self._reference.difference(seen) is None:
+                return None
+            if self._repeats_itself is None:  # seldom asked for, and another run
+                self._repeats_itself = self._reference.difference(self._seen(())) is None
+            return self._reference.difference(seen, exact=self._repeats_itself)
         except torch.OutOfMemoryError as error:
             raise NotComparableError("there is not enough memory for it") from error
         except Exception as error:

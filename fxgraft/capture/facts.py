@@ -169,7 +169,10 @@ class Fact:
 
     def below(self, steps: tuple[Step, ...]) -> Fact:
         """The same of a module that is found from ``self`` by ``steps``."""
-        return replace(self, path=(*steps, *self.path)) if self.base == Self() else self
+        if self.base != Self():
+            return self
+        path = (*steps, *self.path)  # not by `replace`: of deep models there are tens of thousands
+        return Fact(self.base, path, self.test, self.objects, self.of_code, self.if_there)
 
     def portable(self, named: Callable[[str], Any]) -> Fact:
         """The same for a file: a module of Python is replaced by what stands for its name.

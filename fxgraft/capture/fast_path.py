@@ -26,13 +26,17 @@ def why_left_out(root: nn.Module, name: str) -> str:
     return reason
 
 
-def keep_slow(root: nn.Module) -> None:
-    """Let what is traced with torch's fast path turned off never take it: other processes have it on."""
+def keep_slow(root: nn.Module) -> bool:
+    """Let what is traced with torch's fast path turned off never take it: other processes have it on.
+
+    Returns whether that may change modules.
+    """
     if torch.backends.mha.get_fastpath_enabled():
-        return
+        return False
     for module in root.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             # As of a layer with another activation; torch asks for it on the way to the fast path only.
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
+    return True

@@ -99,6 +99,11 @@ class Instruments:
         self._sees_calls: bool | None = None  # None outside of `used`
         self._stand_ins = StandIns(self._asked_for_class)
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the process is instrumented now."""
+        return self._sees_calls is not None
+
     def see_calls(self, wanted: bool) -> bool:
         """See calls of functions, or not, from now on; returns what it was. To be put back by who asks.
 

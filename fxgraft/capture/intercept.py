@@ -49,9 +49,10 @@ class EveryOperation(TorchFunctionMode):
             return self._record(func, args, kwargs)
         self._tracer.refuse_write(func, args, kwargs)
         value = func(*args, **kwargs)
-        made = any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value))
-        # Facts (dtypes, sizes of a module's own tensors) are constants of the code.
-        return self._record(func, args, kwargs, (value,)) if made else value
+        if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(value)):
+            return self._record(func, args, kwargs, (value,))
+        self._tracer.took_for_constant(func)
+        return value
 
     def _record(self, func: Any, args: Any, kwargs: Any, known: tuple[Any, ...] = ()) -> Any:
         kind, target = "call_function", func

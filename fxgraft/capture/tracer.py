@@ -40,6 +40,12 @@ from fxgraft_passes.observe import Observer
 # Facts of a value that a graph may rely on: the ranks and kinds of a host's values do not change.
 _STATIC = {"dim", "ndim", "is_floating_point", "is_complex", "ndimension"}
 
+# What does not change with the sizes of a tensor.
+_OF_ANY_SIZE = _STATIC | {
+    "dtype", "device", "layout", "requires_grad", "grad", "grad_fn", "is_leaf", "is_cuda", "is_meta",
+    "is_sparse", "is_nested", "is_quantized", "element_size", "get_device",
+}  # fmt: skip
+
 
 class RegionTracer(AssumingTracer):
     """Traces one call of one module.
@@ -223,6 +229,13 @@ class RegionTracer(AssumingTracer):
         if name == "__set__":
             raise UntraceableError("sets an attribute of a tensor in its forward")
         self._effects.refuse_write(name, args, kwargs)
+
+    def took_for_constant(self, function: Any) -> None:
+        """The code was told something of a tensor of the model's, which is a constant of the graph."""
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
+            name = function.__self__.__name__
+        self._form.reads_sizes |= name not in _OF_ANY_SIZE
 
     def _refuse_caught(self) -> None:
         """Refuse an operation in code that would catch what it raises: a graph cannot."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
 from types import MethodType
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.capture.boundary import TRANSFORMED
 from fxgraft.capture.call_form import CallForm, is_constant
+from fxgraft.capture.earlier import Followable, KnownGraph, StaleGraphError
 from fxgraft.capture.following import Following
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
@@ -67,6 +69,11 @@ class Traces:
         kept: the memory that no forward may write into.
         returned: what each call has to return; None where it may be anything.
         skip: traces of another run: what failed there is not tried.
+        known: graphs that are followed where calls meet their conditions, and what is not tried either.
+        seeing: a context in which what code reads and writes is seen; a module is traced inside of it.
+
+    Attributes:
+        followed: the modules of which such a graph was followed, with that.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class Traces:
         kept: frozenset[int],
         returned: RecordedCalls | None = None,
         skip: Traces | None = None,
+        known: Followable | None = None,
+        seeing: Callable[[], AbstractContextManager[object]] = nullcontext,
     ):
         self.observer = Observer()
         self._instruments = instruments
@@ -82,6 +91,10 @@ class Traces:
         self._returned = returned
         self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
         self._failed: dict[nn.Module, str] = dict(skip._failed) if skip else {}
+        known = known or Followable(None, {})
+        self._known, self._seeing = dict(known.graphs), seeing
+        self._failed |= known.failed
+        self.followed: dict[nn.Module, KnownGraph] = {}
         self._proxies: dict[nn.Module, list[weakref.ref[ConcreteProxy]]] = {}
         self._finished: list[nn.Module] = []
         self._calls: Counter[nn.Module] = Counter()
@@ -108,6 +121,11 @@ class Traces:
         if module in self._failed or module not in self._found:
             raise UntraceableError(self._failed.get(module, unseen))
         return self._found[module]
+
+    def require_followed(self, modules: Iterable[nn.Module] = ()) -> None:
+        """Raise `StaleGraphError` where one of these was not followed, or what was followed has failed."""
+        if self.followed.keys() & self._failed.keys() or any(m not in self.followed for m in modules):
+            raise StaleGraphError
 
     def watch(self, module: nn.Module) -> Callable[..., Any]:
         forward = MethodType(type(module).forward, module)
@@ -162,6 +180,8 @@ class Traces:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if module not in self._found:
+            self._take_known(module, args, kwargs)
         if module in self._found:
             return self._rerun(module, args, kwargs)
         form = CallForm(forward, args, kwargs)
@@ -170,7 +190,8 @@ class Traces:
         tracer = RegionTracer(form, inputs, self.observer, self._instruments, self._kept)
         self._inside += 1
         try:
-            graph, result = tracer.trace_call(module, type(module).forward)
+            with self._seeing():
+                graph, result = tracer.trace_call(module, type(module).forward)
         finally:
             self._inside -= 1
         form.switches_gradients = tracer.switches_gradients
@@ -179,14 +200,26 @@ class Traces:
         self._found[module] = (form, graph)
         return result
 
+    def _take_known(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Let the graph of an earlier trace be that of ``module``, if there is one and it is right."""
+        known = self._known.pop(module, None)
+        if known is not None and (found := known.take(args, kwargs)) is not None:
+            self._found[module], self.followed[module] = found, known
+
     def _rerun(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Another call of a module that is used more than once: the same slots, observed again."""
+        """A call of a module that has a graph already, being used more than once, say: it is observed."""
         form, graph = self._found[module]
         inputs = form.values(args, kwargs)
         if inputs is None:
             raise UntraceableError("is called in different forms in one forward pass")
         run = WatchedRun(module, graph, self.observer)
-        return run.run(*(inputs[known.name] for known in form.inputs))
+        opened = _torch.open_autocasts()
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # where the graph raises in its part without
+            try:
+                return run.run(*(inputs[known.name] for known in form.inputs))
+            except BaseException:
+                _torch.leave_autocasts(opened)
+                raise
 
     def _expected(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call is of the form that it had in run 1: else the caller's trace is wrong."""

@@ -101,30 +101,31 @@ class Job:
         except Exception as reason:
             return index, None, describe_error(reason)
 
-    def take(self) -> None:
-        """Go on with what has arrived, by one part: a step must not wait for more."""
+    def take(self) -> bool:
+        """Go on with what has arrived, by one part: a step must not wait for more. Returns whether it did."""
         if self._loading is None:
             message = self._run.receive()
             if message is None:
-                return
+                return False
             index, loading, error = message
             if loading is None:
                 self._answer([index] if index is not None else list(self._unanswered), error)
-                return
+                return True
             self._loading = index, loading
-            return
+            return True
         index, loading = self._loading
         try:
             artifact = loading.advance()
         except Exception as error:  # what torch cannot load, it can still compile
             self._loading = None
             self._answer([index], describe_error(error))
-            return
+            return True
         if artifact is not None:
             self._loading = None
             task = self._tasks[index]
             task.variant.add(task.kind, artifact)
             self._answer([index])
+        return True
 
     def _answer(self, indices: Iterable[int], error: str | None = None) -> None:
         for index in indices:

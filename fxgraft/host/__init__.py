@@ -27,6 +27,7 @@
 `numbers`             the numbers that blocks have, ``layer_idx``
 `plain`               a module without what the host has put into it
 `renewing`            a host whose layers have other sizes, traced anew
+`now`                 the form that a host has now, which what is prepared for it is for
 `stacks`              containers of alike blocks that run one after the other
 `values`              what the value at a slot is like now
 `widened`             what a host remembers of a growth of its channels

@@ -1,4 +1,4 @@
-"""A host whose layers have other sizes is traced anew, with what has grown in it."""
+"""A host whose layers have other sizes: what is known of it is found out anew, with what has grown in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fxgraft.capture.capture import Capture
+from fxgraft.capture.earlier import Earlier
 from fxgraft.errors import SlotError
 from fxgraft.host.observing import observe
 from fxgraft.host.traced import Traced
@@ -35,6 +36,8 @@ class Renewal:
 def renew(undo: ExitStack, host: Host, example: Example, known: Renewal | None = None) -> Renewal:
     """Trace the host anew as it is called in ``example``, and put its grafts where they were.
 
+    Modules of which the graph is still right are not traced: see `fxgraft.capture.earlier`.
+
     Args:
         undo: is given what takes the host back; also where this fails.
         host: the host.
@@ -62,7 +65,8 @@ def renew(undo: ExitStack, host: Host, example: Example, known: Renewal | None =
         capture = known.capture
     else:
         with host.compiled.stopped() if host.compiled else nullcontext():
-            capture = Capture(host._root, *example, clone=False)
+            earlier = Earlier(before.regions, before.opaque, before.uncompared, host._world)
+            capture = Capture(host._root, *example, clone=False, earlier=earlier)
     host._traced, running.regions = Traced.of(capture), capture.regions
     host._traced.remove_blocks(Structure())  # of those blocks there are graphs in the sizes of now
     for graft, _ in of_blocks:

@@ -47,6 +47,15 @@ class Birth:
 class Growing(Protocol):
     """What makes the host's own layers larger, as a part of a change."""
 
+    def plan(self) -> bool:
+        """Find out, in a step of its own, what serves `carry_out` later; return whether there was any.
+
+        Called where nothing else of the change comes before it. Changes nothing.
+        """
+
+    def rehearse(self, undo: ExitStack) -> None:
+        """Do it for a moment, as `carry_out` does: what is checked there need not be checked here."""
+
     def carry_out(self, undo: ExitStack) -> None:
         """Do it, once the structure is the new one; ``undo`` is given what takes it back."""
 

@@ -131,10 +131,10 @@ class Lifecycle:
     def rehearsing(self, change: Change) -> Iterator[None]:
         """Inside the host is what ``change`` leads to, uncompiled; nothing is told, and all is taken back."""
         with ExitStack() as undo:
-            self._carry_out(undo, change, warm_up=False)
+            self._carry_out(undo, change, warm_up=False, is_rehearsal=True)
             yield
 
-    def _carry_out(self, undo: ExitStack, change: Change, warm_up: bool) -> None:
+    def _carry_out(self, undo: ExitStack, change: Change, warm_up: bool, is_rehearsal: bool = False) -> None:
         """What of a change can be taken back: all that what runs, and what trains it, can feel."""
         refuse_blocks_around(self.seeds, change.deaths)
         for birth in change.births:
@@ -161,7 +161,10 @@ class Lifecycle:
         for birth in change.births:
             self._join(undo, birth)
         for growth in change.growths:
-            growth.carry_out(undo)
+            if is_rehearsal:
+                growth.rehearse(undo)
+            else:
+                growth.carry_out(undo)
 
     def _settle(self, change: Change) -> None:
         """The rest of a change that has landed."""

@@ -84,8 +84,9 @@ def widen(
 
     Each parameter stays the same object, with its optimizer state, its hooks and its gradient. Averages made
     with `fxgraft.averaging.follow` grow too. Before anything is changed, copies are checked to compute the
-    same outputs for the example call. Then the host is traced again. The model that it was traced from shares
-    the parameters, and does not run any more.
+    same outputs for the example call. Then modules whose code reads a number that has changed are traced
+    again; the graphs of others are kept, and compared with their code. The model that the host was traced
+    from shares the parameters, and does not run any more.
 
     Args:
         group: a value of ``host.channels``, or its name.
@@ -99,8 +100,8 @@ def widen(
         optimizer_state: of the new entries: ``"fresh"`` begins at zero; ``"copy"`` as that of the entries
             that they are made like. Old entries keep theirs.
         wait: True: a compiled host compiles at its next call. False: a later `step` makes the change, with
-            code from the compiler process; planning and tracing run on this thread, in the `step` that
-            begins with it.
+            code from the compiler process. For a compiled host, planning, and trying it for a moment, are
+            done in a `step` each; what was prepared is done anew if the host is another one then.
 
     Returns:
         A record of the change; ``max_abs`` is the largest difference of the outputs in the example call.

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fxgraft.host.host import Host
+from fxgraft.host.now import form_now
 from fxgraft.lifecycle.change import Change, Names
 from fxgraft.slots.structure import Structure
 
@@ -55,6 +57,7 @@ class Preparation:
         deadline: on the monotonic clock, or None.
         wider: the compiled form that the host will have in other sizes; None where it keeps its own.
         grown: the structure then, without the fossils that became part of layers; None where none did.
+        form: of the host when it began, where layers grow.
     """
 
     job: Job
@@ -64,6 +67,11 @@ class Preparation:
     deadline: float | None
     wider: CompiledHost | None = None
     grown: Structure | None = None
+    form: object = None
+
+    def is_of(self, host: Host) -> bool:
+        """Whether the host is what the job began from."""
+        return host.structure is self.base and (self.form is None or form_now(host) == self.form)
 
     @property
     def is_late(self) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fxgraft.distributed.peers import Peers
 from fxgraft.host import engine
 from fxgraft.host.host import Host
+from fxgraft.host.now import form_now
 from fxgraft.lifecycle.change import Change
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager.compiler_help import CompilerHelp
@@ -24,7 +25,6 @@ from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft
 
 if TYPE_CHECKING:
-    from fxgraft.compiling.compiled import CompiledHost
     from fxgraft.compiling.job import Job
 
 _READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other
@@ -123,12 +123,16 @@ class Preparing:
         """Layers of other sizes are compiled as a whole: the host is what it will be for that moment."""
         host, job = self._host, None
         if host.compiled is not None and self._is_helped(change):
+            if not change.moves_grafts and change.growths[0].plan():
+                return  # which was enough for one step
             with self._lifecycle.rehearsing(change):
                 wider, grown = host.compiled, host.structure
                 if tasks := wider.wanted.for_all(grown, host.grafts()):
                     job = engine.compile_in_helper(host, grown, host.grafts(), tasks)
             if job is not None:
-                self.start(job, target, change, wider, grown)
+                self.start(job, target, change)
+                assert self.now is not None
+                self.now.wider, self.now.grown, self.now.form = wider, grown, form_now(host)
                 return
         if self._peers.all_say(_READY, change.names):
             self._land(change, compiled=True)
@@ -139,16 +143,9 @@ class Preparing:
     def _grafts(self, change: Change) -> Mapping[str, Graft]:
         return self._host.grafts() | {birth.seed.name: birth.graft for birth in change.births}
 
-    def start(
-        self,
-        job: Job,
-        target: Structure,
-        change: Change,
-        wider: CompiledHost | None = None,
-        grown: Structure | None = None,
-    ) -> None:
+    def start(self, job: Job, target: Structure, change: Change) -> None:
         """Await a job: for ``change``, or for what runs already where that is empty."""
-        self.now = Preparation(job, change, self._host.structure, target, self.deadline(), wider, grown)
+        self.now = Preparation(job, change, self._host.structure, target, self.deadline())
 
     # It is compiled for
 
@@ -161,7 +158,7 @@ class Preparing:
         if self._host.structure is not prepared.base:  # which another change has replaced
             self.drop()
             return
-        job.take()
+        has_taken = job.take()  # which is enough for one step: then it lands in the next one
         if job.unavailable is not None:
             self._go_on_without(prepared, job.unavailable)
             return
@@ -175,9 +172,9 @@ class Preparing:
             self._agreed(prepared.change)
             if reason := self._peers.anyone_says(_FAILED, failure):
                 self._give_up(prepared.change, reason)
-            elif job.is_ready and self._peers.all_say(_READY, prepared.change.names):
+            elif job.is_ready and not has_taken and self._peers.all_say(_READY, prepared.change.names):
                 self._land_prepared(prepared)
-        if self.now is prepared and job.is_over:
+        if self.now is prepared and job.is_over and not has_taken:
             for reason in job.failed.values():
                 logger.warning("the compiler process could not compile for the host as it is: %s", reason)
             job.leave_rest()
@@ -201,7 +198,8 @@ class Preparing:
 
     def _land_prepared(self, prepared: Preparation) -> None:
         job, change = prepared.job, self.next_change().only(prepared.change.names)
-        if change.target(self._host.structure).key != prepared.target.key:
+        is_other = change.target(self._host.structure).key != prepared.target.key
+        if is_other or not prepared.is_of(self._host):
             self.drop()  # the host was converted, or a seed was taken back
             return
         for reason in job.failed.values():

@@ -16,8 +16,9 @@ from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.saver import ManagerState
 from fxgraft.manager.together import Acts
 from fxgraft.resizing import PlannedFusion, Widening
+from fxgraft.resizing.group_names import group_of
 from fxgraft.resizing.planned import PlannedWidening
-from fxgraft.resizing.widening import check_state, group_of
+from fxgraft.resizing.widening import check_state
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage

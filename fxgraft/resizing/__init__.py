@@ -10,6 +10,7 @@
 `zero_operations`     what is zero where its input is, and what is a sum or a product
 `no_output_layers`    why there are no such layers
 `widening`            one growth of one group of channels, as a transaction
+`group_names`         which group of channels somebody means
 `planned`             a growth that is to come, as a part of a change
 `moments`             what optimizers keep for parameters that grow
 `replay`              the growths of a host in a checkpoint

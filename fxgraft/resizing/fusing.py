@@ -57,6 +57,14 @@ class PlannedFusion:
     _known: Known = field(default_factory=dict)
     _of: object = None  # what the host was when those were made
 
+    def plan(self) -> bool:
+        """Nothing: what fits what is found out as it is done."""
+        return False
+
+    def rehearse(self, undo: ExitStack) -> None:
+        """The same as `carry_out`: the checks decide what is fused."""
+        self.carry_out(undo)
+
     def carry_out(self, undo: ExitStack) -> None:
         """Do it; the traces that it makes serve the next time, if it is taken back.
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from fxgraft.host.host import Host
-from fxgraft.resizing.widening import Rehearsed, Widening, widen
+from fxgraft.resizing.widening import Rehearsed, Widening, plan, widen
 
 
 @dataclass(eq=False)
@@ -36,10 +36,25 @@ class PlannedWidening:
     _rehearsed: Rehearsed | None = None
     _done: Widening | None = None
 
+    def plan(self) -> bool:
+        """Find out what the wider tensors are made of, if that is not known of the host as it is."""
+        if self._rehearsed is not None and self._rehearsed.is_of(self.host):
+            return False
+        asked = self.widening
+        self._rehearsed = plan(self.host, asked.group, asked.by, asked.init, self.key())
+        return True
+
+    def rehearse(self, undo: ExitStack) -> None:
+        """Let the channels grow for a moment."""
+        self._widen(undo, is_rehearsal=True)
+
     def carry_out(self, undo: ExitStack) -> None:
         """Let the channels grow; what is found out about that serves the next time, if it is taken back."""
+        self._done = self._widen(undo, is_rehearsal=False)
+
+    def _widen(self, undo: ExitStack, is_rehearsal: bool) -> Widening:
         asked = self.widening
-        self._done, self._rehearsed = widen(
+        done, self._rehearsed = widen(
             self.host,
             asked.group,
             asked.by,
@@ -49,7 +64,9 @@ class PlannedWidening:
             self.key(),
             outer=undo,
             rehearsed=self._rehearsed,
+            is_rehearsal=is_rehearsal,
         )
+        return done
 
     def told(self) -> None:
         """It has landed."""

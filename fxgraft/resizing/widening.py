@@ -7,23 +7,23 @@ group, by ──► wider tensors, settings (a copy) ──► outputs compared 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
-from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
+from fxgraft.host.now import form_now
 from fxgraft.host.renewing import Renewal, renew
 from fxgraft.host.widened import Widened
+from fxgraft.resizing.group_names import group_of
 from fxgraft.resizing.moments import check_moments, replace_moments
-from fxgraft.slots.structure import Structure
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import GroupGrowth, grow
@@ -65,23 +65,31 @@ class Widening:
 
 @dataclass
 class Rehearsed:
-    """What is known of a growth that was carried out and taken back, for when it is to stay.
+    """What is known of a growth that was planned, or carried out and taken back, for when it is to stay.
 
     Attributes:
-        structure: of the host then.
-        widenings: of the host before.
+        form: of the host before.
         growth: as it was planned; its tensors are made anew.
-        renewals: the traces of the host and of its averages.
+        renewals: the traces of the host and of its averages; empty where it was planned only.
     """
 
-    structure: Structure
-    widenings: tuple[Widened, ...]
+    form: tuple[object, ...]
     growth: GroupGrowth
     renewals: dict[Host, Renewal]
 
     def is_of(self, host: Host) -> bool:
         """Whether the host is as it was before."""
-        return host.structure.key == self.structure.key and host.widenings == self.widenings
+        return form_now(host) == self.form
+
+
+def plan(host: Host, group: str | ChannelGroup, by: int, init: str, seed: int) -> Rehearsed:
+    """What `widen` finds out first. Changes nothing.
+
+    Raises:
+        ChannelError: it cannot grow so.
+    """
+    growth, _ = _grown(host, subject_of(host, host.example_call()), group, by, init, seed)
+    return Rehearsed(form_now(host), replace(growth, tensors={}), {})
 
 
 def widen(
@@ -94,6 +102,7 @@ def widen(
     seed: int,
     outer: ExitStack | None = None,
     rehearsed: Rehearsed | None = None,
+    is_rehearsal: bool = False,
 ) -> tuple[Widening, Rehearsed]:
     """Let a group of channels of ``host`` grow, whole or not at all.
 
@@ -106,7 +115,8 @@ def widen(
         optimizers: that train the host.
         seed: of the new weights' random streams.
         outer: is given what takes it back; None: it stays.
-        rehearsed: what an earlier call returned that was taken back: what it found out is used again.
+        rehearsed: what `plan` returned, or an earlier call that was taken back: what was found out is used.
+        is_rehearsal: whether it will be taken back: what `plan` has checked is not checked again.
 
     Raises:
         ChannelError: it cannot grow so.
@@ -115,28 +125,42 @@ def widen(
     if rehearsed is not None and not rehearsed.is_of(host):
         rehearsed = None
     subject = subject_of(host, host.example_call())
-    structure, widenings = host.structure, host.widenings
-    found = group_of(host, group) if rehearsed is None else rehearsed.growth.group
-    with subject.session():
-        before = outputs(subject)
-        if rehearsed is None:
-            growth = grow(subject, found, by, init, seed, before)
-        else:
-            growth = rehearsed.growth.of(subject)
-    check_moments(growth, subject, optimizers)
+    form = form_now(host)
+    before: list[Tensor] | None = None
+    if rehearsed is None:
+        growth, before = _grown(host, subject, group, by, init, seed)
+    else:
+        growth = rehearsed.growth.of(subject)
+        if not is_rehearsal:
+            before = _outputs(subject)
     known = {} if rehearsed is None else rehearsed.renewals
+    check_moments(growth, subject, optimizers)
     with ExitStack() as undo:
         renewals = carry_out(
             undo, host, growth, subject, optimizers, copies=optimizer_state == "copy", known=known
         )
-        with subject.session():
-            max_abs = difference(found.name, before, outputs(subject))
+        max_abs = None if before is None else difference(growth.group.name, before, _outputs(subject))
         done = undo.pop_all()
     if outer is not None:
         outer.push(done)
     more = sum(tensor.numel() - _old_size(growth, path) for path, tensor in growth.tensors.items())
-    told = Widening(found.name, by, found.size + by, init, more, max_abs)
-    return told, Rehearsed(structure, widenings, replace(growth, tensors={}), renewals)
+    told = Widening(growth.group.name, by, growth.group.size + by, init, more, max_abs)
+    return told, Rehearsed(form, replace(growth, tensors={}), renewals)
+
+
+def _grown(
+    host: Host, subject: Subject, group: str | ChannelGroup, by: int, init: str, seed: int
+) -> tuple[GroupGrowth, list[Tensor]]:
+    """The growth, which keeps the outputs; and these."""
+    found = group_of(host, group)
+    with subject.session():
+        before = outputs(subject)
+        return grow(subject, found, by, init, seed, before), before
+
+
+def _outputs(subject: Subject) -> list[Tensor]:
+    with subject.session():
+        return outputs(subject)
 
 
 def check_state(optimizer_state: Any) -> None:
@@ -145,26 +169,6 @@ def check_state(optimizer_state: Any) -> None:
         raise ValueError(
             f"optimizer_state: expected one of {', '.join(map(repr, STATES))}; got {optimizer_state!r}"
         )
-
-
-def group_of(host: Host, group: Any) -> ChannelGroup:
-    """The group of that name as the host is now.
-
-    Raises:
-        ChannelError: there is none; with the nearest names.
-    """
-    name = group.name if isinstance(group, ChannelGroup) else group
-    channels = engine.untried_channels(host)
-    if not isinstance(name, str):
-        raise ChannelError(f"group: expected a name, one of host.channels; got {type(group).__name__}")
-    if name not in channels:
-        near = difflib.get_close_matches(name, channels, n=3, cutoff=0.3) or list(channels)[:3]
-        raise ChannelError(
-            f"the host has no channels {name!r}; did you mean {', '.join(map(repr, near))}? host.channels "
-            "has "
-            f"all {len(channels)}"
-        )
-    return engine.channel_group(host, name)
 
 
 def carry_out(

@@ -16,28 +16,33 @@ from fxgraft_passes.snapshot import Snapshot
 
 
 @contextmanager
-def untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[Snapshot]:
+def untouched(
+    *roots: nn.Module, also: Iterable[object] = (), before: Snapshot | None = None
+) -> Iterator[Snapshot]:
     """Run modules inside; what they hold and the global random streams come back as they were.
 
     Args:
         *roots: the modules.
         also: other objects that their code writes into (see `Snapshot`).
+        before: what an earlier call yielded for the same objects, if they are as they were then.
 
     Yields:
         What they hold, as it was.
     """
-    with state_untouched(*roots, also=also) as before, streams_untouched():
-        yield before
+    with state_untouched(*roots, also=also, before=before) as known, streams_untouched():
+        yield known
 
 
 @contextmanager
-def state_untouched(*roots: nn.Module, also: Iterable[object] = ()) -> Iterator[Snapshot]:
+def state_untouched(
+    *roots: nn.Module, also: Iterable[object] = (), before: Snapshot | None = None
+) -> Iterator[Snapshot]:
     """Run modules inside on copies of their buffers; what they hold comes back as it was.
 
     That is all that a `Snapshot` finds: attributes, parameters, containers, objects and generators, to any
-    depth.
+    depth. The arguments are those of `untouched`.
     """
-    before = Snapshot([*roots, *also])
+    before = Snapshot([*roots, *also]) if before is None else before
     copies: dict[torch.Tensor, torch.Tensor] = {}
     for module in (module for root in roots for module in root.modules()):
         module.__dict__["_buffers"] = {
