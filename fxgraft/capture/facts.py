@@ -172,7 +172,7 @@ class Fact:
         if self.base != Self():
             return self
         path = (*steps, *self.path)  # not by `replace`: of deep models there are tens of thousands
-        return Fact(self.base, path, self.test, self.objects, self.of_code, self.if_there)
+        return Fact(self.base, path, self.test, self.objects, self.of_code, self.if_there, self.shown)
 
     def portable(self, named: Callable[[str], Any]) -> Fact:
         """The same for a file: a module of Python is replaced by what stands for its name.

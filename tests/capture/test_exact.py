@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.capture.facts import Written, equals
+from fxgraft.capture.facts import Self, Written, equals, steps_to
 from fxgraft.capture.shadowing import builtins_of, unshadowed
 from fxgraft.util.bits import same_bits
 from tests.harness import counting_backend
@@ -55,6 +55,12 @@ def canonical(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} {list(map(canonical, value))}"
     return repr(value)
+
+
+def test_people_are_told_the_equality_alone() -> None:
+    fact = equals(Self(), (("attr", "size"),), (2, 0.5))
+    assert fact.said == "self.size == (2, 0.5)"
+    assert fact.below(steps_to("block.0")).said == "getattr(self.block, '0').size == (2, 0.5)"
 
 
 class Zero(nn.Module):
