@@ -17,7 +17,9 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, Written, check_of, equals
+from fxgraft.capture.exact import has_literal
+from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, Step, Written, check_of, equals
+from fxgraft.capture.facts import expression as path_expression
 from fxgraft.capture.shadowing import builtins_of, unshadowed
 from fxgraft.util import _torch
 
@@ -77,8 +79,7 @@ class CallForm:
             if kind is Parameter.VAR_POSITIONAL:
                 self._of_arguments.append(f"len({name}) == {len(value)}")
             elif kind is Parameter.VAR_KEYWORD:
-                keys = ", ".join(repr(key) for key in sorted(value))
-                self._of_arguments.append(f"{name}.keys() == {f'{{{keys}}}' if keys else 'set()'}")
+                self._of_arguments.append(f"list({name}) == {list(value)!r}")
             yield name, value
 
     def _template(self, expression: str, value: Any) -> Any:
@@ -89,11 +90,17 @@ class CallForm:
             if not variadic:
                 self._guard_container(expression, value)
             return type(value)(self._template(f"{expression}[{i}]", item) for i, item in enumerate(value))
-        if type(value) is dict:
+        if type(value) is dict and all(map(is_constant, value)):
             if not variadic:
                 self._guard_container(expression, value)
-                self._of_arguments.append(f"list({expression}) == {list(value)!r}")
-            return {key: self._template(f"{expression}[{key!r}]", item) for key, item in value.items()}
+                self._guard_constant(f"list({expression})", list(value))
+            steps: list[Step] = [
+                ("item", key) if has_literal(key) else ("value", i) for i, key in enumerate(value)
+            ]
+            return {
+                key: self._template(path_expression(expression, (step,)), value[key])
+                for key, step in zip(value, steps, strict=True)
+            }
         if is_constant(value):
             self._guard_constant(expression, value)
             return value
@@ -113,7 +120,9 @@ class CallForm:
         if parameter is None or parameter.default is None:
             self._of_arguments.append(f"{expression} is not None")
         name = "".join(c if c.isalnum() else "_" for c in expression).strip("_")
-        found = Input(f"{name}_value" if name in self._taken() else name, expression)
+        while name in self._taken():
+            name += "_value"
+        found = Input(name, expression)
         self.inputs.append(found)
         return found
 
@@ -328,11 +337,16 @@ def _collect(template: Any, value: Any, found: dict[str, Any]) -> bool:
     if type(template) is not type(value):
         return False
     if type(template) is dict:
-        return template.keys() == value.keys() and all(
+        return _is_same(list(template), list(value)) and all(
             _collect(template[key], value[key], found) for key in template
         )
     if type(template) in (tuple, list):
         return len(template) == len(value) and all(
             _collect(ours, theirs, found) for ours, theirs in zip(template, value, strict=True)
         )
-    return bool(template == value)
+    return _is_same(template, value)
+
+
+def _is_same(constant: Any, given: Any) -> bool:
+    """Whether two constants are equal, with the types of their numbers: those print differently."""
+    return bool(constant == given) and repr(constant) == repr(given)

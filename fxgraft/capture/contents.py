@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from fxgraft.capture.code import CACHED, is_own_class
-from fxgraft.capture.facts import Fact, Self, Step, equals, has_literal, is_constant, is_object
+from fxgraft.capture.exact import has_literal
+from fxgraft.capture.facts import Fact, Self, Step, equals, is_constant, is_object
 
 FUNCTIONS = (FunctionType, BuiltinFunctionType, type, CACHED)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, nn.Sequential)

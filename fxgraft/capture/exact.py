@@ -1,55 +1,84 @@
-"""What ``==`` leaves out: ``1 == 1.0 == True`` and ``0.0 == -0.0``, alone and in containers.
+"""What ``==`` leaves out: ``1 == 1.0 == True``, ``0.0 == -0.0``, ``"a" == Mode.A``, orders of dictionaries.
 
 equal to (2, 0.5)     type($[0]) is int, type($[1]) is float
 equal to [1, 2, 3]    all(type(item) is int for item in $)
+equal to {"a": 1}     list($) == ['a'], type($['a']) is int
+equal to [Mode.A]     $[0] is §0
 equal to 0.0          type($) is float, §0(1.0, $) == 1.0       where §0 is math.copysign
 """
 
 from __future__ import annotations
 
+import enum
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 NUMBERS = (bool, int, float, complex)
+TEXTS = (str, bytes)
 SIGN = math.copysign
 """Bound at import: while a model is traced, torch.fx has functions of its own in ``math``."""
-_SIGN_OF = "§0(1.0, "
 
 
-def uses_sign(test: str) -> bool:
-    """Whether a test of `number_tests` needs `SIGN` as its ``§0``."""
-    return _SIGN_OF in test
+def has_literal(value: Any) -> bool:
+    """Whether Python's text for a constant gives it again."""
+    if type(value) in (list, tuple):
+        return all(map(has_literal, value))
+    if type(value) is set:
+        return len(value) > 0 and all(map(has_literal, value))
+    if type(value) is dict:
+        return all(has_literal(k) and has_literal(v) for k, v in value.items())
+    if type(value) is float:
+        return math.isfinite(value)
+    if type(value) is complex:
+        return math.isfinite(value.real) and math.isfinite(value.imag)
+    if type(value) in (str, bytes):
+        return len(value) < 200 and not any(c in str(value) for c in "$§\n")
+    return type(value) in (bool, int, type(None))
 
 
-def number_tests(where: str, value: Any) -> Iterator[str]:
-    """Conditions under which what equals ``value`` has its types of numbers, and its signs of zeros.
+def exact_tests(where: str, value: Any, name_of: Callable[[Any], str]) -> Iterator[str]:
+    """Conditions under which what equals ``value`` has its types, its order, and its signs of zeros.
 
     Args:
         where: Python for what is tested.
         value: a constant, or a container of constants.
+        name_of: gives an object that has no literal a name.
     """
-    if type(value) in NUMBERS:
-        yield f"type({where}) is {type(value).__name__}"
-        if type(value) is float and value == 0:
-            yield f"{_SIGN_OF}{where}) == {SIGN(1.0, value)}"
+    kind = type(value)
+    if kind in NUMBERS:
+        yield f"type({where}) is {kind.__name__}"
+        yield from _signs(where, value, name_of)
+    elif kind in TEXTS:
+        yield f"type({where}) is {kind.__name__}"
+    elif isinstance(value, enum.Enum):
+        yield f"{where} is {name_of(value)}"
+    elif isinstance(value, NUMBERS + TEXTS):  # of a class of its own
+        yield f"type({where}) is {name_of(kind)}"
     elif isinstance(value, dict):
-        yield from _counted(where, value)
-        for key, item in value.items():
-            yield from number_tests(f"{where}[{key!r}]", item)
+        keys = list(value)
+        yield f"list({where}) == {repr(keys) if has_literal(keys) else name_of(keys)}"
+        yield from exact_tests(f"list({where})", keys, name_of)
+        for i, (key, item) in enumerate(value.items()):
+            at = f"{where}[{key!r}]" if has_literal(key) else f"list({where}.values())[{i}]"
+            yield from exact_tests(at, item, name_of)
     elif isinstance(value, (set, frozenset)):
-        yield from _counted(where, value)
+        for one in dict.fromkeys(map(type, value)):
+            count = sum(type(item) is one for item in value)
+            said = one.__name__ if one in NUMBERS + TEXTS else name_of(one)
+            yield f"sum(type(item) is {said} for item in {where}) == {count}"
     elif isinstance(value, (list, tuple)):
         types = {type(item) for item in value}
-        if types in ({bool}, {int}, {complex}) or (types == {float} and all(value)):
+        if (len(types) == 1 and types <= {bool, int, *TEXTS}) or (types == {float} and all(value)):
             yield f"all(type(item) is {types.pop().__name__} for item in {where})"
             return
         for i, item in enumerate(value):
-            yield from number_tests(f"{where}[{i}]", item)
+            yield from exact_tests(f"{where}[{i}]", item, name_of)
 
 
-def _counted(where: str, values: Collection[Any]) -> Iterator[str]:
-    """How many numbers of each type there are, where their order says nothing."""
-    for kind in NUMBERS:
-        if count := sum(type(item) is kind for item in values):
-            yield f"sum(type(item) is {kind.__name__} for item in {where}) == {count}"
+def _signs(where: str, value: Any, name_of: Callable[[Any], str]) -> Iterator[str]:
+    if type(value) is float and value == 0:
+        yield f"{name_of(SIGN)}(1.0, {where}) == {SIGN(1.0, value)}"
+    elif type(value) is complex:
+        yield from _signs(f"{where}.real", value.real, name_of)
+        yield from _signs(f"{where}.imag", value.imag, name_of)

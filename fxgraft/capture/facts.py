@@ -12,7 +12,6 @@ of another region (`Fact.below`).
 from __future__ import annotations
 
 import enum
-import math
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 
-from fxgraft.capture.exact import SIGN, number_tests, uses_sign
+from fxgraft.capture.exact import exact_tests, has_literal
 from fxgraft.util import _torch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...))
@@ -156,7 +155,7 @@ class Fact:
             case _:
                 base = name_of(self.base)
         test = self.test.replace("$", expression(base, self.path))
-        for i, value in enumerate(self.objects):
+        for i, value in reversed([*enumerate(self.objects)]):  # §10 before §1
             test = test.replace(f"§{i}", name_of(value))
         if self.if_there:
             return f"({self.path[-1][1]!r} not in {expression(base, self.path[:-1])} or {test})"
@@ -223,33 +222,21 @@ def equals(base: Any, path: tuple[Step, ...], value: Any) -> Fact:
         return Fact(base, path, "$ != $")
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format, enum.Enum, type(...))):
         return Fact(base, path, "$ is §0", (value,))
-    beyond = [test for test in number_tests("$", value) if not test.startswith("type($) ")]
-    objects: tuple[Any, ...] = (SIGN,) if any(map(uses_sign, beyond)) else ()
-    if has_literal(value):
-        literal, kind = repr(value), type(value).__name__
-    else:
-        literal = f"§{len(objects)}"
-        kind, objects = f"type({literal})", (*objects, value)
+    objects: list[Any] = []
+
+    def name_of(known: Any) -> str:
+        if not any(known is one for one in objects):
+            objects.append(known)
+        return f"§{next(i for i, one in enumerate(objects) if one is known)}"
+
+    literal = repr(value) if has_literal(value) else name_of(value)
+    kind = type(value).__name__ if has_literal(value) else f"type({literal})"
+    beyond = [test for test in exact_tests("$", value, name_of) if not test.startswith("type($) ")]
     # The type first: what is no constant at all (a tensor) may have an == of another meaning.
     test = " and ".join([f"type($) is {kind}", f"$ == {literal}", *beyond])
-    return Fact(base, path, f"({test})", objects, shown=f"$ == {literal}")
+    return Fact(base, path, f"({test})", tuple(objects), shown=f"$ == {literal}")
 
 
 def is_object(base: Any, path: tuple[Step, ...], value: Any, of_code: bool = False) -> Fact:
     """The fact that a value is that very object (a function, a class)."""
     return Fact(base, path, "$ is §0", (value,), of_code)
-
-
-def has_literal(value: Any) -> bool:
-    """Whether Python's text for a constant gives it again."""
-    if type(value) in (list, tuple):
-        return all(map(has_literal, value))
-    if type(value) is set:
-        return len(value) > 0 and all(map(has_literal, value))
-    if type(value) is dict:
-        return all(has_literal(k) and has_literal(v) for k, v in value.items())
-    if type(value) is float:
-        return math.isfinite(value)
-    if type(value) in (str, bytes):
-        return len(value) < 200 and not any(c in str(value) for c in "$§\n")
-    return type(value) in (bool, int, complex, type(None))

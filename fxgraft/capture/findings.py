@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fxgraft.capture.code import is_own_class, is_own_module, wrapped_in
 from fxgraft.capture.contents import FUNCTIONS, content_of, items_of, name_of, variables_of
+from fxgraft.capture.exact import has_literal
 from fxgraft.capture.facts import (
     MAX_ITEMS,
     Fact,
@@ -27,7 +28,6 @@ from fxgraft.capture.facts import (
     Step,
     equals,
     expression,
-    has_literal,
     is_constant,
     is_object,
 )

@@ -18,11 +18,24 @@ import torch
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.defaults import printed_default
 from fxgraft.capture.fallback import fell_back
+from fxgraft.errors import SlotError
 from fxgraft.util import _torch
+
+_LOCALS = ("self", "_graph", "_fallback", "opened", "as_traced")
 
 
 def entry_source(form: CallForm) -> str:
-    """The source of the guarded ``forward``. Its names are in `entry_scope`, ``_graph`` and ``_fallback``."""
+    """The source of the guarded ``forward``. Its names are in `entry_scope`, ``_graph`` and ``_fallback``.
+
+    Raises:
+        SlotError: a parameter has one of these names.
+    """
+    for name in form.signature.parameters:
+        if name in (*_LOCALS, *entry_scope(form)):
+            raise SlotError(
+                f"a forward has a parameter named {name!r}: expected any name but this one, which "
+                f"generated code needs for itself; rename it, or take a slot of another module"
+            )
     parameters = [
         p.replace(annotation=Parameter.empty, default=printed_default(p))
         for p in form.signature.parameters.values()

@@ -33,7 +33,7 @@ from fxgraft.capture.condition_writer import (
     UnwritableError,
     Writer,
 )
-from fxgraft.capture.facts import Fact, Self, Written, equals, steps_to
+from fxgraft.capture.facts import Fact, Self, Written, equals, is_constant, steps_to
 from fxgraft_passes import operators
 from fxgraft_passes.observe import Observer, observation_of
 
@@ -118,13 +118,25 @@ def facts_of(
     found, unknown = [], []
     for node, expected in conditions(graph):
         write = Writer(inputs, formulas)
+        # The code was given a text, or a container of constants, itself: it must be exactly that.
+        is_given = expected and node.target is operator.eq and isinstance(node.args[1], (str, tuple, list))
         try:
-            source = write(node)
+            source = write(node.args[0] if is_given else node)
         except UnwritableError as error:
             unknown.append(error)
             continue
+        if is_given and not write.objects and is_constant(given := _plain(node.args[1])):
+            found.append(equals(Written(source), (), given))
+            continue
         found.append(Fact(Written(source), (), "$" if expected else "not $", tuple(write.objects)))
     return found, unknown
+
+
+def _plain(value: Any) -> Any:
+    """A constant in plain containers, in the place of those of torch.fx that cannot be changed."""
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)(map(_plain, value))
+    return value
 
 
 def drop_conditions(graph: fx.Graph) -> None:

@@ -19,6 +19,7 @@ from dataclasses import fields, is_dataclass
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.fx as fx
 from torch import nn
@@ -28,6 +29,7 @@ from fxgraft.capture.assuming import AssumingTracer
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.code import is_caught, is_own, is_own_module
 from fxgraft.capture.effects import Effects
+from fxgraft.capture.exact import has_literal
 from fxgraft.capture.instruments import Instruments
 from fxgraft.capture.intercept import EveryOperation, limits_of_proxies
 from fxgraft.capture.proxy import ConcreteProxy, ProxySize, UntraceableError, collect_untraceable
@@ -298,6 +300,11 @@ class RegionTracer(AssumingTracer):
             return self._rebuilt(a)
         if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
             raise UntraceableError(f"makes a {type(a).__name__} object")
+        for key in a if isinstance(a, dict) else ():
+            if not (has_literal(key) or isinstance(key, (str, bytes, float, torch.dtype, torch.device))):
+                raise UntraceableError(f"makes a dictionary with the key {key!r}, which has no literal")
+        if isinstance(a, np.generic) and isinstance(a, (float, complex, str, bytes)):
+            a = a.item()  # a number or a text of Python's, too: torch takes it for that
         try:
             return super().create_arg(a)
         except NotImplementedError:

@@ -153,7 +153,7 @@ def test_variadic_arguments():
     form = form_of(variadic, X, Y, 3, key=Y, other=1)
     assert names(form) == ["x", "rest_0", "options__key"]
     assert takes(form, Y, X, 3, key=X, other=1)
-    assert takes(form, Y, X, 3, other=1, key=X)
+    assert not takes(form, Y, X, 3, other=1, key=X), "code may ask for their order"
     assert not takes(form, Y, X, key=X, other=1)
     assert not takes(form, Y, X, 3, Y, key=X, other=1)
     assert not takes(form, Y, X, 3, key=X)
@@ -266,7 +266,7 @@ class Masked(nn.Module):
         ((X,), {"scale": 3.0}, "scale == 2.0"),
         ((X, None, Y), {}, "len(more) == 0"),
         ((X, None, Y), {"scale": 3.0}, "len(more) == 0"),
-        ((X,), {"other": 1}, "kwargs.keys() == set()"),
+        ((X,), {"other": 1}, "list(kwargs) == []"),
     ],
 )
 def test_a_call_of_another_form_is_told_with_what_was_expected(args, kwargs, expected, caplog):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,14 +19,31 @@ from fxgraft.capture.shadowing import builtins_of, unshadowed
 from fxgraft.util.bits import same_bits
 from tests.harness import counting_backend
 
+
+class Level(enum.IntEnum):
+    ONE = 1
+    TWO = 2
+
+
+class Mode(enum.StrEnum):
+    A = "a"
+
+
 numbers = st.sampled_from([0, 1, 2, 0.0, -0.0, 1.0, 2.0, math.inf, math.nan, True, False, 1j, 2 + 0j])
-atoms = numbers | st.sampled_from([None, "1", "a", torch.float32, torch.device("cpu")])
+complex_zeros = st.sampled_from([0j, complex(-0.0, 0), complex(0, -0.0), complex(-0.0, -0.0)])
+of_classes = st.sampled_from([*Level, *Mode, np.float64(1), np.float64(2)])
+atoms = (
+    numbers
+    | complex_zeros
+    | of_classes
+    | st.sampled_from([None, "1", "a", torch.float32, torch.device("cpu")])
+)
 containers = st.recursive(
     atoms,
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.sampled_from(["a", "b", 1, 2.0]), inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["a", "b", 1, 2.0, 1.0, True, *Level, *Mode]), inner, max_size=2)
     ),
     max_leaves=6,
 ) | st.sets(st.sampled_from([0, 1, 2.0, 3.5, "a"]), max_size=3)
@@ -47,11 +66,11 @@ def test_it_holds_for_what_prints_alike(a: Any, b: Any) -> None:
 
 
 def canonical(value: Any) -> str:
-    """What it prints, in one order."""
+    """What it prints, in one order where order says nothing."""
     if isinstance(value, set):
         return f"set {sorted(map(repr, value))}"
     if isinstance(value, dict):
-        return f"dict {sorted((repr(key), canonical(item)) for key, item in value.items())}"
+        return f"dict {[(repr(key), canonical(item)) for key, item in value.items()]}"
     if isinstance(value, (list, tuple)):
         return f"{type(value).__name__} {list(map(canonical, value))}"
     return repr(value)
@@ -163,3 +182,122 @@ def test_compiled_code_takes_such_conditions_in_one_graph(dynamic: bool | None, 
         found = host(X, INDICES, sizes=(2.0,))
     assert found[1].dtype == torch.float32
     assert backend.frame_count >= 2
+
+
+class Open(nn.Module):
+    """Results that show the order, the types and the names of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+        self.weights = {"a": 1.0, "b": 2.0}
+
+    def forward(self, x: Tensor, table: Any = None, modes: Any = (), **more: Tensor) -> Tensor:
+        h = torch.relu(self.lin(x))
+        for place, value in enumerate([*self.weights.values(), *more.values()], 1):
+            h = h + place * value
+        for key, value in (table or {}).items():
+            h = h + len(repr(type(key))) * value
+        return h * (2 if any(isinstance(mode, enum.Enum) for mode in modes) else 1)
+
+
+@pytest.mark.parametrize(
+    ("example", "changed"),
+    [
+        ({"a": X, "b": -X}, {"b": -X, "a": X}),
+        ({"table": {1: X}}, {"table": {1.0: X}}),
+        ({"table": {1: X}}, {"table": {Level.ONE: X}}),
+        ({"table": {Level.ONE: X}}, {"table": {1: X}}),
+        ({"table": {"a.b": X, "a_b": -X, "a-b": X}}, {"table": {"a.b": X, "a-b": X, "a_b": -X}}),
+        ({"modes": ["a"]}, {"modes": [Mode.A]}),
+        ({"modes": [Mode.A]}, {"modes": ["a"]}),
+        ({"modes": [Level.ONE]}, {"modes": [1]}),
+        ({"modes": (0j,)}, {"modes": (complex(0, -0.0),)}),
+        ({"modes": [float("inf"), torch.float32]}, {"modes": [float("inf"), torch.float64]}),
+    ],
+)
+def test_order_and_classes_of_arguments_are_conditions(example: Any, changed: Any) -> None:
+    model = Open()
+    host = fxgraft.trace(model, (X,), example)
+    fxgraft.SeedManager(host, check_every=0).germinate("relu", lambda slot: Zero())
+    assert same_bits(host(X, **example), model(X, **example))
+    assert host.explain().fallbacks == 0, "its seeds run"
+    assert same_bits(host(X, **changed), model(X, **changed))
+    assert host.explain().fallbacks == 1
+
+
+def test_an_attribute_in_another_order_is_another_form() -> None:
+    model = Open()
+    host = grown(model, X)
+    model.weights = host.weights = {"b": 2.0, "a": 1.0}
+    assert same_bits(host(X), model(X))
+
+
+class Asked:
+    """An argument with fields that code compares with constants."""
+
+    def __init__(self, mode: Any, sizes: Any):
+        self.mode, self.sizes = mode, sizes
+
+
+class OfFields(nn.Module):
+    def forward(self, x: Tensor, asked: Asked) -> Tensor:
+        h = torch.relu(x) * (2 if isinstance(asked.mode, Mode) else 1)
+        return h * (3 if isinstance(asked.sizes[0], float) else 1)
+
+
+def test_fields_of_arguments_are_compared_likewise() -> None:
+    model, example = OfFields(), Asked("a", (1,))
+    host = grown(model, X, example)  # type: ignore[arg-type]
+    assert same_bits(host(X, example), model(X, example))
+    assert host.explain().fallbacks == 0
+    for changed in (Asked(Mode.A, (1,)), Asked("a", (1.0,))):
+        assert same_bits(host(X, changed), model(X, changed))
+
+
+class OfNumPy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = np.float64(2)
+
+    def forward(self, x: Tensor, power: Any = 3.0) -> Tensor:
+        return torch.relu(x) * self.scale * power
+
+
+def test_numbers_of_numpy_in_attributes_and_arguments() -> None:
+    model, three = OfNumPy(), np.float64(3)
+    host = grown(model, X, three)  # type: ignore[arg-type]
+    assert same_bits(host(X, three), model(X, three))
+    assert host.explain().fallbacks == 0, "its seeds run"
+    assert same_bits(host(X, np.float64(4)), model(X, np.float64(4)))
+    model.scale = host.scale = np.float64(5)
+    assert same_bits(host(X, three), model(X, three))
+
+
+class WithSelf(nn.Module):
+    def forward(this, x: Tensor, /, self: float = 1.0) -> Tensor:  # noqa: N805
+        return torch.relu(x) * self
+
+
+def test_a_parameter_with_the_name_of_generated_code_is_refused_by_name() -> None:
+    host = fxgraft.trace(WithSelf(), (X,))
+    with pytest.raises(fxgraft.errors.SlotError, match="parameter named 'self'"):
+        fxgraft.SeedManager(host).germinate("relu", lambda slot: Zero())
+    assert same_bits(host(X), WithSelf()(X))
+
+
+class KeyedResult(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> dict[Level, Tensor]:
+        return {Level.ONE: torch.relu(self.lin(x))}
+
+
+def test_a_result_with_keys_that_have_no_literal_is_no_graph() -> None:
+    model = KeyedResult()
+    host = fxgraft.trace(model, (X,))
+    assert "makes a dictionary with the key <Level.ONE: 1>" in host.rejected[""]
+    fxgraft.SeedManager(host, check_every=0).germinate("lin", lambda slot: Zero())
+    assert same_bits(host(X)[Level.ONE], model(X)[Level.ONE])
