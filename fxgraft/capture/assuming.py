@@ -54,6 +54,8 @@ class AssumingTracer(fx.Tracer):
         """What the code gets for a value: the proxy; or a constant itself, which is assumed from then on."""
         node = proxy.node
         base = self.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if node.target is getattr and isinstance(base, torch.Tensor):
+            self._fix_optional(node, value)
         if not is_found(node) or isinstance(base, torch.Tensor):
             if value is None and node.op == "call_method" and is_own_module(type(base).__module__):
                 raise UntraceableError(
@@ -73,6 +75,16 @@ class AssumingTracer(fx.Tracer):
         elif not isinstance(value, (int, float)):
             self._assume_of(type, node, type(value), operator.is_)
         return proxy
+
+    def _fix_optional(self, node: fx.Node, value: Any) -> None:
+        """The code was given an attribute of a tensor: it is None or not, as in the example."""
+        of, name = node.args[0], str(node.args[1])
+        if value is not None and name != "grad" and hasattr(torch.Tensor, name):
+            return
+        if name != "grad_fn" and (is_found(of) or of.op == "get_attr"):  # type: ignore[union-attr]
+            self.assume(operator.is_ if value is None else operator.is_not, (node, None))
+        elif value is None:
+            raise UntraceableError(f"asks for {name!r} of {of}, which was None in the example")
 
     def assume(self, target: Any, args: tuple[Any, ...], expected: bool = True) -> None:
         """Write into the graph that ``target(*args)`` is as it is now; see ``sizes``."""
@@ -135,7 +147,7 @@ class AssumingTracer(fx.Tracer):
 
     def _fix_pieces(self, of: fx.Node, kind: str, number: Any, dim: Any, count: int) -> None:
         """Assume that a tensor is cut into as many pieces as it is now."""
-        size = self.proxy(of).size(dim)
+        size: Any = self.proxy(of).size(dim)
         if kind == "unbind":
             bool(size == count)
             return
@@ -166,7 +178,7 @@ class AssumingTracer(fx.Tracer):
 
     def fix_missing(self, node: fx.Node, name: str) -> None:
         """The code asked for an attribute that is not there."""
-        if is_found(node):
+        if is_found(node) or node.op == "get_attr":
             self.assume(hasattr, (node, name), False)
         else:
             self._rely_on(node)

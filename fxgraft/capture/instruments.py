@@ -27,6 +27,7 @@ from types import FrameType, FunctionType
 from typing import Any
 
 import torch
+import torch.distributed
 import torch.nn.attention
 from torch import nn
 
@@ -42,13 +43,30 @@ _HOOKS = ("__getattribute__", "__setattr__", "__delattr__")
 _ALL_HOOKS = (*_HOOKS, "__getattr__")
 _UNSEEN_WRITES = ("torch.fx", "torch.overrides", "torch._", "fxgraft", "copy")
 _UNSEEN = (*_UNSEEN_WRITES, "torch.nn.modules.module")
-_STATES = set(map(id, (torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.get_default_dtype)))
+_STATES = {
+    id(getattr(torch, name))
+    for name in (
+        "is_grad_enabled",
+        "is_inference_mode_enabled",
+        "get_default_dtype",
+        "is_anomaly_enabled",
+        "is_anomaly_check_nan_enabled",
+        "get_num_threads",
+    )
+}
+_OF_PROCESSES = (
+    [getattr(torch.distributed, name) for name in ("is_initialized", "get_rank", "get_world_size")]
+    if torch.distributed.is_available()
+    else []
+)
 _STATES_IN_PYTHON = {
     function.__code__: function
     for function in (
         torch.are_deterministic_algorithms_enabled,
         torch.is_deterministic_algorithms_warn_only_enabled,
         torch.get_float32_matmul_precision,
+        torch.initial_seed,
+        *_OF_PROCESSES,
     )
 }
 _OF_AUTOCAST = {

@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 import sys
-from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from fxgraft.capture.code import is_own
 from fxgraft.util import _torch
 
 
@@ -180,6 +181,21 @@ class ConcreteProxy(fx.Proxy):
             raise UntraceableError(f"asks whether something is in {self.node}, which depends on the input")
         self.tracer.fix_contains(self.node, item)  # type: ignore[attr-defined]
         return item in value
+
+    def __str__(self) -> str:
+        return self._text(str, sys._getframe(1))
+
+    def __repr__(self) -> str:
+        return self._text(repr, sys._getframe(1))
+
+    def _text(self, of: Callable[[Any], str], asking: FrameType) -> str:
+        if not is_own(asking):
+            return super().__repr__()
+        value: Any = self._example
+        if not isinstance(value, (int, torch.dtype, torch.device)):
+            raise UntraceableError(f"makes text of {self.node}, which depends on the input")
+        bool(self == value)  # what the graph relies on, it checks
+        return of(value)
 
     def __format__(self, form: str) -> str:
         raise UntraceableError(f"makes text of {self.node}, which depends on the input")

@@ -573,3 +573,76 @@ def test_what_a_submodule_returns():
         assert host.explain().fallbacks == 0
         model.inner.flag = engine.trees(host)[0].inner.flag = not flag
         as_the_model(host, model, X)
+
+
+class AskingTensors(nn.Module):
+    """Asks for attributes of tensors that are None, or not there, in the example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, given: Tensor) -> Tensor:
+        h = torch.tanh(self.lin(x)) * (2 if self.lin.weight.grad is None else 1)
+        h = h * (3 if given.grad is None else 1) * (5 if hasattr(self.lin.weight, "tag") else 1)
+        return h * (7 if getattr(given, "tag", None) is None else 1)
+
+
+def test_attributes_of_tensors_that_are_none_or_missing() -> None:
+    model, x = AskingTensors(), torch.randn(4, 6)
+    host = fxgraft.trace(model, (x, torch.ones(1)))
+    fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    assert same_bits(host(x, x), model(x, x))
+    assert host.explain().fallbacks == 0
+    given = torch.ones(1)
+    given.grad = torch.ones(1)
+    tagged = torch.ones(1)
+    tagged.tag = 1  # type: ignore[attr-defined]
+    for other in (given, tagged):
+        assert same_bits(host(x, other), model(x, other))
+    model.lin.weight.grad = torch.zeros(6, 6)
+    assert same_bits(host(x, x), model(x, x))
+    model.lin.weight.tag = 1  # type: ignore[assignment]
+    assert same_bits(host(x, x), model(x, x))
+
+
+class AskingForText(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(x) * (2 if "float64" in str(x.dtype) else 1)
+        return h * {"4": 3}.get("%s" % x.shape[0], 5)  # noqa: UP031
+
+
+def test_texts_of_sizes_and_dtypes() -> None:
+    model, x = AskingForText(), torch.randn(4, 6)
+    host = fxgraft.trace(model, (x,))
+    fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    assert same_bits(host(x), model(x))
+    assert host.explain().fallbacks == 0
+    for other in (x[:3], x.double()):
+        assert same_bits(host(other), model(other))
+
+
+class AskingTheProcess(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(x) * (2 if torch.distributed.is_initialized() else 1)
+        h = h * (3 if torch.is_anomaly_enabled() else 1) * (torch.initial_seed() % 7)
+        return h * torch.get_num_threads()
+
+
+def test_the_state_of_the_process() -> None:
+    model, x = AskingTheProcess(), torch.randn(4, 6)
+    torch.manual_seed(1)
+    host = fxgraft.trace(model, (x,))
+    fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    assert same_bits(host(x), model(x))
+    assert host.explain().fallbacks == 0
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        assert same_bits(host(x), model(x))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert same_bits(host(x), model(x))
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.manual_seed(2)
+    assert same_bits(host(x), model(x))
+    assert host.explain().fallbacks == 3
