@@ -194,7 +194,7 @@ class ConcreteProxy(fx.Proxy):
         value: Any = self._example
         if not isinstance(value, (int, torch.dtype, torch.device)):
             raise UntraceableError(f"makes text of {self.node}, which depends on the input")
-        bool(self == value)  # what the graph relies on, it checks
+        bool(self.__eq__(value))  # what the graph relies on, it checks
         return of(value)
 
     def __format__(self, form: str) -> str:

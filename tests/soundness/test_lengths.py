@@ -14,7 +14,7 @@ import fxgraft
 from fxgraft.util.bits import same_bits
 
 
-class Net(nn.Module):
+class Combining(nn.Module):
     def __init__(self, combine: Callable[..., Tensor]):
         super().__init__()
         self.lin, self.combine = nn.Linear(6, 6), combine
@@ -47,7 +47,7 @@ BY_SIZE: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("combine", BY_SIZE.values(), ids=list(BY_SIZE))
 def test_a_number_of_parts_that_depends_on_a_size(combine: Callable[[Tensor], Tensor]) -> None:
-    model = Net(combine)
+    model = Combining(combine)
     host = fxgraft.trace(model, (torch.randn(4, 6),))
     seed = fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
     for rows in (4, 6, 2, 5, 3, 0):
@@ -69,7 +69,7 @@ def test_a_number_of_parts_that_depends_on_a_size(combine: Callable[[Tensor], Te
 def test_a_number_that_does_not_depend_on_the_batch_keeps_the_seeds(
     combine: Callable[[Tensor], Tensor],
 ) -> None:
-    model = Net(combine)
+    model = Combining(combine)
     host = fxgraft.trace(model, (torch.randn(4, 6),))
     fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
     for rows in (4, 7, 2):
@@ -87,7 +87,7 @@ class Table:
 
 
 def test_a_method_of_an_argument_may_return_more() -> None:
-    model = Net(lambda h, table: h + sum(table.items()))
+    model = Combining(lambda h, table: h + sum(table.items()))
     x = torch.randn(4, 6)
     host = fxgraft.trace(model, (x, Table(x)))
     assert "asks how many values 'items' of given returns" in host.rejected[""]
@@ -101,7 +101,7 @@ def test_views_of_a_dictionary_of_another_class(of: str) -> None:
             h = h + i * (item[1] if of == "items" else item if of == "values" else table[item])
         return h
 
-    model, x, y = Net(combine), torch.randn(4, 6), torch.randn(4, 6)
+    model, x, y = Combining(combine), torch.randn(4, 6), torch.randn(4, 6)
     host = fxgraft.trace(model, (x, OrderedDict(a=x, b=y)))
     fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
     for table in (OrderedDict(a=y, b=x), OrderedDict(a=x, b=y, c=x), OrderedDict(a=x), OrderedDict(b=y, a=x)):
