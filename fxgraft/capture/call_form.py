@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from fxgraft.capture.code import compared_in
 from fxgraft.capture.exact import has_literal
 from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, Step, Written, check_of, equals
 from fxgraft.capture.facts import expression as path_expression
@@ -71,6 +72,17 @@ class CallForm:
         self._passed = set(bound.arguments)
         bound.apply_defaults()
         self._arguments = {name: self._template(name, value) for name, value in self._split(bound)}
+        for one, other in compared_in(inspect.unwrap(forward)):
+            if one in bound.arguments and other in bound.arguments:
+                self._guard_identity(one, other, bound.arguments[one] is bound.arguments[other])
+
+    def _guard_identity(self, one: str, other: str, same: bool) -> None:
+        """The code asks whether two arguments are the same object: then the graph has one input for both."""
+        self._of_arguments.append(f"{one} is {other}" if same else f"{one} is not {other}")
+        template = self._arguments[other]
+        if same and isinstance(template, Input) and template != self._arguments[one]:
+            self.inputs.remove(template)
+            self._arguments[other] = self._arguments[one]
 
     def _split(self, bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
         """The arguments, with guards on the length of ``*args`` and the keys of ``**kwargs``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import sys
@@ -176,6 +177,26 @@ def _caught_in(code: CodeType) -> tuple[tuple[int, int], ...]:
 def is_caught(frame: FrameType) -> bool:
     """Whether an exception raised just now below ``frame`` would be caught in it."""
     return any(start <= frame.f_lasti < end for start, end in _caught_in(frame.f_code))
+
+
+def compared_in(function: Any) -> list[tuple[str, str]]:
+    """The pairs of local variables of which a function asks whether they are the same: ``q is k``."""
+    code = getattr(function, "__code__", None)
+    loaded: list[str] = []
+    found: dict[tuple[str, str], None] = {}
+    for instruction in dis.get_instructions(code) if isinstance(code, CodeType) else ():
+        if instruction.opname.startswith("LOAD_FAST"):
+            value = instruction.argval
+            loaded += value if isinstance(value, tuple) else [value]
+            continue
+        if instruction.opname == "IS_OP" and len(loaded) > 1:
+            one, other = loaded[-2:]
+            if hasattr(builtins, other):  # which conditions would take for Python's own
+                one, other = other, one
+            if not hasattr(builtins, other) and one != other:
+                found[one, other] = None
+        loaded = []
+    return list(found)
 
 
 def is_own(frame: FrameType) -> bool:

@@ -301,3 +301,33 @@ def test_a_result_with_keys_that_have_no_literal_is_no_graph() -> None:
     assert "makes a dictionary with the key <Level.ONE: 1>" in host.rejected[""]
     fxgraft.SeedManager(host, check_every=0).germinate("lin", lambda slot: Zero())
     assert same_bits(host(X)[Level.ONE], model(X)[Level.ONE])
+
+
+class SelfOrCross(nn.Module):
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return torch.relu(q) * (2 if q is k else 1) + k
+
+
+class SelfAndCross(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_itself, self.to_other = SelfOrCross(), SelfOrCross()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + 1
+        return self.to_other(self.to_itself(x, x), y)
+
+
+def test_arguments_that_are_compared_by_identity() -> None:
+    model = SelfAndCross()
+    host = fxgraft.trace(model, (X, -X))
+    manager = fxgraft.SeedManager(host, check_every=0)
+    for name in ("to_itself", "to_other"):
+        manager.germinate(f"{name}.relu", lambda slot: Zero())
+    assert same_bits(host(X, -X), model(X, -X))
+    assert host.explain().fallbacks == 0, "its seeds run"
+    other, same = SelfOrCross(), fxgraft.trace(SelfOrCross(), (X, -X))
+    fxgraft.SeedManager(same, check_every=0).germinate("relu", lambda slot: Zero())
+    for k in (X, X.clone()):
+        assert same_bits(same(X, k), other(X, k))
+    assert same.explain().fallbacks == 1
