@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.fx as fx
+from torch import nn
 
 from fxgraft.capture.call_form import CallForm
 from fxgraft_passes import Call, GraftSpec, operators
@@ -48,7 +49,12 @@ def without_graph(forward: Callable[..., Any], specs: Specs) -> tuple[Callable[.
         for name, spec in specs
         if spec.call is not None and spec.fossil is not None
     )
-    return (_chain(forward, fossils) if fossils else forward), len(fossils) < len(specs)
+    return (_chain(forward, fossils) if fossils else as_the_class_has_it), len(fossils) < len(specs)
+
+
+def as_the_class_has_it(module: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    """The ``forward`` that the module's class has now: another one may be in its place since the trace."""
+    return type(module).forward(module, *args, **kwargs)
 
 
 @functools.cache  # equal regions have equal functions, and share their code

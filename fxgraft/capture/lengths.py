@@ -19,7 +19,7 @@ from fxgraft.capture.code import is_own_module
 VIEWS = (KeysView, ValuesView, ItemsView)
 SEVERAL = (tuple, list, dict, *VIEWS)
 """What code can iterate over while it is traced, beside sizes."""
-_BY_RANK = ("where", "nonzero", "nonzero_numpy", "gradient")
+_BY_RANK = ("where", "nonzero", "nonzero_numpy", "gradient", "stride")
 
 
 def name_of(node: fx.Node) -> str:

@@ -106,3 +106,12 @@ def test_views_of_a_dictionary_of_another_class(of: str) -> None:
     fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
     for table in (OrderedDict(a=y, b=x), OrderedDict(a=x, b=y, c=x), OrderedDict(a=x), OrderedDict(b=y, a=x)):
         assert same_bits(host(x, table), model(x, table)), list(table)
+
+
+def test_a_number_of_axes() -> None:
+    model = Combining(lambda h: h * len(h.stride()))
+    host = fxgraft.trace(model, (torch.randn(4, 6),))
+    fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    for shape in ((4, 6), (2, 4, 6), (6,)):
+        x = torch.randn(shape)
+        assert same_bits(host(x), model(x)), shape

@@ -646,3 +646,16 @@ def test_the_state_of_the_process() -> None:
     torch.manual_seed(2)
     assert same_bits(host(x), model(x))
     assert host.explain().fallbacks == 3
+
+
+class Replaceable(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+def test_a_forward_that_is_replaced_in_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, x = fxgraft.trace(Replaceable(), (torch.randn(4, 6),)), torch.randn(4, 6)
+    fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    assert same_bits(host(x), torch.tanh(x))
+    monkeypatch.setattr(Replaceable, "forward", lambda self, x: torch.sin(x))
+    assert same_bits(host(x), torch.sin(x))
