@@ -22,6 +22,7 @@ from fxgraft.compiling.variants import enter
 from fxgraft.util import _torch
 from fxgraft.util.bits import same_bits
 from fxgraft_passes import Graft, devices
+from fxgraft_passes.snapshot import Snapshot
 from fxgraft_passes.untouched import untouched
 
 _ERROR = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -57,34 +58,36 @@ class UnitCall:
 
     def difference(self, entry: Entry) -> str | None:
         """How ``entry`` differs from eager mode, in words; None if it does not."""
-        eager, ours = self._run(enter), self._run(entry)
+        before = Snapshot(self.modules)  # which takes longer than a run of a small model: one for all runs
+        eager, ours = self._run(enter, before), self._run(entry, before)
         drawn = [found.pop("random streams") for found in (ours, eager)]
         if drawn[0] != drawn[1]:
             # Inductor has a random stream of its own: its masks are others, and cannot be compared.
             return "random numbers drawn" if self.is_exact else _form(ours, eager)
         differ = [what for what in eager if not same_bits(ours[what], eager[what])]
         if self.is_exact and differ:
-            again = self._run(enter)
+            again = self._run(enter, before)
             differ = [what for what in differ if same_bits(again[what], eager[what])] or [
                 what for what in differ if self._distance(ours[what], eager[what]) is not None
             ]
             return f"{', '.join(differ)}" if differ else None
         told = {what: found for what in differ if (found := self._distance(ours[what], eager[what]))}
-        if not told or self._is_rounding({what: (ours[what], eager[what]) for what in told}):
+        if not told or self._is_rounding({what: (ours[what], eager[what]) for what in told}, before):
             return None
         return "; ".join(f"{what} by {distance}" for what, distance in told.items())
 
-    def _run(self, entry: Entry, noise: float = 0.0, seed: int = 0) -> Found:
+    def _run(self, entry: Entry, before: Snapshot, noise: float = 0.0, seed: int = 0) -> Found:
         """What a call shows, with all of it undone.
 
         Args:
             entry: what runs it.
+            before: what the modules hold.
             noise: by how much weights and arguments differ from what they are, relative to it.
             seed: of the noise.
         """
         module, *_ = self.modules
         with (
-            untouched(*self.modules),
+            untouched(*self.modules, before=before),
             _own_attributes(self.modules),
             _hidden_from_checkpoints(),
             _own_arguments(self.args, self.kwargs) as (args, kwargs, leaves),
@@ -122,7 +125,7 @@ class UnitCall:
             dtypes.add(torch.bfloat16)
         return max((_ERROR.get(dtype, 0.0) for dtype in dtypes), default=0.0)
 
-    def _is_rounding(self, differ: Mapping[str, tuple[Any, Any]]) -> bool:
+    def _is_rounding(self, differ: Mapping[str, tuple[Any, Any]], before: Snapshot) -> bool:
         """Whether eager mode differs from itself as much where weights and arguments differ by rounding."""
         left: list[tuple[str, int, float]] = []
         for what, (ours, eager) in differ.items():
@@ -137,7 +140,7 @@ class UnitCall:
                     return False
                 left.append((what, i, distance))
         for seed, roundings in enumerate(_NOISE):
-            shaken = self._run(enter, noise=float(roundings), seed=seed)
+            shaken = self._run(enter, before, noise=float(roundings), seed=seed)
             left = [
                 (what, i, distance)
                 for what, i, distance in left
