@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -26,7 +27,8 @@ def items_of(value: Any, base: Any, path: tuple[Step, ...]) -> Iterator[tuple[Fa
         fact = (
             equals(base, path, keys) if all(map(is_constant, keys)) else Fact(base, path, "$ == §0", (keys,))
         )
-        yield Fact(base, path, fact.test.replace("$", "list($)"), fact.objects), None, None
+        test, shown = (text.replace("$", "list($)") for text in (fact.test, fact.shown))
+        yield replace(fact, test=test, shown=shown), None, None
         for i, (key, part) in enumerate(value.items()):
             yield form, part, ("item", key) if has_literal(key) else ("value", i)
     elif isinstance(value, Set):

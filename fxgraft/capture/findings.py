@@ -12,6 +12,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -161,7 +162,7 @@ class Findings:
     def _of(self, fact: Fact, always: bool = False) -> Fact:
         """The fact as one of code, where its base is nothing that compilers have a picture of."""
         plain = not always and (isinstance(fact.base, (Self, ModuleType)) or is_own_class(fact.base))
-        return fact if plain or fact.of_code else Fact(fact.base, fact.path, fact.test, fact.objects, True)
+        return fact if plain or fact.of_code else replace(fact, of_code=True)
 
     # What cannot be instrumented
 

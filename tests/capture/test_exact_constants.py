@@ -82,6 +82,29 @@ def test_people_are_told_the_equality_alone() -> None:
     assert fact.below(steps_to("block.0")).said == "getattr(self.block, '0').size == (2, 0.5)"
 
 
+class Share:
+    """Holds a number."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+
+class Iterating(nn.Module):
+    """Iterates over a dictionary of objects that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares = {"a": Share(1.0), "b": Share(2.0)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) * sum(share.value for share in self.shares.values())
+
+
+def test_people_are_told_of_keys_what_they_equal() -> None:
+    guards = fxgraft.trace(Iterating(), (torch.ones(2),)).explain().root.guards
+    assert "list(self.shares) == ['a', 'b']" in guards
+
+
 class Zero(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 0
