@@ -104,6 +104,18 @@ class Profiler:
         return spent
 
 
+def processor_ms(sides: Mapping[str, Step], turns: int, warm_up: int) -> dict[str, float]:
+    """Milliseconds of processor time of a step of each side: the median over turns, after some to warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warm_up + turns):
+        for name, step in sides.items():
+            began = time.process_time()
+            step()
+            if turn >= warm_up:
+                spent[name].append((time.process_time() - began) * 1e3)
+    return {name: statistics.median(found) for name, found in spent.items()}
+
+
 def settle() -> None:
     """Collect garbage now, and let later collections pass over what is there: they would hit anyone."""
     gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from fxgraft.testing.comparing import (
 from fxgraft.testing.compiling import counting_backend
 
 __all__ = [
+    "THOROUGH",
     "Run",
     "are_collected",
     "assert_same_bits",
@@ -43,6 +45,9 @@ __all__ = [
     "train",
     "warnings_in",
 ]
+
+THOROUGH = os.environ.get("FXGRAFT_HYPOTHESIS") == "thorough"
+"""Whether `make soak` runs the tests: all interrupts, every promise on four ranks."""
 
 
 def host_names(module: nn.Module) -> list[str]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from benchmarks.environment import describe
+from benchmarks.timing import processor_ms
 from fxgraft.explore import presets
 
 RESULTS = Path(__file__).parents[1] / "results" / "presets.json"
@@ -87,14 +86,12 @@ class Training:
         logits: Tensor = self.host(self.x).logits
         return logits.float().square().mean()
 
-    def step(self) -> float:
-        """Milliseconds of processor time."""
-        began = time.process_time()
+    def step(self) -> None:
+        """Of training."""
         self.optimizer.zero_grad()
         self.loss().backward()
         self.optimizer.step()
         self.manager.step()
-        return (time.process_time() - began) * 1e3
 
     def tried(self) -> dict[str, int]:
         assert self.exploration is not None
@@ -107,13 +104,7 @@ def measure(family: str) -> dict[str, Any]:
     preset = getattr(presets, FAMILIES[family][0])
     explored = {"preset": Training(family, preset), "auto": Training(family, lambda host: "auto")}
     arms = {"bare": Training(family), **explored}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(WARM_UP + TURNS):
-        for name, arm in arms.items():
-            spent = arm.step()
-            if turn >= WARM_UP:
-                times[name].append(spent)
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    medians = processor_ms({name: arm.step for name, arm in arms.items()}, TURNS, WARM_UP)
     return {
         "family": family,
         **{name: {**arm.tried(), "step": medians[name] / medians["bare"]} for name, arm in explored.items()},

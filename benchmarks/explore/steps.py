@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import fxgraft
 from benchmarks.explore.networks import Block, Decoder, text_batch
+from benchmarks.timing import processor_ms
 from fxgraft.commands import SEED
+from fxgraft.util.interleaved_timing import Step
 
 ROUNDS, BATCH, LENGTH, BLOCKS = 15, 16, 64, 4
 
@@ -47,27 +47,26 @@ def _arms() -> dict[str, list[SEED]]:
 def steps(size: int) -> dict[str, Any]:
     """CPU milliseconds of a step of each arm, in turns; and what they are of the bare host's."""
     x, y = text_batch(torch.Generator().manual_seed(0), BATCH, length=LENGTH)
-    runs: dict[str, Any] = {}
-    for name, seeds in _arms().items():
-        torch.manual_seed(0)
-        host = fxgraft.trace(Blocks(size), (x,))
-        optimizer = torch.optim.AdamW(host.parameters(), 1e-3)
-        manager = fxgraft.SeedManager(host, optimizer, check_every=0)
-        manager.carry_out_together(seeds)
-        runs[name] = host, optimizer, manager
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(ROUNDS + 3):
-        for name, (host, optimizer, manager) in runs.items():
-            began = time.process_time()
-            optimizer.zero_grad()
-            F.cross_entropy(host(x).flatten(0, 1), y.flatten()).backward()
-            optimizer.step()
-            manager.step()
-            if turn >= 3:
-                times[name].append((time.process_time() - began) * 1e3)
-    medians = {name: statistics.median(found) for name, found in times.items()}
+    medians = processor_ms({name: _training(size, seeds, x, y) for name, seeds in _arms().items()}, ROUNDS, 3)
     return {
         "d_model": size,
         "ms": medians,
         "ratio": {name: found / medians["bare"] for name, found in medians.items()},
     }
+
+
+def _training(size: int, seeds: list[SEED], x: Tensor, y: Tensor) -> Step:
+    """A step of training with these seeds."""
+    torch.manual_seed(0)
+    host = fxgraft.trace(Blocks(size), (x,))
+    optimizer = torch.optim.AdamW(host.parameters(), 1e-3)
+    manager = fxgraft.SeedManager(host, optimizer, check_every=0)
+    manager.carry_out_together(seeds)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(host(x).flatten(0, 1), y.flatten()).backward()
+        optimizer.step()
+        manager.step()
+
+    return step

@@ -267,9 +267,11 @@ class CallForm:
 
     def unmet(self, given: Mapping[str, Any]) -> str | None:
         """The first guard that a call with these arguments (and ``self``) does not pass; or None."""
-        for condition in self._conditions:
+        sources = [(condition, self._source(condition)) for condition in self._conditions]
+        names = self.names
+        for condition, source in sources:
             try:  # of our own making: see guarded_entry
-                passes = eval(self._source(condition), self.names, dict(given))
+                passes = eval(source, names, dict(given))
             except Exception:  # of an argument that is something else altogether
                 passes = False
             if not passes:

@@ -229,8 +229,11 @@ def equals(base: Any, path: tuple[Step, ...], value: Any) -> Fact:
             objects.append(known)
         return f"§{next(i for i, one in enumerate(objects) if one is known)}"
 
-    literal = repr(value) if has_literal(value) else name_of(value)
-    kind = type(value).__name__ if has_literal(value) else f"type({literal})"
+    if has_literal(value):
+        literal, kind = repr(value), type(value).__name__
+    else:
+        literal = name_of(value)
+        kind = f"type({literal})"
     beyond = [test for test in exact_tests("$", value, name_of) if not test.startswith("type($) ")]
     # The type first: what is no constant at all (a tensor) may have an == of another meaning.
     test = " and ".join([f"type($) is {kind}", f"$ == {literal}", *beyond])

@@ -30,8 +30,9 @@ def entry_source(form: CallForm) -> str:
     Raises:
         SlotError: a parameter has one of these names.
     """
+    reserved = {*_LOCALS, *entry_scope(form)}
     for name in form.signature.parameters:
-        if name in (*_LOCALS, *entry_scope(form)):
+        if name in reserved:
             raise SlotError(
                 f"a forward has a parameter named {name!r}: expected any name but this one, which "
                 f"generated code needs for itself; rename it, or take a slot of another module"

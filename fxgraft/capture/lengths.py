@@ -7,7 +7,6 @@ for name, item in table.items(): ...  list(table) == ['a', 'b']
 
 from __future__ import annotations
 
-import operator
 from collections.abc import ItemsView, KeysView, ValuesView
 from typing import Any
 
@@ -34,8 +33,7 @@ def subject_of(node: fx.Node) -> Any:
 
 def is_of_parts(node: fx.Node) -> bool:
     """Whether a value has as many parts as what it is made of: ``parts[1:]``, ``list(parts)``, a field."""
-    made_by = getattr(node.target, "__module__", "") in ("builtins", "_operator")
-    return node.op == "call_function" and (made_by or node.target is operator.getitem)
+    return node.op == "call_function" and getattr(node.target, "__module__", "") in ("builtins", "_operator")
 
 
 def has_rank_many(node: fx.Node) -> bool:

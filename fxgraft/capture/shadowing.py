@@ -20,7 +20,7 @@ def unshadowed(condition: str, parameters: Collection[str]) -> str:
         condition: Python where builtins are called, or right of ``is``, and parameters are neither.
         parameters: their names.
     """
-    hidden = {name for name in parameters if hasattr(builtins, name)}
+    hidden = _hidden_by(parameters)
     if not hidden:
         return condition
     return ast.unparse(_Renaming(hidden).visit(ast.parse(condition, mode="eval")))
@@ -28,7 +28,11 @@ def unshadowed(condition: str, parameters: Collection[str]) -> str:
 
 def builtins_of(parameters: Collection[str]) -> dict[str, Any]:
     """Those other names, and what they stand for."""
-    return {_PREFIX + name: getattr(builtins, name) for name in vars(builtins) if name in parameters}
+    return {_PREFIX + name: getattr(builtins, name) for name in _hidden_by(parameters)}
+
+
+def _hidden_by(parameters: Collection[str]) -> set[str]:
+    return {name for name in parameters if hasattr(builtins, name)}
 
 
 class _Renaming(ast.NodeTransformer):

@@ -130,9 +130,8 @@ class Preparing:
                 if tasks := wider.wanted.for_all(grown, host.grafts()):
                     job = engine.compile_in_helper(host, grown, host.grafts(), tasks)
             if job is not None:
-                self.start(job, target, change)
-                assert self.now is not None
-                self.now.wider, self.now.grown, self.now.form = wider, grown, form_now(host)
+                began, deadline = host.structure, self.deadline()
+                self.now = Preparation(job, change, began, target, deadline, wider, grown, form_now(host))
                 return
         if self._peers.all_say(_READY, change.names):
             self._land(change, compiled=True)

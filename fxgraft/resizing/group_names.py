@@ -24,8 +24,7 @@ def group_of(host: Host, group: Any) -> ChannelGroup:
     if name not in channels:
         near = difflib.get_close_matches(name, channels, n=3, cutoff=0.3) or list(channels)[:3]
         raise ChannelError(
-            f"the host has no channels {name!r}; did you mean {', '.join(map(repr, near))}? host.channels "
-            "has "
-            f"all {len(channels)}"
+            f"the host has no channels {name!r}; did you mean {', '.join(map(repr, near))}? "
+            f"host.channels has all {len(channels)}"
         )
     return engine.channel_group(host, name)

@@ -20,8 +20,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DEADLINE = 600.0
-THOROUGH = os.environ.get("FXGRAFT_HYPOTHESIS") == "thorough"
-"""Whether `make soak` runs the tests: everything on four ranks, too."""
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import THOROUGH, launch, passed
+from tests.distributed.launch import launch, passed
+from tests.harness import THOROUGH
 
 WORKER = Path(__file__).parent / "ddp_worker.py"
 

@@ -9,7 +9,6 @@ run once more on the way out, where Python itself gives no context manager a cha
 from __future__ import annotations
 
 import linecache
-import os
 import random
 import signal
 import sys
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.util.interrupts import delay_interrupts, interruptible
-from tests.harness import assert_same_bits, frozen
+from tests.harness import THOROUGH, assert_same_bits, frozen
 
 LIBRARY = str(Path(fxgraft.__file__).parent)
 MECHANISM = fxgraft.util.interrupts.__file__
-SAMPLE = None if os.environ.get("FXGRAFT_HYPOTHESIS") == "thorough" else 24
+SAMPLE = None if THOROUGH else 24
 
 
 @pytest.fixture(autouse=True)
