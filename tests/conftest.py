@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from fxgraft.util import _torch
+from fxgraft import _torch
 
 pytest.register_assert_rewrite("tests.harness")
 

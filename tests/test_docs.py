@@ -248,6 +248,56 @@ def test_a_network_of_the_tests_has_a_name_that_says_what_it_is():
     assert unnamed == []
 
 
+def imported(path: Path) -> set[str]:
+    """The dotted names that a file imports, and those of what it imports from them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def defines_public_names() -> set[str]:
+    """The files in which public names are defined, and those that are public themselves."""
+    found = set(MODULES)
+    for name in MODULES:
+        module = importlib.import_module(name)
+        found |= {getattr(getattr(module, member), "__module__", name) for member in public(module)}
+    return found
+
+
+OF_TWO = {
+    "fxgraft_passes._torch": "one half of fxgraft._torch, which shows it and which passes may not import"
+}
+"""The only private file that another package imports, and why."""
+
+
+def test_a_file_is_private_if_and_only_if_it_serves_its_own_package_alone():
+    """``_name.py`` is imported from inside its package only; any other file is needed outside, or public."""
+    sources = {
+        ".".join(path.relative_to(ROOT / base).with_suffix("").parts).removesuffix(".__init__"): path
+        for folder, base in (("fxgraft", "."), ("passes/fxgraft_passes", "passes"))
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    imports = {name: imported(path) for name, path in sources.items()}
+    for folder in ("benchmarks", "examples"):
+        imports |= {path.as_posix(): imported(path) for path in (ROOT / folder).rglob("*.py")}
+    public = defines_public_names()
+    wrong = set()
+    for name, path in sources.items():
+        package, _, last = name.rpartition(".")
+        if path.stem in ("__init__", "__main__") or name in OF_TWO:
+            continue
+        outside = any(
+            name in of for other, of in imports.items() if not f"{other}.".startswith(f"{package}.")
+        )
+        if last.startswith("_") == (outside or name in public):
+            wrong.add(path.relative_to(ROOT).as_posix())
+    assert wrong == set()
+
+
 EVERYWHERE = {"telemetry", "commands", "gates"}
 """Of the group "interface": what the packages that grow a host may import as well."""
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = "messages.md"
 SAYS = {"warning", "exception", "error", "warn", "say_once"}
 """The functions that say something: of loggers, of `warnings`, and our own around them."""
-REASONS = {"fxgraft.lifecycle.inactivity", "fxgraft.manager.preparing"}
+REASONS = {"fxgraft.lifecycle.inactivity", "fxgraft.manager._preparing"}
 """Modules whose texts are said by others: every long one is a message."""
 LEFT_OUT = {"fxgraft.demo"}
 NEVER = {"AssertionError", "NotImplementedError"}
@@ -40,7 +40,12 @@ CAUGHT = {
     *(f"fxgraft.capture.{name}" for name in ("formulas", "merge", "proxy")),
     *(f"fxgraft.compiling.{name}" for name in ("by_value", "child", "parcel")),
     *(f"fxgraft.util.{name}" for name in ("lazy_modules", "reading")),
-    *("fxgraft.explore.autogrow", "fxgraft.report.reading", "fxgraft.slots.branching", "fxgraft.slots.terms"),
+    *(
+        "fxgraft.explore.autogrow",
+        "fxgraft.report.reading",
+        "fxgraft.slots.branching",
+        "fxgraft.slots._terms",
+    ),
 }
 """Modules whose errors are reasons in the error of a caller, which says what to do, or that no user meets."""
 

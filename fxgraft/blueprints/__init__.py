@@ -8,24 +8,24 @@ the slot's shape to one of the same shape. A *branch* is added to the host's val
 
 ================  ===================================================================================
 `registry`        the table of blueprints, and what a blueprint is
-`shapes`          which values a blueprint takes, and the errors for the others
-`branches`        branches: modules whose output is added to the value
+`_shapes`         which values a blueprint takes, and the errors for the others
+`_branches`       branches: modules whose output is added to the value
 `affine`          branches that scale and shift channels
-`context`         branches that look at a whole value: attention over positions, and over channels
+`_context`        branches that look at a whole value: attention over positions, and over channels
 `from_gradients`  GradMax: a branch that begins where the gradient of its weights is largest
-`replacements`    replacements: modules that take the place of the value
+`_replacements`   replacements: modules that take the place of the value
 `initial`         initial weights with which a branch adds nothing, and learns from its first step on
 ================  ===================================================================================
 
 Group: the host. May import: helpers, graphs.
 """
 
+from fxgraft.blueprints._branches import conv_bottleneck, conv_depthwise, low_rank, mlp
+from fxgraft.blueprints._context import attention, squeeze_excite
+from fxgraft.blueprints._replacements import identity, net2net
 from fxgraft.blueprints.affine import norm, scale_shift
-from fxgraft.blueprints.branches import conv_bottleneck, conv_depthwise, low_rank, mlp
-from fxgraft.blueprints.context import attention, squeeze_excite
 from fxgraft.blueprints.from_gradients import gradmax
 from fxgraft.blueprints.registry import Blueprint, Cost, Factory, get, names, register
-from fxgraft.blueprints.replacements import identity, net2net
 
 _IMAGES, _FEATURES = ("NCHW",), ("NC", "NLC", "...C")
 _BOTH = ("NC", "NLC", "NCHW", "...C")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fxgraft.blueprints.shapes import is_image, positive, width
+from fxgraft.blueprints._shapes import is_image, positive, width
 from fxgraft.errors import BlueprintError
 from fxgraft_passes import Slot
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fxgraft.blueprints._shapes import positive
 from fxgraft.blueprints.initial import zero_bias
 from fxgraft.blueprints.registry import Factory, get
-from fxgraft.blueprints.shapes import positive
 from fxgraft.errors import BlueprintError
 from fxgraft.host import engine
 from fxgraft.host.host import Host

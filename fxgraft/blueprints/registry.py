@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fxgraft.blueprints.shapes import LAYOUTS
+from fxgraft.blueprints._shapes import LAYOUTS
 from fxgraft.errors import BlueprintError
 from fxgraft.seeds import streams
 from fxgraft.util.flops import count_flops

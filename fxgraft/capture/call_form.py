@@ -17,12 +17,12 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft.capture.code import compared_in
-from fxgraft.capture.exact import has_literal
-from fxgraft.capture.facts import OF_TORCH, PLAIN, Fact, Self, Step, Written, check_of, equals
-from fxgraft.capture.facts import expression as path_expression
-from fxgraft.capture.shadowing import builtins_of, unshadowed
-from fxgraft.util import _torch
+from fxgraft import _torch
+from fxgraft.capture._code import compared_in
+from fxgraft.capture._exact import has_literal
+from fxgraft.capture._facts import OF_TORCH, PLAIN, Fact, Self, Step, Written, check_of, equals
+from fxgraft.capture._facts import expression as path_expression
+from fxgraft.capture._shadowing import builtins_of, unshadowed
 
 
 def is_constant(value: Any) -> bool:

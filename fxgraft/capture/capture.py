@@ -6,7 +6,7 @@ Runs of the example call, each from the same random state and on copies of the b
 2. traced: every module that is not torch's own is traced in its first call, by carrying the call
    out, and must return what it returned in run 1, bit for bit;
 3. traced in the opposite train/eval mode, to find what depends on it;
-4. in each mode, by its own code and by its graphs, which must agree in values and gradients (`comparison`).
+4. in each mode, by its own code and by its graphs, which must agree in values and gradients (`_comparison`).
 
 A module that any of this fails for stays as it is; its boundary is still a node of its parent.
 
@@ -26,16 +26,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.boundary import TRANSFORMED, Boundaries, uncovered
+from fxgraft.capture._boundary import TRANSFORMED, Boundaries, uncovered
+from fxgraft.capture._comparison import Comparison, NotComparableError
+from fxgraft.capture._effects import memory_of
+from fxgraft.capture._example_runs import ExampleRuns, as_it_is, fresh, is_without_data, other_mode
+from fxgraft.capture._facts import Fact, steps_to
+from fxgraft.capture._fast_path import keep_slow, why_left_out
+from fxgraft.capture._modes import merge_modes
+from fxgraft.capture._proxy import UntraceableError
 from fxgraft.capture.clone import clone_tree
-from fxgraft.capture.comparison import Comparison, NotComparableError
 from fxgraft.capture.earlier import Earlier, Followable, StaleGraphError
-from fxgraft.capture.effects import memory_of
-from fxgraft.capture.example_runs import ExampleRuns, as_it_is, fresh, is_without_data, other_mode
-from fxgraft.capture.facts import Fact, steps_to
-from fxgraft.capture.fast_path import keep_slow, why_left_out
-from fxgraft.capture.modes import merge_modes
-from fxgraft.capture.proxy import UntraceableError
 from fxgraft.capture.region import Region
 from fxgraft.capture.traces import RecordedCalls, Traces
 from fxgraft.errors import TraceError

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxgraft.capture.code import is_own_class
+from fxgraft.capture._code import is_own_class
 from fxgraft.errors import TraceError
 from fxgraft_passes.saved import NOT_THE_MODELS
 from fxgraft_passes.saved_names import slots_of

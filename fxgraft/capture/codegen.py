@@ -17,9 +17,9 @@ from typing import Any
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture._guarded_entry import entry_scope, entry_source
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.fallback import nothing_lost
-from fxgraft.capture.guarded_entry import entry_scope, entry_source
 from fxgraft_passes.proofs import verify
 
 _functions: weakref.WeakValueDictionary[Any, FunctionType] = weakref.WeakValueDictionary()

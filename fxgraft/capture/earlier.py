@@ -17,9 +17,9 @@ from typing import Any
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture._world import World
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.region import Region
-from fxgraft.capture.world import World
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.observe import KEY, Observation, observation_of
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fxgraft import _torch
 from fxgraft.errors import FxGraftError
-from fxgraft.util import _torch
 
 logger = logging.getLogger("fxgraft")
 

@@ -3,7 +3,7 @@
 ``torch.fx`` records what is called with a proxy. Three things slip by it, and each would make a graph
 that computes something else than the code: operations on no proxy (``torch.arange(n)``), custom
 autograd functions (their ``forward`` is followed and their ``backward`` lost), and what torch asks of the
-type of a value. (The built-ins that do are in `stand_ins`.)
+type of a value. (The built-ins that do are in `_stand_ins`.)
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch.fx as fx
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.proxy import is_instance
+from fxgraft.capture._proxy import is_instance
 
 if TYPE_CHECKING:
-    from fxgraft.capture.tracer import RegionTracer
+    from fxgraft.capture._tracer import RegionTracer
 
 
 class EveryOperation(TorchFunctionMode):

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture._facts import Fact, steps_to
 from fxgraft.capture.call_form import CallForm
-from fxgraft.capture.facts import Fact, steps_to
 from fxgraft.errors import SlotError
 from fxgraft_passes import operators
 from fxgraft_passes.naming import OWN_FORWARD

@@ -14,13 +14,13 @@ from typing import Any
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture._flat import flatten, unflatten
+from fxgraft.capture._inserted import arguments, without_graph
+from fxgraft.capture._preconditions import with_conditions
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import Generated, generate
 from fxgraft.capture.fallback import COUNTER, new_counter, set_expected_form
-from fxgraft.capture.flat import flatten, unflatten
-from fxgraft.capture.inserted import arguments, without_graph
 from fxgraft.capture.merge import merge, merged_form
-from fxgraft.capture.preconditions import with_conditions
 from fxgraft_passes import (
     FindSlots,
     Germinate,

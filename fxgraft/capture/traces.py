@@ -16,14 +16,14 @@ import torch.fx as fx
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.boundary import TRANSFORMED
+from fxgraft import _torch
+from fxgraft.capture._boundary import TRANSFORMED
+from fxgraft.capture._instruments import Instruments
+from fxgraft.capture._proxy import ConcreteProxy, UntraceableError
+from fxgraft.capture._tracer import RegionTracer
 from fxgraft.capture.call_form import CallForm, is_constant
 from fxgraft.capture.earlier import Followable, KnownGraph, StaleGraphError
 from fxgraft.capture.following import Following
-from fxgraft.capture.instruments import Instruments
-from fxgraft.capture.proxy import ConcreteProxy, UntraceableError
-from fxgraft.capture.tracer import RegionTracer
-from fxgraft.util import _torch
 from fxgraft.util.bits import same_bits
 from fxgraft_passes.observe import Observer, WatchedRun
 from fxgraft_passes.snapshot import Snapshot

@@ -1,23 +1,23 @@
 """Save a growing run and go on with it, bit for bit. Files hold data only: no code, no pickle.
 
 ============  ================================================================================
-`run`         what a run is made of: host, seeds, optimizers, schedulers, random streams
+`_run`        what a run is made of: host, seeds, optimizers, schedulers, random streams
 `model`       a grown model for inference: no optimizer, no manager
 `file`        one file: tensors in safetensors, a JSON manifest in its header; atomic, checked
-`checks`      whether a checkpoint fits what it is loaded into
+`_checks`     whether a checkpoint fits what it is loaded into
 `packing`     nested Python data as JSON beside named tensors, and back
-`seeds`       the record of a seed, and a seed from a record
-`structure`   how seeds are wired, as a tensor of bytes in a ``state_dict``
+`_seeds`      the record of a seed, and a seed from a record
+`_structure`  how seeds are wired, as a tensor of bytes in a ``state_dict``
 `optimizers`  state of optimizers, and which parameter is where
 `randomness`  the random streams of torch, Python and numpy
-`ranks`       the random streams of other ranks, in files beside that of rank 0
+`_ranks`      the random streams of other ranks, in files beside that of rank 0
 ============  ================================================================================
 
 Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
-from fxgraft.checkpoint.ranks import save_streams
-from fxgraft.checkpoint.run import RunState, restore, save
-from fxgraft.checkpoint.structure import describe, elsewhere, revive
+from fxgraft.checkpoint._ranks import save_streams
+from fxgraft.checkpoint._run import RunState, restore, save
+from fxgraft.checkpoint._structure import describe, elsewhere, revive
 
 __all__ = ["RunState", "describe", "elsewhere", "restore", "revive", "save", "save_streams"]

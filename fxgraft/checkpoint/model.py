@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxgraft.checkpoint import file
-from fxgraft.checkpoint.run import restore_model
+from fxgraft.checkpoint._run import restore_model
 from fxgraft.errors import CheckpointError
 from fxgraft.host.example import call_of
 from fxgraft.host.host import Host

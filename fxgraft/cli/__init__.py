@@ -3,20 +3,20 @@
 Exit codes: 0 done; 1 it cannot be done, or is not so (a model that cannot be traced, a checkpoint that is
 damaged); 2 wrong usage, a target that cannot be loaded included.
 
-=============  ======================================================================
-`app`          the application, shared arguments, how errors are told
-`target`       the argument TARGET: a callable that makes a model and an example call
-`models`       explain, slots, plan, graph, demo
-`exploring`    explore
-`measuring`    bench
-`checkpoints`  inspect, verify
-`runs`         report, watch
-=============  ======================================================================
+==============  ======================================================================
+`app`           the application, shared arguments, how errors are told
+`_target`       the argument TARGET: a callable that makes a model and an example call
+`_models`       explain, slots, plan, graph, demo
+`_exploring`    explore
+`_measuring`    bench
+`_checkpoints`  inspect, verify
+`_runs`         report, watch
+==============  ======================================================================
 
 Group: tools. May import: what they show.
 """
 
-from fxgraft.cli import checkpoints, exploring, measuring, models, runs
+from fxgraft.cli import _checkpoints, _exploring, _measuring, _models, _runs
 from fxgraft.cli.app import app
 
-__all__ = ["app", "checkpoints", "exploring", "measuring", "models", "runs"]
+__all__ = ["_checkpoints", "_exploring", "_measuring", "_models", "_runs", "app"]

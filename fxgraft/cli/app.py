@@ -12,7 +12,7 @@ import torch
 import typer
 
 import fxgraft
-from fxgraft.cli.target import TargetError, load
+from fxgraft.cli._target import TargetError, load
 from fxgraft.errors import CommandError, FxGraftError
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.capture.identities import FingerprintFacts
 from fxgraft.capture.region import Region
-from fxgraft.compiling.assumptions import Assumptions
-from fxgraft.compiling.calls import CallKind
-from fxgraft.compiling.host_units import HostUnits
+from fxgraft.compiling._assumptions import Assumptions
+from fxgraft.compiling._calls import CallKind
+from fxgraft.compiling._host_units import HostUnits
+from fxgraft.compiling._keys import Keys
+from fxgraft.compiling._readiness import Readiness
+from fxgraft.compiling._running_unit import RunningUnit
+from fxgraft.compiling._trials import Trials
+from fxgraft.compiling._wanted import WantedCode
 from fxgraft.compiling.job import CompileTask
-from fxgraft.compiling.keys import Keys
-from fxgraft.compiling.readiness import Readiness
-from fxgraft.compiling.running_unit import RunningUnit
-from fxgraft.compiling.trials import Trials
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Variant, Variants, enter
-from fxgraft.compiling.wanted import WantedCode
 from fxgraft.slots.structure import Placement, Structure
-from fxgraft.util import _torch
 from fxgraft_passes import Graft, Phase
 from fxgraft_passes.observe import KEY
 from fxgraft_passes.untouched import untouched

@@ -1,6 +1,6 @@
 """The compiler process as the trainer sees it: started, not forked; one for all hosts; warm for later jobs.
 
-It has memory, threads and an interpreter of its own (`fxgraft.compiling.worker`), so it works beside threads,
+It has memory, threads and an interpreter of its own (`_worker`), so it works beside threads,
 GPUs, DataLoader workers, in daemonic processes and notebooks. A thread here starts it, gives it one job after
 the other, and takes in what it sends: no step waits for any of that. It is in a process group of its own with
 the compilers that it starts. Where it does not leave a job that is stopped, it is ended with them, and
@@ -20,7 +20,7 @@ from contextvars import copy_context
 from multiprocessing import spawn
 from typing import Any
 
-from fxgraft.compiling.child import ChildProcess
+from fxgraft.compiling._child import ChildProcess
 from fxgraft.util import threads
 
 MAX_FAILED_STARTS = 3
@@ -37,7 +37,7 @@ class HelperRun:
     """One job at the compiler process.
 
     Args:
-        data: a parcel (`fxgraft.compiling.parcel`) with an `Order`.
+        data: a parcel (`fxgraft.compiling._parcel`) with an `Order`.
         decode: what to make of each ``(index, bytes, None)`` or ``(index, None, reason)``, off the training
             thread.
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft.compiling.ambient import Ambient
-from fxgraft.compiling.artifacts import Loading
-from fxgraft.compiling.calls import CallKind
+from fxgraft.compiling._ambient import Ambient
+from fxgraft.compiling._artifacts import Loading
+from fxgraft.compiling._calls import CallKind
+from fxgraft.compiling._parcel import pack
+from fxgraft.compiling._worker import Order, describe_error
 from fxgraft.compiling.forwards import Forwards
 from fxgraft.compiling.helper import HelperRun
-from fxgraft.compiling.parcel import pack
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Variant
-from fxgraft.compiling.worker import Order, describe_error
 from fxgraft_passes import Phase
 
 

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.capture.identities import FingerprintFacts
-from fxgraft.compiling.artifacts import Artifact, Entry
-from fxgraft.compiling.calls import CallKind, covers
+from fxgraft.compiling._artifacts import Artifact, Entry
+from fxgraft.compiling._calls import CallKind, covers
 from fxgraft.compiling.units import Unit
-from fxgraft.util import _torch
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -63,7 +63,7 @@ class Variant:
         misses: how many calls had to.
         given_up: whether the helper failed to make this variant, which the host can do without.
         distrusted: why all calls run uncompiled: the code computes something else than eager mode, say.
-        trials: what is known of how it compares with eager mode, see `fxgraft.compiling.trials`.
+        trials: what is known of how it compares with eager mode, see `fxgraft.compiling._trials`.
     """
 
     label: str

@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from fxgraft.cost import Measurement
-from fxgraft.demo import plot, results, text, watching
-from fxgraft.demo.model import GPT
-from fxgraft.demo.training import ARMS, EXPLORED, FULL, GROWN, QUICK, Record, RunLength, run
+from fxgraft.demo import _plot, _results, _text, _watching
+from fxgraft.demo._model import GPT
+from fxgraft.demo._training import ARMS, EXPLORED, FULL, GROWN, QUICK, Record, RunLength, run
 from fxgraft.report import page
 
 FIRST_SEED = 200
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = [(arm, random_seed) for arm in reversed(ARMS) for random_seed in random_seeds]
     records = run_all(jobs, settings, options.out, options.processes, console)
     recompiles = None if options.quick else count_recompiles()
-    summary = results.summarize(records, recompiles, time.perf_counter() - began)
+    summary = _results.summarize(records, recompiles, time.perf_counter() - began)
     for line in _conclusion(records, summary):
         console.print(line, soft_wrap=True)
     names = _write(records, summary, options.out)
@@ -60,43 +60,43 @@ def run_all(
         found = []
         for (arm, random_seed), folder in zip(jobs, folders, strict=True):
             found.append(run(arm, random_seed, settings, folder))
-            watching.tell(found[-1], len(found), len(jobs), console)
+            _watching.tell(found[-1], len(found), len(jobs), console)
     else:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             running = [
                 pool.submit(run, *job, settings, folder) for job, folder in zip(jobs, folders, strict=True)
             ]
-            found = watching.follow(running, out / LOG, console)
+            found = _watching.follow(running, out / LOG, console)
     return {arm: [record for record in found if record.arm == arm] for arm in ARMS}
 
 
 def count_recompiles(backend: str = "inductor") -> int:
     """Graphs that are compiled while alpha moves: `fxgraft.cost` on the demo's network."""
-    codes, _ = text.load().batch(0, 0)
+    codes, _ = _text.load().batch(0, 0)
     measured = Measurement(GPT(1), (codes,), slot="blocks.0.down", blueprint="mlp", rounds=1, backend=backend)
     return measured.run().recompiles
 
 
-def _conclusion(records: results.Records, summary: dict[str, Any]) -> list[str]:
+def _conclusion(records: _results.Records, summary: dict[str, Any]) -> list[str]:
     grown = records[EXPLORED][0]
     return [
-        *(line for arm in GROWN for line in (f"\nwhat growth did: {arm}", results.history(records[arm][0]))),
+        *(line for arm in GROWN for line in (f"\nwhat growth did: {arm}", _results.history(records[arm][0]))),
         "\nthe grown network",
         grown.host,
         "\nwhat it writes",
         grown.sample.strip("\n"),
         "\neach arm, with the same FLOPs",
-        results.table(summary),
+        _results.table(summary),
         "",
-        *results.facts(summary),
+        *_results.facts(summary),
         "",
         *summary["verdict"],
     ]
 
 
-def _write(records: results.Records, summary: dict[str, Any], out: Path) -> list[str]:
+def _write(records: _results.Records, summary: dict[str, Any], out: Path) -> list[str]:
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    plot.draw(records, out / "loss.png")
+    _plot.draw(records, out / "loss.png")
     page.write(out / LOG, out / "report.html", "Demo: a grown GPT")
     return [name for name in ("summary.json", "loss.png", "report.html", "host.svg") if (out / name).exists()]
 

@@ -7,20 +7,20 @@ to the manager, and keeps the loop.
                            │ header (async)    │ gradients                       │ as agreed
     rank 1    forward   backward ──────────────┘ of seeds   optimizer.step()   manager.step()
 
-* `conversation`: a small message of each rank to all, once per backward pass. It carries a digest of the
+* `_conversation`: a small message of each rank to all, once per backward pass. It carries a digest of the
   structure, so that ranks that differ report it instead of waiting for each other; what each is ready for, so
   that they act in the same step; and the commands of rank 0.
-* `averaging`: the gradients of seeds, which ``DistributedDataParallel`` does not know of.
-* `unwrapped`: one of several processes whose manager was given the host alone; refuses where ranks train it.
-* `choice`: which ranks train a host.
-* `fsdp`: the ranks of a host that ``fully_shard`` has sharded; `fsdp_seeds`: the parameters of seeds there;
-  `dcp`: such a run as a folder, written by ``torch.distributed.checkpoint``.
-* `peers`: what the manager asks. `Alone` answers for one process and costs nothing, `replicas` for several.
+* `_averaging`: the gradients of seeds, which ``DistributedDataParallel`` does not know of.
+* `_unwrapped`: one of several processes whose manager was given the host alone; refuses where ranks train it.
+* `_choice`: which ranks train a host.
+* `_fsdp`: the ranks of a host that ``fully_shard`` has sharded; `_fsdp_seeds`: the parameters of seeds there;
+  `_dcp`: such a run as a folder, written by ``torch.distributed.checkpoint``.
+* `peers`: what the manager asks. `Alone` answers for one process and costs nothing, `_replicas` for several.
 
 Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
-from fxgraft.distributed.choice import peers_of
+from fxgraft.distributed._choice import peers_of
 from fxgraft.distributed.peers import Alone, Peers
 
 __all__ = ["Alone", "Peers", "peers_of"]

@@ -11,7 +11,7 @@ from fxgraft.commands.inbox import Inbox
 from fxgraft.lifecycle.change import Birth
 
 if TYPE_CHECKING:  # it imports much of torch.distributed, which few need
-    from fxgraft.distributed.dcp import Folder
+    from fxgraft.distributed._dcp import Folder
 
 Order = tuple[Command, Future[Reply] | None]
 """A command, and what waits for its reply on this rank."""

@@ -1,30 +1,30 @@
 """Where should it grow? Many candidates learn in isolation beside a live run, ranked by what they give.
 
-==============  ======================================================================
-`autogrow`      growth by itself: explores when it is time, and keeps what helps
-`beginnings`    how what won begins in the host
-`cap`           what a candidate is, and how many are explored at once
-`candidates`    what may be explored, by what was chosen
-`clock`         when it is time for the next round
-`depths`        deepening as a candidate, isolated while it is tried
-`entry`         one candidate of an exploration
-`fitting`       what fits at which slot, up to a cap
-`exploration`   one exploration, from its germination to its end
-`gradients`     what the gradients of candidates say before they learn
-`measuring`     the contributions of many seeds, from one evaluation each
-`outcome`       what comes of the candidates: measured, then ranked
-`planting`      the candidates are germinated
-`growth_state`  what a growth remembers
-`price`         what the FLOPs of a part would bring in further training without it
-`presets`       candidates for families of models
-`rounds`        the rounds of an automatic growth, and what follows one
-`scoring`       what the candidates are ranked by
-`settings`      how a host is explored
-`trial`         the candidate on trial: it stays, or fades out
-`terms`         when to grow, for how long, and what it may cost
-`table`         what was found, as rows and as text
-`widths`        widening as a candidate, tried as a branch that stands for it
-==============  ======================================================================
+===============  ======================================================================
+`autogrow`       growth by itself: explores when it is time, and keeps what helps
+`_beginnings`    how what won begins in the host
+`_cap`           what a candidate is, and how many are explored at once
+`candidates`     what may be explored, by what was chosen
+`_clock`         when it is time for the next round
+`_depths`        deepening as a candidate, isolated while it is tried
+`_entry`         one candidate of an exploration
+`_fitting`       what fits at which slot, up to a cap
+`exploration`    one exploration, from its germination to its end
+`_gradients`     what the gradients of candidates say before they learn
+`measuring`      the contributions of many seeds, from one evaluation each
+`_outcome`       what comes of the candidates: measured, then ranked
+`_planting`      the candidates are germinated
+`_growth_state`  what a growth remembers
+`_price`         what the FLOPs of a part would bring in further training without it
+`presets`        candidates for families of models
+`_rounds`        the rounds of an automatic growth, and what follows one
+`scoring`        what the candidates are ranked by
+`settings`       how a host is explored
+`_trial`         the candidate on trial: it stays, or fades out
+`terms`          when to grow, for how long, and what it may cost
+`table`          what was found, as rows and as text
+`_widths`        widening as a candidate, tried as a branch that stands for it
+===============  ======================================================================
 
 Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """

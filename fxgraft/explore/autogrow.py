@@ -22,16 +22,16 @@ from fxgraft import commands
 from fxgraft.commands import DEEPEN, SEED
 from fxgraft.errors import CheckpointError, FxGraftError
 from fxgraft.explore import scoring
+from fxgraft.explore._clock import Clock
+from fxgraft.explore._depths import block_of
+from fxgraft.explore._growth_state import DONE, EXPLORING, TRYING, WAITING, GrowthState
+from fxgraft.explore._rounds import Rounds
+from fxgraft.explore._trial import GrowthTrial
 from fxgraft.explore.candidates import AUTO, Choice, find
-from fxgraft.explore.clock import Clock
-from fxgraft.explore.depths import block_of
 from fxgraft.explore.exploration import Exploration
-from fxgraft.explore.growth_state import DONE, EXPLORING, TRYING, WAITING, GrowthState
 from fxgraft.explore.measuring import Evaluate, check
-from fxgraft.explore.rounds import Rounds
 from fxgraft.explore.scoring import Score
 from fxgraft.explore.terms import Budget, Course, When
-from fxgraft.explore.trial import GrowthTrial
 from fxgraft.util.tables import text_table
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What may be explored: where, and with what.
 
     "auto"                                   every slot, every registered blueprint that fits there, and
-                                             the channels and stacks that can grow (`widths`, `depths`)
+                                             the channels and stacks that can grow (`_widths`, `_depths`)
     host.slots.select("blocks.*"), a name,   these slots, likewise
     or several of either
     SEED commands (also as dictionaries)     these, and no others
@@ -17,9 +17,9 @@ from typing import Any
 from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import CommandError, SlotError
-from fxgraft.explore.cap import Cap
-from fxgraft.explore.depths import depths
-from fxgraft.explore.fitting import Found, fitting, priced, too_much, wider
+from fxgraft.explore._cap import Cap
+from fxgraft.explore._depths import depths
+from fxgraft.explore._fitting import Found, fitting, priced, too_much, wider
 from fxgraft.host.host import Host
 from fxgraft.slots.selection import NO_SLOTS, Slots
 from fxgraft_passes import Slot

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
 from fxgraft.errors import CheckpointError
-from fxgraft.explore.entry import CandidateState
-from fxgraft.explore.fitting import Found
-from fxgraft.explore.gradients import InitialGradients
+from fxgraft.explore._entry import CandidateState
+from fxgraft.explore._fitting import Found
+from fxgraft.explore._gradients import InitialGradients
+from fxgraft.explore._outcome import measure, rank
+from fxgraft.explore._planting import plant
 from fxgraft.explore.measuring import Evaluate
-from fxgraft.explore.outcome import measure, rank
-from fxgraft.explore.planting import plant
 from fxgraft.explore.scoring import Ranking, rank_of
 from fxgraft.explore.settings import Settings
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of

@@ -23,8 +23,8 @@ from typing import Any
 
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, SlotError
-from fxgraft.explore.depths import depths
-from fxgraft.explore.fitting import priced
+from fxgraft.explore._depths import depths
+from fxgraft.explore._fitting import priced
 from fxgraft.host.host import Host
 from fxgraft.host.stacks import Stack
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgraft.errors import SlotError, StageError
+from fxgraft.fossils._producers import axis_of, merge_into
 from fxgraft.fossils.linear_maps import Features, NotAffineError, affine_map
-from fxgraft.fossils.producers import axis_of, merge_into
 from fxgraft.fossils.unwrapping import unwrap
 from fxgraft.host import engine
 from fxgraft.host.host import Host

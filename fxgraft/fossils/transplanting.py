@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import TransplantError
-from fxgraft.fossils.containers import CannotContainError
-from fxgraft.fossils.example_runs import OutputDifference, returned_by, run_example
-from fxgraft.fossils.plain_module import Unwrapping
+from fxgraft.fossils._containers import CannotContainError
+from fxgraft.fossils._example_runs import OutputDifference, returned_by, run_example
+from fxgraft.fossils._plain_module import Unwrapping
 from fxgraft.fossils.unwrapping import refuse_live
 from fxgraft.host.host import Host
 from fxgraft_passes.graft import SEEDS

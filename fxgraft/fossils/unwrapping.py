@@ -1,13 +1,13 @@
-"""From a host with fossils to a plain module, that runs without fxgraft: `plain_module` makes it."""
+"""From a host with fossils to a plain module, that runs without fxgraft: `_plain_module` makes it."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from fxgraft.errors import FxGraftError, StageError
-from fxgraft.fossils.containers import CannotContainError
-from fxgraft.fossils.example_runs import OutputDifference, computes_the_same, returned_by, run_plain
-from fxgraft.fossils.plain_module import Unwrapping
+from fxgraft.fossils._containers import CannotContainError
+from fxgraft.fossils._example_runs import OutputDifference, computes_the_same, returned_by, run_plain
+from fxgraft.fossils._plain_module import Unwrapping
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
 from fxgraft.util.dtensor import local_tensor

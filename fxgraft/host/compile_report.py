@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.errors import FxGraftError
 from fxgraft.host.host import Host
-from fxgraft.util import _torch
 
 if TYPE_CHECKING:
     from fxgraft.compiling.variants import Variant

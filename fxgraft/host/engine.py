@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fxgraft.host.observing import observe
+from fxgraft.host._observing import observe
 from fxgraft.host.writing import watch
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase

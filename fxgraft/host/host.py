@@ -16,20 +16,20 @@ from fxgraft.capture.capture import Capture
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError, StageError, TraceError
 from fxgraft.host import engine
+from fxgraft.host._example_call import ExampleCall
+from fxgraft.host._explain import Explanation, explain
+from fxgraft.host._links import Links
+from fxgraft.host._ownership import Ownership
+from fxgraft.host._running import Running
+from fxgraft.host._table import table_of
+from fxgraft.host._tied_weights import keep_tied_weights
+from fxgraft.host._traced import Traced
+from fxgraft.host._unmet import unmet
 from fxgraft.host.channels import Channels, Example
 from fxgraft.host.depth import Depths
 from fxgraft.host.example import CallForm, form_of
-from fxgraft.host.example_call import ExampleCall
-from fxgraft.host.explain import Explanation, explain
-from fxgraft.host.links import Links
-from fxgraft.host.ownership import Ownership
 from fxgraft.host.receiving import Kept, Say, receive, say
-from fxgraft.host.running import Running
 from fxgraft.host.stacks import Stacks
-from fxgraft.host.table import table_of
-from fxgraft.host.tied_weights import keep_tied_weights
-from fxgraft.host.traced import Traced
-from fxgraft.host.unmet import unmet
 from fxgraft.host.values import ValueForm, Values
 from fxgraft.host.widened import Widened
 from fxgraft.host.writing import writers

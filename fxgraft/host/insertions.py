@@ -2,7 +2,7 @@
 
 An inserted block is a copy of the block that it stands behind in class, so the graphs of that one are right
 for it. They are copied, with the names ``_seeds.<seed>.module...``, which are those of its weights. Where one
-of the two has grown wider alone, the sizes that are known in them are wrong: `fxgraft.host.observing` looks
+of the two has grown wider alone, the sizes that are known in them are wrong: `fxgraft.host._observing` looks
 again.
 """
 

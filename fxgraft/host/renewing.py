@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.earlier import Earlier
 from fxgraft.errors import SlotError
-from fxgraft.host.observing import observe
-from fxgraft.host.traced import Traced
+from fxgraft.host._observing import observe
+from fxgraft.host._traced import Traced
 from fxgraft.slots.structure import Structure, kind_of
 from fxgraft_passes import Phase
 

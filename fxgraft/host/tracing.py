@@ -13,7 +13,7 @@ from fxgraft.capture.capture import Capture
 from fxgraft.capture.clone import is_compiled
 from fxgraft.capture.fallback import logger
 from fxgraft.errors import TraceError
-from fxgraft.host.appearance import host_class
+from fxgraft.host._appearance import host_class
 from fxgraft.host.example import form_of
 from fxgraft.host.host import Host
 

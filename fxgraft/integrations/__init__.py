@@ -1,15 +1,15 @@
 """Thin adapters to training frameworks. Each needs its framework, and nothing else does.
 
-====================  ================================================================
-`carrier`             what all callbacks do, under whatever names a framework calls it
-`lightning`           Lightning
-`lightning_batches`   the batches that a Lightning callback measures on
-`hugging_face`        the Trainer of transformers
-`hugging_face_calls`  in which form that Trainer calls a host
-`hugging_face_files`  what is in that Trainer's checkpoints
-`accelerate`          Accelerate
-`peft`                LoRA of PEFT as seeds
-====================  ================================================================
+=====================  ================================================================
+`_carrier`             what all callbacks do, under whatever names a framework calls it
+`lightning`            Lightning
+`_lightning_batches`   the batches that a Lightning callback measures on
+`hugging_face`         the Trainer of transformers
+`_hugging_face_calls`  in which form that Trainer calls a host
+`_hugging_face_files`  what is in that Trainer's checkpoints
+`accelerate`           Accelerate
+`peft`                 LoRA of PEFT as seeds
+=====================  ================================================================
 
 Group: interface. May import: what they control.
 """

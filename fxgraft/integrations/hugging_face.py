@@ -19,15 +19,15 @@ from fxgraft.errors import CheckpointError
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.integrations.carrier import AUTO, LATEST, Carrier, bare
-from fxgraft.integrations.hugging_face_calls import (
+from fxgraft.integrations._carrier import AUTO, LATEST, Carrier, bare
+from fxgraft.integrations._hugging_face_calls import (
     Call,
     FirstCall,
     LatestCalls,
     keep_from_blocks,
     trace_for,
 )
-from fxgraft.integrations.hugging_face_files import (
+from fxgraft.integrations._hugging_face_files import (
     FILE,
     STATES,
     file_to_resume,

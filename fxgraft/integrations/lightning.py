@@ -24,8 +24,8 @@ from fxgraft.checkpoint import optimizers as optimizers_of_run
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.host.host import Host
-from fxgraft.integrations.carrier import AUTO, Carrier
-from fxgraft.integrations.lightning_batches import LatestBatches
+from fxgraft.integrations._carrier import AUTO, Carrier
+from fxgraft.integrations._lightning_batches import LatestBatches
 from fxgraft.optimizers.wrapped import inner
 
 ENTRY = "fxgraft"

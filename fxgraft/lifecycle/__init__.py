@@ -10,7 +10,7 @@ Each transition is a transaction, whole or not at all:
 `change`             what one swap is to bring, as data
 `swap`               one structure for another on a host, as one step of a transaction
 `lifecycle`          the transitions, on host, optimizers and hooks at once
-`refusals`           changes that no transition may bring
+`_refusals`          changes that no transition may bring
 `inactivity`         why a seed does not run, or is not trained
 `act`                changes of several seeds that are planned first, and land as one
 ===================  ========================================================================================
@@ -20,7 +20,7 @@ Isolation, and how a host runs for a moment as if:
 ===================  ========================================================================================
 `isolation_check`    compares the host's gradients with and without the seeds' paths
 `isolation_monitor`  when that is checked, and what becomes of what is found
-`isolated_inputs`    says where an input's gradient leaves out a seed that blends
+`_isolated_inputs`   says where an input's gradient leaves out a seed that blends
 `shadow`             the shadow pass: isolated seeds run at alpha 1, and only they learn
 `probing`            a host for a moment as if a seed had another alpha
 `generators`         what an evaluation draws from, so that two of them draw the same

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
 from fxgraft.errors import IsolationError
 from fxgraft.host.host import Host
-from fxgraft.lifecycle.isolated_inputs import InputWatch
+from fxgraft.lifecycle._isolated_inputs import InputWatch
 from fxgraft.lifecycle.isolation_check import Violation, check
 from fxgraft.seeds.seed import Seed
 from fxgraft.telemetry.events import logger
-from fxgraft.util import _torch
 
 DEFAULT_INTERVAL = 500
 LATER = 3

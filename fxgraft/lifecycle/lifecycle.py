@@ -16,14 +16,14 @@ from fxgraft.host import engine
 from fxgraft.host.changed_attributes import changed_attributes
 from fxgraft.host.host import Host
 from fxgraft.lifecycle import order
-from fxgraft.lifecycle.change import Birth, Change
-from fxgraft.lifecycle.inactivity import InactiveSeed, InactivityWatch
-from fxgraft.lifecycle.nursery import surroundings
-from fxgraft.lifecycle.refusals import (
+from fxgraft.lifecycle._refusals import (
     refuse_blocks_around,
     refuse_foreign_seeds,
     refuse_in_passing_block,
 )
+from fxgraft.lifecycle.change import Birth, Change
+from fxgraft.lifecycle.inactivity import InactiveSeed, InactivityWatch
+from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
 from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.progress import SeedProgress

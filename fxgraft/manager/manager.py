@@ -16,16 +16,16 @@ from fxgraft.gates import DEFAULT_GATES, Gate
 from fxgraft.lifecycle.isolation_monitor import DEFAULT_INTERVAL
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager import (
-    commanding,
-    germinating,
-    growing,
-    probes,
-    saving,
-    searching,
-    stepping,
-    transitions,
+    _commanding,
+    _germinating,
+    _growing,
+    _probes,
+    _saving,
+    _searching,
+    _stepping,
+    _transitions,
 )
-from fxgraft.manager.core import ManagerCore
+from fxgraft.manager._core import ManagerCore
 from fxgraft.manager.dispatch import Dispatcher
 from fxgraft.manager.settings import ManagerSettings
 from fxgraft.optimizers.registry import SeedParameterRegistry
@@ -135,52 +135,52 @@ class SeedManager(ManagerCore):
 
     # The life of a seed
 
-    germinate = germinating.germinate
-    plan = germinating.plan
-    blend = transitions.blend
-    fossilize = transitions.fossilize
-    cull = transitions.cull
-    cull_all = transitions.cull_all
-    pause = transitions.pause
-    resume = transitions.resume
-    together = transitions.together
-    no_cooldown = transitions.no_cooldown
+    germinate = _germinating.germinate
+    plan = _germinating.plan
+    blend = _transitions.blend
+    fossilize = _transitions.fossilize
+    cull = _transitions.cull
+    cull_all = _transitions.cull_all
+    pause = _transitions.pause
+    resume = _transitions.resume
+    together = _transitions.together
+    no_cooldown = _transitions.no_cooldown
 
     # Once per training step
 
-    step = stepping.step
+    step = _stepping.step
 
     # Growth of the model's own layers
 
-    deepen = growing.deepen
-    widen = growing.widen
-    fuse = growing.fuse
+    deepen = _growing.deepen
+    widen = _growing.widen
+    fuse = _growing.fuse
 
     # Where to grow
 
-    explore = searching.explore
-    autogrow = searching.autogrow
+    explore = _searching.explore
+    autogrow = _searching.autogrow
 
     # Commands
 
-    handle = commanding.handle
-    submit = commanding.submit
-    carry_out = commanding.carry_out
-    carry_out_together = commanding.carry_out_together
+    handle = _commanding.handle
+    submit = _commanding.submit
+    carry_out = _commanding.carry_out
+    carry_out_together = _commanding.carry_out_together
 
     # What seeds do
 
-    metrics = probes.metrics
-    measure = probes.measure
-    at_alpha = probes.at_alpha
-    shadow = probes.shadow
+    metrics = _probes.metrics
+    measure = _probes.measure
+    at_alpha = _probes.at_alpha
+    shadow = _probes.shadow
 
     # Files, and the states of other frameworks
 
-    save = saving.save
-    describe = saving.describe
-    lead = saving.lead
-    reschedule = saving.reschedule
+    save = _saving.save
+    describe = _saving.describe
+    lead = _saving.lead
+    reschedule = _saving.reschedule
 
     @classmethod
     @uninterruptible

@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from fxgraft.optimizers._kinds import MATRIX, VECTOR, kind_of
 from fxgraft.optimizers.groups import OWNER
-from fxgraft.optimizers.kinds import MATRIX, VECTOR, kind_of
 
 Group = tuple[int, int]
 """The number of an optimizer among the manager's, and of a group among those of it that are no seed's own."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft import _torch
 from fxgraft.optimizers.wrapped import inner
-from fxgraft.util import _torch
 from fxgraft.util.dtensor import full_tensor, local_tensor
 
 

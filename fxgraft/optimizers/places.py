@@ -11,14 +11,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import BlueprintError
-from fxgraft.optimizers import compatibility, placement, requests
+from fxgraft.optimizers import _compatibility, _placement, requests
+from fxgraft.optimizers._kinds import kinds_in
 from fxgraft.optimizers.census import Census, Group, shared_groups
-from fxgraft.optimizers.kinds import kinds_in
 from fxgraft.seeds.seed import Seed
 
 Rings = Callable[[str, Callable[[str], bool]], Iterator[tuple[str, ...]]]
 """Slot, and what counts as a layer -> names of the modules and parameters around it, nearest first."""
-_NO_GROUP = f"the optimizers have no group that is no seed's. {compatibility.INSTEAD}"
+_NO_GROUP = f"the optimizers have no group that is no seed's. {_compatibility.INSTEAD}"
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class Places:
             if group not in reasons:
                 optimizer = self._optimizers[group[0]]
                 settings = shared_groups(optimizer)[group[1]]
-                reasons[group] = compatibility.why_incompatible(optimizer, settings, parameter, tries)
+                reasons[group] = _compatibility.why_incompatible(optimizer, settings, parameter, tries)
             return reasons[group] is None
 
         group = wanted(name, parameter)
         if group is None:
-            group = placement.choose(kind, rings, self._census, self._optimizers, can_train)
+            group = _placement.choose(kind, rings, self._census, self._optimizers, can_train)
         if group is None or not can_train(group):
             why = next((why for why in reasons.values() if why), _NO_GROUP)
             raise BlueprintError(f"seed {seed.name!r} at slot {seed.slot!r}: {name} cannot be trained: {why}")

@@ -1,7 +1,7 @@
 """Who owns a parameter, and which optimizer group it is in.
 
 A parameter of a seed has one owner, and joins the optimizer group of the layers around its slot (see
-``fxgraft.optimizers.placement``); or, where the seed has hyper-parameters of its own, is in a group of the
+``fxgraft.optimizers._placement``); or, where the seed has hyper-parameters of its own, is in a group of the
 seed's own that is otherwise like that one (see ``fxgraft.optimizers.groups``).
 """
 

@@ -9,16 +9,16 @@ The page needs the extra ``report`` (plotly, jinja2), the screen the extra ``cli
 `run`                a run: losses, times, seeds, events
 `tail`               reads a log that still grows
 `page`               the page: one HTML file
-`charts`             its chart, through plotly
-`lanes`              one row of the chart: a seed
-`traces`             lines, marks and axes of the chart
-`points`             points over steps: thinned, smoothed
+`_charts`            its chart, through plotly
+`_lanes`             one row of the chart: a seed
+`_traces`            lines, marks and axes of the chart
+`_points`            points over steps: thinned, smoothed
 `exploration_table`  an exploration as a table, through rich
 `marks`              slots in the colours of what an exploration found
-`tree`               the final structure, by modules
+`_tree`              the final structure, by modules
 `screen`             the screen of ``fxgraft watch``, through rich
 `host_picture`       the picture of a host, ``host.show()``
-`host_graph`         what that picture draws: boxes and frames
+`_host_graph`        what that picture draws: boxes and frames
 ===================  =============================================
 
 Group: tools. May import: what they show.

@@ -17,7 +17,7 @@ import pydot
 
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError
-from fxgraft.report.host_graph import Drawing, below, in_order
+from fxgraft.report._host_graph import Drawing, below, in_order
 from fxgraft.report.marks import Mark
 from fxgraft.seeds.colours import STAGE_COLOURS
 from fxgraft.seeds.stage import Stage

@@ -10,11 +10,11 @@ from markupsafe import Markup
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from fxgraft.report.charts import MOST_LANES, chart, with_lane
-from fxgraft.report.lanes import describe
+from fxgraft.report._charts import MOST_LANES, chart, with_lane
+from fxgraft.report._lanes import describe
+from fxgraft.report._tree import structure
 from fxgraft.report.reading import LOG, ReadError, find, read
 from fxgraft.report.run import Run
-from fxgraft.report.tree import structure
 from fxgraft.seeds.colours import DARK, LIGHT, STAGE_COLOURS
 
 MOST_ROWS = 2000

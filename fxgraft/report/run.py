@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from fxgraft.report.points import Points, upto
+from fxgraft.report._points import Points, upto
 from fxgraft.seeds.stage import Stage
 
 

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
+from fxgraft.report._points import smooth
 from fxgraft.report.exploration_table import exploration_table
-from fxgraft.report.points import smooth
 from fxgraft.report.reading import find, read
 from fxgraft.report.run import Lane, LogLine, Run
 from fxgraft.report.tail import Tail

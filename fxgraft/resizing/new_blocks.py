@@ -16,10 +16,10 @@ from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.host.numbers import Numbers, next_number, numbers_in, set_number
 from fxgraft.host.stacks import Stack, input_of, is_inserted, output_of
+from fxgraft.resizing._fresh_blocks import initialise
+from fxgraft.resizing._zeroing import output_layers
+from fxgraft.resizing._zeroing_in_a_run import Endings
 from fxgraft.resizing.block_copies import copy_of, refuse_sharded, refuse_shared
-from fxgraft.resizing.fresh_blocks import initialise
-from fxgraft.resizing.zeroing import output_layers
-from fxgraft.resizing.zeroing_in_a_run import Endings
 from fxgraft.seeds import streams
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Call, Slot

@@ -22,8 +22,8 @@ from fxgraft.host.host import Host
 from fxgraft.host.now import form_now
 from fxgraft.host.renewing import Renewal, renew
 from fxgraft.host.widened import Widened
+from fxgraft.resizing._moments import check_moments, replace_moments
 from fxgraft.resizing.group_names import group_of
-from fxgraft.resizing.moments import check_moments, replace_moments
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import GroupGrowth, grow

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxgraft.util import _torch
+from fxgraft import _torch
 from fxgraft_passes import devices
 
 _OTHER_MASK = (

@@ -21,7 +21,7 @@ import torch.fx as fx
 
 from fxgraft.capture.region import Region
 from fxgraft.errors import SlotError
-from fxgraft.slots.terms import regrouped
+from fxgraft.slots._terms import regrouped
 from fxgraft_passes import Slot
 from fxgraft_passes.find_slots import slot_behind
 from fxgraft_passes.observe import observation_of

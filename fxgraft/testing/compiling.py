@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fxgraft.util import _torch
+from fxgraft import _torch
 
 
 def counting_backend(inner: str = "aot_eager") -> Any:

@@ -15,7 +15,6 @@
 `text`                text for messages
 `threads`             threads that the end of the program waits for, but not forever
 `validate`            checks of arguments: an integer, a number, True or False
-`_torch`              the private parts of torch that are used, all in one file
 ====================  =======================================================================
 
 Group: helpers. May import: nothing else of fxgraft.

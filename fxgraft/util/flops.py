@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from fxgraft.util import _torch
+from fxgraft import _torch
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

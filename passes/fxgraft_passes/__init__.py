@@ -18,23 +18,23 @@
 `channels`       how these two work
 `graft`          a graft: the module of a seed, its steering tensors, its wiring
 `sites`          which nodes of a graph belong to a graft
-`recovering`     grafts found again in a graph that was traced anew
-`homes`          the module that holds the grafts
-`describing`     metadata of the nodes of a graft
+`_recovering`    grafts found again in a graph that was traced anew
+`_homes`         the module that holds the grafts
+`_describing`    metadata of the nodes of a graft
 `naming`         names of nodes
 `operators`      the operators that a graft puts into a graph
 `blends`         the values of blends, and their autograd functions
 `objectives`     what an isolated seed learns from
 `proofs`         what `verify` proves
-`liveness`       which values of a graph matter
+`_liveness`      which values of a graph matter
 `observe`        what is known of a node's value from a real run
-`aliases`        values that are the tensor of an earlier node
-`writes`         which nodes wrote into memory that others hold
+`_aliases`       values that are the tensor of an earlier node
+`_writes`        which nodes wrote into memory that others hold
 `untouched`      run modules without leaving a trace
 `snapshot`       the state of objects and of all that they hold
 `saved`          one object as it was, for each kind of object
 `saved_names`    likewise, of what names and containers hold
-`saved_values`   likewise, of what tensors, arrays and generators contain
+`_saved_values`  likewise, of what tensors, arrays and generators contain
 `bits`           comparison of tensors to the bit
 `devices`        what differs between devices
 `errors`         the errors that passes raise

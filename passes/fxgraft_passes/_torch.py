@@ -1,4 +1,4 @@
-"""The private parts of torch that passes and operators use; the others are in ``fxgraft.util._torch``.
+"""The private parts of torch that passes and operators use; the others are in ``fxgraft._torch``.
 
 Each has been seen to work with torch 2.13.0 (the CPU wheel) and 2.14.1 (the CUDA build of PyPI), and says
 what happens where it is missing; ``tests/util/test_torch.py`` calls each.

@@ -15,9 +15,9 @@ from abc import ABC, abstractmethod
 import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
 
+from fxgraft_passes._recovering import recover
 from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.proofs import verify
-from fxgraft_passes.recovering import recover
 
 
 class GraphPass(ABC):

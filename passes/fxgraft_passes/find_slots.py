@@ -20,8 +20,8 @@ import torch
 import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
 
+from fxgraft_passes._liveness import liveness_of
 from fxgraft_passes.base import GraphPass
-from fxgraft_passes.liveness import liveness_of
 from fxgraft_passes.naming import qualified_names
 from fxgraft_passes.observe import Observation, observation_of, observe
 

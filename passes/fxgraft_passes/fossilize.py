@@ -29,10 +29,10 @@ from dataclasses import dataclass
 
 import torch.fx as fx
 
+from fxgraft_passes._recovering import refuse_lost
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.cull import Cull
 from fxgraft_passes.germinate import Germinate
-from fxgraft_passes.recovering import refuse_lost
 from fxgraft_passes.sites import exit_of, graft_behind
 
 

@@ -55,12 +55,12 @@ import torch.fx as fx
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassResult
 
+from fxgraft_passes._describing import describe, shape_of
+from fxgraft_passes._homes import is_home
 from fxgraft_passes.base import GraphPass, node_named
-from fxgraft_passes.describing import describe, shape_of
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, alpha_shape, check_name
 from fxgraft_passes.graft_nodes import Arguments, nodes_between, read_early, write_graft
-from fxgraft_passes.homes import is_home
 from fxgraft_passes.sites import GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
 
 

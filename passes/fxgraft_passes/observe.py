@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgraft_passes import _torch, devices
-from fxgraft_passes.aliases import read_elsewhere
+from fxgraft_passes._aliases import read_elsewhere
+from fxgraft_passes._writes import Writes, memory_of, tensors_in
 from fxgraft_passes.untouched import untouched
-from fxgraft_passes.writes import Writes, memory_of, tensors_in
 
 KEY = "observation"
 

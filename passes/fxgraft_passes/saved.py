@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxgraft_passes import _torch
+from fxgraft_passes._saved_values import Array, OfTensor, State
 from fxgraft_passes.saved_names import (
     Cell,
     Dict,
@@ -33,7 +34,6 @@ from fxgraft_passes.saved_names import (
     is_function,
     slots_of,
 )
-from fxgraft_passes.saved_values import Array, OfTensor, State
 
 LIBRARIES = frozenset(sys.stdlib_module_names) | {
     *(

@@ -13,7 +13,7 @@ from torch import nn
 import fxgraft
 from fxgraft import blueprints
 from fxgraft.blueprints import registry
-from fxgraft.blueprints.shapes import LAYOUTS
+from fxgraft.blueprints._shapes import LAYOUTS
 from fxgraft.errors import BlueprintError
 from fxgraft.optimizers.gradients import norm_of
 from fxgraft.util.bits import same_bits

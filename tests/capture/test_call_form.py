@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxgraft
+from fxgraft.capture._guarded_entry import entry_scope, entry_source
 from fxgraft.capture.call_form import CallForm, is_constant
-from fxgraft.capture.guarded_entry import entry_scope, entry_source
 from fxgraft.util.bits import same_bits
 
 X, Y = torch.randn(2, 3), torch.randn(2, 3)

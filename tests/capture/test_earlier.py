@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import fxgraft
+from fxgraft.capture._tracer import RegionTracer
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.earlier import Earlier, KnownGraph
-from fxgraft.capture.tracer import RegionTracer
 from fxgraft_passes.observe import observation_of
 from tests.resizing.models import Attention, Experts
 from tests.resizing.test_widening import MODELS

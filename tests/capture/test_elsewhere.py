@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from fxgraft.capture.facts import Fact
+from fxgraft.capture._facts import Fact
 
 
 @pytest.mark.parametrize(

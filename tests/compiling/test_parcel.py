@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fxgraft.compiling import by_value, parcel
-from fxgraft.compiling.parcel import CannotTravelError, pack, unpack
+from fxgraft.compiling import _by_value, _parcel
+from fxgraft.compiling._parcel import CannotTravelError, pack, unpack
 from tests.strategies import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 def there_and_back(content: Any, *modules: nn.Module) -> Any:
     """Through the bytes, in this process: what is by reference stays what it is."""
-    with by_value.arriving():
+    with _by_value.arriving():
         return unpack(pack(content, modules))
 
 
@@ -128,10 +128,10 @@ def test_a_hook_that_cannot_travel_is_not_left_out() -> None:
 def test_what_is_too_large_is_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(parcel, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(_parcel, "MOST_BYTES", 100_000)
     host = Holder(data=b"x" * 200_000)
     made = there_and_back(host, host)
-    assert isinstance(made.data, parcel.LeftOut)
+    assert isinstance(made.data, _parcel.LeftOut)
     assert "attribute 'data' of the model" in caplog.text.replace("'the model'", "the model")
     assert "MiB without the weights" in caplog.text
 
@@ -140,9 +140,9 @@ def test_classes_that_went_by_value_are_known_when_they_come_back() -> None:
     class Local(nn.Module):
         pass
 
-    with by_value.arriving():
+    with _by_value.arriving():
         data = pack(Local, [])
-        name = by_value._stand_ins[Local]
+        name = _by_value._stand_ins[Local]
         assert sys.modules[name].Local is Local
         with pytest.raises(AttributeError):
             sys.modules[name].Other
@@ -155,8 +155,10 @@ def test_classes_that_went_by_value_are_known_when_they_come_back() -> None:
 
 
 def test_what_a_fresh_interpreter_finds_goes_by_reference() -> None:
-    assert all(map(by_value.is_importable, ["torch", "torch.nn.functional", "os", "sys", "tests.strategies"]))
-    assert not by_value.is_importable("not_there")
+    assert all(
+        map(_by_value.is_importable, ["torch", "torch.nn.functional", "os", "sys", "tests.strategies"])
+    )
+    assert not _by_value.is_importable("not_there")
     assert pack(Plan, []) == pickle.dumps(Plan, protocol=5)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import fxgraft
-from fxgraft.compiling import child, helper
+from fxgraft.compiling import _child, helper
 from tests.manager.test_background import (
     SLOT,
     TWIN,
@@ -180,7 +180,7 @@ def test_one_that_ends_while_idle_is_replaced() -> None:
 
 
 def test_a_job_behind_one_that_hangs_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "PATIENCE", 0.1)
+    monkeypatch.setattr(_child, "PATIENCE", 0.1)
     first, second = World(), World()
     with halted():
         first.start()

@@ -18,9 +18,9 @@ from rich.console import Console
 
 import fxgraft
 from fxgraft.demo import __main__ as program
-from fxgraft.demo import plot, results, text, watching
-from fxgraft.demo.model import GPT, criterion, sample
-from fxgraft.demo.training import DEEPENED, EXPLORED, FIXED, QUICK, Ledger, Record, RunLength
+from fxgraft.demo import _plot, _results, _text, _watching
+from fxgraft.demo._model import GPT, criterion, sample
+from fxgraft.demo._training import DEEPENED, EXPLORED, FIXED, QUICK, Ledger, Record, RunLength
 from fxgraft.report import read
 from fxgraft.util.flops import count_flops
 
@@ -34,38 +34,38 @@ def _one_thread() -> Any:
 
 class TestText:
     def test_the_parts_share_no_file_and_are_large(self) -> None:
-        data = text.load()
+        data = _text.load()
         assert len(data.train) > 10_000_000
         assert min(len(data.held_out), len(data.test)) > 500_000
         assert data.train.dtype is torch.uint8
-        assert int(data.train.max()) < text.VOCABULARY
+        assert int(data.train.max()) < _text.VOCABULARY
 
     def test_batches_depend_on_random_seed_and_step_alone(self) -> None:
-        data = text.load()
+        data = _text.load()
         (x, y), again, other, later = (data.batch(*which) for which in ((3, 1), (3, 1), (4, 1), (3, 2)))
-        assert x.shape == y.shape == (text.BATCH, text.CONTEXT)
+        assert x.shape == y.shape == (_text.BATCH, _text.CONTEXT)
         assert torch.equal(x[:, 1:], y[:, :-1])
         assert torch.equal(x, again[0])
         assert not torch.equal(x, other[0])
         assert not torch.equal(x, later[0])
 
     def test_an_evaluation_reads_its_own_part(self) -> None:
-        data = text.Text(torch.zeros(999), torch.ones(999), torch.full((999,), 2.0))
+        data = _text.Text(torch.zeros(999), torch.ones(999), torch.full((999,), 2.0))
         assert [int(x.unique()) for x, _ in data.batches("test", 40)] == [2, 2]
         assert [len(x) for x, _ in data.batches("held_out", 40)] == [32, 8]
 
     def test_without_sympy_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(text, "find_spec", lambda name: None)
+        monkeypatch.setattr(_text, "find_spec", lambda name: None)
         with pytest.raises(FileNotFoundError, match="pip install sympy"):
-            text.load.__wrapped__()
+            _text.load.__wrapped__()
 
 
 def test_the_flops_of_a_known_network() -> None:
     """Two for each multiply-add: projections, attention, head, and twice as many backward."""
-    x, y = text.load().batch(0, 0)
+    x, y = _text.load().batch(0, 0)
     width, tokens = 32, x.numel()
-    layers = 12 * width * width + width * text.VOCABULARY
-    attention = 2 * text.CONTEXT * width  # scores and their values, of each token
+    layers = 12 * width * width + width * _text.VOCABULARY
+    attention = 2 * _text.CONTEXT * width  # scores and their values, of each token
     model = GPT(1)
     forward = count_flops(lambda: model(x))
     assert forward == 2 * tokens * (layers + attention)
@@ -98,9 +98,9 @@ def estimate(mean: float, error: float | None) -> dict[str, Any]:
 
 class TestClaims:
     def test_an_estimate_is_mean_and_standard_error(self) -> None:
-        found = results.estimate([1.0, 2.0, 3.0])
+        found = _results.estimate([1.0, 2.0, 3.0])
         assert found == {"mean": 2.0, "standard_error": pytest.approx(3**-0.5), "runs": [1.0, 2.0, 3.0]}
-        assert results.estimate([1.0])["standard_error"] is None
+        assert _results.estimate([1.0])["standard_error"] is None
 
     @pytest.mark.parametrize(
         ("grown", "error", "says"),
@@ -114,15 +114,15 @@ class TestClaims:
     def test_a_difference_needs_two_standard_errors(
         self, grown: float, error: float | None, says: str
     ) -> None:
-        assert results.compare(estimate(grown, error), estimate(1.60, error), "A", "X").startswith(says)
+        assert _results.compare(estimate(grown, error), estimate(1.60, error), "A", "X").startswith(says)
 
     def test_losses_are_compared_to_the_bit_until_the_first_change(self) -> None:
         history = [{"step": 1, "what": "exploring"}, {"step": 2, "what": "blending"}]
         grown = Record(EXPLORED, 0, steps=3, losses=[0.0, 1.0, 5.0], history=history)
         assert grown.first_change == 2
-        assert results._isolated(grown, Record("1 block", 0, losses=[0.0, 1.0, 7.0]))
-        assert not results._isolated(grown, Record("1 block", 0, losses=[-0.0, 1.0, 5.0]))
-        assert not results._isolated(grown, Record("1 block", 0, losses=[0.0]))
+        assert _results._isolated(grown, Record("1 block", 0, losses=[0.0, 1.0, 7.0]))
+        assert not _results._isolated(grown, Record("1 block", 0, losses=[-0.0, 1.0, 5.0]))
+        assert not _results._isolated(grown, Record("1 block", 0, losses=[0.0]))
 
     def test_a_run_that_changed_nothing_is_compared_to_its_end(self) -> None:
         assert Record(EXPLORED, 0, steps=3, history=[{"step": 3, "what": "done"}]).first_change == 3
@@ -131,11 +131,11 @@ class TestClaims:
 def test_labels_do_not_overlap() -> None:
     axes = Figure().subplots()
     axes.set_ylim(1.0, 2.0)
-    plot._label(
+    _plot._label(
         axes, [(1.50, 1.0, "a", "k"), (1.501, 1.0, "b", "k"), (1.502, 1.0, "c", "k"), (1.9, 1.0, "d", "k")]
     )
     at = sorted(text.xy[1] for text in axes.texts)
-    assert all(above - below >= plot.LEAST_GAP - 1e-9 for below, above in pairwise(at))
+    assert all(above - below >= _plot.LEAST_GAP - 1e-9 for below, above in pairwise(at))
     assert at[0] == 1.50
     assert at[-1] == 1.9
 
@@ -147,7 +147,7 @@ def test_a_terminal_shows_the_run_and_is_left_tidy(tmp_path: Path) -> None:
     run: Future[Record] = Future()
     run.set_result(Record(EXPLORED, 7, test_loss=1.5, parameters=1234, steps=10))
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
-    assert watching.follow([run], log, console)[0].random_seed == 7
+    assert _watching.follow([run], log, console)[0].random_seed == 7
     shown = console.file.getvalue()
     assert "test loss" in shown
     assert "GPT" in shown

@@ -296,7 +296,7 @@ def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) 
         score=lambda row: float(row.deepens == ("blocks", 1)),
         **given,
     )
-    monkeypatch.setattr("fxgraft.explore.beginnings.helps", lambda row: helps)  # whatever it has learnt
+    monkeypatch.setattr("fxgraft.explore._beginnings.helps", lambda row: helps)  # whatever it has learnt
     run.train(7)
     rows = [row for row in growth.exploration.table if row.deepens is not None]
     assert {row.deepens for row in rows} == {("blocks", 0), ("blocks", 1)}

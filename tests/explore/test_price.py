@@ -19,7 +19,7 @@ from fxgraft import SeedManager
 from fxgraft.commands import DEEPEN
 from fxgraft.errors import SlotError
 from fxgraft.explore import AutoGrowth
-from fxgraft.explore.price import MOST, Pace, price
+from fxgraft.explore._price import MOST, Pace, price
 from tests.explore import runs
 from tests.explore.runs import Hidden, Run
 from tests.harness import assert_same_bits

@@ -19,7 +19,7 @@ import tests.hosts.hard  # noqa: F401 - registers its hosts
 from fxgraft.blueprints import get, names
 from fxgraft.capture import fallback, merge
 from fxgraft.errors import FxGraftError, StageError
-from fxgraft.fossils import plain_code
+from fxgraft.fossils import _plain_code
 from fxgraft.seeds.streams import SeedDropout
 from fxgraft_passes import operators
 from fxgraft_passes.graft import MODES
@@ -462,10 +462,10 @@ def test_what_a_fossil_may_call_has_a_plain_form() -> None:
     own = {n: f for n, f in public.items() if f.__module__ == operators.__name__ and n not in live}
     own |= {"not_watched": merge.not_watched, "fell_back": fallback.fell_back}
     rest = {"code_holds", "enter_autocast", "exit_autocast", "open_autocasts", "leave_autocasts"}
-    assert own.keys() | rest == plain_code.PLAIN.keys()
+    assert own.keys() | rest == _plain_code.PLAIN.keys()
     for name, function in own.items():
         ours = inspect.signature(function).parameters
-        assert list(inspect.signature(plain_code.PLAIN[name]).parameters) == list(ours), name
+        assert list(inspect.signature(_plain_code.PLAIN[name]).parameters) == list(ours), name
 
 
 def test_code_that_would_meet_the_parameters_of_seeds_is_refused() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.host import engine
-from fxgraft.host.links import Links
+from fxgraft.host._links import Links
 
 ENGINE = [name for name, _ in inspect.getmembers(engine, inspect.isfunction) if not name.startswith("_")]
 LINKS = list(Links.__dataclass_fields__)

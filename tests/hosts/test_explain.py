@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import fxgraft
 from fxgraft.__main__ import main
 from fxgraft.cli import app
-from fxgraft.cli.target import TargetError, load
+from fxgraft.cli._target import TargetError, load
 from tests.hosts.transformer_models import MODELS
 
 

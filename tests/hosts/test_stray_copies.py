@@ -271,7 +271,7 @@ def test_a_copy_is_not_kept_alive_and_no_copies_cost_nothing(monkeypatch: pytest
     del average
     gc.collect()
     assert not world.host._links.copies
-    monkeypatch.setattr("fxgraft.host.copies.Copies.stray", lambda *_: pytest.fail("looked"))
+    monkeypatch.setattr("fxgraft.host._copies.Copies.stray", lambda *_: pytest.fail("looked"))
     world.live()
 
 

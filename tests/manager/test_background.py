@@ -25,9 +25,9 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.compiling import artifacts, child, helper
+from fxgraft.compiling import _artifacts, _child, helper
 from fxgraft.host import engine
-from fxgraft.manager import prefetch
+from fxgraft.manager import _prefetch
 from fxgraft.telemetry import Memory
 from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
@@ -126,7 +126,7 @@ def compilers() -> list[int]:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and b"fxgraft.compiling.worker" in command and fields[0] != "Z":
+        if int(fields[1]) == os.getpid() and b"fxgraft.compiling._worker" in command and fields[0] != "Z":
             found.append(int(entry.name))
     return found
 
@@ -262,7 +262,7 @@ def test_several_that_are_built_go_into_one_structure(monkeypatch: pytest.Monkey
 def test_what_is_built_waits_a_moment_for_what_was_asked_for_with_it(
     seconds: float, structures: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefetch, "GATHERS", seconds)
+    monkeypatch.setattr(_prefetch, "GATHERS", seconds)
     world = World()
     jobs = []
     original = engine.compile_in_helper
@@ -349,7 +349,7 @@ def test_a_compiler_process_that_dies_leaves_the_host_as_it_was(number: signal.S
 
 
 def test_a_compiler_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "PATIENCE", 0.1)
+    monkeypatch.setattr(_child, "PATIENCE", 0.1)
     world = World(prefetch_timeout=0.2)
     with halted() as pid:
         world.start()
@@ -364,7 +364,7 @@ def test_a_compiler_process_that_takes_too_long_is_ended(monkeypatch: pytest.Mon
 def test_what_has_to_come_lands_without_a_compiler_process_that_takes_too_long(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "PATIENCE", 0.1)
+    monkeypatch.setattr(_child, "PATIENCE", 0.1)
     world = World()
     world.manager.germinate(SLOT, Drawing(), name="a")
     world.manager.germinate(TWIN, Drawing(), name="b")
@@ -386,7 +386,7 @@ def test_what_has_to_come_lands_without_a_compiler_process_that_takes_too_long(
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_cull_ends_what_is_compiled_for_it(hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on to the next job; where it does not, another process does."""
-    monkeypatch.setattr(child, "PATIENCE", 0.1 if hangs else 60.0)
+    monkeypatch.setattr(_child, "PATIENCE", 0.1 if hangs else 60.0)
     world = World()
     before = snapshot(world.host, torch.ones(6, 4), [world.optimizer])
     with halted() as pid:
@@ -476,7 +476,7 @@ def test_a_host_that_is_converted_in_between_is_followed() -> None:
 
 def test_what_the_compiler_process_cannot_make_is_made_at_the_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    monkeypatch.setattr(artifacts.Loading, "__init__", refuse)
+    monkeypatch.setattr(_artifacts.Loading, "__init__", refuse)
     seed = world.start()
     world.settle()
     assert seed.stage is Stage.TRAINING
@@ -527,7 +527,7 @@ def test_without_a_compiler_process_it_compiles_as_it_lands(
     if how == "no pipes":
         monkeypatch.setattr(helper, "unavailable", lambda: "it needs POSIX pipes")
     if how == "no process":
-        monkeypatch.setattr(child, "_popen", refuse)
+        monkeypatch.setattr(_child, "_popen", refuse)
     if how == "no interpreter":
         monkeypatch.setattr(helper.spawn, "get_executable", lambda: "/bin/false")
     world = World(helper="off" if how == "off" else "auto")

@@ -15,14 +15,14 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from fxgraft.compiling import child, helper, job
+from fxgraft.compiling import _child, helper, job
+from fxgraft.compiling._wanted import WantedCode
 from fxgraft.compiling.compiled import CompiledHost
-from fxgraft.compiling.wanted import WantedCode
 from fxgraft.errors import DistributedError
 from fxgraft.host import engine
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.manager.background import Background
-from fxgraft.manager.preparing import Preparing
+from fxgraft.manager._background import Background
+from fxgraft.manager._preparing import Preparing
 from fxgraft.telemetry import Memory
 from tests.harness import counting_backend
 from tests.seed_modules import Drawing
@@ -79,7 +79,7 @@ class World:
 def _no_process() -> Iterator[None]:
     """Nothing here is about what the process makes: it is not started."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(child, "_popen", refuse)
+        patch.setattr(_child, "_popen", refuse)
         old, helper._process = helper._process, None
         yield
         helper._get().end()

@@ -14,7 +14,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.commands import SEED
 from fxgraft.errors import StageError
-from fxgraft.manager import stepping
+from fxgraft.manager import _stepping
 
 
 @pytest.fixture
@@ -32,13 +32,13 @@ def manager() -> SeedManager:
 def full_steps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows with each step that is more than counted."""
     taken: list[Any] = []
-    whole = stepping._step
+    whole = _stepping._step
 
     def step(manager: Any, loss: Any = None) -> None:
         taken.append(loss)
         whole(manager, loss)
 
-    monkeypatch.setattr(stepping, "_step", step)
+    monkeypatch.setattr(_stepping, "_step", step)
     return taken
 
 

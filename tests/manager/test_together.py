@@ -17,7 +17,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.capture.region import Region
 from fxgraft.errors import BlueprintError, SlotError, StageError
 from fxgraft.gates import Trained
-from fxgraft.host.running import Running
+from fxgraft.host._running import Running
 from fxgraft.telemetry import Memory
 from fxgraft.util.bits import same_bits
 from tests.harness import assert_same_bits, snapshot

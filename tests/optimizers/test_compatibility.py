@@ -15,7 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 import fxgraft
 from fxgraft import SeedManager
 from fxgraft.errors import BlueprintError, CheckpointError
-from fxgraft.optimizers import compatibility, trial
+from fxgraft.optimizers import _compatibility, _trial
 from tests.harness import assert_same_bits
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -347,8 +347,8 @@ def test_what_is_said_of_torchs_own_is_what_a_trial_finds(name: str, dims: int, 
     group, parameter = optimizer.param_groups[0], nn.Parameter(torch.ones([8] * dims, dtype=dtype))
     state = len(optimizer.state)  # Adagrad has some at once
     known, tried = (
-        compatibility.why_incompatible(optimizer, group, parameter),
-        trial.why_not(optimizer, group, parameter),
+        _compatibility.why_incompatible(optimizer, group, parameter),
+        _trial.why_not(optimizer, group, parameter),
     )
     assert (known is None) is (tried is None), (known, tried)
     assert len(optimizer.state) == state

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fxgraft.compiling.calls import CallKind, call_key
+from fxgraft.compiling._calls import CallKind, call_key
 from fxgraft_passes import devices
 
 HERE = torch.ones(2, 3)

@@ -56,7 +56,7 @@ def test_the_largest_has_most_of_the_colour_and_nothing_has_none(value: float, c
 
 
 def test_the_picture_of_a_host_has_the_marks(exploration: Exploration) -> None:
-    from fxgraft.report.host_graph import Drawing, in_order
+    from fxgraft.report._host_graph import Drawing, in_order
 
     picture = exploration.show()
     host, marked = picture._host, picture._marks

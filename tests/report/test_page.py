@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxgraft.report import Reader, read
-from fxgraft.report.charts import MOST_LANES, MOST_TRIED, chart, with_lane
+from fxgraft.report._charts import MOST_LANES, MOST_TRIED, chart, with_lane
+from fxgraft.report._traces import log_axis
 from fxgraft.report.page import page, write
 from fxgraft.report.reading import ReadError
 from fxgraft.report.run import Run
-from fxgraft.report.traces import log_axis
 from tests.report.test_reading import BEGAN, line, stage
 
 EVIL = "</script><img src=x onerror=alert(1)><script>alert(2)</script>\"'`{{77777*3}}&lt;${1}"

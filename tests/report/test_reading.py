@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from fxgraft import Stage
 from fxgraft.report import Reader, read
+from fxgraft.report._points import smooth, thin
+from fxgraft.report._tree import structure
 from fxgraft.report.page import page
-from fxgraft.report.points import smooth, thin
 from fxgraft.report.reading import ReadError
 from fxgraft.report.run import Run
-from fxgraft.report.tree import structure
 
 BEGAN = {
     "time": "2026-01-01T00:00:00+00:00", "host": "Net", "parameters": 10, "seeds": [],

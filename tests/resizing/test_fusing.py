@@ -161,9 +161,9 @@ def test_only_fossils():
 @pytest.mark.parametrize(
     "step",
     [
-        "fxgraft.resizing.joining.grow",
-        "fxgraft.resizing.joining._fill",
-        "fxgraft.resizing.fusing.difference",
+        "fxgraft.resizing._joining.grow",
+        "fxgraft.resizing._joining._fill",
+        "fxgraft.resizing._fusing.difference",
         "fxgraft.lifecycle.lifecycle.swap",
     ],
 )

@@ -136,9 +136,9 @@ def test_an_act_whose_fusion_fails_changes_nothing():
 @pytest.mark.parametrize(
     "step",
     [
-        "fxgraft.resizing.fusing.join",
-        "fxgraft.resizing.joining._fill",
-        "fxgraft.resizing.fusing.difference",
+        "fxgraft.resizing._fusing.join",
+        "fxgraft.resizing._joining._fill",
+        "fxgraft.resizing._fusing.difference",
         "fxgraft.resizing.widening.renew",
         "fxgraft.resizing.widening.replace_moments",
         "fxgraft.resizing.widening.difference",
@@ -222,7 +222,7 @@ def test_in_the_background_it_lands_at_the_next_step():
 def test_what_fails_in_the_background_leaves_the_fossil(monkeypatch, caplog):
     host, optimizer, manager = grown(Mlp(), Mlp())
     with monkeypatch.context() as patch:
-        patch.setattr("fxgraft.resizing.fusing.join", lambda *_: 1 / 0)
+        patch.setattr("fxgraft.resizing._fusing.join", lambda *_: 1 / 0)
         into = manager.fuse("a", wait=False)
         before = snapshot(host, BATCH, [optimizer])
         manager.step()
@@ -258,9 +258,9 @@ def _fossil_and_fused(manager):
 
 def test_outputs_that_would_differ_are_refused_in_an_act(monkeypatch):
     host, optimizer, manager = with_live_branch()
-    real = fxgraft.resizing.joining._last
-    monkeypatch.setattr("fxgraft.resizing.joining._last", lambda *given: real(*given) | {"part.up.weight"})
-    monkeypatch.setattr("fxgraft.resizing.joining._joined", lambda path, ours, *_: ours * 1.5)
+    real = fxgraft.resizing._joining._last
+    monkeypatch.setattr("fxgraft.resizing._joining._last", lambda *given: real(*given) | {"part.up.weight"})
+    monkeypatch.setattr("fxgraft.resizing._joining._joined", lambda path, ours, *_: ours * 1.5)
     before = snapshot(host, BATCH, [optimizer])
     with pytest.raises(ChannelError, match="expected the outputs of before"):
         _fossil_and_fused(manager)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxgraft
+from fxgraft.capture._tracer import RegionTracer
 from fxgraft.capture.capture import Capture
-from fxgraft.capture.tracer import RegionTracer
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.resizing import widening

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
-from fxgraft.capture.proxy import ConcreteProxy
+from fxgraft.capture._proxy import ConcreteProxy
 from fxgraft.host import engine
 from fxgraft.util.bits import same_bits
 

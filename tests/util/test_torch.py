@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxgraft.util import _torch
+from fxgraft import _torch
 from fxgraft.util.bits import same_bits
 from fxgraft.util.flops import count_flops
 
@@ -24,7 +24,7 @@ EVERYWHERE = (
 )
 """Half public: torch's own documentation shows them, or only a comment has them.
 
-Those of autocast are in `fxgraft.fossils.plain_code` too, whose text runs where there is no fxgraft.
+Those of autocast are in `fxgraft.fossils._plain_code` too, whose text runs where there is no fxgraft.
 """
 
 

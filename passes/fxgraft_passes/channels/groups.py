@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 
-from fxgraft_passes.channels.analysis import DOT, MEAN, NORM, Analysis
-from fxgraft_passes.channels.grown_layout import grain_in
+from fxgraft_passes.channels._analysis import DOT, MEAN, NORM, Analysis
+from fxgraft_passes.channels._grown_layout import grain_in
+from fxgraft_passes.channels._rules import RULES
 from fxgraft_passes.channels.layout import Atom, atoms
 from fxgraft_passes.channels.recording import Recording
-from fxgraft_passes.channels.rules import RULES
 from fxgraft_passes.channels.subject import Subject
 
 _ROLES = {"in": "consumer", "out": "producer", "norm": "norm", "scale": "scale"}

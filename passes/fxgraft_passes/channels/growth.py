@@ -1,6 +1,6 @@
 """How a group of channels grows: the wider tensors, and what else changes with them.
 
-`fxgraft_passes.channels.filling` says what new channels begin as.
+`fxgraft_passes.channels._filling` says what new channels begin as.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fxgraft_passes.channels.analysis import DOT, MEAN
+from fxgraft_passes.channels._analysis import DOT, MEAN
+from fxgraft_passes.channels._filling import Filling, Guess
+from fxgraft_passes.channels._grown_layout import Spread
+from fxgraft_passes.channels._settings import Setting, UnfitError, applied, fit
+from fxgraft_passes.channels._spreading import filled, laid_out_as, widened
 from fxgraft_passes.channels.comparing import difference, outputs
-from fxgraft_passes.channels.filling import Filling, Guess
 from fxgraft_passes.channels.groups import ChannelGroup
-from fxgraft_passes.channels.grown_layout import Spread
 from fxgraft_passes.channels.layout import Atom
-from fxgraft_passes.channels.settings import Setting, UnfitError, applied, fit
-from fxgraft_passes.channels.spreading import filled, laid_out_as, widened
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 

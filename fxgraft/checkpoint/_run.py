@@ -1,0 +1,288 @@
+"""What a run is made of: the host, the seeds, the optimizers, the schedulers, the random streams.
+
+A seed in preparation (GERMINATED) is not part of a checkpoint: it has no weights yet, and the host does
+not feel it. After a load it is simply not there, and can be germinated again under its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fxgraft.checkpoint import _ranks, file, optimizers, randomness
+from fxgraft.checkpoint._checks import check_model, check_types, check_weights, scheduler_state
+from fxgraft.checkpoint._seeds import SeedRecord, stream_seed
+from fxgraft.checkpoint.packing import pack, unpack
+from fxgraft.errors import CheckpointError
+from fxgraft.host import engine
+from fxgraft.host.host import Host
+from fxgraft.host.receiving import ENTRY
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.resizing.replay import WideningReplay, records
+from fxgraft.slots.structure import Structure
+from fxgraft.util import validate
+from fxgraft.util.reading import read as read_data
+from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.observe import KEY
+
+
+@dataclass
+class RunState:
+    """The parts of a manager that a checkpoint holds beside the seeds."""
+
+    run_seed: int
+    step: int = field(metadata={"minimum": 0})
+    names: dict[str, int]
+    refuses_until: dict[str, int]
+    growth: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        stream_seed(self.run_seed)
+        for name in ("names", "refuses_until"):
+            for key, number in getattr(self, name).items():
+                validate.integer(f"{name}[{key!r}]", number)
+
+
+def save(
+    path: str | os.PathLike[str],
+    lifecycle: Lifecycle,
+    trainers: Sequence[Optimizer],
+    schedulers: Sequence[Any],
+    state: RunState,
+    write: Callable[..., None] = file.write,
+) -> None:
+    """Write everything that the run needs to go on. Raises `CheckpointError`; nothing is half-written.
+
+    ``write`` is given the path, the manifest and the tensors.
+    """
+    host = lifecycle.host
+    tensors: dict[str, Tensor] = {}
+    for graft in host.grafts().values():
+        graft.settle()
+    manifest = {
+        "model": [
+            [name, list(t.shape), str(t.dtype)]
+            for name, t in host.model_state().items()
+            if isinstance(t, Tensor)
+        ],
+        "host": pack(_without(lifecycle.departing, host.state_dict()), "host", tensors),
+        "buffers": pack(_without(lifecycle.departing, _unsaved_buffers(host)), "buffer", tensors),
+        "seeds": [
+            pack(dataclasses.asdict(SeedRecord.of(seed)), f"seed.{seed.name}", tensors)
+            for seed in lifecycle.seeds.values()
+            if seed.module is not None
+        ],
+        "seeds_in_order": True,
+        "example": host.example,
+        "widenings": records(host),
+        "optimizers": optimizers.record(trainers, host, tensors),
+        "schedulers": [
+            {"type": type(s).__name__, "state": pack(s.state_dict(), f"scheduler.{i}", tensors)}
+            for i, s in enumerate(schedulers)
+        ],
+        "run": pack(dataclasses.asdict(state), "run", tensors),
+        "random": pack(randomness.state(), "random", tensors),
+    }
+    write(path, manifest, tensors)
+
+
+def restore(
+    path: str | os.PathLike[str],
+    lifecycle: Lifecycle,
+    trainers: Sequence[Optimizer],
+    schedulers: Sequence[Any],
+    blueprints: Mapping[str, BlueprintLike],
+    rank: int = 0,
+    alone: bool = True,
+    read: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]] = file.read,
+) -> RunState:
+    """Bring a fresh host, optimizers and schedulers to the saved state.
+
+    Everything that can be checked is checked first; what fails later takes the seeds out again.
+
+    Args:
+        path: of the file.
+        lifecycle: of the fresh host.
+        trainers: the optimizers.
+        schedulers: of learning rates.
+        blueprints: of seeds that were germinated from code.
+        rank: whose random streams to go on with.
+        alone: whether no other rank trains the host.
+        read: gives the manifest and the tensors of ``path``.
+
+    Raises:
+        CheckpointError: the file is damaged, of another host, or needs something that is not there.
+    """
+    manifest, tensors = read(path)
+    try:
+        streams = unpack(manifest["random"], tensors)
+        if rank:
+            streams = _ranks.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
+        restoration = _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams, alone=alone)
+        return restoration.run(blueprints)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what is in a file is anyone's: it may fail in any way
+        raise _not_restored(path, error) from error
+
+
+def restore_model(
+    path: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    lifecycle: Lifecycle,
+    blueprints: Mapping[str, BlueprintLike],
+) -> None:
+    """Bring a fresh host to what a checkpoint has of it and its seeds, without optimizers and random streams.
+
+    Raises:
+        CheckpointError: as `restore`. The host is as before.
+    """
+    try:
+        model = {**manifest, "optimizers": [], "schedulers": []}
+        _Restoration(model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what is in a file is anyone's: it may fail in any way
+        raise _not_restored(path, error) from error
+
+
+class _Restoration:
+    """One load: reads and checks in ``__init__`` and touches nothing; changes in `run`, with undo."""
+
+    def __init__(
+        self,
+        manifest: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        lifecycle: Lifecycle,
+        trainers: Sequence[Optimizer],
+        schedulers: Sequence[Any],
+        streams: Mapping[str, Any] | None,
+        trains: bool = True,
+        alone: bool = True,
+    ):
+        self._lifecycle, self._host = lifecycle, lifecycle.host
+        self._trainers, self._schedulers = trainers, schedulers
+        if self._host.structure.placements:
+            raise CheckpointError("expected a freshly traced host; this one has seeds already")
+        shapes = {name: list(shape) for name, shape, _ in manifest["model"]}
+        self._replay = WideningReplay(self._host, manifest.get("widenings", ()), shapes, trainers, alone)
+        self._model = manifest["model"]
+        if not self._replay.growths:  # else once it has grown
+            check_model(self._host, self._model)
+        check_types("optimizers", manifest["optimizers"], trainers)
+        check_types("schedulers", manifest["schedulers"], schedulers)
+        self._state = read_data(unpack(manifest["run"], tensors), RunState, "run")
+        self._records = [SeedRecord.read(unpack(packed, tensors)) for packed in manifest["seeds"]]
+        if not trains:  # settings of an optimizer are for one
+            self._records = [dataclasses.replace(record, hyper=None) for record in self._records]
+        if not manifest.get("seeds_in_order"):
+            self._records.sort(key=self._order_by_names)
+        self._weights: dict[str, Any] = unpack(manifest["host"], tensors)
+        self._buffers: dict[str, Tensor] = unpack(manifest["buffers"], tensors)
+        self._names = [saved["names"] for saved in manifest["optimizers"]]
+        self._of_trainers = [unpack(saved["state"], tensors) for saved in manifest["optimizers"]]
+        self._of_schedulers = [
+            scheduler_state(s, unpack(saved["state"], tensors))
+            for s, saved in zip(schedulers, manifest["schedulers"], strict=True)
+        ]
+        self._set_streams = randomness.setter(streams) if streams is not None else lambda: None
+
+    def run(self, blueprints: Mapping[str, BlueprintLike]) -> RunState:
+        host, lifecycle = self._host, self._lifecycle
+        with ExitStack() as undo:
+            undo.callback(setattr, host._links, "on_call", host._links.on_call)
+            waiting = list(self._records)
+            for growth in self._replay.growths:  # each with what had grown by then
+                waiting = self._revive(undo, waiting, blueprints, growth.seeds)
+                self._replay.do(undo, growth)
+            self._revive(undo, waiting, blueprints)
+            self._in_order()
+            self._replay.end(undo)
+            check_model(self._host, self._model)
+            check_weights("weights", self._weights, host.state_dict())
+            check_weights("buffers", self._buffers, _unsaved_buffers(host))
+            self._load_optimizers(undo)
+            for scheduler, saved in zip(self._schedulers, self._of_schedulers, strict=True):
+                undo.callback(scheduler.load_state_dict, scheduler.state_dict())
+                scheduler.load_state_dict(saved)
+            # From here on nothing fails: everything was checked against what it replaces.
+            host.load_state_dict(self._weights)
+            with torch.no_grad():
+                for name, buffer in _unsaved_buffers(host).items():
+                    buffer.copy_(self._buffers[name])
+            self._set_streams()
+            undo.pop_all()
+        for seed in lifecycle.seeds.values():
+            if seed.is_live:
+                lifecycle.begin(seed)
+        return self._state
+
+    def _revive(
+        self,
+        undo: ExitStack,
+        records: Sequence[SeedRecord],
+        blueprints: Mapping[str, BlueprintLike],
+        names: Collection[str] | None = None,
+    ) -> list[SeedRecord]:
+        """Grow those seeds, or all; returns the records of the others. One by one: seeds may be in seeds."""
+        for record in records:
+            if names is None or record.name in names:
+                record.check_size(self._lifecycle, blueprints, self._weights, grows=names is not None)
+                seed = record.revive(self._lifecycle, self._state.run_seed, blueprints)
+                undo.callback(self._lifecycle.forget, seed)
+        return [record for record in records if names is not None and record.name not in names]
+
+    def _in_order(self) -> None:
+        """The seeds stand as they stood, in whatever order they have come."""
+        host, lifecycle = self._host, self._lifecycle
+        names = [record.name for record in self._records]
+        if list(lifecycle.seeds) != names:
+            lifecycle.reorder({name: lifecycle.seeds[name] for name in names})
+            placements = sorted(host.structure.placements, key=lambda p: names.index(p.seed))
+            structure = Structure(tuple(placements))
+            engine.prepare(host, structure, structure.phases)
+            engine.set_structure(host, structure, host.phase, host.grafts())
+
+    def _order_by_names(self, record: SeedRecord) -> tuple[int, str]:
+        """How the seeds at one slot stood in files of version 1."""
+        slot = self._host.site(record.slot, record.source)
+        return slot.node.meta[KEY].order, record.name
+
+    def _load_optimizers(self, undo: ExitStack) -> None:
+        optimizers.arrange(self._trainers, self._names, self._host)
+        for trainer, saved, names in zip(self._trainers, self._of_trainers, self._names, strict=True):
+            checked = optimizers.check(trainer, saved, names)
+            undo.callback(optimizers.load, trainer, trainer.state_dict())
+            optimizers.load(trainer, checked)
+
+
+def _not_restored(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be restored: {type(error).__name__}: {error}. Expected a file that manager.save "
+        f"wrote for a host of this model; host and optimizers are as before"
+    )
+
+
+def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, Any]:
+    """``state`` without the seeds that are culled, and whose grafts are still in the graph.
+
+    And without the entry that says how seeds are wired where there is no manager's file.
+    """
+    prefixes = tuple(f"{SEEDS}.{name}." for name in departing)
+    return {name: value for name, value in state.items() if name != ENTRY and not name.startswith(prefixes)}
+
+
+def _unsaved_buffers(host: Host) -> dict[str, Tensor]:
+    """The buffers that a ``state_dict`` leaves out: a run goes on with them all the same."""
+    saved = host.state_dict()
+    return {name: buffer for name, buffer in host.named_buffers() if name not in saved}

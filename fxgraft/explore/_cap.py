@@ -1,0 +1,94 @@
+"""What a candidate is, and how many are explored at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fxgraft.commands import SEED
+from fxgraft.explore._depths import Depth
+from fxgraft.explore._widths import Width
+from fxgraft.host.host import Host
+from fxgraft.util import validate
+
+LEAST_PARAMETERS, LEAST_FLOPS = 1_000_000, 10**9
+"""A small host may be explored with so much, however small it is."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that may grow.
+
+    Attributes:
+        command: what plants it.
+        parameters, flops: as of `fxgraft.blueprints.Cost`.
+        memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
+            backward pass, estimated as three of the slot's.
+        width: the channels that the command's branch stands for; None for a branch as such.
+        depth: the block that it is; None for a branch.
+    """
+
+    command: SEED
+    parameters: int
+    flops: int
+    memory: int
+    width: Width | None = None
+    depth: Depth | None = None
+
+
+@dataclass(frozen=True)
+class Cap:
+    """How much is explored at once where the candidates are found by themselves; all of them together.
+
+    Attributes:
+        candidates: how many.
+        parameters: how many they may have.
+        flops: of a forward pass of all at the shape of the example call.
+        memory: bytes, see `Candidate`.
+    """
+
+    candidates: int
+    parameters: int
+    flops: int
+    memory: int
+
+    @classmethod
+    def of(cls, given: Mapping[str, int] | None, host: Host, flops: int | None) -> Cap:
+        """The default: 64 candidates, with twice the parameters and twice the FLOPs of the host.
+
+        But a million parameters and 10^9 FLOPs at least; and no limit of memory.
+
+        Args:
+            given: what is to be otherwise.
+            host: where they grow.
+            flops: of the host's forward pass; None where that is not known: then there is no such limit.
+
+        Raises:
+            ValueError: another name, or an invalid number.
+        """
+        size = sum(parameter.numel() for parameter in host.host_parameters())
+        caps = {
+            "candidates": 64,
+            "parameters": max(2 * size, LEAST_PARAMETERS),
+            "flops": sys.maxsize if flops is None else max(2 * flops, LEAST_FLOPS),
+            "memory": sys.maxsize,
+        }
+        for name, number in (given or {}).items():
+            if name not in caps:
+                raise ValueError(f"cap: expected {', '.join(caps)}; got {name!r}")
+            caps[name] = validate.integer(f"cap[{name!r}]", number, 1)
+        return cls(**caps)
+
+    def objection(self, taken: Sequence[Candidate], other: Candidate) -> str | None:
+        """Why ``other`` is too much beside those that were taken; None where it is not."""
+        if len(taken) >= self.candidates:
+            return f"the cap of {self.candidates} candidates"
+        together = [*taken, other]
+        if sum(candidate.parameters for candidate in together) > self.parameters:
+            return f"the cap of {self.parameters:,} parameters for all candidates together"
+        if sum(candidate.flops for candidate in together) > self.flops:
+            return f"the cap of {self.flops:,} FLOPs for all candidates together"
+        if sum(candidate.memory for candidate in together) > self.memory:
+            return f"the cap of {self.memory:,} bytes for all candidates together"
+        return None

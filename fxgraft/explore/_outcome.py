@@ -1,0 +1,69 @@
+"""What comes of the candidates at the end of an exploration: each is measured, then all are ranked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fxgraft.distributed.peers import Peers
+from fxgraft.explore._entry import CandidateState
+from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
+from fxgraft.explore.scoring import Ranking
+from fxgraft.explore.settings import Settings
+from fxgraft.explore.table import MEASURED
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.seeds.seed import Seed
+
+if TYPE_CHECKING:
+    from fxgraft.manager.manager import SeedManager
+
+
+def measure(
+    entries: Sequence[CandidateState],
+    manager: SeedManager,
+    lifecycle: Lifecycle,
+    evaluate: Evaluate,
+    settings: Settings,
+) -> None:
+    """Measure the candidates that learn; one that cannot be measured fails with the reason."""
+    seeds = {entry.seed: manager.seeds[entry.seed] for entry in entries if entry.seed}
+    found = contributions(
+        manager.host,
+        list(seeds.values()),
+        evaluate,
+        at=settings.at,
+        repeats=settings.repeats,
+        alone=manager.peers.folder is None,
+        mean=manager.peers.mean,
+        inactivity=lifecycle.inactivity,
+    )
+    for entry in entries:
+        assert entry.seed is not None
+        _take_in(entry, seeds[entry.seed], found[entry.seed], manager, settings)
+
+
+def _take_in(
+    entry: CandidateState, seed: Seed, found: Measured, manager: SeedManager, settings: Settings
+) -> None:
+    entry.trained_steps, entry.found = seed.trained_steps, found
+    # Each rank has seen the gradients of its own batches.
+    shared = manager.peers.mean(math.nan if entry.expected is None else entry.expected)
+    entry.expected = None if math.isnan(shared) else shared
+    if found.contribution is None:
+        return entry.fail(found.reason)
+    if not seed.trained_steps and settings.steps > settings.frozen_steps:
+        return entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
+    if entry.depth is None:  # a block is called with more than its slot's value
+        entry.step_cost = step_ms(seed, manager.host.site(seed.slot, seed.source))
+    entry.status = MEASURED
+    return None
+
+
+def rank(entries: Sequence[CandidateState], score: Ranking, peers: Peers) -> None:
+    """Give the measured candidates their scores, the same on all ranks."""
+    found = score([entry.row() for entry in entries])
+    scores = [None if score is None or math.isnan(score) else float(score) for score in found]
+    # Clocks and norms differ between ranks; the order must not.
+    for entry, shared in zip(entries, peers.share(scores), strict=True):
+        entry.score = shared

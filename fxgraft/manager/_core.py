@@ -1,0 +1,231 @@
+"""What a manager is made of, and what its calls share.
+
+The calls themselves are functions of a manager, a file for each concept; `manager` lists them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fxgraft.commands.inbox import Inbox
+from fxgraft.distributed import peers_of
+from fxgraft.errors import StageError
+from fxgraft.host.host import Host
+from fxgraft.host.run_summary import summarize_run
+from fxgraft.lifecycle import nursery
+from fxgraft.lifecycle.act import Act
+from fxgraft.lifecycle.isolation_check import Violation
+from fxgraft.lifecycle.isolation_monitor import LATER, IsolationMonitor
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.manager import settings
+from fxgraft.manager._background import Background
+from fxgraft.manager._deepening import Deepening
+from fxgraft.manager._journal import Journal
+from fxgraft.manager._saver import ManagerState, Saver
+from fxgraft.manager._together import Acts
+from fxgraft.manager._widenings import Widenings
+from fxgraft.manager.dispatch import Dispatcher
+from fxgraft.manager.reporter import Reporter
+from fxgraft.manager.settings import ManagerSettings
+from fxgraft.seeds.seed import Seed
+from fxgraft.seeds.stage import Stage
+from fxgraft.telemetry import logger
+from fxgraft.telemetry.metrics import collect
+from fxgraft_passes.graft import check_name
+
+_GIVEN_ONCE = {"host", "optimizer", *(field.name for field in fields(ManagerSettings))} - {"enabled"}
+
+
+class Routine(Protocol):
+    """What goes on beside the training: an exploration, say."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it is over."""
+
+    def step(self, loss: float | Tensor | None) -> None:
+        """One training step is over."""
+
+
+class ManagerCore:
+    """The parts of a manager, wired.
+
+    Args:
+        given: the host, or what is around it.
+        optimizer: what trains the seeds.
+        options: checked.
+
+    Attributes:
+        host: the host itself.
+        schedulers: of the optimizers.
+        enabled: whether germinations do anything.
+        peers: the ranks that train the host.
+        monitor: checks isolation.
+    """
+
+    _dispatcher: Dispatcher  # calls what is public: set by the manager itself
+
+    def __init__(
+        self, given: nn.Module, optimizer: Optimizer | Sequence[Optimizer] | None, options: ManagerSettings
+    ):
+        self.host = host = settings.host_of(given)
+        wrapper = settings.wrapper_of(given, host, options.ddp)
+        _warn_of_foreign_seeds(host)
+        self.schedulers, self.enabled = tuple(options.schedulers), bool(options.enabled)
+        self._gates, self._cooldown = options.gates, options.cooldown
+        self._optimizers = settings.optimizers_of(optimizer, host)
+        self._reporter = Reporter(options.sinks, lambda: summarize_run(host, self._seeds.values()))
+        self._lifecycle = Lifecycle(
+            host,
+            self._optimizers,
+            self._on_stage,
+            self._reporter.gradients_dropped,
+            self._reporter.inactive_seeds,
+            self.schedulers,
+        )
+        self._seeds = self._lifecycle.seeds
+        self._inbox = Inbox()
+        self._join(wrapper, options)
+        self._background = Background(
+            self._lifecycle, self._reporter, self.peers, options.prefetch_timeout, options.helper
+        )
+        self._journal = Journal(host, self._reporter, self._metrics, options.metrics_every)
+        self._memory = ManagerState(self.peers.share(torch.initial_seed()))
+        self._acts = Acts(self._lifecycle, self._background, self._memory)
+        self._routines: list[Routine] = []
+        self._rests = False  # whether the last step found nothing to do, and no stage has changed since
+        self._deepening = Deepening(
+            host, self._lifecycle, self._acts, self._reporter, self._memory, self._name, self._tell_birth
+        )
+        self._widenings = Widenings(host, self._acts, self._reporter, self._memory, self._optimizers)
+        self._saver = Saver(
+            self._lifecycle, self._optimizers, self.schedulers, self._reporter, self.peers, self._memory
+        )
+
+    def _join(self, wrapper: nn.Module, options: ManagerSettings) -> None:
+        """Find the ranks that train the host, and let what has to agree among them do so."""
+        gradients = self._lifecycle.gradients
+        self.peers = peers_of(
+            wrapper,
+            self.host,
+            self._inbox,
+            self._state,
+            gradients.arrived,
+            self._optimizers,
+            options.strict,
+            options.shard_from,
+        )
+        # A sharded host is not checked: that calls the model part by part.
+        checks = options.check_every if self.peers.folder is None else 0
+        self.monitor = IsolationMonitor(self.host, checks, options.strict, self._on_violations)
+        self._lifecycle.distribute = self.peers.distribute
+        gradients.average, gradients.is_shared = self.peers.average, self.peers.size > 1
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _GIVEN_ONCE and "_saver" in self.__dict__:  # the last thing that is made
+            raise AttributeError(
+                f"{name} of a manager is given when it is made, and only read then: "
+                f"SeedManager(..., {name}=...), and load() to go on with a saved run"
+            )
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a SeedManager leads one run, and is neither copied nor pickled: save() and load() take the run "
+            "elsewhere; copy.deepcopy(manager.host) copies the host with its seeds"
+        )
+
+    # What calls are refused for
+
+    def _allow(self, action: str) -> None:
+        """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed."""
+        self._inbox.require_here(action)
+        self._acts.refuse_threads()
+        self._refuse_while_borrowed(action)
+
+    def _refuse_while_borrowed(self, action: str) -> None:
+        if self.host._links.borrowed:
+            raise StageError(f"cannot {action} inside {self.host._links.borrowed}: do it afterwards")
+
+    def _refuse_inference_mode(self, action: str) -> None:
+        if torch.is_inference_mode_enabled():
+            raise StageError(
+                f"cannot {action} in torch.inference_mode(): what is made there cannot be trained. "
+                f"Do it outside, or use torch.no_grad()"
+            )
+
+    # Seeds, and their names
+
+    def _find(self, seed: Seed | str) -> Seed:
+        known = self._seeds.get(seed.name if isinstance(seed, Seed) else seed)
+        if isinstance(seed, Seed) and known is not seed:
+            known = seed if seed.stage is Stage.CULLED else None  # whose stage refuses everything
+        if known is None:
+            raise StageError(f"no seed {seed!r} here; there are: {', '.join(self._seeds) or 'none'}")
+        return known
+
+    def _name(self, name: str | None, blueprint: BlueprintLike, slot: str) -> str:
+        if name is None:
+            return self._memory.names.make(nursery.label(blueprint), slot, self._taken())
+        check_name(name)
+        if name in self._seeds:
+            raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
+        if name in self._lifecycle.departing:
+            raise StageError(
+                f"the graft of culled seed {name!r} is still in the graph; it leaves at a later step(). "
+                f"Choose another name, or germinate after that"
+            )
+        self._memory.names.note(name)
+        return name
+
+    def _taken(self) -> set[str]:
+        """The names that no new seed can have; those of another manager's seeds in the host among them."""
+        return {*self._seeds, *(placement.seed for placement in self.host.structure.placements)}
+
+    # What is told to others
+
+    def _state(self) -> str:
+        """What has to be the same on all ranks, as text."""
+        lines = [f"  step {self._reporter.step}"]
+        for seed in self._seeds.values():
+            paused = ", paused" if seed.paused else ""
+            source = f" from {seed.source}" if seed.source else ""
+            lines.append(
+                f"  {seed.name}: {seed.blueprint} at {seed.slot}{source}, {seed.spec.mode}, "
+                f"{seed.stage.name} at alpha {seed.alpha!r}{paused}"
+            )
+        return "\n".join(lines if self._seeds else [*lines, "  no seeds"])
+
+    def _metrics(self) -> dict[str, dict[str, float]]:
+        pending, registry = len(self._background.waiting), self._lifecycle.registry
+        return collect(self.host, self._seeds.values(), registry, self._reporter.counters, pending)
+
+    def _tell_birth(self, seed: Seed, began: float, act: Act) -> None:
+        self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=not act.waits)
+
+    def _on_violations(self, found: list[Violation]) -> None:
+        self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
+
+    def _on_stage(self, seed: Seed) -> None:
+        self._rests = False
+        self.monitor.follow(self._seeds.values())
+        if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
+            # What lands in the background comes at a step of its own choice: that one stays ordinary.
+            self.monitor.look_soon(LATER if self._background.is_landing else 0)
+        self._reporter.stage(seed)
+
+
+def _warn_of_foreign_seeds(host: Host) -> None:
+    if host.structure.placements:
+        logger.warning(
+            "the host has seeds of another manager (%s): this one does not lead, save or cull them",
+            ", ".join(placement.seed for placement in host.structure.placements),
+        )

@@ -1,0 +1,249 @@
+"""The change that lands next: chosen, compiled for in the compiler process, and then carried out.
+
+On several ranks all of them prepare and land the same change in the same step (`fxgraft.distributed.peers`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fxgraft.distributed.peers import Peers
+from fxgraft.host import engine
+from fxgraft.host.host import Host
+from fxgraft.host.now import form_now
+from fxgraft.lifecycle.change import Change
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.manager._compiler_help import CompilerHelp
+from fxgraft.manager._landing import Landing
+from fxgraft.manager._preparation import NOTHING, Agreement, Attempt, Preparation
+from fxgraft.manager._waiting import Waiting
+from fxgraft.seeds.seed import Seed
+from fxgraft.slots.structure import Structure
+from fxgraft.telemetry.events import logger
+from fxgraft_passes import Graft
+
+if TYPE_CHECKING:
+    from fxgraft.compiling.job import Job
+
+_READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other
+
+
+class Preparing:
+    """What is prepared now, if anything is.
+
+    Args:
+        lifecycle: of the seeds.
+        waiting: what was asked for.
+        landing: carries changes out.
+        help: the compiler process.
+        peers: the other ranks.
+        timeout: in seconds, after which what the compiler process was asked for is given up; None: never.
+
+    Attributes:
+        now: the job of the compiler process that is awaited.
+        next: what all ranks have agreed on.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        waiting: Waiting,
+        landing: Landing,
+        help: CompilerHelp,
+        peers: Peers,
+        timeout: float | None,
+    ):
+        self._lifecycle, self._waiting, self._landing, self._help = lifecycle, waiting, landing, help
+        self._host: Host = lifecycle.host
+        self._peers = peers
+        self.timeout = timeout
+        self.now: Preparation | None = None
+        self.next = Agreement()
+
+    def deadline(self) -> float | None:
+        """Until when something that begins now has time, on the monotonic clock; None: for ever."""
+        return None if self.timeout is None else time.monotonic() + self.timeout
+
+    # It is chosen
+
+    def begin(self, attempt: Attempt) -> bool:
+        """Begin with the next change; return whether there is one."""
+        if self._host.compiled is not None and self.next.names is None and self._waiting.is_gathering:
+            return True
+        attempt.is_choosing = not self._waiting.is_empty
+        change = self.next_change() if attempt.is_choosing else NOTHING
+        attempt.is_choosing = False
+        if change == NOTHING:
+            return False
+        agreed = self._agreed(change)
+        if agreed == NOTHING:  # what was chosen was taken back
+            self.settle()
+        elif agreed is not None:
+            attempt.change = agreed
+            self._begin(agreed)
+        return True
+
+    def next_change(self) -> Change:
+        """What lands next, as things are now."""
+        change = NOTHING if self.now is None else self.now.change
+        return self._waiting.next_change(change.names if change != NOTHING else self.next.names)
+
+    def _agreed(self, change: Change) -> Change | None:
+        """What of ``change`` all ranks land: what is ready on rank 0. None before they have heard of that."""
+        agreed = self.next
+        said = self._peers.leader_says("next change", agreed.names or change.names)
+        agreed.names = agreed.names or said
+        return None if agreed.names is None else change.only(agreed.names)
+
+    def _begin(self, change: Change) -> None:
+        if reason := self._peers.anyone_says(_FAILED, self.next.broken):
+            self._give_up(change, reason)
+            return
+        host = self._host
+        structure, compiled = host.structure, host.compiled
+        target = change.target(structure)
+        if change.growths:
+            self._begin_growth(change, target)
+            return
+        grafts = self._grafts(change)
+        tasks = (
+            compiled.tasks_for(target, structure, grafts, bool(change.ramps)) if compiled is not None else []
+        )
+        if tasks and self._is_helped(change):
+            for birth in change.births:  # the time that is up is that of building, or of compiling
+                if not change.whole:
+                    self._waiting.pending[birth.seed.name].deadline = self.deadline()
+            self.start(engine.compile_in_helper(host, target, grafts, tasks), target, change)
+        elif self._peers.all_say(_READY, change.names):
+            self._land(change, compiled=not tasks)
+
+    def _begin_growth(self, change: Change, target: Structure) -> None:
+        """Layers of other sizes are compiled as a whole: the host is what it will be for that moment."""
+        host, job = self._host, None
+        if host.compiled is not None and self._is_helped(change):
+            if not change.moves_grafts and change.growths[0].plan():
+                return  # which was enough for one step
+            with self._lifecycle.rehearsing(change):
+                wider, grown = host.compiled, host.structure
+                if tasks := wider.wanted.for_all(grown, host.grafts()):
+                    job = engine.compile_in_helper(host, grown, host.grafts(), tasks)
+            if job is not None:
+                began, deadline = host.structure, self.deadline()
+                self.now = Preparation(job, change, began, target, deadline, wider, grown, form_now(host))
+                return
+        if self._peers.all_say(_READY, change.names):
+            self._land(change, compiled=True)
+
+    def _is_helped(self, change: Change) -> bool:
+        return self.next.unaided != change.names and self._help.is_there()
+
+    def _grafts(self, change: Change) -> Mapping[str, Graft]:
+        return self._host.grafts() | {birth.seed.name: birth.graft for birth in change.births}
+
+    def start(self, job: Job, target: Structure, change: Change) -> None:
+        """Await a job: for ``change``, or for what runs already where that is empty."""
+        self.now = Preparation(job, change, self._host.structure, target, self.deadline())
+
+    # It is compiled for
+
+    def follow(self) -> None:
+        """Take in what the compiler process has sent, and let the change land when its code is there."""
+        prepared = self.now
+        if prepared is None:
+            return
+        job = prepared.job
+        if self._host.structure is not prepared.base:  # which another change has replaced
+            self.drop()
+            return
+        has_taken = job.take()  # which is enough for one step: then it lands in the next one
+        if job.unavailable is not None:
+            self._go_on_without(prepared, job.unavailable)
+            return
+        failure = job.failure
+        if failure is None and prepared.is_late:
+            failure = f"not compiled after {self.timeout} s"
+        if prepared.change == NOTHING:
+            if failure is not None:
+                self._give_up(prepared.change, failure)
+        else:
+            self._agreed(prepared.change)
+            if reason := self._peers.anyone_says(_FAILED, failure):
+                self._give_up(prepared.change, reason)
+            elif job.is_ready and not has_taken and self._peers.all_say(_READY, prepared.change.names):
+                self._land_prepared(prepared)
+        if self.now is prepared and job.is_over and not has_taken:
+            for reason in job.failed.values():
+                logger.warning("the compiler process could not compile for the host as it is: %s", reason)
+            job.leave_rest()
+            self.drop()
+            self._look_again()
+
+    def _go_on_without(self, prepared: Preparation, reason: str) -> None:
+        """No compiler process can be had after all: the change compiles as it lands, and other ranks wait."""
+        self._help.say_why_not(reason)
+        self.next.unaided = prepared.change.names
+        self.now = None
+        if prepared.change == NOTHING:
+            prepared.job.leave_rest()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Let each unit run what there is code for now."""
+        engine.set_structure(self._host, self._host.structure, self._host.phase, self._host.grafts())
+
+    # It lands, or comes to nothing
+
+    def _land_prepared(self, prepared: Preparation) -> None:
+        job, change = prepared.job, self.next_change().only(prepared.change.names)
+        is_other = change.target(self._host.structure).key != prepared.target.key
+        if is_other or not prepared.is_of(self._host):
+            self.drop()  # the host was converted, or a seed was taken back
+            return
+        for reason in job.failed.values():
+            logger.warning("compiling at the swap what the compiler process could not: %s", reason)
+        prepared.change = NOTHING  # what is left of the job is for what runs then
+        if (compiled := prepared.wider or self._host.compiled) is not None and not job.is_over:
+            # The forward that seeds blend by is still to come.
+            compiled.expect_help(prepared.grown or prepared.target)
+        self._land(change, compiled=job.is_whole)
+        prepared.base = self._host.structure
+
+    def _land(self, change: Change, compiled: bool) -> None:
+        self.settle()
+        self._landing.land(change, compiled)
+
+    def _give_up(self, change: Change, reason: str) -> None:
+        """Preparing broke down. Seeds to be born are given up; what must go or stay does so without help."""
+        logger.warning("%s", reason)
+        if self.now is not None:
+            self.now.job.leave_rest()
+        self.drop()
+        if change.whole:
+            self._waiting.fail_act(reason)
+            return
+        for birth in change.births:
+            self._waiting.fail(birth.seed, reason)
+        rest = Change(departed=change.departed, fossils=change.fossils)
+        if rest != NOTHING:
+            self._land(rest, compiled=False)
+
+    def withdraw(self, seed: Seed | None) -> None:
+        """What is prepared for ``seed`` is void; None: what is prepared for an act."""
+        change = NOTHING if self.now is None else self.now.change
+        lands = [birth.seed for birth in change.births] + [fossil for fossil, _ in change.fossils]
+        if change.whole if seed is None else any(one is seed for one in lands):
+            self.drop()
+
+    def drop(self) -> None:
+        """Do not wait any more for what the compiler process was asked for."""
+        if self.now is not None:
+            self.now.job.stop()
+        self.now = None
+        self.settle()
+
+    def settle(self) -> None:
+        """Nothing is agreed on any more: the next change is chosen anew."""
+        self.next = Agreement()
+        self._peers.withdraw()

@@ -1,0 +1,179 @@
+"""Where to grow: `explore` measures candidates, `autogrow` grows by what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fxgraft.commands import DEEPEN
+from fxgraft.errors import StageError
+from fxgraft.explore import scoring
+from fxgraft.explore.autogrow import AutoGrowth
+from fxgraft.explore.candidates import Choice, find
+from fxgraft.explore.exploration import Exploration
+from fxgraft.explore.measuring import Evaluate, check
+from fxgraft.explore.scoring import Score
+from fxgraft.explore.settings import Settings
+from fxgraft.explore.terms import Course, When
+from fxgraft.util import validate
+from fxgraft.util.interrupts import uninterruptible
+
+if TYPE_CHECKING:
+    from fxgraft.manager.manager import SeedManager
+
+
+@uninterruptible
+def explore(
+    self: SeedManager,
+    candidates: Choice = "auto",
+    *,
+    evaluate: Evaluate,
+    steps: int = 100,
+    keep: int = 0,
+    blueprints: Sequence[str] | None = None,
+    score: str | Score = scoring.DEFAULT,
+    at: float = 1.0,
+    repeats: int = 1,
+    cap: Mapping[str, int] | None = None,
+    most: Mapping[str, int] | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> Exploration:
+    """Train many candidates in isolation during the run, measure each alone, and rank them.
+
+    They are germinated now, in one change, several at one slot if several fit there. After ``steps`` calls of
+    ``manager.step()`` they are measured and culled. The host is not affected: its weights, its optimizer and
+    the random streams are, to the bit, those of a run without an exploration. With several ranks each has to
+    call it.
+
+    Args:
+        candidates: ``"auto"``: every slot, with every registered blueprint that fits, and the hidden
+            channels between two linear layers, a quarter more of them, as `widen` would, and one more
+            block behind each block of a stack, as `deepen` would; a selection of
+            slots (``host.slots.select(...)``, a name, several names), likewise; or SEED commands (or
+            dictionaries).
+        evaluate: computes a loss of the host without arguments, best on held-out data and in eval mode: a
+            number, or one for each of several batches (a sequence, a 1-D tensor), from which a standard
+            error follows. It is called once now, and once for each candidate at the end. Gradients are
+            off inside; lower is better.
+        steps: the number of training steps for which they train.
+        keep: the number of best candidates that stay, in TRAINING; the others are culled.
+        blueprints: the names of the blueprints to try; None: all. Not allowed with commands.
+        score: what they are ranked by: one of ``fxgraft.explore.SCORES``, the mean of the ranks by two
+            (``"expected_and_parameters"``, ``"expected_and_contribution"``), or a function of a `Row`.
+        at: the alpha at which they are measured.
+        repeats: how often each evaluation is repeated; more than 1 is useful if it draws random numbers.
+        cap: how much is tried at once where slots are given: ``{"candidates": 64, "parameters": ...,
+            "flops": ..., "memory": ...}``; see `fxgraft.explore._cap.Cap`.
+        most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
+        state: the ``state_dict()`` of an exploration of these candidates that was going on when this
+            manager was saved: nothing is germinated, it continues.
+
+    Returns:
+        The exploration: ``done``, ``table``, ``best(n)``; print it.
+
+    Raises:
+        SlotError, BlueprintError, CommandError: a slot, blueprint or command is unknown, or does not fit.
+        TypeError: ``candidates`` or ``evaluate`` is something else, or ``evaluate`` returns no numbers.
+        ValueError: an invalid number, a loss that is not finite, or nothing that could grow.
+        StageError: seeds cannot change now.
+    """
+    self._allow("explore")
+    self._acts.refuse("explore")
+    settings = Settings(
+        validate.integer("steps", steps, 1),
+        validate.integer("keep", keep),
+        validate.number("at", at, 0, 1),
+        validate.integer("repeats", repeats, 1),
+    )
+    by = scoring.resolve(score)
+    bare = check(self.host, evaluate)
+    alone = self.peers.size == 1 and self.peers.folder is None  # else the host cannot grow wider
+    found = find(self.host, candidates, blueprints, cap, bare.flops, most, widens=alone)
+    exploration = Exploration(self, self._lifecycle, self._reporter, found, evaluate, by, settings)
+    if state is None:
+        exploration.begin()
+    else:
+        exploration.load_state_dict(state)
+    self._routines.insert(0, exploration)  # before the growth that waits for it
+    return exploration
+
+
+def autogrow(
+    self: SeedManager,
+    evaluate: Evaluate,
+    candidates: Choice | DEEPEN = "auto",
+    budget: float | Mapping[str, float] = 2.0,
+    when: When = "flat",
+    *,
+    total_steps: int | None = None,
+    steps: int = 100,
+    blend: int = 50,
+    hold: float = 50,
+    window: int = 50,
+    flat: float = 0.02,
+    gain: float | str = 0.001,
+    patience: int = 1,
+    measurements: int = 1,
+    blueprints: Sequence[str] | None = None,
+    score: str | Score = scoring.DEFAULT,
+) -> AutoGrowth:
+    """Grow automatically: explore when it is time, keep what helps, and end when nothing helps any more.
+
+    ``manager.step(loss)`` drives it. The best candidate of an exploration is blended in; if what it learned
+    in isolation does not help, it is replaced by a new one that adds nothing at first and trains with the
+    host. After ``hold`` steps it is measured, and fossilized or culled. Until the first blend the host is, to
+    the bit, that of a run without growth. All changes are commands, which the sinks receive. `save` saves its
+    state: after `load`, call it again with the same arguments. With several ranks each has to call it.
+
+    Args:
+        evaluate: as for `explore`.
+        candidates: as for `explore`; or a `DEEPEN` command: one more such block is tried each time, at once,
+            with nothing to explore.
+        budget: the largest size of the host at the end, as a factor of its parameters at the beginning; or
+            ``{"parameters": 2.0, "flops": 1.5}``, FLOPs of a forward pass.
+        when: ``"flat"``: again and again when the loss is flat, by what `step` is given, or by
+            ``evaluate`` where it is given nothing; a share of the run, or several (0.3, [0.3, 0.6]): once
+            at each; or a function of the manager that says whether it is time.
+        total_steps: the number of training steps of the run; needed for shares of it.
+        steps: the number of steps for which candidates train in isolation.
+        blend: the number of steps in which the best one is blended in.
+        hold: the number of steps for which it is held before it is judged; below 1, a share of the steps
+            before it.
+        window: the loss is flat where its mean over so many steps fell by less than ``flat``,
+        flat: a share of the mean over as many before.
+        gain: what it has to contribute to stay, as a share of the loss; or ``"steps"``: half of what further
+            steps for its FLOPs would bring, by how fast the loss given to `step` falls. Measured for blocks:
+            on a small GPT it ended with the best size in six of six runs, on a small CNN in two of six.
+        patience: growth ends after so many rounds in a row without a gain (with ``"flat"`` or a function
+            of the manager).
+        measurements: how often it is measured in the second half of ``hold``, two evaluations each; the
+            median decides. More where the loss varies much from step to step, as with a high learning
+            rate; ``evaluate`` can use less data for each then, best other data in each step.
+        blueprints: as for `explore`.
+        score: as for `explore`.
+
+    Returns:
+        The growth: ``done``, ``history``, ``state_dict()``; print it.
+
+    Raises:
+        SlotError, BlueprintError, CommandError, TypeError, ValueError: as `explore`, at once.
+        StageError: another growth is running, or seeds cannot change now.
+        CheckpointError: the run that was loaded had a growth with other candidates.
+    """
+    self._allow("autogrow")
+    self._acts.refuse("autogrow")
+    if any(isinstance(routine, AutoGrowth) for routine in self._routines):
+        raise StageError(
+            "cannot autogrow: another growth of this manager goes on. "
+            "Call its stop(), or wait until it is done"
+        )
+    course = Course(
+        steps, blend, hold, window=window, flat=flat, gain=gain, patience=patience, measurements=measurements
+    )
+    growth = AutoGrowth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, course)
+    if isinstance(self._memory.growth, dict):  # of the run that was loaded
+        growth.load_state_dict(self._memory.growth)
+    self._memory.growth = growth.state_dict
+    if not growth.done:
+        self._routines.append(growth)
+    return growth

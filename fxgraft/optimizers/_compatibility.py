@@ -1,0 +1,78 @@
+"""Which parameters an optimizer can take while it trains: what it would refuse later is refused at once.
+
+An optimizer is right for a seed if it updates each parameter separately: else an isolated seed would affect
+the host through it. Those of torch are known; any other is tried on stand-ins (``trial``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn, optim
+from torch.optim import Optimizer
+
+from fxgraft.optimizers import _trial
+
+_FOR_EACH = (
+    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
+    optim.RMSprop, optim.Rprop, optim.ASGD, optim.Adafactor, optim.Muon,
+)  # fmt: skip
+"""Those that update each parameter separately, with dense gradients."""
+
+_STEPS = {inspect.unwrap(kind.step): kind for kind in _FOR_EACH}
+_REAL_ONLY = (optim.Adafactor, optim.Muon)
+INSTEAD = (
+    "Give the manager an optimizer beside it that updates each parameter separately, and step both: "
+    "SeedManager(host, [optimizer, torch.optim.AdamW([{'params': []}], lr=1e-3)])"
+)
+logger = logging.getLogger("fxgraft")
+_untried: set[type[Optimizer]] = set()
+
+
+def why_incompatible(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, tries: bool = True
+) -> str | None:
+    """Why ``optimizer`` cannot train a new ``parameter`` in its ``group`` now; None if it can.
+
+    Args:
+        optimizer: any.
+        group: of its.
+        parameter: of a seed.
+        tries: whether to try out an optimizer that is not known; on the training thread only.
+    """
+    if isinstance(optimizer, optim.LBFGS):
+        return (
+            f"LBFGS takes one step along one direction for all its parameters together: an isolated seed "
+            f"would affect the host. Train with one that updates each separately (SGD, AdamW, …). {INSTEAD}"
+        )
+    if isinstance(optimizer, optim.SparseAdam):
+        return f"SparseAdam takes sparse gradients, and those of a seed are dense. {INSTEAD}"
+    known = _STEPS.get(inspect.unwrap(type(optimizer).step))
+    if known is optim.Muon and parameter.dim() != 2:
+        return (
+            f"Muon takes matrices, and it has {parameter.dim()} dimension(s); give the manager a second "
+            f"optimizer beside it, with a parameter of the host that has as many"
+        )
+    if known in _REAL_ONLY and parameter.is_complex():
+        return f"{known.__name__} takes real parameters, and it is complex. {INSTEAD}"
+    if known is not None or not tries or parameter.is_meta:
+        return None
+    return _tried(optimizer, group, parameter)
+
+
+def _tried(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> str | None:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if type(optimizer) not in _untried:
+            _untried.add(type(optimizer))
+            logger.warning(
+                "%s is not known, and on several ranks it is not tried out: expected an optimizer that "
+                "updates each parameter separately. Another one lets isolated seeds affect the host",
+                type(optimizer).__name__,
+            )
+        return None
+    why = _trial.why_not(optimizer, group, parameter)
+    return None if why is None else f"{why}. {INSTEAD}"

@@ -1,0 +1,173 @@
+"""Whether a branch is, node by node, of the same form as what it stands beside.
+
+    source ──► up ──► gelu ──► down ──► slot        the region's own nodes
+       └─────► up'──► gelu ──► down'──► + ──►       the seed's
+
+Layers may differ in sizes; all else has to be equal. What is found is which parameter (or buffer)
+stands for which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch.fx as fx
+from torch import nn
+
+from fxgraft.capture.merge import local_name, merge
+from fxgraft.capture.region import Region
+from fxgraft.host.host import Host
+from fxgraft.resizing._joining import tensors_of
+from fxgraft.resizing._not_alike import NotAlikeError
+from fxgraft.slots.structure import Placement
+from fxgraft_passes import Slot, operators
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+
+def counterparts(host: Host, placement: Placement, module: nn.Module) -> dict[str, str]:
+    """Parameter or buffer of the host -> that of the branch, in the order in which they are used.
+
+    Args:
+        host: the host.
+        placement: the branch's.
+        module: what it runs.
+
+    Raises:
+        NotAlikeError: it is of another form.
+    """
+    slot, source = placement.slot, placement.slot.source
+    if source is None:
+        raise NotAlikeError("is no branch: it has no source, and stands beside nothing")
+    if slot.reader is not None or slot.others:
+        raise NotAlikeError("stands on one edge, or behind several calls")
+    if placement.spec.mode != "residual":
+        raise NotAlikeError(f"is {placement.spec.mode}, and no sum with what it stands beside")
+    region = host.regions[host.structure.runs_in(placement)]
+    start, end = _ends(host, region, slot, source)
+    beside = _between(start, end)
+    layers = {n: region.module.get_submodule(str(n.target)) for n in beside if n.op == "call_module"}
+    if len(beside) == len(layers) == 1 and type(layers[beside[0]]) is type(module):
+        return dict(_pairs(_path(region, beside[0]), layers[beside[0]], "", module))
+    ours = _form(beside, region.module, start)
+    theirs = _form(*_traced(module, {type(layer) for layer in layers.values()}))
+    same_kind = (lambda a, b: a["kind"] == b["kind"]), (lambda a, b: a["at"] == b["at"])
+    from networkx.algorithms.isomorphism import DiGraphMatcher  # heavy: imported when it is needed
+
+    found = next(DiGraphMatcher(ours, theirs, *same_kind).isomorphisms_iter(), None)
+    if found is None:
+        raise NotAlikeError(f"is of another form than what lies between {source.name!r} and {slot.name!r}")
+    same: dict[str, str] = {}
+    for node, layer in layers.items():
+        name = str(found[node].target)
+        same |= dict(_pairs(_path(region, node), layer, name, module.get_submodule(name)))
+    return same
+
+
+def _ends(host: Host, region: Region, slot: Slot, source: Slot) -> tuple[fx.Node, fx.Node]:
+    """The nodes of source and slot in one graph, in which the regions that the branch joins are one."""
+    parts = [host.regions[name] for name in host.structure.merged.get(region.name, ())]
+    graph, names = merge(region, parts) if parts else (region.base, {})
+    found = []
+    for place in (source, slot):
+        name = local_name(place.region, place.node.name, region.name)
+        node = next(node for node in graph.nodes if node.name == names.get(name, name))
+        found.append(_itself(node))
+    return found[0], found[1]
+
+
+def _itself(node: fx.Node) -> fx.Node:
+    """What a module returned is the very value."""
+    while node.target is operators.returned:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _path(region: Region, node: fx.Node) -> str:
+    return f"{region.name}.{node.target}" if region.name else str(node.target)
+
+
+def _pairs(path: str, ours: nn.Module, name: str, theirs: nn.Module) -> Iterator[tuple[str, str]]:
+    own, other = tensors_of(ours), tensors_of(theirs)
+    if own.keys() != other.keys():
+        raise NotAlikeError(
+            f"has other parameters or buffers than {path}: {', '.join(own.keys() ^ other.keys())}"
+        )
+    for key in own:
+        yield f"{path}.{key}", f"{name}.{key}" if name else key
+
+
+def _between(source: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """The nodes from behind ``source`` to ``end``."""
+    found: set[fx.Node] = set()
+    front = [end]
+    while front:
+        node = _itself(front.pop())
+        if node is source or node in found:
+            continue
+        if node.op in ("placeholder", "get_attr"):
+            raise NotAlikeError(f"stands beside code that reads {node.name!r}, too")
+        found.add(node)
+        front += node.all_input_nodes
+    outside = {user for node in found - {end} for user in node.users if _reads(user) and user not in found}
+    if outside:
+        raise NotAlikeError(f"stands beside values that {next(iter(outside))} reads as well")
+    return [node for node in end.graph.nodes if node in found]
+
+
+def _reads(user: fx.Node) -> bool:
+    return user.target is not operators.returned
+
+
+def _traced(module: nn.Module, leaves: Collection[type]) -> tuple[list[fx.Node], nn.Module, fx.Node]:
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return type(m) in leaves or super().is_leaf_module(m, module_qualified_name)
+
+    if type(module) in leaves or isinstance(module, nn.Linear | nn.Identity):
+        raise NotAlikeError(f"is one {type(module).__name__}")
+    try:
+        graph = Tracer().trace(module)
+    except Exception as error:
+        raise NotAlikeError(f"cannot be traced by itself: {error}") from error
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(given) != 1:
+        raise NotAlikeError("reads other things than its one input")
+    inner = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    return inner, module, given[0]
+
+
+def _form(nodes: Collection[fx.Node], root: nn.Module, source: fx.Node) -> nx.DiGraph[Any]:
+    """Nodes with what they do, edges with the place among the arguments."""
+    import networkx as nx  # heavy: imported when it is needed
+
+    form: nx.DiGraph[Any] = nx.DiGraph()
+    form.add_node("source", kind="source")
+    for node in nodes:
+        form.add_node(node, kind=_kind(node, root))
+    for node in nodes:
+        for place, other in _places(node):
+            real = _itself(other)
+            start = real if real is not source else "source"
+            at = form.edges[start, node]["at"] if form.has_edge(start, node) else frozenset()
+            form.add_edge(start, node, at=at | {place})
+    return form
+
+
+def _places(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
+    for i, value in enumerate((*node.args, *node.kwargs.items())):
+        found: list[fx.Node] = []
+        fx.node.map_arg(value, found.append)  # type: ignore[arg-type]
+        yield from ((f"{i}.{k}", other) for k, other in enumerate(found))
+
+
+def _kind(node: fx.Node, root: nn.Module) -> tuple[Any, ...]:
+    if node.op == "call_module":
+        layer = root.get_submodule(str(node.target))
+        plain = [(n, v) for n, v in sorted(vars(layer).items()) if isinstance(v, bool | str | float)]
+        windows = [getattr(layer, n, None) for n in ("kernel_size", "stride", "padding", "dilation")]
+        return type(layer), repr([item for item in plain if item[0] != "training"]), repr(windows)
+    rest = fx.node.map_arg((node.args, node.kwargs), lambda other: None)
+    return node.op, str(node.target), repr(rest)

@@ -1,0 +1,204 @@
+"""Fossils that become part of the host's own layers, in a live run.
+
+* A linear fossil is merged into the weights of the layer in front of it, as `fxgraft.fold` does.
+* A branch of the same form as what it stands beside is joined to it: its channels become the layer's.
+
+Then the fossil is gone, and the region runs its class's own forward again where there is no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fxgraft.errors import ChannelError, SlotError
+from fxgraft.fossils.folding import Folding
+from fxgraft.fossils.linear_maps import NotAffineError
+from fxgraft.host import engine
+from fxgraft.host.channels import subject_of
+from fxgraft.host.host import Host
+from fxgraft.host.widened import Widened
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.resizing._joining import Known, join
+from fxgraft.resizing._not_alike import NotAlikeError
+from fxgraft.seeds.seed import Seed
+from fxgraft.slots.structure import Placement, Structure
+from fxgraft_passes import Phase
+from fxgraft_passes.channels.comparing import difference, outputs
+from fxgraft_passes.channels.replacing import set_tensor
+from fxgraft_passes.graft import SEEDS
+
+
+@dataclass(eq=False)
+class PlannedFusion:
+    """Fossils to be fused, all of them or none, as a part of a change.
+
+    Attributes:
+        lifecycle: of the host.
+        names: the fossils; empty: all those that can be fused then.
+        optimizers: of the host.
+        into: fossil -> the layer that it has become part of; filled in once that stays.
+        tell: is given each pair.
+    """
+
+    lifecycle: Lifecycle
+    names: Sequence[str]
+    optimizers: Sequence[Optimizer]
+    into: dict[str, str]
+    tell: Callable[[str, str], None]
+
+    _found: dict[str, str] = field(default_factory=dict)
+    _seeds: list[Seed] = field(default_factory=list)
+    _known: Known = field(default_factory=dict)
+    _of: object = None  # what the host was when those were made
+
+    def plan(self) -> bool:
+        """Nothing: what fits what is found out as it is done."""
+        return False
+
+    def rehearse(self, undo: ExitStack) -> None:
+        """The same as `carry_out`: the checks decide what is fused."""
+        self.carry_out(undo)
+
+    def carry_out(self, undo: ExitStack) -> None:
+        """Do it; the traces that it makes serve the next time, if it is taken back.
+
+        Raises:
+            SlotError: one of ``names`` cannot be fused.
+            ChannelError: the outputs would differ.
+        """
+        host = self.lifecycle.host
+        now = host.structure.key, host.widenings
+        if self._of != now:
+            self._of, self._known = now, {}
+        there = dict(self.lifecycle.seeds)
+        self._found = _fuse_all(undo, self.lifecycle, self.names, self.optimizers, self._known)
+        self._seeds = [there[name] for name in self._found]
+
+    def told(self) -> None:
+        """It has landed."""
+        for seed in self._seeds:
+            self.lifecycle.let_go(seed)
+            self.tell(seed.name, self._found[seed.name])
+        self.into.update(self._found)
+        self._known, self._seeds = {}, []
+
+    def failed(self, reason: str) -> None:
+        """It comes to nothing."""
+        self._known = {}
+
+
+def _fuse_all(
+    undo: ExitStack,
+    lifecycle: Lifecycle,
+    wanted: Sequence[str],
+    optimizers: Sequence[Optimizer],
+    known: Known,
+) -> dict[str, str]:
+    """Fossil -> the layer that it has become part of."""
+    host = lifecycle.host
+    into: dict[str, str] = {}
+    subject = subject_of(host, host.example_call())
+    with subject.session():
+        before = outputs(subject)
+    for name in [p.seed for p in host.structure.placements if p.spec.fossil is not None]:
+        if name not in (wanted or lifecycle.seeds):
+            continue
+        try:
+            with ExitStack() as one:
+                into[name] = _fuse(one, host, name, set(into), optimizers, known)
+                undo.push(one.pop_all())
+        except (NotAffineError, NotAlikeError, ChannelError) as why:
+            into.pop(name, None)
+            if wanted:
+                raise SlotError(
+                    f"seed {name!r} cannot be fused: it {why}. It stays as it is; fuse() without "
+                    f"names takes those that can be"
+                ) from why
+    if not into:
+        return into
+    rest = Structure(tuple(p for p in host.structure.placements if p.seed not in into))
+    with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
+        subject = subject_of(host, host.example_call())
+        with subject.session():
+            difference(", ".join(into), before, outputs(subject))
+    lifecycle.take_out(undo, [lifecycle.seeds[name] for name in into])
+    for each in (host, *host._links.followers):
+        undo.callback(setattr, each, "widenings", each.widenings)
+        each.widenings = _without(into, each.widenings)
+    return into
+
+
+def _without(seeds: Iterable[str], widenings: Iterable[Widened]) -> tuple[Widened, ...]:
+    """The growths of a host that has those seeds no more: what grew in them alone is not to grow again."""
+    gone = tuple(f"{SEEDS}.{name}." for name in seeds)
+    return tuple(
+        replace(done, numbers=tuple(number for number in done.numbers if not number[0].startswith(gone)))
+        for done in widenings
+        if not done.group.startswith(gone)
+    )
+
+
+def _fuse(
+    undo: ExitStack,
+    host: Host,
+    name: str,
+    fused: set[str],
+    optimizers: Sequence[Optimizer],
+    known: Known,
+) -> str:
+    placement = _placement(host, name)
+    in_front = _in_front(host, placement, fused)
+    if placement.slot.source is not None:
+        from fxgraft.resizing._alike import counterparts  # networkx is imported where a branch is joined
+
+        same = counterparts(host, placement, host.graft(name).module)
+        return join(undo, host, placement, same, optimizers, known)
+    if in_front is not None:
+        raise NotAffineError(f"stands behind {in_front!r}, which is not fused")
+    for each in (host, *host._links.followers):
+        found = _merge(undo, each, _placement(each, name))
+    return found
+
+
+def _placement(host: Host, name: str) -> Placement:
+    return next(p for p in host.structure.placements if p.seed == name)
+
+
+def _in_front(host: Host, placement: Placement, fused: set[str]) -> str | None:
+    """A seed at the same place that runs before, and stays."""
+    for other in host.structure.by_region[host.structure.runs_in(placement)]:
+        if other.seed == placement.seed:
+            return None
+        if other.slot.node is placement.slot.node and other.seed not in fused and other.slot.reader is None:
+            return other.seed
+    return None
+
+
+def _merge(undo: ExitStack, host: Host, placement: Placement) -> str:
+    """A linear fossil, into the weights of the layer in front of it."""
+    folding = Folding(host)
+    if placement.slot.source is not None:
+        raise NotAffineError(f"reads {placement.slot.source.name!r}, and not the value that it is added to")
+    name, layer = folding.layer(placement.slot)
+    before = {key: p.detach().clone() for key, p in layer._parameters.items() if p is not None}
+    undo.callback(_put_back, layer, before)
+    with torch.no_grad():
+        folding.merge(placement)
+    if layer._parameters.keys() - {k for k, p in layer._parameters.items() if p is None} != before.keys():
+        raise NotAffineError(f"has a bias, and {name!r} has none: no optimizer would train a new one")
+    return name
+
+
+def _put_back(layer: nn.Module, before: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for key, parameter in layer._parameters.items():
+            if key not in before:
+                layer._parameters[key] = None
+            elif parameter is not None:
+                set_tensor(parameter, before[key], parameter.grad)
