@@ -40,7 +40,7 @@ from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.host.plain import is_own, take_out
 from fxgraft.host.writing import writers
-from fxgraft.seeds.streams import SeedDropout
+from fxgraft.seeds.dropout import SeedDropout
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.blends import FULL_PRECISION

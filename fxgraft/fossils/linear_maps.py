@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fxgraft.blueprints.affine import ScaleShift
 from fxgraft.blueprints.initial import ReZero
 from fxgraft.lifecycle.mode_wrappers import AddedBranch, Difference, Gated
-from fxgraft.seeds.streams import SeedDropout
+from fxgraft.seeds.dropout import SeedDropout
 
 
 class NotAffineError(Exception):

@@ -16,6 +16,7 @@ from fxgraft.host.host import Host
 from fxgraft.host.values import ValueForm
 from fxgraft.lifecycle.mode_wrappers import AddedBranch, Difference, Gated
 from fxgraft.seeds import streams
+from fxgraft.seeds.dropout import privatize
 from fxgraft_passes import Slot
 from fxgraft_passes.graft import complex_kept
 from fxgraft_passes.untouched import restored_on_failure, state_untouched
@@ -164,7 +165,7 @@ def size_on_meta(blueprint: BlueprintLike, slot: Slot, mode: str, config: Mappin
 
 def _fit(module: nn.Module, mode: str, around: Surroundings, key: int) -> nn.Module:
     """Give the module what it has to follow."""
-    module = streams.privatize(module, key)
+    module = privatize(module, key)
     if mode == "gated":
         module = Gated(module)
     return convert(module, around).train(around.training)

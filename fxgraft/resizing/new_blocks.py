@@ -21,6 +21,7 @@ from fxgraft.resizing._zeroing import output_layers
 from fxgraft.resizing._zeroing_in_a_run import Endings
 from fxgraft.resizing.block_copies import copy_of, refuse_sharded, refuse_shared
 from fxgraft.seeds import streams
+from fxgraft.seeds.dropout import privatize
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Call, Slot
 from fxgraft_passes.observe import KEY
@@ -131,7 +132,7 @@ def build(host: Host, origin: Origin, like: str, init: str, key: int, number: in
         set_number(made, numbers_of(host, stack), number)
     _refuse_told(host, origin, made)
     training = {path: part.training for path, part in made.named_modules()}
-    made = streams.privatize(made, key)
+    made = privatize(made, key)
     for path, part in made.named_modules():
         part.training = training[path]
     return made
@@ -153,7 +154,7 @@ def again(host: Host, slot: Slot, key: int, config: Mapping[str, Any]) -> nn.Mod
     made = copy_of(module_of(host, slot.region))
     if config.get("number") is not None:
         set_number(made, numbers_of(host, stack), integer_of(config["number"]))
-    return streams.privatize(made, key)
+    return privatize(made, key)
 
 
 def integer_of(number: Any) -> int:

@@ -5,6 +5,7 @@
 `seed`     the record of its life
 `stage`    the stages, and the transitions between them
 `streams`  random streams of its own
+`dropout`  dropout that draws from such a stream
 `names`    a name, where none is given
 `colours`  a colour for each stage
 =========  ============================================

@@ -12,7 +12,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft.compiling import variants
-from fxgraft.seeds.streams import SeedDropout
+from fxgraft.seeds.dropout import SeedDropout
 from fxgraft.testing import no_recompiles
 from tests.harness import assert_same_bits, counting_backend, loss_of, observed_call
 from tests.seed_modules import Drawing, Scale

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -149,6 +150,23 @@ def test_an_exploration_of_everything(run: dict[str, Any], after: int, keep: int
     explored.train(STEPS - after)
     assert exploration.done
     assert any(row.status == "measured" for row in exploration.table), exploration
+    assert_same_bits(explored.state(), plain.state(), "the host's")
+
+
+@pytest.mark.parametrize("granularity", ["host", "region"])
+@pytest.mark.parametrize("name", sorted(HOSTS))
+def test_an_exploration_of_a_compiled_host(name: str, granularity: str, fresh_compiler: None) -> None:
+    plain, explored = (Run(name, "adamw", amp=False, clip=False) for _ in range(2))
+    for run in (plain, explored):
+        run.host.compile(granularity=granularity, backend="aot_eager")
+    plain.train(STEPS)
+    explored.train(1)
+    with explored.stream():
+        exploration = explored.manager.explore(evaluate=explored.evaluate, steps=3, cap={"candidates": 8})
+    explored.train(STEPS - 1)
+    assert exploration.done
+    assert sum(row.status == "measured" for row in exploration.table) == 8, exploration
+    assert not fxgraft.compile_report(explored.host).uncompiled_calls
     assert_same_bits(explored.state(), plain.state(), "the host's")
 
 

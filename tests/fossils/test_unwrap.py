@@ -20,7 +20,7 @@ from fxgraft.blueprints import get, names
 from fxgraft.capture import fallback, merge
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import _plain_code
-from fxgraft.seeds.streams import SeedDropout
+from fxgraft.seeds.dropout import SeedDropout
 from fxgraft_passes import operators
 from fxgraft_passes.graft import MODES
 from tests.harness import assert_same_bits, frozen, loss_of, snapshot

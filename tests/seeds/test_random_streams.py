@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxgraft
-from fxgraft.seeds.streams import SeedDropout
+from fxgraft.seeds.dropout import SeedDropout
 from tests.harness import assert_same_bits, frozen, loss_of, train
 from tests.lifecycle.test_isolation_properties import OPTIMIZERS
 from tests.seed_modules import Drawing, Scale
