@@ -42,7 +42,8 @@ def priced(host: Host, seed: SEED) -> Candidate:
     """The candidate of a command. Raises what germinating it would."""
     if seed.blueprint == DEEPEN:
         depth = depth_of(host, seed)
-        size = 4 * next(host.host_parameters()).element_size()
+        # Beside a parameter, its gradient and two moments of the optimizer.
+        size = 4 * next((p.element_size() for p in host.host_parameters()), 0)
         return Candidate(seed, depth.parameters, 0, depth.parameters * size, depth=depth)
     registered.get(seed.blueprint)
     slot = host.site(seed.slot, seed.source)

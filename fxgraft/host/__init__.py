@@ -6,6 +6,7 @@
 `_appearance`         what a host looks like to code that reads the class of a model
 `engine`              how a structure is swapped, and runs otherwise for a moment: for the library's own use
 `_traced`             what a trace found, and the places that follow from it
+`_members`            members of a model whose names a host has for something else
 `_links`              who hears of what happens to a host
 `_running`            the forwards of a structure, installed in the model's modules, plain or compiled
 `_ownership`          which tensors are the host's own: what a seed must not have

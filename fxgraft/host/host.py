@@ -19,6 +19,7 @@ from fxgraft.host import engine
 from fxgraft.host._example_call import ExampleCall
 from fxgraft.host._explain import Explanation, explain
 from fxgraft.host._links import Links
+from fxgraft.host._members import Members
 from fxgraft.host._ownership import Ownership
 from fxgraft.host._running import Running
 from fxgraft.host._table import table_of
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
 
 
-class Host(nn.Module):
+class Host(Members):
     """A traced model. Make one with `trace`; grow it with a `SeedManager`.
 
     Args:

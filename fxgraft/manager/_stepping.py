@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fxgraft.manager._core import ManagerCore, Routine
 from fxgraft.manager._journal import check_loss
+from fxgraft.seeds.stage import Stage
 from fxgraft.util.interrupts import uninterruptible
 
 
@@ -33,22 +34,27 @@ def step(self: ManagerCore, loss: float | Tensor | None = None) -> None:
     # the processor's cache, and 100 us after a training step, which has put everything else there.
     # (Copies may stray for a while after a change; one that is made at rest lacks nothing before the next.)
     is_told = self._journal.is_kept or bool(self.host._links.copies)
-    self._rests = not self._seeds and self.peers.size == 1 and not is_told
+    self._rests = _has_fossils_only(self) and self.peers.size == 1 and not is_told
 
 
 def _has_nothing_to_do(self: ManagerCore) -> bool:
     """Whether a step only has to be counted. True is certain; False is not."""
     return (
         not (
-            self._seeds
-            or self._routines
+            self._routines
             or self._inbox.has_work_for(get_ident())
             or self._dispatcher.is_behind
             or self._acts.open is not None
             or self.host._links.borrowed
         )
         and self._background.is_idle
+        and _has_fossils_only(self)
     )
+
+
+def _has_fossils_only(self: ManagerCore) -> bool:
+    """Whether no seed changes any more, which is so where there is none."""
+    return all(seed.stage is Stage.FOSSILIZED for seed in self._seeds.values())
 
 
 @uninterruptible

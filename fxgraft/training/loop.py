@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -125,7 +126,8 @@ class Trainer:
         self.optimizers = (optimizer,) if isinstance(optimizer, Optimizer) else tuple(optimizer)
         self.schedulers = tuple(schedulers)
         self._criterion, self._validation = criterion, validation
-        self._device = next(host.parameters()).device.type
+        tensors = itertools.chain(host.parameters(), host.buffers())
+        self._device = next((tensor.device.type for tensor in tensors), "cpu")
         self._scaler = torch.amp.GradScaler(self._device, enabled=self.config.autocast is torch.float16)
         self.progress = Progress(self._scaler, controller)
         self._options, self._load_options = options, {"blueprints": blueprints, **options}

@@ -60,3 +60,31 @@ def test_methods_of_a_host_are_its_own() -> None:
     fxgraft.SeedManager(host).germinate("a", "mlp")
     host.clear()
     assert not host.structure.placements
+
+
+class NamesOfOurs(nn.Module):
+    """Its members have names that a host has for something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots, self.regions = nn.Sequential(nn.Linear(4, 4)), nn.Linear(4, 4)
+        self.graft = nn.Parameter(torch.ones(4))
+        self.register_buffer("phase", torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.regions(self.slots(x)) * self.graft + self.phase
+
+
+def test_members_with_names_of_ours_are_found_by_name():
+    model = NamesOfOurs()
+    host = fxgraft.trace(model, (torch.zeros(2, 4),))
+    assert {name for name, _ in model.named_modules()} == {"", "slots", "slots.0", "regions"}
+    for name, module in host.named_modules():
+        assert host.get_submodule(name) is module
+    for name, parameter in model.named_parameters():
+        assert host.get_parameter(name) is parameter
+    assert host.get_buffer("phase") is model._buffers["phase"]
+    with pytest.raises(AttributeError, match="nothing"):
+        host.get_submodule("slots.nothing")
+    with pytest.raises(AttributeError, match="nothing"):
+        host.get_parameter("nothing")

@@ -1,4 +1,4 @@
-"""A manager without seeds rests: its steps are only counted, and it wakes for whatever is asked of it."""
+"""A manager that has no seeds, or fossils only, rests: it only counts steps, and wakes when it is asked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from fxgraft.errors import StageError
 from fxgraft.manager import _stepping
 
 
-@pytest.fixture
-def manager() -> SeedManager:
+@pytest.fixture(params=["no seeds", "a fossil"])
+def manager(request: pytest.FixtureRequest) -> SeedManager:
     """Its last steps had nothing to do."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     host = fxgraft.trace(model, (torch.zeros(2, 4),))
     made = SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
+    if request.param == "a fossil":
+        fossil = made.germinate("1", "mlp", name="fossil")
+        made.blend(fossil, steps=0)
+        made.fossilize(fossil, force=True)
     for _ in range(3):
         made.step()
     return made

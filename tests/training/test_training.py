@@ -507,3 +507,19 @@ def test_snapshots_agree_after_a_rewind_to_a_state_without_seeds(tmp_path: Path)
     for record in (before, after):
         record.pop("grads")
     assert_same_bits(after, before)
+
+
+def test_a_host_of_which_nothing_is_trained() -> None:
+    frozen_layer = nn.Linear(4, 3)
+    for name, parameter in list(frozen_layer.named_parameters()):
+        delattr(frozen_layer, name)
+        frozen_layer.register_buffer(name, parameter.detach())  # as weights that are stored quantised
+    host = fxgraft.trace(nn.Sequential(frozen_layer, nn.ReLU()), (torch.randn(8, 4),))
+    only = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    run = Trainer(host, only, F.cross_entropy)
+    seed = run.manager.germinate("0", "mlp", hidden=4, isolated=False)
+    run.manager.blend(seed, to=1.0, steps=1)
+    before = frozen(seed.module.state_dict())
+    for x, y in batches(0):
+        run.step(x, y)
+    assert any(not torch.equal(t, before[n]) for n, t in seed.module.state_dict().items())
