@@ -4,6 +4,7 @@ Each transition is a transaction, whole or not at all:
 
 ===================  ========================================================================================
 `nursery`            from a blueprint to a module that is known to fit its slot
+`_fatal_operations`  operations whose backward pass ends the process
 `mode_wrappers`      what that is wrapped in where the mode asks for another form
 `plan`               what a germination would change, worked out without changing anything
 `order`              the order of the seeds at one slot

@@ -14,6 +14,7 @@ from fxgraft import blueprints
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host.host import Host
 from fxgraft.host.values import ValueForm
+from fxgraft.lifecycle._fatal_operations import FatalOperationError, no_fatal_operations
 from fxgraft.lifecycle.mode_wrappers import AddedBranch, Difference, Gated
 from fxgraft.seeds import streams
 from fxgraft.seeds.dropout import privatize
@@ -215,7 +216,7 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
     if around.reads.channels_last:
         sample = sample.contiguous(memory_format=torch.channels_last)
     try:
-        with state_untouched(module), streams.no_global_draws(), torch.no_grad():
+        with state_untouched(module), streams.no_global_draws(), no_fatal_operations(sample):
             module.train(not around.training)
             module(sample)
             module.train(around.training)
@@ -225,6 +226,8 @@ def _check(module: nn.Module, slot: Slot, given: str, around: Surroundings, key:
             f"{where}: it draws from the global random stream ({draw}), which would move the host's "
             f"training; use nn.Dropout modules in a seed, which are given a stream of their own"
         ) from draw
+    except FatalOperationError as fatal:
+        raise BlueprintError(f"{where}: expected a module that can be trained; it runs {fatal}") from fatal
     except Exception as error:
         makes = "" if slot.source is None else f" and makes one of shape {tuple(slot.shape)} of it"
         raise BlueprintError(

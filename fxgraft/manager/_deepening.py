@@ -31,6 +31,7 @@ from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import after
 from fxgraft.util import validate
 from fxgraft_passes import GraftSpec
+from fxgraft_passes.graft import Call
 
 STATES = ("fresh", "copy")
 
@@ -76,6 +77,7 @@ class Deepening:
         found = places(len(stack.blocks), count, at, like)
         seeds: list[Seed] = []
         spots: dict[tuple[int, bool], str] = {}  # the last one that was put there
+        tried: set[tuple[str, str, Call]] = set()
         number = self._number(stack)
         for i, place in enumerate(found):
             began = time.monotonic()
@@ -89,7 +91,9 @@ class Deepening:
             else:
                 spot = place.index, place.before
                 follower = self._follower(origin, place.before, spots.get(spot))
-                self._plan(seed, origin, stack.blocks[place.like], wish, follower, began)
+                copied = stack.blocks[place.like], origin.root, origin.call
+                self._plan(seed, origin, copied[0], wish, follower, began, tries=copied not in tried)
+                tried.add(copied)
                 spots[spot] = seed.name
             seeds.append(seed)
         return seeds
@@ -102,8 +106,17 @@ class Deepening:
         return Seed(self._name(called, kind, origin.root), slot.name, kind, spec, config=config)
 
     def _plan(
-        self, seed: Seed, origin: Origin, like: str, wish: Wish, follower: str | None, began: float
+        self,
+        seed: Seed,
+        origin: Origin,
+        like: str,
+        wish: Wish,
+        follower: str | None,
+        began: float,
+        *,
+        tries: bool,
     ) -> None:
+        """Plan one block. If ``tries``, it is run; else it is a copy of one that was, for the same place."""
         act, lifecycle = self._acts.open, self._lifecycle
         assert act is not None
         old = new_blocks.module_of(self._host, like)
@@ -113,7 +126,9 @@ class Deepening:
         key = streams.key_of(self._memory.run_seed, seed.name)
         module = new_blocks.build(self._host, origin, like, wish.init, key, seed.config["number"])
         lifecycle.admit(seed, module)
-        new_blocks.tried(self._host, origin, like, module, wish.init, wish.isolated)
+        new_blocks.refuse_not_finite(origin, module)
+        if tries:
+            new_blocks.try_out(self._host, origin, like, module, wish.init, wish.isolated)
         birth = lifecycle.plan_birth(seed, origin.slot, module, follower)
         if wish.optimizer_state == "copy":
             birth = replace(birth, like={new: known for _, new, known in counterparts(module, old)})

@@ -186,17 +186,21 @@ def _refuse_told(host: Host, origin: Origin, made: nn.Module) -> None:
             )
 
 
-def tried(host: Host, origin: Origin, like: str, made: nn.Module, init: str, isolated: bool) -> None:
+def refuse_not_finite(origin: Origin, made: nn.Module) -> None:
+    """Raise `BlueprintError` for a new block whose weights are not finite."""
+    for name, parameter in made.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise BlueprintError(f"{_where(origin)}: expected finite weights; {name} has NaN or inf")
+
+
+def try_out(host: Host, origin: Origin, like: str, made: nn.Module, init: str, isolated: bool) -> None:
     """Run a new block, where its arguments can be made up, and leave it as it was.
 
     Raises:
-        BlueprintError: it is isolated, and draws from the global random stream; or its weights are not
-            finite; or it was zeroed, and changes what it reads.
+        BlueprintError: it is isolated, and draws from the global random stream; or it was zeroed, and changes
+            what it reads.
     """
-    where = f"a block of {origin.stack.cls.__name__} behind {origin.front!r}"
-    for name, parameter in made.named_parameters():
-        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
-            raise BlueprintError(f"{where}: expected finite weights; {name} has NaN or inf")
+    where = _where(origin)
     region = host.regions[origin.root]
     given = _made_up(region, origin.call, next(made.parameters(), torch.empty(0)))
     if given is None:
@@ -218,6 +222,10 @@ def tried(host: Host, origin: Origin, like: str, made: nn.Module, init: str, iso
         made.eval()
         if init == "zero":
             _check_kept(where, made, copy_of(module_of(host, like)), region, origin.call, given)
+
+
+def _where(origin: Origin) -> str:
+    return f"a block of {origin.stack.cls.__name__} behind {origin.front!r}"
 
 
 def _check_kept(

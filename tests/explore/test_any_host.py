@@ -21,7 +21,9 @@ from tests.hosts.transformer_models import MODELS
 STEPS = 3
 CANDIDATES = 6
 EVERY = {**HOSTS, **MODELS}
-QUICK = [*list(HOSTS)[::6], "quantised host", "names of ours", "gpt2", "vit", "mamba"]
+NOT_IN_FRONT = {"flex attention": "attention.qkv"}
+"""FlexAttention has no backward pass on a CPU (torch ends the process), which a seed there would need."""
+QUICK = [*list(HOSTS)[::6], "quantised host", "names of ours", "channels last", "gpt2", "vit", "mamba"]
 """Each takes seconds: these stand for all in a short run."""
 
 
@@ -63,9 +65,9 @@ def test_all_of_any_host_is_explored_and_it_does_not_feel_it(name: str) -> None:
         with pytest.raises(fxgraft.errors.SlotError, match="no slots"):
             explored.manager.explore(evaluate=explored.evaluate)
         return
-    exploration = explored.manager.explore(
-        evaluate=explored.evaluate, steps=STEPS - 1, cap={"candidates": CANDIDATES}
-    )
+    most, left_out = {"candidates": CANDIDATES}, NOT_IN_FRONT.get(name)
+    choice = "auto" if left_out is None else [slot for slot in explored.host.slots if slot != left_out]
+    exploration = explored.manager.explore(choice, evaluate=explored.evaluate, steps=STEPS - 1, cap=most)
     for step in range(STEPS):
         assert_same_bits(explored.step(), plain.step(), f"step {step} of the host's")
     assert exploration.done
