@@ -23,8 +23,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.native_group_norm.default and not args[0].requires_grad:
             raise FatalOperationError(
-                "group_norm of a channels-last value that requires no gradient, whose backward pass torch does"
-                " not survive on a CPU. Normalise x.contiguous(), or give the host contiguous inputs"
+                "group_norm of a channels-last value that requires no gradient, whose backward pass torch "
+                "does not survive on a CPU. Normalise x.contiguous(), or give the host contiguous inputs"
             )
         return func(*args, **(kwargs or {}))
 

@@ -70,7 +70,8 @@ class Preparing:
 
     def begin(self, attempt: Attempt) -> bool:
         """Begin with the next change; return whether there is one."""
-        if self._host.compiled is not None and self.next.names is None and self._waiting.is_gathering:
+        is_free = self._host.compiled is not None and self.next.names is None
+        if is_free and (self._waiting.is_gathering or self._waiting.holds_back()):
             return True
         attempt.is_choosing = not self._waiting.is_empty
         change = self.next_change() if attempt.is_choosing else NOTHING

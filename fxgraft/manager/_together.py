@@ -97,7 +97,7 @@ class Acts:
         if act.is_empty:
             return
         if not act.waits:
-            self._background.waiting.acts.append(act)
+            self._background.waiting.act(act)
             return
         self._lifecycle.commit(act.change(self._lifecycle))
         self._background.waiting.follow(act)

@@ -36,6 +36,7 @@ class Waiting:
         self._lifecycle, self._reporter, self._withdraw = lifecycle, reporter, withdraw
         self.pending: dict[str, Pending] = {}
         self.acts: list[Act] = []
+        self._newest: Act | None = None  # until a step has ended since
         self.fossils: dict[str, Seed] = {}
         self._stuck: frozenset[str] = frozenset()  # culled seeds whose grafts could not be taken out
 
@@ -58,7 +59,17 @@ class Waiting:
         pending = self.pending[seed.name] = Pending(seed, slot, deadline)
         pending.run(build)
 
+    def act(self, act: Act) -> None:
+        """Let this land after what is here already."""
+        self.acts.append(act)
+        self._newest = act
+
     # What is next
+
+    def holds_back(self) -> bool:
+        """Whether the first act was asked for in this very step, which planning it has made long enough."""
+        newest, self._newest = self._newest, None
+        return newest is not None and self.acts[:1] == [newest]
 
     @property
     def is_gathering(self) -> bool:

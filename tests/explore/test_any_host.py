@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,8 +31,9 @@ QUICK = [*list(HOSTS)[::6], "quantised host", "names of ours", "channels last", 
 class Training:
     """A traced model in training, with an optimizer that has a memory."""
 
-    def __init__(self, given: Given):
-        self.given = copy.deepcopy(given)
+    def __init__(self, make: Callable[[], Given]):
+        torch.manual_seed(0)
+        self.given = make()
         self.host = fxgraft.trace(self.given.model, self.given.args, self.given.kwargs)
         parameters = list(self.host.parameters()) or [nn.Parameter(torch.zeros(1))]
         self.optimizer = torch.optim.SGD(parameters, 1e-3, momentum=0.9)
@@ -58,9 +60,7 @@ class Training:
 @pytest.mark.parametrize("name", EVERY if THOROUGH else dict.fromkeys(QUICK))
 def test_all_of_any_host_is_explored_and_it_does_not_feel_it(name: str) -> None:
     transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    given = EVERY[name]()
-    plain, explored = Training(given), Training(given)
+    plain, explored = Training(EVERY[name]), Training(EVERY[name])
     if not explored.host.slots:
         with pytest.raises(fxgraft.errors.SlotError, match="no slots"):
             explored.manager.explore(evaluate=explored.evaluate)
