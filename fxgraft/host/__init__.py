@@ -12,6 +12,7 @@
 `_ownership`          which tensors are the host's own: what a seed must not have
 `_copies`             deep copies of a host that live: averages that lack what grew
 `receiving`           a ``state_dict`` that says of other seeds: the host grows them, or refuses
+`_steered`            stage and alpha of seeds, where a ``state_dict`` of another moment is loaded
 `_tied_weights`       tied weights stay tied where a host is converted
 `writing`             models that write themselves to a folder, which has no place for what grew
 `compile_report`      what was compiled for a host, how often, and why

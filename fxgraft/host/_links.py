@@ -32,7 +32,8 @@ class Links:
             that and its arguments; None refuses.
         followers: copies of the host (weakly) -> what is called with host and copy after each swap.
         copies: the deep copies of the host that live.
-        led_by: the lifecycle of the host's manager (weakly), or None.
+        led_by: the lifecycle of the host's manager (weakly), or None. What it says of stages and alphas
+            (its ``steering()``) holds, whatever a state says.
         borrowed: by what the host runs otherwise for a moment, or None.
     """
 

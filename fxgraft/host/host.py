@@ -22,6 +22,7 @@ from fxgraft.host._links import Links
 from fxgraft.host._members import Members
 from fxgraft.host._ownership import Ownership
 from fxgraft.host._running import Running
+from fxgraft.host._steered import receive_steering
 from fxgraft.host._table import table_of
 from fxgraft.host._tied_weights import keep_tied_weights
 from fxgraft.host._traced import Traced
@@ -398,6 +399,7 @@ class Host(Members):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._own.forget()
         receive(self, state_dict, prefix)
+        receive_steering(self, state_dict, prefix)
         if SEEDS in self._modules:  # a child of the host's, and strange to the root
             seeds = f"{prefix}{SEEDS}."
             state_dict = {key: value for key, value in state_dict.items() if not key.startswith(seeds)}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft.host import engine
@@ -31,6 +31,7 @@ from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
+from fxgraft.seeds.steering import leaving, steering
 from fxgraft.slots.neighbours import rings
 from fxgraft.slots.structure import Placement, kind_of
 from fxgraft.telemetry.events import logger
@@ -287,6 +288,12 @@ class Lifecycle:
         ``before`` is as for `plan_birth`.
         """
         self.commit(Change(births=(self.plan_birth(seed, slot, module, before),)))
+
+    def steering(self) -> dict[str, dict[str, Tensor]]:
+        """Name of each of its grafts in the graph -> what the buffers that steer it have to be."""
+        grafts = self.host.grafts()
+        here = {n: steering(self.seeds[n], graft) for n, graft in grafts.items() if n in self.seeds}
+        return here | {name: leaving(grafts[name]) for name in self.departing & grafts.keys()}
 
     def foreign_seeds(self) -> list[str]:
         """The seeds in the host that are of another manager, fossils included."""
