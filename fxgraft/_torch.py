@@ -249,6 +249,14 @@ def python_of(expression: Any) -> str:
     return str(PythonPrinter().doprint(expression))
 
 
+# Modules
+
+
+def is_hook_with_module(value: Any) -> bool:
+    """Whether it is a hook of ``load_state_dict`` that holds its module. Missing: a host's gets the model."""
+    return f"{type(value).__module__}.{type(value).__name__}" == "torch.nn.modules.module._WrappedHook"
+
+
 # Autograd and functorch
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxgraft._torch import is_hook_with_module
 from fxgraft.capture._code import is_own_class
 from fxgraft.errors import TraceError
 from fxgraft_passes.saved import NOT_THE_MODELS
@@ -121,13 +122,15 @@ def _variables(value: Any) -> list[Any]:
 
 
 def _is_copied(value: Any) -> bool:
-    """Whether an object can be copied attribute by attribute: of the model's own classes, or a namespace."""
+    """Whether an object can be copied attribute by attribute: of the model's own classes, say."""
     kind = type(value)
     if isinstance(value, (type, ModuleType, nn.Module, Tensor)):
         return False
     if isinstance(value, tuple):
         return hasattr(value, "_make")
-    return kind is SimpleNamespace or (is_own_class(kind) and not kind.__module__.startswith(NOT_THE_MODELS))
+    if kind is SimpleNamespace or is_hook_with_module(value):
+        return True
+    return is_own_class(kind) and not kind.__module__.startswith(NOT_THE_MODELS)
 
 
 def _copied(value: Any, memo: _Memo) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,18 +20,16 @@ from torch.optim import Optimizer
 from fxgraft.checkpoint import _ranks, file, optimizers, randomness
 from fxgraft.checkpoint._checks import check_model, check_types, check_weights, scheduler_state
 from fxgraft.checkpoint._seeds import SeedRecord, stream_seed
+from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weights, unsaved_buffers
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
-from fxgraft.host.host import Host
-from fxgraft.host.receiving import ENTRY
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.resizing.replay import WideningReplay, records
 from fxgraft.slots.structure import Structure
 from fxgraft.util import validate
 from fxgraft.util.reading import read as read_data
-from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.observe import KEY
 
 
@@ -74,8 +72,7 @@ def save(
             for name, t in host.model_state().items()
             if isinstance(t, Tensor)
         ],
-        "host": pack(_without(lifecycle.departing, host.state_dict()), "host", tensors),
-        "buffers": pack(_without(lifecycle.departing, _unsaved_buffers(host)), "buffer", tensors),
+        **saved_weights(host, lifecycle.departing, tensors),
         "seeds": [
             pack(dataclasses.asdict(SeedRecord.of(seed)), f"seed.{seed.name}", tensors)
             for seed in lifecycle.seeds.values()
@@ -187,7 +184,7 @@ class _Restoration:
             self._records = [dataclasses.replace(record, hyper=None) for record in self._records]
         if not manifest.get("seeds_in_order"):
             self._records.sort(key=self._order_by_names)
-        self._weights: dict[str, Any] = unpack(manifest["host"], tensors)
+        self._weights = read_weights(manifest, tensors)
         self._buffers: dict[str, Tensor] = unpack(manifest["buffers"], tensors)
         self._names = [saved["names"] for saved in manifest["optimizers"]]
         self._of_trainers = [unpack(saved["state"], tensors) for saved in manifest["optimizers"]]
@@ -210,15 +207,15 @@ class _Restoration:
             self._replay.end(undo)
             check_model(self._host, self._model)
             check_weights("weights", self._weights, host.state_dict())
-            check_weights("buffers", self._buffers, _unsaved_buffers(host))
+            check_weights("buffers", self._buffers, unsaved_buffers(host))
             self._load_optimizers(undo)
             for scheduler, saved in zip(self._schedulers, self._of_schedulers, strict=True):
                 undo.callback(scheduler.load_state_dict, scheduler.state_dict())
                 scheduler.load_state_dict(saved)
-            # From here on nothing fails: everything was checked against what it replaces.
-            host.load_state_dict(self._weights)
+            # From here on only code of the model's can fail: all was checked against what it replaces.
+            load_weights(undo, host, self._weights)
             with torch.no_grad():
-                for name, buffer in _unsaved_buffers(host).items():
+                for name, buffer in unsaved_buffers(host).items():
                     buffer.copy_(self._buffers[name])
             self._set_streams()
             undo.pop_all()
@@ -271,18 +268,3 @@ def _not_restored(path: str | os.PathLike[str], error: Exception) -> CheckpointE
         f"{path}: cannot be restored: {type(error).__name__}: {error}. Expected a file that manager.save "
         f"wrote for a host of this model; host and optimizers are as before"
     )
-
-
-def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, Any]:
-    """``state`` without the seeds that are culled, and whose grafts are still in the graph.
-
-    And without the entry that says how seeds are wired where there is no manager's file.
-    """
-    prefixes = tuple(f"{SEEDS}.{name}." for name in departing)
-    return {name: value for name, value in state.items() if name != ENTRY and not name.startswith(prefixes)}
-
-
-def _unsaved_buffers(host: Host) -> dict[str, Tensor]:
-    """The buffers that a ``state_dict`` leaves out: a run goes on with them all the same."""
-    saved = host.state_dict()
-    return {name: buffer for name, buffer in host.named_buffers() if name not in saved}

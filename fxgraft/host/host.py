@@ -44,6 +44,14 @@ from fxgraft_passes.graft import SEEDS
 if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
 
+_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+"""What a host has in common with the model: states are read and written by both."""
+
 
 class Host(Members):
     """A traced model. Make one with `trace`; grow it with a `SeedManager`.
@@ -88,7 +96,7 @@ class Host(Members):
         self._writers = writers(root)
         self.training = root.training
         self._modules.update(root._modules)
-        for register in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+        for register in ("_parameters", "_buffers", "_non_persistent_buffers_set", *_HOOKS):
             self.__dict__[register] = root.__dict__[register]
         # Whatever goes through the whole host is done here, and not when a seed germinates.
         self.slots  # noqa: B018
@@ -235,7 +243,8 @@ class Host(Members):
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """The ``state_dict`` of the traced model, without the seeds."""
-        return dict(self._root.state_dict())
+        found: dict[str, torch.Tensor] = self._root.state_dict()  # itself: it has the versions of modules
+        return found
 
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the host without those of live seeds. Fossilized seeds count as the host."""
@@ -400,10 +409,14 @@ class Host(Members):
         self._own.forget()
         receive(self, state_dict, prefix)
         receive_steering(self, state_dict, prefix)
-        if SEEDS in self._modules:  # a child of the host's, and strange to the root
-            seeds = f"{prefix}{SEEDS}."
-            state_dict = {key: value for key, value in state_dict.items() if not key.startswith(seeds)}
-        self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        # What the model's hooks and its own code change in the state is for its children: no copy of it.
+        seeds = f"{prefix}{SEEDS}."  # are children of the host's, and strange to the root
+        strange = [key for key in state_dict if key.startswith(seeds)] if SEEDS in self._modules else []
+        aside = {key: state_dict.pop(key) for key in strange}
+        try:
+            self._root._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        finally:
+            state_dict.update(aside)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Host:
         made = type(self).__new__(type(self))

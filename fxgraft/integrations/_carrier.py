@@ -123,8 +123,8 @@ class Carrier:
             with bare(host, optimizers, schedulers):
                 self.manager = SeedManager(host, optimizers, **options)
                 self.manager.lead(said[0])
-            weights = {name: value for name, value in state.items() if name != ENTRY}
-            host.load_state_dict(weights)
+            state.pop(ENTRY, None)  # and not a copy without it, which would have no versions of modules
+            host.load_state_dict(state)
         else:
             raise StageError(
                 "the host has seeds of another SeedManager, which this callback does not lead. Let the "

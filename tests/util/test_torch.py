@@ -43,6 +43,14 @@ def test_private_parts_are_used_in_one_file_only() -> None:
     assert found == []
 
 
+def test_hooks_that_hold_their_module() -> None:
+    module = nn.Linear(2, 2)
+    module.register_load_state_dict_pre_hook(lambda *_: None)
+    module.register_load_state_dict_post_hook(lambda *_: None)
+    assert all(map(_torch.is_hook_with_module, module._load_state_dict_pre_hooks.values()))
+    assert not any(map(_torch.is_hook_with_module, module._load_state_dict_post_hooks.values()))
+
+
 def test_settings_of_the_compiler() -> None:
     _torch.import_compiler()
     dynamo, functorch, inductor = _torch.compiler_configs()
