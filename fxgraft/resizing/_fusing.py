@@ -126,7 +126,7 @@ def _fuse_all(
     with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
         subject = subject_of(host, host.example_call())
         with subject.session():
-            difference(", ".join(into), before, outputs(subject))
+            difference(", ".join(into), before, subject)
     lifecycle.take_out(undo, [lifecycle.seeds[name] for name in into])
     for each in (host, *host._links.followers):
         undo.callback(setattr, each, "widenings", each.widenings)

@@ -139,7 +139,7 @@ def widen(
         renewals = carry_out(
             undo, host, growth, subject, optimizers, copies=optimizer_state == "copy", known=known
         )
-        max_abs = None if before is None else difference(growth.group.name, before, _outputs(subject))
+        max_abs = None if before is None else _difference(growth.group.name, before, subject)
         done = undo.pop_all()
     if outer is not None:
         outer.push(done)
@@ -161,6 +161,11 @@ def _grown(
 def _outputs(subject: Subject) -> list[Tensor]:
     with subject.session():
         return outputs(subject)
+
+
+def _difference(name: str, before: list[Tensor], subject: Subject) -> float:
+    with subject.session():
+        return difference(name, before, subject)
 
 
 def check_state(optimizer_state: Any) -> None:

@@ -180,3 +180,28 @@ def test_a_failure_leaves_the_fossil(step, monkeypatch):
             manager.fuse("a")
     assert_same_bits(before, snapshot(host, BATCH, [optimizer]))
     assert manager.fuse("a") == {"a": "part.up"}
+
+
+class Activated(nn.Module):
+    """Two layers, registered in either order, with any function between them."""
+
+    def __init__(self, act=torch.tanh, is_reversed=False, hidden=8):
+        super().__init__()
+        self.act = act
+        for name in ("down", "up") if is_reversed else ("up", "down"):
+            self.add_module(name, nn.Linear(4, hidden) if name == "up" else nn.Linear(hidden, 3))
+
+    def forward(self, x):
+        return self.down(self.act(self.up(x)))
+
+
+class Masked(WithPart):
+    def forward(self, x):
+        return super().forward(x).masked_fill(torch.tensor([False, True]), -1e9)
+
+
+def test_a_masked_output_hides_no_difference_of_the_others():
+    host, _, manager = grown(Masked(Activated()), Activated(lambda x: x.tanh() * 1.1))
+    with pytest.raises((SlotError, ChannelError)):
+        manager.fuse("a")
+    assert host.part.up.out_features == 8

@@ -453,3 +453,72 @@ def test_a_command_widens():
     manager.step()
     assert [future.result().accepted for future in futures] == [True, True]
     assert host.channels["up"].size == 11
+
+
+class Sentinels(nn.Module):
+    """Its code scales by its width, and one of its outputs may be masked by a large number."""
+
+    def __init__(self, scales, masks):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 5)
+        self.scales, self.masks = scales, masks
+
+    def forward(self, x):
+        y = self.up(x)
+        y = self.down(y / y.shape[-1] ** 0.5 if self.scales else y)
+        return y.masked_fill(torch.arange(5) == 4, self.masks) if self.masks else y
+
+
+@pytest.mark.parametrize("masks", [0, -1e9, torch.finfo(torch.float32).min, -float("inf")])
+def test_a_large_output_hides_no_difference_of_the_others(masks):
+    host = fxgraft.trace(Sentinels(True, masks), (torch.randn(6, 4),))
+    with pytest.raises(ChannelError, match="expected the outputs of before"):
+        fxgraft.SeedManager(host).widen("up", 8)
+    host = fxgraft.trace(Sentinels(False, masks), (torch.randn(6, 4),))
+    assert fxgraft.SeedManager(host).widen("up", 8).done
+
+
+class Cancelling(nn.Module):
+    """Its outputs are small differences of large values, whose rounding they have."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.large = nn.Linear(4, 64), nn.Linear(64, 5), nn.Linear(4, 5)
+
+    def forward(self, x):
+        large = 1e4 * self.large(x)
+        return torch.stack([self.down(self.up(x).relu()) + large - large, large])
+
+
+def test_rounding_of_large_values_that_cancel_is_allowed():
+    torch.manual_seed(0)
+    host = fxgraft.trace(Cancelling(), (torch.randn(6, 4),))
+    done = fxgraft.SeedManager(host).widen("up", 8, init="split")
+    assert done.max_abs is not None
+
+
+class Moving(nn.Module):
+    """Writes into a buffer in each call, or counts its calls."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.up, self.down, self.counts, self.calls = nn.Linear(4, 8), nn.Linear(8, 2), counts, 0
+        self.register_buffer("decay", torch.ones(8))
+
+    def forward(self, x):
+        if self.counts:
+            self.calls += 1
+            return self.down(self.up(x).relu()) * self.calls
+        self.decay.mul_(0.9)
+        return self.down(self.up(x).relu() * self.decay.mean())
+
+
+def test_a_buffer_that_moves_in_each_call_is_no_difference():
+    host = fxgraft.trace(Moving(False), (torch.randn(6, 4),))
+    assert fxgraft.SeedManager(host).widen("up", 2).done
+
+
+def test_a_model_that_does_not_repeat_itself_is_told_apart():
+    host = fxgraft.trace(Moving(True), (torch.randn(6, 4),))
+    with pytest.raises(ChannelError, match="two runs of it differ"):
+        fxgraft.SeedManager(host).widen("up", 2)

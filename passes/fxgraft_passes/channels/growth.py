@@ -17,7 +17,7 @@ from fxgraft_passes.channels._filling import Filling, Guess
 from fxgraft_passes.channels._grown_layout import Spread
 from fxgraft_passes.channels._settings import Setting, UnfitError, applied, fit
 from fxgraft_passes.channels._spreading import filled, laid_out_as, widened
-from fxgraft_passes.channels.comparing import difference, outputs
+from fxgraft_passes.channels.comparing import difference
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.layout import Atom
 from fxgraft_passes.channels.subject import Subject
@@ -163,7 +163,7 @@ def grow(
                 raise
         if before is not None:
             with subject.with_tensors(tensors), applied(settings, subject):
-                difference(group.name, before, outputs(subject))
+                difference(group.name, before, subject)
         return GroupGrowth(group, by, init, plan.spreads, tensors, plan.fills, settings)
 
     return _first_that_fits(attempt, _guesses(group, growths))
