@@ -16,6 +16,7 @@
 `replay`             the growths of a host in a checkpoint
 `_fusing`            fossils that become part of the host's own layers
 `_alike`             whether a branch is of the form of what it stands beside (needs networkx)
+`_same_settings`     whether two modules differ in sizes only
 `_joining`           its channels, behind those of the layers there
 `_not_alike`         why a branch cannot be joined
 ===================  =====================================================================

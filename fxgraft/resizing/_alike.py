@@ -9,7 +9,9 @@ stands for which.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch.fx as fx
@@ -20,6 +22,8 @@ from fxgraft.capture.region import Region
 from fxgraft.host.host import Host
 from fxgraft.resizing._joining import tensors_of
 from fxgraft.resizing._not_alike import NotAlikeError
+from fxgraft.resizing._same_settings import Shares, check_settings, is_of_one_class, sizes
+from fxgraft.seeds.dropout import SeedDropout
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Slot, operators
 
@@ -27,8 +31,8 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
-def counterparts(host: Host, placement: Placement, module: nn.Module) -> dict[str, str]:
-    """Parameter or buffer of the host -> that of the branch, in the order in which they are used.
+def counterparts(host: Host, placement: Placement, module: nn.Module) -> Counterparts:
+    """What of the host is what of the branch.
 
     Args:
         host: the host.
@@ -50,20 +54,56 @@ def counterparts(host: Host, placement: Placement, module: nn.Module) -> dict[st
     beside = _between(start, end)
     layers = {n: region.module.get_submodule(str(n.target)) for n in beside if n.op == "call_module"}
     if len(beside) == len(layers) == 1 and type(layers[beside[0]]) is type(module):
-        return dict(_pairs(_path(region, beside[0]), layers[beside[0]], "", module))
+        return Counterparts.of([(_path(region, beside[0]), layers[beside[0]], "", module)])
     ours = _form(beside, region.module, start)
     theirs = _form(*_traced(module, {type(layer) for layer in layers.values()}))
-    same_kind = (lambda a, b: a["kind"] == b["kind"]), (lambda a, b: a["at"] == b["at"])
+    same_kind = (lambda a, b: _is_like(a["kind"], b["kind"])), (lambda a, b: a["at"] == b["at"])
     from networkx.algorithms.isomorphism import DiGraphMatcher  # heavy: imported when it is needed
 
-    found = next(DiGraphMatcher(ours, theirs, *same_kind).isomorphisms_iter(), None)
-    if found is None:
-        raise NotAlikeError(f"is of another form than what lies between {source.name!r} and {slot.name!r}")
-    same: dict[str, str] = {}
-    for node, layer in layers.items():
-        name = str(found[node].target)
-        same |= dict(_pairs(_path(region, node), layer, name, module.get_submodule(name)))
-    return same
+    failed: NotAlikeError | None = None
+    for found in islice(DiGraphMatcher(ours, theirs, *same_kind).isomorphisms_iter(), _MOST_FORMS):
+        named = [(node, layer, str(found[node].target)) for node, layer in layers.items()]
+        try:
+            return Counterparts.of(
+                [(_path(region, node), layer, n, module.get_submodule(n)) for node, layer, n in named]
+            )
+        except NotAlikeError as error:
+            failed = failed or error
+    raise failed or NotAlikeError(
+        f"is of another form than what lies between {source.name!r} and {slot.name!r}"
+    )
+
+
+_MOST_FORMS = 64
+"""In how many ways two graphs are laid on each other, where layers differ in settings."""
+
+
+@dataclass(frozen=True)
+class Counterparts:
+    """What stands for what.
+
+    Attributes:
+        same: parameter or buffer of the host -> that of the branch, in the order in which they are used.
+        shares: numbers of the host's modules that have to be the sums of both, once they are joined.
+    """
+
+    same: dict[str, str]
+    shares: Shares
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str, nn.Module, str, nn.Module]]) -> Counterparts:
+        """Of modules: path and module of the host, name and module in the branch.
+
+        Raises:
+            NotAlikeError: two of them differ in more than sizes.
+        """
+        same = {ours: theirs for pair in pairs for ours, theirs in _pairs(*pair)}
+        tensors = [(tensors_of(ours), tensors_of(theirs)) for _, ours, _, theirs in pairs]
+        known = {size for own, other in tensors for size in sizes(own, other)}
+        shares = Shares()
+        for path, ours, _, theirs in pairs:
+            check_settings(path, ours, theirs, known, shares)
+        return cls(same, shares)
 
 
 def _ends(host: Host, region: Region, slot: Slot, source: Slot) -> tuple[fx.Node, fx.Node]:
@@ -124,7 +164,7 @@ def _reads(user: fx.Node) -> bool:
 def _traced(module: nn.Module, leaves: Collection[type]) -> tuple[list[fx.Node], nn.Module, fx.Node]:
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return type(m) in leaves or super().is_leaf_module(m, module_qualified_name)
+            return type(m) in (*leaves, SeedDropout) or super().is_leaf_module(m, module_qualified_name)
 
     if type(module) in leaves or isinstance(module, nn.Linear | nn.Identity):
         raise NotAlikeError(f"is one {type(module).__name__}")
@@ -163,11 +203,15 @@ def _places(node: fx.Node) -> Iterator[tuple[str, fx.Node]]:
         yield from ((f"{i}.{k}", other) for k, other in enumerate(found))
 
 
+def _is_like(ours: Any, theirs: Any) -> bool:
+    if ours == theirs:
+        return True
+    both = [kind[0] for kind in (ours, theirs) if isinstance(kind[0], nn.Module)]
+    return len(both) == 2 and is_of_one_class(*both)
+
+
 def _kind(node: fx.Node, root: nn.Module) -> tuple[Any, ...]:
     if node.op == "call_module":
-        layer = root.get_submodule(str(node.target))
-        plain = [(n, v) for n, v in sorted(vars(layer).items()) if isinstance(v, bool | str | float)]
-        windows = [getattr(layer, n, None) for n in ("kernel_size", "stride", "padding", "dilation")]
-        return type(layer), repr([item for item in plain if item[0] != "training"]), repr(windows)
+        return (root.get_submodule(str(node.target)),)  # what else it is set to is compared once it is found
     rest = fx.node.map_arg((node.args, node.kwargs), lambda other: None)
     return node.op, str(node.target), repr(rest)

@@ -157,13 +157,15 @@ def _fuse(
     if placement.slot.source is not None:
         from fxgraft.resizing._alike import counterparts  # networkx is imported where a branch is joined
 
-        same = counterparts(host, placement, host.graft(name).module)
-        return join(undo, host, placement, same, optimizers, known)
+        found = counterparts(host, placement, host.graft(name).module)
+        group = join(undo, host, placement, found.same, optimizers, known)
+        found.shares.check()
+        return group
     if in_front is not None:
         raise NotAffineError(f"stands behind {in_front!r}, which is not fused")
     for each in (host, *host._links.followers):
-        found = _merge(undo, each, _placement(each, name))
-    return found
+        layer = _merge(undo, each, _placement(each, name))
+    return layer
 
 
 def _placement(host: Host, name: str) -> Placement:
