@@ -25,6 +25,7 @@ from fxgraft.lifecycle.inactivity import InactivityWatch
 from fxgraft.lifecycle.probing import at_alpha, mode_kept, reshard
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
+from fxgraft.telemetry import logger
 from fxgraft.util.flops import count_flops
 from fxgraft.util.interrupts import delay_interrupts, interruptible
 from fxgraft_passes import Slot, devices
@@ -83,15 +84,10 @@ def check(host: Host, evaluate: Evaluate) -> Checked:
         if before is not None:
             before(args, kwargs)
 
-    losses: list[float] = []
-    flops = 0
     with _untouched(host, evaluate):
         host._links.on_call = seen
         try:
-            if host.compiled is None:
-                flops = count_flops(lambda: losses.extend(_losses(evaluate, 1)))
-            else:
-                losses = _losses(evaluate, 1)
+            losses, flops = _counted(evaluate) if host.compiled is None else (_losses(evaluate, 1), 0)
         finally:
             host._links.on_call = before
     for loss in losses:
@@ -101,6 +97,24 @@ def check(host: Host, evaluate: Evaluate) -> Checked:
     if not flops or not example or not sum(sizes):
         return Checked(losses, None)
     return Checked(losses, round(flops * example / sum(sizes)))
+
+
+def _counted(evaluate: Evaluate) -> tuple[list[float], int]:
+    """The losses, and the FLOPs of that; 0 where they cannot be counted."""
+    losses: list[float] = []
+    try:
+        flops = count_flops(lambda: losses.extend(_losses(evaluate, 1)))
+    except Exception as error:  # an operation that does not run where torch counts; or it always fails
+        # flex_attention compiles itself, and does not run any more after it has failed there.
+        torch.compiler.reset()
+        losses = _losses(evaluate, 1)
+        logger.warning(
+            "the FLOPs of the host are not known, as evaluate does not run while torch counts them: %s: %s",
+            type(error).__name__,
+            error,
+        )
+        return losses, 0
+    return losses, flops
 
 
 def contributions(

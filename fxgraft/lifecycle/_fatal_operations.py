@@ -37,5 +37,5 @@ def no_fatal_operations(sample: Tensor) -> Iterator[None]:
         with torch.no_grad():
             yield
         return
-    with torch.enable_grad(), _Watch():
+    with torch.enable_grad(), _Watch():  # type: ignore[no-untyped-call]
         yield
