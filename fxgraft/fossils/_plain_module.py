@@ -40,7 +40,7 @@ from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.host.plain import is_own, take_out
 from fxgraft.host.writing import writers
-from fxgraft.seeds.dropout import SeedDropout
+from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.blends import FULL_PRECISION
@@ -67,7 +67,6 @@ class Unwrapping:
         self.renamed: dict[str, str] = {}
         self._host, self.in_containers = host, in_containers
         self._names = {id(graft): name for name, graft in host.grafts().items()}
-        self._dims = {p.seed: len(p.slot.shape) for p in host.structure.placements}
         self._codes: dict[Any, GrownCode] = {}
         for module in self.root.modules():
             take_out(module)
@@ -103,7 +102,7 @@ class Unwrapping:
         block = clone_tree(self._host.graft(seed).module)
         for module in block.modules():
             take_out(module)
-        return self._plain_seed(block, self._dims[seed], {})
+        return self._plain_seed(block, {})
 
     def _module_of(self, name: str) -> nn.Module:
         """The plain form of a module of the host's."""
@@ -157,21 +156,21 @@ class Unwrapping:
             child += "_"
         made = self._blocks.get(path_of(seed))
         if made is None:
-            made = self._plain_seed(clone_tree(graft.module), self._dims[seed], {})
+            made = self._plain_seed(clone_tree(graft.module), {})
         module.add_module(child, made)
         self.renamed[path_of(seed)] = f"{region}.{child}".lstrip(".")
         return child
 
-    def _plain_seed(self, module: nn.Module, dims: int, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    def _plain_seed(self, module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
         """``module`` with plain modules in the place of fxgraft's own."""
         if module in done:
             return done[module]
         done[module] = module
         for name, child in module._modules.items():
             if child is not None:
-                module._modules[name] = self._plain_seed(child, dims, done)
-        if isinstance(module, SeedDropout):
-            done[module] = _dropout(module, dims)
+                module._modules[name] = self._plain_seed(child, done)
+        if isinstance(module, PrivateDropout):
+            done[module] = module.like_torch()
         elif is_own(type(module)):
             graph = _LayerByLayer().trace(module)
             for node in graph.nodes:
@@ -246,9 +245,3 @@ def _plain_name(value: Any) -> str:
             f"(manager.save, fxgraft.load_model), and report it"
         )
     return name
-
-
-def _dropout(module: SeedDropout, dims: int) -> nn.Module:
-    """The dropout of torch like a seed's, for a value of that many dimensions."""
-    kinds = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d} if module.channels else {}
-    return kinds.get(dims, nn.Dropout)(module.p).train(module.training)

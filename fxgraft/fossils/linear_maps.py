@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fxgraft.blueprints.affine import ScaleShift
 from fxgraft.blueprints.initial import ReZero
 from fxgraft.lifecycle.mode_wrappers import AddedBranch, Difference, Gated
-from fxgraft.seeds.dropout import SeedDropout
+from fxgraft.seeds.dropout import STAND_INS
 
 
 class NotAffineError(Exception):
@@ -143,8 +143,7 @@ def _difference(module: nn.Module, size: int, where: Features) -> AffineMap:
 
 _KNOWN: dict[type[nn.Module], Callable[[nn.Module, int, Features], AffineMap]] = {
     nn.Identity: _identity,
-    nn.Dropout: _dropout,
-    SeedDropout: _dropout,
+    **{kind: _dropout for kinds in STAND_INS.items() for kind in kinds},
     nn.Sequential: _chain,
     nn.Linear: _linear,
     nn.Conv1d: _pointwise,

@@ -38,7 +38,7 @@ from fxgraft.resizing._zero_operations import (
     VIEWS,
     WEIGHTED,
 )
-from fxgraft.seeds.dropout import SeedDropout
+from fxgraft.seeds.dropout import PrivateDropout
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class _OutputLayerSearch:
             for name in names:
                 self._take(at, f"{path}.{name}")
             return None
-        if isinstance(module, (*KEEP_ZERO, SeedDropout)):
+        if isinstance(module, (*KEEP_ZERO, PrivateDropout)):
             return self.zero(_At(at.region, at.node.args[0], at.caller))
         inside = self._entered(at)
         return self._end_in_a_run(at, None) if inside is None else self.zero(inside)

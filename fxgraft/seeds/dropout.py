@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fxgraft import _torch
 from fxgraft.seeds.streams import key_of
@@ -29,26 +30,27 @@ _STEP, _SPREAD = 0x9E3779B97F4A7C15 - 2**64, 0xD6E8FEB86659FD93 - 2**64
 """How far one draw is from the next in a stream's state, and what spreads a bit of it: odd, and large."""
 
 
-class SeedDropout(nn.Module):
+class PrivateDropout(_DropoutNd):
     """Dropout from a counter-based stream: the same masks in eager and compiled, and after a resume.
 
-    Stands in for ``nn.Dropout`` (an element at a time), ``nn.Dropout1d``, ``2d`` and ``3d`` (a whole
-    channel at a time) in a seed.
+    Each class below stands in for one of torch's in a seed, and is one.
+
+    Args:
+        p: the probability of an element (or channel) to be zeroed; the rest is scaled by 1/(1-p).
+        key: which stream.
+        inplace: whether it writes into its input.
 
     Attributes:
-        p: the probability of an element (or channel) to be zeroed; the rest is scaled by 1/(1-p).
-        channels: whether whole channels are dropped: the mask has the first two dimensions only.
-        key: int64, which stream; a tensor, so that compiled graphs do not specialise on it.
+        key: int64; a tensor, so that compiled graphs do not specialise on it.
         draws: int64, how many masks were drawn.
     """
 
     key: Tensor
     draws: Tensor
+    plain: ClassVar[type[_DropoutNd]]
 
-    def __init__(self, p: float, channels: bool, key: int):
-        super().__init__()
-        self.p = p
-        self.channels = channels
+    def __init__(self, p: float, key: int, inplace: bool = False):
+        super().__init__(p, inplace)
         self.register_buffer("key", torch.tensor(key, dtype=torch.int64))
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
 
@@ -56,23 +58,60 @@ class SeedDropout(nn.Module):
         """``input`` with its elements (or channels) zeroed or scaled; unchanged in eval mode."""
         if not self.training or self.p == 0:
             return input
-        shape = input.shape
-        if self.channels:
-            shape = torch.Size([*shape[:2], *(1 for _ in shape[2:])])
         if not torch.compiler.is_compiling() and _torch.is_in_backward():
             warnings.warn(_OTHER_MASK, stacklevel=2)
-        kept = words(shape, self.key, self.draws, input.device) >= _threshold(self.p)
+        kept = words(self.mask_of(input.shape), self.key, self.draws, input.device) >= _threshold(self.p)
         # Not in place: the partitioner of torch.compile recomputes the mask in the backward pass from
         # what `draws` is then, and would get another one.
         self.draws = self.draws + 1
-        return input * kept * (1 / (1 - self.p) if self.p < 1 else 0.0)
+        scale = 1 / (1 - self.p) if self.p < 1 else 0.0
+        return input.mul_(kept).mul_(scale) if self.inplace else input * kept * scale
+
+    def mask_of(self, shape: torch.Size) -> torch.Size:
+        """The shape of a mask for a value of ``shape``."""
+        return shape
 
     def in_one_operation(self, input: Tensor) -> Tensor:
         """What it is for dimensions: dropout. For who reads what operations do, and not what they compute."""
         return F.dropout(input, self.p, self.training)
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}, channels={self.channels}"
+    def like_torch(self) -> nn.Module:
+        """The dropout of torch, which draws from the global stream, that it stands in for."""
+        return self.plain(self.p, self.inplace).train(self.training)
+
+
+class SeedDropout(PrivateDropout, nn.Dropout):
+    """Stands in for ``nn.Dropout``: drops elements of a value of any shape."""
+
+    plain = nn.Dropout
+
+
+class _OfChannels(PrivateDropout):
+    """Drops whole channels: the second dimension, or the first one of a value without a batch."""
+
+    dims: ClassVar[int]
+
+    def mask_of(self, shape: torch.Size) -> torch.Size:
+        batched = 2 if len(shape) >= self.dims else 1
+        return torch.Size([*shape[:batched], *(1 for _ in shape[batched:])])
+
+
+class SeedDropout1d(_OfChannels, nn.Dropout1d):
+    """Stands in for ``nn.Dropout1d``: of a value ``(N, C, L)`` or ``(C, L)``."""
+
+    plain, dims = nn.Dropout1d, 3
+
+
+class SeedDropout2d(_OfChannels, nn.Dropout2d):
+    """Stands in for ``nn.Dropout2d``: of ``(N, C, H, W)``; torch takes ``(N, C, L)`` as well."""
+
+    plain, dims = nn.Dropout2d, 3
+
+
+class SeedDropout3d(_OfChannels, nn.Dropout3d):
+    """Stands in for ``nn.Dropout3d``: of a value ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
+
+    plain, dims = nn.Dropout3d, 5
 
 
 def _threshold(p: float) -> int:
@@ -100,11 +139,11 @@ def words(shape: torch.Size, key: Tensor, draw: Tensor, device: torch.device) ->
 
 
 def privatize(module: nn.Module, key: int) -> nn.Module:
-    """Replace the dropout modules in ``module`` by `SeedDropout`; return it (or its replacement)."""
+    """Replace the dropout modules in ``module`` by `PrivateDropout`; return it (or its replacement)."""
     replacement = _replacement(module, key)
     if replacement is not None:
         return replacement
-    replaced: dict[nn.Module, SeedDropout | None] = {}
+    replaced: dict[nn.Module, PrivateDropout | None] = {}
     for path, child in list(module.named_modules(remove_duplicate=False)):
         if child not in replaced:
             replaced[child] = _replacement(child, key_of(key, path))
@@ -114,8 +153,14 @@ def privatize(module: nn.Module, key: int) -> nn.Module:
     return module
 
 
-def _replacement(module: nn.Module, key: int) -> SeedDropout | None:
-    kind = type(module)  # subclasses may do something else
-    if kind not in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+STAND_INS: dict[type[nn.Module], type[PrivateDropout]] = {
+    made.plain: made for made in (SeedDropout, SeedDropout1d, SeedDropout2d, SeedDropout3d)
+}
+"""The dropout of torch -> what stands in for it."""
+
+
+def _replacement(module: nn.Module, key: int) -> PrivateDropout | None:
+    made = STAND_INS.get(type(module))  # subclasses may do something else
+    if made is None or not isinstance(module, _DropoutNd):
         return None
-    return SeedDropout(cast(float, module.p), kind is not nn.Dropout, key).train(module.training)
+    return made(module.p, key, module.inplace).train(module.training)

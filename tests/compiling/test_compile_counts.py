@@ -192,7 +192,7 @@ def test_the_backward_pass_of_a_compiled_dropout_uses_the_mask_of_the_forward() 
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(1000))
-            self.drop = SeedDropout(0.5, channels=False, key=1)
+            self.drop = SeedDropout(0.5, key=1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.drop(x * self.weight)

@@ -20,7 +20,7 @@ from fxgraft.blueprints import get, names
 from fxgraft.capture import fallback, merge
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import _plain_code
-from fxgraft.seeds.dropout import SeedDropout
+from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft_passes import operators
 from fxgraft_passes.graft import MODES
 from tests.harness import assert_same_bits, frozen, loss_of, snapshot
@@ -378,9 +378,9 @@ def test_dropout_in_a_seed_becomes_the_ordinary_one() -> None:
     given = net()
     made = nn.Sequential(nn.Dropout(0.25), nn.Dropout2d(0.5), nn.Conv2d(4, 4, 1))
     host = grown(given, ("stem", made), ("head", lambda slot: nn.Dropout(0.125)))
-    assert any(isinstance(m, SeedDropout) for m in host.modules())
+    assert any(isinstance(m, PrivateDropout) for m in host.modules())
     plain = fxgraft.unwrap(host)
-    assert not any(isinstance(m, SeedDropout) for m in plain.modules())
+    assert not any(isinstance(m, PrivateDropout) for m in plain.modules())
     drops = {n: (type(m), m.p) for n, m in plain.named_modules() if n.startswith("seed_") and hasattr(m, "p")}
     assert sorted(drops.values(), key=str) == [
         (nn.Dropout, 0.125),

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fxgraft.seeds.dropout import SeedDropout, privatize, words
+from fxgraft.seeds.dropout import (
+    PrivateDropout,
+    SeedDropout,
+    SeedDropout2d,
+    privatize,
+    words,
+)
 from fxgraft.seeds.streams import key_of, no_global_draws
 from fxgraft.util.bits import same_bits
 
@@ -18,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def test_dropout_keeps_its_share_and_its_scale():
-    dropout, x = SeedDropout(0.3, False, KEY), torch.ones(200, 200)
+    dropout, x = SeedDropout(0.3, KEY), torch.ones(200, 200)
     out = dropout(x)
     assert set(out.unique().tolist()) == {0.0, torch.tensor(1 / 0.7).item()}
     assert (out != 0).double().mean().item() == pytest.approx(0.7, abs=0.01)
@@ -27,61 +33,104 @@ def test_dropout_keeps_its_share_and_its_scale():
 
 def test_the_gradient_passes_where_the_value_does():
     x = torch.ones(50, requires_grad=True)
-    out = SeedDropout(0.5, False, KEY)(x)
+    out = SeedDropout(0.5, KEY)(x)
     out.sum().backward()
     assert same_bits(x.grad, out.detach())
 
 
 def test_masks_differ_from_draw_to_draw_and_repeat_from_a_saved_state():
-    dropout, x = SeedDropout(0.5, False, KEY), torch.ones(64)
+    dropout, x = SeedDropout(0.5, KEY), torch.ones(64)
     first, second = dropout(x), dropout(x)
     assert not torch.equal(first, second)
     assert dropout.draws.item() == 2
-    resumed = SeedDropout(0.5, False, 0)
+    resumed = SeedDropout(0.5, 0)
     resumed.load_state_dict(dropout.state_dict())
     assert same_bits(resumed(x), dropout(x))
 
 
 def test_another_key_is_another_mask():
     x = torch.ones(64)
-    assert not torch.equal(SeedDropout(0.5, False, KEY)(x), SeedDropout(0.5, False, KEY + 1)(x))
-    assert not torch.equal(SeedDropout(0.5, False, KEY)(x), SeedDropout(0.5, False, KEY + 2**40)(x))
+    assert not torch.equal(SeedDropout(0.5, KEY)(x), SeedDropout(0.5, KEY + 1)(x))
+    assert not torch.equal(SeedDropout(0.5, KEY)(x), SeedDropout(0.5, KEY + 2**40)(x))
 
 
 def test_whole_channels():
-    out = SeedDropout(0.5, True, KEY)(torch.ones(8, 16, 3, 3))
+    out = SeedDropout2d(0.5, KEY)(torch.ones(8, 16, 3, 3))
     per_channel = out.flatten(2)
     assert same_bits(per_channel, per_channel[:, :, :1].expand(8, 16, 9))
     assert 0 < (per_channel[:, :, 0] == 0).sum() < 8 * 16
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (nn.Dropout1d, (6, 9)),
+        (nn.Dropout1d, (2, 6, 9)),
+        (nn.Dropout2d, (2, 6, 9)),
+        (nn.Dropout2d, (2, 6, 4, 4)),
+        (nn.Dropout3d, (6, 3, 4, 4)),
+        (nn.Dropout3d, (2, 6, 3, 4, 4)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:dropout2d")
+def test_channels_are_those_that_torch_takes_for_channels(kind, shape):
+    ones = torch.ones(shape)
+    torch.manual_seed(0)
+    theirs = kind(0.5)(ones)
+    ours = privatize(kind(0.5), KEY)(ones)
+    last = tuple(range(next(d for d, size in enumerate(shape) if size == 6) + 1, len(shape)))
+    for out in (theirs, ours):
+        assert bool((out.amax(last) == out.amin(last)).all()), "whole channels"
+        assert 0 < (out == 0).double().mean() < 1
+
+
+@pytest.mark.parametrize("kind", [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d])
+def test_it_is_the_dropout_that_it_stands_in_for(kind):
+    """Code that looks for dropout, to switch it on or off or to change ``p``, finds it."""
+    made = privatize(kind(0.5, inplace=True).eval(), KEY)
+    assert isinstance(made, kind)
+    assert isinstance(made, nn.Dropout) == (kind is nn.Dropout)
+    plain = made.like_torch()
+    assert (type(plain), plain.p, plain.inplace, plain.training) == (kind, 0.5, True, False)
+    made.p = 0.0
+    assert made.train()(ones := torch.ones(2, 2, 2, 2, 2)) is ones
+
+
+def test_in_place():
+    """What reads the value of an in-place dropout reads what was dropped."""
+    x, y = torch.ones(64), torch.ones(64)
+    assert SeedDropout(0.5, KEY, inplace=True)(x) is x
+    assert same_bits(x, SeedDropout(0.5, KEY)(y))
+    assert same_bits(y, torch.ones(64))
+
+
 @pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.5, False)])
 def test_nothing_to_drop(p, training):
-    dropout, x = SeedDropout(p, False, KEY).train(training), torch.randn(5)
+    dropout, x = SeedDropout(p, KEY).train(training), torch.randn(5)
     assert dropout(x) is x
     assert dropout.draws.item() == 0
 
 
 def test_everything_dropped():
-    assert not SeedDropout(1.0, False, KEY)(torch.ones(100)).any()
+    assert not SeedDropout(1.0, KEY)(torch.ones(100)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_the_dtype_stays(dtype):
-    assert SeedDropout(0.5, False, KEY).to(dtype)(torch.ones(8, dtype=dtype)).dtype is dtype
-    assert SeedDropout(0.5, False, KEY).to(dtype).key.dtype is torch.int64
+    assert SeedDropout(0.5, KEY).to(dtype)(torch.ones(8, dtype=dtype)).dtype is dtype
+    assert SeedDropout(0.5, KEY).to(dtype).key.dtype is torch.int64
 
 
 def test_it_leaves_the_global_stream_alone():
     before = torch.get_rng_state()
     with no_global_draws():
-        SeedDropout(0.5, False, KEY)(torch.ones(9))
+        SeedDropout(0.5, KEY)(torch.ones(9))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_masks_are_those_of_eager_without_recompiles():
-    eager, traced = SeedDropout(0.5, False, KEY), SeedDropout(0.5, False, KEY)
+    eager, traced = SeedDropout(0.5, KEY), SeedDropout(0.5, KEY)
     compiled, x = torch.compile(traced, backend="aot_eager", fullgraph=True), torch.randn(6, 6)
     assert same_bits(compiled(x), eager(x))
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -136,7 +185,7 @@ def test_many_masks_of_one_stream_are_independent(key):
 
 @pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 1 - 1e-9])
 def test_the_share_that_is_dropped(p):
-    dropped = 1 - (SeedDropout(p, False, KEY)(torch.ones(400_000)) != 0).double().mean().item()
+    dropped = 1 - (SeedDropout(p, KEY)(torch.ones(400_000)) != 0).double().mean().item()
     assert dropped == pytest.approx(p, abs=5 * (p * (1 - p) / 400_000) ** 0.5 + 1e-9)
 
 
@@ -155,13 +204,13 @@ def test_privatize_replaces_dropout_modules_and_nothing_else():
     linear = module[0]
     assert privatize(module, KEY) is module
     assert module[0] is linear
-    kinds = [(type(m), m.p, m.channels, m.training) for m in module.modules() if isinstance(m, SeedDropout)]
+    kinds = [(type(m), m.p, m.training) for m in module.modules() if isinstance(m, PrivateDropout)]
     assert kinds == [
-        (SeedDropout, 0.1, False, False),
-        (SeedDropout, 0.2, True, False),
-        (SeedDropout, 0.3, False, False),
+        (SeedDropout, 0.1, False),
+        (SeedDropout2d, 0.2, False),
+        (SeedDropout, 0.3, False),
     ]
-    keys = [m.key.item() for m in module.modules() if isinstance(m, SeedDropout)]
+    keys = [m.key.item() for m in module.modules() if isinstance(m, PrivateDropout)]
     assert len(set(keys)) == 3
     assert keys[0] == key_of(KEY, "1")
 
@@ -189,7 +238,7 @@ def test_a_dropout_used_in_two_places_stays_one_module():
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_a_mask_that_is_drawn_again_in_backward_is_warned_of(use_reentrant: bool) -> None:
-    dropout, x = SeedDropout(0.5, False, KEY), torch.ones(64, requires_grad=True)
+    dropout, x = SeedDropout(0.5, KEY), torch.ones(64, requires_grad=True)
     out = checkpoint(lambda x: dropout(x) * x, x, use_reentrant=use_reentrant)
     with pytest.warns(UserWarning, match="inside of a backward pass, for activation checkpointing"):
         out.sum().backward()

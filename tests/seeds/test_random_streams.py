@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxgraft
-from fxgraft.seeds.dropout import SeedDropout
+from fxgraft.seeds.dropout import SeedDropout, SeedDropout2d
 from tests.harness import assert_same_bits, frozen, loss_of, train
 from tests.lifecycle.test_isolation_properties import OPTIMIZERS
 from tests.seed_modules import Drawing, Scale
@@ -104,22 +104,22 @@ def test_initialisation_does_not_depend_on_what_was_drawn_before() -> None:
 
 
 def test_masks_differ_between_draws_names_and_places_and_have_the_right_rate() -> None:
-    drop = SeedDropout(0.25, channels=False, key=1)
+    drop = SeedDropout(0.25, key=1)
     x = torch.ones(40_000)
     first, second = drop(x), drop(x)
-    other = SeedDropout(0.25, channels=False, key=2)(x)
+    other = SeedDropout(0.25, key=2)(x)
     for mask in (first, second, other):
         assert abs(float((mask == 0).float().mean()) - 0.25) < 0.01
         assert set(mask.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
     for a, b in ((first, second), (first, other), (first[1:], first[:-1])):
         both = float(((a == 0) & (b == 0)).float().mean())
         assert abs(both - 0.0625) < 0.01, "masks are not independent"
-    assert_same_bits(SeedDropout(0.25, channels=False, key=1)(x), first, "the same draw again")
-    assert SeedDropout(0.25, channels=False, key=1).eval()(x) is x
+    assert_same_bits(SeedDropout(0.25, key=1)(x), first, "the same draw again")
+    assert SeedDropout(0.25, key=1).eval()(x) is x
 
 
 def test_channel_dropout_drops_channels() -> None:
-    out = SeedDropout(0.5, channels=True, key=1)(torch.ones(8, 16, 3, 3))
+    out = SeedDropout2d(0.5, key=1)(torch.ones(8, 16, 3, 3))
     per_channel = out.flatten(2)
     assert bool((per_channel == per_channel[..., :1]).all())
     assert 0 < float((per_channel == 0).float().mean()) < 1
