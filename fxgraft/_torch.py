@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.hooks import RemovableHandle
 
 from fxgraft_passes._torch import constant_when_compiled as constant_when_compiled
@@ -258,6 +259,11 @@ def is_hook_with_module(value: Any) -> bool:
 
 
 # Autograd and functorch
+
+
+def is_in_forward_mode() -> bool:
+    """Whether forward-mode differentiation is under way. Missing: calls of a host raise while seeds blend."""
+    return bool(forward_ad._current_level >= 0)
 
 
 def has_saved_tensor_hooks() -> bool:

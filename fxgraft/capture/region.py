@@ -68,6 +68,7 @@ class Region:
     Attributes:
         name: the module's qualified name; ``""`` is the root.
         module: the module itself, of the host's tree.
+        traced_class: its class when it was traced.
         form: the form of the calls for which the graph is valid.
         base: the graph without grafts. Never changed.
     """
@@ -75,6 +76,7 @@ class Region:
     def __init__(self, name: str, module: nn.Module, form: CallForm, base: fx.Graph):
         self.name = name
         self.module = module
+        self.traced_class = type(module)
         self.form = form
         self.base = base
         self._live: Generated | None = None

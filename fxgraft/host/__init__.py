@@ -10,6 +10,7 @@
 `_links`              who hears of what happens to a host
 `_running`            the forwards of a structure, installed in the model's modules, plain or compiled
 `_ownership`          which tensors are the host's own: what a seed must not have
+`_classes`            the classes that generated code is right for
 `_copies`             deep copies of a host that live: averages that lack what grew
 `receiving`           a ``state_dict`` that says of other seeds: the host grows them, or refuses
 `_steered`            stage and alpha of seeds, where a ``state_dict`` of another moment is loaded

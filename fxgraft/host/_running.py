@@ -13,6 +13,7 @@ from torch import nn
 
 from fxgraft.capture.codegen import Generated
 from fxgraft.capture.region import Region
+from fxgraft.host._classes import KnownClasses
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
 
@@ -35,6 +36,7 @@ class Running:
         phase: which forward of the structure.
         compiled: the compiled form of the host, if there is one.
         call: what runs the model.
+        classes: those that the code which runs is of.
         regions: those that were given; others only while there is no graft in any.
     """
 
@@ -45,6 +47,7 @@ class Running:
         self.call: Callable[..., Any] = root
         self._root = root
         self.regions = regions
+        self.classes = KnownClasses()
         self._phases: dict[str, Phase] = {}  # region -> the phase that is installed there
 
     def prepare(self, structure: Structure, phases: Iterable[Phase]) -> None:
@@ -155,6 +158,8 @@ class Running:
             placements = structure.by_region.get(name, ())
             generated = self._generated(structure, name, phase) if placements else None
             self.regions[name].install(generated, [grafts[p.seed] for p in placements])
+        running = {n for name in structure.by_region for n in (name, *structure.merged.get(name, ()))}
+        self.classes = KnownClasses(self.regions[name] for name in sorted(running))
 
     def _generated(self, structure: Structure, name: str, phase: Phase) -> Generated:
         parts = [self.regions[part] for part in structure.merged.get(name, ())]

@@ -264,7 +264,11 @@ class Host(Members):
         Args:
             *args: the arguments of the model.
             **kwargs: the same, by name.
+
+        Raises:
+            TraceError: the class of a module in which something grew was changed.
         """
+        self._running.classes.check()
         if (on_call := self._links.on_call) is not None:
             on_call(args, kwargs)
         return self._running.call(*args, **kwargs)

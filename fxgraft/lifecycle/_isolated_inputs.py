@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.utils import _pytree as pytree
 
 from fxgraft import _torch
@@ -48,13 +49,17 @@ class InputWatch:
 
     def look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The host is called."""
-        if self.is_on and torch.is_grad_enabled():
+        if not self.is_on:
+            return
+        forward = _torch.is_in_forward_mode()
+        if forward or torch.is_grad_enabled():
+            is_followed = _has_tangent if forward else _requires_grad
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Tensor):
-                    if value.requires_grad:
+                    if is_followed(value):
                         _say(self._number)
                 elif isinstance(value, (tuple, list, dict)) and any(
-                    map(_requires_grad, pytree.tree_leaves(value))
+                    map(is_followed, pytree.tree_leaves(value))
                 ):
                     _say(self._number)
 
@@ -88,3 +93,12 @@ def _is_in_the_value(seed: Seed) -> bool:
 
 def _requires_grad(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _has_tangent(leaf: object) -> bool:
+    """Whether forward-mode differentiation follows it; what requires grad is followed as well."""
+    return isinstance(leaf, Tensor) and (leaf.requires_grad or _tangent(leaf) is not None)
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    return unpack_dual(tensor).tangent  # type: ignore[no-untyped-call, no-any-return]

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import fxgraft
 from tests.seed_modules import Scale
@@ -105,6 +106,32 @@ def test_inputs_in_containers_by_name_and_made_by_another_model(check_every: int
     manager.blend("a", steps=9)
     host(t=X.clone().requires_grad_())
     assert said(caplog) == 2
+
+
+def jvp(host: nn.Module, x: Tensor) -> None:
+    torch.func.jvp(host, (x,), (torch.ones_like(x),))
+
+
+def dual(host: nn.Module, x: Tensor) -> None:
+    with forward_ad.dual_level(), torch.no_grad():
+        host(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def jacfwd(host: nn.Module, x: Tensor) -> None:
+    torch.func.jacfwd(host)(x)
+
+
+@pytest.mark.parametrize("derive", [jvp, dual, jacfwd])
+def test_it_is_said_in_forward_mode(derive, caplog) -> None:
+    host, manager = grown()
+    with forward_ad.dual_level():
+        host(X)
+    manager.blend("a", to=1.0, steps=0)
+    with forward_ad.dual_level():
+        host(X)
+    assert said(caplog) == 0, "no derivative of an input is asked for"
+    derive(host, X)
+    assert said(caplog) == 1
 
 
 def test_looks_only_while_there_is_something_to_find() -> None:

@@ -137,6 +137,13 @@ def test_autograd_and_transforms() -> None:
     assert inside == [True]
     assert not _torch.is_in_backward()
 
+    forward = []
+    torch.func.jvp(
+        lambda x: forward.append(_torch.is_in_forward_mode()) or x, (torch.ones(2),), (torch.ones(2),)
+    )
+    assert forward == [True]
+    assert not _torch.is_in_forward_mode()
+
     seen = []
     torch.func.vmap(lambda x: seen.append(_torch.is_inside_transform()) or x)(torch.ones(2))
     assert seen == [True]
