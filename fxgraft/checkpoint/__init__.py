@@ -4,6 +4,7 @@
 `_run`        what a run is made of: host, seeds, optimizers, schedulers, random streams
 `model`       a grown model for inference: no optimizer, no manager
 `file`        one file: tensors in safetensors, a JSON manifest in its header; atomic, checked
+`_sparse`     sparse tensors as dense ones, and back
 `_checks`     whether a checkpoint fits what it is loaded into
 `packing`     nested Python data as JSON beside named tensors, and back
 `_weights`    the tensors of host and seeds, with the versions of their modules

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fxgraft.checkpoint._sparse import put_together, take_apart
 from fxgraft.errors import CheckpointError
 from fxgraft.util.bits import bits
 
@@ -50,9 +51,10 @@ def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[
     try:
         _sweep(target)
         folder.mkdir()
-        plain = _own_memory(tensors)
+        dense, sparse = take_apart(tensors)
+        plain = _own_memory(dense)
         sums = {name: _checksum(tensor) for name, tensor in plain.items()}
-        text = json.dumps({**manifest, "checksums": sums}, allow_nan=False)
+        text = json.dumps({**manifest, "checksums": sums, "sparse": sparse}, allow_nan=False)
         header = {
             "format": FORMAT,
             "version": str(VERSION),
@@ -102,7 +104,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     for name, tensor in tensors.items():
         if _checksum(tensor) != sums[name]:
             raise CheckpointError(f"{path}: is damaged: the checksum of {name} does not match. {DAMAGED}")
-    return manifest, tensors
+    try:
+        return manifest, put_together(tensors, manifest.get("sparse", {}))
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: is damaged: a sparse tensor has other parts: {error}. {DAMAGED}"
+        ) from error
 
 
 def _manifest(path: str | os.PathLike[str], header: dict[str, str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import Tensor, nn
 
 from fxgraft.util.dtensor import local_tensor
@@ -44,6 +45,6 @@ class Ownership:
 def _memory(tensor: Tensor) -> int:
     """Equal for tensors that are one, or that lie in the same memory (``nn.Parameter(other.data)``)."""
     tensor = local_tensor(tensor)
-    if tensor.device.type == "meta" or not (where := tensor.untyped_storage().data_ptr()):
+    if tensor.device.type == "meta" or tensor.layout is not torch.strided:
         return id(tensor)
-    return where
+    return tensor.untyped_storage().data_ptr() or id(tensor)
