@@ -12,6 +12,7 @@ of another region (`Fact.below`).
 from __future__ import annotations
 
 import enum
+import keyword
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -210,7 +211,8 @@ def expression(base: str, path: tuple[Step, ...]) -> str:
         elif kind == "call":
             base = f"{base}.{key}(None)"
         else:
-            base = f"{base}.{key}" if key.isidentifier() else f"getattr({base}, {key!r})"
+            is_name = key.isidentifier() and not keyword.iskeyword(key)
+            base = f"{base}.{key}" if is_name else f"getattr({base}, {key!r})"
     return base
 
 

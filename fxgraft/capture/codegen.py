@@ -8,6 +8,7 @@ lines leave ``linecache`` with the function.
 from __future__ import annotations
 
 import linecache
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from typing import Any
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture._facts import expression
 from fxgraft.capture._guarded_entry import entry_scope, entry_source
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.fallback import nothing_lost
+from fxgraft.errors import SlotError
 from fxgraft_passes.proofs import verify
 
 _functions: weakref.WeakValueDictionary[Any, FunctionType] = weakref.WeakValueDictionary()
@@ -57,12 +60,30 @@ def generate(graph: fx.Graph, form: CallForm, fallback: Callable[..., Any], lack
     verify(graph)
     code = graph.python_code("self")
     source, scope = code.src.strip().replace(" -> _Any_", "", 1) + "\n", dict(code.globals)
+    source = _with_any_names(source, graph)
     if not form.is_plain:
         source = source.replace("def forward(", "def _graph(", 1) + "\n\n" + entry_source(form)
         scope.update(entry_scope(form), _fallback=fallback)
         if not lacks:
             scope["_fell_back"] = nothing_lost
     return Generated(graph, source, _function(source, scope))
+
+
+def _with_any_names(source: str, graph: fx.Graph) -> str:
+    """``source`` of ``graph``, with members written so that Python can read them, whatever they are called.
+
+    ``torch.fx`` writes ``self.layers.class`` for a child named ``class``, and puts others in plain quotes.
+    """
+    targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    for target in sorted(targets, key=len):  # a member comes before what is in it
+        names = target.split(".")
+        written = "self"
+        for name in names:
+            written = f"{written}.{name}" if name.isidentifier() else f'getattr({written}, "{name}")'
+        readable = expression("self", tuple(("attr", name) for name in names))
+        if written != readable:
+            source = re.sub(re.escape(written) + r"(?!\w)", lambda _, text=readable: text, source)
+    return source
 
 
 def _function(source: str, scope: dict[str, Any]) -> FunctionType:
@@ -72,7 +93,15 @@ def _function(source: str, scope: dict[str, Any]) -> FunctionType:
         return known
     _serial += 1
     filename = f"<fxgraft {_serial}>"
-    exec(compile(source, filename, "exec"), scope)
+    try:
+        made = compile(source, filename, "exec")
+    except SyntaxError as error:
+        raise SlotError(
+            f"no code can be written for this place: {error.msg}: {(error.text or '').strip()!r}. Expected "
+            f"arguments and members with names that Python has no other use for: rename that one, or take a "
+            f"slot of another module"
+        ) from error
+    exec(made, scope)
     function: FunctionType = scope["forward"]
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     weakref.finalize(function, linecache.cache.pop, filename, None)

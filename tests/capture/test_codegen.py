@@ -12,9 +12,10 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+import fxgraft
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.codegen import generate
-from fxgraft.errors import IsolationError
+from fxgraft.errors import IsolationError, SlotError
 from fxgraft.util.bits import same_bits
 from fxgraft_passes import Germinate, Graft
 from fxgraft_passes.base import copy_graph
@@ -132,3 +133,22 @@ def test_nothing_stays_behind():
     assert function() is None
     assert name not in linecache.cache
     assert ours() <= before
+
+
+class NewLineName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"a\nb": nn.Linear(4, 4)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.layers["a\nb"](x))
+
+
+def test_what_has_no_code_is_refused_by_name():
+    x = torch.randn(2, 4)
+    host = fxgraft.trace(NewLineName(), (x,))
+    manager, expected = fxgraft.SeedManager(host), host(x)
+    with pytest.raises(SlotError, match=r"no code can be written for this place.*rename that one"):
+        manager.germinate("tanh", "mlp")
+    assert not manager.seeds
+    assert torch.equal(host(x), expected)

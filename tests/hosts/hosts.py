@@ -517,6 +517,19 @@ class OurNames(nn.Module):
         return self.graft(self.regions(self.slots(x)))
 
 
+@host("names of Python's own")
+class KeywordNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({"class": SkipBlock(), "None": nn.Linear(8, 8), 'a"b': SkipBlock()})
+        self.register_buffer("lambda", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers.values():
+            x = torch.tanh(layer(x)) * getattr(self, "lambda")
+        return x
+
+
 @host("graph module")
 def _() -> Given:
     return Given(torch.fx.symbolic_trace(nn.Sequential(SkipBlock(), SkipBlock())), (torch.randn(4, 8),))
