@@ -82,7 +82,7 @@ def _with_any_names(source: str, graph: fx.Graph) -> str:
             written = f"{written}.{name}" if name.isidentifier() else f'getattr({written}, "{name}")'
         readable = expression("self", tuple(("attr", name) for name in names))
         if written != readable:
-            source = re.sub(re.escape(written) + r"(?!\w)", lambda _, text=readable: text, source)
+            source = re.sub(re.escape(written) + r"(?!\w)", readable.replace("\\", r"\\"), source)
     return source
 
 

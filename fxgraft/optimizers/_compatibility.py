@@ -57,11 +57,26 @@ def why_incompatible(
             f"Muon takes matrices, and it has {parameter.dim()} dimension(s); give the manager a second "
             f"optimizer beside it, with a parameter of the host that has as many"
         )
+    if needs_momentum(optimizer, group) and group["dampening"]:
+        return (
+            f"SGD(fused=True) with momentum and dampening takes no new parameters once it has made a step; "
+            f"make it with foreach=True. {INSTEAD}"
+        )
     if known in _REAL_ONLY and parameter.is_complex():
         return f"{known.__name__} takes real parameters, and it is complex. {INSTEAD}"
     if known is not None or not tries or parameter.is_meta:
         return None
     return _tried(optimizer, group, parameter)
+
+
+def needs_momentum(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether a new parameter needs a momentum buffer before its first step.
+
+    The fused SGD takes a group in which all have one, or none. From zeros it makes the step that it makes
+    without, where there is no dampening.
+    """
+    is_sgd = _STEPS.get(inspect.unwrap(type(optimizer).step)) is optim.SGD
+    return bool(is_sgd and group.get("fused") and group["momentum"])
 
 
 def _tried(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> str | None:

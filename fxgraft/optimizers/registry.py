@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import BlueprintError
 from fxgraft.optimizers import groups, requests
+from fxgraft.optimizers._compatibility import needs_momentum
 from fxgraft.optimizers.census import Group, shared_groups
 from fxgraft.optimizers.groups import OwnGroup
 from fxgraft.optimizers.places import Destination, Places, Rings
@@ -164,9 +166,12 @@ class SeedParameterRegistry:
             if own is not None:
                 own.add(members)
                 continue
-            group = shared_groups(self._optimizers[like[0]])[like[1]]
+            optimizer = self._optimizers[like[0]]
+            group = shared_groups(optimizer)[like[1]]
             for name, parameter in members.items():
                 _add(group, name, parameter)
+                if needs_momentum(optimizer, group):
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         self._where.accept()
         amend(seed, places=places)
 

@@ -36,6 +36,7 @@ def named_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 KINDS: dict[str, Callable[[nn.Module], list[torch.optim.Optimizer]]] = {
     "sgd": lambda m: [torch.optim.SGD(m.parameters(), 1e-2, momentum=0.9)],
+    "sgd fused": lambda m: [torch.optim.SGD(m.parameters(), 1e-2, momentum=0.9, fused=True)],
     "adamw": lambda m: [torch.optim.AdamW(m.parameters(), 1e-2)],
     "adamw foreach": lambda m: [torch.optim.AdamW(m.parameters(), 1e-2, foreach=True)],
     "adamw fused": lambda m: [torch.optim.AdamW(m.parameters(), 1e-2, fused=True)],
@@ -118,6 +119,30 @@ def test_a_parameter_joins_the_group_of_its_kind() -> None:
     matrices, flat = ({id(p) for p in g["params"]} for g in optimizers[0].param_groups)
     assert id(module.weight) in matrices
     assert id(module.bias) in flat
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_seed_in_a_group_of_the_fused_sgd_moves_as_in_another(nesterov: bool) -> None:
+
+    def weight(fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+        settings = {"momentum": 0.9, "nesterov": nesterov, "fused": fused}
+        optimizer = torch.optim.SGD(host.parameters(), 1e-2, **settings)
+        manager = fxgraft.SeedManager(host, optimizer)
+        train(host, optimizer, [PLAN.batch(0)], lambda i: manager.step())
+        seed = manager.germinate(SLOT, nn.Linear(4, 4))
+        train(host, optimizer, [PLAN.batch(i) for i in range(3)], lambda i: manager.step())
+        return seed.module.weight.detach()
+
+    torch.testing.assert_close(weight(fused=True), weight(fused=False))
+
+
+def test_what_the_fused_sgd_cannot_begin_with_is_refused_by_name() -> None:
+    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    optimizer = torch.optim.SGD(host.parameters(), 1e-2, momentum=0.9, dampening=0.1, fused=True)
+    with pytest.raises(fxgraft.errors.BlueprintError, match=r"SGD\(fused=True\).*foreach=True"):
+        fxgraft.SeedManager(host, optimizer).germinate(SLOT, nn.Linear(4, 4))
 
 
 def test_frozen_parameters_and_none_at_all_are_legal() -> None:
