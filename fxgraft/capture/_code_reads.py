@@ -14,6 +14,9 @@ from fxgraft.capture._facts import Step, equals, is_constant, is_object
 from fxgraft.capture._findings import Findings
 from fxgraft_passes.saved_names import Variable
 
+GENERATED = "<grown "
+"""How the file names of code begin that `fxgraft.fossils` generates."""
+
 
 class CodeReads(Findings):
     """Watches which functions of the model's own code are called.
@@ -61,6 +64,8 @@ class CodeReads(Findings):
 
     def _reach(self, frame: FrameType) -> None:
         """By which class, or which item of a global dictionary, the function came to be called."""
+        if frame.f_code.co_filename.startswith(GENERATED):
+            return  # of a model that `unwrap` made: nobody replaces it, and no pickle has a name for it
         if (method := reached(frame)) is not None:
             path = _path_of(method)
             held = functools.reduce(_follow, path, method.cls)

@@ -10,6 +10,7 @@ that you trust.
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import linecache
 import sys
@@ -64,7 +65,7 @@ class GrownCode:
         imported = {alias: importlib.import_module(path) for alias, path in self.modules.items()}
         functions = {alias: PLAIN[name] for alias, name in self.functions.items()}
         scope = {**imported, **functions, **self.values, "_fallback": self.base.forward}
-        filename = f"<grown {self.name} {id(self):x}>"
+        filename = f"<grown {self.name} {id(self):x}>"  # by which a trace knows it: `GENERATED`
         exec(compile(self.source, filename, "exec"), scope)
         lines = self.source.splitlines(keepends=True)
         linecache.cache[filename] = (len(self.source), None, lines, filename)  # for tracebacks
@@ -80,10 +81,25 @@ class GrownCode:
         return eval, (_REBUILD, {"text": self.text, "scope": {"__name__": "grown"}, "parts": parts})
 
 
+_kinds: dict[type, type] = {}
+
+
+def _kind_of(base: type) -> type:
+    """The metaclass of a class that is made of ``base``: it lets the class itself be pickled, by its code.
+
+    What grew further holds its class so, and it is the base of another one in the next unwrapped model.
+    """
+    if type(base) not in _kinds:
+        made = _kinds[type(base)] = type("GrownKind", (type(base),), {})
+        copyreg.pickle(made, lambda cls: (getattr, (cls.grown_code, "made")))  # type: ignore[attr-defined]
+    return _kinds[type(base)]
+
+
 def _class_of(code: GrownCode, generated: Callable[..., Any]) -> type[nn.Module]:
     base: Any = code.base
 
-    class Grown(base):  # type: ignore[misc]
+    class Grown(base, metaclass=_kind_of(base)):  # type: ignore[metaclass, misc]
+        grown_code = code
         forward = generated
 
         def _own_forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -38,6 +39,28 @@ def test_copies(copied: Callable[[nn.Module], nn.Module]) -> None:
         for parameter in twin.parameters():
             parameter.zero_()
     assert plain.eval()(*given.args).any()
+
+
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_model_that_grew_several_times_is_a_file_like_any_other(
+    through_a_file: bool, tmp_path: Path
+) -> None:
+    """What `unwrap` returned is traced, grown and unwrapped again: each class is made of the one before."""
+    given = Given(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), (torch.randn(8, 4),))
+    model, files = given.model, []
+    for generation in range(3):
+        host = fxgraft.trace(model, given.args)
+        fossil(fxgraft.SeedManager(host), "1", "mlp", name=f"seed{generation}")
+        expected = host(*given.args)
+        model = fxgraft.unwrap(host)
+        for copied in (copy.deepcopy, reloaded):
+            assert_same_bits(copied(model)(*given.args), expected)
+        again = pickle.loads(pickle.dumps(host))
+        assert_same_bits(again(*given.args), expected)
+        assert_same_bits(fxgraft.unwrap(again)(*given.args), expected)
+        model = reloaded(model) if through_a_file else model
+        files.append(saved(given, host, tmp_path, f"generation{generation}"))
+    run_elsewhere(tmp_path, *files)
 
 
 ELSEWHERE = """
