@@ -37,8 +37,8 @@ ASKS = (
 REMEDY = re.compile(rf"{TELLS}|(?:^|[.;:,(] |or |(?:for|when) \w+, )(?:{ASKS})\b", re.IGNORECASE)
 """An error tells what was expected, or asks to do something."""
 CAUGHT = {
-    *(f"fxgraft.capture.{name}" for name in ("formulas", "merge", "proxy")),
-    *(f"fxgraft.compiling.{name}" for name in ("by_value", "child", "parcel")),
+    *(f"fxgraft.capture.{name}" for name in ("_formulas", "merge", "_proxy")),
+    *(f"fxgraft.compiling.{name}" for name in ("_by_value", "_child", "_parcel")),
     *(f"fxgraft.util.{name}" for name in ("lazy_modules", "reading")),
     *(
         "fxgraft.explore.autogrow",

@@ -174,9 +174,9 @@ def test_a_place_that_cannot_be_is_an_error(place: str, tmp_path: Path) -> None:
         {"manifest": {"x": object()}},
         {"manifest": {"x": float("nan")}},
         {"manifest": {}, "tensors": {"t": torch.empty(2, device="meta")}},
-        {"manifest": {}, "tensors": {"t": torch.eye(2).to_sparse()}},
+        {"manifest": {}, "tensors": {"t": torch.eye(2).to_mkldnn()}},
     ],
-    ids=["object", "nan", "meta", "sparse"],
+    ids=["object", "nan", "meta", "mkldnn"],
 )
 def test_content_that_cannot_be_saved_is_an_error(content: dict, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
