@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from fxgraft.checkpoint.packing import conform
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
+from fxgraft.telemetry.events import logger
+from fxgraft.util.text import pluralize
+from fxgraft_passes.graft import SEEDS
 
 
 def check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
@@ -41,6 +45,32 @@ def check_weights(what: str, saved: Mapping[str, Any], given: Mapping[str, Any])
             f"the checkpoint's {what} do not fit its seeds: {', '.join(different[:3])}. Expected blueprints "
             f"that make the modules of the saved run"
         )
+
+
+def frozen(host: Host) -> list[str]:
+    """The parameters of the host, without those of seeds, that do not require gradients."""
+    return [
+        name
+        for name, parameter in host.named_parameters()
+        if not parameter.requires_grad and not name.startswith(f"{SEEDS}.")
+    ]
+
+
+def warn_of_frozen(path: str | os.PathLike[str], host: Host, saved: Any) -> None:
+    """Say which parameters of the host train that did not in the saved run, and the other way round."""
+    if not isinstance(saved, list):  # in files of before
+        return
+    ours, theirs = set(frozen(host)), {name for name in saved if isinstance(name, str)}
+    for names, what in ((theirs - ours, "do"), (ours - theirs, "do not")):
+        if names:
+            logger.warning(
+                "%s: %s of the host %s require gradients, other than in the saved run (%s). To go on as it "
+                "would have, freeze the fresh host in the same way before load",
+                path,
+                pluralize(len(names), "parameter"),
+                what,
+                ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else ""),
+            )
 
 
 def _form(value: Any) -> tuple[Any, ...]:

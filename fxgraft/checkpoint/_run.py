@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft.checkpoint import _ranks, file, optimizers, randomness
-from fxgraft.checkpoint._checks import check_model, check_types, check_weights, scheduler_state
+from fxgraft.checkpoint._checks import (
+    check_model,
+    check_types,
+    check_weights,
+    frozen,
+    scheduler_state,
+    warn_of_frozen,
+)
 from fxgraft.checkpoint._seeds import SeedRecord, stream_seed
 from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weights, unsaved_buffers
 from fxgraft.checkpoint.packing import pack, unpack
@@ -79,6 +86,7 @@ def save(
             if seed.module is not None
         ],
         "seeds_in_order": True,
+        "frozen": frozen(host),
         "example": host.example,
         "widenings": records(host),
         "optimizers": optimizers.record(trainers, host, tensors),
@@ -125,7 +133,9 @@ def restore(
         if rank:
             streams = _ranks.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
         restoration = _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams, alone=alone)
-        return restoration.run(blueprints)
+        state = restoration.run(blueprints)
+        warn_of_frozen(path, lifecycle.host, manifest.get("frozen"))
+        return state
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way

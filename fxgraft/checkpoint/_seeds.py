@@ -93,6 +93,7 @@ class SeedRecord:
     hyper: dict[str, Any] | None = None
     source: str | None = None
     places: dict[str, tuple[int, int]] | None = None
+    frozen: list[str] | None = None  # parameters that do not require gradients; None: as they are built
 
     @classmethod
     def of(cls, seed: Seed) -> SeedRecord:
@@ -113,6 +114,7 @@ class SeedRecord:
             None if hyper is None else dict(hyper),
             seed.source,
             None if seed.places is None else dict(seed.places),
+            _frozen(seed.module),
         )
 
     @classmethod
@@ -199,6 +201,7 @@ class SeedRecord:
             around = nursery.surroundings(lifecycle.host, slot)
             grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)
         lifecycle.go_live(seed, slot, grown)
+        self._freeze(grown)  # not before: what was frozen later is in an optimizer all the same
         stage = Stage[self.stage]
         seed.set_alpha(*self.alphas)
         amend(seed, alpha=self.alpha)
@@ -215,6 +218,13 @@ class SeedRecord:
             lifecycle.gradients.pause(seed.name, seed.paused)
         return seed
 
+    def _freeze(self, module: nn.Module) -> None:
+        """Let the same parameters require gradients as in the saved run."""
+        if self.frozen is not None:
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad == (name in self.frozen):
+                    parameter.requires_grad_(name not in self.frozen)
+
     def _source(self, blueprints: Mapping[str, BlueprintLike]) -> BlueprintLike:
         for name in (self.name, self.blueprint):
             if name in blueprints:
@@ -226,6 +236,12 @@ class SeedRecord:
             f"not hold; pass load(..., blueprints={{{self.name!r}: <module or factory>}}), or let "
             f"host.seed_blueprints have it"
         )
+
+
+def _frozen(module: nn.Module | None) -> list[str] | None:
+    if module is None:
+        return None
+    return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
 
 
 def stream_seed(given: Any) -> int:

@@ -55,9 +55,10 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
                 f"optimizer {number}: its groups hold other parameters than those of the checkpoint: "
                 f"expected {_short(theirs)}; got {_short(ours)}"
             )
-    seeds = {n: p for n, p in model.named_parameters() if n.startswith(_SEED) and p.requires_grad}
-    places = sorted(n for names in saved for group in names for n in group if n and n.startswith(_SEED))
-    if optimizers and places != sorted(seeds):
+    seeds = {n: p for n, p in model.named_parameters() if n.startswith(_SEED)}
+    places, here = _of_seeds(saved), _of_seeds(parameter_names(o, model) for o in optimizers)
+    # There may be more than here, where somebody let a part train that its blueprint makes frozen.
+    if optimizers and not (set(here) <= set(places) <= set(seeds) and len(places) == len(set(places))):
         raise CheckpointError(
             f"the optimizers of the checkpoint hold other parameters than its seeds have. {DAMAGED}"
         )
@@ -76,6 +77,10 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
                 group[key][:] = [
                     news[n] if n is not None and n.startswith(_SEED) else next(own) for n in wanted
                 ]
+
+
+def _of_seeds(saved: Iterable[Names]) -> list[str]:
+    return [n for names in saved for group in names for n in group if n and n.startswith(_SEED)]
 
 
 def put(optimizer: Optimizer, saved: Names, state: dict[str, Any], model: nn.Module) -> None:

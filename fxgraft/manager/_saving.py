@@ -45,9 +45,11 @@ def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: the file cannot be written, the host has seeds of another manager, or a seed
             blends by a schedule without a name.
+        StageError: it is called in another thread, or inside of `together`, `at_alpha` or `shadow`.
     """
     self._inbox.require_here("save")
     self._acts.refuse("save")
+    self._refuse_while_borrowed("save")  # alpha and what is frozen are others there, for a moment
     if strange := self._lifecycle.foreign_seeds():
         raise CheckpointError(
             f"{os.fspath(path)}: expected a host with seeds of this manager only; it has {strange} of "
