@@ -63,6 +63,20 @@ class PlannedCourse:
         return self.module is not None and self.stage is not Stage.CULLED
 
     @property
+    def words(self) -> str:
+        """What becomes of the seed, in words."""
+        name = self.seed.name
+        if self.stage is Stage.CULLED:
+            return f"the end of {name}"
+        if self.module is not None:
+            return f"the germination of {name}"
+        if self.fossil:
+            return f"the fossilization of {name}"
+        if self.ramp is not None:
+            return f"the blend of {name}"
+        return f"the {'pause' if self.paused else 'resumption'} of {name}"
+
+    @property
     def target(self) -> float:
         """Where alpha goes: to 1 if nothing else was asked for."""
         ramp = self.ramp or self.seed.ramp
@@ -110,6 +124,11 @@ class Act:
         self.thread = threading.current_thread()
         self._courses: dict[Seed, PlannedCourse] = {}
         self.growths: list[PlannedGrowth] = []
+
+    @property
+    def words(self) -> list[str]:
+        """What it does, in words."""
+        return [*(c.words for c in self.courses), *(growth.growing.words for growth in self.growths)]
 
     @property
     def is_empty(self) -> bool:

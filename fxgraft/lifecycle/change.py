@@ -47,6 +47,10 @@ class Birth:
 class Growing(Protocol):
     """What makes the host's own layers larger, as a part of a change."""
 
+    @property
+    def words(self) -> str:
+        """What it does, in words."""
+
     def plan(self) -> bool:
         """Find out, in a step of its own, what serves `carry_out` later; return whether there was any.
 

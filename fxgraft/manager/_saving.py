@@ -11,6 +11,7 @@ from torch import Tensor
 from fxgraft.errors import CheckpointError
 from fxgraft.manager import settings
 from fxgraft.manager._core import ManagerCore
+from fxgraft.telemetry import logger
 from fxgraft.util.interrupts import uninterruptible
 
 
@@ -34,8 +35,9 @@ def reschedule(self: ManagerCore, schedulers: Sequence[Any]) -> None:
 def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
     """Write structure, weights, lifecycle, optimizers, schedulers and random streams to one file.
 
-    It is atomic: a process that is killed at any moment leaves the old file or the new one. A seed that
-    is still in preparation (``wait=False``) is not saved. With several ranks each has to call it: rank 0
+    It is atomic: a process that is killed at any moment leaves the old file or the new one. What is still in
+    preparation (``wait=False``: seeds, growths, fusions, what is done together) is not saved, and named in a
+    warning. With several ranks each has to call it: rank 0
     writes the file, the others their random streams beside it, without waiting for each other. For a sharded
     host ``path`` is a folder, in which each rank writes its part; then they wait for each other.
 
@@ -57,6 +59,13 @@ def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
             f"fossils a part of a new host"
         )
     self._saver.save(path)
+    if (late := self._background.waiting.words) and not self.peers.rank:
+        logger.warning(
+            "%s: has not what is still prepared in the background (wait=False): %s. A run that goes on from "
+            "this file has to ask for it again; or save once it has landed",
+            path,
+            ", ".join(late),
+        )
 
 
 def describe(self: ManagerCore) -> tuple[Tensor, list[str]]:

@@ -44,6 +44,13 @@ class Waiting:
         return len(self.pending) + sum(course.is_birth for act in self.acts for course in act.courses)
 
     @property
+    def words(self) -> list[str]:
+        """What is to land, in words; without grafts that depart, which are without effect already."""
+        found = [f"the germination of {name}" for name in self.pending]
+        found += [words for act in self.acts for words in act.words]
+        return found + [f"the fossilization of {name}" for name in self.fossils]
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is to be done."""
         return not (self.acts or self.pending or self.fossils or self._departing)

@@ -57,6 +57,11 @@ class PlannedFusion:
     _known: Known = field(default_factory=dict)
     _of: object = None  # what the host was when those were made
 
+    @property
+    def words(self) -> str:
+        """Which fossils are fused."""
+        return f"the fusion of {', '.join(self.names) or 'all fossils that can be'}"
+
     def plan(self) -> bool:
         """Nothing: what fits what is found out as it is done."""
         return False

@@ -36,6 +36,11 @@ class PlannedWidening:
     _rehearsed: Rehearsed | None = None
     _done: Widening | None = None
 
+    @property
+    def words(self) -> str:
+        """Which channels grow, and by how many."""
+        return f"the growth of {self.widening.group} by {self.widening.by} channels"
+
     def plan(self) -> bool:
         """Find out what the wider tensors are made of, if that is not known of the host as it is."""
         if self._rehearsed is not None and self._rehearsed.is_of(self.host):
