@@ -60,6 +60,6 @@ def put_together(dense: Mapping[str, Tensor], forms: Mapping[str, Any]) -> dict[
                 outer, inner, values, shape, layout=getattr(torch, layout), check_invariants=True
             )
         else:
-            raise ValueError(f"{name} is {layout!r}, which is no layout of a sparse tensor")
+            raise ValueError(f"{name}: expected the layout of a sparse tensor; got {layout!r}")
         tensors[name] = made
     return tensors
