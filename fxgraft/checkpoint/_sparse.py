@@ -33,9 +33,7 @@ def take_apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         elif layout in _COMPRESSED:
             parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
         else:
-            raise ValueError(
-                f"{name} is {tensor.layout}, which has no place in the format: expected a strided or a sparse tensor"
-            )
+            raise ValueError(f"{name}: expected a strided or a sparse tensor; got {tensor.layout}")
         dense |= {f"{name}:{i}": part for i, part in enumerate(parts)}
         forms[name] = [layout, list(tensor.shape), layout == _COO and tensor.is_coalesced()]
     return dense, forms
