@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter, is_, itemgetter
+from collections.abc import Callable, Iterable
+from operator import attrgetter, getitem, is_
 from typing import Any, Protocol
 
 contents_of = attrgetter("cell_contents")
@@ -48,27 +48,26 @@ class FingerprintWatch:
             self.cells += part.cells
             self.containers += part.containers
             self.empty += part.empty
-        self._getters = list(self._make_getters())
+        # In flat lists, so that each is gone through without running Python in between.
+        self._items, self._attributes = _Pairs(getitem), _Pairs(getattr)
+        for holder, found in self.reads.values():
+            pairs = self._items if isinstance(holder, dict) else self._attributes
+            for name, value in found.items():
+                pairs.add(holder, name, value)
+        self._contents = [contents_of(cell) for cell in self.cells]
         self._now = [container for container, _ in self.containers]
         self._then = [contents for _, contents in self.containers]
-
-    def _make_getters(self) -> Iterator[tuple[Callable[[Any], Any], Any, tuple[Any, ...]]]:
-        """What reads several values of a holder at once, and what they were."""
-        for holder, found in self.reads.values():
-            values = list(found.values())
-            get: Any = itemgetter if isinstance(holder, dict) else attrgetter
-            # With two names or more a getter returns a tuple.
-            yield get(*found, next(iter(found))), holder, (*values, values[0])
-        if self.cells:
-            yield _contents, self.cells, tuple(map(contents_of, self.cells))
 
     def holds(self) -> bool:
         """Whether nothing has changed."""
         try:
-            for get, holder, found in self._getters:
-                if not all(map(is_, get(holder), found)):
-                    return False
-            return self._now == self._then and not any(self.empty)
+            return (
+                self._items.hold()
+                and self._attributes.hold()
+                and all(map(is_, map(contents_of, self.cells), self._contents))
+                and self._now == self._then
+                and not any(self.empty)
+            )
         except Exception:  # a name that is gone, values that cannot be compared
             return False
 
@@ -82,5 +81,20 @@ class FingerprintWatch:
         return "" if self.holds() else "a hook, a submodule or what is in a container"
 
 
-def _contents(cells: list[Any]) -> tuple[Any, ...]:
-    return tuple(map(contents_of, cells))
+class _Pairs:
+    """Values by holder and name, and whether they are still the same objects."""
+
+    def __init__(self, read: Callable[[Any, str], Any]):
+        self._read = read
+        self._holders: list[Any] = []
+        self._names: list[str] = []
+        self._values: list[Any] = []
+
+    def add(self, holder: Any, name: str, value: Any) -> None:
+        self._holders.append(holder)
+        self._names.append(name)
+        self._values.append(value)
+
+    def hold(self) -> bool:
+        """Raises what reading raises where a name is gone."""
+        return all(map(is_, map(self._read, self._holders, self._names), self._values))

@@ -23,7 +23,7 @@ from fxgraft.host.host import Host
 from fxgraft.resizing._joining import tensors_of
 from fxgraft.resizing._not_alike import NotAlikeError
 from fxgraft.resizing._same_settings import Shares, check_settings, is_of_one_class, sizes
-from fxgraft.seeds.dropout import SeedDropout
+from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Slot, operators
 
@@ -164,7 +164,8 @@ def _reads(user: fx.Node) -> bool:
 def _traced(module: nn.Module, leaves: Collection[type]) -> tuple[list[fx.Node], nn.Module, fx.Node]:
     class Tracer(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-            return type(m) in (*leaves, SeedDropout) or super().is_leaf_module(m, module_qualified_name)
+            is_dropout = isinstance(m, PrivateDropout)
+            return is_dropout or type(m) in leaves or super().is_leaf_module(m, module_qualified_name)
 
     if type(module) in leaves or isinstance(module, nn.Linear | nn.Identity):
         raise NotAlikeError(f"is one {type(module).__name__}")

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxgraft.resizing._not_alike import NotAlikeError
-from fxgraft.seeds.dropout import SeedDropout
+from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft_passes.bits import same_tensor
 
 IGNORED = {
@@ -41,9 +41,6 @@ _OF_HOOKS = (
     "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
 )
-
-_DROPOUTS = {False: (nn.Dropout,), True: (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)}
-"""What stands for a `SeedDropout` in the host, by whether it drops channels."""
 
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
@@ -76,8 +73,8 @@ def sizes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> set[tuple
 
 def is_of_one_class(ours: nn.Module, theirs: nn.Module) -> bool:
     """Whether two modules are of one class, a dropout of a seed being one of the host's."""
-    if isinstance(theirs, SeedDropout):
-        return type(ours) in (*_DROPOUTS[theirs.channels], SeedDropout)
+    if isinstance(theirs, PrivateDropout):
+        return type(ours) in (theirs.plain, type(theirs))
     return type(ours) is type(theirs)
 
 
@@ -104,7 +101,7 @@ def check_settings(
     """
     if not is_of_one_class(ours, theirs):
         raise NotAlikeError(f"has a {type(theirs).__name__} where {path} is a {type(ours).__name__}")
-    if isinstance(theirs, SeedDropout):
+    if isinstance(theirs, PrivateDropout):
         if ours.p != theirs.p:
             raise NotAlikeError(f"has p={theirs.p!r} where {path} has p={ours.p!r}")
         return
