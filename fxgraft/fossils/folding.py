@@ -184,7 +184,11 @@ class Folding:
         names = {m: name for tree in (self.host, root) for name, m in tree.named_modules()}
         if self._calls.get(layer, 1) != 1:
             raise NotAffineError(f"stands behind {names[layer]!r}, which is called in several places")
-        if layer._forward_hooks:
+        if (why := _why_weights_are_not_its_own(layer)) is not None:
+            raise NotAffineError(f"stands behind {names[layer]!r}, {why}")
+        if node.op == "call_module" and "forward" in layer.__dict__ and not self._is_traced(layer):
+            raise NotAffineError(f"stands behind {names[layer]!r}, whose forward was replaced")
+        if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
             raise NotAffineError(f"stands behind {names[layer]!r}, whose hooks see its result")
         if layer in self._read:
             raise NotAffineError(f"stands behind {names[layer]!r}, whose weights are read elsewhere as well")
@@ -193,6 +197,23 @@ class Folding:
             if module is not layer and any(id(p) in own for p in module._parameters.values()):
                 raise NotAffineError(f"stands behind {names[layer]!r}, which shares a weight with {name!r}")
         return names[layer], layer
+
+    def _is_traced(self, layer: nn.Module) -> bool:
+        """Whether its ``forward`` is the host's own, which computes what the class does."""
+        return any(region.module is layer for region in self.host.regions.values())
+
+
+def _why_weights_are_not_its_own(layer: nn.Module) -> str | None:
+    """Why what is written to the layer's weights would not stay there; None if it does."""
+    for name in ("weight", "bias"):
+        if getattr(layer, name, None) is not None and layer._parameters.get(name) is None:
+            return (
+                f"whose {name} is no parameter, but computed anew in each call (pruning, weight_norm, "
+                f"spectral_norm): make it one first, with prune.remove or remove_weight_norm"
+            )
+    if layer._forward_pre_hooks:
+        return "whose hooks run before it and may set its weights: remove them first"
+    return None
 
 
 def _floats(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import fxgraft
 from fxgraft.errors import SlotError, StageError
@@ -259,6 +259,19 @@ def hooked():
     return model
 
 
+def hooked_before():
+    model = Behind(nn.Linear(4, 4))
+    model.layer.register_forward_pre_hook(lambda module, args: None)
+    return model
+
+
+def replaced_forward():
+    model = Behind(nn.Linear(4, 4))
+    own = model.layer.forward
+    model.layer.forward = lambda x: own(x).abs()
+    return model
+
+
 class Shuffled(nn.Module):
     def forward(self, x):
         return x.flip(-1)
@@ -318,6 +331,8 @@ REFUSED = [
         "low_rank",
         "into which nothing can be merged",
     ),
+    (hooked_before, ROWS, "layer", "low_rank", "whose hooks run before it and may set its weights"),
+    (replaced_forward, ROWS, "layer", "low_rank", "whose forward was replaced"),
 ]
 
 
@@ -331,6 +346,18 @@ def test_what_cannot_be_merged_stays_and_says_why(model, x, slot, blueprint, why
     assert same_bits(folded.module(x), host(x))
     with pytest.raises(SlotError, match=f"seed 'a' at slot '{slot}' cannot be folded: it .*"):
         fxgraft.fold(host, (x,), seeds=["a"])
+
+
+@pytest.mark.parametrize(
+    "make", [weight_norm, spectral_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)]
+)
+def test_a_weight_that_is_computed_in_each_call_takes_nothing(make):
+    host = grown(Behind(make(nn.Linear(4, 4))), (ROWS,), ("layer", "a", "low_rank", {}))
+    with torch.no_grad():  # leaves a weight that can be copied
+        expected = host.eval()(ROWS)
+        folded = fxgraft.fold(host, (ROWS,))
+    assert "whose weight is no parameter, but computed anew" in folded.refused["a"]
+    torch.testing.assert_close(folded.module(ROWS), expected)
 
 
 def test_a_branch_from_elsewhere():
