@@ -132,7 +132,8 @@ def fuse(self: ManagerCore, *seeds: Seed | str, wait: bool = True) -> Mapping[st
     built that way. Where no other fossil is left in a region it runs its class's own forward again.
 
     Two biases that are added become one, which is trained as one from then on. The step counts in the
-    optimizer are those of the host's parameters.
+    optimizer are those of the host's parameters; moments of Adam, AdamW and Adamax are scaled so that they
+    stand for the same under these. A warning says where hyper-parameters of the branch were others.
 
     Args:
         *seeds: the fossils, or their names; without any: all that can be fused, the others stay.

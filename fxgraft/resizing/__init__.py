@@ -18,6 +18,7 @@
 `_alike`             whether a branch is of the form of what it stands beside (needs networkx)
 `_same_settings`     whether two modules differ in sizes only
 `_joining`           its channels, behind those of the layers there
+`_joined_state`      what optimizers keep for it
 `_not_alike`         why a branch cannot be joined
 ===================  =====================================================================
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,19 @@ from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.widened import Widened
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.resizing._joining import Known, join
+from fxgraft.resizing._joined_state import other_settings
+from fxgraft.resizing._joining import Known, freezing, join
 from fxgraft.resizing._not_alike import NotAlikeError
 from fxgraft.seeds.seed import Seed
 from fxgraft.slots.structure import Placement, Structure
+from fxgraft.telemetry.events import logger
 from fxgraft_passes import Phase
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.replacing import set_tensor
 from fxgraft_passes.graft import SEEDS
+
+Settings = dict[str, dict[str, tuple[Any, Any]]]
+"""Fossil -> hyper-parameters that it had otherwise: of its optimizer, and of that which trains it then."""
 
 
 @dataclass(eq=False)
@@ -53,6 +59,7 @@ class PlannedFusion:
     tell: Callable[[str, str], None]
 
     _found: dict[str, str] = field(default_factory=dict)
+    _settings: Settings = field(default_factory=dict)
     _seeds: list[Seed] = field(default_factory=list)
     _known: Known = field(default_factory=dict)
     _of: object = None  # what the host was when those were made
@@ -82,7 +89,10 @@ class PlannedFusion:
         if self._of != now:
             self._of, self._known = now, {}
         there = dict(self.lifecycle.seeds)
-        self._found = _fuse_all(undo, self.lifecycle, self.names, self.optimizers, self._known)
+        self._settings = {}
+        self._found = _fuse_all(
+            undo, self.lifecycle, self.names, self.optimizers, self._known, self._settings
+        )
         self._seeds = [there[name] for name in self._found]
 
     def told(self) -> None:
@@ -90,6 +100,8 @@ class PlannedFusion:
         for seed in self._seeds:
             self.lifecycle.let_go(seed)
             self.tell(seed.name, self._found[seed.name])
+            if differ := self._settings.get(seed.name):
+                _warn_of_settings(seed.name, self._found[seed.name], differ)
         self.into.update(self._found)
         self._known, self._seeds = {}, []
 
@@ -104,6 +116,7 @@ def _fuse_all(
     wanted: Sequence[str],
     optimizers: Sequence[Optimizer],
     known: Known,
+    settings: Settings,
 ) -> dict[str, str]:
     """Fossil -> the layer that it has become part of."""
     host = lifecycle.host
@@ -116,7 +129,7 @@ def _fuse_all(
             continue
         try:
             with ExitStack() as one:
-                into[name] = _fuse(one, host, name, set(into), optimizers, known)
+                into[name] = _fuse(one, host, name, set(into), optimizers, known, settings)
                 undo.push(one.pop_all())
         except (NotAffineError, NotAlikeError, ChannelError) as why:
             into.pop(name, None)
@@ -156,6 +169,7 @@ def _fuse(
     fused: set[str],
     optimizers: Sequence[Optimizer],
     known: Known,
+    settings: Settings,
 ) -> str:
     placement = _placement(host, name)
     in_front = _in_front(host, placement, fused)
@@ -165,12 +179,33 @@ def _fuse(
         found = counterparts(host, placement, host.graft(name).module)
         group = join(undo, host, placement, found.same, optimizers, known)
         found.shares.check()
+        settings[name] = _other_settings(host, name, found.same, optimizers)
         return group
     if in_front is not None:
         raise NotAffineError(f"stands behind {in_front!r}, which is not fused")
     for each in (host, *host._links.followers):
         layer = _merge(undo, each, _placement(each, name))
     return layer
+
+
+def _other_settings(
+    host: Host, seed: str, same: Mapping[str, str], optimizers: Sequence[Optimizer]
+) -> dict[str, tuple[Any, Any]]:
+    parameters = dict(host.named_parameters())
+    theirs = dict(host.graft(seed).module.named_parameters())
+    pairs = [(parameters[path], theirs[name]) for path, name in same.items() if path in parameters]
+    return {key: both for pair in pairs for key, both in other_settings(*pair, optimizers).items()}
+
+
+def _warn_of_settings(seed: str, layer: str, differ: Mapping[str, tuple[Any, Any]]) -> None:
+    then, now = (", ".join(f"{name}={both[i]}" for name, both in differ.items()) for i in (0, 1))
+    logger.warning(
+        "seed %s: the optimizer trained it with %s; as a part of %s it is trained with %s from now on",
+        seed,
+        then,
+        layer,
+        now,
+    )
 
 
 def _placement(host: Host, name: str) -> Placement:
@@ -193,6 +228,7 @@ def _merge(undo: ExitStack, host: Host, placement: Placement) -> str:
     if placement.slot.source is not None:
         raise NotAffineError(f"reads {placement.slot.source.name!r}, and not the value that it is added to")
     name, layer = folding.layer(placement.slot)
+    _check_learning(host.graft(placement.seed).module, name, layer)
     before = {key: p.detach().clone() for key, p in layer._parameters.items() if p is not None}
     undo.callback(_put_back, layer, before)
     with torch.no_grad():
@@ -200,6 +236,13 @@ def _merge(undo: ExitStack, host: Host, placement: Placement) -> str:
     if layer._parameters.keys() - {k for k, p in layer._parameters.items() if p is None} != before.keys():
         raise NotAffineError(f"has a bias, and {name!r} has none: no optimizer would train a new one")
     return name
+
+
+def _check_learning(fossil: nn.Module, name: str, layer: nn.Module) -> None:
+    """Raise `NotAffineError` where the fossil trains and the layer is frozen, or the other way round."""
+    theirs, ours = ([p.requires_grad for p in module.parameters()] for module in (fossil, layer))
+    if theirs and any(theirs) != any(ours):
+        raise NotAffineError(freezing(name, any(ours)))
 
 
 def _put_back(layer: nn.Module, before: Mapping[str, Tensor]) -> None:

@@ -17,12 +17,13 @@ from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.renewing import Renewal
-from fxgraft.optimizers.nested import nested
+from fxgraft.resizing._joined_state import Carried, carried
 from fxgraft.resizing._not_alike import NotAlikeError
 from fxgraft.resizing.widening import carry_out
 from fxgraft.slots.structure import Placement
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import grow
+from fxgraft_passes.channels.recording import Recording, tensors_in
 from fxgraft_passes.channels.replacing import set_tensor
 
 Known = dict[tuple[str, str], dict[Host, Renewal]]
@@ -57,6 +58,11 @@ def join(
         NotAlikeError: they do not fit each other.
     """
     theirs = tensors_of(host.graft(placement.seed).module)
+    alpha = float(placement.spec.fossil or 0.0)
+    last = _last(host, same) if alpha != 1.0 else set()
+    shares = {path: alpha if path in last else 1.0 for path in same}
+    _check_learning(host, same, theirs)
+    moments = _moments(host, same, theirs, shares, optimizers)
     shapes = {path: tuple(theirs[name].shape) for path, name in same.items()}
     fresh: _Fresh = {}
     inside = [g.name for g in engine.untried_channels(host).values() if _is_inside(g, same)]
@@ -75,9 +81,11 @@ def join(
         known[placement.seed, name] = carry_out(
             undo, host, growth, subject, optimizers, copies=False, known=traced
         )
-    alpha = float(placement.spec.fossil or 0.0)
     for each in (host, *host._links.followers):
-        _fill(undo, each, placement.seed, same, fresh, alpha, optimizers if each is host else ())
+        _fill(undo, each, placement.seed, same, fresh, shares)
+    for path, found in moments.items():
+        for one in found if path in fresh else ():
+            _join_moments(undo, one, fresh[path])
     return names[0] if names else next(iter(same)).rpartition(".")[0]
 
 
@@ -103,23 +111,18 @@ def _fill(
     seed: str,
     same: Mapping[str, str],
     fresh: _Fresh,
-    alpha: float,
-    optimizers: Sequence[Optimizer],
+    shares: Mapping[str, float],
 ) -> None:
     theirs = tensors_of(host.graft(seed).module)
-    last = _last(same)
     for path, name in same.items():
         ours, other = _tensor(host, path), theirs[name]
         if not isinstance(ours, nn.Parameter) and path not in fresh:
             if not torch.equal(ours, other):
                 raise NotAlikeError(f"has other numbers in {name} than {path}, which is no part of channels")
             continue
-        share = alpha if path in last else 1.0
-        joined = _joined(path, ours.detach(), other.detach(), fresh.get(path, ()), share)
+        joined = _joined(path, ours.detach(), other.detach(), fresh.get(path, ()), shares[path])
         undo.callback(set_tensor, ours, ours.data, ours.grad)
-        set_tensor(ours, joined, ours.grad)
-        if path in fresh and isinstance(ours, nn.Parameter):
-            _join_moments(undo, path, ours, other, fresh[path], optimizers)
+        set_tensor(ours, joined, _gradient(ours, other, fresh.get(path, ()), shares[path]))
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -134,10 +137,50 @@ def _tensor(host: Host, path: str) -> Tensor:
     return found
 
 
-def _last(same: Mapping[str, str]) -> set[str]:
-    """The parameters of the layer that ends the branch: those whose result is added, at its alpha."""
-    layers = dict.fromkeys(path.rpartition(".")[0] for path in same)
-    end = list(layers)[-1]
+def _check_learning(host: Host, same: Mapping[str, str], theirs: Mapping[str, Tensor]) -> None:
+    """Raise `NotAlikeError` where one of two parameters trains, and the other is frozen."""
+    for path, name in same.items():
+        ours, other = _tensor(host, path), theirs[name]
+        if ours.requires_grad != other.requires_grad:
+            raise NotAlikeError(freezing(path, ours.requires_grad))
+
+
+def freezing(path: str, trains: bool) -> str:
+    """Why what trains and what is frozen cannot become one."""
+    both = f"is frozen, and {path} trains" if trains else f"trains, and {path} is frozen"
+    return (
+        f"{both}: as one, both would train or none. Expected the same of both: set requires_grad of one as "
+        f"that of the other first, and let an optimizer have what trains"
+    )
+
+
+def _moments(
+    host: Host,
+    same: Mapping[str, str],
+    theirs: Mapping[str, Tensor],
+    shares: Mapping[str, float],
+    optimizers: Sequence[Optimizer],
+) -> dict[str, list[Carried]]:
+    """What optimizers keep for the branch, by the parameter that it goes to."""
+    found = {}
+    for path, name in same.items():
+        ours, other = _tensor(host, path), theirs[name]
+        if isinstance(ours, nn.Parameter) and isinstance(other, nn.Parameter):
+            found[path] = carried(path, ours, other, shares[path], optimizers)
+    return found
+
+
+def _last(host: Host, same: Mapping[str, str]) -> set[str]:
+    """The parameters of the layer that runs last: those whose result is added, at the branch's alpha."""
+    subject = subject_of(host, host.example_call())
+    recording = Recording()
+    with subject.session():
+        used = {id(tensor): path for path, tensor in subject.record({}, False, recording).items()}
+    end = ""
+    for operation in recording.operations:
+        for tensor in tensors_in((operation.args, operation.kwargs)):
+            if (path := used.get(id(tensor))) in same:
+                end = str(path).rpartition(".")[0]
     return {path for path in same if path.rpartition(".")[0] == end}
 
 
@@ -162,22 +205,20 @@ def _block(grown: Sequence[tuple[int, tuple[int, ...]]], tensor: Tensor) -> tupl
     return torch.meshgrid(*axes, indexing="ij") if len(axes) > 1 else (axes[0],)
 
 
-def _join_moments(
-    undo: ExitStack,
-    path: str,
-    ours: nn.Parameter,
-    other: Tensor,
-    grown: Sequence[tuple[int, tuple[int, ...]]],
-    optimizers: Sequence[Optimizer],
-) -> None:
-    for optimizer in optimizers:
-        for holder in (optimizer, *nested(optimizer)):
-            state, theirs = holder.state.get(ours), holder.state.get(other)
-            if not state or not theirs:
-                continue
-            undo.callback(state.update, dict(state))
-            for key, value in list(state.items()):
-                found = theirs.get(key)
-                if isinstance(value, Tensor) and isinstance(found, Tensor) and value.shape == ours.shape:
-                    state[key] = value.clone()
-                    state[key][_block(grown, value)] = found.to(value.dtype)
+def _gradient(
+    ours: Tensor, other: Tensor, grown: Sequence[tuple[int, tuple[int, ...]]], share: float
+) -> Tensor | None:
+    """The gradient that waits for a step, of both: what is multiplied by alpha has 1 / alpha of that."""
+    if other.grad is None or not grown:  # what is added to something has the gradient of this
+        return ours.grad if ours.grad is not None or other.grad is None or not share else other.grad / share
+    joined = torch.zeros_like(ours) if ours.grad is None else ours.grad.clone()
+    joined[_block(grown, ours)] = (other.grad / share if share else 0 * other.grad).to(joined.dtype)
+    return joined
+
+
+def _join_moments(undo: ExitStack, moments: Carried, grown: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+    state = moments.ours
+    undo.callback(state.update, dict(state))
+    for key, found in moments.found.items():
+        state[key] = state[key].clone()
+        state[key][_block(grown, state[key])] = found.to(state[key].dtype)
