@@ -8,6 +8,7 @@
 `_checks`     whether a checkpoint fits what it is loaded into
 `packing`     nested Python data as JSON beside named tensors, and back
 `_weights`    the tensors of host and seeds, with the versions of their modules
+`_buffers`    the buffers that no ``state_dict`` has
 `_seeds`      the record of a seed, and a seed from a record
 `_structure`  how seeds are wired, as a tensor of bytes in a ``state_dict``
 `optimizers`  state of optimizers, and which parameter is where

@@ -37,12 +37,12 @@ def check_types(what: str, saved: Sequence[Mapping[str, Any]], given: Sequence[A
         raise CheckpointError(f"{what}: expected {wanted}, as in the checkpoint; got {got}")
 
 
-def check_weights(what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_weights(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` where the tensors of host and seeds are others than those that were saved."""
     ours, theirs = ({n: _form(value) for n, value in values.items()} for values in (given, saved))
     if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
         raise CheckpointError(
-            f"the checkpoint's {what} do not fit its seeds: {', '.join(different[:3])}. Expected blueprints "
+            f"the checkpoint's weights do not fit its seeds: {', '.join(different[:3])}. Expected blueprints "
             f"that make the modules of the saved run"
         )
 

@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft.checkpoint import _ranks, file, optimizers, randomness
+from fxgraft.checkpoint._buffers import check_buffers, load_buffers
 from fxgraft.checkpoint._checks import (
     check_model,
     check_types,
@@ -27,7 +27,7 @@ from fxgraft.checkpoint._checks import (
     warn_of_frozen,
 )
 from fxgraft.checkpoint._seeds import SeedRecord, stream_seed
-from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weights, unsaved_buffers
+from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weights
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
@@ -132,7 +132,9 @@ def restore(
         streams = unpack(manifest["random"], tensors)
         if rank:
             streams = _ranks.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
-        restoration = _Restoration(manifest, tensors, lifecycle, trainers, schedulers, streams, alone=alone)
+        restoration = _Restoration(
+            path, manifest, tensors, lifecycle, trainers, schedulers, streams, alone=alone
+        )
         state = restoration.run(blueprints)
         warn_of_frozen(path, lifecycle.host, manifest.get("frozen"))
         return state
@@ -156,7 +158,7 @@ def restore_model(
     """
     try:
         model = {**manifest, "optimizers": [], "schedulers": []}
-        _Restoration(model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
+        _Restoration(path, model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
@@ -168,6 +170,7 @@ class _Restoration:
 
     def __init__(
         self,
+        path: str | os.PathLike[str],
         manifest: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
         lifecycle: Lifecycle,
@@ -177,7 +180,7 @@ class _Restoration:
         trains: bool = True,
         alone: bool = True,
     ):
-        self._lifecycle, self._host = lifecycle, lifecycle.host
+        self._path, self._lifecycle, self._host = path, lifecycle, lifecycle.host
         self._trainers, self._schedulers = trainers, schedulers
         if self._host.structure.placements:
             raise CheckpointError("expected a freshly traced host; this one has seeds already")
@@ -195,7 +198,7 @@ class _Restoration:
         if not manifest.get("seeds_in_order"):
             self._records.sort(key=self._order_by_names)
         self._weights = read_weights(manifest, tensors)
-        self._buffers: dict[str, Tensor] = unpack(manifest["buffers"], tensors)
+        self._buffers: dict[str, Tensor | None] = unpack(manifest["buffers"], tensors)
         self._names = [saved["names"] for saved in manifest["optimizers"]]
         self._of_trainers = [unpack(saved["state"], tensors) for saved in manifest["optimizers"]]
         self._of_schedulers = [
@@ -216,17 +219,15 @@ class _Restoration:
             self._in_order()
             self._replay.end(undo)
             check_model(self._host, self._model)
-            check_weights("weights", self._weights, host.state_dict())
-            check_weights("buffers", self._buffers, unsaved_buffers(host))
+            check_weights(self._weights, host.state_dict())
+            check_buffers(host, self._buffers)
             self._load_optimizers(undo)
             for scheduler, saved in zip(self._schedulers, self._of_schedulers, strict=True):
                 undo.callback(scheduler.load_state_dict, scheduler.state_dict())
                 scheduler.load_state_dict(saved)
             # From here on only code of the model's can fail: all was checked against what it replaces.
             load_weights(undo, host, self._weights)
-            with torch.no_grad():
-                for name, buffer in unsaved_buffers(host).items():
-                    buffer.copy_(self._buffers[name])
+            load_buffers(self._path, host, self._buffers)
             self._set_streams()
             undo.pop_all()
         for seed in lifecycle.seeds.values():

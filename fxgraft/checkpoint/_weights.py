@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxgraft.checkpoint._buffers import unsaved_buffers
 from fxgraft.checkpoint.file import DAMAGED
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.errors import CheckpointError
@@ -31,13 +32,12 @@ def saved_weights(host: Host, departing: Iterable[str], tensors: dict[str, Tenso
         CheckpointError: there is something in the state that is neither data nor a tensor.
     """
     state, departing = host.state_dict(), tuple(departing)
-    buffers = {name: buffer for name, buffer in host.named_buffers() if name not in state}
     # A module that changes states of earlier versions takes one without a version for the earliest.
     versions = dict(getattr(state, "_metadata", {}))
     return {
         "host": pack(_without(departing, state), "host", tensors),
         "versions": pack(_without(departing, versions), "versions", tensors),
-        "buffers": pack(_without(departing, buffers), "buffer", tensors),
+        "buffers": pack(_without(departing, unsaved_buffers(host)), "buffer", tensors),
     }
 
 
@@ -67,12 +67,6 @@ def load_weights(undo: ExitStack, host: Host, weights: Mapping[str, Any]) -> Non
     if any(_loads_by_itself(module) for tree in engine.trees(host) for module in tree.modules()):
         undo.callback(_put_back, [(t, t.detach().clone()) for t in (*host.parameters(), *host.buffers())])
     host.load_state_dict(weights)
-
-
-def unsaved_buffers(host: Host) -> dict[str, Tensor]:
-    """The buffers that a ``state_dict`` leaves out: a run goes on with them all the same."""
-    saved = host.state_dict()
-    return {name: buffer for name, buffer in host.named_buffers() if name not in saved}
 
 
 def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""The buffers that a ``state_dict`` leaves out: a run goes on with them all the same.
+
+A model may fill, enlarge or empty such a buffer as it runs: a table of positions, a mask, a cache. A fresh
+model has it as it was built, so the file's takes its place, in whatever form it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxgraft.errors import CheckpointError
+from fxgraft.host.host import Host
+from fxgraft.telemetry.events import logger
+
+_EXPECTED = "Expected a host of the model that was saved, and blueprints that make the modules of the run"
+
+
+def unsaved_buffers(host: Host) -> dict[str, Tensor | None]:
+    """Name -> buffer, of host and seeds; None where one is registered and empty."""
+    saved = host.state_dict()
+    found: dict[str, Tensor | None] = {n: b for n, b in host.named_buffers() if n not in saved}
+    return found | dict.fromkeys(_empty(host))
+
+
+def check_buffers(host: Host, saved: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` where ``host`` has buffers that are not saved, or no place for one that is."""
+    ours = unsaved_buffers(host)
+    if missing := [name for name, buffer in ours.items() if buffer is not None and name not in saved]:
+        raise CheckpointError(
+            f"the host has a buffer {missing[0]}, and the checkpoint has none ({len(missing)} such). "
+            f"{_EXPECTED}"
+        )
+    for name, value in saved.items():
+        if not isinstance(value, Tensor | None) or not (name in ours or _has_place(host, name)):
+            raise CheckpointError(
+                f"the checkpoint has a buffer {name}, for which the host has no place. {_EXPECTED}"
+            )
+
+
+def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, Tensor | None]) -> None:
+    """Give ``host`` the buffers of a checkpoint, which were checked; say which were of another form.
+
+    Args:
+        where: the checkpoint, for what is said.
+        host: with the seeds of the checkpoint.
+        saved: name -> buffer.
+    """
+    ours, others = unsaved_buffers(host), []
+    for name, value in saved.items():
+        mine = ours.get(name)
+        is_alike = _form(mine) == _form(value)
+        if is_alike and mine is not None and value is not None and not _overlaps(mine):
+            with torch.no_grad():
+                mine.copy_(value)
+            continue
+        path, _, leaf = name.rpartition(".")
+        module = host.get_submodule(path)
+        if value is not None:
+            value = value.to(_device(host, module) if mine is None else mine.device, copy=True)
+        module._buffers[leaf] = value
+        module._non_persistent_buffers_set.add(leaf)
+        if not is_alike:
+            others.append(f"{name} is {_form(value)}, and was {_form(mine)}")
+    if others:
+        logger.warning(
+            "%s: buffers that are in no state_dict are now as in the saved run: %s. Where the model did not "
+            "fill them as it ran, load into a model that is built as the saved one was",
+            where,
+            "; ".join(others[:5]) + ("; …" if len(others) > 5 else ""),
+        )
+
+
+def _empty(host: Host) -> Iterator[str]:
+    for path, module in host.named_modules():
+        for leaf in module._non_persistent_buffers_set:
+            if leaf in module._buffers and module._buffers[leaf] is None:
+                yield f"{path}.{leaf}" if path else leaf
+
+
+def _has_place(host: Host, name: str) -> bool:
+    """Whether a buffer of that name could be registered."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = host.get_submodule(path)
+    except AttributeError:
+        return False
+    return bool(leaf) and not hasattr(module, leaf)
+
+
+def _form(value: Tensor | None) -> str:
+    return "none" if value is None else f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+def _overlaps(value: Tensor) -> bool:
+    """Whether elements share memory, as those of an expanded tensor do: it cannot be written into."""
+    if value.layout is not torch.strided:
+        return False
+    return any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
+
+
+def _device(host: Host, module: nn.Module) -> torch.device:
+    """Where a buffer of ``module`` belongs that it does not have yet."""
+    for tree in (module, host):
+        for tensor in (*tree.parameters(), *tree.buffers()):
+            return tensor.device
+    return torch.device("cpu")
