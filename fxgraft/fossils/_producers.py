@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft.fossils.linear_maps import AffineMap, NotAffineError, block_diagonal
+from fxgraft.util.rounding import lost_in_rounding
 
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _NORMS_OF_CHANNELS = (
@@ -108,6 +109,10 @@ def _shifted(layer: Any, found: AffineMap) -> Tensor | None:
 
 
 def _set(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
+    for name, exact in (("weight", weight), ("bias", bias)):
+        before = getattr(layer, name, None)
+        if exact is not None and before is not None and (why := lost_in_rounding(name, before, exact)):
+            raise NotAffineError(why)
     layer.weight.copy_(weight)
     if bias is None:
         return

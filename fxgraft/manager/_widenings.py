@@ -78,7 +78,7 @@ class Widenings:
             [seed.name for seed in seeds],
             self._optimizers,
             into,
-            lambda name, layer: self._reporter.emit("fused", name, into=layer),
+            lambda name, layer, off: self._reporter.emit("fused", name, into=layer, max_abs=off),
         )
         act.growths.append(PlannedGrowth(planned, planned.told, planned.failed))
         return MappingProxyType(into)

@@ -49,17 +49,18 @@ class PlannedFusion:
         names: the fossils; empty: all those that can be fused then.
         optimizers: of the host.
         into: fossil -> the layer that it has become part of; filled in once that stays.
-        tell: is given each pair.
+        tell: is given each pair, and the largest difference of the outputs in the example call.
     """
 
     lifecycle: Lifecycle
     names: Sequence[str]
     optimizers: Sequence[Optimizer]
     into: dict[str, str]
-    tell: Callable[[str, str], None]
+    tell: Callable[[str, str, float], None]
 
     _found: dict[str, str] = field(default_factory=dict)
     _settings: Settings = field(default_factory=dict)
+    _max_abs: float = 0.0
     _seeds: list[Seed] = field(default_factory=list)
     _known: Known = field(default_factory=dict)
     _of: object = None  # what the host was when those were made
@@ -90,7 +91,7 @@ class PlannedFusion:
             self._of, self._known = now, {}
         there = dict(self.lifecycle.seeds)
         self._settings = {}
-        self._found = _fuse_all(
+        self._found, self._max_abs = _fuse_all(
             undo, self.lifecycle, self.names, self.optimizers, self._known, self._settings
         )
         self._seeds = [there[name] for name in self._found]
@@ -99,7 +100,7 @@ class PlannedFusion:
         """It has landed."""
         for seed in self._seeds:
             self.lifecycle.let_go(seed)
-            self.tell(seed.name, self._found[seed.name])
+            self.tell(seed.name, self._found[seed.name], self._max_abs)
             if differ := self._settings.get(seed.name):
                 _warn_of_settings(seed.name, self._found[seed.name], differ)
         self.into.update(self._found)
@@ -117,8 +118,8 @@ def _fuse_all(
     optimizers: Sequence[Optimizer],
     known: Known,
     settings: Settings,
-) -> dict[str, str]:
-    """Fossil -> the layer that it has become part of."""
+) -> tuple[dict[str, str], float]:
+    """Fossil -> the layer that it has become part of; and by how much the outputs differ, at most."""
     host = lifecycle.host
     into: dict[str, str] = {}
     subject = subject_of(host, host.example_call())
@@ -139,17 +140,17 @@ def _fuse_all(
                     f"names takes those that can be"
                 ) from why
     if not into:
-        return into
+        return into, 0.0
     rest = Structure(tuple(p for p in host.structure.placements if p.seed not in into))
     with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
         subject = subject_of(host, host.example_call())
         with subject.session():
-            difference(", ".join(into), before, subject)
+            max_abs = difference(", ".join(into), before, subject)
     lifecycle.take_out(undo, [lifecycle.seeds[name] for name in into])
     for each in (host, *host._links.followers):
         undo.callback(setattr, each, "widenings", each.widenings)
         each.widenings = _without(into, each.widenings)
-    return into
+    return into, max_abs
 
 
 def _without(seeds: Iterable[str], widenings: Iterable[Widened]) -> tuple[Widened, ...]:

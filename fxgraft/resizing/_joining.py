@@ -21,6 +21,7 @@ from fxgraft.resizing._joined_state import Carried, carried
 from fxgraft.resizing._not_alike import NotAlikeError
 from fxgraft.resizing.widening import carry_out
 from fxgraft.slots.structure import Placement
+from fxgraft.util.rounding import lost_in_rounding
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.recording import Recording, tensors_in
@@ -190,7 +191,12 @@ def _joined(
     if not grown:
         if ours.dim() != 1 or ours.shape != other.shape:
             raise NotAlikeError(f"has a weight for {path} that is no part of channels of its own")
-        return ours + share * other
+        if ours.is_meta:
+            return ours
+        exact = ours.cpu().double() + share * other.cpu().double()  # not each device has the dtype
+        if (why := lost_in_rounding(path, ours.cpu(), exact)) is not None:
+            raise NotAlikeError(why)
+        return exact.to(ours.device, ours.dtype)
     joined = ours.clone()
     for dim, places in grown:  # what is new in one dimension, and old in another, is nobody's
         joined.index_fill_(dim, torch.tensor(places, device=ours.device), 0)
@@ -210,7 +216,8 @@ def _gradient(
 ) -> Tensor | None:
     """The gradient that waits for a step, of both: what is multiplied by alpha has 1 / alpha of that."""
     if other.grad is None or not grown:  # what is added to something has the gradient of this
-        return ours.grad if ours.grad is not None or other.grad is None or not share else other.grad / share
+        is_missing = ours.grad is None and other.grad is not None and share
+        return (other.grad / share).to(ours.dtype) if is_missing and other.grad is not None else ours.grad
     joined = torch.zeros_like(ours) if ours.grad is None else ours.grad.clone()
     joined[_block(grown, ours)] = (other.grad / share if share else 0 * other.grad).to(joined.dtype)
     return joined

@@ -12,6 +12,7 @@
 `random_like`         random tensors that draw from no stream but their own
 `line_file`           a file of lines that is appended to while a run goes on
 `reading`             objects from data that comes from outside: types, names and bounds, checked by msgspec
+`rounding`            whether a change of a tensor is lost in rounding
 `text`                text for messages
 `threads`             threads that the end of the program waits for, but not forever
 `validate`            checks of arguments: an integer, a number, True or False

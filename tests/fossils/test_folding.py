@@ -360,6 +360,23 @@ def test_a_weight_that_is_computed_in_each_call_takes_nothing(make):
     torch.testing.assert_close(folded.module(ROWS), expected)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1e-4), (torch.float32, 1e-9)])
+def test_a_fossil_that_would_be_lost_in_rounding_stays(dtype, size):
+    torch.manual_seed(0)
+    x = ROWS.to(dtype)
+    host = grown(Behind(nn.Linear(4, 4)).to(dtype), (x,), ("layer", "a", "low_rank", {}))
+    module = host.graft("a").module
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(size**0.5)
+        folded = fxgraft.fold(host, (x,))
+        assert "it would be lost" in folded.refused["a"]
+        assert same_bits(folded.module(x), host(x))
+        for parameter in module.parameters():
+            parameter.mul_(0)
+    assert fxgraft.fold(host, (x,)).into == {"a": "layer"}  # nothing is lost of nothing
+
+
 def test_a_branch_from_elsewhere():
     host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), (ROWS,))
     manager = fxgraft.SeedManager(host)

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxgraft
 from fxgraft.errors import ChannelError, SlotError, StageError
+from fxgraft.telemetry import Memory
 from tests.harness import assert_same_bits, snapshot
 from tests.resizing.models import Gated, Mlp
 from tests.resizing.test_widening import outputs, steps
@@ -198,6 +199,29 @@ class Activated(nn.Module):
 class Masked(WithPart):
     def forward(self, x):
         return super().forward(x).masked_fill(torch.tensor([False, True]), -1e9)
+
+
+@pytest.mark.parametrize(("size", "is_lost"), [(1e-3, True), (1.0, False)])
+def test_a_bias_that_rounding_takes_is_not_added(size, is_lost):
+    torch.manual_seed(0)
+    batch = BATCH.bfloat16()
+    host = fxgraft.trace(WithPart(Mlp()).bfloat16(), (batch,))
+    sink = Memory()
+    manager = fxgraft.SeedManager(host, sinks=[sink])
+    seed = manager.germinate("part", Mlp().bfloat16(), source="inner", name="a", isolated=False)
+    with torch.no_grad():
+        host.part.down.bias.fill_(1.0)
+        seed.module.down.bias.fill_(size)
+    manager.blend("a", steps=0)
+    manager.fossilize("a", force=True)
+    if is_lost:
+        with pytest.raises(SlotError, match=r"changes part\.down\.bias by .* it would be lost"):
+            manager.fuse("a")
+        assert host.part.down.bias.dtype is torch.bfloat16
+    else:
+        manager.fuse("a")
+        (event,) = sink.of_kind("fused")
+        assert 0 <= event.data["max_abs"] < 0.1
 
 
 def test_a_masked_output_hides_no_difference_of_the_others():
