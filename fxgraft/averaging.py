@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -50,8 +51,9 @@ def follow(host: nn.Module, averaged: nn.Module) -> None:
 
     Raises:
         TypeError: ``host`` or ``averaged`` contains no `Host`.
-        ValueError: ``averaged`` is no copy of ``host``, or has seeds that the host does not have, or averages
-            buffers (``use_buffers=True``): an average of stages and of counters has no meaning.
+        ValueError: ``averaged`` is no copy of ``host``, or was made before it grew wider, or has seeds that
+            the host does not have, or averages buffers (``use_buffers=True``): an average of stages and of
+            counters has no meaning.
     """
     source, twin = _host_in(host, "host"), _host_in(averaged, "averaged")
     if getattr(averaged, "use_buffers", False):
@@ -80,6 +82,7 @@ def _check_copy(host: Host, twin: Host) -> None:
         raise ValueError("averaged: expected a copy of the host; got the host itself")
     if _own_slots(twin) != _own_slots(host):
         raise ValueError("averaged: expected a copy of the host; its slots are others")
+    _check_sizes(host, twin)
     ours, theirs = _seeds(host), _seeds(twin)
     if ours[: len(theirs)] != theirs:  # what lacks the last ones was paired rightly so far
         raise ValueError(
@@ -87,6 +90,21 @@ def _check_copy(host: Host, twin: Host) -> None:
             f"{[s[0] for s in ours]}; got {[s[0] for s in theirs]}: make the average anew, and let it follow "
             f"at once"
         )
+
+
+def _check_sizes(host: Host, twin: Host) -> None:
+    """A host that has grown wider is another model than a copy of an earlier time."""
+    ours, theirs = (
+        {name: tuple(tensor.shape) for name, tensor in chain(root.named_parameters(), root.named_buffers())}
+        for root in (engine.trees(host)[0], engine.trees(twin)[0])
+    )
+    for name in ours.keys() | theirs.keys():
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"averaged: expected a copy of the host as it is now, where {name} has shape "
+                f"{ours.get(name)}; got {theirs.get(name)}: the host has grown wider since. Make the average "
+                f"anew, and let it follow at once"
+            )
 
 
 def _own_slots(host: Host) -> list[str]:

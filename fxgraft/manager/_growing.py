@@ -62,9 +62,10 @@ def deepen(
         BlueprintError: a parameter of the block has no initialisation (``init="random"``); or the block is
             isolated, and would draw from the global random stream.
         ValueError: a count, place or option is invalid.
-        StageError: the name is taken.
+        StageError: the name is taken; or inside of ``torch.inference_mode``.
     """
     self._allow("deepen")
+    self._refuse_inference_mode("deepen")
     wish = Wish(init, blend, isolated, optimizer_state)
     with self._acts.block(validate.boolean("wait", wait)):
         return self._deepening.deepen(stack, count, at, like, wish, name, self.enabled)
@@ -86,7 +87,8 @@ def widen(
     with `fxgraft.averaging.follow` grow too. Before anything is changed, copies are checked to compute the
     same outputs for the example call. Then modules whose code reads a number that has changed are traced
     again; the graphs of others are kept, and compared with their code. The model that the host was traced
-    from shares the parameters, and does not run any more.
+    from shares the parameters, and does not run any more. Call it between steps: torch cannot go back through
+    a forward pass that ran with the narrow weights.
 
     Args:
         group: a value of ``host.channels``, or its name.
@@ -133,7 +135,8 @@ def fuse(self: ManagerCore, *seeds: Seed | str, wait: bool = True) -> Mapping[st
 
     Two biases that are added become one, which is trained as one from then on. The step counts in the
     optimizer are those of the host's parameters; moments of Adam, AdamW and Adamax are scaled so that they
-    stand for the same under these. A warning says where hyper-parameters of the branch were others.
+    stand for the same under these. A warning says where hyper-parameters of the branch were others. Call it
+    between steps, as `widen`.
 
     Args:
         *seeds: the fossils, or their names; without any: all that can be fused, the others stay.
@@ -145,12 +148,14 @@ def fuse(self: ManagerCore, *seeds: Seed | str, wait: bool = True) -> Mapping[st
         `together`, and with ``wait=False``, it is empty until the change is made.
 
     Raises:
-        StageError: one of them is no fossil, and does not become one in the same act.
+        StageError: one of them is no fossil, and does not become one in the same act; or inside of
+            ``torch.inference_mode``.
         SlotError: one of them cannot be fused; with the reason. Nothing is changed.
         ChannelError: the outputs would differ. Nothing is changed.
         DistributedError: the host is under ``DistributedDataParallel`` or sharded.
     """
     self._allow("fuse")
+    self._refuse_inference_mode("fuse")
     _refuse_ranks(self, "fuse")
     found = [self._find(seed) for seed in seeds]
     with self._acts.block(validate.boolean("wait", wait)):

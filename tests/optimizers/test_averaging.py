@@ -450,6 +450,17 @@ def test_what_cannot_follow_is_refused() -> None:
     assert seen_structure(stale.module) == before
 
 
+def test_an_average_of_a_narrower_host_is_refused() -> None:
+    x = torch.randn(3, 4)
+    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), (x,))
+    stale = AveragedModel(host)
+    fxgraft.SeedManager(host).widen("0", 2)
+    with pytest.raises(ValueError, match=r"has shape .*; got .*: the host has grown wider"):
+        follow(host, stale)
+    assert not host._links.followers
+    follow(host, AveragedModel(host))
+
+
 def seen_structure(host: fxgraft.Host) -> tuple[Any, ...]:
     return host.structure, host.phase, list(host.state_dict())
 

@@ -172,6 +172,25 @@ def test_a_seed_fixes_the_channels_that_it_works_on():
     assert host.channels["up"].fixed is None
 
 
+class WithWholeNumbers(nn.Module):
+    """Multiplies its channels by whole numbers of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.factors = nn.Parameter(torch.ones(8, dtype=torch.int8), requires_grad=False)
+
+    def forward(self, x):
+        return self.down(self.up(x) * self.factors)
+
+
+def test_channels_of_whole_numbers_are_fixed():
+    host = fxgraft.trace(WithWholeNumbers(), (torch.randn(2, 4),))
+    assert host.channels["up"].fixed.startswith("factors is torch.int8")
+    with pytest.raises(fxgraft.errors.ChannelError, match=r"factors is torch\.int8"):
+        fxgraft.SeedManager(host).widen("up", 2)
+
+
 def test_a_copy_says_that_it_was_not_traced():
     twin = copy.deepcopy(fxgraft.trace(Mlp(), (torch.randn(2, 4),)))
     with pytest.raises(fxgraft.errors.ChannelError, match="retrace"):

@@ -151,6 +151,13 @@ def test_what_cannot_be_fused_stays(seed, options, said):
     assert_same_bits(before, snapshot(host, BATCH, [optimizer]))
 
 
+def test_nothing_is_fused_or_deepened_in_inference_mode():
+    *_, manager = grown(Mlp(), Mlp())
+    for action in (lambda: manager.fuse("a"), lambda: manager.deepen("part")):
+        with torch.inference_mode(), pytest.raises(StageError, match="inference_mode"):
+            action()
+
+
 def test_only_fossils():
     host = fxgraft.trace(WithPart(Mlp()), (BATCH,))
     manager = fxgraft.SeedManager(host)

@@ -229,6 +229,9 @@ def _why_fixed(subject: Subject, analysis: Analysis, atom: Atom, members: list[M
     for member in members:
         if member.role != "norm" and not subject.is_parameter(member.name):
             return f"the buffer {member.name} has it"
+        tensor = subject.tensors[member.name]
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            return f"{member.name} is {tensor.dtype}, and new numbers are made in floating point only"
     if not any(member.role == "producer" for member in members):
         return "no layer has it as its outputs"
     if not any(member.role == "consumer" for member in members):
