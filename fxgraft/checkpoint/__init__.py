@@ -6,6 +6,7 @@
 `file`        one file: tensors in safetensors, a JSON manifest in its header; atomic, checked
 `_sparse`     sparse tensors as dense ones, and back
 `_checks`     whether a checkpoint fits what it is loaded into
+`_code`       what a model computes, as text: is it the one that was saved?
 `packing`     nested Python data as JSON beside named tensors, and back
 `_weights`    the tensors of host and seeds, with the versions of their modules
 `_buffers`    the buffers that no ``state_dict`` has

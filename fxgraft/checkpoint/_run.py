@@ -26,6 +26,7 @@ from fxgraft.checkpoint._checks import (
     scheduler_state,
     warn_of_frozen,
 )
+from fxgraft.checkpoint._code import ModelCode, warn_of_other_code
 from fxgraft.checkpoint._seeds import SeedRecord, stream_seed
 from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weights
 from fxgraft.checkpoint.packing import pack, unpack
@@ -87,6 +88,7 @@ def save(
         ],
         "seeds_in_order": True,
         "frozen": frozen(host),
+        "code": ModelCode.of(host).to_json(),
         "example": host.example,
         "widenings": records(host),
         "optimizers": optimizers.record(trainers, host, tensors),
@@ -197,6 +199,7 @@ class _Restoration:
             self._records = [dataclasses.replace(record, hyper=None) for record in self._records]
         if not manifest.get("seeds_in_order"):
             self._records.sort(key=self._order_by_names)
+        self._code = ModelCode.read(manifest.get("code"))
         self._weights = read_weights(manifest, tensors)
         self._buffers: dict[str, Tensor | None] = unpack(manifest["buffers"], tensors)
         self._names = [saved["names"] for saved in manifest["optimizers"]]
@@ -230,6 +233,7 @@ class _Restoration:
             load_buffers(self._path, host, self._buffers)
             self._set_streams()
             undo.pop_all()
+        warn_of_other_code(self._path, host, self._code)
         for seed in lifecycle.seeds.values():
             if seed.is_live:
                 lifecycle.begin(seed)
