@@ -497,6 +497,32 @@ def test_rounding_of_large_values_that_cancel_is_allowed():
     assert done.max_abs is not None
 
 
+class ComputedInFewDigits(nn.Module):
+    """Weights of float32, with which it computes in bfloat16; or all in that."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.out = nn.Linear(16, 64), nn.Linear(64, 32), nn.Linear(32, 5)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.out(self.down(self.up(x).relu()).relu())
+            return y - y.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(3))
+def test_rounding_of_what_code_computes_in_is_allowed(dtype, seed):
+    torch.manual_seed(seed)
+    host = fxgraft.trace(ComputedInFewDigits().to(dtype), (torch.randn(64, 16, dtype=dtype),))
+    manager = fxgraft.SeedManager(host)
+    for init in ("zero", "split"):
+        assert manager.widen("up", 16, init=init).done
+    scaling = fxgraft.trace(Sentinels(True, -1e9).to(dtype), (torch.randn(6, 4, dtype=dtype),))
+    with pytest.raises(ChannelError, match="expected the outputs of before"):
+        fxgraft.SeedManager(scaling).widen("up", 24)
+
+
 class Moving(nn.Module):
     """Writes into a buffer in each call, or counts its calls."""
 

@@ -45,7 +45,7 @@ def outputs(subject: Subject) -> list[Tensor]:
     Code that draws random numbers in eval mode, too, draws the same ones each time, and buffers that it
     writes to begin as they are now.
     """
-    return _run(subject, None)
+    return _run(subject)
 
 
 def difference(name: str, before: Sequence[Tensor], subject: Subject) -> float:
@@ -103,6 +103,7 @@ class _Pair:
         off: how far each element is from what it was.
         allowed: how far it may be, as far as is known.
         largest: of ``off``.
+        step: by how much, relative to it, a weight of its dtype is changed; 0 for whole numbers.
     """
 
     def __init__(self, old: Tensor, new: Tensor):
@@ -110,6 +111,7 @@ class _Pair:
         self.off = _apart(old, new)
         self.largest = self.off.max().item()
         eps = torch.finfo(old.dtype).eps if self._is_number else 0.0
+        self.step = _step(old.dtype) if self._is_number else 0.0
         self.allowed = _OWN * eps * _magnitude(old).nan_to_num(0.0, 0.0, 0.0)
         self._noise = torch.zeros_like(self.off)
 
@@ -150,11 +152,12 @@ class _Pair:
 
 def _are_rounding(pairs: Sequence[_Pair], now: Sequence[Tensor], subject: Subject) -> bool:
     with_data = _with_data(now)
+    least = min((pair.step for pair in pairs if pair.step), default=0.0)
     for seed in range(_RUNS):
         if all(pair.is_allowed() for pair in pairs):
             return True
         try:
-            shaken = _with_data(_run(subject, seed))
+            shaken = _with_data(_run(subject, seed, least))
         except Exception:  # a number that has to be exact, say
             return False
         if len(shaken) != len(with_data):
@@ -172,8 +175,19 @@ def _repeats_itself(outcome: Sequence[Tensor], subject: Subject) -> bool:
     )
 
 
-def _run(subject: Subject, seed: int | None) -> list[Tensor]:
-    """The outputs; with a seed, of weights and inputs that differ by rounding."""
+def _step(dtype: torch.dtype) -> float:
+    return float(_NOISE.get(dtype, 1) * torch.finfo(dtype).eps)
+
+
+def _run(subject: Subject, seed: int | None = None, least: float = 0.0) -> list[Tensor]:
+    """The outputs; with a seed, of weights and inputs that differ by rounding.
+
+    Args:
+        subject: what runs.
+        seed: of the signs of the changes; None: as it is.
+        least: by how much they differ at least, relative to them: code may compute in another dtype than
+            that of its weights, and return that.
+    """
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (subject.args, subject.kwargs))
     signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -182,7 +196,7 @@ def _run(subject: Subject, seed: int | None) -> list[Tensor]:
             return tensor
         if (key := (tensor.device, tensor.dtype)) not in signs:
             drawn = torch.randint(0, 2, (_PATTERN,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
-            step = _NOISE.get(tensor.dtype, 1) * torch.finfo(tensor.dtype).eps
+            step = max(_step(tensor.dtype), least)
             signs[key] = (1 + drawn * step).to(*key)
         repeated = signs[key].repeat(-(-tensor.numel() // _PATTERN))
         return tensor * repeated[: tensor.numel()].view(tensor.shape)
