@@ -490,9 +490,10 @@ class Cancelling(nn.Module):
         return torch.stack([self.down(self.up(x).relu()) + large - large, large])
 
 
-def test_rounding_of_large_values_that_cancel_is_allowed():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_of_large_values_that_cancel_is_allowed(dtype):
     torch.manual_seed(0)
-    host = fxgraft.trace(Cancelling(), (torch.randn(6, 4),))
+    host = fxgraft.trace(Cancelling().to(dtype), (torch.randn(6, 4, dtype=dtype),))
     done = fxgraft.SeedManager(host).widen("up", 8, init="split")
     assert done.max_abs is not None
 

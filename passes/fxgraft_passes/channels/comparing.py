@@ -197,7 +197,7 @@ def _run(subject: Subject, seed: int | None = None, least: float = 0.0) -> list[
         if (key := (tensor.device, tensor.dtype)) not in signs:
             drawn = torch.randint(0, 2, (_PATTERN,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
             step = max(_step(tensor.dtype), least)
-            signs[key] = (1 + drawn * step).to(*key)
+            signs[key] = (1 + drawn.double() * step).to(*key)
         repeated = signs[key].repeat(-(-tensor.numel() // _PATTERN))
         return tensor * repeated[: tensor.numel()].view(tensor.shape)
 
