@@ -25,7 +25,7 @@ from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.widened import Widened
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.resizing._joined_state import other_settings
+from fxgraft.resizing._joined_state import check_owner, other_settings
 from fxgraft.resizing._joining import Known, freezing, join
 from fxgraft.resizing._not_alike import NotAlikeError
 from fxgraft.seeds.seed import Seed
@@ -185,7 +185,7 @@ def _fuse(
     if in_front is not None:
         raise NotAffineError(f"stands behind {in_front!r}, which is not fused")
     for each in (host, *host._links.followers):
-        layer = _merge(undo, each, _placement(each, name))
+        layer = _merge(undo, each, _placement(each, name), optimizers if each is host else ())
     return layer
 
 
@@ -223,13 +223,15 @@ def _in_front(host: Host, placement: Placement, fused: set[str]) -> str | None:
     return None
 
 
-def _merge(undo: ExitStack, host: Host, placement: Placement) -> str:
+def _merge(undo: ExitStack, host: Host, placement: Placement, optimizers: Sequence[Optimizer]) -> str:
     """A linear fossil, into the weights of the layer in front of it."""
     folding = Folding(host)
     if placement.slot.source is not None:
         raise NotAffineError(f"reads {placement.slot.source.name!r}, and not the value that it is added to")
     name, layer = folding.layer(placement.slot)
-    _check_learning(host.graft(placement.seed).module, name, layer)
+    fossil = host.graft(placement.seed).module
+    _check_learning(fossil, name, layer)
+    check_owner(name, list(layer.parameters()), list(fossil.parameters()), optimizers)
     before = {key: p.detach().clone() for key, p in layer._parameters.items() if p is not None}
     undo.callback(_put_back, layer, before)
     with torch.no_grad():

@@ -113,6 +113,21 @@ def other_settings(
     return {name: (then[name], now[name]) for name in sorted(names) if not _is_equal(then[name], now[name])}
 
 
+def check_owner(
+    path: str,
+    ours: Sequence[nn.Parameter],
+    theirs: Sequence[nn.Parameter],
+    optimizers: Sequence[Optimizer],
+) -> None:
+    """Raise `NotAlikeError` where optimizers have parameters of a fossil, and none of the host's."""
+    now, then = (any(True for p in each for _ in _groups(optimizers, p)) for each in (ours, theirs))
+    if then and not now:
+        raise NotAlikeError(
+            f"is trained by an optimizer, and {path} by none, so that it would not be trained any more. "
+            f"Expected both in an optimizer of the manager: optimizer.add_param_group with {path} first"
+        )
+
+
 def _groups(holders: Sequence[Optimizer], parameter: nn.Parameter) -> Iterator[dict[str, Any]]:
     for holder in holders:
         for group in holder.param_groups:

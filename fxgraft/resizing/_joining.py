@@ -17,7 +17,7 @@ from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.renewing import Renewal
-from fxgraft.resizing._joined_state import Carried, carried
+from fxgraft.resizing._joined_state import Carried, carried, check_owner
 from fxgraft.resizing._not_alike import NotAlikeError
 from fxgraft.resizing.widening import carry_out
 from fxgraft.slots.structure import Placement
@@ -62,7 +62,7 @@ def join(
     alpha = float(placement.spec.fossil or 0.0)
     last = _last(host, same) if alpha != 1.0 else set()
     shares = {path: alpha if path in last else 1.0 for path in same}
-    _check_learning(host, same, theirs)
+    _check_learning(host, same, theirs, optimizers)
     moments = _moments(host, same, theirs, shares, optimizers)
     shapes = {path: tuple(theirs[name].shape) for path, name in same.items()}
     fresh: _Fresh = {}
@@ -138,12 +138,16 @@ def _tensor(host: Host, path: str) -> Tensor:
     return found
 
 
-def _check_learning(host: Host, same: Mapping[str, str], theirs: Mapping[str, Tensor]) -> None:
-    """Raise `NotAlikeError` where one of two parameters trains, and the other is frozen."""
+def _check_learning(
+    host: Host, same: Mapping[str, str], theirs: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+) -> None:
+    """Raise `NotAlikeError` where one of two parameters trains, and the other does not."""
     for path, name in same.items():
         ours, other = _tensor(host, path), theirs[name]
         if ours.requires_grad != other.requires_grad:
             raise NotAlikeError(freezing(path, ours.requires_grad))
+        if isinstance(ours, nn.Parameter) and isinstance(other, nn.Parameter):
+            check_owner(path, [ours], [other], optimizers)
 
 
 def freezing(path: str, trains: bool) -> str:

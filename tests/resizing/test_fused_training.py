@@ -55,6 +55,22 @@ def test_what_trains_does_not_become_one_with_what_is_frozen(frozen, seed):
     assert list(manager.fuse("a")) == ["a"]
 
 
+@pytest.mark.parametrize("seed", ["low_rank", Bare(5)])
+def test_what_an_optimizer_trains_does_not_go_to_a_layer_that_none_has(seed):
+    host = fxgraft.trace(WithPart(Bare()), (BATCH,))
+    optimizer = torch.optim.SGD(host.head.parameters(), lr=0.05)
+    manager = fxgraft.SeedManager(host, optimizer, check_every=0)
+    slot, source = ("inner", None) if seed == "low_rank" else ("part", "inner")
+    manager.germinate(slot, copy.deepcopy(seed), source=source, name="a", isolated=False)
+    steps(host, optimizer, manager, BATCH, 2)
+    manager.blend("a", steps=0)
+    manager.fossilize("a", force=True)
+    with pytest.raises(SlotError, match=r"is trained by an optimizer, and .* by none"):
+        manager.fuse("a")
+    optimizer.add_param_group({"params": [*host.inner.parameters(), *host.part.parameters()]})
+    assert list(manager.fuse("a")) == ["a"]
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 @pytest.mark.parametrize(
     "optimizer",
