@@ -13,12 +13,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx._symbolic_trace import _create_wrapped_func
 from torch.utils.hooks import RemovableHandle
 
 from fxgraft_passes._torch import constant_when_compiled as constant_when_compiled
@@ -27,6 +28,8 @@ from fxgraft_passes._torch import is_in_backward as is_in_backward
 from fxgraft_passes._torch import is_inside_transform as is_inside_transform
 from fxgraft_passes._torch import is_wrapped_by_transform as is_wrapped_by_transform
 from fxgraft_passes._torch import unseen_by_modes as unseen_by_modes
+
+_PATCHED = _create_wrapped_func(lambda: None).__code__
 
 SEEN_WITH = ("2.13.0", "2.14.1")
 """The versions that all of this was seen to work with."""
@@ -259,6 +262,16 @@ def is_hook_with_module(value: Any) -> bool:
 
 
 # Autograd and functorch
+
+
+def unpatched(function: Any) -> Any:
+    """The function that ``torch.fx`` has replaced while it traces: of ``math``, or given to ``fx.wrap``.
+
+    Each trace that is under way replaces it once more. Missing: traces raise.
+    """
+    while isinstance(function, FunctionType) and function.__code__ is _PATCHED:
+        function = function.__wrapped__  # type: ignore[attr-defined]
+    return function
 
 
 def is_in_forward_mode() -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
+from fxgraft import _torch
 from fxgraft.capture._code import CACHED, Method, functions_of, is_own_class, is_own_module, names_in, reached
 from fxgraft.capture._contents import FUNCTIONS, content_of
 from fxgraft.capture._facts import Step, equals, is_constant, is_object
@@ -91,7 +92,7 @@ class CodeReads(Findings):
         name, *attributes = chain
         if name not in scope or scope.get("__builtins__") is None:
             return
-        value = scope[name]
+        value = _torch.unpatched(scope[name])
         if str(getattr(value, "__module__", "")).startswith("fxgraft.capture."):
             return  # a stand-in of ours
         module = _namespace(scope)
@@ -106,7 +107,7 @@ class CodeReads(Findings):
                 return  # what the code has the names of
             if name not in vars(owner):
                 return
-            value, base, path = vars(owner)[name], owner, (("attr", name),)
+            value, base, path = _torch.unpatched(vars(owner)[name]), owner, (("attr", name),)
         if isinstance(value, ModuleType):
             if is_own_module(value.__name__):
                 self.watch_attributes(value, (value, ()))

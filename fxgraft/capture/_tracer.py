@@ -8,7 +8,6 @@ Children are never looked into: each is a node, and a region of its own.
 
 from __future__ import annotations
 
-import inspect
 import operator
 import sys
 import threading
@@ -205,8 +204,7 @@ class RegionTracer(AssumingTracer):
     def _create_known(
         self, kind: str, target: Any, args: Any, kwargs: Any, known: tuple[Any, ...], *rest: Any, **more: Any
     ) -> Any:
-        if getattr(target, "__module__", "") == "math":
-            target = inspect.unwrap(target)  # torch.fx wraps them, once for each trace that is under way
+        target = _torch.unpatched(target)
         self._follow_gradients()
         self._refuse_caught()
         name = getattr(target, "__name__", str(target))

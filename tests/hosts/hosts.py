@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import random
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
@@ -515,6 +516,19 @@ class OurNames(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.graft(self.regions(self.slots(x)))
+
+
+@torch.fx.wrap
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """As libraries mark a helper for ``torch.fx``: to be one operation of a graph."""
+    return x if mask is None or not mask.any() else x * mask
+
+
+@host("a function given to fx.wrap")
+class WrappedHelper(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (x > 0).float()
+        return torch.tanh(masked(self.fc1(x), mask) / math.sqrt(2)) + masked(x, None)
 
 
 @host("names of Python's own")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -136,6 +137,10 @@ def test_autograd_and_transforms() -> None:
     Look.apply(torch.ones(1, requires_grad=True)).backward()
     assert inside == [True]
     assert not _torch.is_in_backward()
+
+    assert _torch.unpatched(math.sqrt) is math.sqrt
+    patched = torch.fx._symbolic_trace._create_wrapped_func
+    assert _torch.unpatched(patched(patched(math.sqrt))) is math.sqrt
 
     forward = []
     torch.func.jvp(
