@@ -418,7 +418,7 @@ def test_the_end_of_a_branch_without_a_graph_is_found_on_a_run_or_named() -> Non
 
 STEPS: dict[str, tuple[Any, str]] = {
     "build": (new_blocks, "build"),
-    "try": (new_blocks, "tried"),
+    "try": (new_blocks, "try_out"),
     "claim the parameters": (SeedParameterRegistry, "claim"),
     "make the regions": (engine, "provide"),
     "generate the code": (engine, "prepare"),
