@@ -173,9 +173,9 @@ def test_a_module_that_is_not_on_the_path_goes_by_value(
     program = """
         import sys
         from pathlib import Path
-        from fxgraft.compiling import by_value, parcel
-        with by_value.arriving():
-            triple = parcel.unpack(Path(sys.argv[1]).read_bytes())
+        from fxgraft.compiling import _by_value, _parcel
+        with _by_value.arriving():
+            triple = _parcel.unpack(Path(sys.argv[1]).read_bytes())
             assert triple(2) == 6
             assert triple.__globals__ is sys.modules["made_here"].__dict__
         assert "made_here" not in sys.modules

@@ -764,7 +764,7 @@ def test_a_trainer_that_is_killed_takes_its_compiler_process_along(busy: bool) -
     program = """
         import os, sys, time, torch, fxgraft
         from torch import nn
-        from fxgraft.compiling import child, helper
+        from fxgraft.compiling import helper
         TRAINER = os.getpid()
         def slow(graph_module, inputs, **options):
             if os.getpid() != TRAINER:

@@ -26,6 +26,13 @@ _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, tor
 _OWN = 4
 """Roundings of its own size that an element may differ by."""
 
+_OF_THE_ROW = 16
+"""Roundings of the median magnitude in its row that an element may differ by, where nothing is large: sums
+that are added up in another order. It saves the runs that try out rounding in most models."""
+
+_ORDINARY = 1e3
+"""From which size on a value may be one that masks others, and says nothing of their size."""
+
 _NOISE = {torch.float64: 64, torch.float32: 64, torch.float16: 2, torch.bfloat16: 2}
 """By how many roundings weights and inputs differ in the runs that tell what rounding can do."""
 
@@ -113,6 +120,8 @@ class _Pair:
         eps = torch.finfo(old.dtype).eps if self._is_number else 0.0
         self.step = _step(old.dtype) if self._is_number else 0.0
         self.allowed = _OWN * eps * _magnitude(old).nan_to_num(0.0, 0.0, 0.0)
+        if 0.0 < self.size < _ORDINARY:
+            self.allowed = torch.maximum(self.allowed, _OF_THE_ROW * eps * _row(old))
         self._noise = torch.zeros_like(self.off)
 
     def is_too_far(self) -> bool:
@@ -239,6 +248,12 @@ def _magnitude(tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         return tensor.abs()
     return tensor.to(torch.float64 if tensor.dtype is torch.float64 else torch.float32).abs()
+
+
+def _row(tensor: Tensor) -> Tensor:
+    """The median magnitude in the row of each element: in its last dimension."""
+    magnitude = _magnitude(tensor).nan_to_num(0.0, 0.0, 0.0)
+    return magnitude.median(-1, keepdim=True).values if tensor.dim() else magnitude
 
 
 def _apart(old: Tensor, new: Tensor) -> Tensor:
