@@ -399,10 +399,6 @@ def test_the_committed_soak_is_whole_and_passed():
     assert record["command"].startswith("python -m benchmarks.soak")
 
 
-NOT_MEASURED = {"growth"} - COMMITTED.parts.keys()
-"""Parts that are newer than the committed results."""
-
-
 def test_the_committed_results_are_whole():
     """Nothing to see while there are none."""
     for name, part in COMMITTED.parts.items():
@@ -413,10 +409,9 @@ def test_the_committed_results_are_whole():
         assert part.rows
         json.dumps(part.as_json(), allow_nan=False)
     if COMMITTED.parts:
-        assert COMMITTED.parts.keys() | NOT_MEASURED == BENCHMARKS.keys()
+        assert COMMITTED.parts.keys() == BENCHMARKS.keys()
         limited = {row.budget.what for row in COMMITTED.rows if row.budget}
-        of_growth = {budgets.GROWN.what, budgets.GROWN_BLOCKS.what, budgets.LONGEST_GROWTH.what}
-        assert limited | (of_growth if NOT_MEASURED else set()) == {b.what for b in budgets.ALL}
+        assert limited == {b.what for b in budgets.ALL}
 
 
 def test_the_committed_page_is_that_of_the_committed_results():

@@ -24,7 +24,7 @@ CANDIDATES = 6
 EVERY = {**HOSTS, **MODELS}
 NOT_IN_FRONT = {"flex attention": "attention.qkv"}
 """FlexAttention has no backward pass on a CPU (torch ends the process), which a seed there would need."""
-QUICK = [*list(HOSTS)[::6], "quantised host", "names of ours", "channels last", "gpt2", "vit", "mamba"]
+QUICK = [*list(HOSTS)[::6], "quantised host", "names of ours", "channels last", "gpt2", "vit"]
 """Each takes seconds: these stand for all in a short run."""
 
 
