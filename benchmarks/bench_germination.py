@@ -66,12 +66,10 @@ def measure(workload: Workload, mode: Mode, repeats: int, settings: Settings) ->
     """All three ways, in turns."""
     found = Germinations()
     ours = _Grown(workload, mode)
-    # By hand the whole model is compiled, whatever the host's granularity: that is what users do.
-    whole = Mode("whole", mode.options) if mode.granularity != "host" else mode
     for i in range(repeats):
         place = workload.place(i)
         settings.say(f"{workload.name}, {mode.name}: repeat {i + 1} of {repeats}")
-        changed = _changed_by_hand(workload, whole, place, _rank(2 * i))
+        changed = _changed_by_hand(workload, mode.whole, place, _rank(2 * i))
         with settings.empty_cache():
             found.recompile.append(seconds(changed.step))
         with settings.empty_cache():

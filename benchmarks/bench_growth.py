@@ -235,12 +235,9 @@ def _in_background(
     settings: Settings,
 ) -> Iterator[Row]:
     recompile, longest, first, took, ordinary = [], [], [], [], []
-    # By hand the whole model is compiled, whatever the host's granularity: that is what users do. (By block
-    # dynamo would find what it compiled for the blocks of the repeat before.)
-    whole = Mode("whole", mode.options) if mode.granularity != "host" else mode
     for _ in range(1 if settings.quick else min(settings.repeats, 3)):
         model = grown.large()
-        by_hand = Trainer(grown.workload, model, whole.apply_by_hand(model, grown.blocks))
+        by_hand = Trainer(grown.workload, model, mode.whole.apply_by_hand(model, grown.blocks))
         with settings.empty_cache():
             recompile.append(seconds(by_hand.step))
         host = grown.workload.host()

@@ -71,8 +71,7 @@ def _by_peft(workload: Workload, mode: Mode, found: Found, settings: Settings) -
     from peft import LoraConfig, inject_adapter_in_model
 
     model = workload.model()
-    # Its users compile the whole model, whatever the host's granularity.
-    trainer = Trainer(workload, model, Mode("whole", mode.options).apply_by_hand(model, workload.blocks))
+    trainer = Trainer(workload, model, mode.whole.apply_by_hand(model, workload.blocks))
     _train(trainer)
     own = {id(p) for p in model.parameters()}
 

@@ -34,6 +34,11 @@ class Mode:
         """Whether anything is compiled."""
         return self.options is not None
 
+    @property
+    def whole(self) -> Mode:
+        """The same, with the model compiled as a whole: by hand users do that, whatever a host does."""
+        return Mode("whole", self.options)
+
     def apply(self, host: fxgraft.Host) -> Callable[..., Any]:
         """Let a host run in this mode."""
         if self.options is not None:

@@ -7,6 +7,7 @@ lines leave ``linecache`` with the function.
 
 from __future__ import annotations
 
+import keyword
 import linecache
 import re
 import weakref
@@ -75,15 +76,20 @@ def _with_any_names(source: str, graph: fx.Graph) -> str:
     ``torch.fx`` writes ``self.layers.class`` for a child named ``class``, and puts others in plain quotes.
     """
     targets = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    for target in sorted(targets, key=len):  # a member comes before what is in it
+    for target in sorted(filter(_is_misread, targets), key=len):  # a member comes before what is in it
         names = target.split(".")
         written = "self"
         for name in names:
             written = f"{written}.{name}" if name.isidentifier() else f'getattr({written}, "{name}")'
         readable = expression("self", tuple(("attr", name) for name in names))
-        if written != readable:
-            source = re.sub(re.escape(written) + r"(?!\w)", readable.replace("\\", r"\\"), source)
+        source = re.sub(re.escape(written) + r"(?!\w)", readable.replace("\\", r"\\"), source)
     return source
+
+
+def _is_misread(target: str) -> bool:
+    """Whether Python reads what ``torch.fx`` writes for a member otherwise, or not at all."""
+    is_text = target.isprintable() and '"' not in target and "\\" not in target
+    return not is_text or any(map(keyword.iskeyword, target.split(".")))
 
 
 def _function(source: str, scope: dict[str, Any]) -> FunctionType:

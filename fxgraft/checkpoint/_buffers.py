@@ -7,7 +7,7 @@ model has it as it was built, so the file's takes its place, in whatever form it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,20 +16,26 @@ from torch import Tensor, nn
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
+from fxgraft.util.bits import overlaps
+from fxgraft.util.text import listed
 
 _EXPECTED = "Expected a host of the model that was saved, and blueprints that make the modules of the run"
 
 
-def unsaved_buffers(host: Host) -> dict[str, Tensor | None]:
-    """Name -> buffer, of host and seeds; None where one is registered and empty."""
-    saved = host.state_dict()
+def unsaved_buffers(host: Host, saved: Container[str]) -> dict[str, Tensor | None]:
+    """Name -> buffer, of host and seeds; None where one is registered and empty.
+
+    Args:
+        host: with its seeds.
+        saved: its ``state_dict``, or the names in it.
+    """
     found: dict[str, Tensor | None] = {n: b for n, b in host.named_buffers() if n not in saved}
     return found | dict.fromkeys(_empty(host))
 
 
 def check_buffers(host: Host, saved: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` where ``host`` has buffers that are not saved, or no place for one that is."""
-    ours = unsaved_buffers(host)
+    ours = unsaved_buffers(host, host.state_dict())
     if missing := [name for name, buffer in ours.items() if buffer is not None and name not in saved]:
         raise CheckpointError(
             f"the host has a buffer {missing[0]}, and the checkpoint has none ({len(missing)} such). "
@@ -50,11 +56,11 @@ def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, 
         host: with the seeds of the checkpoint.
         saved: name -> buffer.
     """
-    ours, others = unsaved_buffers(host), []
+    ours, others = unsaved_buffers(host, host.state_dict()), []
     for name, value in saved.items():
         mine = ours.get(name)
         is_alike = _form(mine) == _form(value)
-        if is_alike and mine is not None and value is not None and not _overlaps(mine):
+        if is_alike and mine is not None and value is not None and not overlaps(mine):
             with torch.no_grad():
                 mine.copy_(value)
             continue
@@ -71,7 +77,7 @@ def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, 
             "%s: buffers that are in no state_dict are now as in the saved run: %s. Where the model did not "
             "fill them as it ran, load into a model that is built as the saved one was",
             where,
-            "; ".join(others[:5]) + ("; …" if len(others) > 5 else ""),
+            listed(others),
         )
 
 
@@ -94,13 +100,6 @@ def _has_place(host: Host, name: str) -> bool:
 
 def _form(value: Tensor | None) -> str:
     return "none" if value is None else f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-
-
-def _overlaps(value: Tensor) -> bool:
-    """Whether elements share memory, as those of an expanded tensor do: it cannot be written into."""
-    if value.layout is not torch.strided:
-        return False
-    return any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
 
 
 def _device(host: Host, module: nn.Module) -> torch.device:

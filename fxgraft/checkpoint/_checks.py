@@ -12,7 +12,7 @@ from fxgraft.checkpoint.packing import conform
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
-from fxgraft.util.text import pluralize
+from fxgraft.util.text import listed, pluralize
 from fxgraft_passes.graft import SEEDS
 
 
@@ -69,7 +69,7 @@ def warn_of_frozen(path: str | os.PathLike[str], host: Host, saved: Any) -> None
                 path,
                 pluralize(len(names), "parameter"),
                 what,
-                ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else ""),
+                listed(sorted(names), ", "),
             )
 
 

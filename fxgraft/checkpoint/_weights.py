@@ -37,7 +37,7 @@ def saved_weights(host: Host, departing: Iterable[str], tensors: dict[str, Tenso
     return {
         "host": pack(_without(departing, state), "host", tensors),
         "versions": pack(_without(departing, versions), "versions", tensors),
-        "buffers": pack(_without(departing, unsaved_buffers(host)), "buffer", tensors),
+        "buffers": pack(_without(departing, unsaved_buffers(host, state)), "buffer", tensors),
     }
 
 

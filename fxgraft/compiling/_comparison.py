@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxgraft import _torch
 from fxgraft.compiling._artifacts import Entry
 from fxgraft.compiling.variants import enter
-from fxgraft.util.bits import same_bits
+from fxgraft.util.bits import overlaps, same_bits
 from fxgraft_passes import Graft, devices
 from fxgraft_passes.snapshot import Snapshot
 from fxgraft_passes.untouched import untouched
@@ -191,7 +191,7 @@ def _own_arguments(
     copies: dict[Tensor, Tensor] = {}
 
     def own(value: Any) -> Any:
-        if type(value) is not Tensor or _overlaps(value):
+        if type(value) is not Tensor or overlaps(value):
             return value
         if value not in copies:
             source = value.detach()
@@ -204,11 +204,6 @@ def _own_arguments(
 
     own_args, own_kwargs = pytree.tree_map(own, (args, kwargs))
     yield own_args, own_kwargs, list(leaves.values())
-
-
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether elements share memory, as an expanded tensor's do: nothing can write into that."""
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape))
 
 
 @contextmanager
@@ -230,7 +225,7 @@ def _shaken(modules: Sequence[nn.Module], arguments: Any, roundings: float, seed
     before = [p.data for p in parameters]
     with torch.no_grad():
         for copy in dict.fromkeys(filter(_can_shake, pytree.tree_leaves(arguments))):
-            if type(copy) is Tensor and not _overlaps(copy):
+            if type(copy) is Tensor and not overlaps(copy):
                 copy.copy_(noisy(copy))
         for parameter in parameters:
             parameter.data = noisy(parameter)

@@ -46,7 +46,7 @@ class ValueForm:
     @classmethod
     def of(cls, tensor: Tensor) -> ValueForm:
         """The form of a tensor."""
-        return cls(tensor.dtype, tensor.device, _is_channels_last(tensor))
+        return cls(tensor.dtype, tensor.device, is_channels_last(tensor))
 
 
 _Fits = Callable[[ValueForm], bool]
@@ -182,7 +182,8 @@ def _telling_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                         yield joined(path, name), tensor
 
 
-def _is_channels_last(tensor: Tensor) -> bool | None:
+def is_channels_last(tensor: Tensor) -> bool | None:
+    """Whether it is; None where there is nothing to tell, as no other order or both at once."""
     if tensor.dim() != 4:
         return None
     ours, plain = tensor.is_contiguous(memory_format=torch.channels_last), tensor.is_contiguous()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxgraft.host.values import is_channels_last
+
 
 class FatalOperationError(Exception):
     """A module runs such an operation."""
@@ -32,8 +34,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def no_fatal_operations(sample: Tensor) -> Iterator[None]:
     """Inside, where a module runs on ``sample``, raise `FatalOperationError` for an operation like that."""
-    last = sample.dim() == 4 and sample.is_contiguous(memory_format=torch.channels_last)
-    if sample.device.type != "cpu" or not last or sample.is_contiguous():
+    if sample.device.type != "cpu" or not is_channels_last(sample):
         with torch.no_grad():
             yield
         return

@@ -17,6 +17,7 @@ from fxgraft.lifecycle._isolated_inputs import InputWatch
 from fxgraft.lifecycle.isolation_check import Violation, check
 from fxgraft.seeds.seed import Seed
 from fxgraft.telemetry.events import logger
+from fxgraft.util.text import listed
 
 DEFAULT_INTERVAL = 500
 LATER = 3
@@ -148,8 +149,7 @@ class IsolationMonitor:
         logger.warning(self._describe(found))
 
     def _describe(self, found: list[Violation]) -> str:
-        listed = "; ".join(map(str, found[:5])) + ("; …" if len(found) > 5 else "")
         return (
-            f"isolation is violated: {listed}. Expected the bits of a run without the seeds. "
+            f"isolation is violated: {listed(found)}. Expected the bits of a run without the seeds. "
             f"Cull the seeds germinated last, or see what they share with the host"
         )

@@ -91,9 +91,10 @@ class Deepening:
             else:
                 spot = place.index, place.before
                 follower = self._follower(origin, place.before, spots.get(spot))
-                copied = stack.blocks[place.like], origin.root, origin.call
-                self._plan(seed, origin, copied[0], wish, follower, began, tries=copied not in tried)
-                tried.add(copied)
+                source = stack.blocks[place.like]
+                kind = source, origin.root, origin.call
+                self._plan(seed, origin, source, wish, follower, began, tries=kind not in tried)
+                tried.add(kind)
                 spots[spot] = seed.name
             seeds.append(seed)
         return seeds

@@ -63,7 +63,7 @@ def explore(
         at: the alpha at which they are measured.
         repeats: how often each evaluation is repeated; more than 1 is useful if it draws random numbers.
         cap: how much is tried at once where slots are given: ``{"candidates": 64, "parameters": ...,
-            "flops": ..., "memory": ...}``; see `fxgraft.explore._cap.Cap`.
+            "flops": ..., "memory": ...}``. What does not fit is in the table, with the reason.
         most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
         state: the ``state_dict()`` of an exploration of these candidates that was going on when this
             manager was saved: nothing is germinated, it continues.

@@ -28,6 +28,14 @@ def shared_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [group for group in optimizer.param_groups if OWNER not in group]
 
 
+def groups_with(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> Iterator[dict[str, Any]]:
+    """The groups that hold a parameter; none for one that they do not train."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(known is parameter for known in group["params"]):
+                yield group
+
+
 class Census:
     """What the groups of some optimizers hold of a model.
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft.optimizers.census import groups_with
+
 
 def fresh_state(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, float]:
     """Key -> the number that all entries of that state begin with; zero for keys that are not in it.
@@ -23,8 +25,8 @@ def fresh_state(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, f
         optimizer: that has ``parameter``, of any shape.
         parameter: whose dimensions and dtype count.
     """
-    groups = (g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    if (group := next(groups, None)) is None:  # it keeps a state of what it does not train
+    group = next(groups_with([optimizer], parameter), None)
+    if group is None:  # it keeps a state of what it does not train
         return {}
     kind = type(optimizer)
     accepted = inspect.signature(kind.__init__).parameters

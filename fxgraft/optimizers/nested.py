@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch.optim import Optimizer
 
@@ -16,3 +16,8 @@ def nested(optimizer: Optimizer) -> Iterator[Optimizer]:
                 seen.add(id(value))
                 waiting.append(value)
                 yield value
+
+
+def with_nested(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Each optimizer, and behind it those inside of it."""
+    return [holder for optimizer in optimizers for holder in (optimizer, *nested(optimizer))]

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from fxgraft.optimizers import groups
 from fxgraft.optimizers.groups import OWNER
-from fxgraft.optimizers.nested import nested
+from fxgraft.optimizers.nested import with_nested
 
 
 def take_out(
@@ -25,10 +25,9 @@ def take_out(
     """
     leaving = {id(p): p for p in parameters}
     for optimizer in optimizers:
-        groups_of_all = (group for holder in (optimizer, *nested(optimizer)) for group in holder.param_groups)
-        for group in groups_of_all:
-            _shorten(group, leaving.keys() & set(map(id, group["params"])))
-        for holder in (optimizer, *nested(optimizer)):
+        for holder in with_nested([optimizer]):
+            for group in holder.param_groups:
+                _shorten(group, leaving.keys() & set(map(id, group["params"])))
             for parameter in leaving.values():
                 holder.state.pop(parameter, None)
         for place in reversed(range(len(optimizer.param_groups))):

@@ -12,7 +12,7 @@ What is added at an alpha is alpha times the branch's parameter: its gradient is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers.nested import nested
+from fxgraft.optimizers.census import groups_with
+from fxgraft.optimizers.nested import with_nested
+from fxgraft.resizing._moments import in_another_shape
 from fxgraft.resizing._not_alike import NotAlikeError
 
 _POWERS = {
@@ -78,7 +80,7 @@ def carried(
     Raises:
         NotAlikeError: it cannot be carried over.
     """
-    holders = [holder for optimizer in optimizers for holder in (optimizer, *nested(optimizer))]
+    holders = with_nested(optimizers)
     own = [holder for holder in holders if _has_state(holder, ours)]
     found = []
     for holder in [holder for holder in holders if _has_state(holder, theirs)]:
@@ -107,8 +109,8 @@ def other_settings(
     ours: nn.Parameter, theirs: nn.Parameter, optimizers: Sequence[Optimizer]
 ) -> dict[str, tuple[Any, Any]]:
     """The hyper-parameters that differ: name -> those of the branch's parameter, and of the host's."""
-    holders = [holder for optimizer in optimizers for holder in (optimizer, *nested(optimizer))]
-    then, now = (next(_groups(holders, parameter), {}) for parameter in (theirs, ours))
+    holders = with_nested(optimizers)
+    then, now = (next(groups_with(holders, parameter), {}) for parameter in (theirs, ours))
     names = then.keys() & now.keys() - {"params", "param_names", "initial_lr"}
     return {name: (then[name], now[name]) for name in sorted(names) if not _is_equal(then[name], now[name])}
 
@@ -120,19 +122,12 @@ def check_owner(
     optimizers: Sequence[Optimizer],
 ) -> None:
     """Raise `NotAlikeError` where optimizers have parameters of a fossil, and none of the host's."""
-    now, then = (any(True for p in each for _ in _groups(optimizers, p)) for each in (ours, theirs))
+    now, then = (any(True for p in each for _ in groups_with(optimizers, p)) for each in (ours, theirs))
     if then and not now:
         raise NotAlikeError(
             f"is trained by an optimizer, and {path} by none, so that it would not be trained any more. "
             f"Expected both in an optimizer of the manager: optimizer.add_param_group with {path} first"
         )
-
-
-def _groups(holders: Sequence[Optimizer], parameter: nn.Parameter) -> Iterator[dict[str, Any]]:
-    for holder in holders:
-        for group in holder.param_groups:
-            if any(p is parameter for p in group["params"]):
-                yield group
 
 
 def _is_equal(a: Any, b: Any) -> bool:
@@ -144,14 +139,12 @@ def _has_state(holder: Optimizer, parameter: nn.Parameter) -> bool:
 
 
 def _check_shapes(path: str, holder: Optimizer, parameter: nn.Parameter) -> None:
-    for key, value in holder.state[parameter].items():
-        is_other = isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape
-        if is_other or (isinstance(value, (list, tuple, dict)) and value):
-            raise NotAlikeError(
-                f"is trained by {type(holder).__name__}, which keeps {key!r} in another shape than that of "
-                f"the parameter, so that it cannot be joined to that of {path}: expected an optimizer whose "
-                f"state has the shape of its parameter. Fuse with another optimizer, then make this one anew"
-            )
+    for key, _ in in_another_shape(holder, parameter):
+        raise NotAlikeError(
+            f"is trained by {type(holder).__name__}, which keeps {key!r} in another shape than that of "
+            f"the parameter, so that it cannot be joined to that of {path}: expected an optimizer whose "
+            f"state has the shape of its parameter. Fuse with another optimizer, then make this one anew"
+        )
 
 
 def _factor(
@@ -190,4 +183,4 @@ def _steps(holder: Optimizer, parameter: nn.Parameter) -> float:
 
 
 def _group(holder: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
-    return next(_groups([holder], parameter), {**holder.defaults})
+    return next(groups_with([holder], parameter), {**holder.defaults})

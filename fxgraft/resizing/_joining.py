@@ -134,8 +134,9 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 def _tensor(host: Host, path: str) -> Tensor:
     owner, _, name = path.rpartition(".")
-    found: Tensor = getattr(host.get_submodule(owner), name)
-    return found
+    module = host.get_submodule(owner)  # not as an attribute: a host has other things of some names
+    found = module._parameters.get(name)
+    return module.get_buffer(name) if found is None else found
 
 
 def _check_learning(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import ChannelError
 from fxgraft.optimizers.fresh_state import fresh_state
-from fxgraft.optimizers.nested import nested
+from fxgraft.optimizers.nested import with_nested
 from fxgraft_passes.channels.growth import GroupGrowth
 from fxgraft_passes.channels.subject import Subject
 
@@ -20,14 +20,20 @@ from fxgraft_passes.channels.subject import Subject
 def check_moments(growth: GroupGrowth, subject: Subject, optimizers: Sequence[Optimizer]) -> None:
     """Raise `ChannelError` where an optimizer keeps something that cannot grow with its parameter."""
     for path, parameter, holder in _held(growth, subject, optimizers):
-        for key, value in holder.state.get(parameter, {}).items():
-            if not _is_of(parameter, value) and _is_more(value):
-                raise ChannelError(
-                    f"{growth.group.name}: expected an optimizer whose state for {path} has its shape, "
-                    f"{tuple(parameter.shape)}; {type(holder).__name__} keeps {key!r} as "
-                    f"{_describe_value(value)}, which cannot grow with it. Make the optimizer anew, "
-                    f"widen first, then train"
-                )
+        for key, value in in_another_shape(holder, parameter):
+            raise ChannelError(
+                f"{growth.group.name}: expected an optimizer whose state for {path} has its shape, "
+                f"{tuple(parameter.shape)}; {type(holder).__name__} keeps {key!r} as "
+                f"{_describe_value(value)}, which cannot grow with it. Make the optimizer anew, "
+                f"widen first, then train"
+            )
+
+
+def in_another_shape(holder: Optimizer, parameter: nn.Parameter) -> Iterator[tuple[str, Any]]:
+    """What an optimizer keeps for a parameter that is more than one number, and not of its shape."""
+    for key, value in holder.state.get(parameter, {}).items():
+        if not _is_of(parameter, value) and _is_more(value):
+            yield key, value
 
 
 def replace_moments(
@@ -63,9 +69,8 @@ def _held(
     for path in growth.tensors:
         parameter = subject.now(path)
         if isinstance(parameter, nn.Parameter):
-            for optimizer in optimizers:
-                for holder in (optimizer, *nested(optimizer)):
-                    yield path, parameter, holder
+            for holder in with_nested(optimizers):
+                yield path, parameter, holder
 
 
 def _is_of(parameter: Tensor, value: Any) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fxgraft.resizing._not_alike import NotAlikeError
 from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft_passes.bits import same_tensor
+from fxgraft_passes.saved_names import PLAIN
 
 IGNORED = {
     "training": "the mode: the layers keep theirs",
@@ -41,8 +42,6 @@ _OF_HOOKS = (
     "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
 )
-
-_NUMBERS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 
 
 @dataclass
@@ -156,7 +155,7 @@ def _same(a: Any, b: Any, known: Collection[tuple[int, int]], inside: frozenset[
     if type(a) is not type(b):
         return False
     inside |= {id(a)}
-    if isinstance(a, _NUMBERS):
+    if isinstance(a, PLAIN):
         return (type(a) is int and (a, b) in known) or a == b or (a != a and b != b)
     if isinstance(a, Tensor):
         return same_tensor(a, b)

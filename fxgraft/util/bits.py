@@ -1,15 +1,23 @@
-"""Comparison of structures to the bit; that of tensors is the passes'."""
+"""Tensors as memory: comparison of structures to the bit (that of tensors is the passes'), and overlaps."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxgraft_passes.bits import bits, same_tensor
 
-__all__ = ["bits", "same_bits", "same_tensor"]
+__all__ = ["bits", "overlaps", "same_bits", "same_tensor"]
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Whether elements share memory, as those of an expanded tensor do: nothing can be written into it."""
+    if tensor.layout is not torch.strided:
+        return False
+    return any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def same_bits(a: Any, b: Any) -> bool:
