@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import importlib
 import inspect
@@ -17,6 +18,7 @@ import fxgraft
 from fxgraft import blueprints
 from fxgraft.blueprints import registry
 from fxgraft.telemetry import METRICS
+from tests.sources import parsed
 from tests.test_public_api import MODULES, public
 
 ROOT = Path(__file__).parent.parent
@@ -90,11 +92,12 @@ def test_metrics_of_a_seed_and_of_the_whole_are_told_apart():
     assert rows == {name: "seed" if metric.per_seed else "run" for name, metric in METRICS.items()}
 
 
+@functools.cache
 def emitted() -> dict[str, set[str]]:
     """Event kind -> the fields that the library's source gives it."""
     found: dict[str, set[str]] = {}
     for path in (ROOT / "fxgraft").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if not isinstance(node, ast.Call) or not node.args or not isinstance(node.args[0], ast.Constant):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -177,10 +180,10 @@ def test_a_page_begins_with_what_its_reader_can_do_after_it(page):
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
-def defined(source: str) -> set[str]:
+def defined(path: Path) -> set[str]:
     """The functions and classes of a file, and ``Class.method``."""
     found = set()
-    for node in ast.parse(source).body:
+    for node in parsed(path).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
@@ -194,7 +197,7 @@ def test_the_architecture_page_names_only_what_exists():
     named = re.findall(r"`((?:fxgraft|passes)/[\w./]+\.py)(?:::(\w+))?`(?: \(`(\w+)`)?", ARCHITECTURE)
     assert len(named) > 20
     for path, name, member in named:
-        known = defined((ROOT / path).read_text(encoding="utf-8"))
+        known = defined(ROOT / path)
         if name:
             assert (f"{name}.{member}" if member else name) in known, f"{path}::{name} {member}"
 
@@ -210,7 +213,7 @@ PACKAGES = [
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.relative_to(ROOT).as_posix())
 def test_a_package_lists_its_files(package):
     """A reader who opens a package sees what each file is for."""
-    told = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
+    told = ast.get_docstring(parsed(package / "__init__.py"))
     files = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
     inner = {path.parent.name for path in package.glob("*/__init__.py")}
     assert {name for name in files | inner if f"`{name}`" not in told} == set()
@@ -229,7 +232,7 @@ def test_a_class_name_is_defined_once():
     """A reader who meets the name of a class finds one class of that name."""
     places: dict[str, list[str]] = {}
     for path in (file for folder in ("fxgraft", "passes") for file in sorted((ROOT / folder).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
     twice = {name: paths for name, paths in places.items() if len(paths) > 1}
@@ -251,7 +254,7 @@ def test_a_network_of_the_tests_has_a_name_that_says_what_it_is():
 def imported(path: Path) -> set[str]:
     """The dotted names that a file imports, and those of what it imports from them."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -311,7 +314,7 @@ def test_packages_import_what_the_architecture_page_says():
     wrong = set()
     for path in (ROOT / "fxgraft").rglob("*.py"):
         own = path.relative_to(ROOT / "fxgraft").parts[0].removesuffix(".py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # not below: TYPE_CHECKING, functions
+        for node in parsed(path).body:  # not below: TYPE_CHECKING, functions
             if isinstance(node, ast.ImportFrom) and own in rank:
                 other = (node.module or "").removeprefix("fxgraft.").split(".")[0]
                 if rank.get(other, 0) > rank[own] and other not in EVERYWHERE:
@@ -327,9 +330,7 @@ def test_a_package_says_its_group_and_what_it_may_import():
         line = f"Group: {group}. May import: {may.split(';')[0].replace('`', '')}."
         for package in PACKAGES:
             if f"`{package.name}`" in names and package.parent == ROOT / "fxgraft":
-                docstring = ast.get_docstring(
-                    ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
-                )
+                docstring = ast.get_docstring(parsed(package / "__init__.py"))
                 assert line in docstring.splitlines(), package.name
                 told.add(package)
     assert told == {package for package in PACKAGES if package.parent == ROOT / "fxgraft"}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.sources import parsed
 from tests.test_public_api import MODULES, public
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +123,7 @@ def test_what_an_argument_table_describes_is_an_argument() -> None:
     """Of all functions and constructors, also of those that only the library calls."""
     gone = {}
     for path in (file for folder in ("fxgraft", "passes") for file in sorted((ROOT / folder).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             called = node
             if isinstance(node, ast.ClassDef):
                 inner = [part for part in node.body if isinstance(part, ast.FunctionDef)]

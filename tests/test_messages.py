@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.sources import parsed
 from tests.test_docs import table
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +67,7 @@ def sources() -> dict[str, ast.Module]:
         path = file.relative_to(ROOT / "passes" if "passes" in file.relative_to(ROOT).parts else ROOT)
         module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
         if not any(module == out or module.startswith(f"{out}.") for out in LEFT_OUT):
-            found[module] = ast.parse(file.read_text(encoding="utf-8"))
+            found[module] = parsed(file)
     return found
 
 

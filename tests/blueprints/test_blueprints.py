@@ -19,6 +19,7 @@ from fxgraft.optimizers.gradients import norm_of
 from fxgraft.util.bits import same_bits
 from fxgraft_passes import Slot
 from fxgraft_passes.objectives import OBJECTIVES
+from tests.covering import covering_pairs
 
 SHAPES = [(4,), (3, 8), (3, 1), (2, 5, 8), (2, 8, 4, 4), (2, 3, 5, 7), (2, 1, 1, 1)]
 
@@ -109,7 +110,7 @@ def test_the_shape_of_the_slot_comes_out_and_a_branch_is_zero(name, shape):
         assert same_bits(x + out, x)
 
 
-@pytest.mark.parametrize(("name", "shape", "mode"), ALLOWED)
+@pytest.mark.parametrize(("name", "shape", "mode"), covering_pairs(ALLOWED))
 def test_at_birth_nothing_changes_at_any_alpha(name, shape, mode):
     host, manager, seed, x = grown(name, shape, mode)
     without = Model()(x)
@@ -119,8 +120,10 @@ def test_at_birth_nothing_changes_at_any_alpha(name, shape, mode):
             torch.testing.assert_close(host(x), without)
 
 
-@pytest.mark.parametrize(("name", "shape", "mode"), LEARNING)
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("name", "shape", "mode", "objective"),
+    covering_pairs((*case, objective) for case, objective in product(LEARNING, OBJECTIVES)),
+)
 def test_a_gradient_at_birth(name, shape, mode, objective):
     host, manager, seed, x = grown(name, shape, mode, objective)
     if objective == "shadow":
@@ -131,7 +134,7 @@ def test_a_gradient_at_birth(name, shape, mode, objective):
     check_gradients(seed)
 
 
-@pytest.mark.parametrize(("name", "shape", "mode"), LEARNING)
+@pytest.mark.parametrize(("name", "shape", "mode"), covering_pairs(LEARNING))
 def test_a_gradient_while_blending(name, shape, mode):
     host, manager, seed, x = grown(name, shape, mode)
     manager.blend(seed, steps=2, schedule="linear")
@@ -192,8 +195,10 @@ REZERO = [
 ]
 
 
-@pytest.mark.parametrize(("name", "shape", "mode"), REZERO)
-@pytest.mark.parametrize("objective", ["trust", "straight_through"])
+@pytest.mark.parametrize(
+    ("name", "shape", "mode", "objective"),
+    covering_pairs((*case, objective) for case, objective in product(REZERO, ["trust", "straight_through"])),
+)
 def test_rezero_adds_nothing_and_learns(name, shape, mode, objective):
     torch.manual_seed(1)
     host, manager, seed, x = grown(name, shape, mode, objective, init="rezero")

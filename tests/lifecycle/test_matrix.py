@@ -7,6 +7,7 @@ changes nothing for a plain module changes nothing here: the result is that of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.errors import StageError
+from tests.covering import covering_pairs
 from tests.harness import assert_same_bits, frozen
 
 STAGES = [Stage.DORMANT, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
@@ -105,9 +107,7 @@ def of_host(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if not name.startswith("_seeds.")}
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("stage", STAGES, ids=lambda s: s.name)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("way", "stage", "mode"), covering_pairs(product(WAYS, STAGES, MODES)))
 def test_each_way_in_each_stage_and_mode(way: str, stage: Stage, mode: str) -> None:
     host, _ = brought_to(stage, mode)
     found = gradients(host, WAYS[way])
