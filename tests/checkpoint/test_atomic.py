@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import random
 import resource
@@ -21,18 +20,11 @@ from fxgraft.checkpoint import file
 from fxgraft.errors import CheckpointError
 from tests.checkpoint import writer
 from tests.checkpoint.scenarios import AFTER, SCENARIOS
+from tests.forks import FORKS
 from tests.harness import assert_same_bits
 
 KILLS = int(os.environ.get("FXGRAFT_KILLS", "30"))
 POINTS = [f"{when} {call}" for call in ("save_file", "_flush", "replace") for when in ("before", "after")]
-
-
-@pytest.fixture(scope="module")
-def children() -> Any:
-    """Processes from a server that has imported torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.checkpoint.writer"])
-    return context
 
 
 def number_in(path: Path) -> int:
@@ -45,13 +37,13 @@ def strays(path: Path) -> list[Path]:
     return [p for p in path.parent.iterdir() if p != path]
 
 
-def test_killed_at_random_moments(tmp_path: Path, children: Any) -> None:
+def test_killed_at_random_moments(tmp_path: Path) -> None:
     path, chance = tmp_path / "run.ckpt", random.Random(0)
     file.write(path, {"number": 0}, writer.tensors_of(0))
     survived = []
     for _ in range(KILLS):
-        started = children.Event()
-        child = children.Process(target=writer.save_for_ever, args=(path, started))
+        started = FORKS.Event()
+        child = FORKS.Process(target=writer.save_for_ever, args=(path, started))
         child.start()
         assert started.wait(60)
         time.sleep(chance.random() * 0.03)
@@ -66,10 +58,10 @@ def test_killed_at_random_moments(tmp_path: Path, children: Any) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at_each_step_of_a_save(point: str, tmp_path: Path, children: Any) -> None:
+def test_killed_at_each_step_of_a_save(point: str, tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
     file.write(path, {"number": 1}, writer.tensors_of(1))
-    child = children.Process(target=writer.die_at, args=(path, point))
+    child = FORKS.Process(target=writer.die_at, args=(path, point))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -79,9 +71,9 @@ def test_killed_at_each_step_of_a_save(point: str, tmp_path: Path, children: Any
     assert not strays(path)
 
 
-def test_a_first_save_that_is_killed_leaves_no_file(tmp_path: Path, children: Any) -> None:
+def test_a_first_save_that_is_killed_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "run.ckpt"
-    child = children.Process(target=writer.die_at, args=(path, "before replace"))
+    child = FORKS.Process(target=writer.die_at, args=(path, "before replace"))
     child.start()
     child.join()
     assert not path.exists()
@@ -89,9 +81,9 @@ def test_a_first_save_that_is_killed_leaves_no_file(tmp_path: Path, children: An
         file.read(path)
 
 
-def test_a_run_killed_after_a_save_in_mid_blend_resumes(tmp_path: Path, children: Any) -> None:
+def test_a_run_killed_after_a_save_in_mid_blend_resumes(tmp_path: Path) -> None:
     path, scenario = tmp_path / "run.ckpt", SCENARIOS["blending"]
-    child = children.Process(target=writer.train_and_die, args=(path, "blending"))
+    child = FORKS.Process(target=writer.train_and_die, args=(path, "blending"))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL

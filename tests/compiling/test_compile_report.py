@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -15,11 +12,11 @@ from torch import nn
 
 import fxgraft
 from fxgraft.testing import no_recompiles
+from tests.forks import run_program
 from tests.harness import counting_backend, loss_of
 from tests.seed_modules import Scale
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
-ROOT = Path(__file__).parents[2]
 
 
 def grown(**options: object) -> tuple[fxgraft.Host, fxgraft.SeedManager]:
@@ -108,12 +105,8 @@ LIFE = """
 
 def life(folder: Path, options: str = "{}", more: str = "") -> list[int]:
     program = textwrap.dedent(LIFE).replace("{options}", options).replace("{more}", more)
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, timeout=300, check=False, capture_output=True, text=True,
-        env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [int(word) for word in done.stdout.split()[-2:]]
+    told = run_program(program, TORCHINDUCTOR_CACHE_DIR=folder)
+    return [int(word) for word in told.split()[-2:]]
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """Starts a worker script on several ranks, over gloo, on this machine.
 
-The ranks are forked from a process that has imported torch and fxgraft once: most of the time of a worker
-that is started by torchrun goes into imports. (test_guide.py starts its program with torchrun.)
+The ranks are forked: most of the time of a worker that is started by torchrun goes into imports.
+(test_guide.py starts its program with torchrun.)
 """
 
 from __future__ import annotations
 
 import ast
-import multiprocessing
 import os
 import runpy
 import socket
@@ -18,18 +17,10 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.forks import FORKS, redirect
+
 HERE = Path(__file__).parent
 DEADLINE = 600.0
-
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "torch.distributed.fsdp",
-        "torch.distributed.checkpoint",
-        "fxgraft.training",
-    ]
-)
 
 
 def launch(script: str, ranks: int, *args: str | os.PathLike[str]) -> str:
@@ -42,7 +33,7 @@ def launch(script: str, ranks: int, *args: str | os.PathLike[str]) -> str:
         outputs = [str(Path(folder) / str(rank)) for rank in range(ranks)]
         argv = [str(HERE / script), *map(str, args)]
         started = [
-            _forks.Process(target=_rank, args=(argv, {**common, "RANK": rank, "LOCAL_RANK": rank}, output))
+            FORKS.Process(target=_rank, args=(argv, {**common, "RANK": rank, "LOCAL_RANK": rank}, output))
             for rank, output in enumerate(outputs)
         ]
         for process in started:
@@ -68,9 +59,7 @@ def _wait(started: Sequence[BaseProcess]) -> None:
 
 
 def _rank(argv: Sequence[str], environment: Mapping[str, object], output: str) -> None:
-    os.environ.update({name: str(value) for name, value in environment.items()})
-    for end, number in ((".out", 1), (".err", 2)):
-        os.dup2(os.open(output + end, os.O_WRONLY | os.O_CREAT), number)
+    redirect(output, environment)
     sys.argv[:] = argv
     runpy.run_path(argv[0], run_name="__main__")
 
