@@ -69,7 +69,7 @@ def test_no_other_orthogonal_columns_begin_with_a_larger_gradient(where, bluepri
     gradmax = blueprints.gradmax(host, where, lambda m: loss_of(m(x)), blueprint=blueprint, rank=2)
 
     def norm_at_birth(factory):
-        """Of the gradient of the weights of a seed that trains in the open. (Those of biases may be larger.)"""
+        """Of the gradient of the weights of a seed that trains in the open; the formula has no biases."""
         seed = manager.germinate(where, factory, objective="straight_through")
         loss_of(host(x)).backward()
         norm = norm_of(p for n, p in seed.module.named_parameters() if n.endswith("weight"))
