@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import logging
 import os
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxgraft
+from fxgraft.host.channels import Channels
 from fxgraft.testing.comparing import (
     Record,
     assert_same_bits,
@@ -42,12 +44,36 @@ __all__ = [
     "observed_call",
     "snapshot",
     "state",
+    "traced_once",
     "train",
     "warnings_in",
 ]
 
 THOROUGH = os.environ.get("FXGRAFT_HYPOTHESIS") == "thorough"
 """Whether `make soak` runs the tests: all interrupts, every promise on four ranks."""
+
+
+def traced_once(trace: Callable[..., fxgraft.Host]) -> Callable[..., fxgraft.Host]:
+    """For a function that traces a model: a copy of the host that it returned for the same arguments.
+
+    To trace a model takes many times as long as to copy its host. The function begins with seed 0, and
+    the global random stream is left alone.
+    """
+
+    @functools.cache
+    def first(*args: Any) -> fxgraft.Host:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return trace(*args)
+
+    @functools.wraps(trace)
+    def copied(*args: Any) -> fxgraft.Host:
+        traced = first(*args)
+        host = copy.deepcopy(traced)
+        host._channels = Channels(traced.example_call(), host._root)  # which a copy does not know
+        return host
+
+    return copied
 
 
 def host_names(module: nn.Module) -> list[str]:

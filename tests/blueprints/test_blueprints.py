@@ -20,6 +20,7 @@ from fxgraft.util.bits import same_bits
 from fxgraft_passes import Slot
 from fxgraft_passes.objectives import OBJECTIVES
 from tests.covering import covering_pairs
+from tests.harness import traced_once
 
 SHAPES = [(4,), (3, 8), (3, 1), (2, 5, 8), (2, 8, 4, 4), (2, 3, 5, 7), (2, 1, 1, 1)]
 
@@ -56,9 +57,14 @@ class Model(nn.Module):
         return (x * self.scale).tanh()
 
 
+@traced_once
+def traced(shape):
+    return fxgraft.trace(Model(), (torch.randn(shape),))
+
+
 def grown(name, shape, mode="residual", objective="trust", **config):
     x = torch.randn(shape)
-    host = fxgraft.trace(Model(), (x,))
+    host = traced(shape)
     manager = fxgraft.SeedManager(host)
     seed = manager.germinate("mul", name, mode=mode, objective=objective, **config)
     return host, manager, seed, x

@@ -9,7 +9,7 @@ from torch import nn
 import fxgraft
 from fxgraft import blueprints
 from fxgraft.util.bits import same_bits
-from tests.harness import assert_same_bits, frozen, loss_of
+from tests.harness import assert_same_bits, frozen, loss_of, traced_once
 
 SHAPES = {"NC": (3, 8), "NLC": (2, 5, 8), "NCHW": (2, 8, 4, 4), "any": (3, 8)}
 CASES = [
@@ -31,9 +31,14 @@ class Model(nn.Module):
         return ((x * self.scale) + self.bias).tanh() * self.out
 
 
+@traced_once
+def traced(shape, dtype):
+    return fxgraft.trace(Model().to(dtype), (torch.randn(shape, dtype=dtype),))
+
+
 def life(name, x, steps=3, compiled=False, dtype=torch.float32):
     """A host with one seed, after some steps in training and half a ramp."""
-    host = fxgraft.trace(Model().to(dtype), (x,))
+    host = traced(x.shape, dtype)
     if compiled:
         host.compile(backend="aot_eager")
         loss_of(host(x)).backward()
@@ -80,7 +85,7 @@ def test_it_follows_the_dtype(name, layout, dtype):
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_it_learns_under_autocast(name, layout):
     x = torch.randn(SHAPES[layout])
-    host = fxgraft.trace(Model(), (x,))
+    host = traced(x.shape, x.dtype)
     seed = fxgraft.SeedManager(host).germinate("add", name)
     with torch.autocast("cpu", torch.bfloat16):
         loss_of(host(x)).backward()
@@ -93,7 +98,7 @@ def test_loaded_it_goes_on(name, layout, tmp_path):
     x = torch.randn(SHAPES[layout])
     host, optimizer, manager = life(name, x)
     manager.save(tmp_path / "run")
-    again = fxgraft.trace(Model(), (x,))
+    again = traced(x.shape, x.dtype)
     other = torch.optim.SGD(again.parameters(), 0.1)
     loaded = fxgraft.SeedManager.load(tmp_path / "run", again, other)
     run(host, optimizer, manager, x, 2)

@@ -11,19 +11,23 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager
 from fxgraft.explore import Exploration
-from tests.harness import frozen, state
+from tests.harness import frozen, state, traced_once
 from tests.networks import NormNet
 
 X = torch.randn(48, 6, generator=torch.Generator().manual_seed(1))
 Y = (X[:, 0] * X[:, 1] > 0).long()
 
 
+@traced_once
+def traced(model: type[nn.Module]) -> fxgraft.Host:
+    return fxgraft.trace(model(), (X[:4],))
+
+
 class Run:
     """A host in training."""
 
     def __init__(self, **options: Any):
-        torch.manual_seed(0)
-        self.host = fxgraft.trace(NormNet(), (X[:4],))
+        self.host = traced(NormNet)
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
         self.manager = SeedManager(self.host, self.optimizer, **options)
         torch.manual_seed(0)

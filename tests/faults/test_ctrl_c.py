@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.util.interrupts import delay_interrupts, interruptible
-from tests.harness import THOROUGH, assert_same_bits, frozen
+from tests.harness import THOROUGH, assert_same_bits, frozen, traced_once
 
 LIBRARY = str(Path(fxgraft.__file__).parent)
 MECHANISM = fxgraft.util.interrupts.__file__
@@ -39,14 +39,19 @@ def _interrupts():
     signal.signal(signal.SIGINT, before)
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    return fxgraft.trace(model, (torch.randn(4, 6),))
+
+
 class World:
     """A small host with a live seed in each stage, a momentum in each parameter, and a pending one."""
 
     def __init__(self, compiled: bool = False) -> None:
         torch.manual_seed(0)
         self.x = torch.randn(4, 6)
-        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-        self.host = fxgraft.trace(model, (self.x,))
+        self.host = traced()
         self.optimizer = torch.optim.SGD(self.host.parameters(), 0.1, momentum=0.9)
         self.manager = SeedManager(self.host, self.optimizer, check_every=2)
         for name, slot in {"learns": "1", "blends": "3", "holds": "0"}.items():

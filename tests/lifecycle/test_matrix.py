@@ -19,7 +19,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.errors import StageError
 from tests.covering import covering_pairs
-from tests.harness import assert_same_bits, frozen
+from tests.harness import assert_same_bits, frozen, traced_once
 
 STAGES = [Stage.DORMANT, Stage.TRAINING, Stage.BLENDING, Stage.HOLDING, Stage.FOSSILIZED]
 MODES = ["residual", "convex", "gated", "channelwise"]
@@ -31,6 +31,11 @@ def model() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(144, 5)
     )
+
+
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(model(), (X,))
 
 
 def seed_module() -> nn.Module:
@@ -48,7 +53,7 @@ def criterion(output: Tensor, target: Tensor) -> Tensor:
 
 def brought_to(stage: Stage, mode: str, prepare: Callable[[fxgraft.Host], None] | None = None) -> Any:
     """A host with a seed in that stage, without a step of any optimizer."""
-    host = fxgraft.trace(model(), (X,))
+    host = traced()
     if prepare is not None:
         prepare(host)
     manager = SeedManager(host, check_every=0)

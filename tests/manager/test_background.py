@@ -31,7 +31,7 @@ from fxgraft.manager import _prefetch
 from fxgraft.telemetry import Memory
 from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
-from tests.harness import assert_same_bits, counting_backend, frozen, loss_of, snapshot
+from tests.harness import assert_same_bits, counting_backend, frozen, loss_of, snapshot, traced_once
 from tests.seed_modules import Drawing, Scale
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -60,13 +60,18 @@ class Named(nn.Module):
 SLOT, TWIN = "0.relu", "1.relu"
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(nn.Sequential(BnBlock(), BnBlock()), (torch.randn(6, 4),))
+
+
 class World:
     """A host in training, compiled ahead of time without fusing: it has the bits of eager mode."""
 
     def __init__(self, compiled: bool = True, backend: Any = "aot_eager", **options: Any) -> None:
         torch.manual_seed(0)
         self.inputs = torch.Generator().manual_seed(1)
-        self.host = fxgraft.trace(nn.Sequential(BnBlock(), BnBlock()), (torch.randn(6, 4),))
+        self.host = traced()
         if compiled:
             self.host.compile(backend=backend, **options.pop("compile", {}))
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)

@@ -20,7 +20,7 @@ from fxgraft.gates import Trained
 from fxgraft.host._running import Running
 from fxgraft.telemetry import Memory
 from fxgraft.util.bits import same_bits
-from tests.harness import assert_same_bits, snapshot
+from tests.harness import assert_same_bits, snapshot, traced_once
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 SLOTS = ("0", "1", "2")
@@ -31,11 +31,16 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2))
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(net(), (X,))
+
+
 class Run:
     """A manager with its optimizer, and steps of training."""
 
     def __init__(self, **options: Any):
-        self.host = fxgraft.trace(net(), (X,))
+        self.host = traced()
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
         self.manager = SeedManager(self.host, self.optimizer, check_every=0, **options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import transformers as T
 from torch import Tensor, nn
 
 import fxgraft
-from tests.harness import assert_same_bits
+from tests.harness import assert_same_bits, traced_once
 
 
 class TransformerBlock(nn.Module):
@@ -126,8 +127,9 @@ class Given:
         torch.manual_seed(0)
         return self.make(self.layers + more).eval()
 
-    def host(self) -> fxgraft.Host:
-        return fxgraft.trace(self.model(), self.args, self.kwargs)
+    @cached_property
+    def host(self) -> Callable[[], fxgraft.Host]:
+        return traced_once(lambda: fxgraft.trace(self.model(), self.args, self.kwargs))
 
     def run(self, model: nn.Module) -> Tensor:
         return value_of(model(*self.args, **self.kwargs))
