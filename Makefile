@@ -52,7 +52,7 @@ docs: $(VENV)/.docs
 # For the night: every property on many more examples, every line interrupted, hundreds of kills, a long run.
 soak: $(VENV)/.test
 	FXGRAFT_HYPOTHESIS=thorough FXGRAFT_KILLS=300 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal \
-		tests/faults tests/hostile tests/checkpoint tests/distributed tests/machine tests/lifecycle \
+		tests/faults tests/hostile tests/checkpoint tests/distributed tests/machine tests/lifecycle tests/blueprints \
 		tests/manager/test_threads.py tests/soundness tests/optimizers tests/seeds tests/passes
 	$(BIN)/python -m benchmarks.soak
 

@@ -45,6 +45,7 @@ __all__ = [
     "snapshot",
     "state",
     "traced_once",
+    "traced_plan",
     "train",
     "warnings_in",
 ]
@@ -74,6 +75,12 @@ def traced_once(trace: Callable[..., fxgraft.Host]) -> Callable[..., fxgraft.Hos
         return host
 
     return copied
+
+
+@traced_once
+def traced_plan(plan: Any) -> fxgraft.Host:
+    """The host of a `tests.strategies.Plan`."""
+    return fxgraft.trace(plan.build(), (plan.batch(0),))
 
 
 def host_names(module: nn.Module) -> list[str]:

@@ -20,6 +20,7 @@ from fxgraft.commands import BLEND, CULL, FOSSILIZE, SEED
 from fxgraft.config import ConfigError, GrowConfig, ManagerOptions, Scripted
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.report import read
+from tests.harness import traced_once
 
 YAML = """
 manager: {strict: true, metrics_every: 2, prefetch_timeout: 60}
@@ -30,8 +31,8 @@ script:
 """
 
 
+@traced_once
 def host() -> fxgraft.Host:
-    torch.manual_seed(0)
     return fxgraft.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(5, 4),))
 
 

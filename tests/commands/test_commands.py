@@ -19,7 +19,7 @@ from fxgraft import SeedManager, Stage, commands
 from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, WIDEN, Command
 from fxgraft.commands.messages import TYPES
 from fxgraft.errors import CommandError
-from tests.harness import assert_same_bits, snapshot
+from tests.harness import assert_same_bits, snapshot, traced_once
 
 VALIDATOR = jsonschema.Draft202012Validator(commands.schema())
 
@@ -101,10 +101,15 @@ class Lab:
         return {**snapshot(self.host, self.batch, [self.optimizer]), "seeds": seeds}
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (torch.randn(3, 4),))
+
+
 def make_lab() -> Lab:
     torch.manual_seed(0)
     batch = torch.randn(3, 4)
-    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), (batch,))
+    host = traced()
     optimizer = torch.optim.SGD(host.parameters(), 0.1)
     manager = SeedManager(host, optimizer, check_every=0)
     manager.germinate("0", "low_rank", name="held")

@@ -14,7 +14,7 @@ from fxgraft.errors import SlotError, StageError
 from fxgraft.gates import DEFAULT_GATES, Blended, Gate, Sane, Trained, Verdict, Worthy
 from fxgraft.seeds.seed import amend
 from fxgraft.telemetry import Memory
-from tests.harness import assert_same_bits, frozen, loss_of, snapshot, train
+from tests.harness import assert_same_bits, frozen, loss_of, snapshot, traced_plan, train
 from tests.seed_modules import Scale
 from tests.strategies import Plan
 
@@ -29,7 +29,7 @@ OPTIMIZERS = {
 
 def grown(optimizer: str = "adamw", **options: Any) -> tuple[fxgraft.Host, Any, SeedManager, fxgraft.Seed]:
     torch.manual_seed(0)
-    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    host = traced_plan(PLAN)
     trainer = OPTIMIZERS[optimizer](host.parameters())
     manager = SeedManager(host, trainer, **options)
     return host, trainer, manager, manager.germinate(SLOT, Scale(), name="a")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage
-from tests.harness import assert_same_bits
+from tests.harness import assert_same_bits, traced_once
 from tests.networks import TanhBetween
 
 NEW_MODES = ("gated", "channelwise")
@@ -19,9 +19,14 @@ SLOT = "tanh"
 X = torch.tensor([[0.3, -1.0, 0.7, 2.0], [-0.2, 0.4, -1.5, 0.1]], dtype=torch.float64)
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(TanhBetween(), (torch.randn(2, 4),))
+
+
 def grown(mode: str, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, ...]:
     torch.manual_seed(0)
-    host = fxgraft.trace(TanhBetween(), (torch.randn(2, 4),)).to(dtype)
+    host = traced().to(dtype)
     manager = SeedManager(host)
     module = nn.Linear(4, 4)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft_passes.objectives import DEFAULT_RADIUS
-from tests.harness import assert_same_bits, frozen, gradients, loss_of, state
+from tests.harness import assert_same_bits, frozen, gradients, loss_of, state, traced_once
 from tests.lifecycle.test_isolation_properties import SEEDS, germinate_all
 from tests.seed_modules import Counting, Drawing, Scale
 from tests.strategies import Plan, plans
@@ -32,8 +33,14 @@ class Images(nn.Module):
         return self.fc(torch.relu(self.conv(x)).flatten(1))
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(Images(), (torch.randn(2, 1, 4, 4),))
+
+
+@functools.cache
 def accepting(blueprint: str, mode: str) -> list[str]:
-    host = fxgraft.trace(Images(), (torch.randn(2, 1, 4, 4),))
+    host = traced()
     found = []
     for slot in ("conv", "fc"):
         try:
@@ -41,7 +48,7 @@ def accepting(blueprint: str, mode: str) -> list[str]:
         except fxgraft.errors.BlueprintError:
             continue
         found.append(slot)
-        host = fxgraft.trace(Images(), (torch.randn(2, 1, 4, 4),))
+        host = traced()
     return found
 
 
@@ -52,7 +59,7 @@ def test_every_blueprint_is_alive_at_birth(blueprint: str, mode: str, stage: str
     slots = accepting(blueprint, mode)
     assert slots, "no slot of a small convolutional network accepts it"
     for slot in slots:
-        host = fxgraft.trace(Images(), (torch.randn(2, 1, 4, 4),))
+        host = traced()
         manager = fxgraft.SeedManager(host)
         manager.germinate(slot, blueprint, mode=mode)
         parameters = list(manager.seed_parameters())

@@ -11,7 +11,7 @@ from torch import nn
 import fxgraft
 from fxgraft import blueprints
 from fxgraft.errors import BlueprintError, SlotError
-from tests.harness import assert_same_bits, snapshot
+from tests.harness import assert_same_bits, snapshot, traced_once
 
 
 class ConvAndLayers(nn.Module):
@@ -24,10 +24,15 @@ class ConvAndLayers(nn.Module):
         return self.fc2(torch.relu(self.fc1(h)))
 
 
+@traced_once
+def traced():
+    return fxgraft.trace(ConvAndLayers(), (torch.randn(2, 3, 6, 6),))
+
+
 @pytest.fixture
 def setting():
     x = torch.randn(2, 3, 6, 6)
-    host = fxgraft.trace(ConvAndLayers(), (x,))
+    host = traced()
     optimizer = torch.optim.AdamW(host.parameters())
     return host, x, optimizer, fxgraft.SeedManager(host, optimizer)
 

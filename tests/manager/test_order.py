@@ -21,6 +21,7 @@ from fxgraft import SeedManager, commands
 from fxgraft.checkpoint.file import _digest
 from fxgraft.errors import StageError
 from fxgraft.util.bits import same_bits
+from tests.harness import traced_once
 
 X = torch.arange(6.0).view(3, 2) / 7
 
@@ -45,8 +46,13 @@ class TwoTanh(nn.Module):
         return self.act(x) + self.act(x * 2) * 3
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(TwoTanh(), (X,))
+
+
 def run(**options: Any) -> SeedManager:
-    return SeedManager(fxgraft.trace(TwoTanh(), (X,)), check_every=0, **options)
+    return SeedManager(traced(), check_every=0, **options)
 
 
 def affine(number: int) -> Affine:

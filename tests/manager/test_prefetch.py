@@ -21,7 +21,7 @@ import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.errors import StageError
 from fxgraft.telemetry import Memory
-from tests.harness import OperationRecord, assert_same_bits, frozen, loss_of, snapshot, train
+from tests.harness import OperationRecord, assert_same_bits, frozen, loss_of, snapshot, traced_plan, train
 from tests.seed_modules import Drawing
 from tests.strategies import Plan
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 def grown(**options: Any) -> tuple[fxgraft.Host, Any, SeedManager]:
     torch.manual_seed(0)
-    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    host = traced_plan(PLAN)
     optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
     return host, optimizer, SeedManager(host, optimizer, **options)
 

@@ -20,7 +20,15 @@ import fxgraft
 from fxgraft.averaging import follow
 from fxgraft.errors import FxGraftError
 from fxgraft_passes import Phase
-from tests.harness import are_collected, assert_same_bits, counting_backend, frozen, loss_of, snapshot
+from tests.harness import (
+    are_collected,
+    assert_same_bits,
+    counting_backend,
+    frozen,
+    loss_of,
+    snapshot,
+    traced_plan,
+)
 from tests.lifecycle.test_failed_commits import STEPS, fail_once
 from tests.seed_modules import FITTING, Drawing, Scale
 from tests.strategies import Plan, lifecycle_calls, plans
@@ -36,7 +44,7 @@ class World:
 
     def __init__(self, kind: str = "ema", plan: Plan = PLAN, **options: Any):
         self.plan, self.kind, self.steps, self.updates = plan, kind, 0, 0
-        self.host = fxgraft.trace(plan.build(), (plan.batch(0),)).double()
+        self.host = traced_plan(plan).double()
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
         self.manager = fxgraft.SeedManager(self.host, self.optimizer, **options)
         self.averaged = AveragedModel(self.host, multi_avg_fn=KINDS[kind]())

@@ -16,7 +16,7 @@ import fxgraft
 from fxgraft import SeedManager
 from fxgraft.errors import BlueprintError, CheckpointError
 from fxgraft.optimizers import _compatibility, _trial
-from tests.harness import assert_same_bits
+from tests.harness import assert_same_bits, traced_once
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -164,8 +164,8 @@ class PassedOn(Signed):
         return self.base.state
 
 
+@traced_once
 def host_of() -> fxgraft.Host:
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 2))
     return fxgraft.trace(model, (X,))
 

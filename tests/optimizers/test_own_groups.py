@@ -20,7 +20,7 @@ from fxgraft.checkpoint import optimizers
 from fxgraft.errors import BlueprintError, CheckpointError
 from fxgraft.optimizers.groups import OWNER
 from fxgraft.training.rewind import rewind
-from tests.harness import are_collected, assert_same_bits, frozen, traced_once, train
+from tests.harness import are_collected, assert_same_bits, frozen, traced_plan, train
 from tests.optimizers.test_optimizer import PLAN, SLOT, Together, split_groups
 from tests.optimizers.test_schedulers import SCHEDULERS
 
@@ -76,16 +76,11 @@ def settings(optimizers: list[torch.optim.Optimizer]) -> list[Any]:
     return [[{k: v for k, v in g.items() if k != "params"} for g in o.param_groups] for o in optimizers]
 
 
-@traced_once
-def traced() -> fxgraft.Host:
-    return fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
-
-
 class World:
     """A host in training under schedules, and what there is to compare of it."""
 
     def __init__(self, name: str, kind: str = "sgd", **options: Any):
-        self.host = traced()
+        self.host = traced_plan(PLAN)
         self.optimizers = KINDS[kind](self.host)
         self.plateau = name in PLATEAU
         self.schedulers = [ALL[name](o) for o in self.optimizers] if name else []

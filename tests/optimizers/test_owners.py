@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager
 from fxgraft.optimizers.groups import OWNER
-from tests.harness import assert_same_bits
+from tests.harness import assert_same_bits, traced_once
 
 X = torch.randn(4, 8)
 
@@ -76,6 +76,11 @@ class Headed(nn.Module):
 TOKENS = torch.tensor([[1, 2], [3, 4]])
 
 
+@traced_once
+def headed(head_bias: bool = False) -> fxgraft.Host:
+    return fxgraft.trace(Headed(head_bias), (TOKENS,))
+
+
 def body_and_head(host: nn.Module) -> list[dict[str, Any]]:
     head = list(host.head.parameters())
     return [
@@ -106,7 +111,7 @@ PLACES = dict.fromkeys(("embedding", "body.0", "body.2", "body.3", "norm"), BODY
 def test_a_seed_has_the_learning_rate_of_the_layers_around_it(
     slot: str, head_bias: bool, division: str
 ) -> None:
-    host = fxgraft.trace(Headed(head_bias), (TOKENS,))
+    host = headed(head_bias)
     groups = body_and_head(host)
     if division != "places":
         groups = by_decay(groups, empty="none" not in division)
@@ -121,7 +126,7 @@ def test_a_seed_has_the_learning_rate_of_the_layers_around_it(
 
 def test_an_empty_group_takes_the_kind_that_the_others_do_not_hold() -> None:
     """All matrices of the host are frozen: those of a seed are decayed all the same."""
-    host = fxgraft.trace(Headed(head_bias=True), (TOKENS,))
+    host = headed(True)
     flat = [p for p in host.parameters() if p.dim() < 2]
     for empty_first in (True, False):
         groups = [{"params": [], "weight_decay": 0.1}, {"params": flat, "weight_decay": 0.0}]
@@ -140,7 +145,7 @@ def test_an_empty_group_takes_the_kind_that_the_others_do_not_hold() -> None:
 
 def test_groups_by_kinds_alone_are_kept_by_kinds_whatever_their_rates() -> None:
     """Of maximal update parametrisation: matrices have another learning rate than vectors."""
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     groups = by_decay([{"params": list(host.parameters())}])
     groups[0]["lr"], groups[1]["lr"] = 1e-4, 1e-2
     optimizer = torch.optim.AdamW(groups)
@@ -153,7 +158,7 @@ def test_groups_by_kinds_alone_are_kept_by_kinds_whatever_their_rates() -> None:
 
 def test_hyper_makes_a_group_for_each_group_that_is_joined() -> None:
     """Matrices keep their weight decay, norms have none, though a norm comes first."""
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     optimizer = torch.optim.AdamW(by_decay(body_and_head(host)), 1e-3)
     before = [dict(group, params=len(group["params"])) for group in optimizer.param_groups]
     manager = SeedManager(host, optimizer)
@@ -165,7 +170,7 @@ def test_hyper_makes_a_group_for_each_group_that_is_joined() -> None:
 
 
 def test_matrices_for_one_optimizer_and_the_rest_for_another() -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     hidden = [host.body[0].weight, host.body[3].weight]
     rest = [p for p in host.parameters() if all(p is not h for h in hidden)]
     optimizers = [torch.optim.Muon(hidden, 1e-3), torch.optim.AdamW(rest, 1e-3)]
@@ -177,7 +182,7 @@ def test_matrices_for_one_optimizer_and_the_rest_for_another() -> None:
 
 
 def test_groups_that_somebody_else_adds_or_loads_are_seen() -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     first, second = body_and_head(host)
     optimizer = torch.optim.AdamW([first])
     manager = SeedManager(host, optimizer)
@@ -198,7 +203,7 @@ OTHERS: dict[str, Callable[[nn.Module], Any]] = {
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_an_optimizer_without_any_parameter_of_the_host_takes_seeds(kind: str) -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     optimizers = OTHERS[kind](host)
     seed = SeedManager(host, optimizers).germinate("head", norm_first)
     assert set(where(optimizers, seed).values()) == {(0, 0)}
@@ -248,7 +253,7 @@ ASKED: dict[
 @pytest.mark.parametrize("wait", [True, False])
 @pytest.mark.parametrize("asked", ASKED)
 def test_what_is_asked_for_is_done_and_planned(asked: str, wait: bool) -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     optimizers = sgd_and_adamw(host)
     manager = SeedManager(host, optimizers)
     options, expected = ASKED[asked][0](optimizers), ASKED[asked][1]
@@ -265,7 +270,7 @@ def test_what_is_asked_for_is_done_and_planned(asked: str, wait: bool) -> None:
 
 
 def test_a_plan_says_where_each_parameter_would_go() -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     manager = SeedManager(host, torch.optim.AdamW(by_decay(body_and_head(host)), 1e-3))
     plan = manager.plan("norm", norm_first, name="a")
     printed = " ".join(str(plan).split())  # long cells go on in the line below
@@ -280,7 +285,7 @@ def test_a_plan_says_where_each_parameter_would_go() -> None:
     }  # fmt: skip
     printed = " ".join(str(own).split())
     assert "its own, like group 1 of optimizer 0 (AdamW), lr 0.001, weight_decay 0" in printed
-    assert SeedManager(fxgraft.trace(Headed(), (TOKENS,))).plan("norm", norm_first).groups == {}
+    assert SeedManager(headed()).plan("norm", norm_first).groups == {}
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -309,7 +314,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_not_there_is_refused(what: str) -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     optimizers = sgd_and_adamw(host)
     manager = SeedManager(host, optimizers)
     options, message = WRONG[what]
@@ -322,7 +327,7 @@ def test_what_is_not_there_is_refused(what: str) -> None:
 
 
 def test_a_group_of_a_seeds_own_is_no_place_for_another() -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     optimizer = torch.optim.AdamW(host.parameters(), 1e-3)
     manager = SeedManager(host, optimizer)
     manager.germinate("head", norm_first, name="a", hyper={"lr": 1.0})
@@ -331,7 +336,7 @@ def test_a_group_of_a_seeds_own_is_no_place_for_another() -> None:
 
 
 def test_a_group_that_cannot_train_a_parameter_is_not_forced() -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     matrices = [p for p in host.parameters() if p.dim() == 2]
     rest = [p for p in host.parameters() if p.dim() != 2]
     manager = SeedManager(host, [torch.optim.Muon(matrices, 1e-3), torch.optim.SGD(rest, 1e-3)])
@@ -343,7 +348,7 @@ def test_a_group_that_cannot_train_a_parameter_is_not_forced() -> None:
 
 
 def test_without_an_optimizer_nothing_can_be_asked_for() -> None:
-    manager = SeedManager(fxgraft.trace(Headed(), (TOKENS,)))
+    manager = SeedManager(headed())
     for asked in ({"optimizer": 0}, {"groups": 0}, {"hyper": {}}):
         with pytest.raises(
             ValueError, match="expected an optimizer to train the seed by; the manager has none"
@@ -356,7 +361,7 @@ def test_without_an_optimizer_nothing_can_be_asked_for() -> None:
 def test_a_resumed_run_goes_on_bit_for_bit_where_it_was(asked: str, hyper: Any, tmp_path: Path) -> None:
     def world() -> tuple[fxgraft.Host, list[torch.optim.Optimizer]]:
         torch.manual_seed(0)
-        host = fxgraft.trace(Headed(), (TOKENS,))
+        host = headed()
         return host, sgd_and_adamw(host)
 
     def train(host: fxgraft.Host, optimizers: list[torch.optim.Optimizer], manager: SeedManager) -> None:
@@ -398,7 +403,7 @@ def grouped(slot: fxgraft.Slot, *, groups: int = 1) -> nn.Module:
 
 
 def test_a_number_of_groups_is_for_the_blueprint_that_has_such_an_option() -> None:
-    host = fxgraft.trace(Headed(), (TOKENS,))
+    host = headed()
     optimizer = torch.optim.AdamW(by_decay([{"params": list(host.parameters())}]), 1e-3)
     manager = SeedManager(host, optimizer)
     seed = manager.germinate("head", grouped, groups=2)

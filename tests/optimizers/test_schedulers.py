@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import fxgraft
-from tests.harness import train
+from tests.harness import traced_plan, train
 from tests.optimizers.test_optimizer import PLAN, SLOT, split_groups
 
 
@@ -57,7 +57,7 @@ def test_germinate_and_cull_in_mid_schedule(name: str, passed_on: bool) -> None:
     """The rates of the host's groups and its weights are those of a run without any seed."""
 
     def run(grow: bool) -> tuple[Any, list[list[float]]]:
-        host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+        host = traced_plan(PLAN)
         optimizer = torch.optim.SGD(split_groups(host), 1e-2, momentum=0.9)
         scheduler = SCHEDULERS[name](optimizer)
         manager = fxgraft.SeedManager(host, optimizer, schedulers=[scheduler] if passed_on else [])

@@ -10,7 +10,7 @@ import fxgraft
 from fxgraft import Stage
 from fxgraft.util.bits import same_tensor
 from fxgraft_passes.objectives import DEFAULT_RADIUS, seed_gradient
-from tests.harness import assert_same_bits
+from tests.harness import assert_same_bits, traced_once
 from tests.networks import TanhBetween
 from tests.seed_modules import Poison
 
@@ -28,9 +28,14 @@ SLOT = "tanh"
 SPECIAL = torch.tensor([[0.0, -0.0, 1.0, -1.0], [1e-40, -1e-40, 3e38, -2.0]])
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(TanhBetween(), (torch.randn(2, 4),))
+
+
 def grown(mode: str, seed: nn.Module, stage: Stage, to: float = 0.5, **options: object) -> tuple:
     torch.manual_seed(0)
-    host = fxgraft.trace(TanhBetween(), (torch.randn(2, 4),))
+    host = traced()
     manager = fxgraft.SeedManager(host)
     manager.germinate(SLOT, seed, name="a", mode=mode, **options)
     if stage is not Stage.TRAINING:

@@ -18,7 +18,7 @@ import torch
 import fxgraft
 from fxgraft import SeedManager
 from fxgraft.telemetry import METRICS, Event, JsonLines, Logging, Memory, TensorBoard
-from tests.harness import train
+from tests.harness import traced_plan, train
 from tests.lifecycle.test_isolation_monitor import InPlace
 from tests.seed_modules import Scale
 from tests.strategies import Plan
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 def live(*sinks: Any, **options: Any) -> tuple[fxgraft.Host, Any, SeedManager]:
     """A whole life on a host: every event happens in it."""
     torch.manual_seed(0)
-    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    host = traced_plan(PLAN)
     optimizer = torch.optim.SGD(host.parameters(), 0.05)
     manager = SeedManager(host, optimizer, sinks=sinks, metrics_every=1, check_every=1, **options)
     return host, optimizer, manager
@@ -282,7 +282,7 @@ def test_a_run_that_goes_on_begins_with_its_seeds(tmp_path: Path) -> None:
     train(host, optimizer, [PLAN.batch(0)], lambda _: manager.step())
     manager.save(tmp_path / "run")
     sink = Memory()
-    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    host = traced_plan(PLAN)
     loaded = SeedManager.load(tmp_path / "run", host, torch.optim.SGD(host.parameters(), 0.05), sinks=[sink])
     loaded.blend("a", steps=2)
     began = sink.events[0]
@@ -293,7 +293,7 @@ def test_a_run_that_goes_on_begins_with_its_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["tensor", "number", "nothing"])
 def test_steps_tell_the_loss_and_time_of_each(given: str) -> None:
     sink = Memory()
-    host = fxgraft.trace(PLAN.build(), (PLAN.batch(0),))
+    host = traced_plan(PLAN)
     manager = SeedManager(host, sinks=[sink], metrics_every=3)
     loss = torch.tensor(0.0)
     for step in range(7):
@@ -310,7 +310,7 @@ def test_steps_tell_the_loss_and_time_of_each(given: str) -> None:
 
 def test_a_loss_that_is_none_never_touches_training(caplog: pytest.LogCaptureFixture) -> None:
     sink = Memory()
-    manager = SeedManager(fxgraft.trace(PLAN.build(), (PLAN.batch(0),)), sinks=[sink], metrics_every=4)
+    manager = SeedManager(traced_plan(PLAN), sinks=[sink], metrics_every=4)
     manager.step(3)
     manager.step(torch.tensor([1, 2]))  # which have no mean
     manager.step(torch.tensor([1.0, 2.0]))
@@ -324,7 +324,7 @@ def test_a_loss_that_is_none_never_touches_training(caplog: pytest.LogCaptureFix
 
 def test_without_an_interval_losses_are_not_kept() -> None:
     sink = Memory()
-    manager = SeedManager(fxgraft.trace(PLAN.build(), (PLAN.batch(0),)), sinks=[sink])
+    manager = SeedManager(traced_plan(PLAN), sinks=[sink])
     for _ in range(3):
         manager.step(torch.tensor(1.0))
     assert manager._journal._pace.take() == {"loss": [], "ms": []}

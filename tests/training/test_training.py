@@ -30,7 +30,7 @@ from fxgraft.training import (
     evaluate,
     rewind,
 )
-from tests.harness import assert_same_bits, frozen, snapshot
+from tests.harness import assert_same_bits, frozen, snapshot, traced_once
 from tests.networks import NormNet
 from tests.seed_modules import Scale
 from tests.side_by_side import Pace, SideBySide
@@ -49,9 +49,13 @@ def held_out() -> list[Batch]:
     return list(batches(1000))[:2]
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(NormNet(4, 6, 3), (torch.randn(8, 4),))
+
+
 def fresh(kind: str = "adamw") -> tuple[fxgraft.Host, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    host = fxgraft.trace(NormNet(4, 6, 3), (torch.randn(8, 4),))
+    host = traced()
     torch.manual_seed(1)
     kinds = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     return host, kinds[kind](host.parameters(), 1e-2)
