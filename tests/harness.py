@@ -61,7 +61,7 @@ def traced_once(trace: Callable[..., fxgraft.Host]) -> Callable[..., fxgraft.Hos
     the global random stream is left alone.
     """
 
-    @functools.cache
+    @functools.lru_cache(maxsize=64)
     def first(*args: Any) -> fxgraft.Host:
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 
 import fxgraft
 from fxgraft import SeedManager
+from tests.harness import traced_once
 
 SAVE_AT = 6
 AFTER = 5
@@ -57,6 +58,11 @@ class Noisy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.drop(self.norm(x)))
+
+
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(EveryKindOfState(), (torch.randn(3, 4),))
 
 
 @dataclass
@@ -101,7 +107,7 @@ class Scenario:
     def parts(self) -> tuple[fxgraft.Host, list[Any], list[Any]]:
         """Host, optimizers and schedulers as they are before the first step."""
         torch.manual_seed(0)
-        host = fxgraft.trace(EveryKindOfState(), (torch.randn(3, 4),)).to(self.dtype)
+        host = traced().to(self.dtype)
         if self.backend:
             host.compile(backend=self.backend)
         optimizers = self.optimizers(host)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.errors import BlueprintError
-from tests.harness import loss_of
+from tests.harness import loss_of, traced_once
 from tests.machine.reference import Reference
 from tests.seed_modules import Scale
 from tests.strategies import WIDTH, Plan, plans
@@ -64,6 +64,12 @@ def fails(event: Any) -> None:
         raise RuntimeError("a sink that fails")
 
 
+@traced_once
+def traced(plan: Plan) -> fxgraft.Host:
+    batch = plan.batch(0)
+    return fxgraft.trace(plan.build().double(), (batch if plan.tokens else batch.double(),))
+
+
 class InStep(RuleBasedStateMachine):
     """The host and the reference live the same life."""
 
@@ -78,7 +84,7 @@ class InStep(RuleBasedStateMachine):
         self.places = self.slots_that_are_modules()
 
     def fresh(self) -> tuple[fxgraft.Host, torch.optim.Optimizer]:
-        host = fxgraft.trace(self.plan.build().double(), (self.batch(0),))
+        host = traced(self.plan)
         return host, self.make(host.parameters())
 
     def batch(self, number: int) -> Tensor:
@@ -226,7 +232,7 @@ class InStep(RuleBasedStateMachine):
     @precondition(lambda self: self.reference.seeds)
     @rule()
     def save_and_load(self) -> None:
-        """Into a freshly traced host, which goes on."""
+        """Into a host as it was traced, which goes on."""
         self.note("save and load")
         factories = {
             name: (lambda slot, m=s.module: copy.deepcopy(m)) for name, s in self.reference.seeds.items()

@@ -25,6 +25,7 @@ from tests.harness import (
     loss_of,
     observed_call,
     snapshot,
+    traced_once,
     train,
 )
 from tests.lifecycle.test_cull_properties import bring_to, run_seeds, trained
@@ -194,13 +195,18 @@ X = torch.linspace(-1, 1, 12).view(3, 4)
 SOURCE, SLOT = "first.fc", "last.act"
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(Model(), (X,))
+
+
 def linear(slot: fxgraft.Slot) -> nn.Module:
     return nn.Linear(slot.input.shape[-1], slot.shape[-1])
 
 
 def grown(model: nn.Module | None = None, **options) -> tuple[fxgraft.Host, fxgraft.SeedManager]:
     torch.manual_seed(0)
-    host = fxgraft.trace(model or Model(), (X,))
+    host = fxgraft.trace(model, (X,)) if model else traced()
     manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
     manager.germinate(SLOT, linear, source=SOURCE, name="a", **options)
     return host, manager
@@ -252,7 +258,7 @@ def test_other_seeds_in_the_merged_regions_stay_where_they_are():
     ],
 )
 def test_what_is_merged_is_what_lies_between(source, slot, merged):
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     expected = host(X)
     site = host.site(slot, source)
     assert (site.name, site.source.name, site.input.shape) == (slot, source, host.slots[source].shape)
@@ -267,7 +273,7 @@ INSIDE, AROUND = ("middle.0.fc", "middle.1"), ("middle.0.fc", "last.act")
 
 @pytest.mark.parametrize("order", [(INSIDE, AROUND), (AROUND, INSIDE)])
 def test_the_outermost_region_takes_in_what_others_merge(order):
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     expected, manager = host(X), fxgraft.SeedManager(host)
     for source, slot in order:
         manager.germinate(slot, linear, source=source)
@@ -300,7 +306,7 @@ def test_a_source_that_is_written_into_is_read_before():
 
 
 def test_the_slot_as_its_own_source_is_a_plain_seed():
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     seed = fxgraft.SeedManager(host).germinate(SLOT, "mlp", source=SLOT)
     assert seed.source is None
     assert host.structure.merged == {}
@@ -313,7 +319,7 @@ def test_a_factory_is_told_both_shapes():
         told.append((slot.shape, slot.source.shape, slot.input is slot.source))
         return linear(slot)
 
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     fxgraft.SeedManager(host).germinate(SLOT, factory, source=SOURCE)
     assert told == [((3, 3), (3, 6), True)]
 
@@ -403,7 +409,7 @@ def test_a_branch_inside_a_region_that_is_called_twice():
 
 @pytest.mark.parametrize("blueprint", [nn.Linear(5, 3), "norm", "identity", nn.Linear(6, 4)])
 def test_a_seed_that_does_not_fit_is_refused_with_both_shapes(blueprint):
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     manager = fxgraft.SeedManager(host)
     before = snapshot(host, X)
     with pytest.raises(
@@ -416,7 +422,7 @@ def test_a_seed_that_does_not_fit_is_refused_with_both_shapes(blueprint):
 @pytest.mark.parametrize("blueprint", ["mlp", "low_rank"])
 @pytest.mark.parametrize("mode", MODES)
 def test_blueprints_that_project_join_values_of_different_shapes(blueprint, mode):
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     expected = host(X)
     manager = fxgraft.SeedManager(host)
     seed = manager.germinate(SLOT, blueprint, source=SOURCE, mode=mode)
@@ -507,7 +513,7 @@ def test_a_saved_run_goes_on_bit_for_bit(stage, tmp_path):
     if stage == "FOSSILIZED":
         manager.fossilize("a")
     manager.save(tmp_path / "run")
-    again = fxgraft.trace(Model(), (X,))
+    again = traced()
     optimizer = torch.optim.SGD(again.parameters(), 0.1)
     loaded = fxgraft.SeedManager.load(tmp_path / "run", again, optimizer, blueprints={"a": linear})
     assert loaded.seeds["a"].source == SOURCE
@@ -520,7 +526,7 @@ def test_a_saved_run_goes_on_bit_for_bit(stage, tmp_path):
 
 
 def test_a_command_germinates_a_branch():
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     manager = fxgraft.SeedManager(host)
     command = {"type": "SEED", "slot": "middle", "blueprint": "mlp", "source": "middle.0.act", "name": "a"}
     assert manager.handle(command)
@@ -528,7 +534,7 @@ def test_a_command_germinates_a_branch():
 
 
 def test_an_average_follows_a_branch():
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     averaged = torch.optim.swa_utils.AveragedModel(host)
     fxgraft.averaging.follow(host, averaged)
     manager = fxgraft.SeedManager(host)
@@ -539,7 +545,7 @@ def test_an_average_follows_a_branch():
 
 
 def test_the_monitor_finds_nothing_and_a_leak():
-    strict = fxgraft.SeedManager(fxgraft.trace(Model(), (X,)), strict=True, check_every=1)
+    strict = fxgraft.SeedManager(traced(), strict=True, check_every=1)
     strict.germinate("middle", linear, source=SOURCE, name="right")
     for stage in ("TRAINING", "BLENDING", "HOLDING"):
         if stage != "TRAINING":
@@ -593,7 +599,7 @@ def test_compiled_alpha_and_known_structures_recompile_nothing(granularity):
 
 
 def test_merging_does_not_change_the_graphs_that_it_reads():
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     before = {name: str(region.base) for name, region in host.regions.items()}
     graph, names = merge(host.regions[""], [host.regions["first"], host.regions["last"]])
     graph.lint()
@@ -602,7 +608,7 @@ def test_merging_does_not_change_the_graphs_that_it_reads():
 
 
 def test_every_pair_of_slots_of_a_nested_model_is_a_branch_or_says_why():
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     expected = host(X)
     for source, slot in combinations(host.slots, 2):
         manager = fxgraft.SeedManager(host)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxgraft
 from fxgraft.errors import SlotError
 from fxgraft.testing import no_recompiles
-from tests.harness import assert_same_bits, observed_call, snapshot, train
+from tests.harness import assert_same_bits, observed_call, snapshot, traced_once, train
 from tests.lifecycle.test_cull_properties import run_seeds, trained
 from tests.lifecycle.test_isolation_properties import OPTIMIZERS
 from tests.seed_modules import FITTING, Scale
@@ -56,9 +56,14 @@ class Model(nn.Module):
         return v + w.mean() + size.sum() * 0 + z.view(-1)[:4]
 
 
+@traced_once
+def traced() -> fxgraft.Host:
+    return fxgraft.trace(Model(), (X,))
+
+
 def grown(place: str, seed: nn.Module | None = None, alpha: float | None = 1.0):
     torch.manual_seed(0)
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
     manager.germinate(place, seed or Scale(), name="a")
     if alpha is not None:
@@ -136,7 +141,7 @@ def test_a_seed_is_felt_there_and_nowhere_else(place):
     ],
 )
 def test_what_is_no_place_is_refused_with_the_reason(place, reason):
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     before = snapshot(host, X)
     with pytest.raises(SlotError, match=reason):
         fxgraft.SeedManager(host).germinate(place, "mlp")
@@ -337,14 +342,14 @@ def test_one_call_whose_value_is_written_into_is_enough_to_copy_all():
 
 
 def test_the_input_of_a_module_is_before_its_value():
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     assert host.site("right", "->right").source.name == "->right"
     with pytest.raises(SlotError, match="it comes later"):
         host.site("->right", "right")
 
 
 def test_names_that_exist_are_as_they_were():
-    host = fxgraft.trace(Model(), (X,))
+    host = traced()
     assert host.slot("lstm[0]") is host.slots["getitem"]
     assert not any("->" in name or "@" in name for name in host.slots)
     assert fxgraft.SeedManager(host).germinate("lstm[0]", "mlp").slot == "getitem"
@@ -355,7 +360,7 @@ def test_seeds_at_a_value_and_at_its_edges_compose():
     codes = set()
     for order in (("tanh", "tanh->left"), ("tanh->left", "tanh")):
         torch.manual_seed(0)
-        host = fxgraft.trace(Model(), (X,))
+        host = traced()
         manager = fxgraft.SeedManager(host)
         for place in order:
             manager.germinate(place, Scale(0.5 + len(place) / 64), name="z" if place == "tanh" else "a")
@@ -412,7 +417,7 @@ def test_copies(place, made):
 def test_a_saved_run_goes_on(place, tmp_path):
     host, manager = grown(place)
     manager.save(tmp_path / "run")
-    again = fxgraft.trace(Model(), (X,))
+    again = traced()
     optimizer = torch.optim.SGD(again.parameters(), 0.1)
     loaded = fxgraft.SeedManager.load(tmp_path / "run", again, optimizer, blueprints={"a": Scale()})
     ours = train(host, manager._optimizers[0], [X, X], lambda i: manager.step())
