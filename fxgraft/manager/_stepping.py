@@ -66,6 +66,7 @@ def _step(self: ManagerCore, loss: float | Tensor | None) -> None:
         self._acts.refuse("step")
         self.peers.settle()
         self._reporter.step += 1
+        self._lifecycle.registry.keep_in_step()
         self._background.step()
         self._lifecycle.advance([seed for seed in self._seeds.values() if not seed.paused])
         self._journal.step(loss)

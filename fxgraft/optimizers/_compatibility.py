@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn, optim
 from torch.optim import Optimizer
@@ -57,10 +58,10 @@ def why_incompatible(
             f"Muon takes matrices, and it has {parameter.dim()} dimension(s); give the manager a second "
             f"optimizer beside it, with a parameter of the host that has as many"
         )
-    if needs_momentum(optimizer, group) and group["dampening"]:
+    if is_fused_sgd(optimizer, group) and group["dampening"]:
         return (
-            f"SGD(fused=True) with momentum and dampening takes no new parameters once it has made a step; "
-            f"make it with foreach=True. {INSTEAD}"
+            f"SGD(fused=True) with momentum and dampening begins all parameters of a group in one step, and "
+            f"takes none later; make it with foreach=True. {INSTEAD}"
         )
     if known in _REAL_ONLY and parameter.is_complex():
         return f"{known.__name__} takes real parameters, and it is complex. {INSTEAD}"
@@ -69,14 +70,31 @@ def why_incompatible(
     return _tried(optimizer, group, parameter)
 
 
-def needs_momentum(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    """Whether a new parameter needs a momentum buffer before its first step.
+def is_fused_sgd(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether that is a group of the fused SGD with momentum, in which all have a momentum buffer or none."""
+    if not (group.get("fused") and group.get("momentum")):
+        return False
+    return _STEPS.get(inspect.unwrap(type(optimizer).step)) is optim.SGD
 
-    The fused SGD takes a group in which all have one, or none. From zeros it makes the step that it makes
-    without, where there is no dampening.
+
+def begin_in_step(
+    optimizer: Optimizer, group: Mapping[str, Any], parameters: Iterable[nn.Parameter]
+) -> None:
+    """Let new ``parameters`` of a group that has begun take part in its next step.
+
+    The fused SGD takes all parameters of a group at their first step, or none. Where others have a momentum
+    buffer, one of zeros is added: from it SGD makes the step that it makes without, as there is no dampening.
     """
-    is_sgd = _STEPS.get(inspect.unwrap(type(optimizer).step)) is optim.SGD
-    return bool(is_sgd and group.get("fused") and group["momentum"])
+    if not is_fused_sgd(optimizer, group) or not any(_has_begun(optimizer, p) for p in group["params"]):
+        return
+    for parameter in parameters:
+        if not _has_begun(optimizer, parameter):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _has_begun(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    # By `get`: looking a parameter up in `optimizer.state` adds it.
+    return optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
 
 
 def _tried(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> str | None:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import BlueprintError
 from fxgraft.optimizers import groups, requests
-from fxgraft.optimizers._compatibility import needs_momentum
+from fxgraft.optimizers._compatibility import begin_in_step, is_fused_sgd
 from fxgraft.optimizers.census import Group, shared_groups
 from fxgraft.optimizers.groups import OwnGroup
 from fxgraft.optimizers.places import Destination, Places, Rings
@@ -170,10 +169,17 @@ class SeedParameterRegistry:
             group = shared_groups(optimizer)[like[1]]
             for name, parameter in members.items():
                 _add(group, name, parameter)
-                if needs_momentum(optimizer, group):
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            begin_in_step(optimizer, group, members.values())
         self._where.accept()
         amend(seed, places=places)
+
+    def keep_in_step(self) -> None:
+        """Let seeds that had no gradient in the first step of their group take part in the next one."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                if is_fused_sgd(optimizer, group):
+                    ours = {id(p) for p in _alive(self._owned)}
+                    begin_in_step(optimizer, group, [p for p in group["params"] if id(p) in ours])
 
     def copy_state(self, like: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """Let parameters begin with the state that others have in their optimizer: new -> old."""

@@ -121,8 +121,9 @@ def test_a_parameter_joins_the_group_of_its_kind() -> None:
     assert id(module.bias) in flat
 
 
+@pytest.mark.parametrize("begins", ["after a step", "before any step", "paused in the first step"])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_a_seed_in_a_group_of_the_fused_sgd_moves_as_in_another(nesterov: bool) -> None:
+def test_a_seed_in_a_group_of_the_fused_sgd_moves_as_in_another(nesterov: bool, begins: str) -> None:
 
     def weight(fused: bool) -> torch.Tensor:
         torch.manual_seed(0)
@@ -130,12 +131,31 @@ def test_a_seed_in_a_group_of_the_fused_sgd_moves_as_in_another(nesterov: bool) 
         settings = {"momentum": 0.9, "nesterov": nesterov, "fused": fused}
         optimizer = torch.optim.SGD(host.parameters(), 1e-2, **settings)
         manager = fxgraft.SeedManager(host, optimizer)
-        train(host, optimizer, [PLAN.batch(0)], lambda i: manager.step())
+        if begins == "after a step":
+            train(host, optimizer, [PLAN.batch(0)], lambda i: manager.step())
         seed = manager.germinate(SLOT, nn.Linear(4, 4))
+        if begins == "paused in the first step":
+            manager.pause(seed)
+            train(host, optimizer, [PLAN.batch(0)], lambda i: manager.step())
+            manager.resume(seed)
         train(host, optimizer, [PLAN.batch(i) for i in range(3)], lambda i: manager.step())
         return seed.module.weight.detach()
 
     torch.testing.assert_close(weight(fused=True), weight(fused=False))
+
+
+@pytest.mark.parametrize("begins", ["after a step", "before any step"])
+def test_blocks_in_a_group_of_the_fused_sgd_train(begins: str) -> None:
+    blocks = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2)])
+    host = fxgraft.trace(blocks, (torch.ones(2, 4),))
+    optimizer = torch.optim.SGD(host.parameters(), 1e-2, momentum=0.9, fused=True)
+    manager = fxgraft.SeedManager(host, optimizer)
+    if begins == "after a step":
+        train(host, optimizer, [torch.ones(2, 4)], lambda i: manager.step())
+    manager.deepen("", 1, init="copy", optimizer_state="copy")
+    train(host, optimizer, [torch.ones(2, 4)] * 2, lambda i: manager.step())
+    states = [optimizer.state[p] for p in optimizer.param_groups[0]["params"]]
+    assert all(state["momentum_buffer"] is not None for state in states)
 
 
 def test_what_the_fused_sgd_cannot_begin_with_is_refused_by_name() -> None:
