@@ -8,14 +8,14 @@ the blocks) says it of the deeper one. Whether its code computes the same then, 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
+from fxgraft.errors import SlotError
 from fxgraft.host import engine
-from fxgraft.host.depth import DEPTH, config_of, give
+from fxgraft.host.depth import config_of, give, kinds_of, of_depth
 from fxgraft.host.host import Host
 from fxgraft.host.numbers import numbers_in
 from fxgraft.host.stacks import Stack, is_inserted
@@ -44,7 +44,7 @@ def put_in(
         Name of a block in the host -> in the plain form, where that is another one.
 
     Raises:
-        CannotContainError: a container has names that are no numbers.
+        CannotContainError: a container has names that are no numbers, or a configuration cannot say of them.
     """
     renamed: dict[str, str] = {}
     stacks = [s for s in host.stacks.values() if any(is_inserted(block) for block in s.blocks)]
@@ -62,7 +62,10 @@ def put_in(
             renamed[names[i]] = f"{stack.path}.{i}".lstrip(".")
         _number(children, stack, names)
         if config is not None:
-            deep = _deep(config, stack, names, old)
+            try:
+                deep = _deep(config, stack, names, old)
+            except SlotError as error:
+                raise CannotContainError(str(error)) from error
             give(root, config, deep)
             for part in (part for child in children for part in child.modules()):
                 if type(part.__dict__.get("config")) is type(
@@ -107,17 +110,15 @@ def _grown_config(host: Host, root: nn.Module, stack: Stack) -> Any:
 
 
 def _deep(config: Any, stack: Stack, names: Sequence[str], old: int) -> Any:
-    made = copy.deepcopy(config)
-    kinds = getattr(config, "layer_types", None)
-    setattr(made, DEPTH, len(names))
-    if isinstance(kinds, (list, tuple)):
-        found, last = [], kinds[0]
-        own = iter(kinds[:old])
-        for name in names:
-            last = last if is_inserted(name) else next(own)
-            found.append(last)
-        made.layer_types = found
-    return made
+    kinds = kinds_of(config)
+    if kinds is None:
+        return of_depth(config, len(names))
+    found, last = [], kinds[0]
+    own = iter(kinds[:old])
+    for name in names:
+        last = last if is_inserted(name) else next(own)
+        found.append(last)
+    return of_depth(config, len(names), found)
 
 
 def _set_depths(root: nn.Module, path: str, old: int, new: int) -> None:

@@ -8,16 +8,19 @@ in which there are as many; the model's own stays as it is, and comes back when 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
 from fxgraft.capture.region import Region
+from fxgraft.errors import SlotError
 from fxgraft.host.numbers import numbers_in
 from fxgraft.host.stacks import Stack, Stacks, is_inserted
 
 DEPTH = "num_hidden_layers"
+KINDS = "layer_types"
 
 
 class Depths:
@@ -71,21 +74,54 @@ def give(root: nn.Module, old: Any, new: Any) -> None:
 
 
 def deep_as(config: Any, stack: Stack, regions: Mapping[str, Region]) -> Any:
-    """A copy of ``config`` with a part for each number that a block of the stack has."""
+    """A copy of ``config`` with a part for each number that a block of the stack has.
+
+    Raises:
+        SlotError: as `of_depth`.
+    """
     blocks = [name for name in stack.blocks if not is_inserted(name)]
     numbers = numbers_in([regions[name].module for name in blocks])
     if not numbers:
         return config
     path, attribute = numbers[0]
     taken = {name: getattr(regions[name].module.get_submodule(path), attribute) for name in stack.blocks}
+    depth = max(taken.values()) + 1
+    kinds = kinds_of(config)
+    if kinds is None or len(kinds) != getattr(config, DEPTH):
+        return of_depth(config, depth)
+    found = [*kinds, *[kinds[-1]] * (depth - len(kinds))]
+    last = kinds[0]
+    for name in stack.blocks:  # a new block runs with what its neighbour in front is given
+        last = last if is_inserted(name) else found[taken[name]]
+        found[taken[name]] = last
+    return of_depth(config, depth, found)
+
+
+def kinds_of(config: Any) -> Sequence[Any] | None:
+    """What a configuration says of each block; None where it says nothing."""
+    found = getattr(config, KINDS, None)
+    return found if isinstance(found, (list, tuple)) else None
+
+
+def of_depth(config: Any, depth: int, kinds: Sequence[Any] | None = None) -> Any:
+    """A copy of ``config`` for so many blocks of these kinds.
+
+    A class may compute one of the two from other settings (Mamba all kinds from the depth, NemotronH the
+    depth from the kinds), and take no value then. What counts is what the copy says in the end.
+
+    Raises:
+        SlotError: it says something else.
+    """
     made = copy.deepcopy(config)
-    setattr(made, DEPTH, max(taken.values()) + 1)
-    kinds = getattr(config, "layer_types", None)
-    if isinstance(kinds, (list, tuple)) and len(kinds) == getattr(config, DEPTH):
-        found = [*kinds, *[kinds[-1]] * (max(taken.values()) + 1 - len(kinds))]
-        last = kinds[0]
-        for name in stack.blocks:  # a new block runs with what its neighbour in front is given
-            last = last if is_inserted(name) else found[taken[name]]
-            found[taken[name]] = last
-        made.layer_types = found
+    wanted = {DEPTH: depth} if kinds is None else {KINDS: list(kinds), DEPTH: depth}
+    for name, value in wanted.items():
+        with suppress(AttributeError, NotImplementedError):
+            setattr(made, name, value)
+    for name, value in wanted.items():
+        if (found := getattr(made, name)) != value:
+            raise SlotError(
+                f"{type(config).__name__} computes {name} from other settings: expected {value!r} for the "
+                f"blocks that there would be; got {found!r}. Build the model with as many blocks, or deepen "
+                f"by blocks with which it says that"
+            )
     return made

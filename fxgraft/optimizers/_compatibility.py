@@ -77,9 +77,7 @@ def is_fused_sgd(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     return _STEPS.get(inspect.unwrap(type(optimizer).step)) is optim.SGD
 
 
-def begin_in_step(
-    optimizer: Optimizer, group: Mapping[str, Any], parameters: Iterable[nn.Parameter]
-) -> None:
+def begin_in_step(optimizer: Optimizer, group: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> None:
     """Let new ``parameters`` of a group that has begun take part in its next step.
 
     The fused SGD takes all parameters of a group at their first step, or none. Where others have a momentum
