@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft.capture._instruments import Instruments
 from fxgraft.capture._world import Watch, World
+from fxgraft.capture.first_call import Completion
 from fxgraft.capture.intercept import whole_calls
 from fxgraft.errors import TraceError
 from fxgraft_passes.snapshot import Snapshot
@@ -42,6 +43,7 @@ class ExampleRuns:
     Attributes:
         world: what the model's code names outside of its modules, and may write into.
         instruments: see what the code reads and writes, in runs that are not quiet.
+        completion: what the first call sets once and for all.
     """
 
     def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -50,7 +52,7 @@ class ExampleRuns:
         self.instruments = Instruments()
         self._is_quiet = False
         self._watch: Watch | None = None
-        self._settled: list[tuple[object, str, Any]] = []
+        self.completion = Completion()
         self._before: dict[bool, Snapshot] = {}
 
     def run(
@@ -119,18 +121,13 @@ class ExampleRuns:
             torch.set_grad_enabled(gradients),
         ):
             self._before = {with_world: before}  # one of them: it has a copy of each tensor
-            for holder, name, value in self._settled:
-                vars(holder)[name] = value
+            self.completion.apply()
             prepare(self.root)
             yield before
 
     def settle(self, before: Snapshot) -> None:
-        """What the first call has set once and for all is set in the later runs.
-
-        A configuration that a model completes in its first call is so in all calls but that one, which
-        is then of another form.
-        """
-        self._settled = list(before.set_since())
+        """What the first call has set once and for all is set in the later runs; see `first_call`."""
+        self.completion = Completion.since(self.root, before)
 
     def look_again(self) -> None:
         """The model was changed between two runs, or there are no more."""

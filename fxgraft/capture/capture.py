@@ -36,6 +36,7 @@ from fxgraft.capture._modes import merge_modes
 from fxgraft.capture._proxy import UntraceableError
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.earlier import Earlier, Followable, StaleGraphError
+from fxgraft.capture.first_call import FirstCall
 from fxgraft.capture.region import Region
 from fxgraft.capture.traces import RecordedCalls, Traces
 from fxgraft.errors import TraceError
@@ -59,6 +60,7 @@ class Capture:
         world: what the model's code names outside of its modules, and may write into.
         runs: qualified name -> how the module ran in the example call, of those that are not torch's own.
         example: args and kwargs of the example call, with copies of the tensors.
+        first_call: what the first call of the model sets once and for all.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Capture:
         if earlier is None or not self._follow(modules, earlier):
             self._find(modules)
         self._runs.look_again()
+        self.first_call = FirstCall(self.root, self._runs.completion)
 
     def _follow(self, modules: dict[str, nn.Module], earlier: Earlier) -> bool:
         """Have the graphs of an earlier trace, in the sizes of now; False where one is not right any more."""

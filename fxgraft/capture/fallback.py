@@ -66,6 +66,8 @@ class Heed(IntEnum):
 
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[str, Form]] = weakref.WeakKeyDictionary()
 _mismatches: weakref.WeakKeyDictionary[nn.Module, Mismatch] = weakref.WeakKeyDictionary()
+_set_once: weakref.WeakKeyDictionary[nn.Module, frozenset[str]] = weakref.WeakKeyDictionary()
+_first_calls: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _heed = Heed.SAY
 _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
@@ -73,6 +75,12 @@ _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 def set_expected_form(module: nn.Module, name: str, form: Form) -> None:
     """Let the log call ``module`` by its qualified name, and say what a call has to be."""
     _known[module] = name, form
+
+
+def say_first_call(root: nn.Module, names: frozenset[str]) -> None:
+    """Let the log know what the first call of a model sets: attributes of these names."""
+    for module in root.modules() if names else ():
+        _set_once[module] = names
 
 
 def new_counter() -> Tensor:
@@ -108,7 +116,13 @@ def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
     elif module not in _mismatches:
         _mismatches[module] = mismatch = _mismatch(module, given)
         name, kind = _name(module), type(module).__name__
-        _say(f"{name} ({kind})" if name else f"the {kind}", f" ({mismatch})" if mismatch.expected else "")
+        who = f"{name} ({kind})" if name else f"the {kind}"
+        if (set_now := _set_by_this_call(module, mismatch)) is not None:
+            del _mismatches[module]  # it says nothing of other calls
+            _first_calls.add(module)
+            _say_first_call(who, set_now)
+        else:
+            _say(who, f" ({mismatch})" if mismatch.expected else "")
 
 
 def nothing_lost(module: nn.Module, given: Mapping[str, Any]) -> None:
@@ -118,6 +132,13 @@ def nothing_lost(module: nn.Module, given: Mapping[str, Any]) -> None:
 def mismatch_of(module: nn.Module) -> Mismatch | None:
     """Why its first call in eager mode fell back; None if none did."""
     return _mismatches.get(module)
+
+
+def take_first_call(module: nn.Module) -> bool:
+    """Whether it fell back in the first call of a model, which is as it should be; says so once."""
+    was_first = module in _first_calls
+    _first_calls.discard(module)
+    return was_first
 
 
 @contextmanager
@@ -147,6 +168,15 @@ def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:
         return Mismatch(expected)
 
 
+def _set_by_this_call(module: nn.Module, mismatch: Mismatch) -> str | None:
+    """The attribute for which the first call of a model is of another form than the later ones, if it is."""
+    if mismatch.got not in ("None", ""):
+        return None
+    words = set(_WORD.findall(mismatch.expected))
+    return next((name for name in sorted(_set_once.get(module, ())) if name in words), None)
+
+
+_WORD = re.compile(r"\w+")
 _COMPARES = re.compile(r" (?:==|!=|<=|>=|<|>|is not|is|not in|in) ")
 
 
@@ -171,6 +201,16 @@ def _say_at_compile_time(kind: type) -> None:
 
 
 _torch.constant_when_compiled(_say_at_compile_time)
+
+
+def _say_first_call(who: str, attribute: str) -> None:
+    if _heed is Heed.SAY:
+        logger.warning(
+            "%s: the first call of this model sets %s, and is expected to be the model's own: seeds there "
+            "run from the second call on. Nothing to do; or call the host once before it grows",
+            who,
+            attribute,
+        )
 
 
 def _say(who: str, mismatch: str = "") -> None:

@@ -89,6 +89,7 @@ def save(
         "seeds_in_order": True,
         "frozen": frozen(host),
         "code": ModelCode.of(host).to_json(),
+        "first_call": engine.first_call_values(host),
         "example": host.example,
         "widenings": records(host),
         "optimizers": optimizers.record(trainers, host, tensors),
@@ -200,6 +201,7 @@ class _Restoration:
         if not manifest.get("seeds_in_order"):
             self._records.sort(key=self._order_by_names)
         self._code = ModelCode.read(manifest.get("code"))
+        self._first_call = dict(manifest.get("first_call") or {})
         self._weights = read_weights(manifest, tensors)
         self._buffers: dict[str, Tensor | None] = unpack(manifest["buffers"], tensors)
         self._names = [saved["names"] for saved in manifest["optimizers"]]
@@ -214,6 +216,7 @@ class _Restoration:
         host, lifecycle = self._host, self._lifecycle
         with ExitStack() as undo:
             undo.callback(setattr, host._links, "on_call", host._links.on_call)
+            engine.had_first_call(undo, host, self._first_call)
             waiting = list(self._records)
             for growth in self._replay.growths:  # each with what had grown by then
                 waiting = self._revive(undo, waiting, blueprints, growth.seeds)

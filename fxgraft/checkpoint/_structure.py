@@ -48,12 +48,14 @@ class _Said:
         run_seed: of the run's random streams.
         widenings: how the channels of the host have grown, as `records` gives it.
         shapes: name -> shape, of the model's tensors then; empty where none have grown.
+        first_call: what the model had set once and for all; empty before its first call.
     """
 
     records: list[SeedRecord]
     run_seed: int
     widenings: list[Any]
     shapes: dict[str, list[int]]
+    first_call: dict[str, Any]
 
 
 def describe(host: Host, seeds: Iterable[Seed], run_seed: int) -> tuple[Tensor, list[str]]:
@@ -69,6 +71,8 @@ def describe(host: Host, seeds: Iterable[Seed], run_seed: int) -> tuple[Tensor, 
         state = host.model_state()
         shapes = {name: list(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
         said |= {"version": VERSION_WIDER, "widenings": records(host), "shapes": shapes}
+    if values := engine.first_call_values(host):
+        said["first_call"] = values
     text = json.dumps(said)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     return _bytes(to_bytes({**plain, _TEXT: _bytes(text.encode())})), [seed.name for seed in there]
@@ -117,6 +121,7 @@ def _grow(undo: ExitStack, said: _Said, lifecycle: Lifecycle) -> None:
             f"expected a host with the channels of its trace; {host.widenings[0].group} of this one has "
             f"grown wider, and in the state it has not. Trace the model anew"
         )
+    engine.had_first_call(undo, host, said.first_call)
     waiting = said.records
     replay = None
     if said.widenings:
@@ -196,7 +201,8 @@ def _read(entry: Any) -> _Said:
         raise CheckpointError(str(said["elsewhere"]))
     found = [SeedRecord.read(unpack(packed, tensors)) for packed in said["seeds"]]
     shapes = {str(name): list(map(int, shape)) for name, shape in said.get("shapes", {}).items()}
-    return _Said(found, stream_seed(said["run_seed"]), list(said.get("widenings", [])), shapes)
+    first_call = dict(said.get("first_call", {}))
+    return _Said(found, stream_seed(said["run_seed"]), list(said.get("widenings", [])), shapes, first_call)
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -70,6 +70,21 @@ def set_structure(host: Host, structure: Structure, phase: Phase, grafts: Mappin
         follow(host, twin)
 
 
+def first_call_values(host: Host) -> dict[str, Any]:
+    """What the first call of the model has set once and for all in ``host``; empty before that call."""
+    return host._first_call.values(host._root)
+
+
+def awaits_first_call(host: Host) -> frozenset[str]:
+    """The names of attributes that the first call of the model will set; empty after that call."""
+    return host._first_call.awaited(host._root)
+
+
+def had_first_call(undo: ExitStack, host: Host, values: Mapping[str, Any]) -> None:
+    """Let ``host`` have had the first call, in which those ``values`` were set. ``undo`` takes it back."""
+    host._first_call.restore(undo, host._root, values)
+
+
 def clear(undo: ExitStack, host: Host) -> None:
     """Take out every graft, as `Host.clear` does. ``undo`` is given what brings them back."""
     links = host._links

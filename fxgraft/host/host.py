@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from fxgraft.capture.capture import Capture
+from fxgraft.capture.fallback import say_first_call
+from fxgraft.capture.first_call import FirstCall
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError, StageError, TraceError
 from fxgraft.host import engine
@@ -90,6 +92,8 @@ class Host(Members):
         self.widenings: tuple[Widened, ...] = ()
         self._example_call = ExampleCall(args=capture.example[0], kwargs=capture.example[1])
         self._depths = Depths()
+        self._first_call = capture.first_call
+        say_first_call(root, self._first_call.names)
         self._running = Running(root, capture.regions)
         self.seed_blueprints: dict[str, Any] = {}
         self.structure_entry: Say | None = None
@@ -433,7 +437,7 @@ class Host(Members):
         derived = ("_links", "_own", "_writers")
         entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
         kept = {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
-        return {**kept, "_channels": Channels()}
+        return {**kept, "_channels": Channels(), "_first_call": FirstCall()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

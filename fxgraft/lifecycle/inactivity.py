@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fxgraft.capture.fallback import Heed, Mismatch, heed_at_most, mismatch_of
+from fxgraft.capture.fallback import Heed, Mismatch, heed_at_most, mismatch_of, take_first_call
 from fxgraft.capture.region import Region
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -107,6 +107,8 @@ class InactivityWatch:
     def _not_running(self, seed: Seed, birth: _Birth, age: int) -> InactiveSeed | None:
         if (region := self._region(seed)) is not birth.region:  # it is merged into another one, or no longer
             birth.region, birth.fallbacks = region, region.fallbacks
+        if take_first_call(region.module):
+            birth.fallbacks = region.fallbacks
         calls = region.fallbacks - birth.fallbacks
         if seed.did_not_run is None:
             if calls:

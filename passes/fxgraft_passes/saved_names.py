@@ -140,6 +140,10 @@ class Dict(Saved):
         key = difference(self._before, dict(dict.items(self.value)))
         return None if key is None else f"its item {key!r}"
 
+    def added(self) -> dict[Any, Any]:
+        """The entries whose keys are new."""
+        return {key: held for key, held in dict.items(self.value) if key not in self._before}
+
     def restore(self) -> None:
         kind = OrderedDict if isinstance(self.value, OrderedDict) else dict
         kind.clear(self.value)

@@ -21,7 +21,7 @@ import torch
 
 from fxgraft_passes._torch import unseen_by_modes
 from fxgraft_passes.saved import LIBRARIES, save
-from fxgraft_passes.saved_names import PLAIN, Saved, Variables
+from fxgraft_passes.saved_names import PLAIN, Dict, Saved, Variables
 
 MAX_OBJECTS = 200_000
 """How many objects a snapshot holds at most: what is further away is left as it is."""
@@ -79,6 +79,12 @@ class Snapshot:
                         and now is not None
                     ):
                         yield saved.value, name, now
+
+    def added_since(self) -> Iterator[tuple[dict[Any, Any], dict[Any, Any]]]:
+        """Dictionaries with keys that they had not: the dictionary, and its new entries."""
+        for saved in self._saved:
+            if type(saved) is Dict and (new := saved.added()):
+                yield saved.value, new
 
     def restore(self) -> None:
         """Put everything back; what is as it was is not written to."""
