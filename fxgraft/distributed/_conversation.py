@@ -51,6 +51,12 @@ class Conversation:
         """What each rank said to ``topic`` in the last exchange; None for one that said nothing."""
         return [said.get(topic) for said in self._heard]
 
+    def forget(self, topic: str) -> None:
+        """Do not say it, and be as one that has not heard it."""
+        self._saying.pop(topic, None)
+        for said in self._heard:
+            said.pop(topic, None)
+
     def begin(self, state: str) -> None:
         """Send the header, and do not wait. ``state`` has to be the same on all ranks."""
         if self._begun is not None:

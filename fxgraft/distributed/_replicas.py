@@ -77,24 +77,14 @@ class Replicas:
             before.remove()  # of an earlier manager
         hooks[id(host)] = wrapper.register_forward_hook(_after_forward(weakref.ref(self)))
 
-    def all_say(self, topic: str, value: Any = True) -> bool:
+    def say(self, topic: str, value: Any) -> None:
         self._conversation.say(topic, value)
-        return all(said == value for said in self._conversation.heard(topic))
 
-    def anyone_says(self, topic: str, value: str | None) -> str | None:
-        if value is not None:
-            self._conversation.say(topic, value)
-        said = self._conversation.heard(topic)
-        return next((f"rank {rank}: {text}" for rank, text in enumerate(said) if text is not None), None)
+    def heard(self, topic: str) -> list[Any]:
+        return self._conversation.heard(topic)
 
-    def leader_says(self, topic: str, value: Any) -> Any:
-        heard = self._conversation.heard(topic)[0]
-        # Once heard it stays: rank 0 may have had another to say in the meantime.
-        self._conversation.say(topic, value if heard is None else heard)
-        return heard
-
-    def withdraw(self) -> None:
-        self._conversation.turn()
+    def withdraw(self, topic: str) -> None:
+        self._conversation.forget(topic)
 
     def settle(self) -> None:
         if not self._is_fresh:

@@ -33,12 +33,14 @@ class Unwrapped(Alone):
     """
 
     def __init__(self, host: Host):
+        super().__init__()
         self._host = weakref.ref(host)
         self._look_again = True
         self._told = False
         self._look()
 
     def settle(self) -> None:
+        super().settle()
         if self._look_again:
             self._look_again = False
             self._look()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,24 +18,24 @@ Order = tuple[Command, Future[Reply] | None]
 
 
 class Peers(Protocol):
-    """The ranks. `settle`, `average`, `share`, `mean` wait for the others: all ranks call them, or none."""
+    """The ranks. `settle`, `average`, `share`, `mean` wait for the others: all ranks call them, or none.
+
+    What a rank says in one step all have heard in the next, each of them the same.
+    """
 
     rank: int
     size: int
     folder: Folder | None
     """What saves a sharded host; None for a host that is whole in each process."""
 
-    def all_say(self, topic: str, value: Any = True) -> bool:
-        """Say it; return whether all ranks said the same in the last exchange."""
+    def say(self, topic: str, value: Any) -> None:
+        """Tell all ranks, with the next exchange. ``value`` is of JSON types."""
 
-    def anyone_says(self, topic: str, value: str | None) -> str | None:
-        """Say it, where there is something to say; return what the first rank said that did."""
+    def heard(self, topic: str) -> Sequence[Any]:
+        """What each rank said in the last exchange, None for one that said nothing: the same on all ranks."""
 
-    def leader_says(self, topic: str, value: Any) -> Any:
-        """Say it; return what rank 0 said in the last exchange, or None. It stays until `withdraw`."""
-
-    def withdraw(self) -> None:
-        """Take back what was said since the last exchange."""
+    def withdraw(self, topic: str) -> None:
+        """Take back what was said to ``topic``, and forget what was heard."""
 
     def settle(self) -> None:
         """Have heard the others since the last step. Raises `DistributedError` if their states differ."""
@@ -57,25 +57,25 @@ class Peers(Protocol):
 
 
 class Alone:
-    """One process: agrees with itself."""
+    """One process: hears at once what it says, until the next step."""
 
     rank, size = 0, 1
     folder: Folder | None = None
 
-    def all_say(self, topic: str, value: Any = True) -> bool:
-        return True
+    def __init__(self) -> None:
+        self._said: dict[str, Any] = {}
 
-    def anyone_says(self, topic: str, value: str | None) -> str | None:
-        return value
+    def say(self, topic: str, value: Any) -> None:
+        self._said[topic] = value
 
-    def leader_says(self, topic: str, value: Any) -> Any:
-        return value
+    def heard(self, topic: str) -> Sequence[Any]:
+        return [self._said.get(topic)]
 
-    def withdraw(self) -> None:
-        pass
+    def withdraw(self, topic: str) -> None:
+        self._said.pop(topic, None)
 
     def settle(self) -> None:
-        pass
+        self._said = {}
 
     def average(self) -> bool:
         return True
@@ -91,3 +91,8 @@ class Alone:
 
     def distribute(self, birth: Birth) -> Callable[[], None]:
         return lambda: None
+
+
+def with_rank(peers: Peers, rank: int, text: str) -> str:
+    """``text``, and which rank it is from where there are several."""
+    return f"rank {rank}: {text}" if peers.size > 1 else text

@@ -19,8 +19,8 @@ They work with what a manager is made of, which `_core` wires:
 `settings`      what a manager is made with, checked
 `_background`   changes that training does not wait for: `_waiting` has those that are to land,
                 `_prefetch` builds modules, `_preparing` has the next compiled for (`_preparation`, by
-                `_compiler_help`) and lets it land (`_landing`), `_promised` is what is compiled for one
-                that is live already
+                `_compiler_help`) and lets it land (`_landing`) once all ranks can (`_agreement`),
+                `_promised` is what is compiled for one that is live already
 `_together`     blocks whose changes land as one
 `_deepening`    new blocks in a stack, planned as one act
 `_widenings`    growths of channels, planned in an act

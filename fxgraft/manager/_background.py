@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fxgraft.distributed.peers import Peers
+from fxgraft.distributed.peers import Peers, with_rank
 from fxgraft.errors import DistributedError
 from fxgraft.host import engine
 from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.manager._agreement import Agreement
 from fxgraft.manager._compiler_help import CompilerHelp
 from fxgraft.manager._landing import Landing
 from fxgraft.manager._prefetch import Pending
@@ -61,7 +62,10 @@ class Background:
         self._help = CompilerHelp(helper)
         self.waiting = Waiting(lifecycle, reporter, lambda seed: self.preparing.withdraw(seed))
         self._landing = Landing(lifecycle, self.waiting)
-        self.preparing = Preparing(lifecycle, self.waiting, self._landing, self._help, peers, timeout)
+        self._agreement = Agreement(peers)
+        self.preparing = Preparing(
+            lifecycle, self.waiting, self._landing, self._help, self._agreement, peers.size, timeout
+        )
         self._old_news = 0
         self._warm: CompiledHost | None = None  # that the compiler process was started for
         self._promised = Promised(self._host, timeout)
@@ -124,18 +128,32 @@ class Background:
         if self._promised:
             self._promised.take()
         for pending in list(self.waiting.pending.values()):
-            if failed := self._peers.anyone_says(f"{pending.seed.name} failed", self._trouble(pending)):
-                self.waiting.fail(pending.seed, failed)
-            elif pending.module is not None and self._peers.all_say(f"{pending.seed.name} is built"):
-                pending.is_agreed = True
+            self._take_in(pending)
+        if self.preparing.decide(attempt):
+            return
         self.preparing.follow()
         if self.preparing.now is None and not self.preparing.begin(attempt):
             self._tend()
+        self.preparing.decide(attempt)  # one process hears at once what it says
 
     @property
     def is_compiling(self) -> bool:
         """Whether the compiler process works for this host."""
         return self.preparing.now is not None or bool(self._promised)
+
+    def _take_in(self, pending: Pending) -> None:
+        """Say whether the module of a seed is built, and hear whether it is on all ranks."""
+        built, failed = f"{pending.seed.name} is built", f"{pending.seed.name} failed"
+        if (trouble := self._trouble(pending)) is not None:
+            self._peers.say(failed, trouble)
+        elif pending.module is not None:
+            self._peers.say(built, True)
+        for rank, reason in enumerate(self._peers.heard(failed)):
+            if reason is not None:
+                self.waiting.fail(pending.seed, with_rank(self._peers, rank, reason))
+                return
+        if all(self._peers.heard(built)):
+            pending.is_agreed = True
 
     def _trouble(self, pending: Pending) -> str | None:
         """Why it comes to nothing on this rank, if it does."""
@@ -170,13 +188,13 @@ class Background:
         if change == NOTHING and not attempt.is_choosing:
             self._help.say_once(f"compiling what runs in the background has failed: {reason}")
             return
-        agreed = preparing.next
+        agreed = self._agreement.next
         agreed.failures += 1
         if change == NOTHING:
             self._help.say_once(f"choosing the next change has failed: {reason}")
             if agreed.failures > 2:
                 self.waiting.fail_all(reason)
-                preparing.settle()
+                self._agreement.settle()
             return
         if agreed.failures == 1:
             agreed.unaided = change.names
@@ -185,4 +203,4 @@ class Background:
             agreed.broken = reason  # the other ranks are told, and give it up in the same step
         else:
             self.waiting.fail_change(change, reason)
-            preparing.settle()
+            self._agreement.settle()

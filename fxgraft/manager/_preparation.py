@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fxgraft.host.host import Host
 from fxgraft.host.now import form_now
-from fxgraft.lifecycle.change import Change, Names
+from fxgraft.lifecycle.change import Change
 from fxgraft.slots.structure import Structure
 
 if TYPE_CHECKING:
@@ -26,23 +26,6 @@ class Attempt:
 
     is_choosing: bool = False
     change: Change = NOTHING
-
-
-@dataclass
-class Agreement:
-    """The change that all ranks land next, from its choice until it has landed or is given up.
-
-    Attributes:
-        names: its seeds; None: no change is agreed on yet.
-        unaided: of a change that the compiler process cannot help with.
-        broken: why that cannot land either; told to the other ranks.
-        failures: how often preparing it has failed.
-    """
-
-    names: Names | None = None
-    unaided: Names | None = None
-    broken: str | None = None
-    failures: int = 0
 
 
 @dataclass

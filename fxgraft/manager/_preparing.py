@@ -1,6 +1,6 @@
 """The change that lands next: chosen, compiled for in the compiler process, and then carried out.
 
-On several ranks all of them prepare and land the same change in the same step (`fxgraft.distributed.peers`).
+On several ranks all of them land the same change in the same step (`fxgraft.manager._agreement`).
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fxgraft.distributed.peers import Peers
 from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.now import form_now
 from fxgraft.lifecycle.change import Change
 from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.manager._agreement import Agreement
 from fxgraft.manager._compiler_help import CompilerHelp
 from fxgraft.manager._landing import Landing
-from fxgraft.manager._preparation import NOTHING, Agreement, Attempt, Preparation
+from fxgraft.manager._preparation import NOTHING, Attempt, Preparation
 from fxgraft.manager._waiting import Waiting
 from fxgraft.seeds.seed import Seed
 from fxgraft.slots.structure import Structure
@@ -26,8 +26,6 @@ from fxgraft_passes import Graft
 
 if TYPE_CHECKING:
     from fxgraft.compiling.job import Job
-
-_READY, _FAILED = "ready to land", "failed to prepare"  # what ranks tell each other
 
 
 class Preparing:
@@ -38,12 +36,12 @@ class Preparing:
         waiting: what was asked for.
         landing: carries changes out.
         help: the compiler process.
-        peers: the other ranks.
+        agreement: with the other ranks.
+        size: how many ranks there are.
         timeout: in seconds, after which what the compiler process was asked for is given up; None: never.
 
     Attributes:
         now: the job of the compiler process that is awaited.
-        next: what all ranks have agreed on.
     """
 
     def __init__(
@@ -52,55 +50,81 @@ class Preparing:
         waiting: Waiting,
         landing: Landing,
         help: CompilerHelp,
-        peers: Peers,
+        agreement: Agreement,
+        size: int,
         timeout: float | None,
     ):
         self._lifecycle, self._waiting, self._landing, self._help = lifecycle, waiting, landing, help
         self._host: Host = lifecycle.host
-        self._peers = peers
+        self._agreement, self._size = agreement, size
         self.timeout = timeout
         self.now: Preparation | None = None
-        self.next = Agreement()
 
     def deadline(self) -> float | None:
         """Until when something that begins now has time, on the monotonic clock; None: for ever."""
         return None if self.timeout is None else time.monotonic() + self.timeout
 
+    # It is decided
+
+    def decide(self, attempt: Attempt) -> bool:
+        """Let the next change land, or give it up, if the ranks have come to that; return whether so."""
+        agreement = self._agreement
+        if agreement.hear() and self._is_for_change:
+            self.drop()  # it is for another change
+        names = agreement.next.names
+        reason, ready = agreement.failure, agreement.ready
+        if names is None or (reason is None and ready is None):
+            return False
+        change = self._chosen(attempt).only(names)
+        if reason is not None:
+            self._give_up(change, reason)
+        elif change.names != ready:  # it is not what it was: a part was taken back since, say
+            self.drop()
+            agreement.settle()
+        else:
+            self._land_prepared(change)
+        return True
+
+    @property
+    def _is_for_change(self) -> bool:
+        """Whether a job is awaited that is for a change, and not for what runs already."""
+        return self.now is not None and self.now.change != NOTHING
+
     # It is chosen
 
     def begin(self, attempt: Attempt) -> bool:
         """Begin with the next change; return whether there is one."""
-        is_free = self._host.compiled is not None and self.next.names is None
+        is_free = self._host.compiled is not None and self._agreement.next.names is None
         if is_free and (self._waiting.is_gathering or self._waiting.holds_back()):
             return True
-        attempt.is_choosing = not self._waiting.is_empty
-        change = self.next_change() if attempt.is_choosing else NOTHING
-        attempt.is_choosing = False
-        if change == NOTHING:
+        change = NOTHING if self._waiting.is_empty else self._chosen(attempt)
+        if change == NOTHING and self._agreement.next.names is None:
             return False
-        agreed = self._agreed(change)
-        if agreed == NOTHING:  # what was chosen was taken back
-            self.settle()
-        elif agreed is not None:
-            attempt.change = agreed
-            self._begin(agreed)
+        names = self._agreement.propose(change.names)
+        if names is None:
+            return True
+        agreed = change.only(names)
+        if agreed == NOTHING:  # all of what was chosen was taken back
+            self._agreement.settle()
+            return True
+        attempt.change = agreed
+        self._begin(agreed)
         return True
+
+    def _chosen(self, attempt: Attempt) -> Change:
+        attempt.is_choosing = True
+        change = self.next_change()
+        attempt.is_choosing = False
+        return change
 
     def next_change(self) -> Change:
         """What lands next, as things are now."""
         change = NOTHING if self.now is None else self.now.change
-        return self._waiting.next_change(change.names if change != NOTHING else self.next.names)
-
-    def _agreed(self, change: Change) -> Change | None:
-        """What of ``change`` all ranks land: what is ready on rank 0. None before they have heard of that."""
-        agreed = self.next
-        said = self._peers.leader_says("next change", agreed.names or change.names)
-        agreed.names = agreed.names or said
-        return None if agreed.names is None else change.only(agreed.names)
+        return self._waiting.next_change(change.names if change != NOTHING else self._agreement.next.names)
 
     def _begin(self, change: Change) -> None:
-        if reason := self._peers.anyone_says(_FAILED, self.next.broken):
-            self._give_up(change, reason)
+        if (broken := self._agreement.next.broken) is not None:
+            self._agreement.has_failed(broken)
             return
         host = self._host
         structure, compiled = host.structure, host.compiled
@@ -117,8 +141,9 @@ class Preparing:
                 if not change.whole:
                     self._waiting.pending[birth.seed.name].deadline = self.deadline()
             self.start(engine.compile_in_helper(host, target, grafts, tasks), target, change)
-        elif self._peers.all_say(_READY, change.names):
-            self._land(change, compiled=not tasks)
+        else:
+            self._agreement.next.has_code = not tasks
+            self._agreement.is_ready(change.names)
 
     def _begin_growth(self, change: Change, target: Structure) -> None:
         """Layers of other sizes are compiled as a whole: the host is what it will be for that moment."""
@@ -134,11 +159,11 @@ class Preparing:
                 began, deadline = host.structure, self.deadline()
                 self.now = Preparation(job, change, began, target, deadline, wider, grown, form_now(host))
                 return
-        if self._peers.all_say(_READY, change.names):
-            self._land(change, compiled=True)
+        self._agreement.next.has_code = True
+        self._agreement.is_ready(change.names)
 
     def _is_helped(self, change: Change) -> bool:
-        return self.next.unaided != change.names and self._help.is_there()
+        return self._agreement.next.unaided != change.names and self._help.is_there()
 
     def _grafts(self, change: Change) -> Mapping[str, Graft]:
         return self._host.grafts() | {birth.seed.name: birth.graft for birth in change.births}
@@ -150,11 +175,12 @@ class Preparing:
     # It is compiled for
 
     def follow(self) -> None:
-        """Take in what the compiler process has sent, and let the change land when its code is there."""
+        """Take in what the compiler process has sent, and say so once all is there that the change needs."""
         prepared = self.now
         if prepared is None:
             return
         job = prepared.job
+        self._agreement.repeat()
         if self._host.structure is not prepared.base:  # which another change has replaced
             self.drop()
             return
@@ -167,24 +193,26 @@ class Preparing:
             failure = f"not compiled after {self.timeout} s"
         if prepared.change == NOTHING:
             if failure is not None:
-                self._give_up(prepared.change, failure)
-        else:
-            self._agreed(prepared.change)
-            if reason := self._peers.anyone_says(_FAILED, failure):
-                self._give_up(prepared.change, reason)
-            elif job.is_ready and not has_taken and self._peers.all_say(_READY, prepared.change.names):
-                self._land_prepared(prepared)
-        if self.now is prepared and job.is_over and not has_taken:
-            for reason in job.failed.values():
-                logger.warning("the compiler process could not compile for the host as it is: %s", reason)
-            job.leave_rest()
-            self.drop()
-            self._look_again()
+                self._end_with(failure)
+            elif job.is_over and not has_taken:
+                self._end(prepared)
+        elif failure is not None:
+            self._agreement.has_failed(failure)
+        elif job.is_ready and not has_taken:
+            self._agreement.is_ready(prepared.change.names)
+
+    def _end(self, prepared: Preparation) -> None:
+        """Nothing more comes from the compiler process."""
+        for reason in prepared.job.failed.values():
+            logger.warning("the compiler process could not compile for the host as it is: %s", reason)
+        prepared.job.leave_rest()
+        self.drop()
+        self._look_again()
 
     def _go_on_without(self, prepared: Preparation, reason: str) -> None:
         """No compiler process can be had after all: the change compiles as it lands, and other ranks wait."""
         self._help.say_why_not(reason)
-        self.next.unaided = prepared.change.names
+        self._agreement.next.unaided = prepared.change.names
         self.now = None
         if prepared.change == NOTHING:
             prepared.job.leave_rest()
@@ -196,12 +224,18 @@ class Preparing:
 
     # It lands, or comes to nothing
 
-    def _land_prepared(self, prepared: Preparation) -> None:
-        job, change = prepared.job, self.next_change().only(prepared.change.names)
+    def _land_prepared(self, change: Change) -> None:
+        prepared = self.now
+        if prepared is None or prepared.change == NOTHING:
+            self._land(change, self._agreement.next.has_code)
+            return
         is_other = change.target(self._host.structure).key != prepared.target.key
         if is_other or not prepared.is_of(self._host):
-            self.drop()  # the host was converted, or a seed was taken back
+            self.drop()  # the host was converted since: it is prepared anew, if no other rank lands it now
+            if self._size > 1:
+                self._land(change, compiled=False)
             return
+        job = prepared.job
         for reason in job.failed.values():
             logger.warning("compiling at the swap what the compiler process could not: %s", reason)
         prepared.change = NOTHING  # what is left of the job is for what runs then
@@ -210,17 +244,27 @@ class Preparing:
             compiled.expect_help(prepared.grown or prepared.target)
         self._land(change, compiled=job.is_whole)
         prepared.base = self._host.structure
+        if job.is_over:
+            self._end(prepared)
 
     def _land(self, change: Change, compiled: bool) -> None:
-        self.settle()
+        self._agreement.settle()
         self._landing.land(change, compiled)
 
-    def _give_up(self, change: Change, reason: str) -> None:
-        """Preparing broke down. Seeds to be born are given up; what must go or stay does so without help."""
+    def _end_with(self, reason: str) -> None:
+        """Nothing comes from the compiler process: what it was for does without."""
         logger.warning("%s", reason)
         if self.now is not None:
             self.now.job.leave_rest()
         self.drop()
+
+    def _give_up(self, change: Change, reason: str) -> None:
+        """Preparing broke down. Seeds to be born are given up; what must go or stay does so without help."""
+        if self._is_for_change:
+            self._end_with(reason)
+        else:
+            logger.warning("%s", reason)
+        self._agreement.settle()
         if change.whole:
             self._waiting.fail_act(reason)
             return
@@ -242,9 +286,3 @@ class Preparing:
         if self.now is not None:
             self.now.job.stop()
         self.now = None
-        self.settle()
-
-    def settle(self) -> None:
-        """Nothing is agreed on any more: the next change is chosen anew."""
-        self.next = Agreement()
-        self._peers.withdraw()
