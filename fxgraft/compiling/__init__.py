@@ -7,6 +7,7 @@
 `_keys`          what code is shared by, and whether that is still so: looked at before each call
 `_trials`        when code is compared with eager mode: in its first real calls
 `_comparison`    how: both run on the call's own arguments, and what rounding can do is tried out
+`_distance`      how far two values are from each other
 `_artifacts`     compiled code as bytes: made in one process, run in another
 `job`            what the compiler process is asked for, and what comes of it
 `promises`       what it makes of a change that is live already

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft import _torch
 from fxgraft.compiling._artifacts import Entry
+from fxgraft.compiling._distance import apart, relative_error
 from fxgraft.compiling.variants import enter
 from fxgraft.util.bits import overlaps, same_bits
 from fxgraft_passes import Graft, devices
@@ -116,7 +117,7 @@ class UnitCall:
         if len(own) != len(theirs):
             return "another number of tensors"
         most = self._most(theirs)
-        return next((told for a, b in zip(own, theirs) if (told := _apart(a, b, most)) is not None), None)
+        return next((told for a, b in zip(own, theirs) if (told := apart(a, b, most)) is not None), None)
 
     def _most(self, values: Sequence[Any]) -> float:
         dtypes = {p.dtype for m in self.modules for p in m.parameters()}
@@ -134,9 +135,9 @@ class UnitCall:
                 return False
             most = self._most(theirs)
             for i, (a, b) in enumerate(zip(own, theirs, strict=True)):
-                if _apart(a, b, most) is None:
+                if apart(a, b, most) is None:
                     continue
-                if (distance := _relative(a, b)) is None:
+                if (distance := relative_error(a, b)) is None:
                     return False
                 left.append((what, i, distance))
         for seed, roundings in enumerate(_NOISE):
@@ -156,7 +157,7 @@ class UnitCall:
 def _covers(shaken: Sequence[Any], eager: Sequence[Any], i: int, distance: float) -> bool:
     if len(shaken) != len(eager):
         return False
-    seen = _relative(shaken[i], eager[i])
+    seen = relative_error(shaken[i], eager[i])
     return seen is not None and distance <= _AT_MOST * seen
 
 
@@ -262,34 +263,7 @@ def _own_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     yield  # `untouched`, around this, puts attributes back
 
 
-# How far two values are from each other
-
-
 def _form(ours: Found, eager: Found) -> str | None:
     """Whether shapes and dtypes are other ones."""
     forms = [pytree.tree_map_only(Tensor, lambda t: (t.shape, t.dtype), found) for found in (ours, eager)]
     return None if forms[0] == forms[1] else "shapes or dtypes"
-
-
-def _apart(ours: Any, eager: Any, most: float) -> str | None:
-    if same_bits(ours, eager):
-        return None
-    if not (isinstance(ours, Tensor) and isinstance(eager, Tensor)):
-        return f"{type(ours).__name__} for {type(eager).__name__}"
-    try:
-        torch.testing.assert_close(ours, eager, equal_nan=True, check_stride=False)
-    except AssertionError as error:
-        if (apart := _relative(ours, eager)) is None:
-            return str(error).partition("\n")[0]
-        return None if apart <= most else f"a relative error of {apart:.2g}"
-    return None
-
-
-def _relative(ours: Any, eager: Any) -> float | None:
-    """The relative error, in the 2-norm; None where the values are not two of one form, in floating point."""
-    if not (isinstance(ours, Tensor) and isinstance(eager, Tensor) and eager.is_floating_point()):
-        return None
-    if (ours.shape, ours.dtype) != (eager.shape, eager.dtype):
-        return None
-    a, b = ours.double(), eager.double()
-    return float((a - b).norm() / b.norm().clamp_min(1e-12))

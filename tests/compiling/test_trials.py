@@ -131,6 +131,42 @@ def test_an_error_of_a_thousandth_is_no_rounding(what: str) -> None:
     assert what in str(fxgraft.compile_report(host).variants[0].distrusted)
 
 
+class Masking(nn.Module):
+    """Attention scores: half of the values are masked."""
+
+    def __init__(self, mask: float):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        above = torch.ones(3, 4, dtype=torch.bool).triu()
+        return torch.tanh(self.layer(x)).masked_fill(above, self.mask)
+
+
+def beside_the_mask(by: float) -> Callable[..., Any]:
+    """A backend that changes what is not masked, in the outputs."""
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            out = graph.forward(*args)
+            return [torch.where(out[0].abs() < 10, out[0] * (1 + by), out[0]), *out[1:]]
+
+        return run
+
+    return backend
+
+
+@pytest.mark.parametrize("mask", [-1e9, torch.finfo(torch.float32).min, float("-inf"), 1e4])
+def test_values_that_mask_others_hide_no_error(mask: float) -> None:
+    """Beside them an error of a thousandth is a share of nothing."""
+    for by, differs in ((1e-3, True), (3e-5, False)):
+        host, _ = grown(beside_the_mask(by), Masking(mask).requires_grad_(False))  # gradients are no mask
+        for i in range(4):
+            host(torch.randn(3, 4, generator=torch.Generator().manual_seed(i)))
+        assert ("outputs" in str(fxgraft.compile_report(host).variants[0].distrusted)) is differs, by
+
+
 def test_eval_mode_is_compared_by_itself() -> None:
     """Right in training, wrong in evaluation."""
 
