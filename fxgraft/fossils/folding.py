@@ -32,6 +32,7 @@ from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.slots.structure import Placement
 from fxgraft_passes import Slot, operators
+from fxgraft_passes.example_calls import why_no_arguments
 from fxgraft_passes.untouched import untouched
 
 
@@ -79,7 +80,10 @@ def fold(
     Raises:
         StageError: the host has seeds that are no fossils, or no seed of a name in ``seeds``.
         SlotError: a seed in ``seeds`` cannot be merged; with the reason.
+        TypeError: ``example_args`` is no tuple.
     """
+    if why := why_no_arguments(example_args, "fold"):
+        raise TypeError(why)
     reference = unwrap(host)  # refuses what is no host, and one with live seeds
     placements = {p.seed: p for p in host.structure.placements}
     for name in seeds or ():

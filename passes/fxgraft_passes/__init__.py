@@ -19,6 +19,7 @@
 `graft`          a graft: the module of a seed, its steering tensors, its wiring
 `sites`          which nodes of a graph belong to a graft
 `_recovering`    grafts found again in a graph that was traced anew
+`_whole_or_not`  a change of a module that happens as a whole, or not at all
 `_homes`         the module that holds the grafts
 `_describing`    metadata of the nodes of a graft
 `naming`         names of nodes
@@ -27,6 +28,7 @@
 `objectives`     what an isolated seed learns from
 `proofs`         what `verify` proves
 `_liveness`      which values of a graph matter
+`example_calls`  the example inputs that somebody gives
 `observe`        what is known of a node's value from a real run
 `_aliases`       values that are the tensor of an earlier node
 `_writes`        which nodes wrote into memory that others hold

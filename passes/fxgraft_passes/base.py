@@ -16,6 +16,7 @@ import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes._recovering import recover
+from fxgraft_passes._whole_or_not import whole_or_not
 from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.proofs import verify
 
@@ -42,6 +43,15 @@ class GraphPass(ABC):
         """
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        with whole_or_not(graph_module):
+            return self.apply(graph_module)
+
+    def apply(self, graph_module: fx.GraphModule) -> PassResult:
+        """The pass, as it is called; if it raises, the call puts everything back.
+
+        Args:
+            graph_module: the module.
+        """
         recover(graph_module.graph)
         graph = copy_graph(graph_module.graph)
         if not self.rewrite(graph):

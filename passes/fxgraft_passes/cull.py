@@ -51,10 +51,10 @@ class Cull(GraphPass):
             graph.erase_node(node)
         return True
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+    def apply(self, graph_module: fx.GraphModule) -> PassResult:
         recover(graph_module.graph)
         found = exit_of(graph_module.graph, self.name)
-        result = super().__call__(graph_module)
+        result = super().apply(graph_module)
         if found is not None:
             take_out(graph_module, found[0].path)
         return result

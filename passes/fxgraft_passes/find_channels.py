@@ -18,9 +18,8 @@ after (the graph is the same; ``meta`` is annotated)::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch.fx as fx
@@ -34,6 +33,7 @@ from fxgraft_passes.channels.layout import atoms
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried
 from fxgraft_passes.errors import ChannelError
+from fxgraft_passes.example_calls import check_example
 
 _KEY = "channels"
 
@@ -48,20 +48,22 @@ class FindChannels(GraphPass):
         example_kwargs: keyword inputs. Default none.
 
     Raises:
-        ChannelError: it is given a graph instead of a module, or no example inputs can be made up.
+        ChannelError: it is given a graph instead of a module; no example inputs can be made up; or those
+            given are no tuple, or the module does not run with them.
     """
 
     example_args: tuple[Any, ...] | None = None
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+    def apply(self, graph_module: fx.GraphModule) -> PassResult:
         args = example_of(graph_module) if self.example_args is None else self.example_args
+        check_example(graph_module, args, self.example_kwargs, "FindChannels", ChannelError)
         subject = Subject.of(graph_module, args, self.example_kwargs)
         run = _Run(graph_module)
         subject.run = run.run_by_name
         groups = tried(subject, find(subject))
         _annotate(groups, run.values)
-        graph_module.meta[_KEY] = MappingProxyType(groups)
+        graph_module.meta[_KEY] = _Found(groups)
         return PassResult(graph_module, False)
 
     def rewrite(self, graph: fx.Graph) -> bool:
@@ -77,12 +79,34 @@ def channels_of(graph_module: fx.GraphModule) -> Mapping[str, ChannelGroup]:
     Raises:
         ChannelError: `FindChannels` has not run on it.
     """
-    if _KEY not in graph_module.meta:
+    if graph_module.meta.get(_KEY) is None:
         raise ChannelError(
             "expected a GraphModule that FindChannels has looked at: FindChannels(example_args)(gm)"
         )
     found: Mapping[str, ChannelGroup] = graph_module.meta[_KEY]
     return found
+
+
+class _Found(Mapping[str, ChannelGroup]):
+    """Groups by name. A copy of the module has the same ones; of a pickled one they are to be found again."""
+
+    def __init__(self, groups: Mapping[str, ChannelGroup]):
+        self._groups = dict(groups)
+
+    def __getitem__(self, name: str) -> ChannelGroup:
+        return self._groups[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._groups)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Found:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
 
 
 class _Run(fx.Interpreter):

@@ -22,6 +22,8 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes._liveness import liveness_of
 from fxgraft_passes.base import GraphPass
+from fxgraft_passes.errors import SlotError
+from fxgraft_passes.example_calls import check_example
 from fxgraft_passes.naming import qualified_names
 from fxgraft_passes.observe import Observation, observation_of, observe
 
@@ -82,13 +84,17 @@ class FindSlots(GraphPass):
     Attributes:
         example_args: inputs to run once, if the nodes have no observed values yet.
         region: the prefix of all names: the path of the module.
+
+    Raises:
+        SlotError: the example inputs are no tuple, or the module does not run with them.
     """
 
     example_args: tuple[Any, ...] | None = None
     region: str = ""
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+    def apply(self, graph_module: fx.GraphModule) -> PassResult:
         if self.example_args is not None:
+            check_example(graph_module, self.example_args, {}, "FindSlots", SlotError)
             observe(graph_module, *self.example_args)
         return PassResult(graph_module, self.rewrite(graph_module.graph))
 

@@ -47,6 +47,7 @@ the value, and is given no other time; what the block is given beside it, it get
 
 from __future__ import annotations
 
+import keyword
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -81,7 +82,8 @@ class Germinate(GraphPass):
             that ``spec.call`` names is where the value goes. An input of the graph can be the slot then.
 
     Raises:
-        SlotError: there is no such node, no branch from that source to it, or a seed of that name already.
+        SlotError: there is no such node, no branch from that source to it, or a seed of that name already;
+            or the name is a keyword of Python, which the code of a ``GraphModule`` cannot have.
     """
 
     node: str
@@ -166,10 +168,16 @@ class Germinate(GraphPass):
             consumer.replace_input_with(host, exit_node)
         describe(written, host, read, self.spec.mode)
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+    def apply(self, graph_module: fx.GraphModule) -> PassResult:
         if self.path is None and (home := _home(graph_module)) != SEEDS:
-            return replace(self, path=f"{home}.{self.name}")(graph_module)
-        return super().__call__(graph_module)
+            return replace(self, path=f"{home}.{self.name}").apply(graph_module)
+        if words := [part for part in self.graft_path.split(".") if keyword.iskeyword(part)]:
+            raise SlotError(
+                f"seed {self.name!r} at node {self.node!r}: torch.fx writes the path of the graft into its "
+                f"code: expected one without keywords of Python; got {words[0]!r} in {self.graft_path!r}. "
+                f"Give another name, or path='{SEEDS}.{self.name}_'"
+            )
+        return super().apply(graph_module)
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -34,6 +34,7 @@ from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried_one
 from fxgraft_passes.errors import ChannelError
+from fxgraft_passes.example_calls import check_example
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,8 @@ class Widen(GraphPass):
         seed: the random seed of the new weights. Default 0.
 
     Raises:
-        ChannelError: there are no such channels, they cannot grow, or not by this number; or the outputs
-            would differ.
+        ChannelError: there are no such channels, they cannot grow, or not by this number; the outputs
+            would differ; or the example inputs are no tuple, or the module does not run with them.
     """
 
     group: str
@@ -62,8 +63,9 @@ class Widen(GraphPass):
     init: str = "zero"
     seed: int = 0
 
-    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+    def apply(self, graph_module: fx.GraphModule) -> PassResult:
         args = example_of(graph_module) if self.example_args is None else self.example_args
+        check_example(graph_module, args, self.example_kwargs, "Widen", ChannelError)
         subject = Subject.of(graph_module, args, self.example_kwargs)
         groups = find(subject)
         if self.group not in groups:

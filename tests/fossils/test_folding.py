@@ -115,6 +115,14 @@ def test_in_every_mode(mode):
     torch.testing.assert_close(folded.module(x), host(x), rtol=1e-10, atol=1e-12)
 
 
+def test_an_example_that_is_no_tuple_is_refused():
+    host = fxgraft.trace(Behind(nn.Linear(4, 8)), (ROWS,))
+    with pytest.raises(
+        TypeError, match=r"example_args of fold: expected .* as a tuple, \(x,\); got a tensor"
+    ):
+        fxgraft.fold(host, ROWS)
+
+
 def test_in_train_mode_too_with_the_statistics_of_the_batch():
     host, x, _ = case("batch norm", "scale_shift")
     folded = fxgraft.fold(host, (x,))
