@@ -10,6 +10,7 @@
 `groups`          groups of a seed's own, kept in step with the schedulers
 `_compatibility`  what an optimizer cannot take, refused at once
 `_trial`          optimizers that are not known, tried on stand-ins
+`element_wise`    whether an optimizer moves each entry of a parameter by itself
 `fresh_state`     what an optimizer begins with, for new entries of a parameter that grows
 `removal`         out of groups and states without a trace
 `nested`          optimizers inside of optimizers

@@ -25,6 +25,9 @@ from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.widened import Widened
 from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.optimizers.census import groups_with
+from fxgraft.optimizers.element_wise import is_element_wise
+from fxgraft.optimizers.nested import with_nested
 from fxgraft.resizing._joined_state import check_owner, other_settings
 from fxgraft.resizing._joining import Known, freezing, join
 from fxgraft.resizing._not_alike import NotAlikeError
@@ -36,8 +39,22 @@ from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.replacing import set_tensor
 from fxgraft_passes.graft import SEEDS
 
-Settings = dict[str, dict[str, tuple[Any, Any]]]
-"""Fossil -> hyper-parameters that it had otherwise: of its optimizer, and of that which trains it then."""
+
+@dataclass(frozen=True)
+class _Training:
+    """How the training of a fossil is another one as a part of a layer.
+
+    Attributes:
+        settings: hyper-parameters that it had otherwise: of its optimizer, and of that which trains it then.
+        coupled: the kinds of optimizers that move what they train as a whole.
+    """
+
+    settings: dict[str, tuple[Any, Any]]
+    coupled: tuple[str, ...]
+
+
+Settings = dict[str, _Training]
+"""Fossil -> how it is trained otherwise then."""
 
 
 @dataclass(eq=False)
@@ -101,8 +118,8 @@ class PlannedFusion:
         for seed in self._seeds:
             self.lifecycle.let_go(seed)
             self.tell(seed.name, self._found[seed.name], self._max_abs)
-            if differ := self._settings.get(seed.name):
-                _warn_of_settings(seed.name, self._found[seed.name], differ)
+            if (differ := self._settings.get(seed.name)) is not None:
+                _warn_of_training(seed.name, self._found[seed.name], differ)
         self.into.update(self._found)
         self._known, self._seeds = {}, []
 
@@ -178,9 +195,10 @@ def _fuse(
         from fxgraft.resizing._alike import counterparts  # networkx is imported where a branch is joined
 
         found = counterparts(host, placement, host.graft(name).module)
+        training = _other_training(host, name, found.same, optimizers)
         group = join(undo, host, placement, found.same, optimizers, known)
         found.shares.check()
-        settings[name] = _other_settings(host, name, found.same, optimizers)
+        settings[name] = training
         return group
     if in_front is not None:
         raise NotAffineError(f"stands behind {in_front!r}, which is not fused")
@@ -189,17 +207,35 @@ def _fuse(
     return layer
 
 
-def _other_settings(
+def _other_training(
     host: Host, seed: str, same: Mapping[str, str], optimizers: Sequence[Optimizer]
-) -> dict[str, tuple[Any, Any]]:
+) -> _Training:
     parameters = dict(host.named_parameters())
     theirs = dict(host.graft(seed).module.named_parameters())
     pairs = [(parameters[path], theirs[name]) for path, name in same.items() if path in parameters]
-    return {key: both for pair in pairs for key, both in other_settings(*pair, optimizers).items()}
+    settings = {key: both for pair in pairs for key, both in other_settings(*pair, optimizers).items()}
+    coupled = {
+        type(optimizer).__name__: None
+        for optimizer in with_nested(optimizers)
+        for ours, _ in pairs
+        if next(groups_with([optimizer], ours), None) is not None and not is_element_wise(optimizer, ours)
+    }
+    return _Training(settings, tuple(coupled))
 
 
-def _warn_of_settings(seed: str, layer: str, differ: Mapping[str, tuple[Any, Any]]) -> None:
-    then, now = (", ".join(f"{name}={both[i]}" for name, both in differ.items()) for i in (0, 1))
+def _warn_of_training(seed: str, layer: str, differ: _Training) -> None:
+    if differ.coupled:
+        logger.warning(
+            "seed %s: %s computes the update of a parameter from all of it together; as a part of %s it is "
+            "updated together with that layer, and both move otherwise than apart. Expected as it is, or an "
+            "optimizer that moves each entry by itself (AdamW), or no fusion",
+            seed,
+            " and ".join(differ.coupled),
+            layer,
+        )
+    if not differ.settings:
+        return
+    then, now = (", ".join(f"{name}={both[i]}" for name, both in differ.settings.items()) for i in (0, 1))
     logger.warning(
         "seed %s: the optimizer trained it with %s; as a part of %s it is trained with %s from now on",
         seed,

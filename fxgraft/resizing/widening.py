@@ -8,7 +8,7 @@ group, by ──► wider tensors, settings (a copy) ──► outputs compared 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
@@ -23,6 +24,7 @@ from fxgraft.host.now import form_now
 from fxgraft.host.renewing import Renewal, renew
 from fxgraft.host.widened import Widened
 from fxgraft.resizing._moments import check_moments, replace_moments
+from fxgraft.resizing._other_calls import other_calls
 from fxgraft.resizing.group_names import group_of
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
@@ -155,7 +157,30 @@ def _grown(
     found = group_of(host, group)
     with subject.session():
         before = outputs(subject)
-        return grow(subject, found, by, init, seed, before), before
+        others = _outputs_of_others(host, subject)
+        growth = grow(subject, found, by, init, seed, before)
+        with growth.in_place(subject):
+            for other, words, expected in others:
+                try:
+                    difference(found.name, expected, other)
+                except ChannelError as error:
+                    raise ChannelError(
+                        f"{error}; in a call {words}. Let both ways use the channels alike, or choose "
+                        f"another group"
+                    ) from error
+        return growth, before
+
+
+def _outputs_of_others(host: Host, subject: Subject) -> list[tuple[Subject, str, list[Tensor]]]:
+    """What the host returns in calls of other sizes in which its code takes another way, where it runs."""
+    found = []
+    for call in other_calls(host, (subject.args, subject.kwargs)):
+        other = replace(subject, args=call.args, kwargs=call.kwargs)
+        with suppress(Exception):  # it is not made for such a call
+            expected = outputs(other)
+            if all(bool(tensor.isfinite().any()) for tensor in expected if tensor.numel()):
+                found.append((other, call.words, expected))
+    return found
 
 
 def _outputs(subject: Subject) -> list[Tensor]:

@@ -183,3 +183,48 @@ def test_the_layer_that_runs_last_has_the_alpha(is_reversed):
     before = outputs(host, BATCH)
     manager.fuse("a")
     torch.testing.assert_close(outputs(host, BATCH), before)
+
+
+class Normed(torch.optim.Optimizer):
+    """Divides each update by its norm, as LARS and LAMB do."""
+
+    def __init__(self, params, lr=1e-2):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                p -= group["lr"] * p.grad / (p.grad.norm() + 1e-6)
+
+
+class Signed(Normed):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                p -= group["lr"] * p.grad.sign()
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_coupled"),
+    [(torch.optim.Muon, True), (Normed, True), (Signed, False), (torch.optim.SGD, False)],
+)
+def test_an_optimizer_that_moves_a_layer_as_a_whole_is_named(kind, is_coupled, caplog):
+    host = fxgraft.trace(WithPart(Bare()), (BATCH,))
+    matrices = kind([p for p in host.parameters() if p.dim() == 2], lr=1e-3)
+    rest = torch.optim.AdamW([p for p in host.parameters() if p.dim() != 2], lr=1e-3)
+    manager = fxgraft.SeedManager(host, [matrices, rest], check_every=0)
+    manager.germinate("part", Bare(5), source="inner", name="a", isolated=False)
+    manager.blend("a", steps=0)
+    for _ in range(2):
+        host(BATCH).square().mean().backward()
+        matrices.step()
+        rest.step()
+        manager.step()
+    manager.fossilize("a")
+    caplog.clear()
+    manager.fuse("a")
+    said = [record.getMessage() for record in caplog.records]
+    expected = f"seed a: {kind.__name__} computes the update of a parameter from all of it together"
+    assert any(text.startswith(expected) for text in said) is is_coupled

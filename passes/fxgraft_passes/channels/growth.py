@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import sqrt
 
@@ -56,6 +57,12 @@ class GroupGrowth:
         with torch.no_grad():
             tensors = {path: filled(subject.now(path).detach(), fill) for path, fill in self.fills.items()}
         return replace(self, tensors=tensors)
+
+    @contextmanager
+    def in_place(self, subject: Subject) -> Iterator[None]:
+        """Inside, the subject is as it will be."""
+        with subject.with_tensors(self.tensors), applied(self.settings, subject):
+            yield
 
     def spread(self, path: str, tensor: Tensor, copies: bool) -> Tensor:
         """A tensor of the old shape of ``path`` (a moment of an optimizer) in the new one.
@@ -161,10 +168,11 @@ def grow(
             except UnfitError as error:
                 error.args = (f"{group.name}: {error}",)
                 raise
+        made = GroupGrowth(group, by, init, plan.spreads, tensors, plan.fills, settings)
         if before is not None:
-            with subject.with_tensors(tensors), applied(settings, subject):
+            with made.in_place(subject):
                 difference(group.name, before, subject)
-        return GroupGrowth(group, by, init, plan.spreads, tensors, plan.fills, settings)
+        return made
 
     return _first_that_fits(attempt, _guesses(group, growths))
 
