@@ -206,8 +206,8 @@ _torch.constant_when_compiled(_say_at_compile_time)
 def _say_first_call(who: str, attribute: str) -> None:
     if _heed is Heed.SAY:
         logger.warning(
-            "%s: the first call of this model sets %s, and is expected to be the model's own: seeds there "
-            "run from the second call on. Nothing to do; or call the host once before it grows",
+            "%s: the first call of this model sets %s, so it runs the model's own code: seeds there run from "
+            "the second call on. Expected of such a model; to avoid it, call the host once before it grows",
             who,
             attribute,
         )
