@@ -9,7 +9,7 @@ import transformers as T
 
 from tests.hosts.hosts import Given
 
-_TEXT = {
+TEXT = {
     "vocab_size": 64,
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -51,23 +51,23 @@ def gpt2() -> Given:
 
 
 def llama() -> Given:
-    return _language(T.LlamaForCausalLM(T.LlamaConfig(num_key_value_heads=1, **_TEXT)))
+    return _language(T.LlamaForCausalLM(T.LlamaConfig(num_key_value_heads=1, **TEXT)))
 
 
 def qwen2() -> Given:
-    return _language(T.Qwen2ForCausalLM(T.Qwen2Config(num_key_value_heads=1, **_TEXT)))
+    return _language(T.Qwen2ForCausalLM(T.Qwen2Config(num_key_value_heads=1, **TEXT)))
 
 
 def bert() -> Given:
     ids = _ids()
     mask = torch.ones_like(ids)
     mask[0, 4:] = 0
-    model = T.BertForSequenceClassification(T.BertConfig(**_TEXT))
+    model = T.BertForSequenceClassification(T.BertConfig(**TEXT))
     return Given(model, (), {"input_ids": ids, "attention_mask": mask, "labels": _CLASSES})
 
 
 def roberta() -> Given:
-    return _language(T.RobertaForMaskedLM(T.RobertaConfig(**_TEXT)))
+    return _language(T.RobertaForMaskedLM(T.RobertaConfig(**TEXT)))
 
 
 def distilbert() -> Given:
@@ -96,7 +96,7 @@ def mamba() -> Given:
 
 
 def clip() -> Given:
-    text, image = ({**config, "num_hidden_layers": 1} for config in (_TEXT, _IMAGE))
+    text, image = ({**config, "num_hidden_layers": 1} for config in (TEXT, _IMAGE))
     config = T.CLIPConfig(text_config=text, vision_config=image, projection_dim=16)
     pixels = torch.randn(2, 3, 16, 16)
     return Given(T.CLIPModel(config), (), {"input_ids": _ids(), "pixel_values": pixels, "return_loss": True})

@@ -13,22 +13,12 @@ from torch import nn
 import fxgraft
 from fxgraft.errors import SlotError
 from fxgraft.host.depth import of_depth
+from tests.hosts.transformer_models import TEXT
 
 IDS = torch.arange(3, 17).reshape(2, 7)
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 HEADS = {"num_key_value_heads": 1, "head_dim": 8}
 IMAGE = {"image_size": 16, "patch_size": 8}
-STATE = {"vocab_size": 40, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
+STATE = {"vocab_size": 64, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
 SCAN = {"mamba_d_state": 4, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 
 Made = tuple[nn.Module, dict[str, Any]]
@@ -48,28 +38,28 @@ def _whisper() -> Made:
 
 
 def _vit() -> Made:
-    sizes = {name: SIZES[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    sizes = {name: TEXT[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
     return T.ViTModel(T.ViTConfig(**sizes, **IMAGE, intermediate_size=32)), {
         "pixel_values": torch.randn(2, 3, 16, 16)
     }
 
 
 FAMILIES: dict[str, Callable[[], Made]] = {
-    "llama": lambda: _reads(T.LlamaForCausalLM(T.LlamaConfig(**SIZES, **HEADS))),
-    "qwen2": lambda: _reads(T.Qwen2ForCausalLM(T.Qwen2Config(**SIZES, num_key_value_heads=1))),
-    "qwen3": lambda: _reads(T.Qwen3ForCausalLM(T.Qwen3Config(**SIZES, **HEADS))),
-    "gemma2": lambda: _reads(T.Gemma2ForCausalLM(T.Gemma2Config(**SIZES, **HEADS))),
-    "gemma3": lambda: _reads(T.Gemma3ForCausalLM(T.Gemma3TextConfig(**SIZES, **HEADS))),
+    "llama": lambda: _reads(T.LlamaForCausalLM(T.LlamaConfig(**TEXT, **HEADS))),
+    "qwen2": lambda: _reads(T.Qwen2ForCausalLM(T.Qwen2Config(**TEXT, num_key_value_heads=1))),
+    "qwen3": lambda: _reads(T.Qwen3ForCausalLM(T.Qwen3Config(**TEXT, **HEADS))),
+    "gemma2": lambda: _reads(T.Gemma2ForCausalLM(T.Gemma2Config(**TEXT, **HEADS))),
+    "gemma3": lambda: _reads(T.Gemma3ForCausalLM(T.Gemma3TextConfig(**TEXT, **HEADS))),
     "mamba": lambda: _reads(T.MambaForCausalLM(T.MambaConfig(**STATE))),
     "mamba2": lambda: _reads(
         T.Mamba2ForCausalLM(T.Mamba2Config(**STATE, num_heads=4, head_dim=8, n_groups=1, chunk_size=8))
     ),
     "falcon_mamba": lambda: _reads(T.FalconMambaForCausalLM(T.FalconMambaConfig(**STATE))),
-    "falcon": lambda: _reads(T.FalconForCausalLM(T.FalconConfig(**SIZES))),
+    "falcon": lambda: _reads(T.FalconForCausalLM(T.FalconConfig(**TEXT))),
     "falcon_h1": lambda: _reads(
-        T.FalconH1ForCausalLM(T.FalconH1Config(**SIZES, **HEADS, **SCAN, mamba_d_ssm=32))
+        T.FalconH1ForCausalLM(T.FalconH1Config(**TEXT, **HEADS, **SCAN, mamba_d_ssm=32))
     ),
-    "gpt_neox": lambda: _reads(T.GPTNeoXForCausalLM(T.GPTNeoXConfig(**SIZES))),
+    "gpt_neox": lambda: _reads(T.GPTNeoXForCausalLM(T.GPTNeoXConfig(**TEXT))),
     "whisper": _whisper,
     "vit": _vit,
 }
