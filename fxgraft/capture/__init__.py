@@ -3,6 +3,7 @@
 ===================  ==============================================================================
 `capture`            the runs, and what was found in them
 `_example_runs`      runs of an example call, each as if the others had not been
+`first_call`         what the first call of a model sets once and for all
 `earlier`            the graphs of an earlier trace, followed where they are still right
 `traces`             what a run does in the place of each module's ``forward``
 `_tracer`            one module, traced by running it; `_proxy` stands for its values

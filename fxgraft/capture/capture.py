@@ -36,7 +36,7 @@ from fxgraft.capture._modes import merge_modes
 from fxgraft.capture._proxy import UntraceableError
 from fxgraft.capture.clone import clone_tree
 from fxgraft.capture.earlier import Earlier, Followable, StaleGraphError
-from fxgraft.capture.first_call import FirstCall
+from fxgraft.capture.first_call import FirstCallState
 from fxgraft.capture.region import Region
 from fxgraft.capture.traces import RecordedCalls, Traces
 from fxgraft.errors import TraceError
@@ -85,7 +85,7 @@ class Capture:
         if earlier is None or not self._follow(modules, earlier):
             self._find(modules)
         self._runs.look_again()
-        self.first_call = FirstCall(self.root, self._runs.completion)
+        self.first_call = FirstCallState(self.root, self._runs.completion)
 
     def _follow(self, modules: dict[str, nn.Module], earlier: Earlier) -> bool:
         """Have the graphs of an earlier trace, in the sizes of now; False where one is not right any more."""

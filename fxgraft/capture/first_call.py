@@ -52,7 +52,7 @@ class Completion:
             register.update(new)
 
 
-class FirstCall:
+class FirstCallState:
     """What is set once and for all in a host, by the paths of what holds it.
 
     Args:

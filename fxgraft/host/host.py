@@ -14,7 +14,7 @@ from torch import nn
 
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.fallback import say_first_call
-from fxgraft.capture.first_call import FirstCall
+from fxgraft.capture.first_call import FirstCallState
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError, StageError, TraceError
 from fxgraft.host import engine
@@ -437,7 +437,7 @@ class Host(Members):
         derived = ("_links", "_own", "_writers")
         entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
         kept = {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
-        return {**kept, "_channels": Channels(), "_first_call": FirstCall()}
+        return {**kept, "_channels": Channels(), "_first_call": FirstCallState()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

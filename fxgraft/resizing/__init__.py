@@ -10,6 +10,7 @@
 `_zero_operations`   what is zero where its input is, and what is a sum or a product
 `_no_output_layers`  why there are no such layers
 `widening`           one growth of one group of channels, as a transaction
+`_other_calls`       calls in which traced code takes another way, for comparing
 `group_names`        which group of channels somebody means
 `planned`            a growth that is to come, as a part of a change
 `_moments`           what optimizers keep for parameters that grow

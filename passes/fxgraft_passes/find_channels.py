@@ -63,7 +63,7 @@ class FindChannels(GraphPass):
         subject.run = run.run_by_name
         groups = tried(subject, find(subject))
         _annotate(groups, run.values)
-        graph_module.meta[_KEY] = _Found(groups)
+        graph_module.meta[_KEY] = _FoundGroups(groups)
         return PassResult(graph_module, False)
 
     def rewrite(self, graph: fx.Graph) -> bool:
@@ -87,7 +87,7 @@ def channels_of(graph_module: fx.GraphModule) -> Mapping[str, ChannelGroup]:
     return found
 
 
-class _Found(Mapping[str, ChannelGroup]):
+class _FoundGroups(Mapping[str, ChannelGroup]):
     """Groups by name. A copy of the module has the same ones; of a pickled one they are to be found again."""
 
     def __init__(self, groups: Mapping[str, ChannelGroup]):
@@ -102,7 +102,7 @@ class _Found(Mapping[str, ChannelGroup]):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Found:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _FoundGroups:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
