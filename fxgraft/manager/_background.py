@@ -129,12 +129,15 @@ class Background:
             self._promised.take()
         for pending in list(self.waiting.pending.values()):
             self._take_in(pending)
-        if self.preparing.decide(attempt):
-            return
-        self.preparing.follow()
-        if self.preparing.now is None and not self.preparing.begin(attempt):
+        if not self.preparing.decide(attempt):
+            self.preparing.follow()
+            is_busy = self.preparing.now is not None or self.preparing.begin(attempt)
+            has_decided = self.preparing.decide(attempt)  # one process hears at once what it says
+            if is_busy and not has_decided:
+                return
+        # Here, and not in the next step: that one compares the code that is new with eager mode.
+        if self.preparing.now is None and self.waiting.is_empty:
             self._tend()
-        self.preparing.decide(attempt)  # one process hears at once what it says
 
     @property
     def is_compiling(self) -> bool:
