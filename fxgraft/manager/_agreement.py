@@ -67,11 +67,11 @@ class Agreement:
         if self.next.names is not None:
             self._peers.say(_NEXT, self.next.names)
 
-    def is_ready(self, names: Names) -> None:
+    def say_ready(self, names: Names) -> None:
         """Say that this rank can land what is left of the change in the next step."""
         self._peers.say(_READY, names)
 
-    def has_failed(self, reason: str) -> None:
+    def say_failed(self, reason: str) -> None:
         """Say that this rank never can."""
         self._peers.say(_FAILED, [self.next.names, reason])
 

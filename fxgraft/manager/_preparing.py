@@ -124,7 +124,7 @@ class Preparing:
 
     def _begin(self, change: Change) -> None:
         if (broken := self._agreement.next.broken) is not None:
-            self._agreement.has_failed(broken)
+            self._agreement.say_failed(broken)
             return
         host = self._host
         structure, compiled = host.structure, host.compiled
@@ -143,7 +143,7 @@ class Preparing:
             self.start(engine.compile_in_helper(host, target, grafts, tasks), target, change)
         else:
             self._agreement.next.has_code = not tasks
-            self._agreement.is_ready(change.names)
+            self._agreement.say_ready(change.names)
 
     def _begin_growth(self, change: Change, target: Structure) -> None:
         """Layers of other sizes are compiled as a whole: the host is what it will be for that moment."""
@@ -160,7 +160,7 @@ class Preparing:
                 self.now = Preparation(job, change, began, target, deadline, wider, grown, form_now(host))
                 return
         self._agreement.next.has_code = True
-        self._agreement.is_ready(change.names)
+        self._agreement.say_ready(change.names)
 
     def _is_helped(self, change: Change) -> bool:
         return self._agreement.next.unaided != change.names and self._help.is_there()
@@ -197,9 +197,9 @@ class Preparing:
             elif job.is_over and not has_taken:
                 self._end(prepared)
         elif failure is not None:
-            self._agreement.has_failed(failure)
+            self._agreement.say_failed(failure)
         elif job.is_ready and not has_taken:
-            self._agreement.is_ready(prepared.change.names)
+            self._agreement.say_ready(prepared.change.names)
 
     def _end(self, prepared: Preparation) -> None:
         """Nothing more comes from the compiler process."""
