@@ -17,11 +17,9 @@ from torch import nn, optim
 from torch.optim import Optimizer
 
 from fxgraft.optimizers import _trial
+from fxgraft.optimizers.element_wise import ELEMENT_WISE
 
-_FOR_EACH = (
-    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
-    optim.RMSprop, optim.Rprop, optim.ASGD, optim.Adafactor, optim.Muon,
-)  # fmt: skip
+_FOR_EACH = (*ELEMENT_WISE, optim.Adafactor, optim.Muon)
 """Those that update each parameter separately, with dense gradients."""
 
 _STEPS = {inspect.unwrap(kind.step): kind for kind in _FOR_EACH}

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 
 from fxgraft.optimizers.census import groups_with
 
-_ELEMENT_WISE = {
-    inspect.unwrap(kind.step)
-    for kind in (
-        optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad,
-        optim.Adadelta, optim.RMSprop, optim.Rprop, optim.ASGD,
-    )
-}  # fmt: skip
+ELEMENT_WISE = (
+    optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.Adagrad, optim.Adadelta,
+    optim.RMSprop, optim.Rprop, optim.ASGD,
+)  # fmt: skip
+"""Those of torch that do."""
+
+_KNOWN = {inspect.unwrap(kind.step) for kind in ELEMENT_WISE}
 _STEPS, _SIDE = 3, 4
 
 
@@ -30,7 +30,7 @@ def is_element_wise(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     One that is not known is tried on a small stand-in. Where none of its class can be made, as of a wrapper,
     it is taken to do so.
     """
-    if inspect.unwrap(type(optimizer).step) in _ELEMENT_WISE:
+    if inspect.unwrap(type(optimizer).step) in _KNOWN:
         return True
     try:
         one, other = (_moved(optimizer, parameter, factor) for factor in (1.0, 10.0))
