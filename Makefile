@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m fxgraft.demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal --durations=25
 
 # What depends on torch's private parts (tracing, the passes, compiling), under another torch, as PyPI serves it,
 # in an environment of its own: make test-torch TORCH=2.14.1
@@ -36,7 +36,9 @@ $(OTHER)/.test: pyproject.toml constraints.txt
 
 test-torch: $(OTHER)/.test
 	$(OTHER)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal tests/util/test_torch.py tests/capture \
-		tests/passes tests/compiling tests/manager/test_background.py tests/manager/test_prefetch.py
+		tests/passes tests/compiling tests/manager/test_background.py tests/manager/test_prefetch.py \
+		tests/manager/test_preparing_fails.py tests/manager/test_ranks_apply_together.py \
+		tests/manager/test_saving_meanwhile.py tests/optimizers/test_dropped_gradients.py
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
@@ -53,18 +55,19 @@ docs: $(VENV)/.docs
 soak: $(VENV)/.test
 	FXGRAFT_HYPOTHESIS=thorough FXGRAFT_KILLS=300 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal \
 		tests/faults tests/hostile tests/checkpoint tests/distributed tests/machine tests/lifecycle tests/blueprints \
-		tests/manager/test_threads.py tests/soundness tests/optimizers tests/seeds tests/passes
+		tests/manager/test_threads.py tests/manager/test_background.py tests/compiling tests/soundness tests/optimizers \
+		tests/seeds tests/passes
 	$(BIN)/python -m benchmarks.soak
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
 # What growing is worth, against fixed sizes: about 2 hours of one idle core, with PROTOCOL=full a few nights. It goes on where it was stopped.
-PROTOCOL ?= short
+# QUICK=1 runs a few steps of every arm, in a folder that is thrown away.
+PROTOCOL ?= short unknown unknown_extra
 worth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.worth.prepare
-	$(BIN)/python -m benchmarks.worth --protocol $(PROTOCOL)
-	$(if $(filter short,$(PROTOCOL)),$(BIN)/python -m benchmarks.worth --protocol unknown)
+	$(BIN)/python -m benchmarks.worth $(if $(QUICK),--quick,--protocol $(PROTOCOL))
 
 # In an environment of its own: torchvision and timm want the torch that they were built for. Not in CI.
 zoo:

@@ -21,18 +21,20 @@ class Preparation:
     Attributes:
         steps: from the germination on, until the seeds are live: the call is in the first, the swap in
             the last.
-        first: the first step on the new structure.
+        first: the first step on the new structure, which compares what comes out with eager mode.
+        second: the one after it, which compares gradients.
         took: from the call until the seeds were live.
     """
 
     steps: tuple[float, ...]
     first: float
+    second: float
     took: float
 
     @property
     def longest(self) -> float:
         """The longest that training stood still."""
-        return max(*self.steps, self.first)
+        return max(*self.steps, self.first, self.second)
 
 
 def prepare(trainer: Trainer, germinate: Callable[[], Sequence[fxgraft.Seed]]) -> Preparation:
@@ -48,7 +50,7 @@ def prepare(trainer: Trainer, germinate: Callable[[], Sequence[fxgraft.Seed]]) -
     took = time.perf_counter() - began
     if lost := [seed for seed in seeds if not seed.is_live]:
         raise RuntimeError(f"did not go live: {lost}")
-    return Preparation(tuple(steps), seconds(trainer.step), took)
+    return Preparation(tuple(steps), seconds(trainer.step), seconds(trainer.step), took)
 
 
 def train_until_idle(trainer: Trainer, manager: fxgraft.SeedManager) -> None:

@@ -29,7 +29,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     """One for each of the other means."""
     for workload, mode in settings.pairs(("MLP-12", "eager")):
         sides = {"fxgraft": grown(workload)} | {name: other(workload, put) for name, put in PUTS.items()}
-        samples = settings.meter.turns({name: trainer.step for name, trainer in sides.items()})
+        samples = settings.meter.interleaved({name: trainer.step for name, trainer in sides.items()})
         ours = samples.pop("fxgraft")
         for name, theirs in samples.items():
             figures = (median_ms(ours), median_ms(theirs))

@@ -98,7 +98,9 @@ def _life(grown: Grown, seed: fxgraft.Seed) -> None:
 
 def _times(workload: Workload, mode: Mode, settings: Settings) -> Iterator[Row]:
     moving, still = _blended(workload, mode, RAMP), _blended(workload, mode, 1)
-    samples = settings.meter.turns({"alpha moves": moving.trainer.step, "alpha stands": still.trainer.step})
+    samples = settings.meter.interleaved(
+        {"alpha moves": moving.trainer.step, "alpha stands": still.trainer.step}
+    )
     ours, theirs = samples.values()
     what, against = f"step in which {SEEDS} alphas change", "the same step without a change"
     figures = (median_ms(ours), median_ms(theirs))

@@ -34,7 +34,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 def _compare(workload: Workload, mode: Mode, settings: Settings) -> Iterator[Row]:
     sides = {"bare": _bare(workload, mode), "bare again": _bare(workload, mode)}
     sides["host"] = dormant(workload, mode)
-    samples = settings.meter.turns({name: trainer.step for name, trainer in sides.items()})
+    samples = settings.meter.interleaved({name: trainer.step for name, trainer in sides.items()})
     ms = {name: median_ms(found) for name, found in samples.items()}
     noise = ratio(samples["bare again"], samples["bare"])
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import fxgraft
 from benchmarks import by_hand
 from benchmarks.background import prepare, seconds, train_until_idle
-from benchmarks.budgets import FIRST, LONGEST, PREPARING, Budget
+from benchmarks.budgets import AT_ONCE, FIRST, LIVE, LONGEST, PREPARING, Budget
 from benchmarks.modes import Mode
 from benchmarks.rows import Row, Spread
 from benchmarks.settings import Settings
@@ -149,6 +149,6 @@ def tell(workload: Workload, mode: Mode, found: Germinations) -> Iterator[Row]:
     yield row("longest step, in the background", found.longest, stall, LONGEST)
     yield row("median step while preparing", found.preparing, step, PREPARING)
     yield row("first step after the swap", found.first, step, FIRST)
-    yield row("until the seed is live, in the background", found.took, stall, None, "s")
-    yield row("the call, at once", found.call, stall, None, "s")
+    yield row("until the seed is live, in the background", found.took, stall, LIVE, "s")
+    yield row("the call, at once", found.call, stall, AT_ONCE, "s")
     yield row("first step after the call", found.call_first, step, None)

@@ -27,7 +27,7 @@ from benchmarks.workloads import Trainer, Workload
 
 WARM_UP = 3
 MEASURED = "measured step"
-Side = Callable[[Workload, Mode, int, str], Trainer]
+Contender = Callable[[Workload, Mode, int, str], Trainer]
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -47,7 +47,7 @@ def _compare(workload: Workload, mode: Mode, k: int, stage: str) -> Row:
     return Row(*where, what, "by hand", ratio, "x", PEAK, (ours, theirs), "MiB")
 
 
-def _mebibytes(workload: Workload, mode: Mode, k: int, stage: str, side: Side) -> float:
+def _mebibytes(workload: Workload, mode: Mode, k: int, stage: str, side: Contender) -> float:
     floor = alive()
     return (peak(side(workload, mode, k, stage).step) - floor) / 2**20
 

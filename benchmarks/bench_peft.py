@@ -61,7 +61,7 @@ def compare(workload: Workload, mode: Mode, settings: Settings) -> Iterator[Row]
     yield row(f"{many}: until live", ours.until_live, theirs.until_live, against)
     rescaled = "PEFT: another scale, and the first step"
     yield row("another alpha, and the first step", ours.rescale, theirs.rescale, rescaled)
-    samples = settings.meter.turns({"fxgraft": grown.step, "PEFT": by_peft.step})
+    samples = settings.meter.interleaved({"fxgraft": grown.step, "PEFT": by_peft.step})
     a, b = samples.values()
     figures = (median_ms(a), median_ms(b))
     yield Row(*where, "step", "PEFT: step", ratio(a, b), "x", PEFT, figures)

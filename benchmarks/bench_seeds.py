@@ -48,7 +48,7 @@ def compare(workload: Workload, mode: Mode, numbers: tuple[int, ...], settings: 
     steps = {}
     for key, (ours, theirs) in pairs.items():
         steps |= {f"{key}": ours.step, f"{key} by hand": theirs.step}
-    samples = settings.meter.turns(steps)
+    samples = settings.meter.interleaved(steps)
     for k, stage in pairs:
         budget = budgets.SEEDS_COMPILED if mode.is_compiled else budgets.SEEDS_EAGER
         if stage == "convex blending":

@@ -34,6 +34,8 @@ CONVEX_EAGER = Budget("eager step, convex seeds blending", "torch.lerp by hand, 
 RECOMPILES = Budget("recompiles on alpha, stage, target, and known combinations", "", 0)
 PER_STRUCTURE = Budget("compiles per new structure", "", 2)
 LONGEST = Budget("longest step during a background germination", "the recompile by hand", 0.01, "≤ 1/100")
+LIVE = Budget("a background change until live, one core free", "the recompile by hand", 1.2)
+AT_ONCE = Budget("a change that is waited for", "the recompile by hand", 1.1)
 PREPARING = Budget("median step while preparing, one core free", "the median step", 1.3)
 FIRST = Budget("first step after the swap", "the median step", 3)
 EDIT = Budget("germination in a modular host of 10,000 nodes", "in one of 100", 2)
@@ -56,6 +58,8 @@ ALL = (
     RECOMPILES,
     PER_STRUCTURE,
     LONGEST,
+    LIVE,
+    AT_ONCE,
     PREPARING,
     FIRST,
     EDIT,

@@ -92,8 +92,8 @@ class Waiting(Clock):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "device", device)
 
-    def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
-        return super().turns({name: self._waited(step) for name, step in sides.items()})
+    def interleaved(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
+        return super().interleaved({name: self._waited(step) for name, step in sides.items()})
 
     def once(self, name: str, do: Step) -> float:
         return super().once(name, self._waited(do))

@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from benchmarks.rows import Spread
 from fxgraft.util.interleaved_timing import Step, repeat, time_interleaved
@@ -29,8 +29,8 @@ Samples = list[list[float]]
 class Meter(Protocol):
     """Takes the time of steps."""
 
-    def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
-        """Let all sides take turns."""
+    def interleaved(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
+        """Time all sides, interleaved."""
         ...
 
     def once(self, name: str, do: Step) -> float:
@@ -54,7 +54,7 @@ class Clock:
     steps: int = 5
     warm_up: int = 4
 
-    def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
+    def interleaved(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
         for step in sides.values():
             repeat(step, self.warm_up)
         settle()
@@ -75,6 +75,8 @@ class Clock:
 class Profiler:
     """Says where the time of each side goes, for the reason that a missed budget needs. Not a clock.
 
+    By the processor time of the thread, so that other work on the machine does not count.
+
     Attributes:
         say: is given the tables.
         steps: that a side is watched for.
@@ -85,7 +87,7 @@ class Profiler:
     steps: int = 50
     top: int = 25
 
-    def turns(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
+    def interleaved(self, sides: Mapping[str, Step]) -> dict[str, Samples]:
         found = {}
         for name, step in sides.items():
             repeat(step, Clock.warm_up)
@@ -94,14 +96,26 @@ class Profiler:
         return found
 
     def once(self, name: str, do: Step) -> float:
-        profile = cProfile.Profile()
+        profile = cProfile.Profile(time.thread_time)
         began = time.perf_counter()
         profile.runcall(do)
         spent = time.perf_counter() - began
         table = io.StringIO()
-        pstats.Stats(profile, stream=table).sort_stats("tottime").print_stats(self.top)
-        self.say(f"== {name}\n{table.getvalue()}")
+        stats = pstats.Stats(profile, stream=table).sort_stats("tottime")
+        stats.print_stats(self.top)
+        parts = ", ".join(f"{part} {1e3 * own / self.steps:.3f}" for part, own in _by_part(stats).items())
+        self.say(f"== {name}\nms of a step: {parts}\n{table.getvalue()}")
         return spent
+
+
+def _by_part(stats: pstats.Stats) -> dict[str, float]:
+    """Seconds in operations (all that is written in C), in fxgraft's own Python, and in other Python."""
+    found = {"operations": 0.0, "fxgraft's Python": 0.0, "other Python": 0.0}
+    functions: Mapping[tuple[str, int, str], tuple[Any, ...]] = stats.stats  # type: ignore[attr-defined]
+    for (file, _, _), (_, _, own, *_) in functions.items():
+        is_ours = "fxgraft" in file and "site-packages" not in file and "benchmarks" not in file
+        found["operations" if file == "~" else "fxgraft's Python" if is_ours else "other Python"] += own
+    return found
 
 
 def processor_ms(sides: Mapping[str, Step], turns: int, warm_up: int) -> dict[str, float]:

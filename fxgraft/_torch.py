@@ -17,7 +17,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import _create_wrapped_func
 from torch.utils.hooks import RemovableHandle
@@ -30,9 +30,6 @@ from fxgraft_passes._torch import is_wrapped_by_transform as is_wrapped_by_trans
 from fxgraft_passes._torch import unseen_by_modes as unseen_by_modes
 
 _PATCHED = _create_wrapped_func(lambda: None).__code__
-
-SEEN_WITH = ("2.13.0", "2.14.1")
-"""The versions that all of this was seen to work with."""
 
 FAKE_TENSORS = "torch._subclasses"
 """Where fake tensors are defined. Missing: a host of a model that asks for them exports no program."""
@@ -57,7 +54,7 @@ def forget_compilations() -> None:
 
 
 def forget_files() -> None:
-    """Let Inductor look anew for what is in its folder. Missing: no code comes from the helper."""
+    """Make Inductor list the files in its folder again. Missing: no code comes from the helper."""
     import torch._inductor.utils
 
     torch._inductor.utils.clear_caches()
@@ -79,12 +76,12 @@ def overrides(config: Any) -> dict[str, Any]:
 
 
 def mark_maybe_dynamic(tensor: Tensor, dimension: int) -> None:
-    """Let a compilation take a size as dynamic where it can. Missing: each size is compiled separately."""
+    """Mark a size as dynamic where possible. Missing: each size is compiled separately."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
 def mark_static(tensor: Tensor, dimension: int) -> None:
-    """Let a compilation take a size as it is. Missing: as above."""
+    """Mark a size as constant for compilations. Missing: as above."""
     torch._dynamo.mark_static(tensor, dimension)
 
 
@@ -94,7 +91,7 @@ def marks_of(tensor: Tensor) -> dict[str, Any]:
 
 
 def mode_options(mode: str) -> dict[str, Any]:
-    """The options that a mode of Inductor stands for. Missing: modes compile at the swap."""
+    """The options of a mode of Inductor. Missing: modes compile at the swap."""
     import torch._inductor
 
     return torch._inductor.list_mode_options(mode)
@@ -112,7 +109,7 @@ def artifact_bytes(made: Any, scope: Mapping[str, Any]) -> bytes:
 
     Args:
         made: the compiled function.
-        scope: the globals of what was compiled: modules that the code finds there under made-up names are
+        scope: the globals of what was compiled: modules that the code finds there under generated names are
             imported by their own names where it runs.
     """
     parts = made._artifacts
@@ -191,6 +188,16 @@ def graphs_of(code: CodeType) -> int:
     return len(_debug_get_cache_entry_list(code))
 
 
+def has_graph_for(code: CodeType, local: dict[str, Any]) -> bool:
+    """Whether dynamo keeps a graph for a call of a code object with these local variables.
+
+    Missing: code for other sizes is not compared with eager mode.
+    """
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    return any(entry.guard_manager.check(local) for entry in _debug_get_cache_entry_list(code))
+
+
 def counting_backend(inner: str) -> Any:
     """A backend that counts graphs in ``frame_count``. Missing: `fxgraft.testing` has none."""
     from torch._dynamo.testing import CompileCounterWithBackend
@@ -212,6 +219,28 @@ def dynamo_errors() -> type[Exception]:
     import torch._dynamo.exc
 
     return torch._dynamo.exc.TorchDynamoException
+
+
+def recompile_limit_errors() -> tuple[type[Exception], ...]:
+    """What dynamo raises where a function has as many graphs as it may. Missing: it raises in a call."""
+    import torch._dynamo.exc
+
+    return (torch._dynamo.exc.FailOnRecompileLimitHit,)
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What dynamo raises where it compiles nothing, for whichever reason. Missing: as for each of them."""
+    return (dynamo_errors(), *recompile_limit_errors())
+
+
+def only_run(function: Any) -> Any:
+    """``function`` by the graphs that dynamo has for it, and eager where none of them fits.
+
+    Missing: calls beyond the limit of graphs raise.
+    """
+    import torch._dynamo
+
+    return torch._dynamo.run(function)
 
 
 def nothing_is_static() -> AbstractContextManager[Any]:
@@ -241,7 +270,7 @@ def data_dependent_errors() -> tuple[type[Exception], ...]:
 
 
 def sizes_may_be_one() -> AbstractContextManager[None]:
-    """Let torch assume of no size that it is not 1, unless it has to. Missing: as above."""
+    """Make torch not assume that sizes differ from 1, unless it has to. Missing: as above."""
     config: Any = importlib.import_module("torch.fx.experimental._config")
     return config.patch(backed_size_oblivious=True)  # type: ignore[no-any-return]
 
@@ -254,6 +283,72 @@ def python_of(expression: Any) -> str:
 
 
 # Modules
+
+
+COMPILED_CALL = "_compiled_call_impl"
+"""Where nn.Module looks for a compiled form of itself (``nn.Module.compile``). Missing: blocks run eager."""
+
+UNSAVED_BUFFERS = "_non_persistent_buffers_set"
+"""Where it has the names of buffers that are in no ``state_dict``."""
+
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+"""Where it has the hooks of its calls. Missing: hooks of users are not seen, as if there were none."""
+
+OF_HOOKS = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+"""Where it has what else is known of these. Missing: as above."""
+
+IS_FULL_BACKWARD_HOOK = "_is_full_backward_hook"
+"""Where it has of which kind the hooks of its backward pass are."""
+
+STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+"""Where it has those of its ``state_dict``. Missing: a host raises when it is made."""
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether hooks run around its forward."""
+    return any(module.__dict__.get(name) for name in FORWARD_HOOKS)
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Whether hooks run in its backward pass."""
+    return any(module.__dict__.get(name) for name in BACKWARD_HOOKS)
+
+
+def has_result_hooks(module: nn.Module) -> bool:
+    """Whether hooks run after its forward, or in its backward pass."""
+    return bool(module._forward_hooks) or has_backward_hooks(module)
+
+
+def pre_hooks(module: nn.Module) -> Mapping[int, Any]:
+    """The hooks that run before its forward, by their numbers. Missing: as above."""
+    return module._forward_pre_hooks
+
+
+def forget_pre_hook(module: nn.Module, number: int) -> None:
+    """Take one of them away, without the handle of its registration. Missing: as above."""
+    del module._forward_pre_hooks[number]
+    module._forward_pre_hooks_with_kwargs.pop(number, None)
+
+
+def unsaved_buffers(module: nn.Module) -> set[str]:
+    """The names of its buffers that are in no ``state_dict``; the very set. Missing: checkpoints raise."""
+    return module._non_persistent_buffers_set
+
+
+def loading_hooks(module: nn.Module) -> list[Any]:
+    """The hooks that run when a state is loaded into it. Missing: as above."""
+    return [*module._load_state_dict_pre_hooks.values(), *module._load_state_dict_post_hooks.values()]
+
+
+def fsdp_groups(module: Any) -> list[Any]:
+    """The groups of parameters of a module of ``fully_shard``. Missing: hosts that are sharded raise."""
+    return list(module._get_fsdp_state()._fsdp_param_groups)
 
 
 def is_hook_with_module(value: Any) -> bool:

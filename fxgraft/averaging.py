@@ -17,13 +17,13 @@ from torch import nn
 from fxgraft.errors import FxGraftError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.lifecycle.nursery import surroundings
+from fxgraft.lifecycle.building import surroundings
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase
 from fxgraft_passes.graft import SEEDS
 
 _GLANCES = (Phase.DETACHED, Phase.SHADOW)
-"""Phases that a host runs for a moment only: its average has no use for them."""
+"""Phases that a host runs temporarily: an average ignores them."""
 
 
 def follow(host: nn.Module, averaged: nn.Module) -> None:
@@ -124,7 +124,7 @@ def _mirror(host: Host, twin: Host) -> None:
     structure = Structure()
     for ours in host.structure.placements:
         if ours.slot.region not in twin.regions:
-            engine.provide(twin, structure, grafts)  # it is in a block that came before
+            engine.ensure_block_regions(twin, structure, grafts)  # it is in a block that came before
         placement = replace(ours, slot=twin.site(*ours.slot.names))
         structure = Structure((*structure.placements, placement))
         grafts[ours.seed] = have.get(ours.seed) or _copied(host, twin, placement)

@@ -28,8 +28,8 @@ from fxgraft import commands
 from fxgraft.commands import SEED, Command
 from fxgraft.errors import FxGraftError
 from fxgraft.explore.autogrow import AutoGrowth
+from fxgraft.explore.growth_settings import Budget, GrowthSettings, moments
 from fxgraft.explore.measuring import Evaluate
-from fxgraft.explore.terms import Budget, Course, moments
 from fxgraft.host.host import Host
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
@@ -269,14 +269,14 @@ def _listed(name: str, data: Any) -> list[Any]:
 
 
 def _check_terms(given: Mapping[str, Any]) -> None:
-    """What can be told of arguments of `autogrow` without a host. Raises `ConfigError` or `ValueError`."""
+    """Check what can be checked of `autogrow` without a host. Raises `ConfigError` or `ValueError`."""
     known = sorted(inspect.signature(SeedManager.autogrow).parameters.keys() - {"self", "evaluate"})
     if strange := sorted(given.keys() - set(known)):
         raise ConfigError(f"autogrow: expected {', '.join(known)}; got {strange}")
-    fields = {f.name for f in dataclasses.fields(Course)}
+    fields = {f.name for f in dataclasses.fields(GrowthSettings)}
     durations = {"explore" if name == "steps" else name: value for name, value in given.items()}
     try:
-        Course(**{name: value for name, value in durations.items() if name in fields})
+        GrowthSettings(**{name: value for name, value in durations.items() if name in fields})
         Budget.of(given.get("budget", 1.0))
         moments(given.get("when", "flat"), given.get("total_steps"))
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What fxgraft costs on a model: its training step bare and in a host, in turns, and what changes cost.
+"""What fxgraft costs on a model: its training step bare and in a host, interleaved, and what changes cost.
 
 The bare model takes part twice: the ratio of the two is what the other ratios are uncertain by.
 """

@@ -1,6 +1,6 @@
 """Alpha schedules: how far a blend has come after a share of its steps.
 
-Each is monotone from 0 to 1 on [0, 1]; `Ramp` clamps it and lands exactly on the target.
+Each is monotone from 0 to 1 on [0, 1]; `Ramp` clamps it and ends exactly at the target.
 """
 
 from __future__ import annotations

@@ -19,16 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxgraft
 from fxgraft.host.channels import Channels
-from fxgraft.testing.comparing import (
+from fxgraft.testing.checks import (
     Record,
     assert_same_bits,
+    counting_backend,
     differences,
     frozen,
     gradients,
     loss_of,
     observed_call,
 )
-from fxgraft.testing.compiling import counting_backend
 
 __all__ = [
     "THOROUGH",

@@ -193,7 +193,7 @@ def test_a_ratio_is_the_median_over_rounds_and_then_over_repeats():
 def test_a_clock_lets_all_sides_take_as_many_turns():
     calls = []
     sides = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    found = Clock(repeats=2, rounds=3, steps=4, warm_up=1).turns(sides)
+    found = Clock(repeats=2, rounds=3, steps=4, warm_up=1).interleaved(sides)
     assert calls.count("a") == calls.count("b") == 1 + 2 * 3 * (4 + 1)
     assert [len(rounds) for rounds in found["a"]] == [3, 3]
     longest = max(len(run) for run in "".join(calls).replace("ab", "a b").replace("ba", "b a").split())

@@ -206,7 +206,7 @@ def test_what_is_wrong_is_told_with_its_place(text: str, says: str) -> None:
         GrowConfig.from_yaml(text)
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         GrowConfig.load(tmp_path / "nothing.yaml")
     with pytest.raises(ConfigError, match="expected JSON"):

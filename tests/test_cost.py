@@ -124,7 +124,9 @@ DEAF = nn.Sequential(nn.Linear(6, 4), NoGradient())
     ],
     ids=["rounds", "steps", "slot", "blueprint", "fits nowhere", "no gradient"],
 )
-def test_what_cannot_be_measured_is_told(measurement: Measurement, error: type[Exception], says: str) -> None:
+def test_what_cannot_be_measured_is_reported(
+    measurement: Measurement, error: type[Exception], says: str
+) -> None:
     with pytest.raises(error, match=says):
         measurement.run()
 

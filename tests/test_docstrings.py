@@ -20,8 +20,6 @@ from tests.test_public_api import MODULES, public
 ROOT = Path(__file__).parent.parent
 SECTION = re.compile(r"^( *)(Args|Attributes):\n((?:\1 +\S.*\n|\s*\n)+)", re.MULTILINE)
 """The head of a section, and its lines, which are indented further."""
-HIDDEN = re.compile(r"^::: fxgraft\.Host\n    options:\n      filters: .*\"!\^\((.*?)\)\$\"\]", re.MULTILINE)
-"""The public methods of `Host` that only the library calls; its reference page leaves them out."""
 ENTRY = re.compile(r"^(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: \(.+?\))?: \S")
 """``name: what it is``, ``a, b: what they are``."""
 
@@ -34,13 +32,6 @@ def described(docstring: str, heads: tuple[str, ...] = ("Args", "Attributes")) -
             if entry := ENTRY.match(line):
                 found |= {name.strip("* ") for name in entry["names"].split(",")}
     return found
-
-
-def hidden() -> set[str]:
-    page = ROOT / "docs" / "reference" / "fxgraft.md"
-    found = HIDDEN.search(page.read_text(encoding="utf-8"))
-    assert found is not None
-    return {f"Host.{name}" for name in found[1].split("|")}
 
 
 def parameters_of(value: Any) -> set[str]:
@@ -80,7 +71,7 @@ def test_each_parameter_of_a_public_name_is_described(module: str) -> None:
     lacking = {
         name: sorted(missing)
         for name, value, docstring in callables(module)
-        if name not in hidden() and (missing := parameters_of(value) - described(docstring))
+        if (missing := parameters_of(value) - described(docstring))
     }
     assert lacking == {}, "describe them under 'Args:' (of a dataclass: 'Attributes:')"
 
@@ -108,7 +99,7 @@ def test_each_error_that_a_public_name_raises_itself_is_described(module: str) -
         described_in = f"{docstring} {(owner.__doc__ or '') if inspect.isclass(owner) else ''}"
         errors = raised_in(functions if inspect.isclass(value) else [value])
         missing = {error for error in errors if error not in described_in and (name, error) not in CAUGHT}
-        if missing and name not in hidden():
+        if missing:
             lacking[name] = missing
     assert lacking == {}, "describe them under 'Raises:'"
 

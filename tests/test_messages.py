@@ -38,14 +38,14 @@ ASKS = (
 REMEDY = re.compile(rf"{TELLS}|(?:^|[.;:,(] |or |(?:for|when) \w+, )(?:{ASKS})\b", re.IGNORECASE)
 """An error tells what was expected, or asks to do something."""
 CAUGHT = {
-    *(f"fxgraft.capture.{name}" for name in ("_formulas", "merge", "_proxy")),
-    *(f"fxgraft.compiling.{name}" for name in ("_by_value", "_child", "_parcel")),
+    *(f"fxgraft.capture.{name}" for name in ("_preconditions", "merge", "_proxy")),
+    *(f"fxgraft.compiling.{name}" for name in ("_by_value", "_child", "_payload")),
     *(f"fxgraft.util.{name}" for name in ("lazy_modules", "reading")),
     *(
         "fxgraft.explore.autogrow",
         "fxgraft.report.reading",
         "fxgraft.slots.branching",
-        "fxgraft.slots._terms",
+        "fxgraft.slots._gradient_terms",
     ),
 }
 """Modules whose errors are reasons in the error of a caller, which says what to do, or that no user meets."""

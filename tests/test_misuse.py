@@ -64,6 +64,33 @@ CASES: dict[str, tuple[Callable[[SeedManager], Any], type[Exception], str]] = {
         TraceError,
         "example_kwargs: expected names with values; got int",
     ),
+    "several seeds at once": (
+        lambda m: m.cull(["a"]),
+        TypeError,
+        "seed: expected a Seed or the name of one.*list",
+    ),  # type: ignore[arg-type]
+    "several in a list": (lambda m: m.fuse(["a"]), TypeError, "one for each argument; got list"),  # type: ignore[arg-type]
+    "a seed of another run": (
+        lambda m: m.blend(grown().seeds["a"]),
+        StageError,
+        "which this manager did not germinate; there are: a",
+    ),
+    "no host": (lambda m: SeedManager(None), TypeError, "host: expected a fxgraft.Host .*; got NoneType"),  # type: ignore[arg-type]
+    "no model": (
+        lambda m: fxgraft.load_model("a file", 3),
+        TypeError,
+        "model: expected a new nn.Module.*got int",
+    ),  # type: ignore[arg-type]
+    "no blueprint, in the background": (
+        lambda m: m.germinate("0", "mpl", wait=False),
+        BlueprintError,
+        "no blueprint is named 'mpl'",
+    ),
+    "a number for a blueprint, in the background": (
+        lambda m: m.germinate("0", 3, wait=False),  # type: ignore[arg-type]
+        BlueprintError,
+        "slot '0': expected a blueprint's name, an nn.Module or a factory; got int",
+    ),
     "one layer": (lambda m: layer().slot("0"), SlotError, r"no slots: .*nn.Sequential\(layer\)"),
     "some of one layer": (lambda m: layer().slots.select("*"), SlotError, "the host has no slots"),
 }
@@ -80,11 +107,84 @@ def test_it_is_told_and_changes_nothing(case: str) -> None:
     assert list(manager.seeds) == ["a"]
 
 
+def test_the_first_argument_has_the_name_of_the_contract() -> None:
+    manager = grown()
+    manager.pause(seed_or_name="a")
+    manager.resume(seed_or_name=manager.seeds["a"])
+    manager.blend(seed_or_name="a", steps=0, force=True)
+    manager.fossilize(seed_or_name="a", force=True)
+    manager.cull(seed_or_name=manager.germinate("1", "mlp"))
+    assert list(manager.seeds) == ["a"]
+
+
 def test_nothing_is_germinated_in_inference_mode() -> None:
     manager = grown()
     with torch.inference_mode(), pytest.raises(StageError, match=r"torch\.inference_mode"):
         manager.germinate("0", "mlp")
     assert list(manager.seeds) == ["a"]
+
+
+@pytest.mark.parametrize("stage", ["TRAINING", "HOLDING", "FOSSILIZED"])
+def test_a_manager_whose_host_was_cleared_says_so(stage: str, tmp_path: Path) -> None:
+    manager = grown()
+    if stage != "TRAINING":
+        manager.blend("a", steps=0)
+    if stage == "FOSSILIZED":
+        manager.fossilize("a", force=True)
+    manager.host.clear()
+    for call in (manager.step, lambda: manager.save(tmp_path / "run")):
+        with pytest.raises(StageError, match=r"host\.clear.*'a'"):
+            call()
+    assert manager.steps == 0
+    assert not list(tmp_path.iterdir())
+    if stage == "FOSSILIZED":
+        return
+    manager.cull_all()
+    manager.step()
+    trained = {id(p) for group in manager._optimizers[0].param_groups for p in group["params"]}
+    assert trained == set(map(id, manager.host.parameters()))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: m.measure("a", lambda: 1.0),
+        lambda m: m.at_alpha("a", 0.5),
+        lambda m: m.blend("a", steps=0),
+        lambda m: m.fossilize("a", force=True),
+        lambda m: m.pause("a"),
+        lambda m: m.resume("a"),
+        lambda m: m.fuse("a"),
+        lambda m: m.germinate("1", "mlp", before="a"),
+        lambda m: m.germinate("1", "mlp", after=m.seeds["a"]),
+    ],
+)
+@pytest.mark.parametrize("stage", ["TRAINING", "HOLDING"])
+def test_no_call_takes_a_seed_that_a_clear_has_removed(
+    stage: str, call: Callable[[SeedManager], Any]
+) -> None:
+    manager = grown()
+    if stage == "HOLDING":
+        manager.blend("a", steps=0, force=True)
+    manager.host.clear()
+    with pytest.raises(StageError, match=r"host\.clear.*'a'.*manager\.cull_all\(\)"):
+        call(manager)
+    assert list(manager.seeds) == ["a"]
+    assert manager.seeds["a"].stage.name == stage
+    manager.cull("a")
+    manager.step()
+    assert not manager.seeds
+
+
+def test_a_manager_that_rests_hears_of_a_clear() -> None:
+    manager = grown()
+    manager.fossilize("a", force=True)
+    for _ in range(3):
+        manager.step()
+    manager.host.clear()
+    with pytest.raises(StageError, match=r"host\.clear.*'a'"):
+        manager.step()
+    assert manager.steps == 3
 
 
 def test_a_run_is_not_loaded_without_its_optimizer(tmp_path: Path) -> None:

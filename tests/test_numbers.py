@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.explore import presets
+from benchmarks.explore import growing, presets
+from benchmarks.worth.questions import NEAR
+from fxgraft.explore import scoring
 from tests.test_docs import ROOT, table
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,11 +29,20 @@ def growth() -> dict[str, str]:
     """What README says about growth, formed from the results."""
     gpt, cnn = (read("worth.json")["workloads"][name] for name in ("gpt", "cnn"))
     share, error = cnn["share_of_flops"], cnn["share_of_flops_standard_error"]
+    thin = read("worth.json")["workloads"]["thin"]
+    size, last = thin["unknown_size"], thin["below_envelope_at"]["1.0"]
+    above = size["loss_at_full_budget"]["mean"] * NEAR / size["loss_to_reach"] - 1
+    control = cnn["added_control"]
+    worse = control["below_it_at"]["1.0"]
     best, sweep = gpt["below_envelope_at"]["1.0"], gpt["unknown_size"]["over_the_sweep"]
     return {
         "cheaper than the large network, GPT": f"at most {math.ceil(100 * gpt['share_of_flops'])} %",
         "cheaper than the large network, CNN": f"{percent(share)} ± {percent(error)} %",
         "against the best size, GPT": f"{-best['mean']:.3f} ± {best['standard_error']:.3f}",
+        "against the best size, CNN": f"{-worse['mean']:.3f} ± {worse['standard_error']:.3f}",
+        "above the best size, CNN": f"{percent(control['above']['1.0'])} % above",
+        "against the best size, second CNN": f"{-last['mean']:.3f} ± {last['standard_error']:.3f}",
+        "above the best size, second CNN": f"{percent(above)} % above",
         "over the sweep, GPT": f"{percent(sweep)} % of the FLOPs of the sweep",
     }
 
@@ -41,6 +52,26 @@ def growth() -> dict[str, str]:
 def test_what_growing_is_worth(what: str, page: str) -> None:
     text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
     assert growth()[what] in text, f"{page} says something else about: {what}"
+
+
+def test_what_growing_is_worth_on_the_second_cnn() -> None:
+    """How many random seeds reach the large network's loss, and how many blocks there are."""
+    thin = read("worth.json")["workloads"]["thin"]
+    (large,) = (end for end in thin["first"]["ends"]["fixed-8"] if end["share"] == 1.0)
+    losses = thin["unknown_size"]["loss_at_full_budget"]["values"]
+    assert sum(loss <= large["loss"] for loss in losses) == 2
+    assert len(losses) == 3
+    assert thin["share_of_flops"] is None
+    assert set(thin["blocks"]["1.0"]) == {3, 4}
+    best = [
+        min(ends, key=lambda name: ends[name][-1]["loss"]) for ends in (fixed(thin), fixed(thin["first"]))
+    ]
+    assert best == ["fixed-2", "fixed-4"]
+
+
+def fixed(told: Any) -> dict[str, Any]:
+    """The ends of the fixed sizes."""
+    return {name: ends for name, ends in told["ends"].items() if name.startswith("fixed-")}
 
 
 def peft(what: str, mode: str) -> float:
@@ -87,3 +118,24 @@ def test_the_table_of_presets_is_that_of_the_committed_results() -> None:
     page = presets.PAGE.read_text(encoding="utf-8")
     assert [row["family"] for row in rows] == list(presets.FAMILIES)
     assert page == presets.into_page(page, rows)
+
+
+def test_the_table_of_growth_is_that_of_the_committed_results() -> None:
+    """And what won there is what the page says."""
+    found = json.loads((RESULTS / "growing.json").read_text(encoding="utf-8"))["workloads"]
+    page = growing.PAGE.read_text(encoding="utf-8")
+    assert page == growing.into_page(page, found)
+    mean = {arm: sum(of_one["gain"][arm]["mean"] for of_one in found.values()) for arm in growing.ARMS[1:]}
+    assert max(mean, key=mean.__getitem__) == scoring.LAYERS_FIRST
+
+
+def test_what_readme_says_of_growth_by_itself() -> None:
+    found = read("growing.json")["workloads"]
+    gains = {name: of_one["gain"][scoring.LAYERS_FIRST] for name, of_one in found.items()}
+    narrow, mlp = (100 * gains[name]["mean"] for name in ("Narrow", "MLP"))
+    roomy = gains["Roomy"]
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"by {narrow:.0f} and {mlp:.0f} %" in text
+    assert abs(gains["GPT"]["mean"]) < 0.001
+    assert "a small GPT gained nothing" in text
+    assert f"by {-100 * roomy['mean']:.0f} ± {100 * roomy['standard_error']:.0f} %" in text

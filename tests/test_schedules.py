@@ -1,4 +1,4 @@
-"""Schedules are monotone and clamped, and a ramp lands exactly on its target."""
+"""Schedules are monotone and clamped, and a ramp ends exactly at its target."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_they_are():
 
 
 @given(name=names, starts=st.lists(shares, min_size=1, max_size=5), to=shares, steps=st.integers(1, 60))
-def test_a_ramp_is_monotone_inside_its_ends_and_lands_exactly(name, starts, to, steps):
+def test_a_ramp_is_monotone_inside_its_ends_and_ends_exactly(name, starts, to, steps):
     ramp = Ramp(tuple(starts), to, steps, resolve(name))
     way = [ramp.alphas(step) for step in range(steps + 3)]
     for channel, start in enumerate(starts):

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.worth import __main__ as command
 from benchmarks.worth import data, prepare, results, schedule, summary, training, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
-from benchmarks.worth.arms import PRIMARY, arms
+from benchmarks.worth.arms import ANYTHING, PRIMARY, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.models import CNN, GPT, ThinCNN
@@ -182,18 +182,18 @@ def test_an_end_is_what_it_would_be_alone(arm, tmp_path: Path, monkeypatch):
 FULL = arms(replace(PROTOCOLS["full"], scales={"gpt": SCALE}), "gpt")
 
 
-@pytest.mark.parametrize("arm", ["widen", "deepen-1-8-muon", "autogrow"])
-def test_arms_of_the_full_protocol_run_and_end_with_a_larger_network(arm, tmp_path: Path):
+@pytest.mark.parametrize("arm", ["widen", "deepen-1-8-muon", "muon-2", "autogrow"])
+def test_further_arms_run_and_end_with_a_larger_network(arm, tmp_path: Path):
     task, it = tiny(), FULL[arm]
     it = replace(
         it, depth=min(it.depth, 2), changes=tuple((at, 2) for at, _ in it.changes)
     )  # small is enough
     record = Trainer(Run("gpt", arm, 0, 0.003), it, task, tmp_path).train()
-    (end,) = record["ends"]
+    end = record["ends"][-1]
     assert math.isfinite(end["test"])
     hidden = {"hidden": it.options["hidden"]} if "hidden" in it.options else {}
     before = sum(p.numel() for p in task.make(it.depth, **hidden).parameters())
-    if arm != "autogrow":  # for which so few steps are no time at all
+    if arm not in ("autogrow", "muon-2"):  # so few steps are no time at all; a fixed size
         assert record["parameters"] > before
     assert end["flops"]["train"] > 0
 
@@ -261,6 +261,22 @@ def test_everything_of_a_budgeted_run_is_inside_of_its_budget(tmp_path: Path):
         assert end["blocks"] == 1 + sum(entry["what"] == "kept" for entry in end["history"])
         assert end["curve"][-1]["step"] == end["steps"]
         assert len([entry for entry in end["history"] if entry["what"] == "deepening"]) in (1, 2, 3)
+
+
+def test_all_that_growth_by_itself_computes_is_charged(tmp_path: Path, monkeypatch):
+    few = {"blueprints": ["low_rank"], "steps": 4, "window": 5, "hold": 4, "blend": 2, "flat": 1.0}
+    arm = replace(ARMS[ANYTHING], options=few)
+    task = replace(tiny(), scale=replace(SCALE, steps=60))
+    known = {depth: task.step_flops(depth) for depth in (1, 8)}
+    monkeypatch.setattr(Workload, "step_flops", lambda self, depth: known[depth])  # the harness asks for it
+    with flop_counter() as counting:
+        record = BudgetedTrainer(Run("gpt", ANYTHING, 0, 0.003), arm, task, tmp_path).train()
+    (end,) = record["ends"]
+    spent = sum(end["flops"].values())
+    assert "exploring" in {entry["what"] for entry in end["history"]}
+    assert 0 <= counting.get_total_flops() - spent < 6 * known[1], "all but the example calls of the trace"
+    assert end["flops"]["change"] > 0
+    assert end["parameters"] >= sum(p.numel() for p in task.make(1).parameters())
 
 
 def test_a_budgeted_run_repeats_and_its_ends_are_runs_of_their_own(tmp_path: Path):
@@ -411,7 +427,7 @@ def test_the_share_of_the_large_network_is_taken_for_each_random_seed():
     assert share_of_large(made(), PRIMARY, "seconds")["mean"] == pytest.approx(0.5)
 
 
-def test_a_loss_that_one_random_seed_misses_is_not_reached_and_the_gap_is_told():
+def test_a_loss_that_one_random_seed_misses_is_not_reached_and_the_gap_is_reported():
     missed = record(PRIMARY, 1, (0.8, 40, 1.9), (1.0, 60, 1.8), (1.3, 90, 1.7))
     found = share_of_large(made(*MADE[:-1], missed), PRIMARY, "flops")
     assert found["mean"] is None
@@ -504,6 +520,20 @@ def test_the_answers_of_the_second_experiment():
     assert size["fixed-2_minus_growth"]["mean"] == pytest.approx(0.03)
 
 
+def test_a_control_that_was_added_is_paired_by_random_seed():
+    protocol = replace(UNKNOWN, scales={"gpt": replace(SCALE, depths=(2,), rates=(0.001,))})
+    runs = [
+        record("fixed-2", seed, (0.35, 35, 1.85), (1.0, 100, loss), rate=0.001)
+        for seed, loss in ((3, 1.46), (4, 1.42))
+    ]
+    extra = Arms(protocol, "gpt", {results.run_of(each).name: each for each in runs})
+    found = unknown.added_control(second(), extra)
+    assert (found["arm"], found["learning_rate"], found["random_seeds"]) == ("fixed-2", 0.001, [3, 4])
+    assert found["below_it_at"]["1.0"]["values"] == pytest.approx([-0.02, -0.06])
+    assert found["above"]["1.0"] == pytest.approx(1.48 / 1.44 - 1, abs=1e-4)
+    assert unknown.added_control(second(), Arms(protocol, "gpt", {})) is None
+
+
 # Which runs there are
 
 
@@ -576,7 +606,7 @@ def test_batches_depend_on_random_seed_and_step_alone():
     assert label.tolist() == list(range(9))
 
 
-@pytest.mark.parametrize("protocol", ["short", "unknown"])
+@pytest.mark.parametrize("protocol", results.KEPT)
 def test_the_committed_runs_are_named_for_what_they_are(protocol):
     folder = results.folder(PROTOCOLS[protocol], COMMITTED)
     assert results.read(folder).keys() == {path.stem for path in folder.iterdir()}
@@ -586,5 +616,5 @@ def test_the_committed_summary_is_what_the_committed_runs_say():
     told = json.loads((COMMITTED / summary.FILE).read_text(encoding="utf-8"))
     found = summary.experiments(PROTOCOLS[told["protocol"]], COMMITTED)
     assert told["workloads"].keys() == found.keys()
-    for name, pair in found.items():
-        assert json.loads(json.dumps(summary.both(*pair))) == told["workloads"][name]
+    for name, each in found.items():
+        assert json.loads(json.dumps(summary.answers(each))) == told["workloads"][name]

@@ -40,6 +40,10 @@ Added later, when results of the others were known: the workload of Fashion-MNIS
 parameters" (``expected_times_parameters``), the product in the place of the mean of ranks, which keeps a
 candidate first that is far ahead by its gradients. What it was chosen on is in ``CHOSEN_ON``.
 
+A deviation, decided when the results were known: the default of the library is "adam times parameters", and
+the rule above picks "parameters and adam". See `benchmarks.explore.rule`, and "The rule of the plan" in
+``benchmarks/results/explore.md``.
+
 A pilot of three random seeds of the MLP (truth and insertion, no score) was looked at before this was written
 down: its places differ (gains from 0 to 0.08 of a loss of 0.45, of the same candidates each time).
 """

@@ -12,15 +12,13 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from benchmarks.explore.guide import PAGE, into_page
 from benchmarks.explore.networks import WORKLOADS
 from benchmarks.explore.page import page
 from benchmarks.explore.plan import CHOSEN_ON, EXPLORED, RADII, RANDOM_SEEDS, SPLITS
 from fxgraft.explore.scoring import DEFAULT
 
 OUT = Path(__file__).parents[1] / "results"
-SEPARATE = ("shadow", "inserted")
-"""Controls that need a run for each candidate: they cannot be the default."""
-
 BORN_SCORES = ("parameters", "adam times parameters", "gradient", "mean gradient", "adam", "fisher")
 NAMED = {
     "expected_times_parameters": "adam times parameters",
@@ -133,6 +131,13 @@ class Workload:
             ]
         return found
 
+    def _environment(self) -> dict[str, Any] | None:
+        """Where the truth was measured; None where that is what all results say."""
+        if self._stored is not None:
+            found: dict[str, Any] | None = self._stored.get("environment")
+            return found
+        return (self.part(self.seeds[0], "truth none") or {}).get("environment")
+
     def one_run(self) -> dict[str, float]:
         """What the gains of one random seed say of the mean of the others, in the mean over the seeds."""
         others = {s: self.truth(t for t in self.seeds if t != s) for s in self.seeds}
@@ -200,7 +205,9 @@ class Workload:
         rows += [row for row in (self._stored or {}).get("scores", ()) if row["score"] not in known]
         span = max(truth) - statistics.median(truth)
         fresh = self.fresh or (self._stored or {}).get("fresh")
+        environment = self._environment()
         return {
+            **({"environment": environment} if environment else {}),
             **({"fresh": fresh} if fresh else {}),
             "random_seeds": len(self.seeds),
             "repeats": self.repeats(),
@@ -219,7 +226,7 @@ class Workload:
 
 
 def write(*files: Path) -> None:
-    """Write ``explore.json`` and ``explore.md`` from files of parts."""
+    """Write ``explore.json``, ``explore.md`` and the table of the guide from files of parts."""
     there = [file for file in files if file.exists()]
     lines = [json.loads(line) for file in there for line in file.read_text().splitlines()]
     parts = {line["key"]: line for line in lines}
@@ -238,7 +245,7 @@ def write(*files: Path) -> None:
             default[name]["repeats"] = results["repeats"]
     data = {
         "command": "python -m benchmarks.explore",
-        "environment": lines[-1]["environment"] if lines else stored["environment"],
+        "environment": stored.get("environment") or lines[-1]["environment"],
         "default": named,
         "steps": [
             {key: line[key] for key in ("d_model", "ms", "ratio")}
@@ -251,3 +258,4 @@ def write(*files: Path) -> None:
     OUT.mkdir(exist_ok=True)
     (OUT / "explore.json").write_text(json.dumps(data, indent=1) + "\n")
     (OUT / "explore.md").write_text(page(data))
+    PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), data), encoding="utf-8")

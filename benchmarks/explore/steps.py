@@ -47,7 +47,7 @@ def _arms() -> dict[str, list[SEED]]:
 def steps(size: int) -> dict[str, Any]:
     """CPU milliseconds of a step of each arm, in turns; and what they are of the bare host's."""
     x, y = text_batch(torch.Generator().manual_seed(0), BATCH, length=LENGTH)
-    medians = processor_ms({name: _training(size, seeds, x, y) for name, seeds in _arms().items()}, ROUNDS, 3)
+    medians = processor_ms({name: training(size, seeds, x, y) for name, seeds in _arms().items()}, ROUNDS, 3)
     return {
         "d_model": size,
         "ms": medians,
@@ -55,7 +55,7 @@ def steps(size: int) -> dict[str, Any]:
     }
 
 
-def _training(size: int, seeds: list[SEED], x: Tensor, y: Tensor) -> Step:
+def training(size: int, seeds: list[SEED], x: Tensor, y: Tensor) -> Step:
     """A step of training with these seeds."""
     torch.manual_seed(0)
     host = fxgraft.trace(Blocks(size), (x,))

@@ -1,7 +1,8 @@
 """What growing is worth, against networks of fixed size: ``python -m benchmarks.worth --help``.
 
 What is compared, and what counts as a win, was fixed before the first run: ``PREREGISTERED.md``, and for
-growth to an unknown size ``PREREGISTERED_SECOND.md``; ``PREREGISTERED_THIRD.md`` has a task for many blocks.
+growth to an unknown size ``PREREGISTERED_SECOND.md``; ``PREREGISTERED_THIRD.md`` has a task for many blocks,
+and ``ADDED_AFTERWARDS.md`` what was added when results were known.
 
 ============  ==========================================================================
 prepare       where the data comes from; makes it ready
@@ -10,12 +11,18 @@ models        the two networks, of any depth
 workloads     a network, its data and its optimizer, together
 protocols     how long, how many, which learning rates: short, full, quick
 arms          what is compared: fixed sizes, growth, peers by hand
-learners      a network in training that can grow: plain, by hand, by fxgraft
+learner       a network in training that can grow
+by_hand       those that grow without fxgraft: G_stack, Net2Net; stochastic depth
+by_fxgraft    those that fxgraft grows
+learners      all of them by name
 costs         FLOPs and seconds, by what they were spent on
 schedule      warm-up, constant, decay
 training      one run: a constant part, and a decay for each of its ends; resumes after a kill
 plan          which runs are still missing, given the results so far
+progress      how long the missing runs take
+running       makes them, and tells which there are
 results       the results as they are kept, one file for each run
+repeat        whether runs that were made again come to the same
 analysis      envelope, shares, standard errors
 summary       ``worth.json`` and the table of it
 plot          loss over FLOPs

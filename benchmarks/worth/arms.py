@@ -13,6 +13,8 @@ GROW = "grow"
 """The primary arm of the second experiment."""
 SEVERAL = "grow-several"
 """The same with a block judged by several measurements, and the next one tried soon after one that stayed."""
+ANYTHING = "autogrow-anything"
+"""`autogrow` with its defaults, within a budget of FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Arm:
     @property
     def budgeted(self) -> bool:
         """Whether it is given FLOPs and not steps."""
-        return self.how == "grow"
+        return self.how in ("grow", "anything")
 
 
 def fixed(depth: int, ends: tuple[float, ...], inside: bool = False) -> Arm:
@@ -92,13 +94,17 @@ GROWTH = (
     _variant("state", init="copy", optimizer_state="copy"),
     _variant("late", 0.7),
     Arm(
-        "deepen-1-8-muon", 1, "deepen", "deepen-1-8-muon", (1.0,), ((0.5, LARGE),),
-        {"init": "zero", "optimizer_state": "fresh", "at": "end", "optimizer": "muon"},
-        protocols=("full",), workloads=("gpt",),
+        "widen", LARGE, "widen", PRIMARY, (1.0,), ((0.5, LARGE),), {"hidden": 64}, seeds="all",
+        protocols=("short", "full", "quick"), workloads=("gpt",),
     ),
     Arm(
-        "widen", LARGE, "widen", PRIMARY, (1.0,), ((0.5, LARGE),), {"hidden": 64},
-        protocols=("full",), workloads=("gpt",),
+        "deepen-1-8-muon", 1, "deepen", "deepen-1-8-muon", (1.0,), ((0.5, LARGE),),
+        {"init": "zero", "optimizer_state": "fresh", "at": "end", "optimizer": "muon"}, seeds="all",
+        protocols=("short", "full", "quick"), workloads=("gpt",),
+    ),
+    Arm(
+        "muon-2", 2, "plain", "muon-2", (0.6, 1.0), options={"optimizer": "muon"}, seeds="all", like=2,
+        protocols=("short", "full", "quick"), workloads=("gpt",),
     ),
     Arm(
         GROW, 1, "grow", "fixed-1", (0.35, 1.0),
@@ -109,6 +115,10 @@ GROWTH = (
         SEVERAL, 1, "grow", "fixed-1", (0.35, 1.0),
         options={"first": 0.1, "last": 0.5, "hold": 0.1, "init": "zero", "measurements": 8, "soon": 1.3},
         seeds="all", protocols=("unknown",), workloads=("cnn", "thin"),
+    ),
+    Arm(
+        ANYTHING, 1, "anything", "fixed-1", (1.0,), seeds="all", protocols=("unknown", "quick"),
+        workloads=("gpt",),
     ),
     Arm("autogrow", 1, "autogrow", PRIMARY, (1.0,), protocols=("full",)),
 )  # fmt: skip

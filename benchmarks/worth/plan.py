@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from benchmarks.worth.analysis import Arms
@@ -50,8 +51,25 @@ class Plan:
                 ]
         return found
 
+    def waiting(self) -> list[Run]:
+        """Runs that are wanted and whose learning rate is not chosen yet; a fixed size's as far as known."""
+        first = self.protocol.seeds[0]
+        return [
+            Run(self.workload, arm.name, seed, math.nan)
+            for arm in self.arms.values()
+            if self.rate(arm) is None
+            for seed in self.protocol.seeds
+            if seed == first or self._has_all_seeds(arm)
+        ]
+
+    def _has_all_seeds(self, arm: Arm) -> bool:
+        """Whether an arm is sure to get all random seeds."""
+        return arm.seeds != "one"
+
     def rate(self, arm: Arm) -> float | None:
         """The learning rate that was chosen for an arm; None while that is not known."""
+        if not self.protocol.tuned:
+            return self.scale.rates[0]
         runs = self._tuning(arm.tuned_as)
         losses = {run.rate: self._validation(run) for run in runs}
         if any(loss is None for loss in losses.values()):
@@ -65,7 +83,7 @@ class Plan:
 
     def _tuning(self, name: str) -> list[Run]:
         """The runs that choose its rate, by rising rates; further ones while the best is at an edge."""
-        rates = sorted(self.scale.rates)
+        rates = sorted(self.scale.rates) if self.protocol.tuned else []
         runs = [Run(self.workload, name, TUNING_SEED, rate, tuning=True) for rate in rates]
         for _ in range(self.beyond if len(rates) > 1 else 0):
             losses = [self._validation(run) for run in runs]
@@ -109,6 +127,9 @@ class UnknownPlan(Plan):
     beyond = 5
     main = ("fixed-2", GROW, "deepen-1-2", SEVERAL)
     """These come first, with all random seeds."""
+
+    def _has_all_seeds(self, arm: Arm) -> bool:
+        return True
 
     def known(self) -> list[Run]:
         found = [

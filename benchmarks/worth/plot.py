@@ -1,13 +1,18 @@
-"""One plot: the test loss where complete schedules end, over FLOPs, each arm labelled at its end."""
+"""The test loss where complete schedules end, over FLOPs, each arm labelled at its end: two pictures.
+
+``worth.png`` has a panel for each workload, ``worth_gpt.png`` is the one of the first pages.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib import pyplot
 
 from benchmarks.worth.analysis import Arms, estimate
-from benchmarks.worth.arms import GROW, SEVERAL
+from benchmarks.worth.arms import GROW, PRIMARY, SEVERAL
+from benchmarks.worth.protocols import LARGE
 
 TITLES = {
     "gpt": "character GPT, sympy's sources",
@@ -22,57 +27,116 @@ SHOWN = {
     GROW: ("growth, size not known", "tab:green"),
     SEVERAL: ("the same, several measurements", "tab:red"),
 }
+FRONT = {
+    PRIMARY: ("grown from 1 to 8 blocks in one act", "tab:orange"),
+    GROW: ("grows by itself, size not known", "tab:green"),
+}
+FRONT_TITLE = "A small GPT: which loss for which cost? (lower and further left is better)"
+
+OTHER = "the other learning rate"
+"""How a fixed size is shown that was trained with another learning rate afterwards."""
+
+Triples = Mapping[str, tuple[Arms, Arms | None, Arms | None]]
 
 
-def draw(workloads: dict[str, tuple[Arms, Arms | None]], path: Path) -> None:
-    """One panel for each workload; nothing without results."""
+def draw(workloads: Triples, folder: Path) -> None:
+    """Both pictures; none without results."""
     if not workloads:
         return
     figure, panels = pyplot.subplots(
         1, len(workloads), figsize=(7.5 * len(workloads), 5), layout="constrained", squeeze=False
     )
-    for axes, (name, (first, second)) in zip(panels[0], workloads.items(), strict=True):
-        panel(axes, first, second)
+    for axes, (name, (first, second, extra)) in zip(panels[0], workloads.items(), strict=True):
+        panel(axes, first, second, extra)
         axes.set_title(TITLES.get(name, name))
-    figure.savefig(path, dpi=110)
+    figure.savefig(folder / "worth.png", dpi=110)
     pyplot.close(figure)
+    if "gpt" in workloads:
+        first, second, _ = workloads["gpt"]
+        figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+        front(axes, first, second)
+        figure.savefig(folder / "worth_gpt.png", dpi=100)
+        pyplot.close(figure)
 
 
-def panel(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
-    """Fixed sizes in grey, growth in colour; an arm of both experiments is shown as the second has it."""
-    source = {name: first for name, _ in first.curves}
-    if second is not None:
-        source |= {name: second for name, _ in second.curves}
-    labels = []
-    for name in sorted(source):
-        arms = source[name]
-        fixed, depth = arms.arms[name].fixed, arms.arms[name].depth
-        if not (fixed or name in SHOWN):
-            continue
-        curves = [arms.curves[name, seed] for seed in arms.seeds(name)]
-        points = list(zip(*(curve.ends for curve in curves), strict=True))
-        flops = [estimate([end.flops for end in same]).mean / 1e12 for same in points]
-        losses = [estimate([end.loss for end in same]) for same in points]
-        text, colour = SHOWN.get(name, (f"{depth} block{'s' if depth > 1 else ''}", "0.45"))
-        style = {"color": colour, "marker": "o", "markersize": 3, "linestyle": "-" if fixed else "--"}
-        errors = [found.standard_error or 0.0 for found in losses]
-        axes.errorbar(flops, [found.mean for found in losses], yerr=errors, capsize=2, linewidth=1, **style)
-        labels.append((losses[-1].mean, flops[-1], text, colour))
-    axes.set(xscale="log", xlabel="training TFLOPs, everything charged", ylabel="test loss, nats")
+def front(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
+    """One panel that needs no other explanation; costs are shares of those of 8 blocks."""
+    large = first.seeds(f"fixed-{LARGE}")
+    if not large:
+        return
+    whole = first.curves[f"fixed-{LARGE}", large[0]].at_share(1.0).flops
+    lines(
+        axes, sources(first, second), FRONT, whole / 100, size=10, factor=2.3, fixed_label=" from the start"
+    )
+    axes.set_title(FRONT_TITLE, fontsize=12)
+    axes.set_xlabel("training cost, % of the FLOPs of 8 blocks from scratch, everything charged", fontsize=11)
+    axes.set_ylabel("test loss, nats per character", fontsize=11)
+    ticks = [30, 40, 50, 60, 80, 100]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+
+
+def sources(first: Arms, second: Arms | None) -> dict[str, Arms]:
+    """By arm the experiment that it is shown from: the second, for an arm of both."""
+    found = {name: first for name, _ in first.curves}
+    return found if second is None else found | {name: second for name, _ in second.curves}
+
+
+def panel(axes: pyplot.Axes, first: Arms, second: Arms | None, extra: Arms | None = None) -> None:
+    """One of the panels of all workloads."""
+    source = sources(first, second)
+    if extra is not None:
+        source |= {f"{name}, {OTHER}": extra for name in extra.fixed()}
+    lines(axes, source, SHOWN, 1e12, size=8, factor=2.3)
+    axes.set(xlabel="training TFLOPs, everything charged", ylabel="test loss, nats")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
-    _label(axes, labels)
 
 
-def _label(axes: pyplot.Axes, labels: list[tuple[float, float, str, str]]) -> None:
+def lines(
+    axes: pyplot.Axes,
+    source: Mapping[str, Arms],
+    shown: Mapping[str, tuple[str, str]],
+    unit: float,
+    size: float,
+    factor: float,
+    fixed_label: str = "",
+) -> None:
+    """Fixed sizes in grey, growth in colour; the x axis ends at ``factor`` times the largest cost."""
+    labels = []
+    for key in sorted(source):
+        arms, (name, _, other) = source[key], key.partition(",")
+        fixed, depth = arms.arms[name].fixed, arms.arms[name].depth
+        if not (fixed or name in shown):
+            continue
+        curves = [arms.curves[name, seed] for seed in arms.seeds(name)]
+        points = list(zip(*(curve.ends for curve in curves), strict=True))
+        flops = [estimate([end.flops for end in same]).mean / unit for same in points]
+        losses = [estimate([end.loss for end in same]) for same in points]
+        text, colour = shown.get(
+            name, (f"{depth} block{'s' if depth > 1 else ''}{fixed_label}{other and ',' + other}", "0.45")
+        )
+        style = {"color": colour, "marker": "o", "markersize": 3 if fixed else 4}
+        style |= {"linestyle": "-" if fixed else "--", "linewidth": 1 if fixed else 1.6}
+        errors = [found.standard_error or 0.0 for found in losses]
+        axes.errorbar(flops, [found.mean for found in losses], yerr=errors, capsize=2, **style)
+        labels.append((losses[-1].mean, flops[-1], text, colour))
+    axes.set_xscale("log")
+    _label(axes, labels, size, factor)
+
+
+def _label(
+    axes: pyplot.Axes, labels: list[tuple[float, float, str, str]], size: float, factor: float
+) -> None:
     """Write (loss, FLOPs, text, colour) in a column at the right, each with a line to its end."""
     low, high = axes.get_ylim()
     furthest = max(flops for _, flops, _, _ in labels)
-    axes.set_xlim(right=1.75 * furthest)
+    axes.set_xlim(right=factor * furthest)
     at = float("-inf")
     for loss, flops, text, colour in sorted(labels):
-        at = max(loss, at + 0.04 * (high - low))
+        at = max(loss, at + 0.005 * size * (high - low))
         line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkB": 2}
-        place = {"xytext": (1.12 * furthest, at), "textcoords": "data", "va": "center", "fontsize": 8}
+        place = {"xytext": (1.12 * furthest, at), "textcoords": "data", "va": "center", "fontsize": size}
         axes.annotate(text, (flops, loss), color=colour, arrowprops=line, **place)

@@ -1,7 +1,8 @@
 """How long runs are, how many there are and which learning rates are tried.
 
 Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md; the workload
-"thin" of both in PREREGISTERED_THIRD.md.
+"thin" of both in PREREGISTERED_THIRD.md. "unknown_extra" is a control that was added after the results of
+"unknown": ADDED_AFTERWARDS.md.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Protocol:
         variants: whether arms are run that have one random seed: "none", "some" (after all others), "all".
         by_budget: whether the ends of fixed sizes include their evaluations, as those of `grow` do.
         rates_of: another protocol, whose tuning runs count here as well.
+        tuned: whether learning rates are chosen by short runs; else the single one of a scale is taken.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Protocol:
     variants: str
     by_budget: bool = False
     rates_of: str | None = None
+    tuned: bool = True
 
 
 GPT_RATES, CNN_RATES, THIN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008), (0.008, 0.016, 0.032)
@@ -99,6 +102,14 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         rates_of="short",
+    ),
+    "unknown_extra": Protocol(
+        "unknown_extra",
+        {"cnn": Scale(800, 32, 0, (2,), (0.35, 1.0), (0.016,), validation=1000, test=10_000, points=10)},
+        seeds=(3, 4, 5),
+        variants="none",
+        by_budget=True,
+        tuned=False,
     ),
     "quick": Protocol(
         "quick",

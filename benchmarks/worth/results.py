@@ -14,6 +14,9 @@ from benchmarks.worth.training import Run
 
 Records = dict[str, dict[str, Any]]
 
+KEPT = ("short", "unknown", "unknown_extra")
+"""Protocols whose results are committed; they share no random seed, or differ in the learning rate."""
+
 
 def folder(protocol: Protocol, out: Path) -> Path:
     """Where the records of a protocol are."""
@@ -35,6 +38,11 @@ def read(folder: Path) -> Records:
     return {run_of(record).name: record for record in found}
 
 
+def everything(out: Path) -> Records:
+    """The records of the protocols that are `KEPT`, whose names differ."""
+    return {name: record for each in KEPT for name, record in read(out / "worth" / each).items()}
+
+
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Store a record; whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,16 +55,3 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 def run_of(record: dict[str, Any]) -> Run:
     """The run that a record is of."""
     return Run(**record["run"])
-
-
-def compared(here: Records, committed: Records) -> str:
-    """How far the test losses here are from the committed ones, of the runs that are in both."""
-    found = [
-        abs(end["test"] - other["test"])
-        for name in sorted(here.keys() & committed.keys())
-        for end, other in zip(here[name]["ends"], committed[name]["ends"], strict=True)
-    ]
-    if not found:
-        return "None of these runs is among the committed results."
-    worst, mean = max(found), sum(found) / len(found)
-    return f"{len(found)} ends repeated: test losses differ by {mean:.4f} on average, {worst:.4f} at most"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.worth import plot, results, unknown
 from benchmarks.worth.analysis import Arms, estimate
@@ -22,51 +22,73 @@ from benchmarks.worth.questions import (
 FILE, TABLE = "worth.json", "worth.md"
 
 
-def write(protocol: Protocol, out: Path, picture: Path) -> None:
-    """Write summary, table and plot of what is in ``out``; workloads of which nothing has run are left out.
+class Experiments(NamedTuple):
+    """The arms of one workload: of the first experiment, the second, and the control that came after it."""
 
-    The two experiments of the short protocol have one summary.
+    first: Arms
+    second: Arms | None = None
+    extra: Arms | None = None
+
+
+def write(protocol: Protocol, out: Path, pictures: Path) -> None:
+    """Write summary, table and plots of what is in ``out``; workloads of which nothing has run are left out.
+
+    The experiments of the short protocol have one summary.
     """
-    if protocol.name == "unknown":
-        protocol = PROTOCOLS["short"]
+    protocol = owner(protocol)
     found = experiments(protocol, out)
-    records = [record for pair in found.values() for arms in pair if arms for record in arms.records.values()]
+    records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
         "protocol": protocol.name,
         "command": f"python -m benchmarks.worth --protocol {protocol.name}",
         "environments": [json.loads(each) for each in sorted(environments)],
-        "workloads": {name: both(*pair) for name, pair in found.items()},
+        "workloads": {name: answers(each) for name, each in found.items()},
     }
+    out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     (out / TABLE).write_text(table(whole), encoding="utf-8")
-    plot.draw(found, picture)
+    plot.draw(found, pictures)
     print((out / TABLE).read_text(encoding="utf-8"))
 
 
-def experiments(protocol: Protocol, out: Path) -> dict[str, tuple[Arms, Arms | None]]:
-    """By workload the arms of the first experiment, and of the second where that belongs to this protocol."""
-    found: dict[str, tuple[Arms, Arms | None]] = {}
+def owner(protocol: Protocol) -> Protocol:
+    """The protocol in whose summary another one's results are."""
+    return PROTOCOLS["short"] if protocol.name in results.KEPT else protocol
+
+
+def experiments(protocol: Protocol, out: Path) -> dict[str, Experiments]:
+    """By workload the arms of the first experiment, and of the others where they belong to this protocol."""
+    found: dict[str, Experiments] = {}
     for name in protocol.scales:
         arms = Arms(protocol, name, results.of(protocol, out))
         if arms.curves:
-            second = PROTOCOLS["unknown"]
-            records = results.of(second, out) if protocol.name == "short" else {}
-            found[name] = arms, Arms(second, name, records) if records else None
+            others = [_arms(other, name, out) for other in ("unknown", "unknown_extra")]
+            found[name] = Experiments(arms, *(others if protocol.name == "short" else ()))
     return found
 
 
-def both(arms: Arms, second: Arms | None) -> dict[str, Any]:
+def _arms(protocol: str, workload: str, out: Path) -> Arms | None:
+    """Those of a workload; None where it has no results, or is not in the protocol."""
+    records = results.of(PROTOCOLS[protocol], out)
+    if workload not in PROTOCOLS[protocol].scales or not records:
+        return None
+    return Arms(PROTOCOLS[protocol], workload, records)
+
+
+def answers(of: Experiments) -> dict[str, Any]:
     """The answers of the second experiment, and those of the first as "first"; else of the first alone."""
-    first = workload(arms) | {"missing_runs": missing(arms)}
-    answers = unknown.answers(second, arms) if second is not None else None
-    if second is None or answers is None:
+    first = workload(of.first) | {"missing_runs": missing(of.first)}
+    told = unknown.answers(of.second, of.first) if of.second is not None else None
+    if of.second is None or told is None:
         return first
-    names = list(dict.fromkeys(name for name, _ in second.curves))
+    names = list(dict.fromkeys(name for name, _ in of.second.curves))
+    control = unknown.added_control(of.second, of.extra) if of.extra is not None else None
     return {
-        **answers,
-        "ends": {name: ends(second, name) for name in names},
-        "missing_runs": missing(second),
+        **told,
+        **({"added_control": control} if control else {}),
+        "ends": {name: ends(of.second, name) for name in names},
+        "missing_runs": missing(of.second),
         "first": first,
     }
 
@@ -181,6 +203,12 @@ def _second(told: dict[str, Any]) -> list[str]:
         if key.endswith("_minus_growth"):
             what = key.removesuffix("_minus_growth").replace("_", " ")
             lines.append(f"| {what}, minus `grow` | {_with_error(found, 4)} |")
+    control = told.get("added_control")
+    if control:
+        what = f"below `{control['arm']}` with learning rate {control['learning_rate']}, added afterwards"
+        for share, found in control["below_it_at"].items():
+            above = f"; {100 * control['above'][share]:.1f} % above it"
+            lines.append(f"| {what}, at {share} C, nats | {_with_error(found, 4)}{above} |")
     blocks = "; ".join(f"{share} C: {', '.join(map(str, each))}" for share, each in told["blocks"].items())
     return [*lines, f"| blocks in the end | {blocks} |"]
 

@@ -6,12 +6,12 @@ import statistics
 from typing import Any
 
 from benchmarks.worth.analysis import Arms, Curve, End, Estimate, estimate
-from benchmarks.worth.arms import GROW, SEVERAL
+from benchmarks.worth.arms import ANYTHING, GROW, SEVERAL
 from benchmarks.worth.questions import FULL, LARGEST, NEAR, told
 
 COSTS = ("flops", "seconds")
 CHEAP = 0.35  # C: of the cheap sweep
-PEERS = {"deepen-1-2": 0.834, SEVERAL: 1.0}  # C: what those arms cost until their last ends
+PEERS = {"deepen-1-2": 0.834, SEVERAL: 1.0, ANYTHING: 1.0}  # C: what those arms cost until their last ends
 
 
 def answers(arms: Arms, first: Arms) -> dict[str, Any] | None:
@@ -60,6 +60,28 @@ def below_best(arms: Arms, arm: str, share: float, matched: float) -> dict[str, 
         return None
     best = min(found, key=lambda name: found[name][0].mean)
     return {"best_fixed": best, **told(found[best][0]), "flops_ratio": round(found[best][1], 4)}
+
+
+def added_control(arms: Arms, extra: Arms) -> dict[str, Any] | None:
+    """(b) and (c) against a fixed size with another learning rate, which was added after the results.
+
+    ``above``: by what share of that size's loss growth ends above it; (c) asks for at most 0.01.
+    """
+    (name,) = extra.fixed() or (None,)
+    seeds = [seed for seed in arms.seeds(GROW) if name and (name, seed) in extra.curves]
+    if name is None or not seeds:
+        return None
+    found: dict[str, Any] = {"arm": name, "learning_rate": extra.protocol.scales[extra.workload].rates[0]}
+    below, above = {}, {}
+    for end in _ends(arms):
+        pairs = [
+            (extra.curves[name, s].at_share(end.share), arms.curves[GROW, s].at_share(end.share))
+            for s in seeds
+        ]
+        below[str(end.share)] = told(estimate([fixed.loss - grown.loss for fixed, grown in pairs]))
+        fixed_loss, grown_loss = (mean_end([pair[side] for pair in pairs]).loss for side in (0, 1))
+        above[str(end.share)] = round(grown_loss / fixed_loss - 1, 4)
+    return {**found, "random_seeds": seeds, "below_it_at": below, "above": above}
 
 
 def share_of_large(arms: Arms, first: Arms, of: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fxgraft import Stage
-from fxgraft.seeds.colours import LIGHT, STAGE_COLOURS
+from fxgraft.seeds.stage import LIGHT, STAGE_COLOURS
 
 FOLDER = Path(__file__).parent.parent / "images" / "stages"
 INK, FAINT = "#30363d", "#c8ccd1"

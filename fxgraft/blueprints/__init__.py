@@ -9,20 +9,20 @@ the slot's shape to one of the same shape. A *branch* is added to the host's val
 ================  ===================================================================================
 `registry`        the table of blueprints, and what a blueprint is
 `_shapes`         which values a blueprint takes, and the errors for the others
-`_branches`       branches: modules whose output is added to the value
+`_builtin`        branches: modules whose output is added to the value
+`_parallel`       a branch with the structure of the layers that it is parallel to
 `affine`          branches that scale and shift channels
 `_context`        branches that look at a whole value: attention over positions, and over channels
-`from_gradients`  GradMax: a branch that begins where the gradient of its weights is largest
-`_replacements`   replacements: modules that take the place of the value
+`from_gradients`  GradMax: a branch initialised where the gradient of its weights is largest
 `initial`         initial weights with which a branch adds nothing, and learns from its first step on
 ================  ===================================================================================
 
 Group: the host. May import: helpers, graphs.
 """
 
-from fxgraft.blueprints._branches import conv_bottleneck, conv_depthwise, low_rank, mlp
+from fxgraft.blueprints._builtin import conv_bottleneck, conv_depthwise, identity, low_rank, mlp, net2net
 from fxgraft.blueprints._context import attention, squeeze_excite
-from fxgraft.blueprints._replacements import identity, net2net
+from fxgraft.blueprints._parallel import parallel
 from fxgraft.blueprints.affine import norm, scale_shift
 from fxgraft.blueprints.from_gradients import gradmax
 from fxgraft.blueprints.registry import Blueprint, Cost, Factory, get, names, register
@@ -63,6 +63,8 @@ register(
     source="Ba et al., 2016, arXiv:1607.06450; Wu and He, 2018, arXiv:1803.08494",
     accepts=_BOTH,
 )
+# What it takes depends on the layers that it is parallel to.
+register("parallel", parallel, branch=True, source="Chen et al., 2016, arXiv:1511.05641")
 register("scale_shift", scale_shift, branch=True, source="Lian et al., 2022, arXiv:2210.08823", accepts=_BOTH)
 register(
     "squeeze_excite", squeeze_excite, branch=True, source="Hu et al., 2018, arXiv:1709.01507", accepts=_IMAGES

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxgraft.blueprints._shapes import channels, is_image, positive, unfit
+from fxgraft.blueprints._shapes import channels, is_image, positive, shape_error
 from fxgraft.blueprints.initial import he_normal, silent, zero_bias
 from fxgraft.errors import BlueprintError
 from fxgraft_passes import Slot
@@ -58,7 +58,7 @@ def attention(
     """
     image = is_image(slot)
     if not image and len(slot.shape) != 3:
-        raise unfit(slot, "attention", "(N, L, D) or (N, D, H, W)")
+        raise shape_error(slot, "attention", "(N, L, D) or (N, D, H, W)")
     size = slot.shape[1 if image else -1]
     heads = _heads(size) if heads is None else positive("heads", heads)
     if size % heads:

@@ -23,14 +23,14 @@ def is_image(slot: Slot) -> bool:
 def channels(slot: Slot, blueprint: str) -> int:
     """``C`` of a value ``(N, C, H, W)``; raises `BlueprintError` for another."""
     if not is_image(slot):
-        raise unfit(slot, blueprint, "(N, C, H, W)")
+        raise shape_error(slot, blueprint, "(N, C, H, W)")
     return slot.shape[1]
 
 
 def features(slot: Slot, blueprint: str) -> int:
     """``D`` of a value ``(..., D)``; raises `BlueprintError` for one of fewer than two dimensions."""
     if len(slot.shape) < 2:
-        raise unfit(slot, blueprint, "(..., D)")
+        raise shape_error(slot, blueprint, "(..., D)")
     return slot.shape[-1]
 
 
@@ -39,7 +39,7 @@ def width(slot: Slot, blueprint: str) -> int:
     return channels(slot, blueprint) if is_image(slot) else features(slot, blueprint)
 
 
-def unfit(slot: Slot, blueprint: str, expected: str) -> BlueprintError:
+def shape_error(slot: Slot, blueprint: str, expected: str) -> BlueprintError:
     """The error for a value that ``blueprint`` does not take."""
     return BlueprintError(
         f"{blueprint} at slot {slot.name!r}: expected a value {expected}; got {tuple(slot.shape)}"

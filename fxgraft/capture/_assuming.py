@@ -13,17 +13,16 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from fxgraft.capture import _lengths
+from fxgraft.capture import _lengths, trace_operators
 from fxgraft.capture._code import is_own_module
 from fxgraft.capture._facts import is_constant
 from fxgraft.capture._proxy import UntraceableError
 from fxgraft.capture._sizes import is_condition, is_found, said_of, sized_by_data
 from fxgraft.capture.call_form import CallForm
-from fxgraft_passes import operators
 
 
 class AssumingTracer(fx.Tracer):
-    """A tracer whose code is told Python values of its inputs, and assumes them from then on.
+    """A tracer that gives the code Python values of its inputs, and assumes them from then on.
 
     Attributes:
         values: node -> its value in the call that is traced.
@@ -47,7 +46,7 @@ class AssumingTracer(fx.Tracer):
         if type(value) is int:
             self.assume(operator.ne, (obj.node, 0), value != 0)
         else:
-            self.create_proxy("call_function", operators.assume, (obj, value), {})
+            self.create_proxy("call_function", trace_operators.assume, (obj, value), {})
         return bool(value)
 
     def _value_for_code(self, proxy: Any, value: Any) -> Any:
@@ -90,7 +89,7 @@ class AssumingTracer(fx.Tracer):
         """Write into the graph that ``target(*args)`` is as it is now; see ``sizes``."""
         node = self.create_node("call_function", target, args, {})
         self._saw(node, expected)
-        self._saw(self.create_node("call_function", operators.assume, (node, expected), {}), None)
+        self._saw(self.create_node("call_function", trace_operators.assume, (node, expected), {}), None)
 
     def _assume_of(self, what: Any, node: fx.Node, value: Any, compared: Any = operator.eq) -> None:
         """Assume that ``what(node)`` compares so with ``value``."""
@@ -124,7 +123,7 @@ class AssumingTracer(fx.Tracer):
             self._assume_of(len, node, len(value))
 
     def _fix_count(self, node: fx.Node, is_unpacked: bool = False) -> None:
-        """The code was told how many values an operation returns."""
+        """The code asked how many values an operation returns."""
         value, of = self.values[node], _lengths.subject_of(node)
         if node.op == "call_module":
             self._rely_on(node)
@@ -190,7 +189,7 @@ class AssumingTracer(fx.Tracer):
         self.assume(operator.contains, (node, item), item in self.values[node])
 
     def fix_fact(self, node: fx.Node, name: str) -> None:
-        """The code was told a rank or a kind, as a constant."""
+        """The code got a rank or a kind as a constant."""
         value = self.values[node]
         if name in ("dim", "ndim", "ndimension"):
             part = self.create_node("call_method", "dim", (node,), {})
@@ -199,15 +198,15 @@ class AssumingTracer(fx.Tracer):
             return
         if name == "layout":
             part = self.create_node("call_function", getattr, (node, "layout"), {})
-            told: Any = value.layout
+            answer: Any = value.layout
         else:
             part = self.create_node("call_method", name, (node,), {})
-            told = getattr(value, name)()
-        self._saw(part, told)
-        self.assume(operator.is_, (part, told))
+            answer = getattr(value, name)()
+        self._saw(part, answer)
+        self.assume(operator.is_, (part, answer))
 
     def has(self, value: Any, name: str) -> bool:
-        """Whether an example value has an attribute, looked at as nobody's code."""
+        """Whether an example value has an attribute, without the recorders seeing the read."""
         self._running += 1
         try:
             return hasattr(value, name)

@@ -10,7 +10,7 @@ So a model whose root branches on its input can still be grown behind each of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MethodType
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft import _torch
+from fxgraft.capture import trace_operators
 from fxgraft.capture._tracer import form_of
 from fxgraft.capture.call_form import CallForm
+from fxgraft.capture.data_flow import BLOCKS, DataFlow
 from fxgraft.capture.region import Region
-from fxgraft_passes import operators
 from fxgraft_passes.naming import OWN_FORWARD
 from fxgraft_passes.observe import Observer
 
@@ -34,10 +35,12 @@ class Boundaries:
     Attributes:
         evaluated: those that an evaluation calls in the same form.
         transformed: those that a ``torch.func`` transform calls.
+        data_flow: knows which `BLOCKS` read each other's results.
     """
 
     def __init__(self) -> None:
         self.observer = Observer()
+        self.data_flow = DataFlow()
         self.evaluated: set[nn.Module] = set()
         self.transformed: set[nn.Module] = set()
         self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
@@ -61,7 +64,11 @@ class Boundaries:
             if inputs is None:
                 self._mixed.add(module)
             given = form_of((args, kwargs))
+            if isinstance(module, BLOCKS):
+                self.data_flow.called(module, form.signature.bind(*args, **kwargs))
             result = forward(*args, **kwargs)
+            if isinstance(module, BLOCKS):
+                self.data_flow.returned(module, result)
             if form_of((args, kwargs)) != given:
                 self._mixed.add(module)  # its graph would give it a list of its own to write into
             self._see(graph, inputs or {}, result)
@@ -84,7 +91,7 @@ class Boundaries:
         for node in graph.nodes:
             if node.op == "placeholder" and node.name in inputs:
                 self.observer.saw(node, inputs[node.name])
-            elif node.target is operators.run:
+            elif node.target is trace_operators.run:
                 self.observer.saw(node, result)
 
     def regions(self, modules: Mapping[str, nn.Module]) -> dict[str, Region]:
@@ -97,8 +104,18 @@ class Boundaries:
         }
 
 
-def uncovered(root: nn.Module, regions: Mapping[str, Region]) -> dict[str, nn.Module]:
-    """The modules that are neither a region nor a node of one: called from code that has no graph."""
+def uncovered(
+    root: nn.Module, regions: Mapping[str, Region], opaque: Collection[str]
+) -> dict[str, nn.Module]:
+    """The modules that are neither a region nor a node of one: called from code that has no graph.
+
+    And blocks without a graph, wherever they are called: others are inserted at their boundary.
+
+    Args:
+        root: the model.
+        regions: those that are known.
+        opaque: the names of modules of the model's own that have none.
+    """
     nodes = {
         region.module.get_submodule(str(node.target))
         for region in regions.values()
@@ -109,8 +126,22 @@ def uncovered(root: nn.Module, regions: Mapping[str, Region]) -> dict[str, nn.Mo
     return {
         name: module
         for name, module in root.named_modules()
-        if name and module not in nodes | own and "forward" not in module.__dict__ and _is_called(module)
+        if name
+        and (module not in nodes or isinstance(module, BLOCKS) or (name in opaque and _is_listed(root, name)))
+        and module not in own
+        and "forward" not in module.__dict__
+        and _is_called(module)
     }
+
+
+def _is_listed(root: nn.Module, name: str) -> bool:
+    """Whether a module is in a container of blocks, among others of its class."""
+    parent, _, own = name.rpartition(".")
+    container = root.get_submodule(parent)
+    if not isinstance(container, (nn.ModuleList, nn.Sequential)):
+        return False
+    cls = type(container.get_submodule(own))
+    return sum(type(child) is cls for child in container.children()) > 1
 
 
 def _is_called(module: nn.Module) -> bool:
@@ -123,6 +154,6 @@ def _graph(form: CallForm) -> fx.Graph:
     inputs = {known.name: graph.placeholder(known.name) for known in form.inputs}
     own = graph.get_attr(OWN_FORWARD)
     args, kwargs = form.bind(inputs)
-    call = graph.call_function(operators.run, (own, *args), kwargs)
+    call = graph.call_function(trace_operators.run, (own, *args), kwargs)
     graph.output(call)
     return graph

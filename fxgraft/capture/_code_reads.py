@@ -66,7 +66,7 @@ class CodeReads(Findings):
     def _reach(self, frame: FrameType) -> None:
         """By which class, or which item of a global dictionary, the function came to be called."""
         if frame.f_code.co_filename.startswith(GENERATED):
-            return  # of a model that `unwrap` made: nobody replaces it, and no pickle has a name for it
+            return  # of a model that `unwrap` made: it is never replaced, and no pickle has a name for it
         if (method := reached(frame)) is not None:
             path = _path_of(method)
             held = functools.reduce(_follow, path, method.cls)
@@ -94,7 +94,7 @@ class CodeReads(Findings):
             return
         value = _torch.unpatched(scope[name])
         if str(getattr(value, "__module__", "")).startswith("fxgraft.capture."):
-            return  # a stand-in of ours
+            return  # one of ours
         module = _namespace(scope)
         base, path = (scope, (("item", name),)) if module is None else (module, (("attr", name),))
         while attributes and (isinstance(value, ModuleType) or is_own_class(value)):

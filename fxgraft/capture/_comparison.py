@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from fxgraft.capture._code import is_own_module
 from fxgraft.capture.region import Region
 from fxgraft.util.bits import same_tensor
-from fxgraft.util.random_like import random_like
+from fxgraft.util.tensors import random_like
 
 _COTANGENT_SEED = 0x7AC3
 _TOLERANCE = 1e-3

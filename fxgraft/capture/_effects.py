@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fxgraft import _torch
 from fxgraft.capture._proxy import UntraceableError
 from fxgraft.capture._recorder import ReadRecorder
+from fxgraft_passes import _torch as _torch_of_passes
 from fxgraft_passes import devices
 
 
@@ -91,7 +92,7 @@ def memory_of(tensor: Tensor) -> int | None:
     """What tells the memory of a tensor apart from others'; None where it has none."""
     if tensor.layout is not torch.strided or _torch.is_wrapped_by_transform(tensor):
         return None
-    return int(tensor.untyped_storage()._cdata)
+    return _torch_of_passes.memory(tensor)
 
 
 def _contexts() -> tuple[tuple[str, Any], ...]:

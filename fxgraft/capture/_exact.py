@@ -1,17 +1,25 @@
-"""What ``==`` leaves out: ``1 == 1.0 == True``, ``0.0 == -0.0``, ``"a" == Mode.A``, orders of dictionaries.
+"""What a condition has to say beside ``==``, and builtins in it whose names are those of parameters.
+
+``1 == 1.0 == True``, ``0.0 == -0.0``, ``"a" == Mode.A``, orders of dictionaries:
 
 equal to (2, 0.5)     type($[0]) is int, type($[1]) is float
 equal to [1, 2, 3]    all(type(item) is int for item in $)
 equal to {"a": 1}     list($) == ['a'], type($['a']) is int
 equal to [Mode.A]     $[0] is §0
 equal to 0.0          type($) is float, §0(1.0, $) == 1.0       where §0 is math.copysign
+
+``forward(self, x, type="mean")``:
+
+(type(type) is str and type == 'mean')  ->  (_builtin_type(type) is _builtin_str and type == 'mean')
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
 import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 NUMBERS = (bool, int, float, complex)
@@ -82,3 +90,47 @@ def _signs(where: str, value: Any, name_of: Callable[[Any], str]) -> Iterator[st
     elif type(value) is complex:
         yield from _signs(f"{where}.real", value.real, name_of)
         yield from _signs(f"{where}.imag", value.imag, name_of)
+
+
+_PREFIX = "_builtin_"
+
+
+def unshadowed(condition: str, parameters: Collection[str]) -> str:
+    """``condition`` with other names for the builtins that parameters hide.
+
+    Args:
+        condition: Python where builtins are called, or right of ``is``, and parameters are neither.
+        parameters: their names.
+    """
+    hidden = _hidden_by(parameters)
+    if not hidden:
+        return condition
+    return ast.unparse(_Renaming(hidden).visit(ast.parse(condition, mode="eval")))
+
+
+def builtins_of(parameters: Collection[str]) -> dict[str, Any]:
+    """Those other names, and the builtins behind them."""
+    return {_PREFIX + name: getattr(builtins, name) for name in _hidden_by(parameters)}
+
+
+def _hidden_by(parameters: Collection[str]) -> set[str]:
+    return {name for name in parameters if hasattr(builtins, name)}
+
+
+class _Renaming(ast.NodeTransformer):
+    def __init__(self, hidden: Collection[str]):
+        self.hidden = hidden
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.func = self._renamed(node.func)
+        return self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        if isinstance(node.ops[0], (ast.Is, ast.IsNot)):
+            node.comparators = [self._renamed(right) for right in node.comparators]
+        return self.generic_visit(node)
+
+    def _renamed(self, node: ast.expr) -> ast.expr:
+        if isinstance(node, ast.Name) and node.id in self.hidden:
+            return ast.Name(_PREFIX + node.id, ast.Load())
+        return node

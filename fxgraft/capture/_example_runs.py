@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxgraft.capture._external_state import ExternalState, ExternalStateWatch
 from fxgraft.capture._instruments import Instruments
-from fxgraft.capture._world import Watch, World
 from fxgraft.capture.first_call import Completion
-from fxgraft.capture.intercept import whole_calls
+from fxgraft.capture.intercept import autograd_calls_as_nodes
 from fxgraft.errors import TraceError
 from fxgraft_passes.snapshot import Snapshot
 from fxgraft_passes.untouched import untouched
@@ -41,17 +41,17 @@ class ExampleRuns:
         args, kwargs: of the call.
 
     Attributes:
-        world: what the model's code names outside of its modules, and may write into.
+        external_state: what the model's code names outside of its modules, and may write into.
         instruments: see what the code reads and writes, in runs that are not quiet.
         completion: what the first call sets once and for all.
     """
 
     def __init__(self, root: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.root, self.args, self.kwargs = root, args, kwargs
-        self.world = World()
+        self.external_state = ExternalState()
         self.instruments = Instruments()
         self._is_quiet = False
-        self._watch: Watch | None = None
+        self._watch: ExternalStateWatch | None = None
         self.completion = Completion()
         self._before: dict[bool, Snapshot] = {}
 
@@ -76,7 +76,10 @@ class ExampleRuns:
             TraceError: the call fails.
         """
         is_quiet = self._is_quiet
-        with self.repeated(prepare, gradients, with_world=is_quiet) as before, self._watched_world():
+        with (
+            self.repeated(prepare, gradients, with_external_state=is_quiet) as before,
+            self._watched_external_state(),
+        ):
             for module in modules.values():
                 module.__dict__["forward"] = watch(module)
             try:
@@ -104,23 +107,23 @@ class ExampleRuns:
         self,
         prepare: Callable[[nn.Module], object] = as_it_is,
         gradients: bool = True,
-        with_world: bool = False,
+        with_external_state: bool = False,
     ) -> Iterator[Snapshot]:
         """Run the example call inside as if it had not run, as it is after the first call.
 
         Args:
             prepare: is given the model first.
             gradients: whether they are on.
-            with_world: whether what is known of the world comes back as well. To be asked for only when no
-                more of it is found out.
+            with_external_state: whether the known external state comes back as well. Only where no more of it
+                will be found.
         """
-        known = self._before.get(with_world)
-        world = self.world.roots(self.root) if with_world and known is None else ()
+        known = self._before.get(with_external_state)
+        external = self.external_state.roots(self.root) if with_external_state and known is None else ()
         with (
-            untouched(self.root, also=[self.args, self.kwargs, *world], before=known) as before,
+            untouched(self.root, also=[self.args, self.kwargs, *external], before=known) as before,
             torch.set_grad_enabled(gradients),
         ):
-            self._before = {with_world: before}  # one of them: it has a copy of each tensor
+            self._before = {with_external_state: before}  # one of them: it has a copy of each tensor
             self.completion.apply()
             prepare(self.root)
             yield before
@@ -134,17 +137,17 @@ class ExampleRuns:
         self._before.clear()
 
     @contextmanager
-    def quietly(self, world: World) -> Iterator[None]:
+    def quietly(self, external_state: ExternalState) -> Iterator[None]:
         """What code reads and writes is seen inside of `seeing` only: most of it was seen before.
 
         Args:
-            world: of an earlier trace.
+            external_state: of an earlier trace.
         """
-        own, self.world, self._is_quiet = self.world, world, True
+        own, self.external_state, self._is_quiet = self.external_state, external_state, True
         try:
             yield
         finally:
-            self.world, self._is_quiet = own, False
+            self.external_state, self._is_quiet = own, False
             self.look_again()
 
     @contextmanager
@@ -154,19 +157,19 @@ class ExampleRuns:
             yield
             return
         with self._instrumented():
-            self.instruments.see_calls(False)  # until somebody asks for it
+            self.instruments.see_calls(False)  # until it is asked for
             yield
 
     @contextmanager
     def _instrumented(self) -> Iterator[None]:
         assert self._watch is not None
-        with whole_calls(), self.instruments.used(self._watch):
+        with autograd_calls_as_nodes(), self.instruments.used(self._watch):
             yield
 
     @contextmanager
-    def _watched_world(self) -> Iterator[None]:
-        """What the code reaches outside of the model is found inside, and put back afterwards."""
-        self._watch = watch = Watch(self.world, self.root)
+    def _watched_external_state(self) -> Iterator[None]:
+        """Inside, find what the code changes outside of the model; restore it afterwards."""
+        self._watch = watch = ExternalStateWatch(self.external_state, self.root)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Facts: what a forward asked for in Python and was told. Each is a condition of the region's graph.
+"""Facts: Python values that a forward read. Each is a condition (a guard) of the region's graph.
 
     if self.mask is None: ...          self.mask is None
     for name in self.config.names:     self.config.names == ['a', 'b']
@@ -99,7 +99,7 @@ class Fact:
         of_code: whether it is about functions, classes and the like, which compilers take for constant. Its
             ``base`` is an object.
         if_there: whether it holds where a dictionary lacks the item that it is about.
-        shown: the test as people are told it; by default as it is.
+        shown: the test as shown to people; by default as it is.
     """
 
     base: Any
@@ -175,7 +175,7 @@ class Fact:
         return Fact(self.base, path, self.test, self.objects, self.of_code, self.if_there, self.shown)
 
     def portable(self, named: Callable[[str], Any]) -> Fact:
-        """The same for a file: a module of Python is replaced by what stands for its name.
+        """The same for a file: a module of Python is replaced by its name.
 
         Where the code of another process is another, that is the code that the model has there.
         """

@@ -26,7 +26,7 @@ def why_left_out(root: nn.Module, name: str) -> str:
     return reason
 
 
-def keep_slow(root: nn.Module) -> bool:
+def disable_fast_path(root: nn.Module) -> bool:
     """Let what is traced with torch's fast path turned off never take it: other processes have it on.
 
     Returns whether that may change modules.

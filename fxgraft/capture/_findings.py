@@ -45,10 +45,10 @@ class Findings:
     """What was found while the code of one call ran.
 
     Args:
-        instrument: lets what is read of objects of that class be told from now on.
+        instrument: makes reads of objects of that class visible from now on.
 
     Attributes:
-        facts: what the code was told.
+        facts: what the code read.
         tensors: tensors that it read, and that are neither parameters nor buffers.
     """
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch.fx as fx
 
-from fxgraft_passes.observe import KEY, observation_of
+from fxgraft_passes.metadata import metadata
+from fxgraft_passes.observe import observation_of
 
 
 @dataclass(frozen=True)
@@ -48,5 +49,5 @@ def unflatten(flat: Flat) -> fx.Graph:
         )
         nodes[name] = graph.create_node(op, target, args, kwargs, name=name)
         if seen is not None:
-            nodes[name].meta[KEY] = seen
+            metadata(nodes[name])["observation"] = seen
     return graph

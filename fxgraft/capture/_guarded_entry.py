@@ -16,10 +16,28 @@ from typing import Any
 import torch
 
 from fxgraft import _torch
-from fxgraft.capture._defaults import printed_default
 from fxgraft.capture.call_form import CallForm
 from fxgraft.capture.fallback import fell_back
 from fxgraft.errors import SlotError
+
+
+class Name:
+    """Prints as a bare name where a signature prints a default."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def printed_default(parameter: Parameter) -> Any:
+    """The printed form of the default of ``parameter``: `Parameter.empty`, a literal, or a name."""
+    if parameter.default is Parameter.empty:
+        return Parameter.empty
+    simple = parameter.default is None or type(parameter.default) in (bool, int, str)
+    return parameter.default if simple else Name(f"_default_{parameter.name}")
+
 
 _LOCALS = ("self", "_graph", "_fallback", "opened", "as_traced")
 

@@ -32,11 +32,11 @@ import torch.nn.attention
 from torch import nn
 
 from fxgraft import _torch
+from fxgraft.capture._builtins import PatchedBuiltins
 from fxgraft.capture._code import is_own
+from fxgraft.capture._external_state import ExternalStateWatch
 from fxgraft.capture._proxy import UntraceableError
 from fxgraft.capture._recorder import ReadRecorder
-from fxgraft.capture._stand_ins import StandIns
-from fxgraft.capture._world import Watch
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that can be changed
 _HOOKS = ("__getattribute__", "__setattr__", "__delattr__")
@@ -107,15 +107,15 @@ _READS_ENVIRONMENT = type(os.environ).__getitem__.__code__
 
 
 class Instruments:
-    """What tells recorders, and a watch over the world, of the runs of one capture."""
+    """Notifies recorders, and the watch over external state, in the runs of one capture."""
 
     def __init__(self) -> None:
-        self._watch: Watch | None = None
+        self._watch: ExternalStateWatch | None = None
         self._recorders: list[tuple[ReadRecorder, Callable[[], bool]]] = []
         self._patched: dict[type, dict[str, Any]] = {}
         self._thread = threading.get_ident()
         self._sees_calls: bool | None = None  # None outside of `used`
-        self._stand_ins = StandIns(self._asked_for_class)
+        self._builtins = PatchedBuiltins(self._asked_for_class)
 
     @property
     def is_used(self) -> bool:
@@ -123,7 +123,7 @@ class Instruments:
         return self._sees_calls is not None
 
     def see_calls(self, wanted: bool) -> bool:
-        """See calls of functions, or not, from now on; returns what it was. To be put back by who asks.
+        """See calls of functions, or not, from now on; returns what it was. The caller puts it back.
 
         Nothing has to be seen of the tracer itself, and of torch's operations: Python calls a profiler
         several times for each function that they call, which is most of what a trace costs.
@@ -145,11 +145,11 @@ class Instruments:
             self._recorders.pop()
 
     @contextmanager
-    def used(self, watch: Watch) -> Iterator[None]:
+    def used(self, watch: ExternalStateWatch) -> Iterator[None]:
         """Instrument the process inside, and tell ``watch`` too."""
         profile: Any = sys.getprofile()
         collects = gc.isenabled()
-        gc.disable()  # whoever has a callback there would be taken for the model's code
+        gc.disable()  # a callback of the collector would be taken for the model's code
         self._watch = watch
         self.instrument(nn.Module)
         sys.setprofile(self._profile)
@@ -159,7 +159,7 @@ class Instruments:
         finally:
             sys.setprofile(None)
             self._sees_calls = None
-            self._stand_ins.release()
+            self._builtins.release()
             if hasattr(profile, "enable"):  # cProfile, which is no function
                 profile.enable()
             else:
@@ -255,7 +255,7 @@ class Instruments:
             return
         code = frame.f_code
         if own:
-            self._stand_ins.enter(frame)
+            self._builtins.enter(frame)
             try:
                 recorder.enter(frame)
             except UntraceableError as error:  # Python would drop a profiler that raises

@@ -1,4 +1,4 @@
-"""How many values an operation returns: where the code was told, the graph is right for that number only.
+"""How many values an operation returns: where the code asked, the graph is valid for that number only.
 
 for step in x.unbind(1): ...          x.size(1) == 5
 first, *others = x.split(4)           4 * 2 < x.size(0) and x.size(0) <= 4 * 3

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch.fx as fx
 
+from fxgraft.capture import trace_operators
 from fxgraft.capture._proxy import UntraceableError
-from fxgraft_passes import operators
-from fxgraft_passes.observe import KEY, observation_of
+from fxgraft_passes.metadata import metadata
+from fxgraft_passes.observe import observation_of
 
 
 def merge_modes(graph: fx.Graph, other: fx.Graph, training: bool) -> None:
@@ -47,7 +48,7 @@ def merge_modes(graph: fx.Graph, other: fx.Graph, training: bool) -> None:
                     mode = graph.get_attr("training")
             pair = (here, there) if training else (there, here)
             with graph.inserting_before(a):
-                choice = graph.call_function(operators.by_mode, (mode, *pair))
+                choice = graph.call_function(trace_operators.by_mode, (mode, *pair))
             a.args, a.kwargs = _replaced((a.args, a.kwargs), where, choice)
     for a, b in zip(ours, theirs, strict=True):
         _add_reader(a, b)
@@ -69,10 +70,10 @@ def _was_none(node: fx.Node) -> bool:
 
 
 def _add_reader(ours: fx.Node, theirs: fx.Node) -> None:
-    """Let it be known if a node's very tensor is read elsewhere in the other mode (as of dropout in eval)."""
+    """Record that a node's very tensor is read elsewhere in the other mode (as of dropout in eval)."""
     seen, other = observation_of(ours), observation_of(theirs)
     if seen is not None and other is not None and not seen.read_elsewhere:
-        ours.meta[KEY] = replace(seen, read_elsewhere=other.read_elsewhere)
+        metadata(ours)["observation"] = replace(seen, read_elsewhere=other.read_elsewhere)
 
 
 def _differences(

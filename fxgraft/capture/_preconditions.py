@@ -1,14 +1,27 @@
-"""The conditions inside of a graph as guards in front of it; see ``sizes``."""
+"""The conditions inside of a graph as guards in front of it; see ``sizes``.
+
+Sizes of values that are computed on the way become formulas over the sizes of the inputs. For that a graph is
+run once on fake tensors whose sizes are symbols (``torch.fx.experimental.symbolic_shapes``)::
+
+    h = linear(x).unfold(1, 3, 2)        h.size(1)  ->  "(x.size(1) - 3) // 2 + 1"
+
+What torch had to assume for that (two sizes that are equal, one that is not 1) is part of the answer.
+"""
 
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.fx as fx
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.capture._facts import Fact, Written
-from fxgraft.capture._formulas import formulas
 from fxgraft.capture._sizes import (
     conditions,
     devices_of_example,
@@ -20,6 +33,123 @@ from fxgraft.capture._sizes import (
     sizes_of_example,
 )
 from fxgraft.capture.call_form import CallForm
+from fxgraft.errors import SlotError
+from fxgraft_passes.observe import observation_of
+from fxgraft_passes.untouched import untouched
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """Sizes as Python over the inputs.
+
+    Attributes:
+        sizes: node -> the expression of each of its sizes.
+        conditions: Python that must be true for these to be right.
+    """
+
+    sizes: Mapping[fx.Node, tuple[str, ...]]
+    conditions: tuple[str, ...]
+
+
+def formulas(
+    module: nn.Module, graph: fx.Graph, inputs: Mapping[str, str], wanted: Iterable[fx.Node]
+) -> Formulas | None:
+    """The sizes of ``wanted``; None where they cannot be found so.
+
+    Args:
+        module: what the graph runs on.
+        graph: with what was observed of its inputs.
+        inputs: placeholder -> the expression of its value.
+        wanted: nodes whose values are tensors.
+
+    Raises:
+        SlotError: a size depends on data.
+    """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # takes a second to import
+
+    environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
+    mode = _torch.fake_tensor_mode(environment)
+    wanted = list(wanted)
+    try:
+        needed = _behind(wanted)
+        values, names, ones = _symbols(
+            mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs
+        )
+        with untouched(module), _torch.sizes_may_be_one(), mode, torch.no_grad():
+            runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
+            runner.env.update(values)
+            for node in graph.nodes:
+                if node in needed and node not in values:
+                    runner.env[node] = runner.run_node(node)
+        values = runner.env
+        written = {node: tuple(_written(size, names) for size in values[node].shape) for node in wanted}
+        assumed = [_written(guard.expr, names) for guard in environment.guards]
+        return Formulas(written, tuple(dict.fromkeys([*ones, *assumed])))
+    except _torch.data_dependent_errors() as error:
+        raise SlotError(_by_data(wanted)) from error
+    except SlotError as error:
+        raise SlotError(_by_data(wanted)) from error
+    except Exception:  # what torch cannot follow with symbols: the caller relies on the sizes of the example
+        return None
+
+
+def _by_data(wanted: list[fx.Node]) -> str:
+    return (
+        f"its code branches on the size of {', '.join(map(str, wanted))}, which depends on data: expected "
+        f"a slot of another region (host.explain() has them)"
+    )
+
+
+def _symbols(
+    mode: Any, placeholders: Iterable[fx.Node], inputs: Mapping[str, str]
+) -> tuple[dict[fx.Node, Any], dict[str, str], list[str]]:
+    """A fake tensor for each input, with a symbol for each size; the expressions of these; which sizes are 1.
+
+    A size of 1 is no symbol: it may be one that others are broadcast over.
+    """
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
+    values: dict[fx.Node, Any] = {}
+    names: dict[str, str] = {}
+    ones: list[str] = []
+    for node in placeholders:
+        seen = observation_of(node)
+        if seen is None or seen.kind != "Tensor":
+            raise ValueError(f"{node} is no tensor")
+        real = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
+        kinds = [DimDynamic.STATIC if size == 1 else DimDynamic.DYNAMIC for size in real.shape]
+        context: Any = StatelessSymbolicContext(kinds)
+        values[node] = mode.from_tensor(real, symbolic_context=context)
+        for axis, size in enumerate(values[node].shape):
+            source = f"{inputs[str(node.target)]}.size({axis})"
+            if isinstance(size, torch.SymInt):
+                names.setdefault(str(size.node.expr), source)
+            else:
+                ones.append(f"({source} == {size})")
+    return values, names, ones
+
+
+def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+def _written(size: Any, names: Mapping[str, str]) -> str:
+    if isinstance(size, int):
+        return str(size)
+    expression = size.node.expr if isinstance(size, torch.SymInt) else size
+    unknown = {str(symbol) for symbol in expression.free_symbols} - names.keys()
+    if any(symbol.startswith("u") for symbol in unknown):
+        raise SlotError(f"a size depends on data ({expression})")
+    assert not unknown, f"symbols of unknown origin: {unknown}"
+    source = _torch.python_of(expression)
+    return "(" + re.sub(r"\b[suz]\d+\b", lambda name: names.get(name[0], name[0]), source) + ")"
 
 
 def with_conditions(form: CallForm, module: nn.Module, graph: fx.Graph) -> CallForm:

@@ -1,4 +1,4 @@
-"""Proxies that know the value that they stand for in the example run."""
+"""Proxies that know their value in the example run."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ProxySize(tuple[Any, ...]):
 
 
 _OF_TRACING = (_torch.FAKE_TENSORS, "torch.fx")
-"""Where the classes are that stand for tensors while something traces: exporting and compiling, say."""
+"""Modules with classes that replace tensors in traces: those of exporting and compiling, say."""
 
 
 def _each(kinds: Any) -> Iterator[type]:
@@ -73,7 +73,7 @@ def _each(kinds: Any) -> Iterator[type]:
 
 
 def is_instance(value: Any, kinds: Any) -> bool:
-    """``isinstance``, of what a proxy stands for."""
+    """``isinstance``, of the value of a proxy."""
     if isinstance(value, ProxySize):
         return isinstance(torch.Size(), kinds)
     if isinstance(value, kinds):
@@ -86,7 +86,7 @@ def is_instance(value: Any, kinds: Any) -> bool:
         and (asked := list(_each(kinds)))
         and all(kind.__module__.startswith(_OF_TRACING) for kind in asked)
     ):
-        return False  # whether somebody traces is nothing that a graph depends on
+        return False  # no graph depends on whether a trace is under way
     value.tracer.fix_kind(value.node, kinds, found)  # type: ignore[attr-defined]
     return found
 
@@ -96,7 +96,7 @@ class ConcreteProxy(fx.Proxy):
 
     @property
     def _example(self) -> Any:
-        """What it stands for in the example run."""
+        """Its value in the example run."""
         return self.tracer.values[self.node]  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Any]:
@@ -172,7 +172,7 @@ class ConcreteProxy(fx.Proxy):
         return self._apply(math.trunc)
 
     def _apply(self, function: Any, *more: Any) -> Any:
-        """Record a call of one of Python's own functions on a number that it stands for."""
+        """Record a call of one of Python's own functions on its value, a number."""
         return self.tracer.create_proxy("call_function", function, (self, *more), {})
 
     def __contains__(self, item: Any) -> bool:

@@ -1,9 +1,9 @@
-"""What the code of one region reads of the world, and what it writes into it.
+"""What the code of one region reads and writes outside of its inputs.
 
-A `ReadRecorder` is told of each attribute that is read and each function that is entered (`_instruments`),
-while its region's own code runs. What was read becomes a `Fact` (see `_findings`); what holds other things is
-looked at again when the code is left: if it has changed, the forward does more than compute a result, and its
-region is refused.
+A `ReadRecorder` is notified of each attribute read and each function entered (`_instruments`) while its
+region's own code runs. What was read becomes a `Fact` (see `_findings`); what holds other things is looked at
+again when the code is left: if it has changed, the forward does more than compute a result, and its region is
+refused.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from fxgraft.capture._contents import FUNCTIONS, is_container, name_of
 from fxgraft.capture._facts import Fact, Self, equals, expression, is_object, steps_to
 from fxgraft.capture._findings import REGISTERS, Place
 from fxgraft.capture._proxy import UntraceableError
+from fxgraft_passes import devices
 from fxgraft_passes.saved import save
-from fxgraft_passes.saved_names import OfContext, slots_of
+from fxgraft_passes.saved_names import SavedContextVariable, slots_of
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) | {"forward", "dump_patches", "call_super_init"}
 
@@ -34,7 +35,7 @@ class ReadRecorder(CodeReads):
 
     Args:
         module: the region's.
-        instrument: lets the recorder be told what is read of objects of that class from now on.
+        instrument: makes the recorder see what is read of objects of that class from now on.
     """
 
     def __init__(self, module: nn.Module, instrument: Callable[[type], None]):
@@ -42,7 +43,7 @@ class ReadRecorder(CodeReads):
         self.module = module
         self._refusal: UntraceableError | None = None
         self._made: set[int] = set()
-        self._contexts: dict[int, OfContext] = {}
+        self._contexts: dict[int, SavedContextVariable] = {}
         for name, child in module.named_modules():
             self._places[id(child)] = (Self(), steps_to(name))
         # These have an entry for each part of the module, and are compared once, at the end.
@@ -84,7 +85,7 @@ class ReadRecorder(CodeReads):
         self.add(Fact(Self(), (), f"{expression('$', place[1])}.training {word} $.training"))
 
     def _read_method(self, owner: Any, name: str, value: Any, place: Place) -> None:
-        """A method, which another may stand in for: of the class, or of this object alone."""
+        """A method, which may be replaced: in the class, or on this object alone."""
         base, path = place
         if isinstance(value, MethodType) and isinstance(value.__func__, FunctionType):
             if is_own_module(str(value.__func__.__module__)):
@@ -157,9 +158,7 @@ class ReadRecorder(CodeReads):
 
     def asked_autocast(self) -> None:
         """The code asked whether and how autocast is on."""
-        for device in {"cpu", *(p.device.type for p in self.module.parameters())}:
-            if device == "meta":
-                continue
+        for device in devices.with_autocast(self.module.parameters()):
             for function in (torch.is_autocast_enabled, torch.get_autocast_dtype):
                 fact = equals(function, (), function(device))
                 self.add(Fact(function, (), fact.test.replace("$", f"$({device!r})"), fact.objects))
@@ -172,7 +171,7 @@ class ReadRecorder(CodeReads):
     def used_context(self, variable: contextvars.ContextVar[Any], method: str) -> None:
         """The code calls a method of a context variable; what it has set itself it may read."""
         if method != "get":
-            self._contexts.setdefault(id(variable), OfContext(variable))
+            self._contexts.setdefault(id(variable), SavedContextVariable(variable))
         elif id(variable) not in self._contexts:
             self._kept.append(variable)
             self.record(variable.get(None), variable, (("call", "get"),))
@@ -192,7 +191,7 @@ class ReadRecorder(CodeReads):
         self._kept.append(module)
 
     def wrote(self, owner: Any, name: str) -> None:
-        """The code sets or deletes an attribute. Raises `UntraceableError` if it is of the model's world."""
+        """The code sets or deletes an attribute. Raises `UntraceableError` if the model can reach it."""
         if id(owner) in self._made or id(owner) not in self._places:
             if isinstance(owner, nn.Module) and id(owner) not in self._made:
                 raise UntraceableError(

@@ -11,7 +11,7 @@ checked in front of the call, and no longer where it stands::
         return sub
 
 Where a condition is about a value that is computed on the way, its size is found as a formula over the sizes
-of the inputs (`fxgraft.capture._formulas`).
+of the inputs (`fxgraft.capture._preconditions`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture import trace_operators
 from fxgraft.capture._condition_writer import (
     BUILT_IN,
     FACTS,
@@ -34,7 +35,7 @@ from fxgraft.capture._condition_writer import (
     Writer,
 )
 from fxgraft.capture._facts import Fact, Self, Written, equals, is_constant, steps_to
-from fxgraft_passes import operators
+from fxgraft_passes import devices
 from fxgraft_passes.observe import Observer, observation_of
 
 _OF_INPUTS = (torch.Tensor, torch.Size, tuple, list, dict, int, float, str)
@@ -107,7 +108,7 @@ def _has_mask(index: Any, values: Mapping[fx.Node, Any]) -> bool:
 
 def conditions(graph: fx.Graph) -> Iterator[tuple[fx.Node, bool]]:
     """What was assumed in the graph: the node, and what it was."""
-    for node in graph.find_nodes(op="call_function", target=operators.assume):
+    for node in graph.find_nodes(op="call_function", target=trace_operators.assume):
         yield node.args[0], node.args[1]
 
 
@@ -141,7 +142,7 @@ def _plain(value: Any) -> Any:
 
 def drop_conditions(graph: fx.Graph) -> None:
     """Take the conditions out of a graph, with what is computed for them only."""
-    for node in graph.find_nodes(op="call_function", target=operators.assume):
+    for node in graph.find_nodes(op="call_function", target=trace_operators.assume):
         condition = node.args[0]
         graph.erase_node(node)
         _drop_unused(graph, condition)
@@ -183,7 +184,9 @@ def kinds_of_example(module: nn.Module, graph: fx.Graph, inputs: Mapping[str, st
     for name, parameter in module.named_parameters():
         found.append(equals(Self(), (*steps_to(name), ("attr", "dtype")), parameter.dtype))
         break
-    autocast = Fact(torch.is_autocast_enabled, (), "not ($('cpu') or $('cuda'))")
+    kinds = dict.fromkeys((*devices.CASTS, *devices.types()))
+    asked = " or ".join(f"$({kind!r})" for kind in kinds)
+    autocast = Fact(torch.is_autocast_enabled, (), f"not ({asked})")
     return [*found, autocast]
 
 

@@ -230,7 +230,7 @@ class RegionTracer(AssumingTracer):
         self._effects.refuse_write(name, args, kwargs)
 
     def took_for_constant(self, function: Any) -> None:
-        """The code was told something of a tensor of the model's, which is a constant of the graph."""
+        """The code read a property of one of the model's tensors, which is a constant of the graph."""
         name = getattr(function, "__name__", "")
         if name == "__get__":
             name = function.__self__.__name__

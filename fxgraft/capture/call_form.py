@@ -19,10 +19,9 @@ from torch import nn
 
 from fxgraft import _torch
 from fxgraft.capture._code import compared_in
-from fxgraft.capture._exact import has_literal
+from fxgraft.capture._exact import builtins_of, has_literal, unshadowed
 from fxgraft.capture._facts import OF_TORCH, PLAIN, Fact, Self, Step, Written, check_of, equals
 from fxgraft.capture._facts import expression as path_expression
-from fxgraft.capture._shadowing import builtins_of, unshadowed
 
 
 def is_constant(value: Any) -> bool:
@@ -46,8 +45,8 @@ class CallForm:
     Attributes:
         signature: of the module's ``forward``, without ``self``.
         inputs: the graph's inputs in order.
-        facts: what else was found out about the world while the call was traced.
-        inherited: those of the facts that only submodules of which it relies on the results were told.
+        facts: other conditions on what the code read while the call was traced.
+        inherited: the facts among them that only submodules read, on whose results it relies.
         relied_on: submodules of whose results the form was looked at (how many, which are None).
         constants: the names used in guards that are not literals.
         switches_gradients: whether the graph has parts under ``no_grad``.
@@ -151,7 +150,7 @@ class CallForm:
 
     @property
     def _conditions(self) -> list[str | Fact]:
-        """On arguments, then on the rest of the world but for code."""
+        """On arguments, then on everything else except code."""
         return [*self._of_arguments, *(fact for fact in self.facts if not fact.is_of_code)]
 
     def _source(self, condition: str | Fact) -> str:
@@ -159,11 +158,11 @@ class CallForm:
         return unshadowed(source, self.signature.parameters)
 
     def require(self, facts: Iterable[Fact]) -> None:
-        """Let calls be of this form only where these facts hold."""
+        """Require these facts for calls of this form."""
         self.facts = list(dict.fromkeys((*self.facts, *facts)))
 
     def inherit(self, facts: Iterable[Fact]) -> None:
-        """The same, of facts that the code of submodules was told."""
+        """The same, of facts that the code of submodules read."""
         known = set(self.facts)
         self.inherited = [fact for fact in dict.fromkeys(facts) if fact not in known]
         self.require(self.inherited)
@@ -177,7 +176,7 @@ class CallForm:
         return found
 
     def add_mode(self, other: CallForm) -> None:
-        """Let calls be of this form only where they are of ``other``, found in the other train/eval mode."""
+        """Require also what ``other`` requires, the form found in the other train/eval mode."""
         self.require(other.facts)
         self.reads_sizes |= other.reads_sizes
 
@@ -255,15 +254,15 @@ class CallForm:
         return [known.name for known in self.inputs] == list(self.signature.parameters)
 
     @property
-    def told(self) -> list[str]:
+    def readable(self) -> list[str]:
         """The guards for people: with the values of constants in the place of their names.
 
         That functions and classes are the ones that they were is left out.
         """
         of_code = [fact for fact in self.facts if fact.is_of_code]
-        told = [_said(condition) for condition in self._conditions]
-        told += [fact.said for fact in of_code if not fact.is_identity and not fact.is_default]
-        return list(dict.fromkeys(told))
+        texts = [_said(condition) for condition in self._conditions]
+        texts += [fact.said for fact in of_code if not fact.is_identity and not fact.is_default]
+        return list(dict.fromkeys(texts))
 
     def unmet(self, given: Mapping[str, Any]) -> str | None:
         """The first guard that a call with these arguments (and ``self``) does not pass; or None."""
@@ -307,7 +306,7 @@ class CallForm:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What the names in `guards` stand for, beside the arguments."""
+        """The values of the names in `guards`, beside the arguments."""
         return {**self.constants, **builtins_of(self.signature.parameters)}
 
     def __getstate__(self) -> dict[str, Any]:

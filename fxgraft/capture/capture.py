@@ -13,7 +13,7 @@ A module that any of this fails for stays as it is; its boundary is still a node
 A model on the ``meta`` device is captured there, in no time and no memory: shapes and dtypes are compared
 in the place of bits, and there is no run 4.
 
-What another trace of the model has found is followed rather than traced, where it is still right (`earlier`).
+Graphs of an earlier trace of the model are used again where they are still valid (`earlier_trace`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from fxgraft.capture._comparison import Comparison, NotComparableError
 from fxgraft.capture._effects import memory_of
 from fxgraft.capture._example_runs import ExampleRuns, as_it_is, fresh, is_without_data, other_mode
 from fxgraft.capture._facts import Fact, steps_to
-from fxgraft.capture._fast_path import keep_slow, why_left_out
+from fxgraft.capture._fast_path import disable_fast_path, why_left_out
 from fxgraft.capture._modes import merge_modes
 from fxgraft.capture._proxy import UntraceableError
 from fxgraft.capture.clone import clone_tree
-from fxgraft.capture.earlier import Earlier, Followable, StaleGraphError
+from fxgraft.capture.earlier_trace import EarlierTrace, ReusableGraphs, StaleGraphError
 from fxgraft.capture.first_call import FirstCallState
 from fxgraft.capture.region import Region
 from fxgraft.capture.traces import RecordedCalls, Traces
@@ -56,9 +56,10 @@ class Capture:
         regions: qualified name -> region, parents before children.
         opaque: qualified name -> why the module has no graph.
         left_out: qualified name -> why the boundary of the module is no slot.
-        uncompared: why graphs were not compared with the code that they stand for; empty where they were.
-        world: what the model's code names outside of its modules, and may write into.
-        runs: qualified name -> how the module ran in the example call, of those that are not torch's own.
+        uncompared: why graphs were not compared with the code behind them; empty where they were.
+        external_state: what the model's code names outside of its modules, and may write into.
+        runs: qualified name -> how the module ran in the example call, of those that are not torch's own, and
+            of torch's blocks.
         example: args and kwargs of the example call, with copies of the tensors.
         first_call: what the first call of the model sets once and for all.
     """
@@ -69,7 +70,7 @@ class Capture:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         clone: bool = True,
-        earlier: Earlier | None = None,
+        earlier: EarlierTrace | None = None,
     ):
         self.root = clone_tree(model) if clone else model
         if is_without_data(model):
@@ -80,25 +81,25 @@ class Capture:
         self.uncompared = ""
         self.regions: dict[str, Region] = {}
         self._runs = ExampleRuns(self.root, args, kwargs)
-        self.world = self._runs.world
+        self.external_state = self._runs.external_state
         modules = {name: m for name, m in self.root.named_modules() if not is_leaf(m)}
         if earlier is None or not self._follow(modules, earlier):
             self._find(modules)
         self._runs.look_again()
         self.first_call = FirstCallState(self.root, self._runs.completion)
 
-    def _follow(self, modules: dict[str, nn.Module], earlier: Earlier) -> bool:
-        """Have the graphs of an earlier trace, in the sizes of now; False where one is not right any more."""
+    def _follow(self, modules: dict[str, nn.Module], earlier: EarlierTrace) -> bool:
+        """Use the graphs of an earlier trace, in the present sizes; False where one is not valid any more."""
         try:
-            with self._runs.quietly(earlier.world):
+            with self._runs.quietly(earlier.external_state):
                 self._find(modules, earlier)
         except (StaleGraphError, TraceError):
             self.regions, self.opaque, self.left_out, self.uncompared = {}, {}, {}, ""
             return False
-        self.world = earlier.world
+        self.external_state = earlier.external_state
         return True
 
-    def _find(self, modules: dict[str, nn.Module], earlier: Earlier | None = None) -> None:
+    def _find(self, modules: dict[str, nn.Module], earlier: EarlierTrace | None = None) -> None:
         """Trace each module, but for those of which the graph is known.
 
         A known graph is compared with the code in the runs that observe it; its gradients were compared when
@@ -106,11 +107,11 @@ class Capture:
         """
         returned, flipped = RecordedCalls(), None
         self._runs.run(modules, returned.watch, finish=self._runs.settle)
-        self.runs = returned.following.runs(modules)
+        self.runs = returned.data_flow.runs(modules)
         if earlier is not None:
             flipped = RecordedCalls()
             self._runs.run(modules, flipped.watch, other_mode)
-        followed = self._make_regions(modules, Followable(earlier, modules), returned, flipped)
+        followed = self._make_regions(modules, ReusableGraphs(earlier, modules), returned, flipped)
         traced = [region for region in self.regions.values() if region.module not in followed]
         if traced or earlier is None:
             self._compare(traced)
@@ -123,7 +124,7 @@ class Capture:
     def _make_regions(
         self,
         modules: dict[str, nn.Module],
-        known: Followable,
+        known: ReusableGraphs,
         returned: RecordedCalls,
         flipped: RecordedCalls | None,
     ) -> Collection[nn.Module]:
@@ -167,7 +168,7 @@ class Capture:
 
             @contextmanager
             def repeated(prepare: Callable[[nn.Module], object] = prepare) -> Iterator[None]:
-                with self._runs.repeated(prepare, with_world=True):
+                with self._runs.repeated(prepare, with_external_state=True):
                     yield
 
             try:
@@ -180,7 +181,7 @@ class Capture:
             self.regions = {n: region for n, region in self.regions.items() if n not in refused}
 
     def _facts_of_parts(self, name: str, region: Region) -> list[Fact]:
-        """What the forms of the results that a region relies on depend on: what their modules were told."""
+        """What the forms of the results that a region relies on depend on: what their modules read."""
         found: list[Fact] = []
         for path in region.form.relied_on:
             below = f"{name}.{path}" if name else path
@@ -195,10 +196,10 @@ class Capture:
 
         The second is an evaluation: a seed has no place in a module that it leaves out.
         """
-        modules = uncovered(self.root, self.regions)
+        modules = uncovered(self.root, self.regions, self.opaque)
         if not modules:
             return
-        if keep_slow(self.root):
+        if disable_fast_path(self.root):
             self._runs.look_again()
         boundaries = Boundaries()
         self._runs.run(modules, boundaries.watch)
@@ -211,6 +212,7 @@ class Capture:
         self.left_out = {name: why_left_out(self.root, name) for name in around}
         self.left_out |= {name: TRANSFORMED for name in modules if modules[name] in boundaries.transformed}
         self.regions |= {name: region for name, region in found.items() if name not in self.left_out}
+        self.runs |= boundaries.data_flow.runs(modules)
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxgraft import _torch
 from fxgraft._torch import is_hook_with_module
 from fxgraft.capture._code import is_own_class
+from fxgraft.capture._contents import content_of
 from fxgraft.errors import TraceError
 from fxgraft_passes.saved import NOT_THE_MODELS
 from fxgraft_passes.saved_names import slots_of
@@ -54,7 +56,7 @@ def clone_tree(model: nn.Module) -> nn.Module:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module runs compiled code: by its own ``compile()``, or wrapped by ``torch.compile``."""
-    return module.__dict__.get("_compiled_call_impl") is not None or _is_wrapper(module)
+    return module.__dict__.get(_torch.COMPILED_CALL) is not None or _is_wrapper(module)
 
 
 def _is_wrapper(module: nn.Module) -> bool:
@@ -63,15 +65,15 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 def _uncompile(clone: nn.Module) -> None:
-    """Let a clone run its own code: what was compiled is that of the original, with the original's modes."""
-    clone.__dict__.pop("_compiled_call_impl", None)
+    """Make a clone run its own code: compiled code is that of the original, with the original's modes."""
+    clone.__dict__.pop(_torch.COMPILED_CALL, None)
     if _is_wrapper(clone):
         inner = clone._modules["_orig_mod"]
         clone.__dict__["forward"] = MethodType(type(inner).__call__, inner)
 
 
 class _Memo(dict[int, Any]):
-    """The id of an object of the model -> what stands for it in the clone.
+    """The id of an object of the model -> its counterpart in the clone.
 
     Attributes:
         modules: the ids of the model's modules.
@@ -112,7 +114,7 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, FunctionType):
-        return [_content(cell) for cell in value.__closure__ or ()]
+        return [content_of(cell) for cell in value.__closure__ or ()]
     return _variables(value) if _is_copied(value) else []
 
 
@@ -152,17 +154,10 @@ def _copied(value: Any, memo: _Memo) -> Any:
     return copy
 
 
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return None
-
-
 def _rebound(function: FunctionType, memo: _Memo) -> FunctionType:
     """A function that closes over modules of the model, over those of the clone."""
     closure = tuple(
-        CellType(memo[id(_content(cell))]) if id(_content(cell)) in memo else cell
+        CellType(memo[id(content_of(cell))]) if id(content_of(cell)) in memo else cell
         for cell in function.__closure__ or ()
     )
     made = FunctionType(
@@ -180,7 +175,7 @@ def _remap(value: Any, memo: _Memo) -> Any:
         return memo[id(value)]
     if isinstance(value, MethodType) and id(value.__self__) in memo:
         return MethodType(value.__func__, memo[id(value.__self__)])
-    if type(value) is FunctionType and any(id(_content(cell)) in memo for cell in value.__closure__ or ()):
+    if type(value) is FunctionType and any(id(content_of(cell)) in memo for cell in value.__closure__ or ()):
         return _rebound(value, memo)
     if type(value) is functools.partial:
         args = [_remap(item, memo) for item in value.args]

@@ -1,4 +1,4 @@
-"""What is done of a call that is not of the form that a region was traced in: its seeds do not run.
+"""Calls of another form than the one that a region was traced in: its seeds do not run in them.
 
 The call runs the module's own ``forward``. It is counted, in eager mode and in compiled code alike, and
 said once in the log (`logging.getLogger("fxgraft")`).
@@ -53,32 +53,32 @@ class Mismatch:
         return f"expected {self.expected}{got}" if self.expected else ""
 
 
-class Heed(IntEnum):
-    """What is done of a call that falls back."""
+class FallbackReport(IntEnum):
+    """What is done about a call that falls back."""
 
     IGNORE = 0
     """Nothing: the call is of fxgraft's own making, and none of the host's."""
     COUNT = 1
     """It is counted, and `mismatch_of` knows why."""
-    SAY = 2
-    """It is counted, and the first one of each module is said in the log."""
+    LOG = 2
+    """It is counted, and the first one of each module is logged."""
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[str, Form]] = weakref.WeakKeyDictionary()
 _mismatches: weakref.WeakKeyDictionary[nn.Module, Mismatch] = weakref.WeakKeyDictionary()
 _set_once: weakref.WeakKeyDictionary[nn.Module, frozenset[str]] = weakref.WeakKeyDictionary()
 _first_calls: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_heed = Heed.SAY
+_fallback_report = FallbackReport.LOG
 _said_of_kinds: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 def set_expected_form(module: nn.Module, name: str, form: Form) -> None:
-    """Let the log call ``module`` by its qualified name, and say what a call has to be."""
+    """Set the name of ``module`` and the form of its calls, for log messages."""
     _known[module] = name, form
 
 
 def say_first_call(root: nn.Module, names: frozenset[str]) -> None:
-    """Let the log know what the first call of a model sets: attributes of these names."""
+    """Set which attributes the first call of a model sets, for log messages."""
     for module in root.modules() if names else ():
         _set_once[module] = names
 
@@ -106,7 +106,7 @@ def fell_back(module: nn.Module, given: Mapping[str, Any]) -> None:
             f"example call of fxgraft.trace: without its seeds the program would be another model. Trace "
             f"with an example that is called as the export calls it"
         )
-    if _heed is Heed.IGNORE:
+    if _fallback_report is FallbackReport.IGNORE:
         return
     counter = getattr(module, COUNTER, None)
     if counter is not None:
@@ -142,14 +142,14 @@ def take_first_call(module: nn.Module) -> bool:
 
 
 @contextmanager
-def heed_at_most(heed: Heed) -> Iterator[None]:
+def report_fallbacks_at_most(report: FallbackReport) -> Iterator[None]:
     """Do no more than this of a call inside that falls back; where less is done already, that stays."""
-    global _heed
-    before, _heed = _heed, min(_heed, heed)
+    global _fallback_report
+    before, _fallback_report = _fallback_report, min(_fallback_report, report)
     try:
         yield
     finally:
-        _heed = before
+        _fallback_report = before
 
 
 def _mismatch(module: nn.Module, given: Mapping[str, Any]) -> Mismatch:
@@ -204,7 +204,7 @@ _torch.constant_when_compiled(_say_at_compile_time)
 
 
 def _say_first_call(who: str, attribute: str) -> None:
-    if _heed is Heed.SAY:
+    if _fallback_report is FallbackReport.LOG:
         logger.warning(
             "%s: the first call of this model sets %s, so it runs the model's own code: seeds there run from "
             "the second call on. Expected of such a model; to avoid it, call the host once before it grows",
@@ -214,7 +214,7 @@ def _say_first_call(who: str, attribute: str) -> None:
 
 
 def _say(who: str, mismatch: str = "") -> None:
-    if _heed is not Heed.SAY:
+    if _fallback_report is not FallbackReport.LOG:
         return
     logger.warning(
         "%s was called with other kinds of arguments than in the example call of fxgraft.trace%s: it runs as "

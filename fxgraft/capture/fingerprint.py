@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxgraft import _torch
 from fxgraft.capture.fallback import COUNTER
 from fxgraft.capture.fingerprint_watch import FingerprintWatch, contents_of
 from fxgraft.capture.identities import (
@@ -35,13 +36,13 @@ from fxgraft.capture.identities import (
     plain,
     tensor_facts,
 )
+from fxgraft.util.hooks import HOOKS
 from fxgraft_passes.naming import OWN_FORWARD
 
 _FIXED = {"torch", "fxgraft", "fxgraft_passes", "numpy", *sys.stdlib_module_names} - {"__main__"}
 """Packages whose code does not change while a model trains."""
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_NOT_READ = frozenset(vars(nn.Module())) | {"forward", "_compiled_call_impl", OWN_FORWARD, COUNTER}
+_NOT_READ = frozenset(vars(nn.Module())) | {"forward", _torch.COMPILED_CALL, OWN_FORWARD, COUNTER}
 _GRAFT = "_graft_"
 """How the names of grafts begin that a host has installed in a module: a structure's key has those."""
 
@@ -108,7 +109,7 @@ class _Reader:
     # Values
 
     def _ref(self, value: Any, soft: bool = False) -> object:
-        """What stands for a value. If it is ``soft``, plain values go to the values."""
+        """The hashable form of a value. If it is ``soft``, plain values go to the values."""
         if isinstance(value, PLAIN):
             if not soft:
                 return plain(value)
@@ -167,7 +168,7 @@ class _Reader:
         for name, value in state.items():
             if name not in _NOT_READ and not name.startswith(_GRAFT):
                 self._await((number, state, name, value, True), _is_fixed(type(module).__module__))
-        for register in _HOOKS:
+        for register in HOOKS:
             if state[register]:
                 self.has_hooks = True
                 self._read(number, state, register, state[register], False)

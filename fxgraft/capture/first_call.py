@@ -92,10 +92,10 @@ class FirstCallState:
         return found
 
     def restore(self, undo: ExitStack, root: nn.Module, values: Mapping[str, Any]) -> None:
-        """Let ``root`` have had its first call, in which those ``values`` were set.
+        """Put ``root`` into the state after its first call, which set those ``values``.
 
         Args:
-            undo: is given what takes that back.
+            undo: gets the callbacks that revert it.
             root: the traced model.
             values: as `values` gave them.
         """

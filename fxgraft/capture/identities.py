@@ -1,4 +1,4 @@
-"""What stands for a value in a fingerprint: hashable, and equal where compiled code cannot tell two apart."""
+"""The form of a value in a fingerprint: hashable, and equal where compiled code sees no difference."""
 
 from __future__ import annotations
 

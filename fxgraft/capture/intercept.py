@@ -3,7 +3,7 @@
 ``torch.fx`` records what is called with a proxy. Three things slip by it, and each would make a graph
 that computes something else than the code: operations on no proxy (``torch.arange(n)``), custom
 autograd functions (their ``forward`` is followed and their ``backward`` lost), and what torch asks of the
-type of a value. (The built-ins that do are in `_stand_ins`.)
+type of a value. (The built-ins that do are in `_builtins`.)
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ _FACTORIES = (
 
 
 @contextmanager
-def whole_calls() -> Iterator[None]:
-    """Let custom autograd functions, and factories, that are called with proxies become nodes."""
+def autograd_calls_as_nodes() -> Iterator[None]:
+    """Make nodes of calls with proxies of custom autograd functions and factories."""
     own = torch.autograd.Function.__dict__["apply"]
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ _STAND_INS = {name: _of_dtypes(limits) for name, limits in _LIMITS.items()}
 
 @contextmanager
 def limits_of_proxies(followed: bool) -> Iterator[None]:
-    """Let ``torch.finfo`` and ``torch.iinfo`` take proxies while a module's code is followed, and only then.
+    """Make ``torch.finfo`` and ``torch.iinfo`` accept proxies while a module's code is traced, and only then.
 
     Dynamo, which an operation may start, keeps what it finds there.
     """

@@ -32,6 +32,8 @@ from torch import nn
 from fxgraft.capture._facts import Fact, steps_to
 from fxgraft.capture.call_form import CallForm
 from fxgraft.errors import SlotError
+from fxgraft.util.hooks import has_hooks
+from fxgraft_passes import _torch as _torch_of_passes
 from fxgraft_passes import operators
 from fxgraft_passes.naming import OWN_FORWARD
 
@@ -50,9 +52,9 @@ def merge(root: Region, parts: Sequence[Region]) -> tuple[fx.Graph, dict[str, st
         The graph; and `local_name` -> the name of the node in it, for all nodes of all regions.
 
     Raises:
-        SlotError: a part is called in a way that its graph does not stand for.
+        SlotError: a part is called in a form that its graph is not valid for.
     """
-    graph = fx.Graph(tracer_cls=root.base._tracer_cls)
+    graph = _torch_of_passes.empty_like_graph(root.base)
     merging = _Merging(graph, root, {part.module: part for part in parts})
     graph.output(merging.write(root, "", None))
     return graph, merging.names
@@ -67,7 +69,7 @@ def local_name(region: str, node: str, root: str) -> str:
 def merged_form(root: Region, parts: Sequence[Region]) -> CallForm:
     """The calls that the merged graph is right for: those of ``root``, while no part is watched.
 
-    What the parts were told of the world is a condition too. What they assume of their inputs is in their
+    What the parts read as Python values is a condition too. What they assume of their inputs is in their
     graphs.
     """
     form = copy.copy(root.form)
@@ -85,9 +87,7 @@ def not_watched(root: nn.Module, *paths: str) -> bool:
     """Whether calls of these submodules are just runs of their ``forward``: nothing is hooked in."""
     for path in paths:
         module = root.get_submodule(path)
-        if module._forward_hooks or module._forward_pre_hooks:
-            return False
-        if module._backward_hooks or module._backward_pre_hooks:
+        if has_hooks(module):
             return False
         if "forward" in module.__dict__ and OWN_FORWARD not in module.__dict__:
             return False

@@ -14,6 +14,7 @@ from typing import Any
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture import trace_operators
 from fxgraft.capture._flat import flatten, unflatten
 from fxgraft.capture._inserted import arguments, without_graph
 from fxgraft.capture._preconditions import with_conditions
@@ -29,14 +30,13 @@ from fxgraft_passes import (
     Phase,
     Slot,
     SplitEdge,
-    operators,
     rejections_of,
     slots_of,
 )
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.naming import OWN_FORWARD
-from fxgraft_passes.observe import KEY
 
 MAX_KNOWN = 64
 """How many generated forwards a region keeps; the oldest goes first, and is generated again if needed."""
@@ -122,7 +122,7 @@ class Region:
     @property
     def is_boundary(self) -> bool:
         """Whether the module's code could not be traced: the graph only calls it."""
-        return any(node.target is operators.run for node in self.base.nodes)
+        return any(node.target is trace_operators.run for node in self.base.nodes)
 
     def forward_for(
         self, wirings: tuple[Wiring, ...], phase: Phase, parts: Sequence[Region] = ()
@@ -198,7 +198,7 @@ class Region:
         self._live = generated
 
     def __getstate__(self) -> dict[str, Any]:
-        # Generated functions are made again, by whoever installs them again.
+        # Generated functions are made again when they are installed again.
         return {**self.__dict__, "_live": None, "_known": {}, "base": flatten(self.base)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -229,22 +229,35 @@ def _attribute(i: int) -> str:
     return f"_graft_{i}"
 
 
+def block_of(path: str) -> str:
+    """The first three parts of a name, which are those of an inserted block where it is in one."""
+    return ".".join(path.split(".", 3)[:3])
+
+
 def slot_table(
-    regions: Iterable[Region], turns: Mapping[str, tuple[float, int]] = MappingProxyType({})
+    regions: Iterable[Region], run_order: Mapping[str, tuple[float, int]] = MappingProxyType({})
 ) -> Mapping[str, Slot]:
-    """Name -> slot over all regions, in execution order; ``turns`` says when inserted blocks run.
+    """Name -> slot over all regions, in execution order; ``run_order`` says when inserted blocks run.
 
     Two regions may come to the same name, where a module calls its grandchild past its child: the
-    later one gets ``_1``.
+    later one gets ``_1``. What a module returns is one place, where its call is a node of a graph and its
+    boundary is known as well.
     """
     found: dict[str, Slot] = {}
-    every = [slot for region in regions for slot in region.slots]
+    regions = list(regions)
+    calls = {slot.name for region in regions if not region.is_boundary for slot in region.slots}
+    every = [
+        slot
+        for region in regions
+        for slot in region.slots
+        if not region.is_boundary or slot.name not in calls
+    ]
 
     def turn(slot: Slot) -> tuple[float, int, int]:
-        order = slot.node.meta[KEY].order
+        order = metadata(slot.node)["observation"].order
         if not slot.region.startswith(f"{SEEDS}."):
             return order, -1, order
-        return (*turns.get(".".join(slot.region.split(".", 3)[:3]), (math.inf, 0)), order)
+        return (*run_order.get(block_of(slot.region), (math.inf, 0)), order)
 
     for slot in sorted(every, key=turn):
         name = next(

@@ -22,8 +22,8 @@ from fxgraft.capture._instruments import Instruments
 from fxgraft.capture._proxy import ConcreteProxy, UntraceableError
 from fxgraft.capture._tracer import RegionTracer
 from fxgraft.capture.call_form import CallForm, is_constant
-from fxgraft.capture.earlier import Followable, KnownGraph, StaleGraphError
-from fxgraft.capture.following import Following
+from fxgraft.capture.data_flow import DataFlow
+from fxgraft.capture.earlier_trace import KnownGraph, ReusableGraphs, StaleGraphError
 from fxgraft.util.bits import same_bits
 from fxgraft_passes.observe import Observer, WatchedRun
 from fxgraft_passes.snapshot import Snapshot
@@ -35,13 +35,13 @@ class RecordedCalls:
     Attributes:
         values: module -> its results, call by call.
         forms: module -> the forms of its calls.
-        following: knows whose results each module read.
+        data_flow: knows whose results each module read.
     """
 
     def __init__(self) -> None:
         self.values: dict[nn.Module, list[Any]] = {}
         self.forms: dict[nn.Module, list[CallForm]] = {}
-        self.following = Following()
+        self.data_flow = DataFlow()
 
     def watch(self, module: nn.Module) -> Callable[..., Any]:
         forward = type(module).forward
@@ -49,9 +49,9 @@ class RecordedCalls:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             form = CallForm(MethodType(forward, module), args, kwargs)
             self.forms.setdefault(module, []).append(form)
-            self.following.called(module, form.signature.bind(*args, **kwargs))
+            self.data_flow.called(module, form.signature.bind(*args, **kwargs))
             result = forward(module, *args, **kwargs)
-            self.following.returned(module, result)
+            self.data_flow.returned(module, result)
             # A copy: the caller may write into it.
             self.values.setdefault(module, []).append(
                 pytree.tree_map_only(torch.Tensor, _copy, opened(result))
@@ -82,7 +82,7 @@ class Traces:
         kept: frozenset[int],
         returned: RecordedCalls | None = None,
         skip: Traces | None = None,
-        known: Followable | None = None,
+        known: ReusableGraphs | None = None,
         seeing: Callable[[], AbstractContextManager[object]] = nullcontext,
     ):
         self.observer = Observer()
@@ -91,7 +91,7 @@ class Traces:
         self._returned = returned
         self._found: dict[nn.Module, tuple[CallForm, fx.Graph]] = {}
         self._failed: dict[nn.Module, str] = dict(skip._failed) if skip else {}
-        known = known or Followable(None, {})
+        known = known or ReusableGraphs(None, {})
         self._known, self._seeing = dict(known.graphs), seeing
         self._failed |= known.failed
         self.followed: dict[nn.Module, KnownGraph] = {}
@@ -201,7 +201,7 @@ class Traces:
         return result
 
     def _take_known(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Let the graph of an earlier trace be that of ``module``, if there is one and it is right."""
+        """Use the graph of an earlier trace for ``module``, if there is one and it is valid."""
         known = self._known.pop(module, None)
         if known is not None and (found := known.take(args, kwargs)) is not None:
             self._found[module], self.followed[module] = found, known

@@ -1,7 +1,7 @@
-"""Save a growing run and go on with it, bit for bit. Files hold data only: no code, no pickle.
+"""Save a growing run and continue it, bit for bit. Files hold data only: no code, no pickle.
 
 ============  ================================================================================
-`_run`        what a run is made of: host, seeds, optimizers, schedulers, random streams
+`_run`        the parts of a run: host, seeds, optimizers, schedulers, random streams
 `model`       a grown model for inference: no optimizer, no manager
 `file`        one file: tensors in safetensors, a JSON manifest in its header; atomic, checked
 `_sparse`     sparse tensors as dense ones, and back
@@ -13,15 +13,14 @@
 `_seeds`      the record of a seed, and a seed from a record
 `_structure`  how seeds are wired, as a tensor of bytes in a ``state_dict``
 `optimizers`  state of optimizers, and which parameter is where
-`randomness`  the random streams of torch, Python and numpy
-`_ranks`      the random streams of other ranks, in files beside that of rank 0
+`randomness`  the global random streams, and the files with those of other ranks
 ============  ================================================================================
 
 Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
-from fxgraft.checkpoint._ranks import save_streams
 from fxgraft.checkpoint._run import RunState, restore, save
-from fxgraft.checkpoint._structure import describe, elsewhere, revive
+from fxgraft.checkpoint._structure import describe, elsewhere, restore_seeds
+from fxgraft.checkpoint.randomness import save_streams
 
-__all__ = ["RunState", "describe", "elsewhere", "restore", "revive", "save", "save_streams"]
+__all__ = ["RunState", "describe", "elsewhere", "restore", "restore_seeds", "save", "save_streams"]

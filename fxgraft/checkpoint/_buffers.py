@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxgraft import _torch
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
@@ -69,7 +70,7 @@ def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, 
         if value is not None:
             value = value.to(_device(host, module) if mine is None else mine.device, copy=True)
         module._buffers[leaf] = value
-        module._non_persistent_buffers_set.add(leaf)
+        _torch.unsaved_buffers(module).add(leaf)
         if not is_alike:
             others.append(f"{name} is {_form(value)}, and was {_form(mine)}")
     if others:
@@ -83,7 +84,7 @@ def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, 
 
 def _empty(host: Host) -> Iterator[str]:
     for path, module in host.named_modules():
-        for leaf in module._non_persistent_buffers_set:
+        for leaf in _torch.unsaved_buffers(module):
             if leaf in module._buffers and module._buffers[leaf] is None:
                 yield f"{path}.{leaf}" if path else leaf
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxgraft.checkpoint.packing import conform
+from fxgraft.checkpoint.packing import convert_like
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
@@ -58,7 +58,7 @@ def frozen(host: Host) -> list[str]:
 
 def warn_of_frozen(path: str | os.PathLike[str], host: Host, saved: Any) -> None:
     """Say which parameters of the host train that did not in the saved run, and the other way round."""
-    if not isinstance(saved, list):  # in files of before
+    if not isinstance(saved, list):  # in files of earlier versions
         return
     ours, theirs = set(frozen(host)), {name for name in saved if isinstance(name, str)}
     for names, what in ((theirs - ours, "do"), (ours - theirs, "do not")):
@@ -82,4 +82,4 @@ def scheduler_state(scheduler: Any, saved: Mapping[str, Any]) -> Any:
     ours = scheduler.state_dict()
     if ours.keys() != saved.keys():
         raise CheckpointError(f"{type(scheduler).__name__}: expected {sorted(ours)}; got {sorted(saved)}")
-    return conform(saved, ours, type(scheduler).__name__)
+    return convert_like(saved, ours, type(scheduler).__name__)

@@ -1,4 +1,4 @@
-"""What a model computes, as text: to see whether a checkpoint is loaded into one that computes the same.
+"""What a model computes, as text, to see whether a checkpoint fits a model that computes the same.
 
 Models of the same tensors can be other functions. A file has the classes of the modules, with the settings
 that torch's own print, and the graphs that were traced. Texts that differ do not prove that the functions do
@@ -26,8 +26,10 @@ from fxgraft_passes.graft import SEEDS
 
 _texts: weakref.WeakKeyDictionary[fx.Graph, str] = weakref.WeakKeyDictionary()
 _NOISE = re.compile(r" at 0x[0-9a-f]+| : \[num_users=\d+\]")
+_MOVED = re.compile(r"\bfxgraft_passes\.operators\.(assume|by_mode|run)\b")
+"""Operators as files name them that were written before these were in `fxgraft.capture.trace_operators`."""
 _MOST = 3
-"""How many differences are told."""
+"""How many differences are listed."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ModelCode:
         if data is None:
             return None
         try:
-            texts = [str(text) for text in data["texts"]]
+            texts = [_MOVED.sub(r"fxgraft.capture.trace_operators.\1", str(text)) for text in data["texts"]]
             modules, graphs = ({n: texts[i] for n, i in data[k].items()} for k in ("modules", "graphs"))
             return cls(modules, graphs)
         except (AttributeError, IndexError, KeyError, TypeError) as error:

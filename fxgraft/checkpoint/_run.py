@@ -1,7 +1,7 @@
-"""What a run is made of: the host, the seeds, the optimizers, the schedulers, the random streams.
+"""The parts of a run: the host, the seeds, the optimizers, the schedulers, the random streams.
 
-A seed in preparation (GERMINATED) is not part of a checkpoint: it has no weights yet, and the host does
-not feel it. After a load it is simply not there, and can be germinated again under its name.
+A seed in preparation (GERMINATED) is not part of a checkpoint: it has no weights yet, and the host is
+not affected. After a load it is simply not there, and can be germinated again under its name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxgraft.checkpoint import _ranks, file, optimizers, randomness
+from fxgraft.checkpoint import file, optimizers, randomness
 from fxgraft.checkpoint._buffers import check_buffers, load_buffers
 from fxgraft.checkpoint._checks import (
     check_model,
@@ -32,13 +32,13 @@ from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weight
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.resizing.replay import WideningReplay, records
 from fxgraft.slots.structure import Structure
 from fxgraft.util import validate
 from fxgraft.util.reading import read as read_data
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 
 
 @dataclass
@@ -134,7 +134,7 @@ def restore(
     try:
         streams = unpack(manifest["random"], tensors)
         if rank:
-            streams = _ranks.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
+            streams = randomness.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
         restoration = _Restoration(
             path, manifest, tensors, lifecycle, trainers, schedulers, streams, alone=alone
         )
@@ -154,7 +154,7 @@ def restore_model(
     lifecycle: Lifecycle,
     blueprints: Mapping[str, BlueprintLike],
 ) -> None:
-    """Bring a fresh host to what a checkpoint has of it and its seeds, without optimizers and random streams.
+    """Load host and seeds from a checkpoint into a fresh host, without optimizers and random streams.
 
     Raises:
         CheckpointError: as `restore`. The host is as before.
@@ -219,9 +219,9 @@ class _Restoration:
             engine.had_first_call(undo, host, self._first_call)
             waiting = list(self._records)
             for growth in self._replay.growths:  # each with what had grown by then
-                waiting = self._revive(undo, waiting, blueprints, growth.seeds)
+                waiting = self._restore_seeds(undo, waiting, blueprints, growth.seeds)
                 self._replay.do(undo, growth)
-            self._revive(undo, waiting, blueprints)
+            self._restore_seeds(undo, waiting, blueprints)
             self._in_order()
             self._replay.end(undo)
             check_model(self._host, self._model)
@@ -242,7 +242,7 @@ class _Restoration:
                 lifecycle.begin(seed)
         return self._state
 
-    def _revive(
+    def _restore_seeds(
         self,
         undo: ExitStack,
         records: Sequence[SeedRecord],
@@ -253,7 +253,7 @@ class _Restoration:
         for record in records:
             if names is None or record.name in names:
                 record.check_size(self._lifecycle, blueprints, self._weights, grows=names is not None)
-                seed = record.revive(self._lifecycle, self._state.run_seed, blueprints)
+                seed = record.restore_seed(self._lifecycle, self._state.run_seed, blueprints)
                 undo.callback(self._lifecycle.forget, seed)
         return [record for record in records if names is not None and record.name not in names]
 
@@ -271,7 +271,7 @@ class _Restoration:
     def _order_by_names(self, record: SeedRecord) -> tuple[int, str]:
         """How the seeds at one slot stood in files of version 1."""
         slot = self._host.site(record.slot, record.source)
-        return slot.node.meta[KEY].order, record.name
+        return metadata(slot.node)["observation"].order, record.name
 
     def _load_optimizers(self, undo: ExitStack) -> None:
         optimizers.arrange(self._trainers, self._names, self._host)

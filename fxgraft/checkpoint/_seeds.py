@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from fxgraft import schedules
 from fxgraft.checkpoint.file import DAMAGED
 from fxgraft.errors import CheckpointError
-from fxgraft.lifecycle import nursery
+from fxgraft.lifecycle import building
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.lifecycle.swap import follow_stages
 from fxgraft.resizing import new_blocks
 from fxgraft.schedules import SCHEDULES, Ramp
 from fxgraft.seeds import streams
+from fxgraft.seeds.config import SeedOrigin
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.util import validate
@@ -75,15 +76,14 @@ def _fits(made: Tensor, saved: Tensor | None, grows: bool) -> bool:
     return all(size <= wider for size, wider in zip(made.shape, saved.shape, strict=True))
 
 
-@dataclass(frozen=True)
-class SeedRecord:
+@dataclass(frozen=True, kw_only=True)
+class SeedRecord(SeedOrigin):
     """What a manifest says of a seed. Its weights are among the host's tensors."""
 
-    name: str
-    slot: str
+    name: str = field()  # without the default
     blueprint: str
-    registered: bool
     config: dict[str, Any]
+    registered: bool
     spec: dict[str, Any]
     stage: str
     alpha: float = field(metadata=_SHARE)
@@ -91,7 +91,6 @@ class SeedRecord:
     ramp: RampRecord | None
     plain: SeedCounters
     hyper: dict[str, Any] | None = None
-    source: str | None = None
     places: dict[str, tuple[int, int]] | None = None
     frozen: list[str] | None = None  # parameters that do not require gradients; None: as they are built
 
@@ -100,21 +99,21 @@ class SeedRecord:
         """The record of a live or fossilized seed."""
         hyper = seed.hyper
         return cls(
-            seed.name,
-            seed.slot,
-            seed.blueprint,
-            seed.registered,
-            dict(seed.config),
-            dataclasses.asdict(seed.spec),
-            seed.stage.name,
-            seed.alpha,
-            list(seed.alphas),
-            _ramp_record(seed),
-            SeedCounters.of(seed),
-            None if hyper is None else dict(hyper),
-            seed.source,
-            None if seed.places is None else dict(seed.places),
-            _frozen(seed.module),
+            name=seed.name,
+            slot=seed.slot,
+            source=seed.source,
+            blueprint=seed.blueprint,
+            config=dict(seed.config),
+            registered=seed.registered,
+            spec=dataclasses.asdict(seed.spec),
+            stage=seed.stage.name,
+            alpha=seed.alpha,
+            alphas=list(seed.alphas),
+            ramp=_ramp_record(seed),
+            plain=SeedCounters.of(seed),
+            hyper=None if hyper is None else dict(hyper),
+            places=None if seed.places is None else dict(seed.places),
+            frozen=_frozen(seed.module),
         )
 
     @classmethod
@@ -167,7 +166,7 @@ class SeedRecord:
         slot = lifecycle.host.site(self.slot, self.source)
         try:
             with torch.device("meta"), streams.private_stream(0):
-                module: Any = nursery._build(source, slot, self.spec["mode"], self.config)
+                module: Any = building.call_blueprint(source, slot, self.spec["mode"], self.config)
         except Exception:
             return  # what is wrong with it is said when it is built
         if not isinstance(module, nn.Module):
@@ -182,7 +181,9 @@ class SeedRecord:
                     f"blueprint as it was in the saved run, or give load(..., blueprints=...) one that fits"
                 )
 
-    def revive(self, lifecycle: Lifecycle, run_seed: int, blueprints: Mapping[str, BlueprintLike]) -> Seed:
+    def restore_seed(
+        self, lifecycle: Lifecycle, run_seed: int, blueprints: Mapping[str, BlueprintLike]
+    ) -> Seed:
         """Grow the seed again and bring it, through the same transitions, to its stage."""
         if self.name in lifecycle.seeds:
             raise CheckpointError(f"there are two seeds {self.name!r}")
@@ -198,8 +199,8 @@ class SeedRecord:
         if call is not None:
             grown = new_blocks.again(lifecycle.host, slot, key, self.config)
         else:
-            around = nursery.surroundings(lifecycle.host, slot)
-            grown = nursery.grow(self._source(blueprints), slot, spec.mode, around, key, self.config)
+            around = building.surroundings(lifecycle.host, slot)
+            grown = building.build(self._source(blueprints), slot, spec.mode, around, key, self.config)
         lifecycle.go_live(seed, slot, grown)
         self._freeze(grown)  # not before: what was frozen later is in an optimizer all the same
         stage = Stage[self.stage]
@@ -219,7 +220,7 @@ class SeedRecord:
         return seed
 
     def _freeze(self, module: nn.Module) -> None:
-        """Let the same parameters require gradients as in the saved run."""
+        """Set ``requires_grad`` of each parameter as in the saved run."""
         if self.frozen is not None:
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad == (name in self.frozen):

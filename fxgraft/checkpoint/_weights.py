@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxgraft import _torch
 from fxgraft.checkpoint._buffers import unsaved_buffers
 from fxgraft.checkpoint.file import DAMAGED
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.host.receiving import ENTRY
+from fxgraft.host.state_loading import ENTRY
 from fxgraft_passes.graft import SEEDS
 
 
@@ -60,7 +61,7 @@ def load_weights(undo: ExitStack, host: Host, weights: Mapping[str, Any]) -> Non
     """Load a state that has been checked into ``host``. What can fail then is code of the model's own.
 
     Args:
-        undo: is given what brings the tensors of before back, where there is such code.
+        undo: gets callbacks that restore the earlier tensors, where there is such code.
         host: with the seeds of the state.
         weights: from `read_weights`.
     """
@@ -82,7 +83,7 @@ def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, An
 
 def _loads_by_itself(module: nn.Module) -> bool:
     """Whether a module runs code, which is not torch's, when a state is loaded into it."""
-    hooks = (*module._load_state_dict_pre_hooks.values(), *module._load_state_dict_post_hooks.values())
+    hooks = _torch.loading_hooks(module)
     methods = (getattr(type(module), name, None) for name in ("_load_from_state_dict", "set_extra_state"))
     return bool(hooks) or any(
         not str(getattr(method, "__module__", "torch.nn")).startswith("torch.") for method in methods

@@ -134,7 +134,7 @@ def _manifest(path: str | os.PathLike[str], header: dict[str, str]) -> dict[str,
 
 
 def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor contiguous and in memory of its own, as the format wants it: tied ones are copied."""
+    """Each tensor contiguous and in memory of its own, as the format asks for it: tied ones are copied."""
     seen: set[int] = set()
     plain = {}
     for name, tensor in tensors.items():

@@ -16,8 +16,8 @@ from fxgraft.errors import CheckpointError
 from fxgraft.host.example import call_of
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import BlueprintLike
 
 
 def load_model(
@@ -50,21 +50,29 @@ def load_model(
         CheckpointError: the file is damaged, of another model, a folder, or does not say the form of the
             example call; or a seed is of code that is not in ``blueprints``.
         TraceError: the model cannot be traced with that call.
+        TypeError: ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a new nn.Module of the class that was saved; got {type(model).__name__}"
+        )
     if Path(path).is_dir():
         raise CheckpointError(
             f"{path}: expected a file; this is a folder, of a sharded run: SeedManager.load reads it"
         )
-    manifest, tensors = file.read(path)
-    host = model if isinstance(model, Host) else _traced(path, manifest, model, example_args, example_kwargs)
-    lifecycle = Lifecycle(host, (), lambda seed: None, lambda name: None, lambda seeds: None)
-    lifecycle.cold = True  # the structures on the way are not worth compiling
-    known = {**host.seed_blueprints, **(blueprints or {})}
-    restore_model(path, manifest, tensors, lifecycle, known)
-    for seed in lifecycle.seeds:
-        lifecycle.gradients.unwatch(seed)
-    host._links.on_replaced = host._links.led_by = None
-    host.seed_blueprints.update(blueprints or {})
+    with torch.inference_mode(False):  # what is made inside of it could not be trained
+        manifest, tensors = file.read(path)
+        host = (
+            model if isinstance(model, Host) else _traced(path, manifest, model, example_args, example_kwargs)
+        )
+        lifecycle = Lifecycle(host, (), lambda seed: None, lambda name: None, lambda seeds: None)
+        lifecycle.cold = True  # the structures on the way are not worth compiling
+        known = {**host.seed_blueprints, **(blueprints or {})}
+        restore_model(path, manifest, tensors, lifecycle, known)
+        for seed in lifecycle.seeds:
+            lifecycle.gradients.unwatch(seed)
+        host._links.on_replaced = host._links.led_by = None
+        host.seed_blueprints.update(blueprints or {})
     host.eval()
     return host
 

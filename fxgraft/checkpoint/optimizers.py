@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from fxgraft.checkpoint.file import DAMAGED
-from fxgraft.checkpoint.packing import conform, pack
+from fxgraft.checkpoint.packing import convert_like, pack
 from fxgraft.errors import CheckpointError
 from fxgraft.optimizers.groups import OWNER
-from fxgraft.optimizers.nested import nested
+from fxgraft.optimizers.wrapped import nested
 
 _OF_PARAMETERS_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _SEED = "_seeds."
@@ -57,7 +57,7 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
             )
     seeds = {n: p for n, p in model.named_parameters() if n.startswith(_SEED)}
     places, here = _of_seeds(saved), _of_seeds(parameter_names(o, model) for o in optimizers)
-    # There may be more than here, where somebody let a part train that its blueprint makes frozen.
+    # There may be more than here, where the user unfroze a part that its blueprint freezes.
     if optimizers and not (set(here) <= set(places) <= set(seeds) and len(places) == len(set(places))):
         raise CheckpointError(
             f"the optimizers of the checkpoint hold other parameters than its seeds have. {DAMAGED}"
@@ -73,9 +73,9 @@ def arrange(optimizers: Sequence[Optimizer], saved: Sequence[Names], model: nn.M
                 if key not in group:
                     continue
                 own = iter([entry for entry, keep in zip(group[key], kept, strict=True) if keep])
-                news: Any = seeds if key == "params" else {n: n for n in seeds}
+                by_name: Any = seeds if key == "params" else {n: n for n in seeds}
                 group[key][:] = [
-                    news[n] if n is not None and n.startswith(_SEED) else next(own) for n in wanted
+                    by_name[n] if n is not None and n.startswith(_SEED) else next(own) for n in wanted
                 ]
 
 
@@ -131,7 +131,7 @@ def check(optimizer: Optimizer, saved: Any, names: Names) -> dict[str, Any]:
                 "param_groups: other places than those of the parameters: expected the optimizer's groups in "
                 "the order of the saved run"
             )
-        groups.append(conform(theirs, group, "param_groups"))
+        groups.append(convert_like(theirs, group, "param_groups"))
     foreign = {place for place, name in enumerate(n for group in names for n in group) if name is None}
     for place, values in state.items():
         if place not in foreign:
@@ -155,10 +155,10 @@ def load(optimizer: Optimizer, saved: dict[str, Any]) -> None:
 
 def _refuse_hidden_state(optimizer: Optimizer) -> None:
     """Raise `CheckpointError` where the ``state_dict`` lacks the state of an optimizer inside of this one."""
-    told = {id(leaf) for leaf in pytree.tree_leaves(optimizer.state_dict())}
+    in_state = {id(leaf) for leaf in pytree.tree_leaves(optimizer.state_dict())}
     for inside in nested(optimizer):
         state = pytree.tree_leaves(list(inside.state.values()))
-        if any(isinstance(leaf, Tensor) and id(leaf) not in told for leaf in state):
+        if any(isinstance(leaf, Tensor) and id(leaf) not in in_state for leaf in state):
             kind = type(optimizer).__name__
             raise CheckpointError(
                 f"{kind}.state_dict() lacks the state of the {type(inside).__name__} inside of it, without "

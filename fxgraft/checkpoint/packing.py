@@ -63,21 +63,21 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise CheckpointError(f"the manifest is damaged: {str(packed)[:80]!r} is not of its format. {DAMAGED}")
 
 
-def conform(saved: Any, like: Any, where: str) -> Any:
+def convert_like(saved: Any, like: Any, where: str) -> Any:
     """``saved`` in the types of ``like``, the value that it replaces.
 
     Raises:
-        CheckpointError: if one cannot stand for the other: text for a number, say.
+        CheckpointError: if one cannot replace the other: text for a number, say.
     """
     if like is None or saved is None:
         return saved
     if isinstance(like, Mapping) and isinstance(saved, Mapping):
-        inner = {k: conform(v, like.get(k), f"{where}.{k}") for k, v in saved.items()}
+        inner = {k: convert_like(v, like.get(k), f"{where}.{k}") for k, v in saved.items()}
         return type(like)(inner) if isinstance(like, (Counter, OrderedDict)) else inner
     if isinstance(like, (list, tuple)) and isinstance(saved, (list, tuple)):
         if len(like) != len(saved):
             return saved
-        items = [conform(s, k, f"{where}.{i}") for i, (s, k) in enumerate(zip(saved, like, strict=True))]
+        items = [convert_like(s, k, f"{where}.{i}") for i, (s, k) in enumerate(zip(saved, like, strict=True))]
         return items if isinstance(saved, list) else tuple(items)
     numbers = (bool, int, float, Tensor)
     if isinstance(like, numbers) and isinstance(saved, numbers):

@@ -12,7 +12,7 @@ import typer
 from rich.live import Live
 
 from fxgraft.cli._target import Task, load_task
-from fxgraft.cli.app import JSON, app, report_errors, tell
+from fxgraft.cli.app import JSON, app, print_result, report_errors
 from fxgraft.explore import Exploration, scoring
 from fxgraft.host.host import Host
 from fxgraft.host.tracing import trace
@@ -44,7 +44,7 @@ def explore(
     ] = None,
     as_json: JSON = False,
 ) -> None:
-    """Train a model for a while, let candidates learn beside it, and tell where it should grow.
+    """Train a model for a while, let candidates learn beside it, and say where it should grow.
 
     In a terminal the table is live meanwhile.
     """
@@ -54,8 +54,8 @@ def explore(
             _check(picture)
         live = sys.stdout.isatty() and not as_json
         found = _explored(load_task(target), slots, steps, warm_up, lr, blueprint, score, live)
-        tell(str(found), found.to_dict(), as_json)
-        if picture is not None:  # last: what was found is told, even where no picture can be drawn
+        print_result(str(found), found.to_dict(), as_json)
+        if picture is not None:  # last: what was found is printed, even where no picture can be drawn
             found.show().save(picture)
 
 

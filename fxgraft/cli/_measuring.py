@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from fxgraft.cli._target import load
-from fxgraft.cli.app import JSON, TARGET, app, options_of, report_errors, tell
+from fxgraft.cli.app import JSON, TARGET, app, options_of, print_result, report_errors
 from fxgraft.cost import CostReport, Measurement
 from fxgraft.util.tables import rich_table
 
@@ -22,11 +22,11 @@ def bench(
     backend: Annotated[
         str | None, typer.Option(help="Compile all sides by this one, e.g. inductor; by default eager.")
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often the sides take turns.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Rounds of interleaved timing.")] = 15,
     steps: Annotated[int, typer.Option(help="Training steps of each side in a round.")] = 4,
     as_json: JSON = False,
 ) -> None:
-    """Measure a training step of a model, bare and in a host, in turns; and what changes cost."""
+    """Measure a training step of a model, bare and in a host, interleaved; and what changes cost."""
     with report_errors():
         made = load(target)
         cost = Measurement(
@@ -41,7 +41,7 @@ def bench(
             backend=backend,
         ).run()
         if as_json:
-            tell("", cost.to_dict(), as_json)
+            print_result("", cost.to_dict(), as_json)
         else:
             show(cost, rounds, Console())
 

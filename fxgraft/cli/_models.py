@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from fxgraft.cli.app import JSON, TARGET, app, host_of, options_of, report_errors, report_missing_extras, tell
+from fxgraft.cli.app import (
+    JSON,
+    TARGET,
+    app,
+    host_of,
+    options_of,
+    print_result,
+    report_errors,
+    report_missing_extras,
+)
 from fxgraft.commands import SEED
 from fxgraft.manager.dispatch import arguments
 from fxgraft.manager.manager import SeedManager
@@ -17,8 +26,8 @@ from fxgraft.manager.manager import SeedManager
 def explain(target: TARGET, as_json: JSON = False) -> None:
     """Tell which modules of a model are traced, which are not and why, and where its slots are."""
     with report_errors():
-        told = host_of(target).explain()
-        tell(str(told), told.to_dict(), as_json)
+        explanation = host_of(target).explain()
+        print_result(str(explanation), explanation.to_dict(), as_json)
 
 
 @app.command()
@@ -34,7 +43,7 @@ def slots(
             {"name": s.name, "shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")}
             for s in found.values()
         ]
-        tell(str(found), rows, as_json)
+        print_result(str(found), rows, as_json)
 
 
 @app.command()
@@ -47,11 +56,11 @@ def plan(
     config: Annotated[str, typer.Option(help="Options of the blueprint, as a JSON object.")] = "{}",
     as_json: JSON = False,
 ) -> None:
-    """Tell what a germination would change: parameters, FLOPs, generated code. Changes nothing."""
+    """Show what a germination would change: parameters, FLOPs, generated code. Changes nothing."""
     with report_errors():
         seed = SEED(slot=slot, blueprint=blueprint, mode=mode, source=source, config=options_of(config))
-        told = SeedManager(host_of(target)).plan(**arguments(seed))
-        tell(str(told), told.to_dict(), as_json)
+        planned = SeedManager(host_of(target)).plan(**arguments(seed))
+        print_result(str(planned), planned.to_dict(), as_json)
 
 
 @app.command()
@@ -63,7 +72,7 @@ def graph(
     """Draw a model with its slots: one picture, or a page where each module opens."""
     with report_errors():
         written = host_of(target).show().save(output)
-        tell(f"wrote {written}", {"wrote": str(written)}, as_json)
+        print_result(f"wrote {written}", {"wrote": str(written)}, as_json)
 
 
 @app.command()

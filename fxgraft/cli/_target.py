@@ -64,7 +64,11 @@ def load_task(target: str) -> Task:
     held_out = list(made[3]) if len(made) == 4 else batches
     for name, given in (("batches", batches), ("held_out", held_out)):
         if not given or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in given):
-            raise TargetError(f"target: {name} of {target}: expected a pair of inputs and targets at least")
+            odd = next((one for one in given if not isinstance(one, (tuple, list)) or len(one) != 2), None)
+            raise TargetError(
+                f"target: {name} of {target}: expected one pair of inputs and targets at least, and nothing "
+                f"else: [(inputs, targets), ...]; got {'none' if odd is None else _form(odd)}"
+            )
     return Task(made[0], batches, made[2], held_out)
 
 

@@ -1,4 +1,4 @@
-"""What all commands share: the application, its arguments, and how errors are told."""
+"""What all commands share: the application, its arguments, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TARGET = Annotated[
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _told_version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"fxgraft {fxgraft.__version__}, torch {torch.__version__}")
         raise typer.Exit
@@ -54,7 +54,7 @@ def _told_version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the versions.", callback=_told_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the versions.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Grow a PyTorch model while it trains."""
@@ -66,7 +66,7 @@ def host_of(target: str) -> Host:
     return trace(loaded.model, loaded.example_args, loaded.example_kwargs)
 
 
-def tell(text: str, data: Any, as_json: bool) -> None:
+def print_result(text: str, data: Any, as_json: bool) -> None:
     """Print one or the other."""
     typer.echo(json.dumps(data, indent=2) if as_json else text)
 

@@ -1,8 +1,8 @@
-"""Commands: what a controller says to a manager, and what it hears back.
+"""Commands: what a controller says to a manager, and what it gets back.
 
     {"type": "SEED", "slot": "layer1.relu", "blueprint": "mlp", "config": {"hidden": 32}}
     {"type": "BLEND", "seed": "mlp_at_layer1_relu", "to": 1.0, "steps": 200, "schedule": "cosine"}
-    {"type": "CULL", "seed": "mlp_at_layer1_relu"}        likewise FOSSILIZE, PAUSE, RESUME
+    {"type": "CULL", "seed": "mlp_at_layer1_relu"}        likewise FOSSILIZE, PAUSE, RESUME, FUSE
     {"type": "WIDEN", "group": "blocks.0.up", "by": 64}
     {"type": "DEEPEN", "stack": "transformer.h", "count": 2, "at": "end"}
 
@@ -24,6 +24,7 @@ from fxgraft.commands.messages import (
     CULL,
     DEEPEN,
     FOSSILIZE,
+    FUSE,
     PAUSE,
     RESUME,
     SEED,
@@ -38,6 +39,7 @@ __all__ = [
     "CULL",
     "DEEPEN",
     "FOSSILIZE",
+    "FUSE",
     "MAX_BYTES",
     "PAUSE",
     "RESUME",

@@ -74,7 +74,7 @@ class Inbox:
         self._stepping.release()
 
     def put(self, command: Command) -> Future[Reply]:
-        """Let ``command`` wait. The future gets its reply, and can be cancelled before that."""
+        """Queue ``command``. The future gets its reply, and can be cancelled before that."""
         future: Future[Reply] = Future()
         if len(self._waiting) >= MAX_WAITING:
             reason = f"{MAX_WAITING} commands wait already: does the training thread call manager.step()?"

@@ -124,6 +124,19 @@ class WIDEN:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FUSE:
+    """Merge a permanent seed into the host's own layers, as `fxgraft.SeedManager.fuse` does.
+
+    Attributes:
+        seed: its name.
+        id: names the command, so that it is carried out once. Default None: no name.
+    """
+
+    seed: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DEEPEN:
     """Insert blocks in a stack of the host, as `fxgraft.SeedManager.deepen` does.
 
@@ -152,9 +165,9 @@ class DEEPEN:
     id: str | None = None
 
 
-Command = SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME | WIDEN | DEEPEN
+Command = SEED | BLEND | CULL | FOSSILIZE | PAUSE | RESUME | WIDEN | FUSE | DEEPEN
 TYPES: dict[str, type[Command]] = {
-    kind.__name__: kind for kind in (SEED, BLEND, CULL, FOSSILIZE, PAUSE, RESUME, WIDEN, DEEPEN)
+    kind.__name__: kind for kind in (SEED, BLEND, CULL, FOSSILIZE, PAUSE, RESUME, WIDEN, FUSE, DEEPEN)
 }
 
 

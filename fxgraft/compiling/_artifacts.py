@@ -28,10 +28,12 @@ class Artifact:
 
     Attributes:
         run: ``run(module, *args, **kwargs)``; must only be called where it fits.
+        is_tried: whether it was compared with eager mode, as far as it can be.
     """
 
     def __init__(self, code: Entry, check: Callable[[dict[str, Any]], bool]):
         self.run = code
+        self.is_tried = False
         self._check = check
 
     def fits(self, module: nn.Module, *args: Any, **kwargs: Any) -> bool:

@@ -70,6 +70,7 @@ class Assumptions:
         what = self._keys.renew()
         for state in self._running.values():
             state.follow()
+            state.variant.look_again()  # dynamo may compile again, and that code is to be compared
         if self._changes == MAX_CHANGES:
             logger.warning(
                 "what compiled code depends on (%s) has changed in %d calls in a row: the host runs "

@@ -1,8 +1,8 @@
-"""Classes and functions that a fresh interpreter cannot import travel by value, and are known on return.
+"""Classes and functions that a fresh interpreter cannot import are sent by value, and recognised on return.
 
 By value go those of ``__main__`` (scripts, notebooks), local ones, lambdas, and those of modules that a fresh
 interpreter would not find. Compiled code that comes back names its classes: each that went by value has a
-*stand-in*, a module of one made-up name in both processes, through which the name leads to the class itself.
+*proxy module*, of one generated name in both processes, in which the class is found by its name.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 import cloudpickle
 
 _number = itertools.count()
-_stand_ins: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+_proxy_modules: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 _importable: dict[str, bool] = {}
 
 
-class _StandIn(ModuleType):
+class _ProxyModule(ModuleType):
     """Has one class, under its name; does not keep it."""
 
     def __init__(self, name: str, cls: type):
@@ -41,17 +41,17 @@ class _StandIn(ModuleType):
 
 
 @dataclass(frozen=True)
-class _Adopt:
-    """In the other process: finish a class, and let it be known by its stand-in."""
+class _FinishClass:
+    """In the other process: finish a class, and register its proxy module."""
 
     finish: Callable[[type, Any], Any]
-    stand_in: str
+    proxy_module: str
 
     def __call__(self, cls: type, state: Any) -> None:
         self.finish(cls, state)
-        cls.__module__, cls.__qualname__ = self.stand_in, cls.__name__
-        _borrowed.setdefault(self.stand_in, None)
-        sys.modules[self.stand_in] = _StandIn(self.stand_in, cls)
+        cls.__module__, cls.__qualname__ = self.proxy_module, cls.__name__
+        _borrowed.setdefault(self.proxy_module, None)
+        sys.modules[self.proxy_module] = _ProxyModule(self.proxy_module, cls)
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,34 @@ class _Globals:
 class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     """Pickles for a fresh interpreter that has the ``sys.path`` of this one."""
 
+    def dump(self, obj: Any) -> Any:
+        """Pickle ``obj``."""
+        self._by_value: list[ModuleType] = []  # that cloudpickle was told of, for this once
+        try:
+            return super().dump(obj)
+        finally:
+            for module in self._by_value:
+                cloudpickle.unregister_pickle_by_value(module)
+
     def reducer_override(self, obj: Any) -> Any:
         """How to pickle ``obj``."""
         if isinstance(obj, (type, FunctionType)):
             return self._code(obj)
         return super().reducer_override(obj)
 
+    def _send_by_value(self, module: Any) -> None:
+        if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+            cloudpickle.register_pickle_by_value(module)
+            self._by_value.append(module)
+
     def _code(self, obj: Any) -> Any:
         module = sys.modules.get(getattr(obj, "__module__", None) or "")
-        if module is not None and module.__name__ != "__main__" and not is_importable(module.__name__):
-            cloudpickle.register_pickle_by_value(module)
+        name = module.__name__ if module is not None else "__main__"
+        if name != "__main__" and not is_importable(name):
+            self._send_by_value(module)
         if isinstance(obj, FunctionType):
-            name = obj.__globals__.get("__name__")
-            known = sys.modules.get(name) if isinstance(name, str) else None
+            scope = obj.__globals__.get("__name__")
+            known = sys.modules.get(scope) if isinstance(scope, str) else None
             if known is not None and known.__dict__ is obj.__globals__:
                 self.globals_ref.setdefault(id(obj.__globals__), _Globals(known.__name__))
             if not obj.__module__:  # generated: cloudpickle would look for it in every module
@@ -88,7 +103,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = super().reducer_override(obj)
         # By value: a skeleton, and what finishes it.
         if isinstance(reduced, tuple) and len(reduced) == 6 and reduced[5] is not None:
-            return (*reduced[:5], _Adopt(reduced[5], _stand_in(obj)))
+            return (*reduced[:5], _FinishClass(reduced[5], _proxy_module_of(obj)))
         return reduced
 
 
@@ -131,13 +146,13 @@ def _spec(name: str, path: Any) -> ModuleSpec | None:
     return None
 
 
-def _stand_in(cls: type) -> str:
-    """The name that stands for ``cls`` in both processes."""
-    name = _stand_ins.get(cls)
+def _proxy_module_of(cls: type) -> str:
+    """The name of the proxy module of ``cls`` in both processes."""
+    name = _proxy_modules.get(cls)
     if name is None:
         name = f"fxgraft_by_value_{os.getpid()}_{next(_number)}"
-        _stand_ins[cls] = name
-        sys.modules[name] = _StandIn(name, cls)
+        _proxy_modules[cls] = name
+        sys.modules[name] = _ProxyModule(name, cls)
         weakref.finalize(cls, sys.modules.pop, name, None)
     return name
 

@@ -1,8 +1,9 @@
-"""What a compiled graph depends on in a call, beside the structure; and how to make up such a call."""
+"""What a compiled graph depends on in a call, beside the structure; and how to generate such a call."""
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,9 @@ from torch.utils import _pytree as pytree
 
 from fxgraft import _torch
 from fxgraft.capture.call_form import is_constant
+from fxgraft.compiling._opened import opened
+from fxgraft_passes import _torch as _torch_of_passes
 from fxgraft_passes import devices
-
-Autocast = tuple[str, torch.dtype] | None
-"""Device type and dtype of the autocast that is on, or None."""
 
 _NUMBERS = (int, float)
 _PLAIN = (bool, *_NUMBERS, str, type(None))
@@ -32,25 +32,24 @@ def call_key(
         module: that is called.
         args: positional arguments.
         kwargs: keyword arguments.
-        numbers_vary: whether integers and floats are told apart by their type only.
+        numbers_vary: whether integers and floats are distinguished by their type only.
     """
     # In front of each step of a compiled host: as few functions as can be, as their code is cold by then.
+    if (default_devices := _torch_of_passes.default_devices()) is None:
+        return None
     forms: list[object] = []
-    first: torch.device | None = None
     for value in (*args, *kwargs.values()) if kwargs else args:
         if type(value) is Tensor:
-            device = value.device
-            forms.append((value.shape, value.stride(), value.dtype, device, value.requires_grad))
-            first = first or device
+            forms.append((value.shape, value.stride(), value.dtype, value.device, value.requires_grad))
         elif numbers_vary and type(value) in _NUMBERS:
             forms.append(type(value))
         elif type(value) in _PLAIN:
             forms.append((type(value), value))
         else:
             return None
-    # The number of values stands for that of args: the names say how many were not.
-    kind = "cpu" if first is None else first.type
-    return (module.training, torch.is_grad_enabled(), kind, devices.autocast(kind), *kwargs, *forms)
+    # The number of values gives that of args: the names say how many came by keyword.
+    world = (module.training, torch.is_grad_enabled(), devices.autocasts(), default_devices)
+    return (*world, *kwargs, *forms)
 
 
 @dataclass(frozen=True)
@@ -60,25 +59,30 @@ class CallKind:
     Attributes:
         training: the module's mode.
         grad: whether gradients are enabled.
-        autocast: what autocast was on.
+        autocasts: what autocast was on, for any type of device.
+        default_devices: what tensors that are made without a device are on, where that was set.
         form: of the arguments.
         leaves: constants, numbers that vary, and what there is to know of tensors.
     """
 
     training: bool
     grad: bool
-    autocast: Autocast
+    autocasts: devices.Autocasts
+    default_devices: _torch_of_passes.DefaultDevices
     form: pytree.TreeSpec
     leaves: tuple[Any, ...]
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallKind | None:
-        """The kind of a call; None where it cannot be made up again."""
-        leaves, form = pytree.tree_flatten((args, kwargs))
+        """The kind of a call; None where it cannot be made again."""
+        leaves, form = pytree.tree_flatten(opened((args, kwargs)))
         kinds = tuple(map(_kind, leaves))
-        if _Unknown in kinds:
+        default_devices = _torch_of_passes.default_devices()
+        if _Unknown in kinds or default_devices is None:
+            _not_again[module] = _why_not_again(args, kwargs)
             return None
-        return cls(module.training, torch.is_grad_enabled(), autocast(leaves), form, kinds)
+        grad, autocasts = torch.is_grad_enabled(), devices.autocasts()
+        return cls(module.training, grad, autocasts, default_devices, form, kinds)
 
     @property
     def trains(self) -> bool:
@@ -141,13 +145,32 @@ class CallKind:
 
     @contextmanager
     def surroundings(self) -> Iterator[None]:
-        """Gradients and autocast as in such a call."""
-        device, dtype = self.autocast or ("cpu", None)
+        """Gradients, autocast and default devices as in such a call."""
         with (
             torch.set_grad_enabled(self.grad),
-            torch.autocast(device, dtype=dtype, enabled=self.autocast is not None),
+            devices.under_autocasts(self.autocasts),
+            _torch_of_passes.default_devices_are(self.default_devices),
         ):
             yield
+
+
+_not_again: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def why_not_again(module: nn.Module) -> str | None:
+    """Why a call of ``module`` could not be generated, where it had one such; the latest."""
+    return _not_again.get(module)
+
+
+def _why_not_again(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    named = ((repr(name), value) for name, value in kwargs.items())
+    for place, value in (*enumerate(args), *named):
+        for leaf in pytree.tree_leaves(opened(value)):
+            if _kind(leaf) is _Unknown:
+                is_tensor = isinstance(leaf, Tensor)
+                what = f"a tensor of layout {leaf.layout}" if is_tensor else type(leaf).__name__
+                return f"argument {place} is, or holds, {what}"
+    return "a TorchFunctionMode is on"
 
 
 def merge(kinds: Iterable[CallKind]) -> list[CallKind]:
@@ -201,7 +224,7 @@ class _Number:
 
 
 class _Unknown:
-    """Stands for an argument that cannot be made up."""
+    """The place of an argument that cannot be generated."""
 
 
 def _kind(leaf: Any) -> Any:
@@ -275,10 +298,3 @@ def _example(kind: Any, is_static: bool) -> Any:
     for dimension in set(range(made.dim())) - set(kind.dynamic) if is_static else ():
         _torch.mark_static(made, dimension)
     return made
-
-
-def autocast(leaves: Sequence[Any]) -> Autocast:
-    """The autocast that is on for the device of the first tensor."""
-    device = devices.type_of(leaves)
-    dtype = devices.autocast(device)
-    return None if dtype is None else (device, dtype)

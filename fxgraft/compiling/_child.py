@@ -1,4 +1,4 @@
-"""The compiler process as the system has it: an interpreter that is started, spoken to by pipes, ended."""
+"""The compiler process as the operating system sees it: an interpreter that is started, with two pipes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import tempfile
 import time
 from contextlib import suppress
 from multiprocessing import spawn
-from multiprocessing.connection import Connection
 from typing import IO, TYPE_CHECKING, Any
+
+from fxgraft.compiling import _pipe
+from fxgraft.compiling._pipe import Pipe
 
 if TYPE_CHECKING:
     from fxgraft.compiling.helper import HelperRun
@@ -22,7 +24,6 @@ START_WITHIN = 180.0
 PATIENCE = 5.0
 """Seconds that it has to leave a job that is stopped: starting another process takes about as long."""
 
-_LOOK_AFTER_STOP = 0.2  # seconds
 _TO_END = 0.5  # seconds, for one that has closed its end of the pipe
 
 _OF_TORCHRUN = (
@@ -56,8 +57,8 @@ class ChildProcess:
         os.close(theirs[0])
         os.close(ours[1])
         self.pid = self._process.pid
-        self._from = Connection(ours[0], writable=False)
-        self._to = Connection(theirs[1], readable=False)
+        self._from = Pipe(ours[0], readable=True)
+        self._to = Pipe(theirs[1], readable=False)
 
     @property
     def is_alive(self) -> bool:
@@ -66,30 +67,46 @@ class ChildProcess:
 
     def wait_until_ready(self) -> str | None:
         """Wait for its first message; return why that did not come."""
+        deadline = time.monotonic() + START_WITHIN
+        self._from.is_over = lambda: time.monotonic() > deadline
         try:
             if not self._from.poll(START_WITHIN):
                 return f"not ready after {START_WITHIN:g} s"
             if self._from.recv() == ("ready",):
                 return None
             return "its first message is another one"
+        except TimeoutError:
+            return f"not ready after {START_WITHIN:g} s"
         except Exception as error:
             how = self._ended()
             return how if isinstance(error, EOFError) else f"{type(error).__name__}: {error}; it {how}"
 
     def carry_out(self, run: HelperRun) -> str | None:
-        """Have ``run`` done; return why it was given up. Raises `EOFError` where the process has ended."""
+        """Carry out ``run``; return why it was given up. Raises `EOFError` where the process has ended."""
+        deadline: float | None = None
+
+        def is_over() -> bool:
+            """Whether it has had the time that it has to leave a job that is stopped."""
+            nonlocal deadline
+            if run.is_stopped and deadline is None:
+                deadline = time.monotonic() + PATIENCE
+            return deadline is not None and time.monotonic() > deadline
+
+        self._from.is_over = self._to.is_over = is_over
+        is_asked = False
         try:
             self._to.send(("do", run.number, run.data))
-            deadline: float | None = None
             while True:
-                if self._from.poll(_LOOK_AFTER_STOP):
+                if self._from.poll(_pipe.LOOK_AGAIN):
                     if self._take(run, *self._from.recv()):
                         return None
-                elif run.is_stopped and deadline is None:
-                    deadline = time.monotonic() + PATIENCE
-                    self._to.send(("leave", run.number))
-                elif deadline is not None and time.monotonic() > deadline:
+                elif is_over():
                     return "stopped"
+                elif deadline is not None and not is_asked:
+                    is_asked = True
+                    self._to.send(("leave", run.number))
+        except TimeoutError:
+            return "stopped"
         except OSError as error:
             raise EOFError from error
 
@@ -113,7 +130,7 @@ class ChildProcess:
             if self._process.returncode is None:  # its number is still its own
                 os.killpg(self.pid, signal.SIGKILL)
 
-    def bury(self) -> str:
+    def close_and_describe(self) -> str:
         """End it and forget it; return how it ended."""
         how = self._ended()
         self.close()
@@ -158,13 +175,18 @@ class ChildProcess:
         return f" ({lines[-1].strip()[:300]})" if lines else ""
 
 
+def search_path() -> list[str]:
+    """Where this process finds modules: Python passes over entries of ``sys.path`` that are no strings."""
+    return [str(entry) for entry in sys.path if isinstance(entry, str)]
+
+
 def _popen(read: int, write: int, printed: IO[bytes] | None) -> subprocess.Popen[bytes]:
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in _OF_TORCHRUN and not name.startswith("TORCHELASTIC_") and name != "PYTHONWARNINGS"
     }
-    code = _CODE.format(path=list(sys.path), read=read, write=write, pid=os.getpid())
+    code = _CODE.format(path=search_path(), read=read, write=write, pid=os.getpid())
     program = spawn.get_executable() or sys.executable
     program = os.fsdecode(program)
     optimized = [f"-{'O' * sys.flags.optimize}"] if sys.flags.optimize else []

@@ -58,9 +58,22 @@ class UnitCall:
     is_exact: bool
 
     def difference(self, entry: Entry) -> str | None:
-        """How ``entry`` differs from eager mode, in words; None if it does not."""
+        """How ``entry`` differs from eager mode, in words; None if it does not.
+
+        Raises:
+            Exception: what eager mode raises, also where only a run that is undone does; that ``entry``
+                cannot be compiled; that memory does not suffice.
+        """
         before = Snapshot(self.modules)  # which takes longer than a run of a small model: one for all runs
-        eager, ours = self._run(enter, before), self._run(entry, before)
+        eager = self._run(enter, before)
+        try:
+            ours = self._run(entry, before)
+        except _torch.compile_errors():
+            raise
+        except Exception as error:  # whatever compiled code may raise where eager mode does not
+            if devices.is_out_of_memory(error):
+                raise
+            return f"it raises {type(error).__name__}: {error}"
         drawn = [found.pop("random streams") for found in (ours, eager)]
         if drawn[0] != drawn[1]:
             # Inductor has a random stream of its own: its masks are others, and cannot be compared.
@@ -72,10 +85,12 @@ class UnitCall:
                 what for what in differ if self._distance(ours[what], eager[what]) is not None
             ]
             return f"{', '.join(differ)}" if differ else None
-        told = {what: found for what in differ if (found := self._distance(ours[what], eager[what]))}
-        if not told or self._is_rounding({what: (ours[what], eager[what]) for what in told}, before):
+        distances = {what: found for what in differ if (found := self._distance(ours[what], eager[what]))}
+        if not distances or self._is_rounding(
+            {what: (ours[what], eager[what]) for what in distances}, before
+        ):
             return None
-        return "; ".join(f"{what} by {distance}" for what, distance in told.items())
+        return "; ".join(f"{what} by {distance}" for what, distance in distances.items())
 
     def _run(self, entry: Entry, before: Snapshot, noise: float = 0.0, seed: int = 0) -> Found:
         """What a call shows, with all of it undone.
@@ -117,7 +132,7 @@ class UnitCall:
         if len(own) != len(theirs):
             return "another number of tensors"
         most = self._most(theirs)
-        return next((told for a, b in zip(own, theirs) if (told := apart(a, b, most)) is not None), None)
+        return next((reason for a, b in zip(own, theirs) if (reason := apart(a, b, most)) is not None), None)
 
     def _most(self, values: Sequence[Any]) -> float:
         dtypes = {p.dtype for m in self.modules for p in m.parameters()}
@@ -209,7 +224,7 @@ def _own_arguments(
 
 @contextmanager
 def _shaken(modules: Sequence[nn.Module], arguments: Any, roundings: float, seed: int) -> Iterator[None]:
-    """Let weights and (copies of) arguments differ by so many roundings inside."""
+    """A context in which weights and (copies of) arguments are changed by so many roundings."""
     if not roundings:
         yield
         return
@@ -256,7 +271,7 @@ def _hidden_from_checkpoints() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _own_attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let plain tensors in attributes (counters, say) be written to inside: they are copies."""
+    """A context in which plain tensors in attributes (counters, say) are copies, which may be written to."""
     for part in (part for module in modules for part in module.modules()):
         held = {name: value for name, value in part.__dict__.items() if type(value) is Tensor}
         part.__dict__.update({name: value.detach().clone() for name, value in held.items()})

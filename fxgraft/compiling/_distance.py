@@ -35,7 +35,7 @@ def apart(ours: Any, eager: Any, most: float) -> str | None:
 
 
 def relative_error(ours: Any, eager: Any) -> float | None:
-    """The relative error, in the 2-norm; None where the values are not two of one form, in floating point.
+    """The relative error, in the 2-norm; None where shapes differ or are not floating point.
 
     Of all values, or of those beside large ones (that mask others, as -1e9 does), whichever is larger.
     """

@@ -55,7 +55,7 @@ class HostUnits:
                 found += [(unit, placement) for unit in self._grown[name][1]]
         return found
 
-    def let_go(self, stay: Container[str]) -> list[Unit]:
+    def forget_all_but(self, stay: Container[str]) -> list[Unit]:
         """Forget the units of seeds that do not ``stay``; return them."""
         gone = [name for name in self._grown if name not in stay]
         return [unit for name in gone for unit in self._grown.pop(name)[1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from types import FunctionType
 
@@ -28,7 +29,7 @@ class Keys:
 
     def __init__(self, blocks: Iterable[Unit], regions: Mapping[str, Region]):
         self._regions = regions
-        self._forwards: dict[str, FunctionType] = {}
+        self._forwards: dict[str, tuple[weakref.ref[Region], FunctionType]] = {}
         self._blocks = {unit: Fingerprint(unit.module) for unit in blocks}
         self._grown: dict[Unit, Fingerprint] = {}
         self._grafts: dict[str, tuple[nn.Module, Fingerprint]] = {}
@@ -48,12 +49,16 @@ class Keys:
     def _forward(self, unit: Unit, region: str) -> Identity:
         """What is generated of a region's own graph, numbers included: equal graphs have one function."""
         name = region if region.startswith(f"{SEEDS}.") else f"{unit.name}.{region}".strip(".")
-        if name not in self._forwards:
-            self._forwards[name] = self._regions[name].forward_for((), Phase.ISOLATED).function
-        return Identity(self._forwards[name])
+        region_now, known = self._regions[name], self._forwards.get(name)
+        if known is None or known[0]() is not region_now:  # of that name there may have been another seed
+            known = weakref.ref(region_now), region_now.forward_for((), Phase.ISOLATED).function
+            self._forwards[name] = known
+        return Identity(known[1])
 
     def follow(self, grafts: Mapping[str, Graft], grown: Iterable[Unit]) -> None:
         """From now on these grafts run in units, and these units are grown ones."""
+        for name in self._forwards.keys() - self._regions.keys():
+            del self._forwards[name]  # of seeds that are gone
         known = self._grafts
         self._grafts = {}
         for name, graft in grafts.items():
@@ -75,7 +80,7 @@ class Keys:
 
     def renew(self, always: bool = False) -> str:
         """Read anew what has changed, or all of it; return what it was."""
-        changed = next((told for watch in self._watches if (told := watch.changed())), "")
+        changed = next((change for watch in self._watches if (change := watch.changed())), "")
         for found in (self._blocks, self._grown):
             for unit, fingerprint in found.items():
                 if always or not fingerprint.holds():

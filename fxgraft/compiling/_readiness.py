@@ -21,13 +21,13 @@ class Readiness:
 
     Attributes:
         variants, keys: as they were given.
-        news: counts what may give the compiler process something to do: units that run other code than
+        changes: counts what may give the compiler process something to do: units that run other code than
             before, calls that had to run uncompiled.
     """
 
     def __init__(self, variants: Variants, keys: Keys):
         self.variants, self.keys = variants, keys
-        self.news = 0
+        self.changes = 0
 
     def variant(self, unit: Unit, local: Structure, phase: Phase) -> Variant:
         """The variant that runs a unit's part of a structure in one phase."""

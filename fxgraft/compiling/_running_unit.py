@@ -13,13 +13,16 @@ from fxgraft.compiling._artifacts import Entry
 from fxgraft.compiling._assumptions import Assumptions
 from fxgraft.compiling._calls import CallKind, call_key
 from fxgraft.compiling._readiness import Readiness
-from fxgraft.compiling._trials import Trials
+from fxgraft.compiling._trials import Trials, can_compare, have_hooks
 from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import MAX_FORMS, Variant, enter
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
 
 logger = logging.getLogger("fxgraft")
+
+_UNTRIED = object()
+"""Marks the form of calls that cannot be compared with eager mode: in inference mode, in other threads."""
 
 
 class RunningUnit:
@@ -51,9 +54,9 @@ class RunningUnit:
         self.unit, self.local, self.phase = unit, local, phase
         self._code, self._assumptions, self._trials = code, assumptions, trials
         self._modules = (unit.module, *grafts)
-        self._adopt(code.variant(unit, local, phase))
+        self._use(code.variant(unit, local, phase))
 
-    def _adopt(self, variant: Variant) -> None:
+    def _use(self, variant: Variant) -> None:
         self.variant, self._assumptions.hooks = variant, None
         self._known = variant.known.setdefault(self.unit, {})  # how a call looks -> what runs it
         self._numbers_vary = any(kind.numbers_vary for kind in self._code.variants.seen(self.unit))
@@ -64,8 +67,8 @@ class RunningUnit:
         if variant is not before:
             variant.helped |= before.helped
             variant.is_late |= not (variant.compiled or variant.artifacts)
-            self._adopt(variant)
-            self._code.news += 1
+            self._use(variant)
+            self._code.changes += 1
 
     def caller(self) -> Callable[..., Any]:
         """What stands in the place of the unit's own call."""
@@ -80,13 +83,19 @@ class RunningUnit:
             entry = self._known.get(form) if form is not None else None
             if entry is None:
                 entry = self._resolve(form, args, kwargs)
-            return entry(module, *args, **kwargs)
+            try:
+                return entry(module, *args, **kwargs)
+            except _torch.recompile_limit_errors():
+                self.variant.stop_compiling()
+            return self._resolve(form, args, kwargs)(module, *args, **kwargs)
 
         return call
 
     def _resolve(self, form: object, args: Any, kwargs: Any) -> Entry:
         """Find what runs a call, and remember it where that needs no more thought."""
-        unit, seen = self.unit, self._code.variants
+        unit, seen, comparable = self.unit, self._code.variants, can_compare()
+        if not comparable and (untried := self._known.get((_UNTRIED, form))) is not None:
+            return untried
         kind = CallKind.of(unit.module, args, kwargs)
         if kind is not None:
             kind = seen.see(unit, kind)
@@ -96,19 +105,24 @@ class RunningUnit:
         if found is None and kind is not None and self.variant.is_made_for(kind):
             found = self._made_for_others(kind, args, kwargs)
         if found is None:
-            self._code.news += 1
+            self._code.changes += 1
             return enter
         source, entry = found[0], self._careful(found[1])
         if source is not None:
             self._assumptions.hooks = None
-        if (trial := self._trials.pending(self.variant, source, kind, self._modules)) is not None:
+        call = (unit.module, args, kwargs)
+        trial = self._trials.pending(self.variant, source, kind, call) if kind is not None else None
+        if trial is not None and comparable and not have_hooks(self._modules):
             return self._trials.on_trial(self.variant, trial, entry, self._modules)
         if source is None and unit not in self.variant.entered:
             return self._first(entry)
+        if source is not None:
+            source.is_tried |= trial is None
         if form is not None:
             if len(self._known) >= MAX_FORMS:
                 self._known.clear()
-            self._known[form] = entry
+            # A call that could not be compared must not stand in the way of one that can.
+            self._known[form if trial is None or comparable else (_UNTRIED, form)] = entry
         return entry
 
     def _made_for_others(self, kind: CallKind, args: Any, kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the compiler process is to make for a host."""
+"""The code that the compiler process is to make for a host."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ from torch import nn
 
 from fxgraft import _torch
 from fxgraft.compiling import _artifacts
-from fxgraft.compiling._ambient import Ambient
 from fxgraft.compiling._by_value import arriving
 from fxgraft.compiling._calls import CallKind
-from fxgraft.compiling._parcel import unpack
+from fxgraft.compiling._payload import unpack
+from fxgraft.compiling._torch_settings import TorchSettings
 from fxgraft.compiling.forwards import Forwards, installed
 from fxgraft.compiling.variants import own_code
-from fxgraft_passes import Phase
+from fxgraft_passes import Phase, devices
 
 _NICENESS = 5
 """Where a core is free no niceness shows in the trainer's steps. Where training keeps every core busy this is
@@ -44,7 +44,7 @@ class Order:
     """What one job is to make.
 
     Attributes:
-        ambient: the trainer's settings.
+        torch_settings: the trainer's settings.
         options: of ``torch.compile``.
         modules: of the units.
         tasks: for each the number of its module, the forward, and the call.
@@ -52,7 +52,7 @@ class Order:
         others: further modules that follow train and eval mode.
     """
 
-    ambient: Ambient
+    torch_settings: TorchSettings
     options: Mapping[str, Any]
     modules: Sequence[nn.Module]
     tasks: Sequence[tuple[int, Phase, CallKind]]
@@ -68,8 +68,8 @@ def main(read: int, write: int, trainer: int) -> None:
         write: that of the answers.
         trainer: the number of the process that started this one.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the trainer, who stops us
-    warnings.simplefilter("ignore")  # the trainer has been told, or is when it compiles
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for the trainer, which stops this process
+    warnings.simplefilter("ignore")  # the trainer has warned, or does when it compiles
     os.nice(_NICENESS)
     _use_every_core()
     _torch.import_compiler()
@@ -81,9 +81,15 @@ def main(read: int, write: int, trainer: int) -> None:
     while True:
         job, data = jobs.get()
         _carry_out(job, data, left, outgoing)
-        gc.collect()
+        _clean_up()
         with suppress(OSError):  # what was printed is for the failure of the next job
             os.ftruncate(2, 0)
+
+
+def _clean_up() -> None:
+    """After a job: of that nothing is kept."""
+    gc.collect()
+    devices.free_memory()  # which the trainer may need
 
 
 def _use_every_core() -> None:
@@ -120,7 +126,7 @@ def _carry_out(job: int, data: bytes, left: set[int], outgoing: Connection) -> N
         except Exception as error:
             outgoing.send(("unread", job, describe_error(error)))
         else:
-            with order.ambient.applied():
+            with order.torch_settings.applied():
                 for index in range(len(order.tasks)):
                     if job not in left:
                         outgoing.send(_made(job, index, order))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -15,7 +16,7 @@ from fxgraft import _torch
 from fxgraft.capture.identities import FingerprintFacts
 from fxgraft.capture.region import Region
 from fxgraft.compiling._assumptions import Assumptions
-from fxgraft.compiling._calls import CallKind
+from fxgraft.compiling._calls import CallKind, why_not_again
 from fxgraft.compiling._host_units import HostUnits
 from fxgraft.compiling._keys import Keys
 from fxgraft.compiling._readiness import Readiness
@@ -27,11 +28,10 @@ from fxgraft.compiling.units import Unit
 from fxgraft.compiling.variants import Variant, Variants, enter
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Graft, Phase
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.untouched import untouched
 
-_COMPILED_CALL = "_compiled_call_impl"
-"""Where nn.Module looks for a compiled form of itself (``nn.Module.compile``)."""
+logger = logging.getLogger("fxgraft")
 
 
 class CompiledHost:
@@ -63,6 +63,7 @@ class CompiledHost:
         self._root = root
         self._keys = Keys(self.units.blocks, regions)
         self._regions = regions
+        self._said: dict[str, str] = {}
         self._trials = Trials(self.options)
         self._assumptions = Assumptions(self._keys, self.running)
         self.code = Readiness(self.variants, self._keys)
@@ -88,12 +89,13 @@ class CompiledHost:
     def run(
         self, structure: Structure, phases: Mapping[Unit, Phase], grafts: Mapping[str, Graft]
     ) -> Callable[..., Any]:
-        """Let units run their parts of ``structure``, each in its phase; return what calls the host."""
-        self.code.news += 1
+        """Make units run their parts of ``structure``, each in its phase; return what calls the host."""
+        self.code.changes += 1
         self._assumptions.begin(bool(structure.placements))
         self._let_go(structure)
         self.grow(structure, grafts)
         self._keys.follow({p.seed: grafts[p.seed] for p in structure.placements}, self.units.of_seeds)
+        self._say_what_cannot_be_compiled_for(structure)
         units = set(self.units.all)
         for unit, phase in phases.items():
             if unit not in units:
@@ -104,32 +106,47 @@ class CompiledHost:
             self.running[unit] = state
             if not unit.name:
                 return self._whole(state)
-            unit.module.__dict__[_COMPILED_CALL] = state.caller()
+            unit.module.__dict__[_torch.COMPILED_CALL] = state.caller()
         return self._by_blocks
+
+    def _say_what_cannot_be_compiled_for(self, structure: Structure) -> None:
+        """Say once of each unit that grows whether its code cannot be made before it is called."""
+        for unit in self.units.touched(structure):
+            reason = why_not_again(unit.module)
+            if reason is not None and self._said.get(unit.name) != reason:
+                self._said[unit.name] = reason
+                logger.warning(
+                    "%s has calls that cannot be generated (%s): its new code is compiled by the first such "
+                    "call, and that step waits for it. To have it compiled before, pass tensors, constants, "
+                    "or containers and dataclasses of these",
+                    f"block {unit.name!r}" if unit.name else "the host",
+                    reason,
+                )
 
     def _let_go(self, structure: Structure) -> None:
         """Forget the units of seeds that are gone."""
-        for unit in self.units.let_go({p.seed for p in structure.placements}):
-            unit.module.__dict__.pop(_COMPILED_CALL, None)
+        for unit in self.units.forget_all_but({p.seed for p in structure.placements}):
+            unit.module.__dict__.pop(_torch.COMPILED_CALL, None)
             self.running.pop(unit, None)
             self.variants.forget(unit)
+            self._said.pop(unit.name, None)
 
     def stop(self) -> None:
-        """Let every unit run eager."""
+        """Make every unit run eager."""
         for unit in self.units.all:
-            unit.module.__dict__.pop(_COMPILED_CALL, None)
+            unit.module.__dict__.pop(_torch.COMPILED_CALL, None)
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Let every unit run eager inside."""
-        calls = [(unit, unit.module.__dict__.get(_COMPILED_CALL)) for unit in self.units.all]
+        """A context in which every unit runs eager."""
+        calls = [(unit, unit.module.__dict__.get(_torch.COMPILED_CALL)) for unit in self.units.all]
         self.stop()
         try:
             yield
         finally:
             for unit, call in calls:
                 if call is not None:
-                    unit.module.__dict__[_COMPILED_CALL] = call
+                    unit.module.__dict__[_torch.COMPILED_CALL] = call
 
     def _whole(self, state: RunningUnit) -> Callable[..., Any]:
         call, root, assumptions = state.caller(), self._root, self._assumptions
@@ -191,20 +208,20 @@ class CompiledHost:
         """The shapes of what a unit was given when the host was traced."""
         region = self._regions.get(unit)
         found = [] if region is None else region.base.find_nodes(op="placeholder")
-        seen = [node.meta.get(KEY) for node in found]
+        seen = [metadata(node).get("observation") for node in found]
         return [tuple(value.shape) for value in seen if value is not None and value.kind == "Tensor"]
 
     # Before a structure goes live, and what it leaves to the compiler process
 
     def expect_help(self, structure: Structure) -> None:
-        """Let calls of ``structure`` run uncompiled until there is code of the helper for them."""
+        """Run calls of ``structure`` uncompiled until there is code of the helper for them."""
         for unit in self.units.touched(structure):
             local = unit.local(structure)
             for phase in self.code.forwards_of(unit, local):
                 self.code.variant(unit, local, phase).helped = True
 
     def leave_to_helper(self, forwards: Sequence[tuple[Unit, Structure, Phase]]) -> bool:
-        """Let the compiler process make these forwards, which no call needs yet; False where it cannot.
+        """Make these forwards, which no call needs yet, in the compiler process; False where it cannot.
 
         With other backends than Inductor there is little to compile, or something of the user's own.
         """
@@ -221,17 +238,21 @@ class CompiledHost:
     def warm_up(self, unit: Unit, local: Structure, phase: Phase, *others: nn.Module) -> None:
         """Compile the variant that is installed now for every kind of call that was seen before.
 
-        Forward and backward run on made-up inputs; weights, gradients, buffers and random streams
+        Forward and backward run on generated inputs; weights, gradients, buffers and random streams
         are left alone.
         """
         variant = self.code.variant(unit, local, phase)
         for kind in self.code.missing(unit, local, phase):
-            with untouched(self._root, *others):
-                _call(variant, unit.module, kind, *others)
+            try:
+                with untouched(self._root, *others):
+                    _call(variant, unit.module, kind, *others)
+            except _torch.recompile_limit_errors():
+                variant.stop_compiling()
+                return
             variant.leave_to_dynamo(kind)
 
     def repeat_eagerly(self, unit: Unit, *others: nn.Module) -> None:
-        """Run a unit uncompiled on made-up inputs of its latest kind of call; nothing is left of it."""
+        """Run a unit uncompiled on generated inputs of its latest kind of call; nothing is left of it."""
         for kind in islice(reversed(self.variants.seen(unit)), 1):
             with untouched(self._root, *others), kind.example_call(unit.module, *others) as (args, kwargs):
                 enter(unit.module, *args, **kwargs)

@@ -22,7 +22,7 @@ def forward_of(module: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def installed(forwards: Forwards) -> Iterator[None]:
-    """Let modules run these forwards inside, and those of their classes afterwards."""
+    """A context in which modules run these forwards; afterwards they run those of their classes."""
     for module, attributes in forwards:
         _clear(module)
         module.__dict__.update(attributes)

@@ -37,7 +37,7 @@ class HelperRun:
     """One job at the compiler process.
 
     Args:
-        data: a parcel (`fxgraft.compiling._parcel`) with an `Order`.
+        data: a payload (`fxgraft.compiling._payload`) with an `Order`.
         decode: what to make of each ``(index, bytes, None)`` or ``(index, None, reason)``, off the training
             thread.
 
@@ -117,16 +117,29 @@ class CompilerProcess:
         self._is_ending = False
         self._failed_starts = 0
         self._why_not = ""
-        threads.start(self._serve, "fxgraft-compiler")
+        self._thread: threading.Thread | None = None
 
     def submit(self, run: HelperRun) -> None:
         """Carry it out after those that came before."""
-        self._jobs.put(run)
+        if (reason := self._start_thread()) is not None:
+            run.end(unavailable=reason)
+        else:
+            self._jobs.put(run)
 
     def warm(self) -> None:
         """Start it, so that it is ready when it is needed."""
-        if self._child is None:
+        if self._child is None and self._start_thread() is None:
             self._jobs.put(None)
+
+    def _start_thread(self) -> str | None:
+        """See to it that there is the thread; return why there is none."""
+        with self._lock:
+            if self._thread is None:
+                try:
+                    self._thread = threads.start(self._serve, "fxgraft-compiler")
+                except RuntimeError as error:
+                    return f"the thread that serves it cannot be started: {error}"
+        return None
 
     @property
     def pid(self) -> int | None:
@@ -164,7 +177,7 @@ class CompilerProcess:
                 self._start()  # warm for the next
         if self._child is not None:
             self._drop(self._child)
-        while True:  # nobody waits for ever for what will not come
+        while True:  # no one may wait for ever for what will not come
             try:
                 left = self._jobs.get_nowait()
             except queue.Empty:
@@ -226,7 +239,7 @@ class CompilerProcess:
         with self._lock:
             self._child = None
             self.is_ready = False
-        return child.bury()
+        return child.close_and_describe()
 
 
 def unavailable() -> str | None:
@@ -238,7 +251,7 @@ def unavailable() -> str | None:
     return None
 
 
-def stands_by() -> bool:
+def is_free() -> bool:
     """Whether the compiler process has started, and is at no job: a job that is given to it begins now."""
     return _process is not None and _process.is_ready and _process.now is None
 

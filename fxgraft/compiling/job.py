@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft.compiling._ambient import Ambient
 from fxgraft.compiling._artifacts import Loading
 from fxgraft.compiling._calls import CallKind
-from fxgraft.compiling._parcel import pack
+from fxgraft.compiling._payload import pack
+from fxgraft.compiling._torch_settings import TorchSettings
 from fxgraft.compiling._worker import Order, describe_error
 from fxgraft.compiling.forwards import Forwards
 from fxgraft.compiling.helper import HelperRun
@@ -43,7 +43,7 @@ class CompileTask:
     is_extra: bool = False
 
     def leave(self) -> None:
-        """It cannot be made there: dynamo compiles such calls as they come, or the variant is not used."""
+        """The process cannot make it: dynamo compiles such calls as they come, or the variant is not used."""
         if self.is_extra:
             self.variant.given_up = True
         else:
@@ -60,7 +60,7 @@ class Job:
         others: further modules whose train and eval mode the code depends on.
 
     Raises:
-        CannotTravelError: something cannot be given to another process.
+        NotSendableError: something cannot be given to another process.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Job:
         units = list(dict.fromkeys(task.unit for task in tasks))
         modules = [unit.module for unit in units]
         order = Order(
-            Ambient.here(),
+            TorchSettings.here(),
             options,
             modules,
             [(units.index(task.unit), task.phase, task.kind) for task in tasks],
@@ -142,14 +142,14 @@ class Job:
     def is_ready(self) -> bool:
         """Whether every required task was answered, and nothing waited to be loaded then.
 
-        Once it is, it stays so, whatever comes after that: other ranks have been told.
+        Once it is, it stays so, whatever comes after that: other ranks have been notified.
         """
         if not self._was_ready and self._loading is None and not self._run.has_messages:
             self._was_ready = not any(self._tasks[i].is_required for i in self._unanswered)
         return self._was_ready
 
     @property
-    def is_whole(self) -> bool:
+    def has_all_required(self) -> bool:
         """Whether no required task has failed."""
         return self.is_ready and not any(self._tasks[i].is_required for i in self.failed)
 
@@ -187,7 +187,7 @@ class Job:
 
 @contextmanager
 def _frequent_thread_switches() -> Iterator[None]:
-    """Let other threads have the interpreter every half millisecond: a step takes it back many times.
+    """Switch threads every half millisecond inside, so that a step is not held up.
 
     With the usual five milliseconds, one step would wait for most of what this thread does.
     """

@@ -48,7 +48,7 @@ def units_of(root: nn.Module, granularity: str) -> list[Unit]:
     """The units of a model, none inside another. Raises `ValueError` for an unknown granularity."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity: expected one of {', '.join(GRANULARITIES)}; got {granularity!r}")
-    whole = [Unit("", root, "")]  # there is one of it: nothing that its code is to be told apart from
+    whole = [Unit("", root, "")]  # there is only one: its code needs no distinction
     if granularity == "host":
         return whole
     found = _blocks(root)
@@ -62,7 +62,7 @@ def _blocks(root: nn.Module) -> list[Unit]:
     Modules without children stay eager: entering compiled code costs more than it saves there.
     """
     named = {name: module for name, module in root.named_modules() if any(module.children())}
-    kinds = {name: likeness(module) for name, module in named.items() if name}
+    kinds = {name: block_kind(module) for name, module in named.items() if name}
     counts = Counter(kinds.values())
     repeated = {name for name, kind in kinds.items() if counts[kind] > 1 and _is_callable(named[name])}
     above = {name[:i] for name in repeated for i in range(len(name)) if name[i] == "."}
@@ -85,14 +85,14 @@ def units_in(seed: str, module: nn.Module, kinds: Container[str]) -> list[Unit]:
         path = f"{prefix}.{name}".rstrip(".")
         if any(unit.holds(path) for unit in found) or not _is_callable(part) or not any(part.children()):
             continue
-        if (kind := likeness(part)) in kinds:
+        if (kind := block_kind(part)) in kinds:
             found.append(Unit(path, part, kind))
     if not found and any(module.children()) and _is_callable(module):
-        found.append(Unit(prefix, module, likeness(module)))
+        found.append(Unit(prefix, module, block_kind(module)))
     return found
 
 
-def likeness(module: nn.Module) -> str:
+def block_kind(module: nn.Module) -> str:
     """Equal for modules of one class, with the same settings, shapes and dtypes."""
     tensors = [*module.named_parameters(), *module.named_buffers()]
     shapes = [(name, tuple(t.shape), str(t.dtype), t.requires_grad) for name, t in tensors]

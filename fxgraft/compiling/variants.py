@@ -7,6 +7,7 @@ structures picks another entry and evaluates no guards of the others.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,14 +24,16 @@ from fxgraft.compiling._artifacts import Artifact, Entry
 from fxgraft.compiling._calls import CallKind, covers
 from fxgraft.compiling.units import Unit
 
+logger = logging.getLogger("fxgraft")
+
 K = TypeVar("K")
 V = TypeVar("V")
 
 MAX_VARIANTS = 64
-"""How many variants a host keeps compiled; the one that ran the longest time ago goes first."""
+"""How many variants a host keeps compiled; the least recently used one is dropped first."""
 
 MAX_ARTIFACTS = 16
-"""How many artifacts a variant keeps: one for each kind of call, so this many of those."""
+"""How many artifacts a variant keeps, one for each kind of call."""
 
 MAX_KINDS = 8
 """For how many kinds of call (the latest) a new structure is compiled before it is live."""
@@ -52,7 +55,7 @@ class Variant:
         is_dynamic: whether dynamo makes sizes dynamic that differ.
         compiled: the kinds of call that dynamo has code for, or is to compile when they come.
         artifacts: what the helper made, and for which kind; the latest first.
-        known: unit -> what its calls looked like at a glance -> what runs them.
+        known: unit -> the outward form of its calls -> what runs them.
         values: what was in the attributes of the units that run it, see `fxgraft.capture.fingerprint`.
         entered: the units that dynamo's code has run for.
         helped: whether code is to come from the helper: calls that there is none for run uncompiled.
@@ -63,6 +66,8 @@ class Variant:
         misses: how many calls had to.
         given_up: whether the helper failed to make this variant, which the host can do without.
         distrusted: why all calls run uncompiled: the code computes something else than eager mode, say.
+        at_limit: whether dynamo has compiled as many graphs as it may for one function: calls that none of
+            them fits run uncompiled.
         trials: what is known of how it compares with eager mode, see `fxgraft.compiling._trials`.
     """
 
@@ -82,6 +87,7 @@ class Variant:
     misses: int = 0
     given_up: bool = False
     distrusted: str | None = None
+    at_limit: bool = False
     trials: OrderedDict[object, Any] = field(default_factory=OrderedDict)
 
     @classmethod
@@ -95,6 +101,23 @@ class Variant:
         """How many graphs dynamo has compiled for it."""
         return _torch.graphs_of(self.function.__code__)
 
+    def has_graph_for(self, module: nn.Module, args: Any, kwargs: Any) -> bool:
+        """Whether dynamo has compiled a graph for such a call."""
+        local = {"module": module, "args": args, "kwargs": kwargs}
+        return _torch.has_graph_for(self.function.__code__, local)
+
+    def stop_compiling(self) -> None:
+        """Run what is compiled, and nothing else: dynamo compiles no more for this function."""
+        self.at_limit, self.entry = True, _torch.only_run(self.function)
+        self.look_again()
+        logger.warning(
+            "%s: torch compiles for so many kinds of call only (torch._dynamo.config.recompile_limit); "
+            "others run uncompiled from now on. TORCH_LOGS=recompiles says how they differ: give numbers "
+            "that vary as tensors, leave dynamic=False out, or set a higher limit and call host.compile() "
+            "again",
+            self.label,
+        )
+
     def is_ready(self, kind: CallKind) -> bool:
         """Whether there is code for such calls, or is not to be."""
         made = (*self.compiled, *(made for made, _ in self.artifacts))
@@ -105,7 +128,7 @@ class Variant:
         return any(covers(made, kind) for made, _ in self.artifacts)
 
     def add(self, kind: CallKind, artifact: Artifact) -> None:
-        """Let code of the helper run calls of ``kind``."""
+        """Use code of the helper for calls of ``kind``."""
         self.artifacts.insert(0, (kind, artifact))
         del self.artifacts[MAX_ARTIFACTS:]
         self.helped = True
@@ -165,9 +188,9 @@ class Variant:
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if fits(module, *args, **kwargs):
                 return run(module, *args, **kwargs)
-            # What looks the same at a glance is not: a number that branches go by, a weight's dtype.
+            # Calls of one outward form can differ: in a number that branches go by, in a weight's dtype.
             for _, other in self.artifacts:
-                if other is not artifact and other.fits(module, *args, **kwargs):
+                if other is not artifact and other.is_tried and other.fits(module, *args, **kwargs):
                     return other.run(module, *args, **kwargs)
             self.look_again()
             self.misses += 1
@@ -221,7 +244,7 @@ class Variants:
         return self._seen.setdefault(unit, OrderedDict())
 
     def see(self, unit: Unit, kind: CallKind) -> CallKind:
-        """Take down a call of ``unit``; return its kind, in which numbers that were others before vary."""
+        """Record a call of ``unit``; return its kind, in which numbers that were others before vary."""
         return note(self.seen(unit), kind)
 
     def forget(self, unit: Unit) -> None:

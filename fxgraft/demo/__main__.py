@@ -1,4 +1,4 @@
-"""Grow a small GPT on a real text, against fixed sizes, each run with the same FLOPs (about 5 minutes)."""
+"""Grow a small GPT on a real text, against fixed sizes of the same FLOPs (5 to 10 minutes on two cores)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_all(
         found = []
         for (arm, random_seed), folder in zip(jobs, folders, strict=True):
             found.append(run(arm, random_seed, settings, folder))
-            _watching.tell(found[-1], len(found), len(jobs), console)
+            _watching.print_run(found[-1], len(found), len(jobs), console)
     else:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             running = [

@@ -102,14 +102,14 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
 def compare(grown: Mapping[str, Any], other: Mapping[str, Any], arm: str, other_arm: str) -> str:
     """A difference is called one where it is larger than two standard errors of it."""
     apart = grown["mean"] - other["mean"]
-    told = f"{grown['mean']:.3f} against {other['mean']:.3f} nats"
+    figures = f"{grown['mean']:.3f} against {other['mean']:.3f} nats"
     if grown["standard_error"] is None or other["standard_error"] is None:
-        return f"{arm} and {other_arm}: no verdict from one run: {told}."
+        return f"{arm} and {other_arm}: no verdict from one run: {figures}."
     error = math.hypot(grown["standard_error"], other["standard_error"])
     if abs(apart) <= 2 * error:
-        return f"{arm} and {other_arm}: no difference beyond two standard errors: {told}."
+        return f"{arm} and {other_arm}: no difference beyond two standard errors: {figures}."
     which = "better" if apart < 0 else "WORSE"
-    return f"{arm} is {which} than {other_arm}, by {abs(apart):.3f} ± {error:.3f}: {told}."
+    return f"{arm} is {which} than {other_arm}, by {abs(apart):.3f} ± {error:.3f}: {figures}."
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@
 ``explored``  begins with one block; `autogrow` tries whatever fits anywhere, side by side, in isolation
 ============  ========================================================================================
 
-Neither growth is told a size.
+Neither growth is given a size.
 
 Runs with the same random seed see the same batches, and those that begin with one block the same weights.
 """

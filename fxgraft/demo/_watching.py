@@ -9,8 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from fxgraft.demo._training import Record
-from fxgraft.report.screen import screen
-from fxgraft.report.tail import Tail
+from fxgraft.report.screen import Tail, screen
 
 
 def follow(running: list[Future[Record]], log: Path, console: Console) -> list[Record]:
@@ -22,7 +21,7 @@ def follow(running: list[Future[Record]], log: Path, console: Console) -> list[R
             finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
             for run in finished:
                 done += 1
-                tell(run.result(), done, len(running), console)
+                print_run(run.result(), done, len(running), console)
             if console.is_terminal and tail.look():
                 live.update(
                     Group(f"{done} of {len(running)} runs are done", screen(tail.reader.run)), refresh=True
@@ -31,8 +30,8 @@ def follow(running: list[Future[Record]], log: Path, console: Console) -> list[R
     return [run.result() for run in running]
 
 
-def tell(record: Record, done: int, of: int, console: Console) -> None:
-    """Tell that a run is over, in a line."""
+def print_run(record: Record, done: int, of: int, console: Console) -> None:
+    """Print that a run is over, in a line."""
     console.print(
         f"run {done:>2} of {of}: {record.arm:<8}  random seed {record.random_seed}  test loss "
         f"{record.test_loss:.3f}  {record.parameters:,} parameters  {record.steps:,} steps",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> None:
-    """Let each parameter's gradient be the mean of the ranks' gradients, in place.
+    """Replace each parameter's gradient by the mean of the ranks' gradients, in place.
 
     One all-reduce for each device and dtype. As in ``DistributedDataParallel`` a rank without a gradient
     counts as one with zeros; a parameter without a gradient on any rank stays without.

@@ -7,7 +7,7 @@
         run.fxgraft.rank1, ...    the random streams of the other ranks
         shards/shard-….safetensors   each rank's part of what is sharded
 
-DCP's usual format describes the shards in ``.metadata``, which is a pickle: who reads it runs what is in it.
+DCP's usual format describes the shards in ``.metadata``, which is a pickle: reading it runs what is in it.
 Here the shards are written by its `HuggingFaceStorageWriter`: their places are JSON in the headers of the
 safetensors files, so nothing is unpickled.
 """
@@ -33,9 +33,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 
 from fxgraft.checkpoint import file
-from fxgraft.distributed._conversation import Conversation
+from fxgraft.distributed._exchange import Exchange
 from fxgraft.errors import CheckpointError
-from fxgraft.util.dtensor import local_tensor
+from fxgraft.util.tensors import local_tensor
 
 CURRENT, RUN, SHARDS = "current", "run.fxgraft", "shards"
 
@@ -49,11 +49,11 @@ class Folder:
         talk: for small messages between them.
     """
 
-    def __init__(self, mesh: DeviceMesh, group: dist.ProcessGroup, talk: Conversation):
+    def __init__(self, mesh: DeviceMesh, group: dist.ProcessGroup, talk: Exchange):
         self._mesh, self._group, self._talk = mesh, group, talk
 
     def save(self, path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-        """Let ``write``, which is given a run file and uses `write`, make the checkpoint at ``path``.
+        """Make the checkpoint at ``path`` by ``write``, which is given a run file and uses `write`.
 
         Raises:
             CheckpointError: a rank could not write; the checkpoint before is still there.
@@ -94,8 +94,8 @@ class Folder:
             if self._group.rank() == 0:
                 shutil.rmtree(run.parent, ignore_errors=True)
             self._talk.share(None)  # it is gone when this raises, on every rank
-            told = "; ".join(f"rank {rank}: {text.decode()}" for rank, text in enumerate(said) if text)
-            raise CheckpointError(f"{path}: could not be written: {told}. See the cause, and save again")
+            reasons = "; ".join(f"rank {rank}: {text.decode()}" for rank, text in enumerate(said) if text)
+            raise CheckpointError(f"{path}: could not be written: {reasons}. See the cause, and save again")
 
     def find(self, path: str | os.PathLike[str]) -> Path:
         """The run file of the folder that counts. Raises `CheckpointError` if there is none."""
@@ -154,7 +154,7 @@ class Folder:
 
 
 def _point(path: Path, folder: Path) -> str:
-    """Let ``path`` mean ``folder``, in one step; returns what went wrong."""
+    """Point ``path`` to ``folder``, atomically; return what went wrong."""
     try:
         scratch = path / f".{folder.name}"
         scratch.write_text(folder.name, encoding="utf-8")

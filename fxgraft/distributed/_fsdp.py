@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from fxgraft import _torch
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed._averaging import broadcast
 from fxgraft.distributed._dcp import Folder
@@ -29,9 +30,9 @@ from fxgraft.distributed._fsdp_seeds import SHARD_FROM, distribute
 from fxgraft.distributed._replicas import Replicas
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
-from fxgraft.lifecycle.change import Birth
+from fxgraft.lifecycle.change import Addition
 from fxgraft.telemetry.events import logger
-from fxgraft.util.dtensor import local_tensor
+from fxgraft.util.tensors import local_tensor
 
 ORDER = (
     "trace the model, fully_shard the host's blocks (not the model's), then the host, then make optimizer "
@@ -63,13 +64,13 @@ class Shards(Replicas):
         self._shard_from = SHARD_FROM if shard_from is None else shard_from
         group = self._mesh.get_group()
         super().__init__(host, group, True, host, inbox, state, backward)
-        self.folder = Folder(self._mesh, group, self._conversation)
+        self.folder = Folder(self._mesh, group, self._messages)
         if self.rank == 0:
             logger.warning(
                 "the isolation check does not run on a sharded host: seeds are isolated, unchecked"
             )
 
-    def distribute(self, birth: Birth) -> Callable[[], None]:
+    def distribute(self, addition: Addition) -> Callable[[], None]:
         """Bring a seed that goes live onto the ranks; returns what undoes it. Every rank calls it.
 
         Raises:
@@ -80,13 +81,13 @@ class Shards(Replicas):
                 "the host is compiled and sharded: seeds cannot go live in it. Shard a host that is not "
                 "compiled, or train the compiled one in DistributedDataParallel"
             )
-        if birth.seed.spec.objective == "shadow":
+        if addition.seed.spec.objective == "shadow":
             raise DistributedError(
-                f"seed {birth.seed.name!r}: a sharded host has no shadow(); expected objective 'trust' or "
+                f"seed {addition.seed.name!r}: a sharded host has no shadow(); expected objective 'trust' or "
                 f"'straight_through'"
             )
-        undo = distribute(birth.graft.module, self._mesh, self._shard_from)
-        broadcast(birth.graft.module.buffers(), self._group)
+        undo = distribute(addition.graft.module, self._mesh, self._shard_from)
+        broadcast(addition.graft.module.buffers(), self._group)
         return undo
 
     def average(self) -> bool:
@@ -141,14 +142,14 @@ def check(host: Host, optimizers: Sequence[Optimizer], strict: bool) -> None:
 
 
 def reshard(host: nn.Module) -> None:
-    """Let every parameter be its DTensor: after a forward those of the host itself are gathered."""
+    """Make every parameter its DTensor again: after a forward those of the host itself are gathered."""
     for module in host.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def _check_policies(module: FSDPModule) -> None:
-    for group in module._get_fsdp_state()._fsdp_param_groups:
+    for group in _torch.fsdp_groups(module):
         if group.mp_policy.param_dtype is not None:
             raise DistributedError(
                 f"expected fully_shard without a param_dtype; got {group.mp_policy}. Seeds do not follow "

@@ -19,12 +19,12 @@ from torch.utils import _pytree as pytree
 from fxgraft import commands
 from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed._averaging import average_gradients, broadcast
-from fxgraft.distributed._conversation import Conversation
+from fxgraft.distributed._exchange import Exchange
 from fxgraft.distributed.peers import Order
 from fxgraft.errors import DistributedError
 from fxgraft.host.host import Host
-from fxgraft.lifecycle.change import Birth
-from fxgraft.util.dtensor import local_tensor
+from fxgraft.lifecycle.change import Addition
+from fxgraft.util.tensors import local_tensor
 from fxgraft_passes import Graft, devices
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ class Replicas:
         talk = dist.new_group(
             ranks, backend="gloo", timeout=_timeout(self._group), use_local_synchronization=True
         )
-        self._conversation = Conversation(talk)
-        self.rank, self.size = self._conversation.rank, self._conversation.size
+        self._messages = Exchange(talk)
+        self.rank, self.size = self._messages.rank, self._messages.size
         self._host, self._inbox, self._state, self._backward = host, inbox, state, backward
         self._buffers = buffers
         self._accumulates = False
@@ -77,21 +77,21 @@ class Replicas:
             before.remove()  # of an earlier manager
         hooks[id(host)] = wrapper.register_forward_hook(_after_forward(weakref.ref(self)))
 
-    def say(self, topic: str, value: Any) -> None:
-        self._conversation.say(topic, value)
+    def send(self, topic: str, value: Any) -> None:
+        self._messages.send(topic, value)
 
-    def heard(self, topic: str) -> list[Any]:
-        return self._conversation.heard(topic)
+    def received(self, topic: str) -> list[Any]:
+        return self._messages.received(topic)
 
     def withdraw(self, topic: str) -> None:
-        self._conversation.forget(topic)
+        self._messages.forget(topic)
 
     def settle(self) -> None:
         if not self._is_fresh:
             self._exchange()
         self._is_fresh = False
         self._accumulates = False
-        self._conversation.turn()
+        self._messages.deliver()
 
     def average(self) -> bool:
         if self._accumulates:
@@ -103,59 +103,59 @@ class Replicas:
             broadcast((b for module in modules for b in module.buffers()), self._group)
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         average_gradients(parameters, self._group)
-        for name in self._strangers(grafts):
+        for name in self._overwritten(grafts):
             for parameter in grafts[name].module.parameters():
                 parameter.grad = None  # it is not that of the weights that the seed has now
         return True
 
     def orders(self, inbox: Inbox) -> Iterator[Order]:
         taken, self._taken = self._taken, []
-        told = self._conversation.heard("commands")[0] or []
+        received = self._messages.received("commands")[0] or []
         if self.rank == 0:
             yield from taken
         else:
-            yield from ((commands.parse(command), None) for command in told)
+            yield from ((commands.parse(command), None) for command in received)
 
     def share(self, value: Any) -> Any:
-        return self._conversation.share(value)
+        return self._messages.share(value)
 
     def mean(self, value: float) -> float:
-        return self._conversation.mean(value)
+        return self._messages.mean(value)
 
-    def distribute(self, birth: Birth) -> Callable[[], None]:
+    def distribute(self, addition: Addition) -> Callable[[], None]:
         return _nothing
 
     def begin(self, accumulates: bool) -> None:
         """A backward pass of the host begins."""
         self._accumulates = accumulates
         if not accumulates:
-            self._speak()
-            self._conversation.begin(self._state())
+            self._send_pending()
+            self._messages.begin(self._state())
             self._backward()
 
     def _exchange(self) -> None:
-        self._speak()
-        self._conversation.finish(self._state())
+        self._send_pending()
+        self._messages.finish(self._state())
         self._is_fresh = True
 
-    def _speak(self) -> None:
+    def _send_pending(self) -> None:
         """What is to be said with every exchange: commands, and how the weights of new seeds begin."""
         if self.rank == 0:
             self._taken += self._inbox.take()
             if self._taken:
-                self._conversation.say("commands", [commands.to_dict(order) for order, _ in self._taken])
+                self._messages.send("commands", [commands.to_dict(order) for order, _ in self._taken])
         for name, graft in self._host.grafts().items():
             if graft not in self._known:
-                self._conversation.say(f"weights of {name}", _fingerprint(graft.module))
+                self._messages.send(f"weights of {name}", _fingerprint(graft.module))
 
-    def _strangers(self, grafts: dict[str, Graft]) -> list[str]:
+    def _overwritten(self, grafts: dict[str, Graft]) -> list[str]:
         """New seeds whose weights were not the same on all ranks: they have those of rank 0 now."""
         found = []
         for name, graft in grafts.items():
             if graft in self._known:
                 continue
             self._known.add(graft)
-            if len(set(self._conversation.heard(f"weights of {name}"))) > 1:
+            if len(set(self._messages.received(f"weights of {name}"))) > 1:
                 broadcast((*graft.module.parameters(), *graft.module.buffers()), self._group)
                 found.append(name)
         return found
@@ -166,7 +166,7 @@ def _nothing() -> None:
 
 
 def _after_forward(owner: weakref.ref[Replicas]) -> Callable[..., None]:
-    """A forward hook that hears of the backward pass: it begins where a gradient arrives at the outputs."""
+    """A forward hook that notices the backward pass: it begins where a gradient arrives at the outputs."""
 
     def hook(wrapper: nn.Module, args: Any, output: Any) -> None:
         if not torch.is_grad_enabled() or owner() is None:

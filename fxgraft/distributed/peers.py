@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fxgraft.commands import Command, Reply
 from fxgraft.commands.inbox import Inbox
-from fxgraft.lifecycle.change import Birth
+from fxgraft.lifecycle.change import Addition
 
 if TYPE_CHECKING:  # it imports much of torch.distributed, which few need
     from fxgraft.distributed._dcp import Folder
@@ -20,7 +20,7 @@ Order = tuple[Command, Future[Reply] | None]
 class Peers(Protocol):
     """The ranks. `settle`, `average`, `share`, `mean` wait for the others: all ranks call them, or none.
 
-    What a rank says in one step all have heard in the next, each of them the same.
+    What a rank sends in one step all have received in the next, each of them the same.
     """
 
     rank: int
@@ -28,17 +28,17 @@ class Peers(Protocol):
     folder: Folder | None
     """What saves a sharded host; None for a host that is whole in each process."""
 
-    def say(self, topic: str, value: Any) -> None:
+    def send(self, topic: str, value: Any) -> None:
         """Tell all ranks, with the next exchange. ``value`` is of JSON types."""
 
-    def heard(self, topic: str) -> Sequence[Any]:
-        """What each rank said in the last exchange, None for one that said nothing: the same on all ranks."""
+    def received(self, topic: str) -> Sequence[Any]:
+        """What each rank sent in the last exchange, None for one that sent nothing: the same on all ranks."""
 
     def withdraw(self, topic: str) -> None:
-        """Take back what was said to ``topic``, and forget what was heard."""
+        """Take back what was sent to ``topic``, and forget what was received."""
 
     def settle(self) -> None:
-        """Have heard the others since the last step. Raises `DistributedError` if their states differ."""
+        """Receive what the others have sent. Raises `DistributedError` if their states differ."""
 
     def average(self) -> bool:
         """At the end of a backward pass: average the seeds' gradients; False while they accumulate."""
@@ -52,12 +52,12 @@ class Peers(Protocol):
     def mean(self, value: float) -> float:
         """The mean over the ranks."""
 
-    def distribute(self, birth: Birth) -> Callable[[], None]:
+    def distribute(self, addition: Addition) -> Callable[[], None]:
         """Bring the parameters of a seed that goes live onto the ranks; returns what undoes it."""
 
 
-class Alone:
-    """One process: hears at once what it says, until the next step."""
+class SingleProcess:
+    """One process: receives at once what it sends, until the next step."""
 
     rank, size = 0, 1
     folder: Folder | None = None
@@ -65,10 +65,10 @@ class Alone:
     def __init__(self) -> None:
         self._said: dict[str, Any] = {}
 
-    def say(self, topic: str, value: Any) -> None:
+    def send(self, topic: str, value: Any) -> None:
         self._said[topic] = value
 
-    def heard(self, topic: str) -> Sequence[Any]:
+    def received(self, topic: str) -> Sequence[Any]:
         return [self._said.get(topic)]
 
     def withdraw(self, topic: str) -> None:
@@ -89,7 +89,7 @@ class Alone:
     def mean(self, value: float) -> float:
         return value
 
-    def distribute(self, birth: Birth) -> Callable[[], None]:
+    def distribute(self, addition: Addition) -> Callable[[], None]:
         return lambda: None
 
 

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fxgraft.commands import SEED
+from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.explore._depths import Depth
 from fxgraft.explore._widths import Width
 from fxgraft.host.host import Host
 from fxgraft.util import validate
+
+Grows = SEED | WIDEN | DEEPEN
+"""A command that lets something grow."""
 
 LEAST_PARAMETERS, LEAST_FLOPS = 1_000_000, 10**9
 """A small host may be explored with so much, however small it is."""
@@ -21,11 +24,11 @@ class Candidate:
     """Something that may grow.
 
     Attributes:
-        command: what plants it.
+        command: what germinates it.
         parameters, flops: as of `fxgraft.blueprints.Cost`.
         memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
             backward pass, estimated as three of the slot's.
-        width: the channels that the command's branch stands for; None for a branch as such.
+        width: the channels in whose place the command's branch is tried; None for a branch as such.
         depth: the block that it is; None for a branch.
     """
 
@@ -35,6 +38,15 @@ class Candidate:
     memory: int
     width: Width | None = None
     depth: Depth | None = None
+
+    @property
+    def grows(self) -> Grows:
+        """The command that lets it grow for good: the command that germinates it, but for layers."""
+        if self.width is not None:
+            return WIDEN(group=self.width.group, by=self.width.by)
+        if self.depth is not None:
+            return DEEPEN(stack=self.depth.stack, at=[self.depth.at])
+        return self.command
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,13 @@ class Cap:
                 raise ValueError(f"cap: expected {', '.join(caps)}; got {name!r}")
             caps[name] = validate.integer(f"cap[{name!r}]", number, 1)
         return cls(**caps)
+
+    @classmethod
+    def only(cls, given: Mapping[str, int] | None) -> Cap:
+        """No limits but those that are given. Raises `ValueError` as `of` does, which is called first."""
+        return cls(
+            **{**dict.fromkeys(("candidates", "parameters", "flops", "memory"), sys.maxsize), **(given or {})}
+        )
 
     def objection(self, taken: Sequence[Candidate], other: Candidate) -> str | None:
         """Why ``other`` is too much beside those that were taken; None where it is not."""

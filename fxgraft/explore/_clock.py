@@ -1,7 +1,8 @@
-"""When it is time to grow: at shares of the run, when a function says so, or when the loss is flat."""
+"""When to grow: at shares of the run, when a function says so, or when the loss is flat."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from fxgraft.explore._growth_state import GrowthState
 from fxgraft.explore._price import Pace
-from fxgraft.explore.measuring import Evaluate, check
-from fxgraft.explore.terms import STEPS, Course, When, moments
+from fxgraft.explore.growth_settings import STEPS, GrowthSettings, When, moments
+from fxgraft.explore.measuring import Evaluate, evaluate_host
+from fxgraft.util.losses import mean_loss
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
@@ -22,15 +24,20 @@ class Clock:
 
     Args:
         manager: of the run.
-        evaluate: tells the loss where the steps do not.
-        course: how long a window is, and what is flat.
+        evaluate: computes the loss where the steps have none.
+        settings: how long a window is, and what is flat.
         when, total_steps: as of `SeedManager.autogrow`.
     """
 
     def __init__(
-        self, manager: SeedManager, evaluate: Evaluate, course: Course, when: When, total_steps: int | None
+        self,
+        manager: SeedManager,
+        evaluate: Evaluate,
+        settings: GrowthSettings,
+        when: When,
+        total_steps: int | None,
     ):
-        self._manager, self._evaluate, self._course = manager, evaluate, course
+        self._manager, self._evaluate, self._settings = manager, evaluate, settings
         self._shares, self._ask = moments(when, total_steps)
         self.begin(GrowthState())
 
@@ -41,13 +48,23 @@ class Clock:
 
     def settle(self, memory: GrowthState) -> None:
         """Write what was summed up so far into the memory."""
-        memory.total += sum(map(float, self._losses))
-        self._losses.clear()
+        self._sum_up(memory)
         memory.pace = asdict(self.pace())
 
     def rest(self, memory: GrowthState) -> None:
         """Forget what was before: the next window begins."""
-        memory.before, memory.count, memory.total = None, 0, 0.0
+        memory.before = None
+        self._open_window(memory)
+
+    def _open_window(self, memory: GrowthState) -> None:
+        memory.count, memory.given, memory.finite, memory.total = 0, 0, 0, 0.0
+        self._losses.clear()
+
+    def _sum_up(self, memory: GrowthState) -> None:
+        """Add up the losses that wait. One that is not finite (a step that a scaler skips) says nothing."""
+        finite = [loss for loss in map(float, self._losses) if math.isfinite(loss)]
+        memory.given, memory.finite = memory.given + len(self._losses), memory.finite + len(finite)
+        memory.total += sum(finite)
         self._losses.clear()
 
     def has_more(self, memory: GrowthState) -> bool | None:
@@ -56,12 +73,12 @@ class Clock:
 
     def see(self, loss: float | Tensor | None) -> None:
         """One step more, whatever the growth does. Raises `ValueError` where a loss is needed."""
-        if self._course.gain != STEPS:
+        if self._settings.gain != STEPS:
             return
         if loss is None:
             raise ValueError('autogrow(gain="steps") needs the training loss: expected manager.step(loss)')
-        self._paced.append(loss.detach().mean() if isinstance(loss, Tensor) else loss)
-        if len(self._paced) >= self._course.window:  # one wait for a device, not one in each step
+        self._paced.append(mean_loss(loss))
+        if len(self._paced) >= self._settings.window:  # one wait for a device, not one in each step
             self.pace()
 
     def pace(self) -> Pace:
@@ -85,16 +102,17 @@ class Clock:
     def _is_flat(self, memory: GrowthState, loss: float | Tensor | None) -> bool:
         memory.count += 1
         if loss is not None:
-            self._losses.append(loss.detach().mean() if isinstance(loss, Tensor) else loss)
-        if memory.count < self._course.window:
+            self._losses.append(mean_loss(loss))
+        if memory.count < self._settings.window:
             return False
-        given = memory.total + sum(map(float, self._losses))
-        # Without a loss in each step the evaluation tells.
-        if self._losses or memory.total:
-            now = given / memory.count
-        else:
-            now = statistics.fmean(check(self._manager.host, self._evaluate).losses)
-        now, before = self._manager.peers.mean(now), memory.before
-        self._losses.clear()
-        memory.count, memory.total, memory.before = 0, 0.0, now
-        return before is not None and before - now < self._course.flat * abs(before)
+        self._sum_up(memory)
+        now, before = self._manager.peers.mean(self._mean(memory)), memory.before
+        self._open_window(memory)
+        memory.before = now if math.isfinite(now) else None
+        return before is not None and math.isfinite(now) and before - now < self._settings.flat * abs(before)
+
+    def _mean(self, memory: GrowthState) -> float:
+        """The mean loss of the window; where no step had a loss, that of the evaluation. NaN: neither."""
+        if memory.given:
+            return memory.total / memory.finite if memory.finite else math.nan
+        return statistics.fmean(evaluate_host(self._manager.host, self._evaluate).losses)

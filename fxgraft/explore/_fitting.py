@@ -1,7 +1,7 @@
 """What fits at which slot: every registered blueprint, the channels that can grow, up to a cap.
 
 Two slots that hold the very same tensor (a dropout that did nothing in the example call, a ``view`` of the
-same shape) are one place: the first of them stands for both. What has to be left out is told, each with the
+same shape) count as one place, that of the first. What is left out is in the table, with the
 reason.
 """
 
@@ -10,19 +10,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import nn
+
 from fxgraft import blueprints as registered
 from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, SlotError
-from fxgraft.explore._cap import Candidate, Cap
+from fxgraft.explore._cap import Candidate, Cap, Grows
 from fxgraft.explore._depths import DEEPEN, depth_of
-from fxgraft.explore._widths import widths
+from fxgraft.explore._widths import Surrogate, Width, surrogates
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.plan import price
 from fxgraft_passes import GraftSpec, Slot
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.channels.groups import ChannelGroup
+from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.metadata import metadata
 
 FEWER = (32, 16, 8, 4)
 """Hidden units of an MLP, where there is no room for as many as it has by default."""
+
+
+class NothingCanGrowError(ValueError):
+    """There is no candidate at all."""
 
 
 @dataclass
@@ -53,16 +61,37 @@ def priced(host: Host, seed: SEED) -> Candidate:
     return Candidate(seed, cost.parameters, cost.flops, 4 * cost.parameters * slot.dtype.itemsize + kept)
 
 
-def wider(host: Host) -> list[Candidate]:
-    """The channels that can grow, each as the branch that stands for them while it is tried."""
-    found = []
-    for seed, width in widths(host):
+def wider(host: Host, most: Mapping[str, int] | None) -> Found:
+    """The channels that can grow, each as the branch that is tried in their place."""
+    found = Found()
+    for group, surrogate in surrogates(host):
         try:
-            candidate = priced(host, seed)
-        except (SlotError, BlueprintError):  # no branch can stand for these channels
-            continue
-        found.append(replace(candidate, parameters=width.parameters, width=width))
+            if not isinstance(surrogate, str):
+                found.candidates.append(_as_wide_as_fits(host, surrogate, most))
+                continue
+            reason = surrogate
+        except (SlotError, BlueprintError) as error:
+            reason = str(error)
+        seed, width = SEED(slot=group.name, blueprint="widen"), _width(host, group, group.grain)
+        untried = f"no branch can stand for it: {reason}. manager.widen({group.name!r}, ...) grows it untried"
+        found.left_out.append((seed, Candidate(seed, width.parameters, 0, 0, width=width), untried))
     return found
+
+
+def _width(host: Host, group: ChannelGroup, by: int) -> Width:
+    tensors = (getattr(host.get_submodule(member.path), member.parameter) for member in group.members)
+    grown = [tensor.numel() // group.size for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    return Width(group.name, by, by * sum(grown))
+
+
+def _as_wide_as_fits(host: Host, surrogate: Surrogate, most: Mapping[str, int] | None) -> Candidate:
+    """With the largest number of channels that is not too much; with the smallest where each is."""
+    for by in surrogate.numbers():
+        width = _width(host, surrogate.group, by)
+        candidate = replace(priced(host, surrogate.command(by)), parameters=width.parameters, width=width)
+        if too_much(candidate, most) is None:
+            break
+    return candidate
 
 
 def fitting(
@@ -73,6 +102,7 @@ def fitting(
     most: Mapping[str, int] | None,
     named: bool = False,
     more: Sequence[tuple[int, Candidate]] = (),
+    exclude: Sequence[Grows] = (),
 ) -> Found:
     """All that fits at these slots, up to the cap, the smallest of each slot first; and ``more``, by rank."""
     for name in names or ():
@@ -106,14 +136,15 @@ def fitting(
     ranked += more
     ranked.sort(key=lambda one: one[0])  # stable: in the order of the slots
     for _, candidate in ranked:
-        reason = too_much(candidate, most) or cap.objection(found.candidates, candidate)
+        reason = excluded(candidate, exclude) or too_much(candidate, most)
+        reason = reason or cap.objection(found.candidates, candidate)
         if reason is None:
             found.candidates.append(candidate)
         else:
             found.left_out.append((candidate.command, candidate, reason))
     if not found.candidates:
         why = "; ".join(f"{seed.blueprint} at {seed.slot!r}: {why}" for seed, _, why in found.left_out[:3])
-        raise ValueError(
+        raise NothingCanGrowError(
             f"candidates: nothing that is registered can grow there: {why}. Name other slots or blueprints"
         )
     return found
@@ -127,6 +158,11 @@ def _shrunk(host: Host, candidate: Candidate, most: Mapping[str, int] | None) ->
             if too_much(smaller, most) is None:
                 return smaller
     return candidate
+
+
+def excluded(candidate: Candidate, exclude: Sequence[Grows]) -> str | None:
+    """Why one candidate is not tried again; None where it is not excluded."""
+    return "it was excluded" if candidate.grows in exclude else None
 
 
 def too_much(candidate: Candidate, most: Mapping[str, int] | None) -> str | None:
@@ -147,8 +183,10 @@ def _places(slots: Sequence[Slot]) -> list[tuple[Slot, str | None]]:
     known: dict[object, str] = {}
     places: list[tuple[Slot, str | None]] = []
     for slot in {slot.name: slot for slot in slots}.values():
-        seen = slot.node.meta.get(KEY)
-        value = (seen.memory, tuple(slot.shape), slot.dtype) if seen is not None else slot.name
+        seen = metadata(slot.node).get("observation")
+        # The graph of an inserted block is that of the block it was copied from, its memory another one.
+        inserted = slot.region.split(".")[:2] if slot.region.startswith(f"{SEEDS}.") else ()
+        value = (*inserted, seen.memory, tuple(slot.shape), slot.dtype) if seen is not None else slot.name
         # Where the value is written into later, what stands behind that is another one.
         is_new = slot.copy or slot.reader is not None or seen is None or seen.memory < 0
         places.append((slot, None if is_new else known.get(value)))

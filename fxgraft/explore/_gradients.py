@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fxgraft.util import validate
+
 TINY = 1e-12
 
 
@@ -66,10 +68,13 @@ class InitialGradients:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; the parameters have their initial values."""
-        for ours, theirs in ((self._first, state["first"]), (self._second, state["second"])):
+        for name, ours in (("first", self._first), ("second", self._second)):
+            theirs = list(state[name])
+            if [one.shape for one in ours] != [other.shape for other in theirs]:
+                raise ValueError(f"{name}: expected a tensor like each parameter of the candidate")
             for one, other in zip(ours, theirs, strict=True):
                 one.copy_(other)
-        self._steps, self.norm = state["steps"], state["norm"]
+        self._steps, self.norm = validate.integer("steps", state["steps"]), state["norm"]
 
     def end(self) -> float | None:
         """Stop resetting the parameters; return the score, None where no gradient has arrived."""

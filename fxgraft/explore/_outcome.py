@@ -1,4 +1,4 @@
-"""What comes of the candidates at the end of an exploration: each is measured, then all are ranked."""
+"""The end of an exploration: each candidate is measured, then all are ranked."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fxgraft.distributed.peers import Peers
-from fxgraft.explore._entry import CandidateState
+from fxgraft.explore._candidate_state import CandidateState
+from fxgraft.explore.exploration_settings import ExplorationSettings
 from fxgraft.explore.measuring import Evaluate, Measured, contributions, step_ms
 from fxgraft.explore.scoring import Ranking
-from fxgraft.explore.settings import Settings
 from fxgraft.explore.table import MEASURED
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed
@@ -24,7 +24,7 @@ def measure(
     manager: SeedManager,
     lifecycle: Lifecycle,
     evaluate: Evaluate,
-    settings: Settings,
+    settings: ExplorationSettings,
 ) -> None:
     """Measure the candidates that learn; one that cannot be measured fails with the reason."""
     seeds = {entry.seed: manager.seeds[entry.seed] for entry in entries if entry.seed}
@@ -44,7 +44,7 @@ def measure(
 
 
 def _take_in(
-    entry: CandidateState, seed: Seed, found: Measured, manager: SeedManager, settings: Settings
+    entry: CandidateState, seed: Seed, found: Measured, manager: SeedManager, settings: ExplorationSettings
 ) -> None:
     entry.trained_steps, entry.found = seed.trained_steps, found
     # Each rank has seen the gradients of its own batches.

@@ -1,7 +1,8 @@
-"""What a part costs in steps: its FLOPs would have paid for further training without it.
+"""The cost of a part as loss: what its FLOPs would have gained in further training without it.
 
 The loss falls about as the logarithm of the steps. With ``slope`` the fall for each unit of it and ``done``
-steps before the part came, a part that learnt for ``learnt`` steps, each ``ratio`` times as dear, costs
+steps before the part came, a part that learnt for ``learnt`` steps, each with ``ratio`` times the FLOPs,
+costs
 
     price = slope * log(1 + (ratio - 1) * learnt / done)
 
@@ -41,7 +42,9 @@ class Pace:
     count: int = 0
 
     def add(self, loss: float) -> None:
-        """One step more."""
+        """One step more. A loss that is not finite says nothing; in a mean it would be there for good."""
+        if not math.isfinite(loss):
+            return
         self.total, self.count = self.total + loss, self.count + 1
         if self.count < self.width:
             return

@@ -1,22 +1,26 @@
-"""The rounds of an automatic growth: what is said and noted in them, and what follows one."""
+"""The rounds of an automatic growth: their commands, their history, and what follows one."""
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from fxgraft.commands import Command, Reply
 from fxgraft.explore._clock import Clock
 from fxgraft.explore._growth_state import DONE, WAITING, GrowthState
-from fxgraft.explore.measuring import Evaluate, check
+from fxgraft.explore.growth_settings import GrowthSettings
+from fxgraft.explore.measuring import Evaluate, evaluate_host
 from fxgraft.explore.table import Row
-from fxgraft.explore.terms import Course
 from fxgraft.telemetry.events import logger
 
 if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
 
-OF_THE_TRIAL = ("kept", "dropped", "deepening")
+OF_THE_TRIAL = ("kept", "widened", "dropped", "deepening")
 """Notes that are about the candidate on trial, where they name no other."""
+
+STAYED = ("kept", "widened")
+"""Notes of what is a part of the host from then on."""
 
 
 class Rounds:
@@ -25,19 +29,24 @@ class Rounds:
     Attributes:
         manager: of the host.
         evaluate: as of `SeedManager.autogrow`.
-        course: for how long each part goes on.
+        settings: for how long each part goes on.
         clock: knows when the next round is due.
         memory: what the growth remembers.
     """
 
     def __init__(
-        self, manager: SeedManager, evaluate: Evaluate, course: Course, clock: Clock, memory: GrowthState
+        self,
+        manager: SeedManager,
+        evaluate: Evaluate,
+        settings: GrowthSettings,
+        clock: Clock,
+        memory: GrowthState,
     ):
-        self.manager, self.evaluate, self.course = manager, evaluate, course
+        self.manager, self.evaluate, self.settings = manager, evaluate, settings
         self.clock, self.memory = clock, memory
 
-    def say(self, command: Command) -> Reply:
-        """Carry a command out; warn where it is refused."""
+    def carry_out(self, command: Command) -> Reply:
+        """Carry out a command; warn where it is refused."""
         reply = self.manager.carry_out(command)
         if reply.refused:
             logger.warning("autogrow: %s was refused: %s", type(command).__name__, reply.reason)
@@ -68,8 +77,12 @@ class Rounds:
         return sum(parameter.numel() for parameter in self.manager.host.host_parameters())
 
     def kept(self) -> None:
-        """Something stays: weigh the host, for the summary, and wait for the next round."""
-        self.memory.grown = check(self.manager.host, self.evaluate).flops
+        """Something stays: count the host's FLOPs, for the summary, and wait for the next round."""
+        looked = evaluate_host(self.manager.host, self.evaluate)
+        self.memory.grown, self.memory.last = looked.flops, statistics.fmean(looked.losses)
+        self.memory.evaluation = looked.evaluation or self.memory.evaluation
+        self.memory.unpaid = 0
+        self.memory.failed.clear()
         self._wait()
 
     def not_paid(self) -> None:
@@ -77,8 +90,10 @@ class Rounds:
         if self.memory.stopped:
             return self.end("it was stopped")
         self.memory.unpaid += 1
+        if (command := (self.memory.row or {}).get("command")) is not None:
+            self.memory.failed.append(command)
         more = self.clock.has_more(self.memory)
-        if more or (more is None and self.memory.unpaid < self.course.patience):
+        if more or (more is None and self.memory.unpaid < self.settings.patience):
             return self._wait()
         return self.end("the last round did not pay")
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE
+from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, FUSE
 from fxgraft.errors import StageError
-from fxgraft.explore import _beginnings
+from fxgraft.explore import _restarting
 from fxgraft.explore._growth_state import FADING, TRYING
+from fxgraft.explore._memory import COPIES, of_values
 from fxgraft.explore._price import SHARE, price
 from fxgraft.explore._rounds import Rounds
-from fxgraft.explore.measuring import Evaluate, check, numbers
+from fxgraft.explore.growth_settings import Budget
+from fxgraft.explore.measuring import Evaluate, evaluate_host, numbers
 from fxgraft.explore.table import Row
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -22,126 +25,162 @@ from fxgraft.seeds.stage import Stage
 class GrowthTrial:
     """Leads what a round has chosen. All that it remembers is in the memory of the rounds."""
 
-    def __init__(self, rounds: Rounds):
-        self._rounds = rounds
+    def __init__(self, rounds: Rounds, budget: Budget):
+        self._rounds, self._budget = rounds, budget
 
-    def row_of(self, block: DEEPEN, most: int) -> dict[str, Any]:
-        """What is told of such a block. Raises `ValueError` if it has more than ``most`` parameters."""
+    def row_of(self, block: DEEPEN, most: Mapping[str, int]) -> dict[str, Any]:
+        """The row of such a block. Raises `ValueError` if it has more than ``most`` says."""
         host = self._rounds.manager.host
         place = host.stacks[block.stack].blocks[-1]
-        size = block.count * sum(p.numel() for p in host.get_submodule(place).parameters())
-        if size > most:
-            raise ValueError(
-                f"the budget is spent: a block has {size:,} parameters; there is room for {most:,}"
-            )
-        return {"slot": place, "blueprint": "deepen", "parameters": size}
+        parameters = list(host.get_submodule(place).parameters())
+        size = block.count * sum(p.numel() for p in parameters)
+        memory = COPIES * block.count * sum(p.numel() * p.element_size() for p in parameters)
+        for given, name, said in ((size, "parameters", "parameters"), (memory, "memory", "bytes to train")):
+            if name in most and given > most[name]:
+                raise ValueError(
+                    f"the budget is spent: a block has {given:,} {said}; there is room for {most[name]:,}"
+                )
+        return {"slot": place, "blueprint": "deepen", "parameters": size, "memory": memory}
 
-    def begin_block(self, block: DEEPEN, most: int) -> None:
+    def begin_block(self, block: DEEPEN, most: Mapping[str, int]) -> None:
         """Try the block that was asked for: there is nothing to choose from.
 
         Raises:
-            ValueError: it has more than ``most`` parameters.
+            ValueError: it has more than ``most`` says.
         """
         memory = self._rounds.memory
-        memory.row = self.row_of(block, most)
-        reply = self._rounds.say(replace(block, blend=block.blend or max(self._rounds.course.blend, 1)))
+        memory.row = {**self.row_of(block, most), "loss": self._loss_now()}
+        blend = block.blend or max(self._rounds.settings.blend, 1)
+        reply = self._rounds.carry_out(replace(block, blend=blend))
         memory.seed = reply.seed
         self._rounds.note("deepening")
         if reply.refused:
             return self._drop(None, reply.reason)
         return self._hold()
 
+    def _loss_now(self) -> float | None:
+        """The loss before something is tried; None where it is not asked for."""
+        if isinstance(self._rounds.settings.gain, str):
+            return None
+        found = evaluate_host(self._rounds.manager.host, self._rounds.evaluate).losses
+        return self._rounds.manager.peers.mean(statistics.fmean(found))
+
     def begin(self, row: Row) -> None:
         """Try the candidate of ``row``, which an exploration has kept in training."""
         rounds, memory = self._rounds, self._rounds.memory
         memory.row, memory.seed = row.to_dict(), row.seed
-        if row.widens is not None:
-            return self._widen(row, row.widens)
         if row.seed not in rounds.manager.seeds:
-            return rounds.end("what was chosen is gone: it was culled by somebody else")
-        if _beginnings.helps(row):
+            return rounds.end("what was chosen is gone: it was culled from outside")
+        if row.helps:
             rounds.note("blending", row)
-            reply = rounds.say(BLEND(seed=str(row.seed), steps=rounds.course.blend))
-        elif _beginnings.can_begin_anew(row):
-            rounds.note("beginning anew", row, reason="what it learnt in isolation does not help")
-            reply = _beginnings.begin_anew(rounds.manager, rounds.say, row, rounds.course.blend)
+            reply = rounds.carry_out(BLEND(seed=str(row.seed), steps=rounds.settings.blend))
+        elif _restarting.can_restart(row):
+            rounds.note("beginning anew", row, reason="no gain in isolation")
+            reply = _restarting.restart(rounds.manager, rounds.carry_out, row, rounds.settings.blend)
             memory.seed = reply.seed if reply.accepted else row.seed
         else:
-            return self._drop(row, "what it learnt in isolation does not help")
+            return self._drop(row, "no gain in isolation")
         return self._drop(row, reply.reason) if reply.refused else self._hold()
-
-    def _widen(self, row: Row, widens: tuple[str, int]) -> None:
-        """Layers that grow compute what they did: there is nothing to judge."""
-        reply = _beginnings.widen(self._rounds.manager, self._rounds.say, row)
-        if reply.refused:
-            return self._drop(row, reply.reason)
-        self._rounds.note("widened", row, reason=f"{widens[0]} by {widens[1]}")
-        return self._rounds.kept()
 
     def _hold(self) -> None:
         memory = self._rounds.memory
-        memory.phase, memory.held_since, memory.gains = TRYING, None, []
+        memory.phase, memory.held_since, memory.gains, memory.losses = TRYING, None, [], []
 
     def judge(self) -> None:
         """What is held long enough is measured: it stays, or fades."""
         memory, manager = self._rounds.memory, self._rounds.manager
         seed = manager.seeds.get(memory.seed or "")
         if seed is None:
-            return self._rounds.end("what was tried is gone: it was culled by somebody else")
+            return self._rounds.end("what was tried is gone: it was culled from outside")
         if seed.stage is Stage.FOSSILIZED:
-            return self._keep(seed.contribution, "by somebody else")
+            return self._keep(seed.contribution, "from outside")
         if seed.stage is not Stage.HOLDING or not self._is_to_be_measured(seed):
             return None
         try:
             memory.gains.append(manager.measure(seed, partial(_mean, self._rounds.evaluate), at=seed.alpha))
         except StageError as error:
             return self.take_out(str(error))
-        if len(memory.gains) < self._rounds.course.measurements:
+        memory.losses.append(seed.loss_with or 0.0)
+        if len(memory.gains) < self._rounds.settings.measurements:
             return None
-        gained = statistics.median(memory.gains)
-        needed = self._has_to_give(seed)
-        if gained > needed:
-            reply = self._rounds.say(FOSSILIZE(seed=seed.name))
-            reason = f"more than {needed:.4g}"
-            return self._keep(gained, reason) if reply.accepted else self.take_out(reply.reason)
-        return self.take_out(f"it no longer pays: not more than {needed:.4g}", gained)
+        gained, needed = statistics.median(memory.gains), self._has_to_give(seed)
+        if (objection := self._objection(gained, needed) or self._over_budget()) is not None:
+            return self.take_out(objection, gained)
+        reply = self._rounds.carry_out(FOSSILIZE(seed=seed.name))
+        if reply.refused:
+            return self.take_out(reply.reason)
+        return self._keep(gained, f"above {needed:.2g}")
+
+    def _objection(self, gained: float, needed: float) -> str | None:
+        """Why what is held must go; None where it may stay.
+
+        A host that has learnt with a part misses it when it is taken out, also where it would have learnt as
+        well without. So the loss must have fallen, too, since before the part was tried.
+        """
+        if not gained > needed:
+            return f"it no longer pays: not more than {needed:.4g}"
+        memory = self._rounds.memory
+        before, now = (memory.row or {}).get("loss"), statistics.median(memory.losses)
+        if before is None or isinstance(self._rounds.settings.gain, str) or before - now > needed:
+            return None
+        return f"the loss with it is {now:.4g}, and was {before:.4g} before it was tried"
+
+    def _over_budget(self) -> str | None:
+        """Why what has unknown FLOPs, as a block, must go; None where the budget has room for it."""
+        rounds, memory = self._rounds, self._rounds.memory
+        if self._budget.flops is None or (memory.row or {}).get("flops") is not None:
+            return None
+        flops, limit = evaluate_host(rounds.manager.host, rounds.evaluate).flops, memory.flops or 0
+        if flops is None or flops <= self._budget.flops * limit:
+            return None
+        most = f"{self._budget.flops:g} times {limit:,}"
+        return f"a forward pass with it has {flops:,} FLOPs; the budget is {most}"
 
     def _is_to_be_measured(self, seed: Seed) -> bool:
         """Whether it is held long enough for the next measurement."""
         memory, steps = self._rounds.memory, self._rounds.manager.steps
         if memory.held_since is None:
             memory.held_since = steps
-        hold = self._rounds.course.hold_for(memory.held_since)
-        if not seed.spec.isolated:  # what began anew has been taught by nothing else
-            hold += self._rounds.course.blend
-        return steps - memory.held_since >= self._rounds.course.measure_after(hold, len(memory.gains))
+        hold = self._rounds.settings.hold_for(memory.held_since)
+        if not seed.spec.isolated:  # a restarted one has learned in the blend only
+            hold += self._rounds.settings.blend
+        return steps - memory.held_since >= self._rounds.settings.measure_after(hold, len(memory.gains))
 
     def _has_to_give(self, seed: Seed) -> float:
         """What the loss has to rise by without it, for it to stay."""
         rounds, memory = self._rounds, self._rounds.memory
-        if not isinstance(rounds.course.gain, str):
-            return rounds.course.gain * abs(seed.loss_without or 0.0)
+        if not isinstance(rounds.settings.gain, str):
+            return rounds.settings.gain * abs(seed.loss_without or 0.0)
         size = rounds.parameters
         own = sum(p.numel() for p in seed.module.parameters()) if seed.module is not None else 0
         ratio = (size + own) / size
-        flops = check(rounds.manager.host, rounds.evaluate).flops
+        flops = evaluate_host(rounds.manager.host, rounds.evaluate).flops
         if flops is not None and memory.bare:
             ratio = flops / memory.bare
         began = memory.held_since if memory.held_since is not None else rounds.manager.steps
-        began = max(began - rounds.course.blend, 0)
+        began = max(began - rounds.settings.blend, 0)
         slope = rounds.manager.peers.mean(rounds.clock.pace().slope() or 0.0)
         return SHARE * price(slope, began, rounds.manager.steps - began, ratio)
 
     def _keep(self, gained: float | None, reason: str) -> None:
-        self._rounds.note("kept", contribution=gained, reason=reason)
-        self._rounds.memory.unpaid = 0
-        self._rounds.kept()
+        rounds, memory = self._rounds, self._rounds.memory
+        memory.values += of_values(rounds.manager.host, memory.row or {})
+        if not memory.row or not memory.row.get("widens"):
+            rounds.note("kept", contribution=gained, reason=reason)
+            return rounds.kept()
+        group, by = memory.row["widens"]
+        reply = rounds.carry_out(FUSE(seed=str(memory.seed)))
+        if reply.accepted:
+            rounds.note("widened", contribution=gained, reason=f"{reason}; {group} has {by} channels more")
+        else:
+            rounds.note("kept", contribution=gained, reason=f"{reason}; as a branch: {reply.reason}")
+        return rounds.kept()
 
     def take_out(self, reason: str, gained: float | None = None) -> None:
         """Blend it out; `fade` culls it."""
         memory = self._rounds.memory
         self._rounds.note("dropped", contribution=gained, reason=reason)
-        self._rounds.say(BLEND(seed=str(memory.seed), to=0.0, steps=self._rounds.course.fade))
+        self._rounds.carry_out(BLEND(seed=str(memory.seed), to=0.0, steps=self._rounds.settings.fade))
         memory.phase = FADING
 
     def fade(self) -> None:
@@ -150,13 +189,13 @@ class GrowthTrial:
         if seed is not None and seed.stage is Stage.BLENDING:
             return
         if seed is not None:
-            self._rounds.say(CULL(seed=seed.name))
+            self._rounds.carry_out(CULL(seed=seed.name))
         self._rounds.not_paid()
 
     def _drop(self, row: Row | None, reason: str) -> None:
         self._rounds.note("dropped", row, reason=reason)
         if self._rounds.memory.seed in self._rounds.manager.seeds:
-            self._rounds.say(CULL(seed=str(self._rounds.memory.seed)))
+            self._rounds.carry_out(CULL(seed=str(self._rounds.memory.seed)))
         self._rounds.not_paid()
 
 

@@ -4,9 +4,9 @@
                                              the channels and stacks that can grow (`_widths`, `_depths`)
     host.slots.select("blocks.*"), a name,   these slots, likewise
     or several of either
-    SEED commands (also as dictionaries)     these, and no others
+    SEED commands (also as dict or JSON)     these, and no others
 
-What cannot be planted is refused at once, by name.
+What cannot germinate is refused at once, by name.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from fxgraft import commands
 from fxgraft.commands import SEED
 from fxgraft.errors import CommandError, SlotError
-from fxgraft.explore._cap import Cap
+from fxgraft.explore._cap import Cap, Grows
 from fxgraft.explore._depths import depths
-from fxgraft.explore._fitting import Found, fitting, priced, too_much, wider
+from fxgraft.explore._fitting import Found, NothingCanGrowError, excluded, fitting, priced, too_much, wider
 from fxgraft.host.host import Host
 from fxgraft.slots.selection import NO_SLOTS, Slots
 from fxgraft_passes import Slot
@@ -38,6 +38,7 @@ def find(
     flops: int | None = None,
     most: Mapping[str, int] | None = None,
     widens: bool = False,
+    exclude: Sequence[Grows] = (),
 ) -> Found:
     """The candidates that ``choice`` names.
 
@@ -45,10 +46,11 @@ def find(
         host: where they are to grow.
         choice: see the module.
         names: of the blueprints to take where slots are chosen; all that are registered by default.
-        cap: see `Cap`. Where commands are given, all of them are taken.
+        cap: see `Cap`. Of commands all are taken, but for what ``cap`` itself has no room for.
         flops: of the host's forward pass, where that is known.
         most: what one candidate may have: ``{"parameters": ..., "flops": ..., "memory": ...}``.
         widens: whether "auto" has the channels that can grow, where no blueprints are named.
+        exclude: what is left out: commands that rows of an earlier exploration have.
 
     Raises:
         SlotError, BlueprintError, CommandError: something that was named is not there, or can never grow.
@@ -61,15 +63,19 @@ def find(
     if isinstance(choice, str) and choice == AUTO:
         if not host.slots:
             raise SlotError(NO_SLOTS)
-        more = [(0, one) for one in wider(host)] if widens and names is None else []
+        wide = wider(host, most) if widens and names is None else Found()
+        more = [(0, one) for one in wide.candidates]
         # After the first candidate of each slot: blocks are large.
         more += [(1, priced(host, seed)) for seed in depths(host)] if names is None else []
-        return fitting(host, list(host.slots.values()), names, limit, most, more=more)
-    slots, seeds = _told_apart(host, choice)
+        found = fitting(host, list(host.slots.values()), names, limit, most, more=more, exclude=exclude)
+        found.left_out += wide.left_out
+        return found
+    slots, seeds = _classified(host, choice)
     if slots and seeds:
         raise TypeError("candidates: expected slots, or SEED commands; got both")
     if slots:
-        return fitting(host, slots, names, limit, most, named=True)
+        return fitting(host, slots, names, limit, most, named=True, exclude=exclude)
+    limit = Cap.only(cap)
     for place, seed in enumerate(seeds):
         if not seed.isolated:
             raise ValueError(
@@ -77,23 +83,25 @@ def find(
                 f"got isolated=False"
             )
         candidate = priced(host, seed)
-        if (reason := too_much(candidate, most)) is None:
+        reason = excluded(candidate, exclude) or too_much(candidate, most)
+        if (reason := reason or limit.objection(found.candidates, candidate)) is None:
             found.candidates.append(candidate)
         else:
             found.left_out.append((seed, candidate, reason))
     if not found.candidates:
         why = found.left_out[0][2] if found.left_out else "expected one at least; got none"
-        raise ValueError(f"candidates: nothing could grow: {why}. Name other slots or blueprints")
+        raise NothingCanGrowError(f"candidates: nothing could grow: {why}. Name other slots or blueprints")
     return found
 
 
-def _told_apart(host: Host, choice: Any) -> tuple[list[Slot], list[SEED]]:
+def _classified(host: Host, choice: Any) -> tuple[list[Slot], list[SEED]]:
     """The slots, or the commands, that are given."""
     if isinstance(choice, Slots):
         return list(choice.values()), []
     if isinstance(choice, Slot):
         return [host.slot(choice.name)], []
-    if isinstance(choice, SEED) or (isinstance(choice, Mapping) and "type" in choice):
+    is_json = isinstance(choice, str) and choice.lstrip().startswith("{")
+    if isinstance(choice, SEED) or is_json or (isinstance(choice, Mapping) and "type" in choice):
         return [], [_seed(choice)]
     if isinstance(choice, str):
         is_name = choice in host.slots or not any(sign in choice for sign in "*?")
@@ -106,13 +114,13 @@ def _told_apart(host: Host, choice: Any) -> tuple[list[Slot], list[SEED]]:
     slots: list[Slot] = []
     seeds: list[SEED] = []
     for one in choice:
-        more = _told_apart(host, one)
+        more = _classified(host, one)
         slots += more[0]
         seeds += more[1]
     return slots, seeds
 
 
-def _seed(given: SEED | Mapping[str, Any]) -> SEED:
+def _seed(given: SEED | Mapping[str, Any] | str) -> SEED:
     command = commands.parse(given)
     if not isinstance(command, SEED):
         raise CommandError(f"candidates: expected SEED commands; got {type(command).__name__}")

@@ -12,19 +12,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
-from fxgraft.errors import CheckpointError
-from fxgraft.explore._entry import CandidateState
+from fxgraft.explore._candidate_state import CandidateState, restore
 from fxgraft.explore._fitting import Found
+from fxgraft.explore._germinating import germinate
 from fxgraft.explore._gradients import InitialGradients
 from fxgraft.explore._outcome import measure, rank
-from fxgraft.explore._planting import plant
+from fxgraft.explore._restoring import restoring
+from fxgraft.explore.exploration_settings import ExplorationSettings
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.explore.scoring import Ranking, rank_of
-from fxgraft.explore.settings import Settings
 from fxgraft.explore.table import FAILED, LEARNING, LEFT_OUT, MEASURED, Row, text_of
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import logger
+from fxgraft.util import validate
 from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Exploration:
         found: Found,
         evaluate: Evaluate,
         score: Ranking,
-        settings: Settings,
+        settings: ExplorationSettings,
     ):
         self._manager, self._lifecycle, self._reporter = manager, lifecycle, reporter
         self._evaluate, self._score, self._settings = evaluate, score, settings
@@ -154,7 +155,7 @@ class Exploration:
         """Germinate all candidates in one change of the host."""
         if not self._manager.enabled:
             return self._end([], "seeds are disabled (SeedManager(enabled=False), FXGRAFT_DYNAMIC_SEEDS=0)")
-        plant(self._manager, self._entries)
+        germinate(self._manager, self._entries)
         for entry in self._learning():
             self._freeze(entry)
         if not self._learning():
@@ -175,12 +176,12 @@ class Exploration:
         for entry in self._learning():
             seed = self._manager.seeds.get(entry.seed or "")
             if seed is None or seed.stage is not Stage.TRAINING:
-                what = "culled" if seed is None else f"{seed.stage.name} by somebody else"
+                what = "culled" if seed is None else f"{seed.stage.name} from outside"
                 entry.fail(f"it was {what} before it was measured")
             elif (frozen := self._frozen.get(seed.name)) is not None:
                 frozen.step()
                 entry.gradient = frozen.norm
-                self._lifecycle.taken_back(seed)
+                self._lifecycle.restart_training_count(seed)
         if self._frozen and self._steps >= self._settings.frozen_steps:
             self._unfreeze()
         if self._steps >= self._settings.steps or not self._learning():
@@ -193,14 +194,15 @@ class Exploration:
             self._frozen[seed.name] = InitialGradients(seed.module)
 
     def _unfreeze(self) -> None:
-        """Let the candidates learn from now on."""
+        """Stop keeping initial parameters: the candidates learn from now on."""
         for entry in self._entries:
             if (frozen := self._frozen.get(entry.seed or "")) is not None:
                 entry.expected = frozen.end()
         self._frozen.clear()
 
     def cancel(self) -> None:
-        """Stop the exploration: its seeds are culled."""
+        """Stop the exploration: its seeds are culled. Raises `StageError` inside of an evaluation."""
+        self._manager._refuse_while_borrowed("cancel the exploration")
         self._end([], "the exploration was given up")
 
     def _finish(self) -> None:
@@ -255,16 +257,29 @@ class Exploration:
             state: what `state_dict` returned.
 
         Raises:
-            CheckpointError: the manager does not have these seeds.
+            CheckpointError: the state is damaged, or one of other candidates; or the manager does not have
+                these seeds.
         """
-        self._steps, self._began = state["steps"], state["began"]
-        for entry, saved in zip(self._entries, state["entries"], strict=True):
-            entry.restore(saved)
-            if entry.status == LEARNING and entry.seed not in self._manager.seeds:
-                raise CheckpointError(
-                    f"the exploration's seed {entry.seed!r} is not in the checkpoint. Load the run that "
-                    f"manager.save wrote, before this"
-                )
-            if saved["birth"] is not None:
+        with restoring("exploration", "explore"):
+            self._steps = validate.integer("steps", state["steps"])
+            self._began = validate.integer("began", state["began"])
+            restore(self._entries, saved := list(state["entries"]), self._manager.seeds)
+            self._freeze_again([one["birth"] for one in saved])
+
+    def _freeze_again(self, births: Sequence[Mapping[str, Any] | None]) -> None:
+        """As `_freeze`, with what the gradients were summed up to; not at all where one is damaged."""
+        try:
+            for entry, birth in zip(self._entries, births, strict=True):
+                if birth is None:
+                    continue
                 self._freeze(entry)
-                self._frozen[str(entry.seed)].restore(saved["birth"])
+                if (frozen := self._frozen.get(str(entry.seed))) is None:
+                    raise ValueError(
+                        f"its candidates kept their initial values until step {self._steps}, which they do "
+                        f"not with steps={self._settings.steps}"
+                    )
+                frozen.restore(birth)
+        except BaseException:
+            for frozen in self._frozen.values():
+                frozen.end()  # its hooks go
+            raise

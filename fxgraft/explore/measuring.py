@@ -6,6 +6,7 @@ were. Where the host runs uncompiled, the other candidates do not even run while
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 import time
@@ -22,18 +23,20 @@ from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.generators import generators_of
 from fxgraft.lifecycle.inactivity import InactivityWatch
-from fxgraft.lifecycle.probing import at_alpha, mode_kept, reshard
+from fxgraft.lifecycle.probing import at_alpha, gradients_kept, mode_kept, reshard, steps_refused
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.telemetry import logger
 from fxgraft.util.flops import count_flops
 from fxgraft.util.interrupts import delay_interrupts, interruptible
 from fxgraft_passes import Slot, devices
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.untouched import state_untouched
 
 Evaluate = Callable[[], float | Tensor | Sequence[float]]
 """Computes a loss of the host, or several, of one batch each; best on held-out data. Lower is better."""
+
+EVALUATION = "the evaluation of explore() or autogrow()"
 
 ROUNDS = 5
 """How often a candidate is timed."""
@@ -46,11 +49,13 @@ class Measured:
     Attributes:
         contribution: the mean loss without it minus that with it; None where it could not be measured.
         standard_error: of that mean; None for a single loss.
+        loss: the mean loss without it; None where it could not be measured.
         reason: why it could not be measured.
     """
 
     contribution: float | None = None
     standard_error: float | None = None
+    loss: float | None = None
     reason: str = ""
 
 
@@ -61,21 +66,37 @@ class Checked:
     Attributes:
         losses: what ``evaluate`` returned.
         flops: of a forward pass at the shape of the example call; None where it is unknown.
+        evaluation: FLOPs of the evaluation; None where they are unknown.
     """
 
     losses: list[float]
     flops: int | None
+    evaluation: int | None = None
 
 
 def check(host: Host, evaluate: Evaluate) -> Checked:
-    """Evaluate the host as it is. Leaves it, and the random streams, as they were.
+    """`look`, where the losses have to be finite.
 
     Raises:
         TypeError: ``evaluate`` cannot be called, or returns no numbers.
         ValueError: a loss is not finite.
     """
+    checked = evaluate_host(host, evaluate)
+    for loss in checked.losses:
+        if not math.isfinite(loss):
+            raise ValueError(f"evaluate: expected finite losses; got {loss}")
+    return checked
+
+
+def evaluate_host(host: Host, evaluate: Evaluate) -> Checked:
+    """Evaluate the host as it is. Leaves it, and the random streams, as they were.
+
+    Raises:
+        TypeError: ``evaluate`` cannot be called, or returns no numbers.
+    """
     if not callable(evaluate):
         raise TypeError(f"evaluate: expected a function that returns a loss; got {type(evaluate).__name__}")
+    _refuse_arguments(evaluate)
     sizes: list[int] = []
     before = host._links.on_call
 
@@ -90,13 +111,22 @@ def check(host: Host, evaluate: Evaluate) -> Checked:
             losses, flops = _counted(evaluate) if host.compiled is None else (_losses(evaluate, 1), 0)
         finally:
             host._links.on_call = before
-    for loss in losses:
-        if not math.isfinite(loss):
-            raise ValueError(f"evaluate: expected finite losses; got {loss}")
-    example = _example_size(host)
+    example = example_size(host)
     if not flops or not example or not sum(sizes):
-        return Checked(losses, None)
-    return Checked(losses, round(flops * example / sum(sizes)))
+        return Checked(losses, None, flops or None)
+    return Checked(losses, round(flops * example / sum(sizes)), flops)
+
+
+def _refuse_arguments(evaluate: Evaluate) -> None:
+    try:
+        inspect.signature(evaluate).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"evaluate: expected a function that is called without arguments, as lambda: loss_of(host(x)); "
+            f"this one is not: {error}"
+        ) from None
+    except ValueError:  # of C, of which there is no signature
+        pass
 
 
 def _counted(evaluate: Evaluate) -> tuple[list[float], int]:
@@ -163,7 +193,7 @@ def contributions(
             found[seed.name] = Measured(reason=f"the loss with it is {statistics.fmean(losses):g}")
             continue
         error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
-        found[seed.name] = Measured(statistics.fmean(gains), error)
+        found[seed.name] = Measured(statistics.fmean(gains), error, statistics.fmean(without))
     return found
 
 
@@ -182,7 +212,13 @@ def _run(
 @contextmanager
 def _untouched(host: Host, evaluate: Evaluate) -> Iterator[None]:
     reshard(host)
-    with engine.untouched(host, also=generators_of(evaluate)), mode_kept(host):
+    with (
+        engine.borrowing(host, EVALUATION),
+        engine.untouched(host, also=generators_of(evaluate)),
+        mode_kept(host),
+        gradients_kept(host),
+        steps_refused(host),
+    ):
         yield
 
 
@@ -195,7 +231,6 @@ def _alone(host: Host, seed: Seed, names: Iterable[str], alpha: float) -> Iterat
     with ExitStack() as stack:
         try:
             with delay_interrupts():
-                stack.enter_context(engine.borrowing(host, "explore()"))
                 stack.enter_context(engine.probing(host, structure, structure.phases[-1]))
                 learning.fill_(False)
                 seed.set_alpha(alpha)
@@ -214,9 +249,11 @@ def _losses(evaluate: Evaluate, repeats: int) -> list[float]:
 
 def numbers(losses: object) -> list[float]:
     """The losses that ``evaluate`` returned. Raises `TypeError` where there are none."""
-    if isinstance(losses, Real) or (isinstance(losses, Tensor) and losses.dim() == 0):
+    if isinstance(losses, Real) or (
+        isinstance(losses, Tensor) and losses.dim() == 0 and not losses.is_complex()
+    ):
         return [float(losses)]
-    if isinstance(losses, Tensor) and losses.dim() == 1 and losses.numel():
+    if isinstance(losses, Tensor) and losses.dim() == 1 and losses.numel() and not losses.is_complex():
         return [float(loss) for loss in losses.tolist()]
     if isinstance(losses, (list, tuple)) and losses:
         return [number for loss in losses for number in numbers(loss)]
@@ -224,11 +261,11 @@ def numbers(losses: object) -> list[float]:
     raise TypeError(f"evaluate: expected it to return a loss, or several, of one batch each; got {got}")
 
 
-def _example_size(host: Host) -> int:
+def example_size(host: Host) -> int:
     """The elements of the first tensor of the example call; 0 where the host's own code has no graph."""
     root = host.regions.get("")
     for node in root.base.find_nodes(op="placeholder") if root is not None else ():
-        seen = node.meta.get(KEY)
+        seen = metadata(node).get("observation")
         if seen is not None and seen.kind == "Tensor":
             return int(seen.shape.numel())
     return 0
@@ -238,7 +275,7 @@ def step_ms(seed: Seed, slot: Slot) -> float:
     """Milliseconds of a forward and a backward pass of a seed by itself; leaves it as it was."""
     module = seed.module
     assert module is not None
-    # Copies: their gradients are nobody's, and `torch.autograd.grad` of parameters cannot run under
+    # Copies: their gradients are not used, and `torch.autograd.grad` of parameters cannot run under
     # torch's FlopCounterMode.
     twins = {
         name: parameter.detach().clone().requires_grad_(parameter.requires_grad)

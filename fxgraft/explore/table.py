@@ -25,9 +25,12 @@ class Row:
             what would grow.
         parameters: its number of trainable parameters; None if it could not be built.
         flops: of a forward pass at the shape of the example call, as torch's ``FlopCounterMode`` counts.
+        memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
+            backward pass, estimated as three of the slot's; None if it could not be built.
         contribution: the loss without it minus the loss with it alone, the mean over what ``evaluate``
             returned; None before it was measured.
         standard_error: the standard error of that mean; None if ``evaluate`` returned one number.
+        loss: the mean loss without it; None before it was measured.
         score: the rows are ranked by it; higher is better.
         step_cost: milliseconds of a forward and a backward pass of the candidate alone at the shape of the
             example call, the median of five; None before it was measured.
@@ -61,9 +64,16 @@ class Row:
     command: SEED | WIDEN | DEEPEN
     widens: tuple[str, int] | None = None
     deepens: tuple[str, int] | None = None
+    loss: float | None = None
+    memory: int | None = None
 
     def __getitem__(self, name: str) -> Any:
         return vars(self)[name]
+
+    @property
+    def helps(self) -> bool:
+        """Whether what it has learned in isolation lowers the loss, beyond two standard errors."""
+        return self.contribution is not None and self.contribution > 2 * (self.standard_error or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
@@ -103,17 +113,19 @@ def _place(row: Row) -> tuple[str, str]:
     return where, f"{row.blueprint}({options})" if options else row.blueprint
 
 
-def text_of(rows: Sequence[Row], most: int = 40) -> str:
+def text_of(rows: Sequence[Row], most: int = 20) -> str:
     """The rows as text: a table, and below it what has no numbers, with the reason.
 
-    Of those that were left out, at most so many as there is room for.
+    Of each kind (with numbers, failed, left out) the first ``most``, or what there is room for within that.
     """
     table = [row for row in rows if row.status in (LEARNING, MEASURED)]
-    rest = [row for row in rows if row.status == FAILED]
+    failed = [row for row in rows if row.status == FAILED]
     left_out = [row for row in rows if row.status == LEFT_OUT]
-    rest += left_out[: max(most - len(table) - len(rest), 3)]
-    lines = [text_table(("slot", "blueprint", *NUMBERS), [_cells(row) for row in table], right=NUMBERS)]
+    shown = table[:most]
+    rest = failed[: max(most - len(shown), 3)]
+    rest += left_out[: max(most - len(shown) - len(rest), 3)]
+    lines = [text_table(("slot", "blueprint", *NUMBERS), [_cells(row) for row in shown], right=NUMBERS)]
     lines += [f"{' '.join(_place(row))}: {row.status}: {row.reason}" for row in rest]
-    if hidden := len(rows) - len(table) - len(rest):
-        lines.append(f"... and {hidden} more that were left out (exploration.table has all)")
+    if hidden := len(rows) - len(shown) - len(rest):
+        lines.append(f"... and {hidden} more (exploration.table has all)")
     return "\n".join(lines)

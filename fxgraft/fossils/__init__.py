@@ -1,6 +1,6 @@
 """What becomes of seeds that stay: a plain module, and weights that have taken them in.
 
-=================  ==============================================================
+=================  =====================================================================
 `unwrapping`       from a host with fossils to a module that runs without fxgraft
 `_plain_module`    how that module is made
 `_configurations`  the configuration with which a class makes the sizes that a model has
@@ -11,7 +11,7 @@
 `folding`          linear fossils, merged into the layers in front of them
 `linear_maps`      which modules are affine, and which map each is
 `_producers`       an affine map, merged into the weights of a layer
-=================  ==============================================================
+=================  =====================================================================
 
 Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """

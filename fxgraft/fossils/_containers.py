@@ -3,11 +3,12 @@
     blocks.0, _seeds.new.module, blocks.1        ->        blocks.0, blocks.1, blocks.2
 
 What says how deep a model is (``config.num_hidden_layers``, ``layer_idx``, ``n_layer`` of a module around
-the blocks) says it of the deeper one. Whether its code computes the same then, who calls this has to see.
+the blocks) says it of the deeper one. Whether its code computes the same then, the caller has to check.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,14 +16,16 @@ from torch import nn
 
 from fxgraft.errors import SlotError
 from fxgraft.host import engine
-from fxgraft.host.depth import config_of, give, kinds_of, of_depth
 from fxgraft.host.host import Host
-from fxgraft.host.numbers import numbers_in
+from fxgraft.host.numbering import config_of, give, kinds_of, numbers_in, of_depth
 from fxgraft.host.stacks import Stack, is_inserted
 from fxgraft_passes.graft import SEEDS
 
 _DEPTHS = ("n_layer", "n_layers", "num_layers", "num_hidden_layers", "depth", "n_blocks", "num_blocks")
 """Attributes of modules around blocks that may say how many there are."""
+
+
+_COUNTED = re.compile(r"(.*?)(\d+)")
 
 
 class CannotContainError(Exception):
@@ -44,7 +47,8 @@ def put_in(
         Name of a block in the host -> in the plain form, where that is another one.
 
     Raises:
-        CannotContainError: a container has names that are no numbers, or a configuration cannot say of them.
+        CannotContainError: the names in a container do not count its blocks, or a configuration cannot say
+            of them.
     """
     renamed: dict[str, str] = {}
     stacks = [s for s in host.stacks.values() if any(is_inserted(block) for block in s.blocks)]
@@ -56,10 +60,11 @@ def put_in(
         if config is None and not stack.path.startswith(SEEDS):
             config = _grown_config(host, root, stack)
         children = [module_of(name) for name in names]
+        numbered = _numbered(stack, container, names)
         container._modules.clear()
-        for i, child in enumerate(children):
-            container._modules[str(i)] = child
-            renamed[names[i]] = f"{stack.path}.{i}".lstrip(".")
+        for name, child, own in zip(names, children, numbered, strict=True):
+            container._modules[own] = child
+            renamed[name] = f"{stack.path}.{own}".lstrip(".")
         _number(children, stack, names)
         if config is not None:
             try:
@@ -79,16 +84,35 @@ def put_in(
 
 def _in_order(stack: Stack, container: nn.Module) -> list[str]:
     """The names of all children, those in front of the stack's blocks and behind among them."""
-    if any(not name.isdigit() for name in container._modules):
-        raise CannotContainError(f"the children of {stack.path!r} have names that are no numbers")
     own = [f"{stack.path}.{name}".lstrip(".") for name in container._modules]
     first = next(block for block in stack.blocks if not is_inserted(block))
     last = next(block for block in reversed(stack.blocks) if not is_inserted(block))
     return [*own[: own.index(first)], *stack.blocks, *own[own.index(last) + 1 :]]
 
 
+def _numbered(stack: Stack, container: nn.Module, names: Sequence[str]) -> list[str]:
+    """The names in the container of all children: ``0, 1, …``, or ``layer_0, layer_1, …`` for the blocks."""
+    if all(name.isdigit() for name in container._modules):
+        return [str(i) for i in range(len(names))]
+    own = [name.rpartition(".")[2] for name in stack.blocks if not is_inserted(name)]
+    counted = _COUNTED.fullmatch(own[0])
+    prefix, first = (counted[1], int(counted[2])) if counted else ("", 0)
+    if own != [f"{prefix}{first + i}" for i in range(len(own))]:
+        raise CannotContainError(
+            f"the blocks of {stack.path!r} are named {', '.join(own)}: expected numbers, or a word with a "
+            f"number that counts them"
+        )
+    blocks = {name: f"{prefix}{first + i}" for i, name in enumerate(stack.blocks)}
+    numbered = [blocks.get(name, name.rpartition(".")[2]) for name in names]
+    if len(set(numbered)) < len(numbered):
+        raise CannotContainError(
+            f"{stack.path!r} has another child of a name that an inserted block would get"
+        )
+    return numbered
+
+
 def _number(children: Sequence[nn.Module], stack: Stack, names: Sequence[str]) -> None:
-    """Let the blocks have their numbers in running order."""
+    """Number the blocks in running order."""
     own = [child for child, name in zip(children, names, strict=True) if not is_inserted(name)]
     if any(type(child) is not stack.cls for child in own):
         return

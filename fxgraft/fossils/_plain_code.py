@@ -38,7 +38,7 @@ class GrownCode:
         source: defines ``forward(self, ...)``; or nothing, where the base class's is right.
         modules: names that ``source`` uses for modules -> what to import.
         functions: names that it uses for functions of this file -> their names here.
-        values: other names that it uses -> what they stand for.
+        values: other names that it uses -> their values.
         grown: the children that the base class does not know of.
         inside: what grew in such a module, where it can write itself to a folder that has no place for that.
         made: the class.
@@ -163,7 +163,7 @@ def returned(value: Any) -> Any:
 
 
 def code_holds() -> bool:
-    """Whether code is what it was in the trace; nobody looks at it any more."""
+    """Whether code is what it was in the trace; not checked any more."""
     return True
 
 
@@ -243,4 +243,4 @@ PLAIN: dict[str, Callable[..., Any]] = {
         fell_back,
     )
 }
-"""The name of a function of fxgraft -> what stands for it."""
+"""The name of a function of fxgraft -> its replacement here."""

@@ -35,15 +35,16 @@ from fxgraft.fossils._containers import put_in
 from fxgraft.fossils._example_runs import computes_the_same
 from fxgraft.fossils._plain_code import GrownCode
 from fxgraft.host import engine
-from fxgraft.host.depth import give
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
+from fxgraft.host.numbering import give
 from fxgraft.host.plain import is_own, take_out
-from fxgraft.host.writing import writers
+from fxgraft.host.save_pretrained import writers
 from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.blends import FULL_PRECISION
+from fxgraft_passes.metadata import metadata
 
 _TEXT = inspect.getsource(_plain_code)
 
@@ -133,8 +134,8 @@ class Unwrapping:
         graph = copy_graph(region.forward_for(wirings, self._host.phase, parts).graph)
         children: dict[str, str] = {}
         for node in graph.nodes:
-            node.meta.pop("graft", None)
-            node.meta.pop("graft_of", None)
+            metadata(node).pop("graft", None)
+            metadata(node).pop("graft_of", None)
             attribute, _, _ = str(node.target).partition(".")
             graft = grafts.get(attribute)
             if node.op == "call_module" and graft is not None:
@@ -226,7 +227,7 @@ def _write_out(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
 
 
 def _scope_of(generated: Generated) -> dict[str, Any]:
-    """The names that generated code uses, and what they stand for."""
+    """The names that generated code uses, and their values."""
     scope, found = generated.function.__globals__, {}
     functions = [value for value in scope.values() if isinstance(value, FunctionType)]
     for function in functions:
@@ -237,7 +238,7 @@ def _scope_of(generated: Generated) -> dict[str, Any]:
 
 
 def _plain_name(value: Any) -> str:
-    """The name in `_plain_code` of what stands for a function of fxgraft."""
+    """The name in `_plain_code` of the replacement of a function of fxgraft."""
     name: str = value.__name__
     if name not in _plain_code.PLAIN:
         raise FxGraftError(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fxgraft.fossils.linear_maps import AffineMap, NotAffineError, block_diagonal
-from fxgraft.util.rounding import lost_in_rounding
+from fxgraft.util.tensors import lost_in_rounding
+from fxgraft_passes import devices
 
 _CONVOLUTIONS = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
 _NORMS_OF_CHANNELS = (
@@ -35,7 +36,7 @@ _NORMS_OF_LAST = (nn.LayerNorm, nn.RMSNorm)
 
 @torch.no_grad()
 def merge_into(layer: nn.Module, found: AffineMap) -> None:
-    """Let ``layer`` compute ``found`` of what it computed.
+    """Merge the map ``found`` into ``layer``, so that it computes the map of its former result.
 
     Args:
         layer: of a kind that `axis_of` knows. Changed in place: its weights keep their dtype; one without
@@ -113,6 +114,7 @@ def _set(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
         before = getattr(layer, name, None)
         if exact is not None and before is not None and (why := lost_in_rounding(name, before, exact)):
             raise NotAffineError(why)
+    devices.forget_casts()
     layer.weight.copy_(weight)
     if bias is None:
         return

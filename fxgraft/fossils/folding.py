@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgraft import _torch
+from fxgraft.capture import trace_operators
 from fxgraft.errors import SlotError, StageError
 from fxgraft.fossils._producers import axis_of, merge_into
 from fxgraft.fossils.linear_maps import Features, NotAffineError, affine_map
@@ -31,7 +33,7 @@ from fxgraft.fossils.unwrapping import unwrap
 from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.slots.structure import Placement
-from fxgraft_passes import Slot, operators
+from fxgraft_passes import Slot
 from fxgraft_passes.example_calls import why_no_arguments
 from fxgraft_passes.untouched import untouched
 
@@ -175,11 +177,11 @@ class Folding:
         return name
 
     def layer(self, slot: Slot) -> tuple[str, nn.Module]:
-        """The layer whose result is the slot's value and nobody else's, with its name."""
+        """The layer whose result is the slot's value and has no other reader, with its name."""
         region, node = self.host.regions[slot.region], slot.node
         if node.op == "call_module":
             layer = region.module.get_submodule(str(node.target))
-        elif node.target is operators.run:
+        elif node.target is trace_operators.run:
             layer = region.module
         else:
             raise NotAffineError(f"stands behind {node.name!r}, which is no layer's result")
@@ -192,7 +194,7 @@ class Folding:
             raise NotAffineError(f"stands behind {names[layer]!r}, {why}")
         if node.op == "call_module" and "forward" in layer.__dict__ and not self._is_traced(layer):
             raise NotAffineError(f"stands behind {names[layer]!r}, whose forward was replaced")
-        if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        if _torch.has_result_hooks(layer):
             raise NotAffineError(f"stands behind {names[layer]!r}, whose hooks see its result")
         if layer in self._read:
             raise NotAffineError(f"stands behind {names[layer]!r}, whose weights are read elsewhere as well")
@@ -215,7 +217,7 @@ def _why_weights_are_not_its_own(layer: nn.Module) -> str | None:
                 f"whose {name} is no parameter, but computed anew in each call (pruning, weight_norm, "
                 f"spectral_norm): make it one first, with prune.remove or remove_weight_norm"
             )
-    if layer._forward_pre_hooks:
+    if _torch.pre_hooks(layer):
         return "whose hooks run before it and may set its weights: remove them first"
     return None
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fxgraft import _torch
 from fxgraft.blueprints.affine import ScaleShift
 from fxgraft.blueprints.initial import ReZero
 from fxgraft.lifecycle.mode_wrappers import AddedBranch, Difference, Gated
@@ -79,7 +80,7 @@ def affine_map(module: nn.Module, size: int, where: Features) -> AffineMap:
     Raises:
         NotAffineError: it is none, or is not known to be one.
     """
-    if any((module._forward_hooks, module._forward_pre_hooks)):
+    if _torch.has_forward_hooks(module):
         raise NotAffineError(f"has a {_kind(module)} with hooks, which may change its value")
     known = _KNOWN.get(type(module))  # subclasses may do something else
     if known is None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxgraft import _torch
 from fxgraft.errors import TransplantError
 from fxgraft.fossils._containers import CannotContainError
 from fxgraft.fossils._example_runs import OutputDifference, returned_by, run_example
@@ -130,7 +131,10 @@ class _Match:
     def _refuse(self, layer: str, who: str, other: str, ours: int, theirs: int) -> None:
         hint = ""
         if ".seed_" in f".{layer}":
-            hint = ": it is a seed; fxgraft.fold(host) puts linear ones into the layers in front of them"
+            hint = (
+                ": it is a seed; manager.fuse(name) makes one that is linear, or of the form of what it is "
+                "beside, a part of that"
+            )
         raise TransplantError(
             f"layer {layer!r} of {who} has no counterpart in {other}{hint} (expected {ours} layers beside "
             f"each other there, as in the grown model; the target has {theirs})"
@@ -140,7 +144,7 @@ class _Match:
         mine, others = (
             {n: t for n, t in getattr(m, kind).items() if t is not None} for m in (source, target)
         )
-        if kind == "_buffers":  # what is computed anew by whoever needs it may be of any size
+        if kind == "_buffers":  # an unsaved buffer, which is computed where it is needed, may have any size
             mine = {n: t for n, t in mine.items() if _is_saved(source, n) or _same_shape(t, others.get(n))}
             others = {n: t for n, t in others.items() if n in mine or _is_saved(target, n)}
         for name in dict.fromkeys((*mine, *others)):
@@ -174,7 +178,7 @@ def _has_tensors(module: nn.Module | None) -> bool:
 
 
 def _is_saved(module: nn.Module, buffer: str) -> bool:
-    return buffer not in module._non_persistent_buffers_set
+    return buffer not in _torch.unsaved_buffers(module)
 
 
 def _same_shape(a: Tensor, b: Tensor | None) -> bool:

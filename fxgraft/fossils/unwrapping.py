@@ -10,7 +10,7 @@ from fxgraft.fossils._example_runs import OutputDifference, computes_the_same, r
 from fxgraft.fossils._plain_module import Unwrapping
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
-from fxgraft.util.dtensor import local_tensor
+from fxgraft.util.tensors import local_tensor
 
 
 def unwrap(host: Host) -> nn.Module:
@@ -112,10 +112,13 @@ def plain_form(host: Host) -> Unwrapping:
     return Unwrapping(host)
 
 
-def refuse_live(host: Host, action: str) -> None:
+def refuse_live(host: nn.Module, action: str) -> None:
     """Raise `StageError` for a host with seeds that are no fossils; `TypeError` for what is none."""
     if not isinstance(host, Host):
-        raise TypeError(f"host: expected a fxgraft.Host, from fxgraft.trace; got {type(host).__name__}")
+        inside = " around one: give its .module" if isinstance(getattr(host, "module", None), Host) else ""
+        raise TypeError(
+            f"host: expected a fxgraft.Host, from fxgraft.trace; got {type(host).__name__}{inside}"
+        )
     live = [p.seed for p in host.structure.placements if p.spec.fossil is None]
     if live:
         raise StageError(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fxgraft.host._explained import tree
+from fxgraft.host._explanation_text import tree
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
@@ -37,7 +37,7 @@ class ModuleReport:
             no graph or is torch's own. ``"left out"``: its result would be one, but for ``rejected``.
             ``"not traced"``. ``"node"``: torch's own, in the graph around it.
             ``"uncalled"``: no graph calls it. ``"container"``: it has no code. ``"shared"``: it is at an
-            earlier name too, and is told of there.
+            earlier name too, and is shown there.
         reason: why its code has no graph, as in "it <reason>"; the earlier name of one that is shared.
         is_node: whether it is a node of the graph around it.
         slots: the names of the slots in its graph.
@@ -75,7 +75,7 @@ class Explanation:
 
     Attributes:
         root: the report of the model, with those of its modules below.
-        uncompared: why its graphs were not compared with the code that they stand for, in values and
+        uncompared: why its graphs were not compared with the code that they were traced from, in values and
             gradients; empty where they were.
     """
 
@@ -113,7 +113,7 @@ class Explanation:
 
 
 def explain(host: Host, root: nn.Module, uncompared: str = "") -> Explanation:
-    """Tell what became of each module of ``root``, the traced model of ``host``."""
+    """Report what became of each module of ``root``, the traced model of ``host``."""
     slots: dict[str, list[str]] = {}
     for name, slot in host.slots.items():
         slots.setdefault(slot.region, []).append(name)
@@ -163,7 +163,7 @@ def _alone(host: Host, name: str, module: nn.Module, slots: Iterable[str], is_no
         tuple(slots),
         dict(region.rejected),
         tuple(known.expression for known in region.form.inputs),
-        tuple(region.form.told),
+        tuple(region.form.readable),
         region.fallbacks,
         tuple(placement.seed for placement in placements),
     )

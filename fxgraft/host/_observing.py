@@ -1,4 +1,4 @@
-"""What there is in an inserted block that is of other sizes than the block of which it has the graphs."""
+"""The sizes of values in an inserted block that has other sizes than the block whose graphs it has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxgraft.capture.region import Region
 from fxgraft.errors import ChannelError, SlotError
 from fxgraft.host.insertions import path_of, regions_within
 from fxgraft_passes import FindSlots
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.untouched import untouched
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def observe(host: Host) -> None:
     model = [host._root, *(graft.module for graft in host.grafts().values())]
     with ExitStack() as stack:
         stack.enter_context(host.compiled.stopped() if host.compiled else nullcontext())
-        stack.enter_context(untouched(*model, also=host._world.roots(host._root)))
+        stack.enter_context(untouched(*model, also=host._external_state.roots(host._root)))
         stack.enter_context(torch.no_grad())
         for name, region in regions.items():
             handle = region.module.register_forward_pre_hook(_keeping(calls, name), with_kwargs=True)
@@ -68,8 +68,10 @@ def _observe(region: Region, call: _Call) -> None:
         return
     if broken := region.form.broken(region.module):  # the graph has numbers that are another block's
         for node in region.base.nodes:
-            if node.meta.pop("slot", None) is not None:
-                node.meta["no_slot"] = f"is in a block that grew wider alone, without a graph: {broken[0]}"
+            if metadata(node).pop("slot", None) is not None:
+                metadata(node)["no_slot"] = (
+                    f"is in a block that grew wider alone, without a graph: {broken[0]}"
+                )
         return
     values = region.form.values(*call)
     if values is None:
@@ -86,7 +88,7 @@ class _Sizes(fx.Interpreter):
     """Writes the sizes of the values of a run into what is known of them."""
 
     def run_node(self, n: fx.Node) -> Any:
-        value, known = super().run_node(n), n.meta.get(KEY)
+        value, known = super().run_node(n), metadata(n).get("observation")
         if isinstance(value, Tensor) and known is not None and known.shape != value.shape:
-            n.meta[KEY] = replace(known, shape=value.shape, strides=value.stride())
+            metadata(n)["observation"] = replace(known, shape=value.shape, strides=value.stride())
         return value

@@ -1,25 +1,72 @@
-"""What runs: the generated forwards of a structure in the regions of a host, and their compiled forms.
+"""The code that runs: the generated forwards of a structure in the regions of a host, and compiled code.
 
 The host owns the state (model, seeds); this owns the code. A swap of structures goes through `Running.enter`.
+The code is valid for the classes that the modules had when they were traced: `KnownClasses`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from fxgraft.capture.codegen import Generated
 from fxgraft.capture.region import Region
-from fxgraft.host._classes import KnownClasses
+from fxgraft.errors import TraceError
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Graft, Phase
 
 if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
     from fxgraft.compiling.units import Unit
+
+
+_OF_ANY_CLASS = {"__module__", "__doc__", "__dict__", "__weakref__", "__qualname__", "__new__"}
+
+
+class KnownClasses:
+    """Notices a module whose class was changed since it was traced: ``module.__class__ = Other``.
+
+    Args:
+        regions: of the modules.
+    """
+
+    def __init__(self, regions: Iterable[Region] = ()):
+        self._regions = list(regions)
+        self._modules = [region.module for region in self._regions]
+        self._classes = [region.traced_class for region in self._regions]
+
+    def check(self) -> None:
+        """Raise `TraceError` for a module that has a class of other code now."""
+        if all(map(is_, map(type, self._modules), self._classes)):
+            return
+        for i, module in enumerate(self._modules):
+            was, now = self._classes[i], type(module)
+            if now is not was and (other := _redefined(was, now)):
+                raise TraceError(
+                    f"the class of {self._regions[i].name or 'the model'!r} was changed after fxgraft.trace, "
+                    f"from {was.__name__} to {now.__name__}, which has another {other}; what grew there is "
+                    f"part of a graph of {was.__name__}. Expected classes as they were: change them before "
+                    f"tracing, or put {was.__name__} back"
+                )
+            self._classes[i] = now
+
+
+def _redefined(was: type, now: type) -> str:
+    """What of the code of ``was`` is other code in ``now``; empty for a subclass that only adds."""
+    own = {"forward"}.union(*(vars(base) for base in was.__mro__ if not _is_of_torch(base)))
+    for name in sorted(own - _OF_ANY_CLASS):
+        if getattr(was, name, None) is not getattr(now, name, None):
+            return name
+    return ""
+
+
+def _is_of_torch(cls: type) -> bool:
+    return cls is object or cls.__module__.partition(".")[0] == "torch"
+
 
 Grafts = Mapping[str, Graft]
 
@@ -83,20 +130,22 @@ class Running:
         self._enter(grafts, self.structure, compiled.units.all)
 
     @contextmanager
-    def probing(self, structure: Structure, phase: Phase, grafts: Grafts, guests: Grafts) -> Iterator[None]:
+    def probing(
+        self, structure: Structure, phase: Phase, grafts: Grafts, extra_grafts: Grafts
+    ) -> Iterator[None]:
         """Run another structure or phase inside, in eager mode.
 
         Args:
             structure: the structure.
             phase: its phase.
             grafts: the modules of all seeds that run now.
-            guests: those of seeds in ``structure`` that do not.
+            extra_grafts: those of seeds in ``structure`` that do not.
         """
         regions = self.structure.by_region.keys() | structure.by_region.keys()
         eager = self.compiled.stopped() if self.compiled else nullcontext()
         try:
             with eager:
-                self._install(structure, dict.fromkeys(regions, phase), {**grafts, **guests})
+                self._install(structure, dict.fromkeys(regions, phase), {**grafts, **extra_grafts})
                 yield
         finally:
             self._install(self.structure, {**dict.fromkeys(regions, self.phase), **self._phases}, grafts)

@@ -93,7 +93,8 @@ class Traced:
     def stacks(self, root: nn.Module, structure: Structure) -> Stacks:
         """As `Host.stacks`."""
         if self._stacks is None:
-            self._stacks = Stacks(root, self.regions, self.runs, self.opaque, structure)
+            bare = {**self.left_out, **self.opaque}
+            self._stacks = Stacks(root, self.regions, self.runs, bare, structure)
         return self._stacks
 
     # The structure changes
@@ -103,13 +104,13 @@ class Traced:
         self._slots = self._calls = None
 
     def forget_stacks(self) -> bool:
-        """Blocks may be others now; return whether somebody has looked at them."""
+        """The blocks may have changed; return whether `stacks` was read before."""
         before, self._stacks = self._stacks, None
         return before is not None
 
     def insert_blocks(self, structure: Structure, grafts: Mapping[str, Graft]) -> None:
-        """Have the regions that are in inserted blocks of ``structure``; nothing that runs is touched."""
-        if self._insertions.come(structure, grafts):
+        """Add the regions in inserted blocks of ``structure``; nothing that runs is touched."""
+        if self._insertions.ensure_regions(structure, grafts):
             self.forget_places()
 
     @property
@@ -118,8 +119,8 @@ class Traced:
         return self._insertions.unseen
 
     def remove_blocks(self, structure: Structure) -> None:
-        """Have no regions that are in blocks that ``structure`` has not."""
-        if self._insertions.go(structure):
+        """Drop the regions in blocks that ``structure`` does not have."""
+        if self._insertions.drop_absent(structure):
             self.forget_places()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,6 +133,6 @@ class Traced:
 
 
 def _describe_given(given: object) -> str:
-    """What somebody gave for a name; of a `Slot` its own."""
+    """A given name for messages; of a `Slot` its own."""
     own = getattr(given, "name", None)
     return f"a {type(given).__name__}, whose name is {own!r}" if own else repr(given)

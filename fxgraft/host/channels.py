@@ -1,27 +1,49 @@
-"""The channels of a host: what it can grow wider by, and the host as what the analysis looks at."""
+"""The channels of a host: what it can grow wider by, each growth, and the host as the analysis sees it."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.capture.fallback import Heed, heed_at_most
+from fxgraft.capture.fallback import FallbackReport, report_fallbacks_at_most
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
-from fxgraft.util.dtensor import local_tensor
-from fxgraft.util.table_mapping import TableMapping
+from fxgraft.util.tables import TableMapping
+from fxgraft.util.tensors import local_tensor
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried, tried_one
 from fxgraft_passes.graft import SEEDS
+from fxgraft_passes.operators import branches_shown
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
+
+
+@dataclass(frozen=True)
+class Widened:
+    """One growth of one group.
+
+    Attributes:
+        group: its name.
+        by: how many channels more.
+        init: how they began.
+        numbers: module, attribute, value: what norms were given, that no shape tells.
+        seeds: what had grown in the host by then.
+    """
+
+    group: str
+    by: int
+    init: str
+    numbers: tuple[tuple[str, str, float], ...] = ()
+    seeds: tuple[str, ...] = ()
+
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a call."""
@@ -102,7 +124,7 @@ class Channels:
 
 
 def _floating(model: nn.Module) -> Tensor | None:
-    """A floating parameter, of which dtype and device stand for the model's."""
+    """A floating parameter, whose dtype and device are taken for the model's."""
     found = next((p for p in model.parameters() if p.is_floating_point()), None)
     return None if found is None else torch.empty(0, dtype=found.dtype, device=found.device)
 
@@ -126,7 +148,12 @@ def subject_of(host: Host, example: Example) -> Subject:
     @contextmanager
     def leave_untouched() -> Iterator[None]:
         compiled = host.compiled.stopped() if host.compiled else nullcontext()
-        with compiled, engine.untouched(host), heed_at_most(Heed.IGNORE):
+        with (
+            compiled,
+            engine.untouched(host),
+            report_fallbacks_at_most(FallbackReport.IGNORE),
+            branches_shown(),
+        ):
             yield
 
     args, kwargs = example

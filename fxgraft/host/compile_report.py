@@ -28,6 +28,8 @@ class VariantReport:
         uncompiled_calls: how many calls ran uncompiled, for want of code.
         distrusted: why all calls run uncompiled from now on: the code differs from eager mode, or what was
             changed in it does not compile; None if it is trusted, or was not run yet.
+        at_limit: whether calls of further kinds run uncompiled, as torch compiles a function for so many only
+            (``torch._dynamo.config.recompile_limit``).
         seconds: what compiling those graphs took, as far as dynamo remembers.
         recompiles: why dynamo compiled each graph after the first, as far as it remembers (it keeps
             the last ``torch._dynamo.config.metrics_count`` compilations or so).
@@ -40,6 +42,7 @@ class VariantReport:
     seconds: float
     recompiles: tuple[str, ...]
     distrusted: str | None = None
+    at_limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class CompileReport:
             )
             lines += [f"    compiled again: {reason}" for reason in v.recompiles]
             lines += [f"    runs uncompiled: {v.distrusted}"] if v.distrusted else []
+            lines += ["    at torch's limit: calls of further kinds run uncompiled"] if v.at_limit else []
         if self.eager:
             lines.append(f"  uncompiled, between the units: {', '.join(self.eager)}")
         return "\n".join(lines)
@@ -128,4 +132,5 @@ def _row(variant: Variant, remembered: Sequence[Any]) -> VariantReport:
         sum(compilation.entire_frame_compile_time_s or 0.0 for compilation in own),
         tuple(str(compilation.recompile_reason) for compilation in own if compilation.recompile_reason),
         variant.distrusted,
+        variant.at_limit,
     )

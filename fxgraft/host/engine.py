@@ -1,4 +1,4 @@
-"""How the structure of a host is swapped, and how it runs otherwise for a moment.
+"""Swapping the structure of a host, and running it temporarily in another form.
 
 For the packages of the library only. These are functions, and not methods, so that a host has no names beside
 those that are documented: every other attribute of a host is its model's.
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from fxgraft.host._observing import observe
-from fxgraft.host.writing import watch
+from fxgraft.host.save_pretrained import watch
 from fxgraft.slots.structure import Structure
-from fxgraft_passes import Graft, Phase
+from fxgraft_passes import Graft, Phase, devices
 from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.untouched import untouched as restored
 
@@ -44,15 +44,15 @@ def prepare(host: Host, structure: Structure, phases: tuple[Phase, ...]) -> None
     host._running.prepare(structure, phases)
 
 
-def provide(host: Host, structure: Structure, grafts: Mapping[str, Graft]) -> None:
-    """Have the regions that are in inserted blocks of ``structure``; nothing that runs is touched."""
+def ensure_block_regions(host: Host, structure: Structure, grafts: Mapping[str, Graft]) -> None:
+    """Make the regions in inserted blocks of ``structure``; nothing that runs is touched."""
     host._traced.insert_blocks(structure, grafts)
 
 
 def set_structure(host: Host, structure: Structure, phase: Phase, grafts: Mapping[str, Graft]) -> None:
     """Swap in a structure. ``grafts`` are the modules of all its seeds, by name."""
     traced = host._traced
-    provide(host, structure, grafts)
+    ensure_block_regions(host, structure, grafts)
     host._running.enter(structure, phase, grafts)
     traced.remove_blocks(structure)
     were_known = traced.forget_stacks()
@@ -81,12 +81,12 @@ def awaits_first_call(host: Host) -> frozenset[str]:
 
 
 def had_first_call(undo: ExitStack, host: Host, values: Mapping[str, Any]) -> None:
-    """Let ``host`` have had the first call, in which those ``values`` were set. ``undo`` takes it back."""
+    """Put ``host`` into the state after its first call, which set those ``values``. ``undo`` reverts it."""
     host._first_call.restore(undo, host._root, values)
 
 
 def clear(undo: ExitStack, host: Host) -> None:
-    """Take out every graft, as `Host.clear` does. ``undo`` is given what brings them back."""
+    """Take out every graft, as `Host.clear` does. ``undo`` gets the callbacks that restore them."""
     links = host._links
     undo.callback(setattr, host, "structure_entry", host.structure_entry)
     for name in ("led_by", "on_replaced"):
@@ -100,7 +100,7 @@ def clear(undo: ExitStack, host: Host) -> None:
 
 @contextmanager
 def borrowing(host: Host, what: str) -> Iterator[None]:
-    """The host runs for a moment as it is not: seeds cannot change inside."""
+    """The host runs temporarily in another form: seeds cannot change inside."""
     links = host._links
     before, links.borrowed = links.borrowed, what
     try:
@@ -111,13 +111,13 @@ def borrowing(host: Host, what: str) -> Iterator[None]:
 
 @contextmanager
 def probing(
-    host: Host, structure: Structure, phase: Phase, guests: Mapping[str, Graft] | None = None
+    host: Host, structure: Structure, phase: Phase, extra_grafts: Mapping[str, Graft] | None = None
 ) -> Iterator[nn.Module]:
     """The model, in eager mode, with part of the host's grafts in another phase, and put back.
 
-    ``guests`` are grafts of ``structure`` that the host does not have.
+    ``extra_grafts`` are grafts of ``structure`` that the host does not have.
     """
-    with host._running.probing(structure, phase, host.grafts(), guests or {}):
+    with host._running.probing(structure, phase, host.grafts(), extra_grafts or {}):
         yield host._root
 
 
@@ -129,8 +129,11 @@ def untouched(host: Host, also: Sequence[object] = ()) -> Iterator[None]:
         host: what runs in the block.
         also: other objects that are to be as before.
     """
-    with restored(*trees(host), also=[*host._world.roots(host._root), *also]):
-        yield
+    try:
+        with restored(*trees(host), also=[*host._external_state.roots(host._root), *also]):
+            yield
+    finally:
+        devices.forget_casts()
 
 
 def warm_up(host: Host, before: Structure) -> None:
@@ -151,7 +154,7 @@ def repeat_eagerly(host: Host, region: str) -> None:
 def compile_in_helper(
     host: Host, structure: Structure, grafts: Mapping[str, Graft], tasks: Sequence[CompileTask]
 ) -> Job:
-    """Let the compiler process compile for ``structure``. What runs here is as before afterwards.
+    """Compile for ``structure`` in the compiler process. What runs here is as before afterwards.
 
     Args:
         host: a compiled one.
@@ -160,7 +163,7 @@ def compile_in_helper(
         tasks: what to make.
 
     Raises:
-        CannotTravelError: something cannot be given to another process.
+        NotSendableError: something cannot be given to another process.
     """
     from fxgraft.compiling.forwards import forward_of  # which is there: the host is compiled
     from fxgraft.compiling.job import Job
@@ -229,6 +232,6 @@ def has_deepened(host: Host, config: Any) -> bool:
 
 
 def watch_writing(host: Host) -> None:
-    """Let parts of the model that can write themselves to a folder do so only where nothing grew."""
-    write, whole = host._links.on_write, type(host._root).__name__
-    watch(host._writers, lambda module: grown_in(host, module), write, whole)
+    """Guard ``save_pretrained`` of the model's modules in which something grew."""
+    root_name = type(host._root).__name__
+    watch(host._writers, lambda module: grown_in(host, module), host._links.on_write, root_name)

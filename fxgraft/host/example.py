@@ -1,4 +1,6 @@
-"""The form of the example call as JSON: enough to trace the same model again, without data of the call.
+"""The example call: a copy of it, for comparison, and its form, for files.
+
+The form is JSON: enough to trace the same model again, without data of the call.
 
 {"$tensor": {"shape": [4, 6], "dtype": "float32"}}
 
@@ -9,10 +11,14 @@ whole numbers has the least that was there in all its places (so a mask of ones 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxgraft_passes import devices
 
 CallForm = Any
 """JSON types only."""
@@ -40,7 +46,7 @@ def _packed(value: Any) -> Any:
     if type(value) is Tensor and value.layout is torch.strided:
         found: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         if not value.is_floating_point() and not value.is_complex():
-            found["least"] = int(value.min()) if value.numel() and value.device.type != "meta" else 0
+            found["least"] = int(value.min()) if value.numel() and devices.has_data(value) else 0
         return {_TENSOR: found}
     if type(value) is list:
         return [_packed(item) for item in value]
@@ -65,3 +71,28 @@ def _unpacked(packed: Any, generator: torch.Generator) -> Any:
     if "least" in inner:
         return torch.full(inner["shape"], inner["least"], dtype=dtype)
     return torch.randn(inner["shape"], generator=generator).to(dtype)
+
+
+@dataclass(frozen=True)
+class ExampleCall:
+    """The arguments of the call that a host was traced with: copies, on the device where they were."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def for_(self, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Fresh arguments for a call of ``module``: where its parameters are, of their dtype."""
+        like = next(module.parameters(), torch.empty(0))
+
+        def fresh(tensor: torch.Tensor) -> torch.Tensor:
+            dtype = like.dtype if tensor.is_floating_point() else None
+            moved = tensor.detach().clone().to(device=like.device, dtype=dtype)
+            return moved.requires_grad_(tensor.requires_grad)
+
+        found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+            torch.Tensor, fresh, (self.args, self.kwargs)
+        )
+        return found
+
+    def __deepcopy__(self, memo: object) -> ExampleCall:
+        return self

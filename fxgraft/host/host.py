@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,47 +13,37 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.capture.capture import Capture
 from fxgraft.capture.fallback import say_first_call
 from fxgraft.capture.first_call import FirstCallState
 from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError, StageError, TraceError
 from fxgraft.host import engine
-from fxgraft.host._example_call import ExampleCall
+from fxgraft.host._call_check import unmet
 from fxgraft.host._explain import Explanation, explain
 from fxgraft.host._links import Links
 from fxgraft.host._members import Members
-from fxgraft.host._ownership import Ownership
+from fxgraft.host._own_tensors import Ownership, keep_tied_weights
 from fxgraft.host._running import Running
-from fxgraft.host._steered import receive_steering
-from fxgraft.host._table import table_of
-from fxgraft.host._tied_weights import keep_tied_weights
 from fxgraft.host._traced import Traced
-from fxgraft.host._unmet import unmet
-from fxgraft.host.channels import Channels, Example
-from fxgraft.host.depth import Depths
-from fxgraft.host.example import CallForm, form_of
-from fxgraft.host.receiving import Kept, Say, receive, say
+from fxgraft.host.channels import Channels, Example, Widened
+from fxgraft.host.example import CallForm, ExampleCall, form_of
+from fxgraft.host.numbering import Depths
+from fxgraft.host.save_pretrained import writers
 from fxgraft.host.stacks import Stacks
+from fxgraft.host.state_loading import DescribeStructure, LoadedEntry, add_structure_entry, insert_seeds_of
+from fxgraft.host.steering import load_steering
+from fxgraft.host.summary import table_of
 from fxgraft.host.values import ValueForm, Values
-from fxgraft.host.widened import Widened
-from fxgraft.host.writing import writers
 from fxgraft.slots.selection import Slots
 from fxgraft.slots.structure import Structure, kind_of
-from fxgraft_passes import Graft, Phase, Slot
+from fxgraft_passes import Graft, Phase, Slot, devices
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.graft import SEEDS
 
 if TYPE_CHECKING:
     from fxgraft.compiling.compiled import CompiledHost
-
-_HOOKS = (
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-"""What a host has in common with the model: states are read and written by both."""
 
 
 class Host(Members):
@@ -87,7 +78,7 @@ class Host(Members):
         self.__dict__["_root"] = root
         self.__dict__["_links"] = Links()
         self._traced = Traced.of(capture)
-        self._world = capture.world
+        self._external_state = capture.external_state
         self._channels = Channels(capture.example, root)
         self.widenings: tuple[Widened, ...] = ()
         self._example_call = ExampleCall(args=capture.example[0], kwargs=capture.example[1])
@@ -96,11 +87,12 @@ class Host(Members):
         say_first_call(root, self._first_call.names)
         self._running = Running(root, capture.regions)
         self.seed_blueprints: dict[str, Any] = {}
-        self.structure_entry: Say | None = None
+        self.structure_entry: DescribeStructure | None = None
         self._writers = writers(root)
         self.training = root.training
         self._modules.update(root._modules)
-        for register in ("_parameters", "_buffers", "_non_persistent_buffers_set", *_HOOKS):
+        # States are read and written by both.
+        for register in ("_parameters", "_buffers", _torch.UNSAVED_BUFFERS, *_torch.STATE_HOOKS):
             self.__dict__[register] = root.__dict__[register]
         # Whatever goes through the whole host is done here, and not when a seed germinates.
         self.slots  # noqa: B018
@@ -117,6 +109,9 @@ class Host(Members):
     def slot(self, name: str) -> Slot:
         """The slot of that name, or of an edge, an input or an element (see `fxgraft.slots.places`).
 
+        Args:
+            name: of the slot, or of the place.
+
         Raises:
             SlotError: there is none; with the reason, or with the most similar names.
         """
@@ -125,16 +120,25 @@ class Host(Members):
     def site(self, name: str, source: str | None = None) -> Slot:
         """The slot of that name; with ``source``, for a seed that reads the value of that earlier slot.
 
+        Args:
+            name: of the slot.
+            source: the name of the earlier slot. Default None: the seed reads the value at the slot itself.
+
         Raises:
             SlotError: there is no such slot, or no such branch; with the reason.
         """
         slot = self.slot(name)
         if source is None or source == name:
             return slot
-        return self._traced.branch(self.slot(source), slot)
+        owner = weakref.ref(self.regions[slot.region].module)
+        return replace(self._traced.branch(self.slot(source), slot), owner=owner)
 
     def value_at(self, slot: Slot) -> ValueForm:
-        """Dtype, device and layout of the value at ``slot`` (not of its source) in the present host."""
+        """Dtype, device and layout of the value at ``slot`` (not of its source) in the present host.
+
+        Args:
+            slot: one of the host's.
+        """
         return self._values.at(slot, self._traced.regions)
 
     @property
@@ -203,6 +207,10 @@ class Host(Members):
         """In which way a call has another form than the traced one, in words; None if its form is the same.
 
         Runs the model once, and does not change it.
+
+        Args:
+            args: the positional arguments of the call.
+            kwargs: its keyword arguments.
         """
         return unmet(self._root, self._traced.regions, args, kwargs)
 
@@ -310,7 +318,11 @@ class Host(Members):
         return self._running.compiled
 
     def graft(self, seed: str) -> Graft:
-        """The graft of a live or fossilized seed."""
+        """The graft of a live or fossilized seed.
+
+        Args:
+            seed: the name of the seed.
+        """
         graft = getattr(self._modules[SEEDS], seed)
         assert isinstance(graft, Graft)
         return graft
@@ -385,7 +397,7 @@ class Host(Members):
         if (seeds := self._modules.get(SEEDS)) is not None:
             seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)
         if seeds is not None or self.widenings:
-            say(self, found, prefix)
+            add_structure_entry(self, found, prefix)
         return found
 
     def load_state_dict(
@@ -406,7 +418,9 @@ class Host(Members):
             CheckpointError: the state has seeds that cannot be inserted.
         """
         before = dict(self.named_parameters()) if assign else {}
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        with torch.inference_mode(False):  # seeds that are made inside of it could not be trained
+            result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        devices.forget_casts()
         if assign and (on_replaced := self._links.on_replaced) is not None:
             after = dict(self.named_parameters())
             kept = {name: p for name, p in before.items() if name in after}
@@ -415,8 +429,8 @@ class Host(Members):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         self._own.forget()
-        receive(self, state_dict, prefix)
-        receive_steering(self, state_dict, prefix)
+        insert_seeds_of(self, state_dict, prefix)
+        load_steering(self, state_dict, prefix)
         # What the model's hooks and its own code change in the state is for its children: no copy of it.
         seeds = f"{prefix}{SEEDS}."  # are children of the host's, and strange to the root
         strange = [key for key in state_dict if key.startswith(seeds)] if SEEDS in self._modules else []
@@ -435,7 +449,7 @@ class Host(Members):
 
     def __getstate__(self) -> dict[str, Any]:
         derived = ("_links", "_own", "_writers")
-        entry = self.structure_entry if isinstance(self.structure_entry, Kept) else None
+        entry = self.structure_entry if isinstance(self.structure_entry, LoadedEntry) else None
         kept = {**self.__dict__, **dict.fromkeys(derived), "structure_entry": entry}
         return {**kept, "_channels": Channels(), "_first_call": FirstCallState()}
 

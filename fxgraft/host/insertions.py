@@ -14,12 +14,12 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fxgraft.capture.region import Region
+from fxgraft.capture.region import Region, block_of
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Graft
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.graft import SEEDS
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 
 Order = tuple[float, int, int]
 
@@ -67,9 +67,9 @@ class Insertions:
         self.unseen: set[str] = set()
         self._inserted = {name for name in regions if name.startswith(f"{SEEDS}.")}
 
-    def come(self, structure: Structure, grafts: Mapping[str, Graft]) -> bool:
-        """Have the regions of all blocks of ``structure``; return whether there are new ones."""
-        came = False
+    def ensure_regions(self, structure: Structure, grafts: Mapping[str, Graft]) -> bool:
+        """Add the regions of all blocks of ``structure``; return whether there are new ones."""
+        added = False
         for placement in structure.placements:
             if placement.spec.call is None:
                 continue
@@ -79,19 +79,19 @@ class Insertions:
                 continue
             if graft.regions is None or graft.regions[path].module is not graft.module:
                 block = placement.slot.region
-                # With the graft they come back as they were, where a change is taken back.
+                # With the graft they come back as they were, where a change is reverted.
                 graft.regions = copied(block, graft.module, placement.seed, self._regions)
                 if _shapes(self._regions[block].module) != _shapes(graft.module):
                     self.unseen.add(placement.seed)
             self._regions.update(graft.regions)
             self._inserted.update(graft.regions)
-            came = True
-        return came
+            added = True
+        return added
 
-    def go(self, structure: Structure) -> bool:
+    def drop_absent(self, structure: Structure) -> bool:
         """Drop the regions of blocks that are not in ``structure``; return whether there were any."""
         stay = {path_of(p.seed) for p in structure.placements if p.spec.call is not None}
-        gone = [name for name in self._inserted if _block_of(name) not in stay]
+        gone = [name for name in self._inserted if block_of(name) not in stay]
         for name in gone:
             self._inserted.remove(name)
             self._regions.pop(name, None)
@@ -99,7 +99,7 @@ class Insertions:
 
 
 def orders(structure: Structure, regions: Mapping[str, Region]) -> dict[str, tuple[float, int]]:
-    """When inserted blocks run: name of the block -> behind which node of the model, and the how manieth."""
+    """When inserted blocks run: name of the block -> the node of the model before it, its position there."""
     found: dict[str, tuple[float, int]] = {}
     for number, placement in enumerate(structure.placements):
         if placement.spec.call is not None:
@@ -112,13 +112,12 @@ def _turn(
 ) -> float:
     region = placement.slot.region
     if region.startswith(f"{SEEDS}."):
-        return known[_block_of(region)][0] if _block_of(region) in known else 0.0
+        return known[block_of(region)][0] if block_of(region) in known else 0.0
     inside = regions_within(region, regions).values()
-    seen = [node.meta[KEY].order for part in inside for node in part.base.nodes if KEY in node.meta]
-    own = [
-        node for part in inside for node in part.base.nodes if KEY in node.meta and node.op != "placeholder"
-    ]
-    first = min((node.meta[KEY].order for node in own), default=0)
+    nodes = [node for part in inside for node in part.base.nodes if "observation" in metadata(node)]
+    seen = [metadata(node)["observation"].order for node in nodes]
+    own = [node for node in nodes if node.op != "placeholder"]
+    first = min((metadata(node)["observation"].order for node in own), default=0)
     last = max(seen, default=0)
     assert placement.spec.call is not None
     return first - 0.5 if placement.spec.call.before else last + 0.5
@@ -126,7 +125,3 @@ def _turn(
 
 def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
     return [(name, tensor.shape) for name, tensor in module.state_dict(keep_vars=True).items()]
-
-
-def _block_of(region: str) -> str:
-    return ".".join(region.split(".", 3)[:3])

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.capture.fallback import COUNTER
-from fxgraft.host.writing import WRITE
+from fxgraft.host.save_pretrained import WRITE
 from fxgraft_passes import Graft
 from fxgraft_passes.naming import OWN_FORWARD
 
@@ -22,11 +23,10 @@ def is_own(value: Any) -> bool:
 def take_out(module: nn.Module) -> None:
     """Take out of a clone by what the host runs the module: generated and compiled code."""
     attributes = module.__dict__
-    attributes.pop("_compiled_call_impl", None)
+    attributes.pop(_torch.COMPILED_CALL, None)
     attributes.pop(WRITE, None)
-    for number in [number for number, hook in module._forward_pre_hooks.items() if is_own(hook)]:
-        del module._forward_pre_hooks[number]
-        module._forward_pre_hooks_with_kwargs.pop(number, None)
+    for number in [number for number, hook in _torch.pre_hooks(module).items() if is_own(hook)]:
+        _torch.forget_pre_hook(module, number)
     if OWN_FORWARD not in attributes:
         return
     for name in ("forward", OWN_FORWARD, COUNTER):

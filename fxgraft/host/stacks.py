@@ -1,4 +1,4 @@
-"""Stacks: containers of alike blocks that run one after the other, in which further blocks can be inserted.
+"""Stacks: containers of equal blocks that run one after the other, in which further blocks can be inserted.
 
     self.h = nn.ModuleList([Block() for _ in range(12)])      host.stacks["transformer.h"]
 
@@ -15,14 +15,14 @@ from typing import Any
 import torch.fx as fx
 from torch import nn
 
-from fxgraft.capture.following import ExampleRun
+from fxgraft.capture.data_flow import BLOCKS, ExampleRun
 from fxgraft.capture.region import Region
 from fxgraft.host.insertions import path_of
 from fxgraft.slots.structure import Structure
-from fxgraft.util.table_mapping import TableMapping
+from fxgraft.util.tables import TableMapping
 from fxgraft_passes import Call
 from fxgraft_passes.graft import SEEDS
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,17 @@ class Stacks(TableMapping[Stack]):
         self.rejected: dict[str, str] = {}
         self._at: dict[str, tuple[str, bool]] = {}
         """Inserted block -> the block of the model that it is at, and whether in front of it."""
-        for path, module in root.named_modules():
+        names = {module: path for path, module in root.named_modules()}
+        for module, path in names.items():
             if isinstance(module, (nn.ModuleList, nn.Sequential)):
                 try:
-                    self._items[path] = _stack(path, module, regions, runs, opaque)
+                    self._items[path] = _stack(path, module, names, regions, runs, opaque)
                 except _NoStackError as reason:
                     self.rejected[path] = str(reason)
+            elif isinstance(module, nn.ModuleDict):
+                self.rejected[path] = (
+                    "is an nn.ModuleDict, whose blocks have names: expected an nn.ModuleList or nn.Sequential"
+                )
         for placement in structure.placements:
             if placement.spec.call is not None:
                 self._insert(placement.seed, placement.slot.region, placement.spec.call.before)
@@ -133,6 +138,7 @@ def input_of(region: Region, call: Call) -> fx.Node | None:
 def _stack(
     path: str,
     container: nn.Module,
+    names: Mapping[nn.Module, str],
     regions: Mapping[str, Region],
     runs: Mapping[str, ExampleRun],
     opaque: Mapping[str, str],
@@ -140,14 +146,23 @@ def _stack(
     blocks = {f"{path}.{name}".lstrip("."): child for name, child in container.named_children()}
     if not blocks:
         raise _NoStackError("is empty")
+    several_times = len(blocks) != sum(child is not None for child in container._modules.values())
     classes = {type(block) for block in blocks.values()}
     if len(classes) > 1:
-        raise _NoStackError(
-            f"has blocks of several classes ({', '.join(sorted(c.__name__ for c in classes))})"
-        )
-    if len(blocks) != sum(child is not None for child in container._modules.values()):
+        alike = _alike_among(blocks, regions, runs)
+        if not alike or several_times:
+            raise _NoStackError(
+                f"has blocks of several classes ({', '.join(sorted(c.__name__ for c in classes))})"
+            )
+        blocks = alike
+    elif several_times:
         raise _NoStackError("has one block several times")
     missing = next((name for name in blocks if name not in runs), None)
+    if missing is not None and names.get(blocks[missing], missing) != missing:
+        raise _NoStackError(
+            f"has a block, {missing!r}, that is registered as {names[blocks[missing]]!r} as well: expected "
+            f"one name for each block"
+        )
     if missing is not None:
         why = "of torch's own" if type(blocks[missing]).__module__.startswith("torch.nn") else "not called"
         raise _NoStackError(
@@ -159,13 +174,48 @@ def _stack(
     parts = list(_chains(list(blocks), regions, runs))
     longest = max(parts, key=len, default=[])
     if not longest or (len(longest) == 1 and len(blocks) > 1 and not _in_a_row(list(blocks), runs)):
-        raise _NoStackError("has no alike blocks of which one reads what the other returns")
+        raise _NoStackError(_no_row(list(blocks), regions, runs))
     if (bare := next((name for name in longest if name not in regions), None)) is not None:
         raise _NoStackError(
             f"has a block, {bare!r}, that has no graph: it {opaque.get(bare, 'is not traced')}"
         )
     call = _call_of(longest, regions, runs)
     return Stack(path, tuple(longest), type(blocks[longest[0]]), call)
+
+
+def _no_row(names: Sequence[str], regions: Mapping[str, Region], runs: Mapping[str, ExampleRun]) -> str:
+    """Why blocks do not read what those in front return, or are not called so."""
+    for name in names:
+        if name in regions and regions[name].is_boundary and runs[name].returns != "Tensor":
+            return (
+                f"has a block without a graph, {name!r}, that returns a {runs[name].returns}, and no tensor"
+            )
+        try:
+            if name in regions:
+                _call_of([name], regions, runs)
+        except _NoStackError as error:
+            return str(error)
+    for before, name in pairwise(names):
+        if before not in runs[name].follows:
+            return (
+                f"has no alike blocks of which one reads what the other returns: {name!r} is not given a "
+                f"tensor that {before!r} returns"
+            )
+    return "has no alike blocks of which one reads what the other returns"
+
+
+def _alike_among(
+    blocks: Mapping[str, nn.Module], regions: Mapping[str, Region], runs: Mapping[str, ExampleRun]
+) -> dict[str, nn.Module]:
+    """The longest row of blocks of one class, two at least, among others: an embedding, a last norm."""
+    longest: list[str] = []
+    for cls in dict.fromkeys(map(type, blocks.values())):
+        if cls in BLOCKS or not cls.__module__.startswith(
+            "torch.nn"
+        ):  # one linear layer beside another is no row of blocks
+            called = [n for n in blocks if type(blocks[n]) is cls and n in runs and runs[n].calls == 1]
+            longest = max([longest, *_chains(called, regions, runs)], key=len)
+    return {name: blocks[name] for name in longest} if len(longest) > 1 else {}
 
 
 def _in_a_row(names: Sequence[str], runs: Mapping[str, ExampleRun]) -> bool:
@@ -229,7 +279,7 @@ def _by(run: ExampleRun, maker: str) -> str | None:
 
 
 def _same_form(a: fx.Node | None, b: fx.Node | None) -> bool:
-    ours, theirs = (None if node is None else node.meta.get(KEY) for node in (a, b))
+    ours, theirs = (None if node is None else metadata(node).get("observation") for node in (a, b))
     if ours is None or theirs is None or ours.kind != "Tensor" or theirs.kind != "Tensor":
         return False
     return bool((ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) and ours.dtype.is_floating_point)

@@ -1,4 +1,4 @@
-"""What the value at a slot is like now: a host may have been converted since it was traced.
+"""Dtype, device and layout of the value at a slot now: a host may have been converted since it was traced.
 
 The example run saw each value as it was then. Where a conversion (``host.to(...)``, one module's ``float()``)
 has changed tensors since, the value follows those that it had its dtype from: the nearest ones before it in
@@ -19,11 +19,10 @@ import torch.fx as fx
 from torch import Tensor, nn
 
 from fxgraft.slots.walk import Place, Regions, before, called, joined, levels
-from fxgraft_passes import Slot
+from fxgraft_passes import Slot, devices
 from fxgraft_passes.observe import Observation, observation_of
 
 _DTYPE_CASTS = {"float", "double", "half", "bfloat16"}
-_DEVICE_CASTS = {"cpu", "cuda"}
 _KEEP_THE_DTYPE_OF_THEIR_INPUT = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 _LOOKED_AT, _WALKED = 512, 1024
@@ -162,7 +161,7 @@ def _makes_its_dtype(node: fx.Node) -> bool:
 
 def _makes_its_device(node: fx.Node) -> bool:
     given = (*node.args, *node.kwargs.values())
-    is_cast = node.op == "call_method" and node.target in _DEVICE_CASTS
+    is_cast = node.op == "call_method" and node.target in devices.CASTS
     return is_cast or any(isinstance(value, torch.device) for value in given)
 
 

@@ -16,12 +16,12 @@ from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.explore.measuring import Evaluate
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.host.receiving import ENTRY
+from fxgraft.host.state_loading import ENTRY
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.removal import take_out
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import logger
-from fxgraft.training.clipping import clip_per_owner
+from fxgraft.training.loop_parts import clip_per_owner
 
 AUTO = "auto"
 LATEST = 8
@@ -29,7 +29,7 @@ LATEST = 8
 
 
 class Carrier:
-    """Carries a manager through a training that somebody else leads. A base class.
+    """Connects a manager with the training loop of another framework. A base class.
 
     Where the trainer clips gradients by norm, a carrier does it in its place, for each owner separately: with
     one norm over all parameters the seeds would affect the host.
@@ -46,7 +46,7 @@ class Carrier:
 
     Attributes:
         manager: leads the seeds; None before training begins.
-        growth: what `SeedManager.autogrow` returned; None before the first step, and where nobody asked.
+        growth: what `SeedManager.autogrow` returned; None before the first step, or without growth.
     """
 
     _host: Host
@@ -136,7 +136,7 @@ class Carrier:
             self._begin_growth()
 
     def _carry(self) -> None:
-        """Let each ``state_dict`` of the host say how its seeds are wired; follow one that says otherwise."""
+        """Describe the seeds in each ``state_dict`` of the host, and follow a loaded one with other seeds."""
         manager = self.manager
         assert manager is not None
         self._host.structure_entry = lambda host: manager.describe()
@@ -155,9 +155,9 @@ class Carrier:
             manager = SeedManager(host, before.optimizers, **options)
             if entry is not None:
                 manager.lead(entry)
-        told = [", ".join(manager.seeds) or "none" for manager in (before, manager)]
-        if told[0] != told[1]:
-            logger.warning("a state with other seeds was loaded: there were %s; now there are %s", *told)
+        names = [", ".join(manager.seeds) or "none" for manager in (before, manager)]
+        if names[0] != names[1]:
+            logger.warning("a state with other seeds was loaded: there were %s; now there are %s", *names)
         self.manager, self.growth = manager, None
         self._carry()
 
@@ -177,7 +177,7 @@ class Carrier:
 def bare(
     host: Host, given: Optimizer | Sequence[Optimizer], schedulers: Sequence[Any] = ()
 ) -> Iterator[None]:
-    """The host and the optimizers without its seeds inside, for others to come; put back where that fails."""
+    """Inside, host and optimizers are without its seeds, so that others can be loaded; undone on failure."""
     optimizers = [inner(one) for one in ([given] if isinstance(given, Optimizer) else given)]
     seeds = [parameter for graft in host.grafts().values() for parameter in graft.parameters()]
     with ExitStack() as undo:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxgraft import _torch
 from fxgraft.host.host import Host
 from fxgraft.telemetry import logger
 
@@ -25,7 +26,7 @@ class FirstCall:
     def __init__(self, host: Host, then: Callable[[Call | None], None]):
         self._then: Callable[[Call | None], None] | None = then
         self._handle = host.register_forward_pre_hook(
-            lambda _, args, kwargs: self.come((args, kwargs)), with_kwargs=True
+            lambda _, args, kwargs: self.deliver((args, kwargs)), with_kwargs=True
         )
 
     def cancel(self) -> None:
@@ -33,7 +34,7 @@ class FirstCall:
         self._handle.remove()
         self._then = None
 
-    def come(self, call: Call | None) -> None:
+    def deliver(self, call: Call | None) -> None:
         """Here it is; or None: it does not come any more."""
         then = self._then
         self.cancel()
@@ -79,14 +80,14 @@ def _loss(out: Any) -> float:
 
 
 def keep_from_blocks(host: Host) -> None:
-    """Let the number of items in a batch, which only the loss wants, not go through all blocks.
+    """Keep the number of items in a batch, which only the loss uses, out of the calls of blocks.
 
     transformers passes it on with all other keywords. A block that is traced with it would run without its
     seeds in each call that has none: in ``predict`` without labels, or in a call of one's own.
     """
     base: Any = getattr(host, "base_model", None)
     if any(child is base for child in host.children()):
-        hooks = base._forward_pre_hooks
+        hooks = _torch.pre_hooks(base)
         if _without_number not in hooks.values():
             base.register_forward_pre_hook(_without_number, with_kwargs=True)
 

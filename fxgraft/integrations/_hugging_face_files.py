@@ -37,7 +37,7 @@ def file_to_resume(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def refuse_from_pretrained(folder: Path) -> None:
-    """Let ``from_pretrained`` of this folder say that it cannot bring what grew."""
+    """Make ``from_pretrained`` of this folder raise: it cannot load what grew."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["attn_implementation"] = _REFUSED

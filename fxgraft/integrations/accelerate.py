@@ -30,7 +30,7 @@ from fxgraft.checkpoint import elsewhere
 from fxgraft.errors import CheckpointError
 from fxgraft.explore import autogrow
 from fxgraft.host.host import Host
-from fxgraft.host.receiving import ENTRY
+from fxgraft.host.state_loading import ENTRY
 from fxgraft.integrations._carrier import AUTO, bare
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.wrapped import inner

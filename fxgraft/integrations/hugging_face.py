@@ -187,7 +187,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         if self._latest is not None:
             self._latest.stop()
         if self._first is not None:
-            self._first.come(None)  # it may not have come by itself: in a run that was complete
+            self._first.deliver(None)  # it may not have come by itself: in a run that was complete
             self._first = None
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             auto, self._auto = self._auto, False  # the training is over

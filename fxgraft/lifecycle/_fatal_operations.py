@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxgraft.host.values import is_channels_last
+from fxgraft_passes import devices
 
 
 class FatalOperationError(Exception):
@@ -34,7 +35,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def no_fatal_operations(sample: Tensor) -> Iterator[None]:
     """Inside, where a module runs on ``sample``, raise `FatalOperationError` for an operation like that."""
-    if sample.device.type != "cpu" or not is_channels_last(sample):
+    if not devices.is_cpu(sample.device) or not is_channels_last(sample):
         with torch.no_grad():
             yield
         return

@@ -28,7 +28,7 @@ _watches: weakref.WeakValueDictionary[int, InputWatch] = weakref.WeakValueDictio
 
 
 class InputWatch:
-    """Looks at the inputs of a host while isolated seeds blend there, until it has found one to tell of.
+    """Looks at the inputs of a host while isolated seeds blend there, until it has found one to warn of.
 
     Attributes:
         is_on: whether there is anything to look for.
@@ -43,8 +43,8 @@ class InputWatch:
 
     def follow(self, seeds: Iterable[Seed]) -> None:
         """The stages of ``seeds`` may have changed."""
-        felt = () if self._has_said else (seed for seed in seeds if _is_in_the_value(seed))
-        self._seed = next((seed.name for seed in felt), "")
+        visible = () if self._has_said else (seed for seed in seeds if _is_in_the_value(seed))
+        self._seed = next((seed.name for seed in visible), "")
         self.is_on = bool(self._seed)
 
     def look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Changes that no transition may bring, each refused by name."""
+"""Changes that are refused, each with the names of the seeds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fxgraft.seeds.stage import Stage
 from fxgraft.slots.structure import Structure
 
 
-def refuse_blocks_around(seeds: Mapping[str, Seed], deaths: Sequence[Seed]) -> None:
+def refuse_blocks_around(seeds: Mapping[str, Seed], removals: Sequence[Seed]) -> None:
     """Raise `StageError` for an inserted block that is to go while a seed that stays is inside of it."""
-    for seed in deaths:
+    for seed in removals:
         if seed.spec.call is None:
             continue
         path = path_of(seed.name)
-        inside = [s.name for s in seeds.values() if s not in deaths and s.slot.startswith(path)]
+        inside = [s.name for s in seeds.values() if s not in removals and s.slot.startswith(path)]
         if inside:
             raise StageError(
                 f"cannot cull block {seed.name!r}: expected one without seeds in it; it has "

@@ -1,7 +1,7 @@
-"""An act: what is to become of several seeds, planned first, so that it lands as one change.
+"""An act: what is to become of several seeds, planned first, so that it is applied as one change.
 
 While an act is planned nothing that runs changes. Each call is checked against what the calls before it
-lead to: a seed that is to be born can be blended, and what is to be culled cannot.
+lead to: a seed that is to be added can be blended, and what is to be culled cannot.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 
 from fxgraft.errors import SlotError, StageError
 from fxgraft.host.host import Host
-from fxgraft.lifecycle.change import Birth, Change, Growing
+from fxgraft.lifecycle.building import convert, slot_now, surroundings
+from fxgraft.lifecycle.change import Addition, Change, Growing
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import convert, slot_now, surroundings
 from fxgraft.schedules import Ramp, linear
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
@@ -28,20 +28,20 @@ from fxgraft_passes.graft import alpha_shape
 
 @dataclass(frozen=True)
 class PlannedCourse:
-    """What a seed goes through.
+    """The planned changes of one seed.
 
     Attributes:
         seed: the seed.
         stage: where it ends.
         alphas: its share (in each channel) at that end, as far as the act itself moves it.
-        slot, module: of a seed to be born; None of one that is there.
+        slot, module: of a seed to be added; None of one that is there.
         graft: of that one, as it would be now.
-        ramp: the blend that it sets out on, or None.
-        from_now: whether that begins where alpha is when the act lands.
+        ramp: the blend that it begins, or None.
+        from_now: whether that begins where alpha is when the act is applied.
         fossil: whether it becomes permanent.
         paused: whether it is paused then; None: as before.
-        reports: called when the act has landed.
-        like: of a seed to be born, see `Birth`.
+        reports: called when the act has been applied.
+        like: of a seed to be added, see `Addition`.
     """
 
     seed: Seed
@@ -58,8 +58,8 @@ class PlannedCourse:
     like: Mapping[nn.Parameter, nn.Parameter] = field(default_factory=dict)
 
     @property
-    def is_birth(self) -> bool:
-        """Whether the seed comes to life, and stays."""
+    def is_addition(self) -> bool:
+        """Whether the seed is added by the act, and not culled in it."""
         return self.module is not None and self.stage is not Stage.CULLED
 
     @property
@@ -97,12 +97,12 @@ class PlannedGrowth:
 
     Attributes:
         growing: carries it out.
-        told: called when the act has landed.
-        failed: called with the reason where it does not land.
+        completed: called when the act has been applied.
+        failed: called with the reason where it is not applied.
     """
 
     growing: Growing
-    told: Callable[[], None]
+    completed: Callable[[], None]
     failed: Callable[[str], None]
 
 
@@ -114,7 +114,7 @@ class Act:
     """The courses of an act.
 
     Attributes:
-        waits: whether it lands when it is closed; else at a later step, prepared in the background.
+        waits: whether it is applied when it is closed; else at a later step, prepared in the background.
         thread: the one that plans it.
         growths: what makes the host's own layers larger, behind all else of the act.
     """
@@ -137,7 +137,7 @@ class Act:
 
     @property
     def courses(self) -> list[PlannedCourse]:
-        """In the order in which the seeds were first spoken of."""
+        """In the order in which the seeds were first named."""
         return list(self._courses.values())
 
     def course(self, seed: Seed) -> PlannedCourse:
@@ -154,19 +154,19 @@ class Act:
 
     # Planning
 
-    def germinate(self, birth: Birth, report: Callable[[], None]) -> None:
-        """Let a seed go live."""
-        seed, slot = birth.seed, birth.placement.slot
+    def germinate(self, addition: Addition, report: Callable[[], None]) -> None:
+        """Plan that a seed goes live."""
+        seed, slot = addition.seed, addition.placement.slot
         channels = math.prod(alpha_shape(seed.spec.mode, slot.shape))
         stage = after(seed.stage, "go live", seed.name)
         alphas = (0.0,) * channels
-        module, graft = birth.graft.module, birth.graft
+        module, graft = addition.graft.module, addition.graft
         self._courses[seed] = PlannedCourse(
-            seed, stage, alphas, slot, module, graft, reports=(report,), like=birth.like
+            seed, stage, alphas, slot, module, graft, reports=(report,), like=addition.like
         )
 
     def blend(self, seed: Seed, ramp: Ramp, report: Callable[[], None]) -> None:
-        """Let a seed set out on ``ramp``; in place of an earlier one of the act."""
+        """Plan a blend along ``ramp``, in place of an earlier one of the act."""
         course = self.course(seed)
         stage = after(course.stage, "blend", seed.name)
         alphas = course.alphas
@@ -176,21 +176,21 @@ class Act:
         self._plan(course, report, stage=stage, alphas=alphas, ramp=ramp, from_now=from_now)
 
     def cull(self, seed: Seed) -> None:
-        """Let a seed go, or not come."""
+        """Cull a seed; one that is only planned is not added."""
         course = self.course(seed)
         self._courses[seed] = replace(course, stage=after(course.stage, "cull", seed.name), ramp=None)
 
     def fossilize(self, seed: Seed) -> None:
-        """Let a seed become permanent, which will be HOLDING."""
+        """Plan that a seed becomes permanent, which will be HOLDING then."""
         course = self.course(seed)
         self._plan(course, None, stage=after(course.stage, "fossilize", seed.name), fossil=True)
 
     def pause(self, seed: Seed, paused: bool, report: Callable[[], None]) -> None:
-        """Let a seed stand still, or go on."""
+        """Pause or resume a seed."""
         self._plan(self.course(seed), report, paused=paused)
 
     def forget(self, seed: Seed) -> bool:
-        """Let ``seed`` have no part in it after all; return whether it had one."""
+        """Remove ``seed`` from the act; return whether it had a part in it."""
         return self._courses.pop(seed, None) is not None
 
     def _plan(self, course: PlannedCourse, report: Callable[[], None] | None, **changes: object) -> None:
@@ -202,7 +202,7 @@ class Act:
         return dict(self._courses), tuple(self.growths)
 
     def take_back(self, kept: Planned) -> list[Seed]:
-        """Let it be what it was; return the seeds that are born no more."""
+        """Restore the act; return the seeds that are not added any more."""
         courses, growths = kept
         dropped = [c.seed for c in self.courses if c.module is not None and c.seed not in courses]
         for growth in self.growths[len(growths) :]:
@@ -210,25 +210,25 @@ class Act:
         self._courses, self.growths = dict(courses), list(growths)
         return dropped
 
-    # Landing
+    # Applier
 
     def change(self, lifecycle: Lifecycle) -> Change:
         """All of it, as it fits the host now, which may have been converted since it was planned."""
-        births, ramps, fossils = [], [], []
+        additions, ramps, fossils = [], [], []
         for course in self.courses:
             seed = course.seed
-            if course.is_birth:
-                births.append(_born(lifecycle, course))
+            if course.is_addition:
+                additions.append(_addition_of(lifecycle, course))
             if course.ramp is not None:
                 moves_on = course.module is None and course.from_now
                 ramps.append((seed, replace(course.ramp, starts=seed.alphas) if moves_on else course.ramp))
             if course.fossil:
                 alpha = course.ramp.target if course.ramp is not None else seed.alpha
                 fossils.append((seed, lifecycle.fossil(seed, alpha, course.module)))
-        deaths = [c.seed for c in self.courses if c.stage is Stage.CULLED and c.seed.module is not None]
+        removals = [c.seed for c in self.courses if c.stage is Stage.CULLED and c.seed.module is not None]
         growths = tuple(planned.growing for planned in self.growths)
         return Change(
-            tuple(births), tuple(deaths), (), tuple(fossils), tuple(ramps), whole=True, growths=growths
+            tuple(additions), tuple(removals), (), tuple(fossils), tuple(ramps), is_act=True, growths=growths
         )
 
 
@@ -257,7 +257,7 @@ def refuse_threads(act: Act) -> None:
         )
 
 
-def _born(lifecycle: Lifecycle, course: PlannedCourse) -> Birth:
+def _addition_of(lifecycle: Lifecycle, course: PlannedCourse) -> Addition:
     assert course.module is not None
     assert course.slot is not None
     slot = slot_now(lifecycle.host, course.slot)
@@ -265,7 +265,7 @@ def _born(lifecycle: Lifecycle, course: PlannedCourse) -> Birth:
         convert(course.module, surroundings(lifecycle.host, slot))
     else:
         _refuse_other_sizes(lifecycle.host, course.seed, course.module)
-    return replace(lifecycle.plan_birth(course.seed, slot, course.module), like=course.like)
+    return replace(lifecycle.plan_addition(course.seed, slot, course.module), like=course.like)
 
 
 def _refuse_other_sizes(host: Host, seed: Seed, block: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A change of a host's structure: what one swap is to bring, as data."""
+"""A change of a host's structure by one swap, as data."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fxgraft.slots.structure import Placement, Structure
 from fxgraft_passes import Graft
 
 Names = list[list[str]]
-"""The seeds of a change, as data: to be born, to die, departed, to be fossilized, blended; and what it is."""
+"""The seeds of a change, as data: added, removed, departed, fossilized, blended; and what it is."""
 
-_WHOLE = "together"
+_ACT = "together"
 
 
-def is_whole(names: Names) -> bool:
-    """Whether they are those of an act."""
-    return _WHOLE in names[-1]
+def is_act(names: Names) -> bool:
+    """Whether these are the names of an act."""
+    return _ACT in names[-1]
 
 
 @dataclass(frozen=True)
-class Birth:
+class Addition:
     """A seed that is to go live, with what it needs for that.
 
     Attributes:
@@ -57,11 +57,11 @@ class Growing(Protocol):
         Called where nothing else of the change comes before it. Changes nothing.
         """
 
-    def rehearse(self, undo: ExitStack) -> None:
-        """Do it for a moment, as `carry_out` does: what is checked there need not be checked here."""
+    def dry_run(self, undo: ExitStack) -> None:
+        """Do it as `carry_out` does, to be undone at once: what is checked there need not be checked here."""
 
     def carry_out(self, undo: ExitStack) -> None:
-        """Do it, once the structure is the new one; ``undo`` is given what takes it back."""
+        """Do it, once the structure is the new one; callbacks that revert it are added to ``undo``."""
 
 
 @dataclass(frozen=True)
@@ -69,58 +69,58 @@ class Change:
     """What is done to a host's structure in one swap.
 
     Attributes:
-        births: seeds to go live.
-        deaths: live seeds to take out.
+        additions: seeds to go live.
+        removals: live seeds to take out.
         departed: names of retired seeds, whose grafts go.
         fossils: seeds that become permanent, with their new placements.
         ramps: seeds that are blended, with their new ramps: those to go live, and fossils to be, among them.
-        whole: whether it is an act, of which nothing lands where a part of it cannot.
+        is_act: whether it is an act, of which nothing is applied where a part of it cannot be.
         growths: what makes the host's own layers larger then, in their order.
     """
 
-    births: tuple[Birth, ...] = ()
-    deaths: tuple[Seed, ...] = ()
+    additions: tuple[Addition, ...] = ()
+    removals: tuple[Seed, ...] = ()
     departed: tuple[str, ...] = ()
     fossils: tuple[tuple[Seed, Placement], ...] = ()
     ramps: tuple[tuple[Seed, Ramp], ...] = ()
-    whole: bool = False
+    is_act: bool = False
     growths: tuple[Growing, ...] = ()
 
     @property
     def moves_grafts(self) -> bool:
         """Whether it leads to another structure."""
-        return bool(self.births or self.deaths or self.departed or self.fossils)
+        return bool(self.additions or self.removals or self.departed or self.fossils)
 
     def target(self, structure: Structure) -> Structure:
         """The structure that it makes of ``structure``."""
-        for name in (*(seed.name for seed in self.deaths), *self.departed):
+        for name in (*(seed.name for seed in self.removals), *self.departed):
             structure = structure.without(name)
-        for birth in self.births:
-            structure = structure.with_placement(birth.placement, birth.before)
+        for addition in self.additions:
+            structure = structure.with_placement(addition.placement, addition.before)
         for _, placement in self.fossils:
             structure = structure.with_placement(placement)
         return structure
 
     @property
     def names(self) -> Names:
-        """Whose change it is."""
+        """The names of its seeds, by what happens to them."""
         return [
-            [birth.seed.name for birth in self.births],
-            [seed.name for seed in self.deaths],
+            [addition.seed.name for addition in self.additions],
+            [seed.name for seed in self.removals],
             list(self.departed),
             [seed.name for seed, _ in self.fossils],
             [seed.name for seed, _ in self.ramps],
-            [_WHOLE] * self.whole,
+            [_ACT] * self.is_act,
         ]
 
     def only(self, names: Names) -> Change:
-        """What of it is about those seeds; of an act all, or nothing."""
-        if self.whole or is_whole(names):
+        """The part that concerns those seeds; of an act all, or nothing."""
+        if self.is_act or is_act(names):
             return self if self.names == names else Change()
-        births, deaths, departed, fossils, ramps, _ = names
+        additions, removals, departed, fossils, ramps, _ = names
         return Change(
-            births=tuple(birth for birth in self.births if birth.seed.name in births),
-            deaths=tuple(seed for seed in self.deaths if seed.name in deaths),
+            additions=tuple(addition for addition in self.additions if addition.seed.name in additions),
+            removals=tuple(seed for seed in self.removals if seed.name in removals),
             departed=tuple(name for name in self.departed if name in departed),
             fossils=tuple(item for item in self.fossils if item[0].name in fossils),
             ramps=tuple(item for item in self.ramps if item[0].name in ramps),
@@ -130,8 +130,8 @@ class Change:
     def parts(self) -> tuple[Change, ...]:
         """The change as several, of one seed each."""
         return (
-            *(Change(births=(birth,)) for birth in self.births),
-            *(Change(deaths=(seed,)) for seed in self.deaths),
+            *(Change(additions=(addition,)) for addition in self.additions),
+            *(Change(removals=(seed,)) for seed in self.removals),
             *(Change(departed=(name,)) for name in self.departed),
             *(Change(fossils=(fossil,)) for fossil in self.fossils),
             *(Change(ramps=(ramp,)) for ramp in self.ramps),

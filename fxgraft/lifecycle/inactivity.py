@@ -16,7 +16,13 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fxgraft.capture.fallback import Heed, Mismatch, heed_at_most, mismatch_of, take_first_call
+from fxgraft.capture.fallback import (
+    FallbackReport,
+    Mismatch,
+    mismatch_of,
+    report_fallbacks_at_most,
+    take_first_call,
+)
 from fxgraft.capture.region import Region
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -25,6 +31,7 @@ from fxgraft.optimizers.progress import PATIENCE, SeedProgress
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.util.text import pluralize
+from fxgraft_passes import _torch as _torch_of_passes
 
 
 class InactiveSeed(NamedTuple):
@@ -35,7 +42,7 @@ class InactiveSeed(NamedTuple):
 
 
 @dataclass
-class _Birth:
+class _Start:
     """What was there when a seed went live, or was loaded.
 
     Attributes:
@@ -68,7 +75,7 @@ class InactivityWatch:
     def __init__(self, host: Host, progress: SeedProgress, gradients: SeedGradients, trained_by: str):
         self._host, self._progress, self._gradients = host, progress, gradients
         self._trained_by = trained_by
-        self._waiting: weakref.WeakKeyDictionary[Seed, _Birth] = weakref.WeakKeyDictionary()
+        self._waiting: weakref.WeakKeyDictionary[Seed, _Start] = weakref.WeakKeyDictionary()
         self._reported: weakref.WeakSet[Seed] = weakref.WeakSet()
 
     def begin(self, seed: Seed) -> None:
@@ -76,9 +83,9 @@ class InactivityWatch:
         region = self._region(seed)
         # Not through all of a large host, whose first weights may be frozen.
         weight = next((p for p in islice(self._host.host_parameters(), 64) if p.requires_grad), None)
-        version = 0 if weight is None else weight._version
+        version = 0 if weight is None else _torch_of_passes.version(weight)
         counts = seed.steps, seed.trained_steps, seed.runs
-        self._waiting[seed] = _Birth(region, region.fallbacks, weight, version, counts)
+        self._waiting[seed] = _Start(region, region.fallbacks, weight, version, counts)
         self._reported.discard(seed)
 
     @property
@@ -88,32 +95,32 @@ class InactivityWatch:
 
     def look(self, seed: Seed) -> InactiveSeed | None:
         """After a training step: whether there is something to say of ``seed``. Says it once."""
-        birth = self._waiting.get(seed)
-        if birth is None:
+        start = self._waiting.get(seed)
+        if start is None:
             return None
-        steps, trained, runs = birth.counts
+        steps, trained, runs = start.counts
         age = seed.steps - steps
-        birth.arrived = birth.arrived or seed.name in self._gradients.learned
-        if not birth.arrived and seed.runs == runs:
-            return self._not_running(seed, birth, age)
+        start.arrived = start.arrived or seed.name in self._gradients.learned
+        if not start.arrived and seed.runs == runs:
+            return self._not_running(seed, start, age)
         if seed.did_not_run is not None:
             amend(seed, did_not_run=None)
         if seed.trained_steps > trained or age > PATIENCE:
             del self._waiting[seed]
-        elif age == PATIENCE and (reason := self._not_trained(seed, birth, pluralize(age, "step"))):
+        elif age == PATIENCE and (reason := self._not_trained(seed, start, pluralize(age, "step"))):
             return self._report_once(seed, reason)
         return None
 
-    def _not_running(self, seed: Seed, birth: _Birth, age: int) -> InactiveSeed | None:
-        if (region := self._region(seed)) is not birth.region:  # it is merged into another one, or no longer
-            birth.region, birth.fallbacks = region, region.fallbacks
+    def _not_running(self, seed: Seed, start: _Start, age: int) -> InactiveSeed | None:
+        if (region := self._region(seed)) is not start.region:  # it is merged into another one, or no longer
+            start.region, start.fallbacks = region, region.fallbacks
         if take_first_call(region.module):
-            birth.fallbacks = region.fallbacks
-        calls = region.fallbacks - birth.fallbacks
+            start.fallbacks = region.fallbacks
+        calls = region.fallbacks - start.fallbacks
         if seed.did_not_run is None:
             if calls:
                 amend(seed, did_not_run=self._fell_back(region, calls))
-            elif (why := self._elsewhere(region, birth)) or age >= PATIENCE:
+            elif (why := self._elsewhere(region, start)) or age >= PATIENCE:
                 amend(seed, did_not_run=why or self._not_called(region))
         if seed.did_not_run is None or (not calls and age < PATIENCE):
             return None
@@ -127,7 +134,7 @@ class InactivityWatch:
         self._reported.add(seed)
         return InactiveSeed(seed, reason)
 
-    def _not_trained(self, seed: Seed, birth: _Birth, steps: str) -> str | None:
+    def _not_trained(self, seed: Seed, start: _Start, steps: str) -> str | None:
         """Why a seed that runs is not trained, the first cause first; None where it is not to be."""
         if seed.stage is not Stage.TRAINING or not self._progress.has_weights(seed):
             return None
@@ -137,7 +144,7 @@ class InactivityWatch:
                 f"its gradients were not finite, and were dropped, in {steps}. Expected a learning rate with "
                 f"which it does not diverge; germinate(..., hyper={{'lr': ...}}) gives it one of its own"
             )
-        if birth.arrived:
+        if start.arrived:
             return (
                 f"its weights have not moved in {steps}, though gradients arrive at them. Expected step() of "
                 f"{self._trained_by}, with a learning rate above 0"
@@ -201,19 +208,23 @@ class InactivityWatch:
         if self._host.compiled is None:
             return
         try:
-            with heed_at_most(Heed.COUNT):
+            with report_fallbacks_at_most(FallbackReport.COUNT):
                 engine.repeat_eagerly(self._host, region.name)
-        except Exception:  # the inputs are made up: what fails there says nothing
+        except Exception:  # the inputs are generated: what fails there says nothing
             return
 
-    def _elsewhere(self, region: Region, birth: _Birth | None = None) -> str:
+    def _elsewhere(self, region: Region, start: _Start | None = None) -> str:
         """That training goes on without the region; empty where there is no sign of it."""
         if _found(engine.trees(self._host)[0], region.name) is not region.module:
             return (
                 f"{_named(region)} was replaced by another module after tracing, and is no part of the host "
                 f"now. Expected modules to be replaced before the host is traced"
             )
-        if birth is not None and birth.weight is not None and birth.weight._version != birth.version:
+        if (
+            start is not None
+            and start.weight is not None
+            and _torch_of_passes.version(start.weight) != start.version
+        ):
             return (
                 f"no call reached {_named(region)} of the host, though the host's weights are trained. "
                 f"Expected the training step to call the host, not the model it was traced from"

@@ -27,7 +27,7 @@ from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft.slots.structure import Structure
 from fxgraft.util.bits import same_tensor
-from fxgraft.util.random_like import random_like
+from fxgraft.util.tensors import random_like
 from fxgraft_passes import Phase
 
 _COTANGENT_SEED = 0x5EED
@@ -94,7 +94,7 @@ def _observe(
 ) -> tuple[Observed, list[Violation]]:
     """Gradients, buffers and outputs of the traced model in one pass; and what was written behind its back.
 
-    The pass works on copies of the host's buffers: who changes the originals holds them beside the host.
+    The pass works on copies of the host's buffers: a write to an original comes from elsewhere than the host.
     """
     originals = {name: (buffer, buffer.clone()) for name, buffer in engine.trees(host)[0].named_buffers()}
     with engine.untouched(host), torch.enable_grad(), engine.probing(host, structure, phase) as root:

@@ -21,8 +21,8 @@ from fxgraft.util.text import listed
 
 DEFAULT_INTERVAL = 500
 LATER = 3
-"""How many calls of `IsolationMonitor.step` from a landing in the background to its check: the one in
-which it lands, the first step with the new structure, and the one that is checked."""
+"""How many calls of `IsolationMonitor.step` from a change in the background to its check: the one in
+which it is applied, the first step with the new structure, and the one that is checked."""
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxgraft.host import engine
-from fxgraft.host.changed_attributes import changed_attributes
+from fxgraft.host.current_form import changed_attributes
 from fxgraft.host.host import Host
+from fxgraft.host.steering import leaving, steering
 from fxgraft.lifecycle import order
 from fxgraft.lifecycle._refusals import (
     refuse_blocks_around,
     refuse_foreign_seeds,
     refuse_in_passing_block,
 )
-from fxgraft.lifecycle.change import Birth, Change
+from fxgraft.lifecycle.building import surroundings
+from fxgraft.lifecycle.change import Addition, Change
 from fxgraft.lifecycle.inactivity import InactiveSeed, InactivityWatch
-from fxgraft.lifecycle.nursery import surroundings
 from fxgraft.lifecycle.swap import follow_stages, phase_for, swap
 from fxgraft.optimizers.gradients import SeedGradients
 from fxgraft.optimizers.progress import SeedProgress
@@ -31,9 +32,8 @@ from fxgraft.optimizers.registry import SeedParameterRegistry
 from fxgraft.schedules import Ramp
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage, after
-from fxgraft.seeds.steering import leaving, steering
-from fxgraft.slots.neighbours import rings
 from fxgraft.slots.structure import Placement, kind_of
+from fxgraft.slots.walk import rings
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Graft, Slot
 from fxgraft_passes.graft import alpha_shape
@@ -77,7 +77,7 @@ class Lifecycle:
         self.seeds: dict[str, Seed] = {}
         self.departing: set[str] = set()
         self.cold = False
-        self.distribute: Callable[[Birth], Callable[[], None]] = lambda birth: lambda: None
+        self.distribute: Callable[[Addition], Callable[[], None]] = lambda addition: lambda: None
         self._on_stage = on_stage
         self._on_inactive = on_inactive
         self._progress = SeedProgress(self.registry.parameters)
@@ -92,7 +92,7 @@ class Lifecycle:
 
     # One change of the structure, or several at once
 
-    def plan_birth(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> Birth:
+    def plan_addition(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> Addition:
         """The graft and the placement of a seed as they fit the host now. Changes nothing.
 
         Args:
@@ -112,13 +112,13 @@ class Lifecycle:
         else:  # a block keeps the modes of its parts, as that which it is a copy of has them
             graft.training = around.training
         placement = Placement(seed.name, slot, seed.spec, kind_of(module))
-        return Birth(seed, placement, graft, order.behind(self.seeds, seed.name, before))
+        return Addition(seed, placement, graft, order.behind(self.seeds, seed.name, before))
 
     def commit(self, change: Change, warm_up: bool = True) -> None:
         """Swap in the structure that ``change`` leads to: host, optimizers and hooks, or nothing.
 
         Args:
-            change: what is born, culled, blended and fossilized.
+            change: what is added, culled, blended and fossilized.
             warm_up: whether to compile what is missing before the structure is live.
         """
         if not change.moves_grafts and not change.ramps and not change.growths:
@@ -129,26 +129,26 @@ class Lifecycle:
         self._settle(change)
 
     @contextmanager
-    def rehearsing(self, change: Change) -> Iterator[None]:
-        """Inside the host is what ``change`` leads to, uncompiled; nothing is told, and all is taken back."""
+    def dry_run(self, change: Change) -> Iterator[None]:
+        """A context in which ``change`` is applied, uncompiled and unreported; it is undone at the end."""
         with ExitStack() as undo:
-            self._carry_out(undo, change, warm_up=False, is_rehearsal=True)
+            self._carry_out(undo, change, warm_up=False, is_dry_run=True)
             yield
 
-    def _carry_out(self, undo: ExitStack, change: Change, warm_up: bool, is_rehearsal: bool = False) -> None:
-        """What of a change can be taken back: all that what runs, and what trains it, can feel."""
-        refuse_blocks_around(self.seeds, change.deaths)
-        for birth in change.births:
-            self._enter(undo, birth)
-        self._remove(undo, change.deaths)
+    def _carry_out(self, undo: ExitStack, change: Change, warm_up: bool, is_dry_run: bool = False) -> None:
+        """The part of a change that can be reverted: what affects the code that runs, and its training."""
+        refuse_blocks_around(self.seeds, change.removals)
+        for addition in change.additions:
+            self._enter(undo, addition)
+        self._remove(undo, change.removals)
         is_first = any(seed.stage is Stage.TRAINING for seed, _ in change.ramps)
         for seed, ramp in change.ramps:
-            self._set_out(undo, seed, ramp)
+            self._begin_ramp(undo, seed, ramp)
         for seed, _ in change.fossils:
             undo.callback(amend, seed, stage=seed.stage, paused=seed.paused)
             # Not paused: the host's parameters do not stand still.
             amend(seed, stage=after(seed.stage, "fossilize", seed.name), paused=False)
-        grafts = {birth.seed.name: birth.graft for birth in change.births}
+        grafts = {addition.seed.name: addition.graft for addition in change.additions}
         if change.moves_grafts:
             phase = phase_for(self.seeds.values())
             target = change.target(self.host.structure)
@@ -159,57 +159,57 @@ class Lifecycle:
                 engine.set_structure, self.host, self.host.structure, self.host.phase, self.host.grafts()
             )
             follow_stages(self.host, self.seeds.values())
-        for birth in change.births:
-            self._join(undo, birth)
+        for addition in change.additions:
+            self._join(undo, addition)
         for growth in change.growths:
-            if is_rehearsal:
-                growth.rehearse(undo)
+            if is_dry_run:
+                growth.dry_run(undo)
             else:
                 growth.carry_out(undo)
 
     def _settle(self, change: Change) -> None:
-        """The rest of a change that has landed."""
-        for seed in change.deaths:
-            self.let_go(seed)
+        """The rest of a change that was applied."""
+        for seed in change.removals:
+            self.forget_training(seed)
         for name in change.departed:
             self.departing.discard(name)
         for seed, _ in change.fossils:
             self.gradients.unwatch(seed.name)
-            self.registry.disown(seed.name)
-        moved = [birth.seed for birth in change.births]
+            self.registry.release(seed.name)
+        moved = [addition.seed for addition in change.additions]
         moved += [seed for seed, _ in (*change.ramps, *change.fossils)]
         for seed in dict.fromkeys(moved):
             self._on_stage(seed)
-        if found := changed_attributes(self.host, self._slots_of(change.births)):
+        if found := changed_attributes(self.host, self._slots_of(change.additions)):
             logger.warning(
                 "set after tracing, so that no call there runs with seeds: expected %s. "
                 "Trace again, or keep what changes in a buffer, or in a module",
                 "; ".join(found),
             )
 
-    def _slots_of(self, births: Sequence[Birth]) -> list[Slot]:
-        """Where seeds that have been born stand, in the graphs of now."""
-        born = {birth.seed.name for birth in births}
+    def _slots_of(self, additions: Sequence[Addition]) -> list[Slot]:
+        """Where seeds that were added stand, in the graphs of now."""
+        born = {addition.seed.name for addition in additions}
         return [p.slot for p in self.host.structure.placements if p.seed in born]
 
-    def _enter(self, undo: ExitStack, birth: Birth) -> None:
-        """GERMINATED -> TRAINING, as far as comes before the swap."""
-        seed, module = birth.seed, birth.graft.module
-        undo.callback(self.distribute(birth))
+    def _enter(self, undo: ExitStack, addition: Addition) -> None:
+        """GERMINATED -> TRAINING: what comes before the swap."""
+        seed, module = addition.seed, addition.graft.module
+        undo.callback(self.distribute(addition))
         self.registry.claim(seed, module, partial(engine.owns, self.host))
-        undo.callback(self.registry.disown, seed.name)
+        undo.callback(self.registry.release, seed.name)
         undo.callback(seed.leave, seed.stage)
-        seed.take(birth.graft)
+        seed.take(addition.graft)
         seed.enter(after(seed.stage, "go live", seed.name))
         undo.callback(self.reorder, {n: other for n, other in self.seeds.items() if other is not seed})
-        self.enlist(seed, birth.before)
+        self.insert_seed(seed, addition.before)
 
-    def _join(self, undo: ExitStack, birth: Birth) -> None:
+    def _join(self, undo: ExitStack, addition: Addition) -> None:
         """Into the optimizers and under watch, which comes after the swap."""
-        seed, module = birth.seed, birth.graft.module
+        seed, module = addition.seed, addition.graft.module
         undo.callback(self.registry.leave, list(module.parameters()))
         self.registry.join(seed, module, f"_seeds.{seed.name}.module")
-        self.registry.copy_state(birth.like)
+        self.registry.copy_state(addition.like)
         undo.callback(self.gradients.unwatch, seed.name)
         self.gradients.watch(seed.name, list(module.parameters()))
         self.begin(seed)
@@ -219,14 +219,14 @@ class Lifecycle:
         self._progress.begin(seed)
         self.inactivity.begin(seed)
 
-    def taken_back(self, seed: Seed) -> None:
-        """The parameters of a seed are where they were at its birth: that it was trained counts no more."""
+    def restart_training_count(self, seed: Seed) -> None:
+        """The parameters of a seed are what they were when it was germinated: it counts as not trained."""
         self._progress.begin(seed)
         amend(seed, trained_steps=0)
 
-    def _set_out(self, undo: ExitStack, seed: Seed, ramp: Ramp) -> None:
+    def _begin_ramp(self, undo: ExitStack, seed: Seed, ramp: Ramp) -> None:
         """TRAINING, BLENDING or HOLDING -> BLENDING; or -> HOLDING, where the ramp takes no step."""
-        undo.callback(self._back, seed, seed.stage, seed.alphas, seed.ramp, seed.ramp_step)
+        undo.callback(self._restore_ramp, seed, seed.stage, seed.alphas, seed.ramp, seed.ramp_step)
         seed.begin(ramp)
         if ramp.starts != seed.alphas:  # of an act in which another ramp was to come before
             seed.set_alpha(*ramp.starts)
@@ -235,7 +235,7 @@ class Lifecycle:
             seed.advance()
             seed.enter(after(seed.stage, "reach", seed.name))
 
-    def _back(
+    def _restore_ramp(
         self, seed: Seed, stage: Stage, alphas: tuple[float, ...], ramp: Ramp | None, step: int
     ) -> None:
         amend(seed, ramp=ramp, ramp_step=step)
@@ -257,37 +257,37 @@ class Lifecycle:
                 self.gradients.pause(seed.name, seed.paused)
 
     def take_out(self, undo: ExitStack, seeds: Sequence[Seed]) -> None:
-        """Let the host run without these, uncompiled, as a part of a change; then `let_go` of each."""
+        """Run the host without these, uncompiled, within a change; `forget_training` of each follows."""
         refuse_blocks_around(self.seeds, seeds)
         self._remove(undo, seeds)
-        structure = Change(deaths=tuple(seeds)).target(self.host.structure)
+        structure = Change(removals=tuple(seeds)).target(self.host.structure)
         swap(undo, self.host, structure, phase_for(self.seeds.values()), {}, warm_up=False)
 
-    def let_go(self, seed: Seed) -> None:
+    def forget_training(self, seed: Seed) -> None:
         """Out of optimizers and hooks, for a seed that has left the graph."""
         self.gradients.unwatch(seed.name)
         if seed.module is not None:
             # Its own of now, and those that joined: load_state_dict(assign=True) makes others of them.
             self.registry.leave([*seed.module.parameters(), *self.registry.parameters(seed.name)])
-        self.registry.disown(seed.name)
+        self.registry.release(seed.name)
 
     def reorder(self, seeds: Mapping[str, Seed]) -> None:
-        """Let `seeds` be these."""
+        """Replace `seeds` by these."""
         seeds = dict(seeds)
         self.seeds.clear()  # in place: others look at this very dictionary
         self.seeds.update(seeds)
 
-    def enlist(self, seed: Seed, before: Sequence[str] = ()) -> None:
-        """Have ``seed`` among `seeds`, before the first of those names, if it is not there already."""
+    def insert_seed(self, seed: Seed, before: Sequence[str] = ()) -> None:
+        """Insert ``seed`` into `seeds`, before the first of those names, if it is not there already."""
         if seed.name not in self.seeds:
             self.reorder(order.inserted(self.seeds, seed, before))
 
     def go_live(self, seed: Seed, slot: Slot, module: nn.Module, before: str | None = None) -> None:
         """GERMINATED -> TRAINING: into the graph, the host's modules and the optimizers.
 
-        ``before`` is as for `plan_birth`.
+        ``before`` is as for `plan_addition`.
         """
-        self.commit(Change(births=(self.plan_birth(seed, slot, module, before),)))
+        self.commit(Change(additions=(self.plan_addition(seed, slot, module, before),)))
 
     def steering(self) -> dict[str, dict[str, Tensor]]:
         """Name of each of its grafts in the graph -> what the buffers that steer it have to be."""
@@ -312,7 +312,7 @@ class Lifecycle:
         self.commit(Change(ramps=((seed, ramp),)))
 
     def pause(self, seed: Seed, paused: bool) -> None:
-        """Let the ramp and the updates of a live seed stand still, or go on."""
+        """Pause or resume the ramp and the updates of a live seed."""
         amend(seed, paused=paused)
         self.gradients.pause(seed.name, paused)
 
@@ -340,9 +340,9 @@ class Lifecycle:
         for seed in seeds:
             after(seed.stage, "cull", seed.name)
         self.forget(*seeds)
-        self.let_leave(*seeds)
+        self.mark_culled(*seeds)
 
-    def let_leave(self, *seeds: Seed) -> None:
+    def mark_culled(self, *seeds: Seed) -> None:
         """-> CULLED, for seeds that are out of everything."""
         for seed in seeds:
             seed.leave(Stage.CULLED)
@@ -350,7 +350,7 @@ class Lifecycle:
 
     def forget(self, *seeds: Seed) -> None:
         """Take seeds out of everything, whatever their stages."""
-        self.commit(Change(deaths=tuple(seed for seed in seeds if seed.module is not None)))
+        self.commit(Change(removals=tuple(seed for seed in seeds if seed.module is not None)))
         for seed in seeds:
             self.seeds.pop(seed.name, None)
 
@@ -371,7 +371,7 @@ class Lifecycle:
         graft.learning.fill_(False)
         graft.released.fill_(False)
         follow_stages(self.host, self.seeds.values())
-        self.let_go(seed)
+        self.forget_training(seed)
         seed.leave(stage)
         self._on_stage(seed)
 

@@ -1,4 +1,4 @@
-"""What a seed's module is wrapped in where its mode asks for something else than it computes."""
+"""Wrappers that adapt a seed's module to a mode: a branch as a replacement, and the other way round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a germination would change, worked out without changing anything.
+"""What a germination would change, found without changing anything.
 
 The seed is built on the ``meta`` device: it takes no memory, and the host may be there too.
 """
@@ -18,13 +18,13 @@ from torch import nn
 from fxgraft.blueprints import Cost
 from fxgraft.errors import BlueprintError
 from fxgraft.host.host import Host
-from fxgraft.lifecycle import nursery
-from fxgraft.lifecycle.nursery import BlueprintLike, Surroundings
+from fxgraft.lifecycle import building
+from fxgraft.lifecycle.building import BlueprintLike, Surroundings
 from fxgraft.optimizers.places import Destination
 from fxgraft.slots.structure import Placement, Structure, kind_of
 from fxgraft.util.flops import count_flops
 from fxgraft.util.tables import text_table
-from fxgraft_passes import GraftSpec, Phase, Slot
+from fxgraft_passes import GraftSpec, Phase, Slot, devices
 from fxgraft_passes.graft import SEEDS, check_name
 
 
@@ -118,15 +118,15 @@ def plan(
     name: str,
     config: Mapping[str, Any],
     behind: Container[str] = (),
-    foresee: Callable[[nn.Module], Mapping[str, Destination]] = lambda module: {},
+    preview: Callable[[nn.Module], Mapping[str, Destination]] = lambda module: {},
 ) -> GerminationPlan:
     """Plan the germination of ``blueprint`` at ``slot``; see `SeedManager.plan`.
 
-    ``behind`` are the names of the seeds that it would stand before. ``foresee`` tells where each trainable
+    ``behind`` are the names of the seeds that it would stand before. ``preview`` tells where each trainable
     parameter of a module would go.
     """
     check_name(name)
-    around = nursery.surroundings(host, slot, without_data=True)
+    around = building.surroundings(host, slot, without_data=True)
     module = _built(blueprint, slot, spec.mode, around, config)
     forward, backward = _flops(module, slot, around, spec.isolated)
     placement = Placement(name, slot, spec, kind_of(module))
@@ -135,7 +135,7 @@ def plan(
         name=name,
         slot=slot.name,
         source=slot.source.name if slot.source is not None else None,
-        blueprint=nursery.label(blueprint),
+        blueprint=building.label(blueprint),
         mode=spec.mode,
         objective=spec.objective,
         isolated=spec.isolated,
@@ -146,7 +146,7 @@ def plan(
         parameter_bytes=sum(p.nbytes for p in module.parameters() if p.requires_grad),
         forward_flops=forward,
         backward_flops=backward,
-        groups=foresee(module),
+        groups=preview(module),
         order=tuple(p.seed for p in structure.placements if p.values & placement.values),
         diffs=_diffs(host, structure),
     )
@@ -158,7 +158,7 @@ def price(host: Host, slot: Slot, spec: GraftSpec, blueprint: str, config: Mappi
     Raises:
         SlotError, BlueprintError: as `SeedManager.germinate` would.
     """
-    around = nursery.surroundings(host, slot, without_data=True)
+    around = building.surroundings(host, slot, without_data=True)
     module = _built(blueprint, slot, spec.mode, around, config)
     forward, _ = _flops(module, slot, around, spec.isolated)
     return Cost(sum(p.numel() for p in module.parameters() if p.requires_grad), forward)
@@ -170,14 +170,13 @@ def _built(
     """The seed without data. What a factory computes from data is built for real, and dropped."""
     empty = around.without_data()
     if isinstance(blueprint, nn.Module):
-        return nursery.grow(_without_data(blueprint), slot, mode, empty, 0, config)
+        return building.build(_without_data(blueprint), slot, mode, empty, 0, config, device=empty.device)
     try:
-        with torch.device("meta"):
-            return nursery.grow(blueprint, slot, mode, empty, 0, config)
+        return building.build(blueprint, slot, mode, empty, 0, config, device=empty.device)
     except BlueprintError:
-        if around.device.type == "meta":
+        if devices.is_meta(around.device):
             raise
-        return nursery.grow(blueprint, slot, mode, empty, 0, config)
+        return building.build(blueprint, slot, mode, empty, 0, config)
 
 
 def _without_data(module: nn.Module) -> nn.Module:
@@ -191,7 +190,7 @@ def _without_data(module: nn.Module) -> nn.Module:
 
 
 def _flops(module: nn.Module, slot: Slot, around: Surroundings, isolated: bool) -> tuple[int, int]:
-    """Of one forward and its backward pass; the input has a gradient where the host is to feel the seed."""
+    """Of one forward and its backward pass; the input has a gradient where the seed is to affect the host."""
     read = torch.empty(slot.input.shape, dtype=around.reads.dtype, device="meta", requires_grad=not isolated)
     outputs: list[Any] = []
     with torch.enable_grad():

@@ -1,14 +1,16 @@
-"""Run a host for a moment as if a seed had another alpha."""
+"""Run a host temporarily in another form: with another alpha of one seed, or with seeds that alone learn."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Real
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from fxgraft.errors import StageError
 from fxgraft.host import engine
@@ -25,7 +27,7 @@ from fxgraft_passes import Phase
 
 @contextmanager
 def at_alpha(host: Host, seed: Seed, alpha: float) -> Iterator[None]:
-    """Let ``seed`` run at ``alpha`` inside. Nothing recompiles: the forward that blends exists."""
+    """A context in which ``seed`` runs at ``alpha``. Nothing recompiles: the forward that blends exists."""
     alpha = validate.number("alpha", alpha, 0, 1)
     if not seed.is_live:
         raise StageError(
@@ -86,7 +88,13 @@ def measure(
     draws = generators_of(evaluate)
     for share in (0.0, alpha):
         reshard(host)
-        with engine.untouched(host, also=draws), at_alpha(host, seed, share), mode_kept(host):
+        with (
+            engine.untouched(host, also=draws),
+            at_alpha(host, seed, share),
+            mode_kept(host),
+            gradients_kept(host),
+            steps_refused(host),
+        ):
             before = seed.runs, inactivity.fallbacks(seed)
             with interruptible(), torch.no_grad():
                 losses.append(_number(evaluate()))
@@ -114,10 +122,46 @@ def reshard(host: Host) -> None:
 
 
 def _number(loss: object) -> float:
-    if isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1):
+    if isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex()):
         return float(loss)
     got = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
     raise TypeError(f"evaluate: expected it to return a loss, one number; got {got}")
+
+
+@contextmanager
+def steps_refused(host: Host) -> Iterator[None]:
+    """Raise `StageError` where an optimizer that trains the host steps: its state would not be put back."""
+    ours = {id(parameter) for parameter in host.parameters()}
+
+    def refuse(optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if any(id(parameter) in ours for group in optimizer.param_groups for parameter in group["params"]):
+            raise StageError(
+                f"cannot step an optimizer inside evaluate: expected an evaluation that leaves the host as "
+                f"it is; {type(optimizer).__name__} trains parameters of the host. Step it in the training "
+                f"loop, or train a copy in evaluate (copy.deepcopy(host), with an optimizer of its own)"
+            )
+
+    handle = register_optimizer_step_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def gradients_kept(host: Host) -> Iterator[None]:
+    """Put gradients that wait for a step back: an evaluation may run a backward pass, or ``zero_grad``.
+
+    They are out of sight inside, so that nothing is added to them and none has to be copied.
+    """
+    waiting = [(parameter, parameter.grad) for parameter in host.parameters()]
+    for parameter, _ in waiting:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in waiting:
+            parameter.grad = gradient
 
 
 @contextmanager
@@ -129,3 +173,26 @@ def mode_kept(host: Host) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def shadow_pass(host: Host, learners: Iterable[nn.Parameter]) -> Iterator[None]:
+    """A context in which ``host`` runs its shadow phase; gradients go to ``learners`` only."""
+    structure, phase, grafts = host.structure, host.phase, host.grafts()
+    learning = {id(p) for p in learners}
+    others = [p for p in host.parameters() if p.requires_grad and id(p) not in learning]
+    stack = ExitStack()
+    try:
+        with delay_interrupts():
+            stack.enter_context(engine.borrowing(host, "shadow()"))
+            stack.enter_context(engine.untouched(host))
+            stack.callback(engine.set_structure, host, structure, phase, grafts)
+            engine.prepare(host, structure, (Phase.SHADOW,))
+            engine.set_structure(host, structure, Phase.SHADOW, grafts)
+            for parameter in others:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+        yield
+    finally:
+        with delay_interrupts():
+            stack.close()

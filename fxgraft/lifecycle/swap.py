@@ -22,10 +22,10 @@ def swap(
     new: Mapping[str, Graft],
     warm_up: bool = True,
 ) -> None:
-    """Let ``host`` run ``structure``, with all that it needs made (and compiled) before it is live.
+    """Make ``host`` run ``structure``; all that it needs is made (and compiled) before it is live.
 
     Args:
-        undo: is given what takes the host back.
+        undo: gets the callbacks that restore the host.
         host: the host.
         structure: the structure to run.
         phase: the forward to run first.
@@ -55,7 +55,7 @@ def phase_for(seeds: Iterable[Seed]) -> Phase:
 
 
 def follow_stages(host: Host, seeds: Iterable[Seed]) -> None:
-    """Let the forward run that fits the stages now; all of them exist already."""
+    """Run the forward that fits the stages now; all of them exist already."""
     phase = phase_for(seeds)
     if host.phase is not phase or host.compiled is not None:  # whose units follow their own seeds
         engine.set_structure(host, host.structure, phase, host.grafts())

@@ -1,13 +1,13 @@
 """Changes of the structure that training does not wait for.
 
 A change goes through: its modules are built (in a thread), the code that its structure lacks is
-compiled (in the compiler process, where the host is compiled), and it lands: on the training thread, at a
-step boundary, whole or not at all. Until then the host runs what it ran. Everything that is built when
+compiled (in the compiler process, where the host is compiled), and it is applied: on the training thread,
+at a step boundary, whole or not at all. Until then the host runs what it ran. Everything that is built when
 the compiler process is free goes into one structure.
 
-Where that cannot help, the change compiles when it lands, as it does with ``wait=True``. Whatever preparing
-raises is caught in one place, `Background.step`: the change lands without help, or is given up, and the log
-says why.
+Where that cannot help, the change compiles when it is applied, as it does with ``wait=True``. Whatever
+preparing raises is caught in one place, `Background.step`: the change is applied without help, or is given
+up, and the log says why.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from fxgraft.errors import DistributedError
 from fxgraft.host import engine
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager._agreement import Agreement
-from fxgraft.manager._compiler_help import CompilerHelp
-from fxgraft.manager._landing import Landing
+from fxgraft.manager._compiler_help import CompilerHelp, Promised
 from fxgraft.manager._prefetch import Pending
-from fxgraft.manager._preparation import NOTHING, Attempt
+from fxgraft.manager._preparation import NOTHING, Applier, Attempt
 from fxgraft.manager._preparing import Preparing
-from fxgraft.manager._promised import Promised
 from fxgraft.manager._waiting import Waiting
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.seed import Seed
@@ -42,14 +40,14 @@ class Background:
 
     Args:
         lifecycle: carries changes out.
-        reporter: hears of it.
-        peers: the other ranks: all land the same change in the same step.
+        reporter: is notified.
+        peers: the other ranks: all apply the same change in the same step.
         timeout: in seconds, after which a germination whose module is not built, or is not compiled as
             long after that, is given up; None: never.
         helper: ``"auto"``: compile in another process where that can be; ``"off"``: never.
 
     Attributes:
-        waiting: what was asked for and has not landed.
+        waiting: what was asked for and is not applied yet.
         preparing: what of that is compiled for now.
     """
 
@@ -61,19 +59,19 @@ class Background:
         self._peers = peers
         self._help = CompilerHelp(helper)
         self.waiting = Waiting(lifecycle, reporter, lambda seed: self.preparing.withdraw(seed))
-        self._landing = Landing(lifecycle, self.waiting)
+        self._applier = Applier(lifecycle, self.waiting)
         self._agreement = Agreement(peers)
         self.preparing = Preparing(
-            lifecycle, self.waiting, self._landing, self._help, self._agreement, peers.size, timeout
+            lifecycle, self.waiting, self._applier, self._help, self._agreement, peers.size, timeout
         )
-        self._old_news = 0
+        self._seen_changes = 0
         self._warm: CompiledHost | None = None  # that the compiler process was started for
         self._promised = Promised(self._host, timeout)
 
     @property
-    def is_landing(self) -> bool:
-        """Whether a change lands now."""
-        return self._landing.is_under_way
+    def is_applying(self) -> bool:
+        """Whether a change is applied now."""
+        return self._applier.is_under_way
 
     def germinate(self, seed: Seed, slot: Slot, build: Callable[[], nn.Module]) -> None:
         """Begin to build the module of ``seed``, which is in GERMINATED until it is live."""
@@ -82,7 +80,7 @@ class Background:
     def wait(self, timeout: float | None = None) -> bool:
         """Block until what is in preparation is built, and compiled as far as that was begun.
 
-        Returns whether it was in time. Only `step` lets it land, or begins to compile.
+        Returns whether it was in time. Only `step` lets it be applied, or begins to compile.
         """
         built = all(pending.wait(timeout) for pending in self.waiting.pending.values())
         self._promised.wait(timeout)
@@ -102,10 +100,10 @@ class Background:
             return False
         if self._promised:
             return False
-        return compiled is None or (self._warm is compiled and compiled.code.news == self._old_news)
+        return compiled is None or (self._warm is compiled and compiled.code.changes == self._seen_changes)
 
     def step(self) -> None:
-        """Take in what has come, let a change land that is ready, and begin with the next.
+        """Take in what has come, apply a change that is ready, and begin with the next.
 
         Raises:
             DistributedError: a rank is gone.
@@ -124,7 +122,7 @@ class Background:
         if self._warm is not (compiled := self._host.compiled) and compiled is not None:
             self._warm = compiled
             if not self._help.is_off:
-                self._promised.stand_by(compiled)
+                self._promised.keep_ready(compiled)
         if self._promised:
             self._promised.take()
         for pending in list(self.waiting.pending.values()):
@@ -132,12 +130,12 @@ class Background:
         if not self.preparing.decide(attempt):
             self.preparing.follow()
             is_busy = self.preparing.now is not None or self.preparing.begin(attempt)
-            has_decided = self.preparing.decide(attempt)  # one process hears at once what it says
+            has_decided = self.preparing.decide(attempt)  # one process receives at once what it sends
             if is_busy and not has_decided:
                 return
         # Here, and not in the next step: that one compares the code that is new with eager mode.
         if self.preparing.now is None and self.waiting.is_empty:
-            self._tend()
+            self._compile_in_advance()
 
     @property
     def is_compiling(self) -> bool:
@@ -145,31 +143,31 @@ class Background:
         return self.preparing.now is not None or bool(self._promised)
 
     def _take_in(self, pending: Pending) -> None:
-        """Say whether the module of a seed is built, and hear whether it is on all ranks."""
+        """Say whether the module of a seed is built, and learn whether it is on all ranks."""
         built, failed = f"{pending.seed.name} is built", f"{pending.seed.name} failed"
-        if (trouble := self._trouble(pending)) is not None:
-            self._peers.say(failed, trouble)
+        if (trouble := self._why_given_up(pending)) is not None:
+            self._peers.send(failed, trouble)
         elif pending.module is not None:
-            self._peers.say(built, True)
-        for rank, reason in enumerate(self._peers.heard(failed)):
+            self._peers.send(built, True)
+        for rank, reason in enumerate(self._peers.received(failed)):
             if reason is not None:
                 self.waiting.fail(pending.seed, with_rank(self._peers, rank, reason))
                 return
-        if all(self._peers.heard(built)):
+        if all(self._peers.received(built)):
             pending.is_agreed = True
 
-    def _trouble(self, pending: Pending) -> str | None:
-        """Why it comes to nothing on this rank, if it does."""
+    def _why_given_up(self, pending: Pending) -> str | None:
+        """Why it fails on this rank, if it does."""
         if pending.is_late:
             return f"not ready after {self.preparing.timeout} s"
         return str(pending.error) if pending.is_built and pending.module is None else None
 
-    def _tend(self) -> None:
+    def _compile_in_advance(self) -> None:
         """With nothing else to do, compile what the running structure would be better off with."""
         compiled = self._host.compiled
-        if compiled is None or compiled.code.news == self._old_news:
+        if compiled is None or compiled.code.changes == self._seen_changes:
             return
-        self._old_news = compiled.code.news
+        self._seen_changes = compiled.code.changes
         structure, grafts = self._host.structure, self._host.grafts()
         tasks = compiled.wanted.by_calls() or compiled.wanted.settled(structure, grafts)
         try:
@@ -181,7 +179,7 @@ class Background:
                 task.leave()
 
     def _recover(self, attempt: Attempt, reason: str) -> None:
-        """Preparing has raised: the change lands without help; where that raises too, it is given up."""
+        """Preparing has raised: the change is applied without help; where that raises too, it is given up."""
         preparing, change = self.preparing, attempt.change
         prepared, preparing.now = preparing.now, None
         if prepared is not None:
@@ -201,9 +199,9 @@ class Background:
             return
         if agreed.failures == 1:
             agreed.unaided = change.names
-            self._help.say_once(f"a change compiles as it lands, as preparing it has failed: {reason}")
+            self._help.say_once(f"a change compiles when it is applied, as preparing it has failed: {reason}")
         elif agreed.failures == 2:
-            agreed.broken = reason  # the other ranks are told, and give it up in the same step
+            agreed.broken = reason  # the other ranks receive it, and give the change up in the same step
         else:
             self.waiting.fail_change(change, reason)
             self._agreement.settle()

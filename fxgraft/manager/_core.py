@@ -18,13 +18,13 @@ from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed import peers_of
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
-from fxgraft.host.run_summary import summarize_run
-from fxgraft.lifecycle import nursery
+from fxgraft.host.summary import summarize_run
+from fxgraft.lifecycle import building
 from fxgraft.lifecycle.act import Act
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.isolation_check import Violation
 from fxgraft.lifecycle.isolation_monitor import LATER, IsolationMonitor
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager import settings
 from fxgraft.manager._background import Background
 from fxgraft.manager._deepening import Deepening
@@ -37,6 +37,7 @@ from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.settings import ManagerSettings
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
+from fxgraft.slots.structure import Structure
 from fxgraft.telemetry import logger
 from fxgraft.telemetry.metrics import collect
 from fxgraft_passes.graft import check_name
@@ -45,7 +46,7 @@ _GIVEN_ONCE = {"host", "optimizer", *(field.name for field in fields(ManagerSett
 
 
 class Routine(Protocol):
-    """What goes on beside the training: an exploration, say."""
+    """Something that runs beside the training: an exploration, say."""
 
     @property
     def done(self) -> bool:
@@ -101,9 +102,16 @@ class ManagerCore:
         self._memory = ManagerState(self.peers.share(torch.initial_seed()))
         self._acts = Acts(self._lifecycle, self._background, self._memory)
         self._routines: list[Routine] = []
-        self._rests = False  # whether the last step found nothing to do, and no stage has changed since
+        # The structure at which the last step found nothing to do; None: it did, or a stage has changed.
+        self._rests_at: Structure | None = None
         self._deepening = Deepening(
-            host, self._lifecycle, self._acts, self._reporter, self._memory, self._name, self._tell_birth
+            host,
+            self._lifecycle,
+            self._acts,
+            self._reporter,
+            self._memory,
+            self._name,
+            self._report_germination,
         )
         self._widenings = Widenings(host, self._acts, self._reporter, self._memory, self._optimizers)
         self._saver = Saver(
@@ -155,6 +163,19 @@ class ManagerCore:
         if self.host._links.borrowed:
             raise StageError(f"cannot {action} inside {self.host._links.borrowed}: do it afterwards")
 
+    def _refuse_cleared(self, action: str) -> None:
+        """Raise `StageError` where the host has seeds of this manager no more, though none was culled."""
+        if not self._seeds:
+            return
+        placed = {placement.seed for placement in self.host.structure.placements}
+        lost = [name for name, seed in self._seeds.items() if seed.module is not None and name not in placed]
+        if lost:
+            raise StageError(
+                f"cannot {action}: the host was cleared (host.clear()): it has no seed {lost[0]!r} any more, "
+                f"which this manager leads. Make optimizer and manager anew; without fossils "
+                f"manager.cull_all() is enough"
+            )
+
     def _refuse_inference_mode(self, action: str) -> None:
         if torch.is_inference_mode_enabled():
             raise StageError(
@@ -164,17 +185,26 @@ class ManagerCore:
 
     # Seeds, and their names
 
-    def _find(self, seed: Seed | str) -> Seed:
+    def _find(self, seed: Seed | str, action: str, *, if_cleared: bool = False) -> Seed:
+        """The seed that a call is for. Raises where there is none, and after ``host.clear()``."""
+        if not if_cleared:
+            self._refuse_cleared(action)
+        if not isinstance(seed, (Seed, str)):
+            raise TypeError(
+                f"seed: expected a Seed or the name of one, and one for each argument; "
+                f"got {type(seed).__name__}"
+            )
         known = self._seeds.get(seed.name if isinstance(seed, Seed) else seed)
         if isinstance(seed, Seed) and known is not seed:
             known = seed if seed.stage is Stage.CULLED else None  # whose stage refuses everything
         if known is None:
-            raise StageError(f"no seed {seed!r} here; there are: {', '.join(self._seeds) or 'none'}")
+            whose = ", which this manager did not germinate" if isinstance(seed, Seed) else ""
+            raise StageError(f"no seed {seed!r} here{whose}; there are: {', '.join(self._seeds) or 'none'}")
         return known
 
     def _name(self, name: str | None, blueprint: BlueprintLike, slot: str) -> str:
         if name is None:
-            return self._memory.names.make(nursery.label(blueprint), slot, self._taken())
+            return self._memory.names.make(building.label(blueprint), slot, self._taken())
         check_name(name)
         if name in self._seeds:
             raise StageError(f"there is a seed {name!r} already: {self._seeds[name]!r}")
@@ -190,7 +220,7 @@ class ManagerCore:
         """The names that no new seed can have; those of another manager's seeds in the host among them."""
         return {*self._seeds, *(placement.seed for placement in self.host.structure.placements)}
 
-    # What is told to others
+    # Reports
 
     def _state(self) -> str:
         """What has to be the same on all ranks, as text."""
@@ -208,18 +238,18 @@ class ManagerCore:
         pending, registry = len(self._background.waiting), self._lifecycle.registry
         return collect(self.host, self._seeds.values(), registry, self._reporter.counters, pending)
 
-    def _tell_birth(self, seed: Seed, began: float, act: Act) -> None:
+    def _report_germination(self, seed: Seed, began: float, act: Act) -> None:
         self._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=not act.waits)
 
     def _on_violations(self, found: list[Violation]) -> None:
         self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
 
     def _on_stage(self, seed: Seed) -> None:
-        self._rests = False
+        self._rests_at = None
         self.monitor.follow(self._seeds.values())
         if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
-            # What lands in the background comes at a step of its own choice: that one stays ordinary.
-            self.monitor.look_soon(LATER if self._background.is_landing else 0)
+            # What is applied in the background comes at a step of its own choice: that one stays ordinary.
+            self.monitor.look_soon(LATER if self._background.is_applying else 0)
         self._reporter.stage(seed)
 
 

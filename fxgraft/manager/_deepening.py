@@ -20,11 +20,11 @@ from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager._saver import ManagerState
 from fxgraft.manager._together import Acts
 from fxgraft.manager.reporter import Reporter
-from fxgraft.optimizers.census import shared_groups
+from fxgraft.optimizers.group_index import shared_groups
 from fxgraft.resizing import new_blocks
+from fxgraft.resizing.arguments import places
 from fxgraft.resizing.block_copies import counterparts
 from fxgraft.resizing.new_blocks import Origin
-from fxgraft.resizing.spread import places
 from fxgraft.schedules import Ramp
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed, amend
@@ -37,7 +37,7 @@ STATES = ("fresh", "copy")
 
 
 @dataclass(frozen=True)
-class Wish:
+class BlocksRequest:
     """What is asked for of new blocks, checked."""
 
     init: str
@@ -63,14 +63,21 @@ class Deepening:
         reporter: Reporter,
         memory: ManagerState,
         name: Callable[[str | None, Any, str], str],
-        tell_birth: Callable[[Seed, float, Act], None],
+        report_germination: Callable[[Seed, float, Act], None],
     ):
         self._host, self._lifecycle, self._acts = host, lifecycle, acts
         self._reporter, self._memory = reporter, memory
-        self._name, self._tell_birth = name, tell_birth
+        self._name, self._report_germination = name, report_germination
 
     def deepen(
-        self, name: Any, count: int, at: Any, like: Any, wish: Wish, called: str | None, enabled: bool
+        self,
+        name: Any,
+        count: int,
+        at: Any,
+        like: Any,
+        request: BlocksRequest,
+        called: str | None,
+        enabled: bool,
     ) -> list[Seed]:
         """Plan the new blocks in the act that is open; see `SeedManager.deepen`."""
         stack = new_blocks.stack_named(self._host, name)
@@ -83,26 +90,28 @@ class Deepening:
             began = time.monotonic()
             origin = new_blocks.origin(self._host, stack, stack.blocks[place.index], place.before)
             given = called if called is None or len(found) == 1 else f"{called}_{i}"
-            seed = self._seed(origin, stack.blocks[place.like], wish, given, number)
+            seed = self._seed(origin, stack.blocks[place.like], request, given, number)
             number = None if number is None else number + 1
             if not enabled:
-                self._lifecycle.enlist(seed)
+                self._lifecycle.insert_seed(seed)
                 self._reporter.operation("deepen", seed, disabled=True)
             else:
                 spot = place.index, place.before
                 follower = self._follower(origin, place.before, spots.get(spot))
                 source = stack.blocks[place.like]
                 kind = source, origin.root, origin.call
-                self._plan(seed, origin, source, wish, follower, began, tries=kind not in tried)
+                self._plan(seed, origin, source, request, follower, began, tries=kind not in tried)
                 tried.add(kind)
                 spots[spot] = seed.name
             seeds.append(seed)
         return seeds
 
-    def _seed(self, origin: Origin, like: str, wish: Wish, called: str | None, number: int | None) -> Seed:
+    def _seed(
+        self, origin: Origin, like: str, request: BlocksRequest, called: str | None, number: int | None
+    ) -> Seed:
         slot = origin.slot
-        spec = GraftSpec("convex", isolated=wish.isolated, copy=slot.copy, call=origin.call)
-        config = {"stack": origin.stack.path, "like": like, "init": wish.init, "number": number}
+        spec = GraftSpec("convex", isolated=request.isolated, copy=slot.copy, call=origin.call)
+        config = {"stack": origin.stack.path, "like": like, "init": request.init, "number": number}
         kind = origin.stack.cls.__name__
         return Seed(self._name(called, kind, origin.root), slot.name, kind, spec, config=config)
 
@@ -111,7 +120,7 @@ class Deepening:
         seed: Seed,
         origin: Origin,
         like: str,
-        wish: Wish,
+        request: BlocksRequest,
         follower: str | None,
         began: float,
         *,
@@ -122,30 +131,30 @@ class Deepening:
         assert act is not None
         old = new_blocks.module_of(self._host, like)
         groups = partial(_group_like, dict(old.named_parameters()), lifecycle.registry.optimizers)
-        lifecycle.registry.wish(seed, None, None, groups if lifecycle.registry.trains else None)
+        lifecycle.registry.request(seed, None, None, groups if lifecycle.registry.trains else None)
         amend(seed, stage=after(seed.stage, "germinate", seed.name))
         key = streams.key_of(self._memory.run_seed, seed.name)
-        module = new_blocks.build(self._host, origin, like, wish.init, key, seed.config["number"])
+        module = new_blocks.build(self._host, origin, like, request.init, key, seed.config["number"])
         lifecycle.admit(seed, module)
         new_blocks.refuse_not_finite(origin, module)
         if tries:
-            new_blocks.try_out(self._host, origin, like, module, wish.init, wish.isolated)
-        birth = lifecycle.plan_birth(seed, origin.slot, module, follower)
-        if wish.optimizer_state == "copy":
-            birth = replace(birth, like={new: known for _, new, known in counterparts(module, old)})
+            new_blocks.try_out(self._host, origin, like, module, request.init, request.isolated)
+        addition = lifecycle.plan_addition(seed, origin.slot, module, follower)
+        if request.optimizer_state == "copy":
+            addition = replace(addition, like={new: known for _, new, known in counterparts(module, old)})
         self._reporter.warn_if_frozen(f"seed {seed.name!r}", like, module.parameters())
-        act.germinate(birth, partial(self._tell_birth, seed, began, act))
-        lifecycle.enlist(seed, birth.before)
-        self._set_out(act, seed, wish)
+        act.germinate(addition, partial(self._report_germination, seed, began, act))
+        lifecycle.insert_seed(seed, addition.before)
+        self._set_out(act, seed, request)
 
-    def _set_out(self, act: Act, seed: Seed, wish: Wish) -> None:
+    def _set_out(self, act: Act, seed: Seed, request: BlocksRequest) -> None:
         """What becomes of a new block in the act: permanent at once, or blended, or trained in isolation."""
-        if wish.isolated and not wish.blend:
+        if request.isolated and not request.blend:
             return
-        schedule = "cosine" if wish.blend else "linear"
-        ramp = Ramp((0.0,), 1.0, wish.blend, schedules.resolve(schedule))
-        act.blend(seed, ramp, partial(self._reporter.blend, seed, 1.0, wish.blend, schedule))
-        if not wish.blend:
+        schedule = "cosine" if request.blend else "linear"
+        ramp = Ramp((0.0,), 1.0, request.blend, schedules.resolve(schedule))
+        act.blend(seed, ramp, partial(self._reporter.blend, seed, 1.0, request.blend, schedule))
+        if not request.blend:
             act.fossilize(seed)
 
     def _follower(self, origin: Origin, at_start: bool, behind: str | None) -> str | None:

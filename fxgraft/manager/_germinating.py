@@ -1,4 +1,4 @@
-"""A new seed: `germinate` lets it live, `plan` says what that would change."""
+"""A new seed: `germinate` inserts it, `plan` reports what that would change."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.errors import SlotError
-from fxgraft.lifecycle import nursery, order
-from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.lifecycle import building, order
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.plan import GerminationPlan
 from fxgraft.lifecycle.plan import plan as plan_seed
 from fxgraft.manager._core import ManagerCore
@@ -42,8 +43,8 @@ def germinate(
     hyper: Mapping[str, Any] | None = None,
     optimizer: Optimizer | int | None = None,
     groups: Groups | None = None,
-    before: str | None = None,
-    after: str | None = None,
+    before: Seed | str | None = None,
+    after: Seed | str | None = None,
     **config: Any,
 ) -> Seed:
     """Insert a new seed at a slot.
@@ -82,9 +83,9 @@ def germinate(
             (``"up.weight"``), possibly several times; None means the default. By default, the group that
             has the parameters of the same kind around the slot. For a blueprint with an option ``groups``
             of its own, a number is that option (``"norm", groups=4``).
-        before: the name of a seed at this slot; the new one is inserted directly before it. Seeds at one
+        before: a seed at this slot, or its name; the new one is inserted directly before it. Seeds at one
             slot compose in the order in which they were germinated, unless this or ``after`` is given.
-        after: the name of a seed at this slot; the new one is inserted directly behind it; with ``before``:
+        after: a seed at this slot, or its name; the new one is inserted directly behind it; with ``before``:
             anywhere behind it.
         **config: passed to the blueprint's factory.
 
@@ -107,8 +108,8 @@ def germinate(
         hyper=hyper,
         optimizer=optimizer,
         groups=groups,
-        before=before,
-        after=after,
+        before=_name_of(self, before),
+        after=_name_of(self, after),
         config=config,
     )
     self._allow("germinate")
@@ -129,8 +130,8 @@ def plan(
     hyper: Mapping[str, Any] | None = None,
     optimizer: Optimizer | int | None = None,
     groups: Groups | None = None,
-    before: str | None = None,
-    after: str | None = None,
+    before: Seed | str | None = None,
+    after: Seed | str | None = None,
     **config: Any,
 ) -> GerminationPlan:
     """A plan of what `germinate` with these arguments would change. Changes nothing, and needs no data.
@@ -167,64 +168,72 @@ def plan(
         hyper=hyper,
         optimizer=optimizer,
         groups=groups,
-        before=before,
-        after=after,
+        before=_name_of(self, before),
+        after=_name_of(self, after),
         config=config,
     )
-    return _plan(self, wanted)
+    with torch.inference_mode(False):  # whose tensors have no versions: what writes in place would not show
+        return _plan(self, wanted)
 
 
 def _germinate(manager: ManagerCore, wanted: SeedConfig, wait: bool) -> Seed:
     slot = manager.host.site(wanted.slot, wanted.source)
     _refuse_cooldown(manager, slot.name)
     follower = order.place(manager.host, manager._acts.staying(), slot, wanted.before, wanted.after)
+    building.refuse_unknown(wanted.blueprint, slot)
     wanted = _for_the_blueprint(wanted)
     spec = wanted.spec(slot)
     seed = _record(manager._name(wanted.name, wanted.blueprint, slot.name), wanted, slot, spec)
     if not manager.enabled:
-        manager._lifecycle.enlist(seed, order.behind(manager._seeds, seed.name, follower))
+        manager._lifecycle.insert_seed(seed, order.behind(manager._seeds, seed.name, follower))
         manager._reporter.operation("germinate", seed, disabled=True)
         return seed
-    manager._lifecycle.registry.wish(seed, wanted.hyper, wanted.optimizer, wanted.groups)
+    manager._lifecycle.registry.request(seed, wanted.hyper, wanted.optimizer, wanted.groups)
     amend(seed, source=slot.names[1])
-    _warn_of_starving(seed)
+    _warn_of_isolated_convex(seed)
     amend(seed, stage=stage_after(seed.stage, "germinate", seed.name))
     key = streams.key_of(manager._memory.run_seed, seed.name)
-    around = nursery.surroundings(manager.host, slot)
+    around = building.surroundings(manager.host, slot)
     admit = partial(manager._lifecycle.admit, seed, tries=wait)
-    build = partial(nursery.grow, wanted.blueprint, slot, spec.mode, around, key, wanted.config, admit)
-    _bring_to_life(manager, seed, slot, follower, build, wait)
+    build = partial(building.build, wanted.blueprint, slot, spec.mode, around, key, wanted.config, admit)
+    _make_live(manager, seed, slot, follower, build, wait)
     return seed
 
 
 def _plan(manager: ManagerCore, wanted: SeedConfig) -> GerminationPlan:
     slot = manager.host.site(wanted.slot, wanted.source)
-    label, names = nursery.label(wanted.blueprint), manager._memory.names
-    name = wanted.name or names.foresee(label, slot.name, manager._taken())
+    label, names = building.label(wanted.blueprint), manager._memory.names
+    name = wanted.name or names.preview(label, slot.name, manager._taken())
     follower = order.place(manager.host, manager._seeds, slot, wanted.before, wanted.after)
     behind = order.behind(manager._seeds, name, follower)
     wanted = _for_the_blueprint(wanted)
     seed = _record(name, wanted, slot, wanted.spec(slot))
     registry = manager._lifecycle.registry
-    registry.wish(seed, wanted.hyper, wanted.optimizer, wanted.groups)
-    foresee = partial(registry.foresee, seed)
-    return plan_seed(manager.host, slot, seed.spec, wanted.blueprint, name, wanted.config, behind, foresee)
+    registry.request(seed, wanted.hyper, wanted.optimizer, wanted.groups)
+    preview = partial(registry.preview, seed)
+    return plan_seed(manager.host, slot, seed.spec, wanted.blueprint, name, wanted.config, behind, preview)
 
 
 def _record(name: str, wanted: SeedConfig, slot: Slot, spec: GraftSpec) -> Seed:
     """The record of a seed that is wanted."""
-    label, registered = nursery.label(wanted.blueprint), isinstance(wanted.blueprint, str)
+    label, registered = building.label(wanted.blueprint), isinstance(wanted.blueprint, str)
     return Seed(name, slot.name, label, spec, config=wanted.config, registered=registered)
+
+
+def _name_of(manager: ManagerCore, seed: Seed | str | None) -> str | None:
+    if seed is not None:
+        manager._refuse_cleared("germinate beside a seed")
+    return manager._find(seed, "germinate beside a seed").name if isinstance(seed, Seed) else seed
 
 
 def _for_the_blueprint(wanted: SeedConfig) -> SeedConfig:
     """A number of groups (of a convolution, a norm) is for the blueprint that has such an option."""
-    if isinstance(wanted.groups, int) and nursery.has_option(wanted.blueprint, "groups"):
+    if isinstance(wanted.groups, int) and building.has_option(wanted.blueprint, "groups"):
         return replace(wanted, groups=None, config={**wanted.config, "groups": wanted.groups})
     return wanted
 
 
-def _bring_to_life(
+def _make_live(
     manager: ManagerCore,
     seed: Seed,
     slot: Slot,
@@ -234,7 +243,7 @@ def _bring_to_life(
 ) -> None:
     """Now, with the act that is open, or in the background."""
     if manager._acts.open is None and not wait:
-        manager._lifecycle.enlist(seed, order.behind(manager._seeds, seed.name, follower))
+        manager._lifecycle.insert_seed(seed, order.behind(manager._seeds, seed.name, follower))
         manager._background.germinate(seed, slot, build)
         manager._on_stage(seed)
         return
@@ -245,9 +254,9 @@ def _bring_to_life(
         manager._lifecycle.go_live(seed, slot, module, follower)
         manager._reporter.live_after((time.monotonic() - began) * 1e3, seed, prefetched=False)
         return
-    birth = manager._lifecycle.plan_birth(seed, slot, module, follower)
-    act.germinate(birth, partial(manager._tell_birth, seed, began, act))
-    manager._lifecycle.enlist(seed, birth.before)
+    addition = manager._lifecycle.plan_addition(seed, slot, module, follower)
+    act.germinate(addition, partial(manager._report_germination, seed, began, act))
+    manager._lifecycle.insert_seed(seed, addition.before)
     act.waits &= wait
 
 
@@ -260,10 +269,10 @@ def _refuse_cooldown(manager: ManagerCore, slot: str) -> None:
         )
 
 
-def _warn_of_starving(seed: Seed) -> None:
+def _warn_of_isolated_convex(seed: Seed) -> None:
     if seed.spec.mode == "convex" and seed.spec.isolated:
         logger.warning(
-            "seed %r: an isolated convex seed starves the host before slot %r of gradients as "
+            "seed %r: an isolated convex seed cuts the host before slot %r off from gradients as "
             "alpha grows; mode='residual' does not",
             seed.name,
             seed.slot,

@@ -1,4 +1,4 @@
-"""Growth of the model's own layers: blocks more, channels more, and fossils that become a part of layers."""
+"""Growth of the model's own layers: more blocks, more channels, and fossils fused into layers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from fxgraft.errors import DistributedError
 from fxgraft.host.wrapped import is_wrapped
 from fxgraft.manager._core import ManagerCore
-from fxgraft.manager._deepening import Wish
+from fxgraft.manager._deepening import BlocksRequest
 from fxgraft.resizing import Widening
-from fxgraft.resizing.spread import At
+from fxgraft.resizing.arguments import At
 from fxgraft.seeds.seed import Seed
 from fxgraft.util import validate
 from fxgraft.util.interrupts import uninterruptible
@@ -66,9 +66,9 @@ def deepen(
     """
     self._allow("deepen")
     self._refuse_inference_mode("deepen")
-    wish = Wish(init, blend, isolated, optimizer_state)
+    request = BlocksRequest(init, blend, isolated, optimizer_state)
     with self._acts.block(validate.boolean("wait", wait)):
-        return self._deepening.deepen(stack, count, at, like, wish, name, self.enabled)
+        return self._deepening.deepen(stack, count, at, like, request, name, self.enabled)
 
 
 @uninterruptible
@@ -129,13 +129,13 @@ def fuse(self: ManagerCore, *seeds: Seed | str, wait: bool = True) -> Mapping[st
     """Merge fossils into the host's own layers. The seeds are gone then, and the host computes the same.
 
     A linear fossil is merged into the weights of the layer in front of it, as `fxgraft.fold` does in a copy.
-    A branch (``germinate(slot, module, source=...)``) of the same form as the layers parallel to it,
-    node by node, adds its channels to those layers, with their optimizer state: the host is as wide as one
+    A branch (``germinate(slot, module, source=...)``) that has, node by node, the structure of the layers
+    parallel to it, adds its channels to those layers, with their optimizer state: the host is as wide as one
     built that way. Where no other fossil is left in a region it runs its class's own forward again.
 
     Two biases that are added become one, which is trained as one from then on. The step counts in the
     optimizer are those of the host's parameters; moments of Adam, AdamW and Adamax are scaled so that they
-    stand for the same under these. A warning says where hyper-parameters of the branch were others. Call it
+    mean the same under these. A warning says where hyper-parameters of the branch were others. Call it
     between steps, as `widen`.
 
     Args:
@@ -157,7 +157,7 @@ def fuse(self: ManagerCore, *seeds: Seed | str, wait: bool = True) -> Mapping[st
     self._allow("fuse")
     self._refuse_inference_mode("fuse")
     _refuse_ranks(self, "fuse")
-    found = [self._find(seed) for seed in seeds]
+    found = [self._find(seed, "fuse") for seed in seeds]
     with self._acts.block(validate.boolean("wait", wait)):
         return self._widenings.fuse(self._lifecycle, found)
 

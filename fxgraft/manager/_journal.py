@@ -1,11 +1,10 @@
-"""What sinks are told every N training steps: the steps themselves, what was compiled, and the metrics."""
+"""What sinks receive every N training steps: the steps themselves, what was compiled, and the metrics."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from numbers import Real
 from typing import Any
 
 import torch
@@ -15,12 +14,7 @@ from fxgraft.host.compile_report import VariantReport, compile_report
 from fxgraft.host.host import Host
 from fxgraft.manager.reporter import Reporter
 from fxgraft.telemetry import logger
-
-
-def check_loss(loss: object) -> None:
-    """Raise `TypeError` for what is no number, no tensor and not None."""
-    if loss is not None and not isinstance(loss, (Real, Tensor)):
-        raise TypeError(f"loss: expected a number, as in manager.step(loss); got {type(loss).__name__}")
+from fxgraft.util.losses import mean_loss
 
 
 class StepRecords:
@@ -38,10 +32,9 @@ class StepRecords:
         # A copy: the loss of a CUDA graph is overwritten by the next step.
         self._before = now
         self._losses.append(None)  # should what follows fail: losses and times stay in step
-        if isinstance(loss, Tensor):
-            self._losses[-1] = loss.detach().mean().clone()
-        elif loss is not None:
-            self._losses[-1] = float(loss)
+        if loss is not None:
+            mean = mean_loss(loss)
+            self._losses[-1] = mean.clone() if isinstance(mean, Tensor) else mean
 
     def take(self) -> dict[str, Any]:
         """``loss``: of each step, or None where it was not given. ``ms``: since the step before."""
@@ -61,16 +54,16 @@ class CompileWatch:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._known: dict[str, VariantReport] = {}
-        self.news()  # what is there already was compiled in another run
+        self.recent()  # what is there already was compiled in another run
 
-    def news(self) -> list[VariantReport]:
+    def recent(self) -> list[VariantReport]:
         """The variants for which something was compiled, or that had to run uncompiled."""
         if self._host.compiled is None:
             return []
         rows = compile_report(self._host).variants
-        news = [row for row in rows if _work(row) != _work(self._known.get(row.label))]
+        recent = [row for row in rows if _work(row) != _work(self._known.get(row.label))]
         self._known = {row.label: row for row in rows}
-        return news
+        return recent
 
 
 class Journal:
@@ -108,7 +101,7 @@ class Journal:
             return
         parameters = sum(parameter.numel() for parameter in self._host.host_parameters())
         self._reporter.emit("steps", **self._pace.take(), parameters=parameters)
-        for row in self._compiles.news() if self._compiles else ():
+        for row in self._compiles.recent() if self._compiles else ():
             self._reporter.emit("compiled", **asdict(row))
         self._reporter.emit("metrics", **self._metrics())
 

@@ -29,7 +29,7 @@ class Pending:
         deadline: on the monotonic clock, or None.
         started: likewise.
         module: the result, once it is there.
-        error: why there is none.
+        error: why there is no module.
         is_agreed: whether it is built on all ranks.
     """
 
@@ -67,8 +67,15 @@ class Pending:
         return self._done.wait(timeout)
 
     def run(self, build: Callable[[], nn.Module]) -> None:
-        """Build in another thread. One that hangs does not keep the process alive."""
-        threads.start(partial(self._build, build), f"fxgraft-{self.seed.name}")
+        """Build in another thread. One that hangs does not keep the process alive.
+
+        A thread that does not start is as one that fails.
+        """
+        try:
+            threads.start(partial(self._build, build), f"fxgraft-{self.seed.name}")
+        except RuntimeError as error:
+            self.error = RuntimeError(f"the thread that builds its module cannot be started: {error}")
+            self._done.set()
 
     def _build(self, build: Callable[[], nn.Module]) -> None:
         try:

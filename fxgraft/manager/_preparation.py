@@ -1,4 +1,4 @@
-"""What goes on between the choice of a change and its landing."""
+"""A change between its choice and its application, and the application: whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fxgraft.host.current_form import current_form
 from fxgraft.host.host import Host
-from fxgraft.host.now import form_now
 from fxgraft.lifecycle.change import Change
+from fxgraft.lifecycle.lifecycle import Lifecycle
+from fxgraft.manager._waiting import Waiting
 from fxgraft.slots.structure import Structure
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ NOTHING = Change()
 
 @dataclass
 class Attempt:
-    """What one step has come to, should it raise: whether it chooses a change, or which it has begun with."""
+    """How far one step came, for the case that it raises: whether it chose a change, and which it began."""
 
     is_choosing: bool = False
     change: Change = NOTHING
@@ -54,9 +56,47 @@ class Preparation:
 
     def is_of(self, host: Host) -> bool:
         """Whether the host is what the job began from."""
-        return host.structure is self.base and (self.form is None or form_now(host) == self.form)
+        return host.structure is self.base and (self.form is None or current_form(host) == self.form)
 
     @property
     def is_late(self) -> bool:
         """Whether the time-out has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
+
+
+class Applier:
+    """Carries changes out.
+
+    Args:
+        lifecycle: does so.
+        waiting: what was asked for; is notified of what was applied, and what has failed.
+
+    Attributes:
+        is_under_way: whether a change is applied now.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, waiting: Waiting):
+        self._lifecycle, self._waiting = lifecycle, waiting
+        self.is_under_way = False
+
+    def apply(self, change: Change, compiled: bool) -> None:
+        """Apply ``change``.
+
+        Args:
+            change: to be carried out. Where it cannot be, it is given up, and the log says why.
+            compiled: whether there is code for it; otherwise it compiles now.
+        """
+        self.is_under_way = True
+        try:
+            self._lifecycle.commit(change, warm_up=not compiled)
+        except Exception as error:  # of a compiler, of memory: no reason to end the training
+            reason = f"{type(error).__name__}: {error}"
+            if change.is_act or len(change.parts) == 1:
+                self._waiting.fail_change(change, reason)
+                return
+            for part in change.parts:  # one of several is at fault: the others are applied without it
+                self.apply(part, compiled=False)
+            return
+        finally:
+            self.is_under_way = False
+        self._waiting.applied(change)

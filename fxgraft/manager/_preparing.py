@@ -1,6 +1,6 @@
-"""The change that lands next: chosen, compiled for in the compiler process, and then carried out.
+"""The change that is applied next: chosen, compiled for in the compiler process, and then carried out.
 
-On several ranks all of them land the same change in the same step (`fxgraft.manager._agreement`).
+On several ranks all of them apply the same change in the same step (`fxgraft.manager._agreement`).
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fxgraft.host import engine
+from fxgraft.host.current_form import current_form
 from fxgraft.host.host import Host
-from fxgraft.host.now import form_now
 from fxgraft.lifecycle.change import Change
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager._agreement import Agreement
 from fxgraft.manager._compiler_help import CompilerHelp
-from fxgraft.manager._landing import Landing
-from fxgraft.manager._preparation import NOTHING, Attempt, Preparation
+from fxgraft.manager._preparation import NOTHING, Applier, Attempt, Preparation
 from fxgraft.manager._waiting import Waiting
 from fxgraft.seeds.seed import Seed
 from fxgraft.slots.structure import Structure
@@ -34,7 +33,7 @@ class Preparing:
     Args:
         lifecycle: of the seeds.
         waiting: what was asked for.
-        landing: carries changes out.
+        applier: carries changes out.
         help: the compiler process.
         agreement: with the other ranks.
         size: how many ranks there are.
@@ -48,13 +47,13 @@ class Preparing:
         self,
         lifecycle: Lifecycle,
         waiting: Waiting,
-        landing: Landing,
+        applier: Applier,
         help: CompilerHelp,
         agreement: Agreement,
         size: int,
         timeout: float | None,
     ):
-        self._lifecycle, self._waiting, self._landing, self._help = lifecycle, waiting, landing, help
+        self._lifecycle, self._waiting, self._applier, self._help = lifecycle, waiting, applier, help
         self._host: Host = lifecycle.host
         self._agreement, self._size = agreement, size
         self.timeout = timeout
@@ -67,9 +66,9 @@ class Preparing:
     # It is decided
 
     def decide(self, attempt: Attempt) -> bool:
-        """Let the next change land, or give it up, if the ranks have come to that; return whether so."""
+        """Apply the next change, or give it up, if the ranks have come to that; return whether so."""
         agreement = self._agreement
-        if agreement.hear() and self._is_for_change:
+        if agreement.receive() and self._is_for_change:
             self.drop()  # it is for another change
         names = agreement.next.names
         reason, ready = agreement.failure, agreement.ready
@@ -78,11 +77,11 @@ class Preparing:
         change = self._chosen(attempt).only(names)
         if reason is not None:
             self._give_up(change, reason)
-        elif change.names != ready:  # it is not what it was: a part was taken back since, say
+        elif change.names != ready:  # it is not what it was: a part was cancelled since, say
             self.drop()
             agreement.settle()
         else:
-            self._land_prepared(change)
+            self._apply_prepared(change)
         return True
 
     @property
@@ -104,7 +103,7 @@ class Preparing:
         if names is None:
             return True
         agreed = change.only(names)
-        if agreed == NOTHING:  # all of what was chosen was taken back
+        if agreed == NOTHING:  # all of what was chosen was cancelled
             self._agreement.settle()
             return True
         attempt.change = agreed
@@ -118,7 +117,7 @@ class Preparing:
         return change
 
     def next_change(self) -> Change:
-        """What lands next, as things are now."""
+        """What is applied next, as things are now."""
         change = NOTHING if self.now is None else self.now.change
         return self._waiting.next_change(change.names if change != NOTHING else self._agreement.next.names)
 
@@ -137,9 +136,9 @@ class Preparing:
             compiled.tasks_for(target, structure, grafts, bool(change.ramps)) if compiled is not None else []
         )
         if tasks and self._is_helped(change):
-            for birth in change.births:  # the time that is up is that of building, or of compiling
-                if not change.whole:
-                    self._waiting.pending[birth.seed.name].deadline = self.deadline()
+            for addition in change.additions:  # the time that is up is that of building, or of compiling
+                if not change.is_act:
+                    self._waiting.pending[addition.seed.name].deadline = self.deadline()
             self.start(engine.compile_in_helper(host, target, grafts, tasks), target, change)
         else:
             self._agreement.next.has_code = not tasks
@@ -151,13 +150,13 @@ class Preparing:
         if host.compiled is not None and self._is_helped(change):
             if not change.moves_grafts and change.growths[0].plan():
                 return  # which was enough for one step
-            with self._lifecycle.rehearsing(change):
+            with self._lifecycle.dry_run(change):
                 wider, grown = host.compiled, host.structure
                 if tasks := wider.wanted.for_all(grown, host.grafts()):
                     job = engine.compile_in_helper(host, grown, host.grafts(), tasks)
             if job is not None:
                 began, deadline = host.structure, self.deadline()
-                self.now = Preparation(job, change, began, target, deadline, wider, grown, form_now(host))
+                self.now = Preparation(job, change, began, target, deadline, wider, grown, current_form(host))
                 return
         self._agreement.next.has_code = True
         self._agreement.say_ready(change.names)
@@ -166,7 +165,7 @@ class Preparing:
         return self._agreement.next.unaided != change.names and self._help.is_there()
 
     def _grafts(self, change: Change) -> Mapping[str, Graft]:
-        return self._host.grafts() | {birth.seed.name: birth.graft for birth in change.births}
+        return self._host.grafts() | {addition.seed.name: addition.graft for addition in change.additions}
 
     def start(self, job: Job, target: Structure, change: Change) -> None:
         """Await a job: for ``change``, or for what runs already where that is empty."""
@@ -184,7 +183,7 @@ class Preparing:
         if self._host.structure is not prepared.base:  # which another change has replaced
             self.drop()
             return
-        has_taken = job.take()  # which is enough for one step: then it lands in the next one
+        has_taken = job.take()  # which is enough for one step: then it is applied in the next one
         if job.unavailable is not None:
             self._go_on_without(prepared, job.unavailable)
             return
@@ -210,8 +209,8 @@ class Preparing:
         self._look_again()
 
     def _go_on_without(self, prepared: Preparation, reason: str) -> None:
-        """No compiler process can be had after all: the change compiles as it lands, and other ranks wait."""
-        self._help.say_why_not(reason)
+        """There is no compiler process: the change compiles when it is applied, and other ranks wait."""
+        self._help.warn_of_reason(reason)
         self._agreement.next.unaided = prepared.change.names
         self.now = None
         if prepared.change == NOTHING:
@@ -219,21 +218,21 @@ class Preparing:
             self._look_again()
 
     def _look_again(self) -> None:
-        """Let each unit run what there is code for now."""
+        """Make each unit run what there is code for now."""
         engine.set_structure(self._host, self._host.structure, self._host.phase, self._host.grafts())
 
-    # It lands, or comes to nothing
+    # It is applied, or fails
 
-    def _land_prepared(self, change: Change) -> None:
+    def _apply_prepared(self, change: Change) -> None:
         prepared = self.now
         if prepared is None or prepared.change == NOTHING:
-            self._land(change, self._agreement.next.has_code)
+            self._apply(change, self._agreement.next.has_code)
             return
         is_other = change.target(self._host.structure).key != prepared.target.key
         if is_other or not prepared.is_of(self._host):
-            self.drop()  # the host was converted since: it is prepared anew, if no other rank lands it now
+            self.drop()  # the host was converted since: it is prepared anew, if no other rank applies it now
             if self._size > 1:
-                self._land(change, compiled=False)
+                self._apply(change, compiled=False)
             return
         job = prepared.job
         for reason in job.failed.values():
@@ -242,14 +241,14 @@ class Preparing:
         if (compiled := prepared.wider or self._host.compiled) is not None and not job.is_over:
             # The forward that seeds blend by is still to come.
             compiled.expect_help(prepared.grown or prepared.target)
-        self._land(change, compiled=job.is_whole)
+        self._apply(change, compiled=job.has_all_required)
         prepared.base = self._host.structure
         if job.is_over:
             self._end(prepared)
 
-    def _land(self, change: Change, compiled: bool) -> None:
+    def _apply(self, change: Change, compiled: bool) -> None:
         self._agreement.settle()
-        self._landing.land(change, compiled)
+        self._applier.apply(change, compiled)
 
     def _end_with(self, reason: str) -> None:
         """Nothing comes from the compiler process: what it was for does without."""
@@ -259,26 +258,26 @@ class Preparing:
         self.drop()
 
     def _give_up(self, change: Change, reason: str) -> None:
-        """Preparing broke down. Seeds to be born are given up; what must go or stay does so without help."""
+        """Preparing broke down. Seeds to be added are given up; what must go or stay does so without help."""
         if self._is_for_change:
             self._end_with(reason)
         else:
             logger.warning("%s", reason)
         self._agreement.settle()
-        if change.whole:
+        if change.is_act:
             self._waiting.fail_act(reason)
             return
-        for birth in change.births:
-            self._waiting.fail(birth.seed, reason)
+        for addition in change.additions:
+            self._waiting.fail(addition.seed, reason)
         rest = Change(departed=change.departed, fossils=change.fossils)
         if rest != NOTHING:
-            self._land(rest, compiled=False)
+            self._apply(rest, compiled=False)
 
     def withdraw(self, seed: Seed | None) -> None:
         """What is prepared for ``seed`` is void; None: what is prepared for an act."""
         change = NOTHING if self.now is None else self.now.change
-        lands = [birth.seed for birth in change.births] + [fossil for fossil, _ in change.fossils]
-        if change.whole if seed is None else any(one is seed for one in lands):
+        added = [addition.seed for addition in change.additions] + [fossil for fossil, _ in change.fossils]
+        if change.is_act if seed is None else any(one is seed for one in added):
             self.drop()
 
     def drop(self) -> None:

@@ -1,4 +1,4 @@
-"""What seeds do: metrics, and the host run as it is not for a moment."""
+"""Metrics of seeds, and temporary runs of the host in another form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxgraft.errors import DistributedError
 from fxgraft.lifecycle import probing
-from fxgraft.lifecycle.shadow import shadow_pass
+from fxgraft.lifecycle.probing import shadow_pass
 from fxgraft.manager._core import ManagerCore
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -53,8 +53,9 @@ def at_alpha(self: ManagerCore, seed: Seed | str, alpha: float) -> AbstractConte
     Raises:
         StageError: the seed is not live, or in another thread than the one that trains.
     """
-    self._inbox.require_here("run a seed at another alpha")
-    return probing.at_alpha(self.host, self._find(seed), alpha)
+    action = "run a seed at another alpha"
+    self._inbox.require_here(action)
+    return probing.at_alpha(self.host, self._find(seed, action), alpha)
 
 
 @uninterruptible
@@ -78,10 +79,11 @@ def measure(
 
     Raises:
         TypeError: ``evaluate`` does not return one number.
-        StageError: the seed is not live, or no call in ``evaluate`` ran it.
+        StageError: the seed is not live, or no call in ``evaluate`` ran it; or an optimizer of the host steps
+            in it.
     """
     self._inbox.require_here("measure a seed")
-    seed = self._find(seed)
+    seed = self._find(seed, "measure a seed")
     contribution = probing.measure(self.host, seed, evaluate, at, self.peers.mean, self._lifecycle.inactivity)
     if contribution == 0.0 and at > 0:
         logger.warning(

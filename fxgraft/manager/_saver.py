@@ -14,8 +14,8 @@ from fxgraft import checkpoint
 from fxgraft.distributed.peers import Peers
 from fxgraft.host import engine
 from fxgraft.host.wrapped import is_wrapped
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager.reporter import Reporter
 from fxgraft.optimizers.groups import unknown_schedules
 from fxgraft.seeds.names import SeedNames
@@ -29,7 +29,7 @@ class ManagerState:
 
     Attributes:
         run_seed: what the seeds' random streams are keyed by.
-        names: hands out names.
+        names: generates names.
         refuses_until: slot -> the step until which it refuses seeds.
         growth: gives the state of what grows by itself, or that state as it was loaded; None: nothing does.
     """
@@ -41,7 +41,7 @@ class ManagerState:
 
 
 class Saver:
-    """Saves and loads what these hold together.
+    """Saves and loads the state of these objects together.
 
     Args:
         lifecycle: has the host and the seeds.
@@ -113,7 +113,7 @@ class Saver:
         """As `SeedManager.lead`."""
         self._reporter.silent = True
         try:
-            self._memory.run_seed = checkpoint.revive(entry, self._lifecycle)
+            self._memory.run_seed = checkpoint.restore_seeds(entry, self._lifecycle)
         finally:
             self._reporter.silent = False
 

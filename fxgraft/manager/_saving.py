@@ -47,11 +47,13 @@ def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: the file cannot be written, the host has seeds of another manager, or a seed
             blends by a schedule without a name.
-        StageError: it is called in another thread, or inside of `together`, `at_alpha` or `shadow`.
+        StageError: it is called in another thread, inside of `together`, `at_alpha` or `shadow`, or after
+            ``host.clear()``, while there are seeds.
     """
     self._inbox.require_here("save")
     self._acts.refuse("save")
-    self._refuse_while_borrowed("save")  # alpha and what is frozen are others there, for a moment
+    self._refuse_while_borrowed("save")  # alpha and what is frozen differ inside of a context
+    self._refuse_cleared("save")
     if strange := self._lifecycle.foreign_seeds():
         raise CheckpointError(
             f"{os.fspath(path)}: expected a host with seeds of this manager only; it has {strange} of "
@@ -62,7 +64,7 @@ def save(self: ManagerCore, path: str | os.PathLike[str]) -> None:
     if (late := self._background.waiting.words) and not self.peers.rank:
         logger.warning(
             "%s: has not what is still prepared in the background (wait=False): %s. A run that goes on from "
-            "this file has to ask for it again; or save once it has landed",
+            "this file has to ask for it again; or save once it is live",
             path,
             ", ".join(late),
         )

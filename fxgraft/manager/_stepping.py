@@ -7,9 +7,9 @@ from threading import get_ident
 from torch import Tensor
 
 from fxgraft.manager._core import ManagerCore, Routine
-from fxgraft.manager._journal import check_loss
 from fxgraft.seeds.stage import Stage
 from fxgraft.util.interrupts import uninterruptible
+from fxgraft.util.losses import check_loss
 
 
 def step(self: ManagerCore, loss: float | Tensor | None = None) -> None:
@@ -23,18 +23,21 @@ def step(self: ManagerCore, loss: float | Tensor | None = None) -> None:
     Raises:
         DistributedError: the ranks differ in structure, or one has ended.
         IsolationError: isolation is violated, and the manager is ``strict``.
-        TypeError: ``loss`` is neither a number nor a tensor; nothing was done.
-        StageError: inside `shadow` or a similar context, or while another thread is inside of it.
+        TypeError: ``loss`` is neither a number nor a tensor of real numbers; nothing was done.
+        StageError: inside `shadow` or a similar context, while another thread is inside of it, or after
+            ``host.clear()``, while there are seeds.
     """
-    if self._rests and (loss is None or isinstance(loss, Tensor)) and _has_nothing_to_do(self):
+    rests = self._rests_at is self.host.structure  # which host.clear() replaces
+    if rests and (loss is None or isinstance(loss, Tensor)) and _has_nothing_to_do(self):
         self._reporter.step += 1
         return
     _step(self, loss)
     # Until something is asked for, the next steps are only counted. All of `_step` takes 10 us where it is in
     # the processor's cache, and 100 us after a training step, which has put everything else there.
     # (Copies may stray for a while after a change; one that is made at rest lacks nothing before the next.)
-    is_told = self._journal.is_kept or bool(self.host._links.copies)
-    self._rests = _has_fossils_only(self) and self.peers.size == 1 and not is_told
+    is_reported = self._journal.is_kept or bool(self.host._links.copies)
+    rests = _has_fossils_only(self) and self.peers.size == 1 and not is_reported
+    self._rests_at = self.host.structure if rests else None
 
 
 def _has_nothing_to_do(self: ManagerCore) -> bool:
@@ -64,6 +67,7 @@ def _step(self: ManagerCore, loss: float | Tensor | None) -> None:
     try:
         self._refuse_while_borrowed("step")
         self._acts.refuse("step")
+        self._refuse_cleared("step")
         self.peers.settle()
         self._reporter.step += 1
         self._lifecycle.registry.keep_in_step()

@@ -1,11 +1,11 @@
-"""`SeedManager.together`: the calls inside of a block are planned, and land as one change at its end.
+"""`SeedManager.together`: the calls inside of a block are planned, and are applied as one change at its end.
 
     with manager.together():          opens an act
         manager.germinate(...)        each call is checked, and planned
         manager.cull(...)
                                       one structure, one swap, one compilation: whole, or nothing of it
 
-A block inside of another is a part of it. What an exception leaves, it takes back: an inner block what was
+A block inside of another is a part of it. An exception that leaves a block reverts: an inner block what was
 planned inside of it, the outermost everything.
 """
 
@@ -27,12 +27,12 @@ from fxgraft.util.interrupts import uninterruptible
 
 
 class Acts:
-    """Opens and lands the acts of a manager.
+    """Opens and applies the acts of a manager.
 
     Args:
         lifecycle: carries changes out.
-        background: lands the acts that are not waited for.
-        memory: of the manager; comes back with what is taken back.
+        background: applies the acts that are not waited for.
+        memory: of the manager; is restored with what is reverted.
 
     Attributes:
         open: the act that is planned now, or None.
@@ -66,7 +66,7 @@ class Acts:
             refuse_threads(self.open)
 
     def take_back(self, kept: ActSnapshot) -> None:
-        """Let everything be as it was when ``kept`` was."""
+        """Restore the state of `keep`."""
         act, lifecycle, memory = self.open, self._lifecycle, self._memory
         assert act is not None
         dropped = act.take_back(kept.planned)

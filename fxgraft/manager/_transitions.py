@@ -1,4 +1,4 @@
-"""What becomes of seeds that are there: blended, fossilized, culled, paused, one by one or together."""
+"""Transitions of existing seeds: blend, fossilize, cull, pause, one by one or together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fxgraft.util.interrupts import uninterruptible
 @uninterruptible
 def blend(
     self: ManagerCore,
-    seed: Seed | str,
+    seed_or_name: Seed | str,
     *,
     to: float = 1.0,
     steps: int = 100,
@@ -40,7 +40,8 @@ def blend(
     once: a blend that is not isolated has all derivatives of its value.
 
     Args:
-        seed: a seed, or its name, in TRAINING, BLENDING or HOLDING. From the latter two also downwards.
+        seed_or_name: a seed, or its name, in TRAINING, BLENDING or HOLDING. From the latter two also
+            downwards.
         to: the target, in [0, 1].
         steps: the number of training steps; 0: at once, the seed is in HOLDING when the call returns.
         schedule: ``"linear"``, ``"cosine"``, ``"sigmoid"``, or a monotone function from
@@ -53,7 +54,7 @@ def blend(
         ValueError: the target, the number of steps or the schedule is invalid.
     """
     self._allow("blend")
-    seed = self._find(seed)
+    seed = self._find(seed_or_name, "blend")
     if seed.stage is Stage.DORMANT:
         return self._reporter.operation("blend", seed, disabled=True)
     course = self._acts.course(seed)
@@ -63,17 +64,17 @@ def blend(
     report = partial(self._reporter.blend, seed, ramp.target, steps, str(schedule))
     if self._acts.open is not None:
         return self._acts.open.blend(seed, ramp, report)
-    self._background.waiting.leave_open(seed)
+    self._background.waiting.cancel_plans(seed)
     report()
     return self._lifecycle.begin_blend(seed, ramp)
 
 
 @uninterruptible
-def cull(self: ManagerCore, seed: Seed | str, *, wait: bool = True) -> None:
+def cull(self: ManagerCore, seed_or_name: Seed | str, *, wait: bool = True) -> None:
     """Remove a seed: from the graph, with its parameters, optimizer state and hooks. This is final.
 
     Args:
-        seed: a live one, or one in preparation.
+        seed_or_name: a live one, or one in preparation.
         wait: with False, too, alpha is 0 and the optimizers do not have the seed when the call returns; but
             its graft leaves the graph at a later `step`, when the code for that is compiled.
 
@@ -81,7 +82,7 @@ def cull(self: ManagerCore, seed: Seed | str, *, wait: bool = True) -> None:
         StageError: the seed is a fossil, or gone.
     """
     self._allow("cull")
-    seed = self._find(seed)
+    seed = self._find(seed_or_name, "cull", if_cleared=True)
     if seed.stage is Stage.DORMANT:
         del self._seeds[seed.name]
         return self._reporter.operation("cull", seed, disabled=True)
@@ -98,12 +99,12 @@ def cull(self: ManagerCore, seed: Seed | str, *, wait: bool = True) -> None:
 
 
 @uninterruptible
-def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: bool = False) -> None:
+def fossilize(self: ManagerCore, seed_or_name: Seed | str, *, wait: bool = True, force: bool = False) -> None:
     """Make a seed a permanent part of the host, at its present alpha.
 
     Args:
-        seed: a HOLDING one; or, where it is not isolated, one in TRAINING or BLENDING, which goes to the
-            target of its blend (1 without one) at once, as by ``blend(steps=0)``.
+        seed_or_name: a HOLDING one; or, where it is not isolated, one in TRAINING or BLENDING, which goes to
+            the target of its blend (1 without one) at once, as by ``blend(steps=0)``.
         wait: False leaves it in HOLDING until a later `step`, when the code is compiled; a `blend` before
             that cancels it.
         force: from TRAINING and BLENDING also where it is isolated; and ignore the gates, also for
@@ -114,7 +115,7 @@ def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: 
             not run, say.
     """
     self._allow("fossilize")
-    seed = self._find(seed)
+    seed = self._find(seed_or_name, "fossilize")
     if seed.stage is Stage.DORMANT:
         return self._reporter.operation("fossilize", seed, disabled=True)
     validate.boolean("force", force)
@@ -134,7 +135,7 @@ def fossilize(self: ManagerCore, seed: Seed | str, *, wait: bool = True, force: 
     if report is not None:
         report()
     if wait:
-        self._background.waiting.leave_open(seed)
+        self._background.waiting.cancel_plans(seed)
         return self._lifecycle.fossilize(seed, ramp)
     if ramp is not None:
         self._lifecycle.begin_blend(seed, ramp)
@@ -199,29 +200,29 @@ def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[
 
 
 @uninterruptible
-def pause(self: ManagerCore, seed: Seed | str) -> None:
+def pause(self: ManagerCore, seed_or_name: Seed | str) -> None:
     """Stop the ramp and the updates of a live seed.
 
     Args:
-        seed: the seed, or its name.
+        seed_or_name: the seed, or its name.
 
     Raises:
         StageError: it is not live.
     """
-    _set_paused(self, self._find(seed), True)
+    _set_paused(self, self._find(seed_or_name, "pause"), True)
 
 
 @uninterruptible
-def resume(self: ManagerCore, seed: Seed | str) -> None:
+def resume(self: ManagerCore, seed_or_name: Seed | str) -> None:
     """Continue the ramp and the updates of a paused seed.
 
     Args:
-        seed: the seed, or its name.
+        seed_or_name: the seed, or its name.
 
     Raises:
         StageError: it is not live.
     """
-    _set_paused(self, self._find(seed), False)
+    _set_paused(self, self._find(seed_or_name, "resume"), False)
 
 
 @contextmanager

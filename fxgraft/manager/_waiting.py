@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from torch import nn
 
 from fxgraft.lifecycle.act import Act, PlannedCourse
-from fxgraft.lifecycle.change import Birth, Change, Names, is_whole
+from fxgraft.lifecycle.building import convert, slot_now, surroundings
+from fxgraft.lifecycle.change import Addition, Change, Names, is_act
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.lifecycle.nursery import convert, slot_now, surroundings
 from fxgraft.manager._prefetch import Pending
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.seed import Seed
@@ -19,7 +19,7 @@ from fxgraft_passes import Slot
 
 
 class Waiting:
-    """The changes that are still to land.
+    """The changes that are still to be applied.
 
     Args:
         lifecycle: has the host and the seeds.
@@ -41,11 +41,11 @@ class Waiting:
         self._stuck: frozenset[str] = frozenset()  # culled seeds whose grafts could not be taken out
 
     def __len__(self) -> int:
-        return len(self.pending) + sum(course.is_birth for act in self.acts for course in act.courses)
+        return len(self.pending) + sum(course.is_addition for act in self.acts for course in act.courses)
 
     @property
     def words(self) -> list[str]:
-        """What is to land, in words; without grafts that depart, which are without effect already."""
+        """What is to be applied, in words; without grafts that depart, which are without effect already."""
         found = [f"the germination of {name}" for name in self.pending]
         found += [words for act in self.acts for words in act.words]
         return found + [f"the fossilization of {name}" for name in self.fossils]
@@ -67,7 +67,7 @@ class Waiting:
         pending.run(build)
 
     def act(self, act: Act) -> None:
-        """Let this land after what is here already."""
+        """Queue this behind what is here already."""
         self.acts.append(act)
         self._newest = act
 
@@ -85,58 +85,58 @@ class Waiting:
 
     def next_change(self, begun: Names | None) -> Change:
         """The first act, if there is one; else all that is ready. What was ``begun`` comes first."""
-        while self.acts and (begun is None or is_whole(begun)):  # else the acts come after it
+        while self.acts and (begun is None or is_act(begun)):  # else the acts come after it
             try:
                 return self.acts[0].change(self._lifecycle)
             except Exception as error:  # the host was converted, say, so that it does not fit any more
                 self.fail_act(f"{type(error).__name__}: {error}")
-        births = [self._birth(pending) for pending in list(self.pending.values()) if pending.is_agreed]
+        additions = [self._addition(pending) for pending in list(self.pending.values()) if pending.is_agreed]
         fossils = [seed for seed in self.fossils.values() if seed.stage is Stage.HOLDING]
         return Change(
-            births=tuple(birth for birth in births if birth is not None),
+            additions=tuple(addition for addition in additions if addition is not None),
             departed=tuple(sorted(self._departing)),
             fossils=tuple((seed, self._lifecycle.fossil(seed, seed.alpha)) for seed in fossils),
         )
 
-    def _birth(self, pending: Pending) -> Birth | None:
-        """The birth as the host is now: it may have been converted since the module was built."""
+    def _addition(self, pending: Pending) -> Addition | None:
+        """The addition as the host is now: it may have been converted since the module was built."""
         assert pending.module is not None
         try:
             slot = slot_now(self._lifecycle.host, pending.slot)
             convert(pending.module, surroundings(self._lifecycle.host, slot))
-            return self._lifecycle.plan_birth(pending.seed, slot, pending.module)
+            return self._lifecycle.plan_addition(pending.seed, slot, pending.module)
         except Exception as error:
             self.fail(pending.seed, f"{type(error).__name__}: {error}")
             return None
 
-    # It has landed
+    # It has been applied
 
-    def landed(self, change: Change) -> None:
+    def applied(self, change: Change) -> None:
         """``change`` is carried out; the host has another structure."""
         self._stuck = frozenset()
-        if change.whole:
+        if change.is_act:
             self.follow(self.acts.pop(0))
             return
-        for birth in change.births:
-            pending = self.pending.pop(birth.seed.name)
-            self._reporter.live_after(pending.elapsed_ms, birth.seed, prefetched=True)
+        for addition in change.additions:
+            pending = self.pending.pop(addition.seed.name)
+            self._reporter.live_after(pending.elapsed_ms, addition.seed, prefetched=True)
         for seed, _ in change.fossils:
             del self.fossils[seed.name]
 
     def follow(self, act: Act) -> None:
-        """After ``act`` has landed: what else follows from it."""
+        """After ``act`` was applied: what else follows from it."""
         for course in act.courses:
             seed = course.seed
             if course.stage is Stage.CULLED:
                 self._let_go(course)
                 continue
-            self.leave_open(seed)
+            self.cancel_plans(seed)
             if course.paused is not None and seed.is_live:
                 self._lifecycle.pause(seed, course.paused)
             for report in course.reports:
                 report()
         for growth in act.growths:
-            growth.told()
+            growth.completed()
 
     def _let_go(self, course: PlannedCourse) -> None:
         seed = course.seed
@@ -147,13 +147,13 @@ class Waiting:
             self.cancel(seed)
             self._lifecycle.cull(seed)
         else:
-            self.leave_open(seed)
-            self._lifecycle.let_leave(seed)
+            self.cancel_plans(seed)
+            self._lifecycle.mark_culled(seed)
 
-    # It is taken back
+    # It is cancelled
 
-    def leave_open(self, seed: Seed) -> None:
-        """Let what was planned for a live seed not be: that it becomes permanent, or its part in an act."""
+    def cancel_plans(self, seed: Seed) -> None:
+        """Cancel what was planned for a live seed: that it becomes permanent, or its part in an act."""
         if self.fossils.pop(seed.name, None) is not None:
             self._withdraw(seed)
         self._forget(seed)
@@ -163,12 +163,12 @@ class Waiting:
         has_come = self.pending.pop(seed.name, None) is not None
         if has_come:
             self._withdraw(seed)
-        if has_come or any(act.course(seed).is_birth for act in self.acts):
+        if has_come or any(act.course(seed).is_addition for act in self.acts):
             self._reporter.prefetch_failed(seed, "cancelled")
-        self.leave_open(seed)
+        self.cancel_plans(seed)
 
     def _forget(self, seed: Seed) -> None:
-        """Take ``seed`` out of the acts in preparation; the rest of these lands without it."""
+        """Take ``seed`` out of the acts in preparation; the rest of these is applied without it."""
         for act in list(self.acts):
             if not act.forget(seed):
                 continue
@@ -208,11 +208,11 @@ class Waiting:
 
     def fail_change(self, change: Change, reason: str) -> None:
         """A change has failed."""
-        if change.whole:
+        if change.is_act:
             self.fail_act(reason)
             return
-        for birth in change.births:
-            self.fail(birth.seed, reason)
+        for addition in change.additions:
+            self.fail(addition.seed, reason)
         self._fail_fossils([seed for seed, _ in change.fossils], reason)
         for name in change.departed:
             logger.warning(
@@ -225,7 +225,7 @@ class Waiting:
     def fail_all(self, reason: str) -> None:
         """Which change is next cannot be determined: all fail."""
         for pending in self.pending.values():
-            if pending.is_agreed:  # told to the other ranks with the next step
+            if pending.is_agreed:  # sent to the other ranks with the next step
                 pending.module, pending.error = None, RuntimeError(reason)
         while self.acts:
             self.fail_act(reason)

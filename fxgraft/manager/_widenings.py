@@ -16,14 +16,14 @@ from fxgraft.manager._saver import ManagerState
 from fxgraft.manager._together import Acts
 from fxgraft.manager.reporter import Reporter
 from fxgraft.resizing import PlannedFusion, Widening
-from fxgraft.resizing.group_names import group_of
-from fxgraft.resizing.planned import PlannedWidening
+from fxgraft.resizing.arguments import group_of
+from fxgraft.resizing.planned_widening import PlannedWidening
 from fxgraft.resizing.widening import check_state
 from fxgraft.seeds import streams
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 from fxgraft_passes.channels.groups import ChannelGroup
-from fxgraft_passes.channels.growth import check, check_wish
+from fxgraft_passes.channels.growth import check, check_request
 
 
 class Widenings:
@@ -60,7 +60,7 @@ class Widenings:
         members = () if found is None else found.members
         grown = (self._host.get_submodule(m.path)._parameters.get(m.parameter) for m in members)
         self._reporter.warn_if_frozen(f"what is new in {name!r}", "its channels", grown)
-        act.growths.append(PlannedGrowth(planned, planned.told, planned.failed))
+        act.growths.append(PlannedGrowth(planned, planned.completed, planned.failed))
         return widening
 
     def fuse(self, lifecycle: Lifecycle, seeds: Sequence[Seed]) -> Mapping[str, str]:
@@ -80,18 +80,18 @@ class Widenings:
             into,
             lambda name, layer, off: self._reporter.emit("fused", name, into=layer, max_abs=off),
         )
-        act.growths.append(PlannedGrowth(planned, planned.told, planned.failed))
+        act.growths.append(PlannedGrowth(planned, planned.completed, planned.failed))
         return MappingProxyType(into)
 
     def _known(self, group: Any, by: Any, init: str, is_alone: bool) -> ChannelGroup | None:
-        """The group, checked; None where only what else is in the act can make it one that grows by this."""
+        """The group, checked; None where only earlier changes of the act could make it able to grow so."""
         try:
             found = group_of(self._host, group)
             check(found, by, init)
         except ChannelError:
             if is_alone:
                 raise
-            check_wish(str(getattr(group, "name", group)), by, init)
+            check_request(str(getattr(group, "name", group)), by, init)
             return None
         return found
 

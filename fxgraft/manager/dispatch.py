@@ -15,6 +15,7 @@ from fxgraft.commands import (
     CULL,
     DEEPEN,
     FOSSILIZE,
+    FUSE,
     PAUSE,
     RESUME,
     SEED,
@@ -25,7 +26,7 @@ from fxgraft.commands import (
 from fxgraft.commands.inbox import Inbox
 from fxgraft.errors import CommandError
 from fxgraft.host import engine
-from fxgraft.lifecycle import nursery
+from fxgraft.lifecycle import building
 from fxgraft.manager.reporter import Reporter
 from fxgraft.seeds.config import DEFAULT_MODE, SeedConfig, SeedData
 from fxgraft.telemetry import logger
@@ -76,7 +77,7 @@ class Dispatcher:
             return waiting.result() if waiting.done() else _queued(command)
         if command.id is not None and command.id in self._replies:
             return self._replies[command.id]
-        return self._tell(command, self._try(command))
+        return self._report(command, self._try(command))
 
     @property
     def is_behind(self) -> bool:
@@ -86,8 +87,8 @@ class Dispatcher:
     def carry_out(self, orders: Iterable[Order]) -> None:
         """Carry commands out, and give each future its reply.
 
-        All land as one change. One that is refused changes nothing for the others; where the change as a
-        whole cannot land, they are carried out one by one.
+        All are applied as one change. One that is refused changes nothing for the others; where the change
+        as a whole cannot be applied, they are carried out one by one.
         """
         waiting, self._left = [*self._left, *orders], []
         if len(waiting) > 1 and self._carry_out_together(waiting):
@@ -101,13 +102,13 @@ class Dispatcher:
                 raise
 
     def _interrupted(self, error: BaseException, future: Future[Reply] | None, left: Sequence[Order]) -> None:
-        """Ctrl-C: whoever waits for the reply must not for ever; the other commands are for the next time."""
+        """Ctrl-C: a caller must not wait for ever for its reply; the other commands are for the next time."""
         self._left = list(left)
         if future is not None:
             future.set_exception(error)
 
     def _carry_out_together(self, orders: list[Order]) -> bool:
-        """Carry commands out in one act; return whether it landed. If not, nothing was changed."""
+        """Carry commands out in one act; return whether it was applied. If not, nothing was changed."""
         reply: Callable[[], Reply]
         replies: list[Callable[[], Reply]] = []
         first: dict[str, Callable[[], Reply]] = {}  # by id: each is carried out once
@@ -119,12 +120,14 @@ class Dispatcher:
                     elif command.id is not None and command.id in first:
                         reply = first[command.id]
                     else:
-                        reply = cache(partial(self._tell, command, self._try(command)))
+                        reply = cache(partial(self._report, command, self._try(command)))
                     replies.append(reply)
                     if command.id is not None:
                         first[command.id] = reply
         except Exception as error:
-            logger.info("%d commands did not land as one: %s: %s", len(orders), type(error).__name__, error)
+            logger.info(
+                "%d commands were not applied as one: %s: %s", len(orders), type(error).__name__, error
+            )
             return False
         except BaseException as interrupt:
             at = min(len(replies), len(orders) - 1)  # the command that was being carried out
@@ -135,7 +138,7 @@ class Dispatcher:
         return True
 
     def _try(self, command: Command) -> Callable[[], Reply]:
-        """Carry ``command`` out; what is returned tells, when all is done, what became of it."""
+        """Carry ``command`` out; what is returned says, when all is done, what became of it."""
         kind = type(command).__name__
         try:
             seed, done = self._carry_out(command)
@@ -145,8 +148,8 @@ class Dispatcher:
             refused = Reply(False, f"{type(error).__name__}: {error}", kind, _subject(command), command.id)
             return partial(_the_same, refused)
 
-    def _tell(self, command: Command, outcome: Callable[[], Reply]) -> Reply:
-        """The reply, told to the sinks and remembered."""
+    def _report(self, command: Command, outcome: Callable[[], Reply]) -> Reply:
+        """The reply, which the sinks receive and which is remembered."""
         reply = outcome()
         self._reporter.command(commands.to_dict(command), reply)
         if command.id is not None:
@@ -156,7 +159,7 @@ class Dispatcher:
         return reply
 
     def submit(self, message: Message, inbox: Inbox) -> Future[Reply]:
-        """Let one message wait in the ``inbox``; what cannot be read is refused at once."""
+        """Queue one message in the ``inbox``; what cannot be read is refused at once."""
         try:
             return inbox.put(commands.parse(message))
         except CommandError as error:
@@ -195,6 +198,9 @@ class Dispatcher:
                     command.group, command.by, init=command.init, optimizer_state=command.optimizer_state
                 )
                 return None, lambda: f"{done.group} has {done.size} channels"
+            case FUSE():
+                into = manager.fuse(command.seed)
+                return command.seed, lambda: _fused(into.get(command.seed))
             case DEEPEN():
                 self._check_blocks(command)
                 seeds = manager.deepen(**_options(command))
@@ -205,7 +211,7 @@ class Dispatcher:
         """Refuse a growth that could exhaust the memory, before any is taken for it."""
         group = engine.untried_channels(self._manager.host).get(command.group)
         if group is None:
-            return  # which is told when it is looked for
+            return  # the error is raised where it is looked up
         grown = {member.name for member in group.members if member.role != "norm"}
         numbers = [self._manager.host.get_parameter(name).numel() for name in grown]
         if (size := sum(numbers) * command.by // group.size) > MAX_PARAMETERS:
@@ -219,7 +225,7 @@ class Dispatcher:
         """Refuse a seed that could exhaust the memory, before any is taken for it."""
         host, mode = self._manager.host, command.mode or DEFAULT_MODE
         slot = host.site(command.slot, command.source)
-        size = nursery.size_on_meta(command.blueprint, slot, mode, command.config)
+        size = building.size_on_meta(command.blueprint, slot, mode, command.config)
         if size is not None and size > MAX_PARAMETERS:
             raise CommandError(
                 f"config: the seed would have {size:,} parameters; a command may ask for {MAX_PARAMETERS:,} "
@@ -253,7 +259,7 @@ def arguments(command: SEED) -> dict[str, Any]:
         CommandError: the configuration of the blueprint has a name that is an argument of these.
     """
     taken = command.config.keys() & _GERMINATE
-    if "groups" in taken and nursery.has_option(command.blueprint, "groups"):
+    if "groups" in taken and building.has_option(command.blueprint, "groups"):
         taken = taken - {"groups"}  # which is then the blueprint's
     if taken:
         raise CommandError(
@@ -263,6 +269,12 @@ def arguments(command: SEED) -> dict[str, Any]:
     given = {f.name: getattr(command, f.name) for f in dataclasses.fields(SeedData)}
     slot, config = given.pop("slot"), given.pop("config")
     return {"slot_name": slot, **given, **config}
+
+
+def _fused(into: str | None) -> str:
+    if into is None:  # inside of the caller's `together`
+        return "is fused when the change is made"
+    return f"fused: it is a part of {into}"
 
 
 def _the_same(reply: Reply) -> Reply:

@@ -1,4 +1,4 @@
-"""The manager: through it seeds live on a host. This is all that it can be called for; each call is in a
+"""The manager: the one interface to the seeds of a host. All its calls are here; each is defined in a
 file of its concept, with its arguments, and what it raises.
 """
 
@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.gates import DEFAULT_GATES, Gate
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.isolation_monitor import DEFAULT_INTERVAL
-from fxgraft.lifecycle.nursery import BlueprintLike
 from fxgraft.manager import (
     _commanding,
     _germinating,
@@ -208,6 +209,7 @@ class SeedManager(ManagerCore):
             CheckpointError: the file is damaged, belongs to another host, or needs a blueprint that is not
                 given. Host and optimizers are unchanged.
         """
-        manager = cls(host, optimizer, **options)
-        manager._saver.load(path, {**manager.host.seed_blueprints, **(blueprints or {})}, wait)
+        with torch.inference_mode(False):  # what is made inside of it could not be trained
+            manager = cls(host, optimizer, **options)
+            manager._saver.load(path, {**manager.host.seed_blueprints, **(blueprints or {})}, wait)
         return manager

@@ -25,7 +25,7 @@ class Reporter:
 
     Attributes:
         step: training steps so far.
-        silent: whether sinks are told nothing: what is restored from a file happened earlier.
+        silent: whether sinks receive nothing: what is restored from a file happened earlier.
         counters: what metrics are made of beside the seeds.
     """
 
@@ -105,7 +105,7 @@ class Reporter:
             )
 
     def command(self, command: Mapping[str, Any] | None, reply: Reply) -> None:
-        """A command was carried out or refused; None stands for one that could not be read."""
+        """A command was carried out or refused; None: one that could not be read."""
         self.emit("command", reply.seed, command=command, accepted=reply.accepted, reason=reply.reason)
 
     def violations(self, found: Sequence[Violation], live: Sequence[Seed]) -> None:

@@ -99,7 +99,7 @@ class ManagerSettings(ManagerOptions):
 
 
 def host_of(given: nn.Module) -> Host:
-    """The host, which may be inside what is around it on several ranks. Raises `TypeError`."""
+    """The host, also where a wrapper for several ranks is around it. Raises `TypeError`."""
     given = _called(given)
     inner = given if isinstance(given, Host) else getattr(given, "module", None)
     if isinstance(given, AveragedModel):
@@ -138,7 +138,8 @@ def wrapper_of(given: nn.Module, host: Host, ddp: nn.Module | None) -> nn.Module
 
 def _called(given: nn.Module) -> nn.Module:
     """What Lightning's Fabric calls in the place of the module that it wraps, or ``given`` itself."""
-    return vars(given).get("_modules", {}).get("_forward_module", given)  # type: ignore[no-any-return]
+    held = getattr(given, "__dict__", {})
+    return held.get("_modules", {}).get("_forward_module", given)  # type: ignore[no-any-return]
 
 
 def optimizers_of(given: Optimizer | Sequence[Optimizer] | None, host: Host) -> tuple[Optimizer, ...]:

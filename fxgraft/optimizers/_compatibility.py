@@ -1,7 +1,7 @@
 """Which parameters an optimizer can take while it trains: what it would refuse later is refused at once.
 
 An optimizer is right for a seed if it updates each parameter separately: else an isolated seed would affect
-the host through it. Those of torch are known; any other is tried on stand-ins (``trial``).
+the host through it. Those of torch are known; any other is tried on dummy parameters (`_trial`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn, optim
 from torch.optim import Optimizer
 
 from fxgraft.optimizers import _trial
-from fxgraft.optimizers.element_wise import ELEMENT_WISE
+from fxgraft.optimizers.entries import ELEMENT_WISE
 
 _FOR_EACH = (*ELEMENT_WISE, optim.Adafactor, optim.Muon)
 """Those that update each parameter separately, with dense gradients."""
@@ -76,7 +76,7 @@ def is_fused_sgd(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
 
 
 def begin_in_step(optimizer: Optimizer, group: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> None:
-    """Let new ``parameters`` of a group that has begun take part in its next step.
+    """Make new ``parameters`` of a group that has begun take part in its next step.
 
     The fused SGD takes all parameters of a group at their first step, or none. Where others have a momentum
     buffer, one of zeros is added: from it SGD makes the step that it makes without, as there is no dampening.

@@ -1,4 +1,4 @@
-"""The rule by which a parameter of a seed finds its group: that of the layers around its slot.
+"""The rule for the optimizer group of a seed's parameter: that of the layers around its slot.
 
 The nearest layers that some group which can train the parameter holds say whose it is (its *home*). Of which
 kind it is decides among the groups there:
@@ -24,15 +24,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from torch.optim import Optimizer
 
-from fxgraft.optimizers._kinds import ALIKE, MATRIX
-from fxgraft.optimizers.census import Census, Counts, Group, shared_groups
+from fxgraft.optimizers.group_index import ALIKE, MATRIX, Counts, Group, GroupIndex, shared_groups
 from fxgraft.optimizers.groups import are_counterparts
 
 
 def choose(
     kind: str,
     rings: Iterable[Sequence[str]],
-    census: Census,
+    group_index: GroupIndex,
     optimizers: Sequence[Optimizer],
     can_train: Callable[[Group], bool],
 ) -> Group | None:
@@ -41,17 +40,17 @@ def choose(
     Args:
         kind: one of ``kinds``.
         rings: names of the modules and parameters around its slot, nearest first.
-        census: of the groups.
-        optimizers: those of the census.
+        group_index: of the groups.
+        optimizers: those of the group_index.
         can_train: whether a group may be chosen.
     """
     waiting = list(rings)
     while waiting:
         ring = waiting.pop(0)
-        if home := {g: kinds for g, kinds in census.around(ring).items() if can_train(g)}:
-            further = [census.around(other) for other in waiting if _is_around(other, ring)]
-            return _Choice(kind, home, further, census, optimizers, can_train).of_home()
-    return _anywhere(kind, census, optimizers, can_train)
+        if home := {g: kinds for g, kinds in group_index.around(ring).items() if can_train(g)}:
+            further = [group_index.around(other) for other in waiting if _is_around(other, ring)]
+            return _Choice(kind, home, further, group_index, optimizers, can_train).of_home()
+    return _anywhere(kind, group_index, optimizers, can_train)
 
 
 def _is_around(ring: Sequence[str], layers: Sequence[str]) -> bool:
@@ -67,12 +66,12 @@ class _Choice:
         kind: str,
         home: Counts,
         further: Sequence[Counts],
-        census: Census,
+        group_index: GroupIndex,
         optimizers: Sequence[Optimizer],
         can_train: Callable[[Group], bool],
     ):
         self._kind, self._nearest, self._further = kind, home, further
-        self._census, self._can_train = census, can_train
+        self._group_index, self._can_train = group_index, can_train
         self._optimizers = optimizers
         alike = ALIKE[kind]
         self._home = sorted(home, key=lambda g: (-_number(home[g], alike), -home[g].total()))
@@ -91,7 +90,7 @@ class _Choice:
         return self._empty() or self._home[0]
 
     def _holds(self, group: Group, kinds: Collection[str]) -> bool:
-        return _number(self._census.of("").get(group, Counter()), kinds) > 0
+        return _number(self._group_index.of("").get(group, Counter()), kinds) > 0
 
     def _counterparts(self) -> Iterator[Group]:
         for number, place in self._home:
@@ -117,12 +116,12 @@ class _Choice:
 
     def _empty(self) -> Group | None:
         """Rule 7."""
-        counterparts = [g for g in self._counterparts() if self._census.is_empty(g)]
+        counterparts = [g for g in self._counterparts() if self._group_index.is_empty(g)]
         if counterparts:
             return _by_decay(self._kind, counterparts, self._optimizers)
         for number in dict.fromkeys(number for number, _ in self._home):
-            ours = [group for group in self._census.groups() if group[0] == number]
-            empty = [group for group in ours if self._census.is_empty(group)]
+            ours = [group for group in self._group_index.groups() if group[0] == number]
+            empty = [group for group in ours if self._group_index.is_empty(group)]
             is_held = any(self._holds(group, ALIKE[self._kind]) for group in ours)
             if len(empty) == 1 and not is_held and self._can_train(empty[0]):
                 return _by_decay(self._kind, [*empty, self._home[0]], self._optimizers)
@@ -130,15 +129,15 @@ class _Choice:
 
 
 def _anywhere(
-    kind: str, census: Census, optimizers: Sequence[Optimizer], can_train: Callable[[Group], bool]
+    kind: str, group_index: GroupIndex, optimizers: Sequence[Optimizer], can_train: Callable[[Group], bool]
 ) -> Group | None:
     """Where no group of the layers around can train it: the one that holds most of its kind, or nothing."""
-    every = [group for group in census.groups() if can_train(group)]
-    held = {group: census.of("").get(group, Counter()) for group in every}
+    every = [group for group in group_index.groups() if can_train(group)]
+    held = {group: group_index.of("").get(group, Counter()) for group in every}
     for kinds in ((kind,), ALIKE[kind]):
         if (found := _most(held, kinds)) is not None:
             return found
-    empty = [group for group in every if census.is_empty(group)]
+    empty = [group for group in every if group_index.is_empty(group)]
     return _by_decay(kind, empty, optimizers) if empty else next(iter(every), None)
 
 

@@ -1,4 +1,4 @@
-"""Whether an optimizer that is not known updates each parameter separately: tried out on stand-ins.
+"""Whether an optimizer that is not known updates each parameter separately: tried on dummy parameters.
 
 A twin of the optimizer, with its settings and without its state, takes a few steps with two small parameters,
 one for the host and one for a seed. The host's must move to the same bits whatever gradients the seed's has,
@@ -90,12 +90,12 @@ class _Trial:
         self._like: Tensor = next((p for p in group["params"] if not p.is_meta), torch.empty(_SIDE, _SIDE))
 
     def run(self, gradient_scale: float | None) -> _Outcome:
-        """Make some steps, with a stand-in for a seed or without one.
+        """Make some steps, with a dummy seed parameter or without one.
 
         Args:
-            gradient_scale: times which the gradients of the stand-in are; None: there is no stand-in.
+            gradient_scale: factor of the gradients of the dummy parameter; None: there is none.
         """
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator("cpu").manual_seed(0)
         like = self._like.detach()
         of_host = [_random(like.shape, generator).to(like) for _ in range(1 + _STEPS)]
         of_seed = [_random(self._shape, generator).to(like.device, self._dtype) for _ in range(1 + _STEPS)]
@@ -169,7 +169,7 @@ def _copied(value: Any) -> Any:
 
 
 def _random(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn([min(size, _SIDE) for size in shape], generator=generator)
+    return torch.randn([min(size, _SIDE) for size in shape], generator=generator, device=generator.device)
 
 
 def _describe_error(error: Exception) -> str:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from fxgraft import _torch
 from fxgraft.optimizers.wrapped import inner
-from fxgraft.util.dtensor import full_tensor, local_tensor
+from fxgraft.util.tensors import full_tensor, local_tensor
 
 
 class SeedGradients:

@@ -94,11 +94,11 @@ def plan(
 def are_counterparts(one: Mapping[str, Any], other: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Whether two groups of an optimizer differ by their weight decay alone (or by what they are called)."""
 
-    def told(group: Mapping[str, Any]) -> dict[str, Any]:
-        said = {k: v for k, v in group.items() if k not in ("params", "param_names", "weight_decay")}
-        return {k: v for k, v in said.items() if k in defaults or not isinstance(v, str)}
+    def compared(group: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {k: v for k, v in group.items() if k not in ("params", "param_names", "weight_decay")}
+        return {k: v for k, v in settings.items() if k in defaults or not isinstance(v, str)}
 
-    ours, theirs = told(one), told(other)
+    ours, theirs = compared(one), compared(other)
     return ours.keys() == theirs.keys() and all(_is_same(ours[key], theirs[key]) for key in ours)
 
 

@@ -12,8 +12,7 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import BlueprintError
 from fxgraft.optimizers import _compatibility, _placement, requests
-from fxgraft.optimizers._kinds import kinds_in
-from fxgraft.optimizers.census import Census, Group, shared_groups
+from fxgraft.optimizers.group_index import Group, GroupIndex, kinds_in, shared_groups
 from fxgraft.seeds.seed import Seed
 
 Rings = Callable[[str, Callable[[str], bool]], Iterator[tuple[str, ...]]]
@@ -42,9 +41,9 @@ class Destination:
 
     def __str__(self) -> str:
         settings = {"lr": self.lr, "weight_decay": self.weight_decay}
-        told = ", ".join(f"{name} {value:g}" for name, value in settings.items() if value is not None)
+        text = ", ".join(f"{name} {value:g}" for name, value in settings.items() if value is not None)
         where = f"group {self.group} of optimizer {self.optimizer} ({self.kind})"
-        return f"{'its own, like ' if self.own else ''}{where}{', ' if told else ''}{told}"
+        return f"{'its own, like ' if self.own else ''}{where}{', ' if text else ''}{text}"
 
 
 class Places:
@@ -67,16 +66,16 @@ class Places:
         self._optimizers, self._model = optimizers, model
         self._rings, self._of_seeds = rings, of_seeds
         self._lock = threading.Lock()  # a seed that is built in the background looks for its place there
-        self._census = Census(model, optimizers, ())  # now, and not when a seed germinates
+        self._group_index = GroupIndex(model, optimizers, ())  # now, and not when a seed germinates
 
     @property
     def is_current(self) -> bool:
-        """Whether nobody has changed the groups since they were looked at."""
-        return self._census.is_current
+        """Whether the groups are unchanged since they were looked at."""
+        return self._group_index.is_current
 
     def accept(self) -> None:
         """The groups were changed by us."""
-        self._census.accept()
+        self._group_index.accept()
 
     def of(
         self, seed: Seed, module: nn.Module, *, asked: bool = True, tries: bool = True
@@ -99,9 +98,9 @@ class Places:
         with self._lock:
             if not self.is_current:
                 ids = {id(parameter) for parameter in self._of_seeds()}
-                self._census = Census(self._model, self._optimizers, ids)
-            census = self._census
-            rings = list(self._rings(seed.slot, lambda path: bool(census.of(path))))
+                self._group_index = GroupIndex(self._model, self._optimizers, ids)
+            group_index = self._group_index
+            rings = list(self._rings(seed.slot, lambda path: bool(group_index.of(path))))
             found = {}
             for name, (parameter, kind) in kinds_in(module).items():
                 found[name] = parameter, self._group(seed, name, parameter, kind, rings, wanted, tries)
@@ -130,7 +129,7 @@ class Places:
 
         group = wanted(name, parameter)
         if group is None:
-            group = _placement.choose(kind, rings, self._census, self._optimizers, can_train)
+            group = _placement.choose(kind, rings, self._group_index, self._optimizers, can_train)
         if group is None or not can_train(group):
             why = next((why for why in reasons.values() if why), _NO_GROUP)
             raise BlueprintError(f"seed {seed.name!r} at slot {seed.slot!r}: {name} cannot be trained: {why}")

@@ -1,7 +1,8 @@
 """Whether a seed is trained: in which steps it ran and its weights were written to.
 
-A seed whose weights stand still does no harm, so nothing would tell of it: its calls fall back, the training
-loop calls the model and not the host, its optimizer is another one than the manager's, or there is none.
+A seed whose weights do not change does no harm, so nothing else would reveal it: its calls fall back, the
+training loop calls the model and not the host, its optimizer is another one than the manager's, or there is
+none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from fxgraft.optimizers.gradients import norms
 from fxgraft.seeds.seed import Seed
-from fxgraft.util.dtensor import local_tensor
+from fxgraft.util.tensors import local_tensor
 
 PATIENCE = 20
 """After how many steps to tell of a seed that is not trained. A `GradScaler` may skip the first few."""

@@ -1,4 +1,4 @@
-"""Who owns a parameter, and which optimizer group it is in.
+"""The owner of each parameter, and the optimizer group that it is in.
 
 A parameter of a seed has one owner, and joins the optimizer group of the layers around its slot (see
 ``fxgraft.optimizers._placement``); or, where the seed has hyper-parameters of its own, is in a group of the
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from fxgraft.errors import BlueprintError
 from fxgraft.optimizers import groups, requests
 from fxgraft.optimizers._compatibility import begin_in_step, is_fused_sgd
-from fxgraft.optimizers.census import Group, shared_groups
+from fxgraft.optimizers.group_index import Group, shared_groups
 from fxgraft.optimizers.groups import OwnGroup
 from fxgraft.optimizers.places import Destination, Places, Rings
 from fxgraft.optimizers.removal import take_out
@@ -86,7 +86,7 @@ class SeedParameterRegistry:
         self._where.of(seed, module, asked=False, tries=tries)
 
     def replace(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
-        """Let optimizers and owners have other parameters in the place of some, old -> new."""
+        """Replace parameters in optimizers and owners, old -> new."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["params"][:] = [new.get(p, p) for p in group["params"]]
@@ -96,7 +96,7 @@ class SeedParameterRegistry:
         for seed in self._owned:
             self._owned[seed] = [weakref.ref(new.get(p, p)) for p in self.parameters(seed)]
 
-    def disown(self, seed: str) -> None:
+    def release(self, seed: str) -> None:
         """Forget a seed's ownership (its parameters are the host's now, or gone)."""
         self._owned.pop(seed, None)
 
@@ -104,14 +104,14 @@ class SeedParameterRegistry:
         """The parameters that ``seed`` owns."""
         return [p for ref in self._owned.get(seed, ()) if (p := ref()) is not None]
 
-    def wish(
+    def request(
         self,
         seed: Seed,
         hyper: Mapping[str, Any] | None,
         optimizer: Optimizer | int | None,
         groups_: Groups | None,
     ) -> None:
-        """Let ``seed`` have hyper-parameters, an optimizer and groups as asked for.
+        """Store the hyper-parameters, the optimizer and the groups that are requested for ``seed``.
 
         Raises:
             ValueError: no seed can have them.
@@ -133,7 +133,7 @@ class SeedParameterRegistry:
         """Raise `ValueError` or `BlueprintError` where `join` would."""
         self._destinations(seed, module, "")
 
-    def foresee(self, seed: Seed, module: nn.Module) -> dict[str, Destination]:
+    def preview(self, seed: Seed, module: nn.Module) -> dict[str, Destination]:
         """Name of each trainable parameter of ``module`` -> where `join` would bring it. Raises as that."""
         found: dict[str, Destination] = {}
         for like, members, own in self._destinations(seed, module, ""):
@@ -174,7 +174,7 @@ class SeedParameterRegistry:
         amend(seed, places=places)
 
     def keep_in_step(self) -> None:
-        """Let seeds that had no gradient in the first step of their group take part in the next one."""
+        """Make seeds that had no gradient in the first step of their group take part in the next one."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 if is_fused_sgd(optimizer, group):
@@ -182,7 +182,7 @@ class SeedParameterRegistry:
                     begin_in_step(optimizer, group, [p for p in group["params"] if id(p) in ours])
 
     def copy_state(self, like: Mapping[nn.Parameter, nn.Parameter]) -> None:
-        """Let parameters begin with the state that others have in their optimizer: new -> old."""
+        """Copy the optimizer state of parameters to new ones: new -> old."""
         for optimizer in self._optimizers if like else ():
             trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for new, old in like.items():

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from fxgraft.optimizers import groups
 from fxgraft.optimizers.groups import OWNER
-from fxgraft.optimizers.nested import with_nested
+from fxgraft.optimizers.wrapped import with_nested
 
 
 def take_out(

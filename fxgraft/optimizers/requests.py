@@ -1,4 +1,4 @@
-"""What is asked for at a germination: an optimizer, groups. Checked, and told in numbers that stay right.
+"""The optimizer and groups requested at a germination: checked, and stored as numbers that stay valid.
 
 A number of a group is, to people, its place in ``optimizer.param_groups``; here it is its place among those
 that are no seed's own, which come and go.
@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers.census import Group, shared_groups
+from fxgraft.optimizers.group_index import Group, shared_groups
 from fxgraft.optimizers.groups import OWNER
 from fxgraft.optimizers.wrapped import inner
 
@@ -56,10 +56,10 @@ def group_of(wanted: object, number: int | None, optimizers: Sequence[Optimizer]
         found = []
     if not found:
         have = ((type(optimizers[n]).__name__, len(optimizers[n].param_groups)) for n in known)
-        told = ", ".join(f"{kind} has {groups}" for kind, groups in have)
+        available = ", ".join(f"{kind} has {groups}" for kind, groups in have)
         raise ValueError(
             f"groups: expected the place of a group in optimizer.param_groups, the group itself, or a "
-            f"function of a parameter's name and the parameter that gives one of these ({told}); "
+            f"function of a parameter's name and the parameter that gives one of these ({available}); "
             f"got {wanted if isinstance(wanted, int) else type(wanted).__name__}"
         )
     optimizer, group = found[0]

@@ -1,13 +1,32 @@
-"""What Accelerate (and so transformers' ``Trainer``) and Fabric put around optimizers and schedulers.
+"""Optimizers in others: inside of them (SAM, Lookahead), and in wrappers (Accelerate, Fabric).
 
-Such a wrapper has nothing of its own to save or to group: everything here is done with what is inside.
+The states of nested ones know the same parameters. A wrapper has nothing of its own to save or to group:
+what is done with it is done with what is inside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.optim import Optimizer
+
+
+def nested(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """The optimizers that ``optimizer`` holds in attributes, and those in these; each once, not itself."""
+    seen, waiting = {id(optimizer)}, [optimizer]
+    while waiting:
+        for value in vars(waiting.pop()).values():
+            if isinstance(value, Optimizer) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append(value)
+                yield value
+
+
+def with_nested(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Each optimizer, and behind it those inside of it."""
+    return [holder for optimizer in optimizers for holder in (optimizer, *nested(optimizer))]
+
 
 _WRAPPERS = {
     ("accelerate.optimizer", "AcceleratedOptimizer"): "optimizer",

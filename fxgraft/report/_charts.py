@@ -21,8 +21,7 @@ from fxgraft.report._lanes import SOFT, add_lane
 from fxgraft.report._points import Points, smooth, thin
 from fxgraft.report._traces import line, log_axis, marks
 from fxgraft.report.run import Lane, Run
-from fxgraft.seeds.colours import STAGE_COLOURS
-from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import STAGE_COLOURS, Stage
 
 MOST_POINTS = 4000
 """How many points of a line are drawn; a lowest and a highest one never gets lost."""

@@ -1,4 +1,4 @@
-"""A host as a graph to lay out: boxes for operations, frames for modules, coloured boxes for seeds."""
+"""A host as a graph for graphviz: boxes for operations, frames for modules, coloured boxes for seeds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from fxgraft.capture.region import Region
 from fxgraft.report.marks import Mark
-from fxgraft.seeds.colours import STAGE_COLOURS
-from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import STAGE_COLOURS, Stage
 from fxgraft.slots.structure import Placement
-from fxgraft_passes import Graft, Slot
+from fxgraft_passes import Graft
+from fxgraft_passes.metadata import metadata
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
@@ -78,7 +78,7 @@ class Drawing:
         )
 
     def _mark(self, node: fx.Node) -> Mark | None:
-        slot: Slot | None = node.meta.get("slot")
+        slot = metadata(node).get("slot")
         return self._marks.get(slot.name) if slot else None
 
     def _place(self, dot: pydot.Dot, frame: Any, region: Region, given: list[Ends]) -> Ends:
@@ -112,7 +112,7 @@ class Drawing:
             result = self._place(dot, inner, child, given)
             frame.add_subgraph(inner)
             return result
-        slot = node.meta.get("slot")
+        slot = metadata(node).get("slot")
         style = "rounded,filled" if slot else "rounded,filled,dashed"
         label, colour, fill = _label(region, node), INK if slot else SOFT, PAPER
         if (mark := self._mark(node)) is not None:
@@ -133,7 +133,7 @@ class Drawing:
         return self._host.regions.get(name)
 
     def _with_seeds(self, dot: pydot.Dot, frame: Any, node: fx.Node, ends: Ends) -> Ends:
-        slot: Slot | None = node.meta.get("slot")
+        slot = metadata(node).get("slot")
         for placement in self._seeds.get(slot.name, ()) if slot else ():
             graft = self._host.graft(placement.seed)
             stage = stage_of(placement, graft)
@@ -167,13 +167,13 @@ def _label(region: Region, node: fx.Node) -> str:
         module: nn.Module = region.module.get_submodule(str(node.target))
         return f"{node.target}\\n{type(module).__name__}"
     operation = getattr(node.target, "__name__", str(node.target))
-    slot: Slot | None = node.meta.get("slot")
+    slot = metadata(node).get("slot")
     name = slot.name.removeprefix(f"{region.name}.") if slot else operation
     return operation if name == operation else f"{name}\\n{operation}"
 
 
 def _shape(node: fx.Node) -> str:
-    slot: Slot | None = node.meta.get("slot")
+    slot = metadata(node).get("slot")
     return " x ".join(map(str, slot.shape)) if slot else ""
 
 

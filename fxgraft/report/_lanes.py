@@ -16,14 +16,13 @@ import plotly.graph_objects as go
 from fxgraft.report._points import Points, thin
 from fxgraft.report._traces import line, log_axis
 from fxgraft.report.run import Lane
-from fxgraft.seeds.colours import STAGE_COLOURS
-from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import STAGE_COLOURS, Stage
 
 MOST_POINTS = 1000
 """How many points of a line are drawn; a lowest and a highest one never gets lost."""
 
 MOST_NUMBERS = 6
-"""How many contributions are written out; more of them are told on hovering only."""
+"""How many contributions are written out; more of them are shown on hovering only."""
 
 SOFT = "#7d8590"
 

@@ -43,8 +43,16 @@ def _cells(row: Mapping[str, Any], largest: float) -> tuple[Any, ...]:
     parameters, contribution, expected, score = (_number(row[name]) for name in NUMBERS)
     bar = _bar(_value(row), largest)
     return (
-        row["slot"], row["blueprint"], parameters, contribution, bar, expected, score, Text(said, style="dim")
+        *_place(row), parameters, contribution, bar, expected, score, Text(said, style="dim")
     )  # fmt: skip
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Where it would grow, and what: of layers the channels or the block, as ``print(exploration)`` says."""
+    if row.get("widens"):
+        group, by = row["widens"]
+        return str(group), f"widen(by={by})"
+    return f"behind {row['slot']}" if row.get("deepens") else str(row["slot"]), str(row["blueprint"])
 
 
 def _value(row: Mapping[str, Any]) -> float:

@@ -19,8 +19,7 @@ from fxgraft.capture.region import Region
 from fxgraft.errors import FxGraftError
 from fxgraft.report._host_graph import Drawing, below, in_order
 from fxgraft.report.marks import Mark
-from fxgraft.seeds.colours import STAGE_COLOURS
-from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import STAGE_COLOURS, Stage
 from fxgraft.util.text import pluralize
 
 if TYPE_CHECKING:

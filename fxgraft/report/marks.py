@@ -1,4 +1,4 @@
-"""What was found of places, in colours: each slot of a picture filled by a number of its best candidate."""
+"""Colours for the slots of a picture: each shows a number of its best candidate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fxgraft.seeds.colours import STAGE_COLOURS
-from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import STAGE_COLOURS, Stage
 
 MORE, LESS = STAGE_COLOURS[Stage.FOSSILIZED], STAGE_COLOURS[Stage.CULLED]
 STRONGEST = 0.7

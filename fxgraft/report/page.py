@@ -15,7 +15,7 @@ from fxgraft.report._lanes import describe
 from fxgraft.report._tree import structure
 from fxgraft.report.reading import LOG, ReadError, find, read
 from fxgraft.report.run import Run
-from fxgraft.seeds.colours import DARK, LIGHT, STAGE_COLOURS
+from fxgraft.seeds.stage import DARK, LIGHT, STAGE_COLOURS
 
 MOST_ROWS = 2000
 """How many rows of a table are written: the latest."""

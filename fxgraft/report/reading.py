@@ -202,6 +202,8 @@ class Reader:
             }
             numbers = ("parameters", "contribution", "standard_error", "expected", "score")
             found |= {name: None if row[name] is None else _number(row[name]) for name in numbers}
+            layers = {name: row.get(name) for name in ("widens", "deepens")}
+            found |= {name: (str(one[0]), int(one[1])) for name, one in layers.items() if one}
             rows.append(found)
         self.run.explorations.append((step, rows))
 

@@ -6,6 +6,8 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,16 +16,51 @@ from rich.text import Text
 
 from fxgraft.report._points import smooth
 from fxgraft.report.exploration_table import exploration_table
-from fxgraft.report.reading import find, read
+from fxgraft.report.reading import Reader, find, read
 from fxgraft.report.run import Lane, LogLine, Run
-from fxgraft.report.tail import Tail
-from fxgraft.seeds.colours import STAGE_COLOURS
-from fxgraft.seeds.stage import Stage
+from fxgraft.seeds.stage import STAGE_COLOURS, Stage
 from fxgraft.util.tables import rich_table
+
+
+class Tail:
+    """The lines that have come since the last look. A line is given once it is whole.
+
+    A log that became shorter, or that is another file now, is read anew.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._known: tuple[int, int] | None = None
+        self._rest = b""
+        self.reader = Reader()
+
+    def look(self) -> bool:
+        """Read on; return whether there was anything new. A file that is not there has nothing."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return False
+        identity = status.st_dev, status.st_ino
+        if self._file is None or identity != self._known or status.st_size < self._file.tell():
+            self.close()
+            self._file, self._known = self.path.open("rb"), identity
+            self._rest, self.reader = b"", Reader()
+        more = self._file.read()
+        *lines, self._rest = (self._rest + more).split(b"\n")
+        for line in lines:
+            self.reader.feed(line)
+        return bool(more)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 TOLD_TWICE = ("seed_operation", "run_began")
-"""Events that others tell as well."""
+"""Events whose content other events have too."""
 
 MOST_SEEDS, MOST_ENTRIES = 14, 8
 """How many seeds and events there is room for: the latest."""

@@ -1,7 +1,7 @@
 """Fossils that become part of the host's own layers, in a live run.
 
 * A linear fossil is merged into the weights of the layer in front of it, as `fxgraft.fold` does.
-* A branch of the same form as what it stands beside is joined to it: its channels become the layer's.
+* A branch with the structure of the layers parallel to it is joined to them: its channels become theirs.
 
 Then the fossil is gone, and the region runs its class's own forward again where there is no other.
 """
@@ -21,16 +21,15 @@ from fxgraft.errors import ChannelError, SlotError
 from fxgraft.fossils.folding import Folding
 from fxgraft.fossils.linear_maps import NotAffineError
 from fxgraft.host import engine
-from fxgraft.host.channels import subject_of
+from fxgraft.host.channels import Widened, subject_of
 from fxgraft.host.host import Host
-from fxgraft.host.widened import Widened
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.optimizers.census import groups_with
-from fxgraft.optimizers.element_wise import is_element_wise
-from fxgraft.optimizers.nested import with_nested
+from fxgraft.optimizers.entries import is_element_wise
+from fxgraft.optimizers.group_index import groups_with
+from fxgraft.optimizers.wrapped import with_nested
 from fxgraft.resizing._joined_state import check_owner, other_settings
 from fxgraft.resizing._joining import Known, freezing, join
-from fxgraft.resizing._not_alike import NotAlikeError
+from fxgraft.resizing._same_settings import StructureMismatchError
 from fxgraft.seeds.seed import Seed
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft.telemetry.events import logger
@@ -91,12 +90,12 @@ class PlannedFusion:
         """Nothing: what fits what is found out as it is done."""
         return False
 
-    def rehearse(self, undo: ExitStack) -> None:
-        """The same as `carry_out`: the checks decide what is fused."""
+    def dry_run(self, undo: ExitStack) -> None:
+        """As `carry_out`, with all checks: they decide what is fused."""
         self.carry_out(undo)
 
     def carry_out(self, undo: ExitStack) -> None:
-        """Do it; the traces that it makes serve the next time, if it is taken back.
+        """Do it; the traces that it makes are used the next time, if it is reverted.
 
         Raises:
             SlotError: one of ``names`` cannot be fused.
@@ -113,10 +112,10 @@ class PlannedFusion:
         )
         self._seeds = [there[name] for name in self._found]
 
-    def told(self) -> None:
-        """It has landed."""
+    def completed(self) -> None:
+        """The change was applied."""
         for seed in self._seeds:
-            self.lifecycle.let_go(seed)
+            self.lifecycle.forget_training(seed)
             self.tell(seed.name, self._found[seed.name], self._max_abs)
             if (differ := self._settings.get(seed.name)) is not None:
                 _warn_of_training(seed.name, self._found[seed.name], differ)
@@ -124,7 +123,7 @@ class PlannedFusion:
         self._known, self._seeds = {}, []
 
     def failed(self, reason: str) -> None:
-        """It comes to nothing."""
+        """The change has failed."""
         self._known = {}
 
 
@@ -149,7 +148,7 @@ def _fuse_all(
             with ExitStack() as one:
                 into[name] = _fuse(one, host, name, set(into), optimizers, known, settings)
                 undo.push(one.pop_all())
-        except (NotAffineError, NotAlikeError, ChannelError) as why:
+        except (NotAffineError, StructureMismatchError, ChannelError) as why:
             into.pop(name, None)
             if wanted:
                 raise SlotError(
@@ -192,7 +191,8 @@ def _fuse(
     placement = _placement(host, name)
     in_front = _in_front(host, placement, fused)
     if placement.slot.source is not None:
-        from fxgraft.resizing._alike import counterparts  # networkx is imported where a branch is joined
+        # Here, because it imports networkx, which takes a while.
+        from fxgraft.resizing._same_structure import counterparts
 
         found = counterparts(host, placement, host.graft(name).module)
         training = _other_training(host, name, found.same, optimizers)

@@ -2,7 +2,7 @@
 
 An optimizer of the Adam family divides its moments by ``1 - beta ** step``, and has one step for a parameter.
 The moments of a branch that has taken t steps, as part of a parameter that has taken T, are scaled so that
-what they stand for stays::
+their meaning stays::
 
     exp_avg     * (1 - beta1 ** T) / (1 - beta1 ** t)
     exp_avg_sq  * (1 - beta2 ** T) / (1 - beta2 ** t)
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.optimizers.census import groups_with
-from fxgraft.optimizers.nested import with_nested
+from fxgraft.optimizers.group_index import groups_with
+from fxgraft.optimizers.wrapped import with_nested
 from fxgraft.resizing._moments import in_another_shape
-from fxgraft.resizing._not_alike import NotAlikeError
+from fxgraft.resizing._same_settings import StructureMismatchError
 
 _POWERS = {
     "momentum_buffer": -1,
@@ -78,7 +78,7 @@ def carried(
         optimizers: that may have them.
 
     Raises:
-        NotAlikeError: it cannot be carried over.
+        StructureMismatchError: it cannot be carried over.
     """
     holders = with_nested(optimizers)
     own = [holder for holder in holders if _has_state(holder, ours)]
@@ -88,7 +88,7 @@ def carried(
         others = [other for other in own if type(other) is type(holder) and not _has_state(other, theirs)]
         to = holder if holder in own else next(iter(others), None)
         if to is None:
-            raise NotAlikeError(
+            raise StructureMismatchError(
                 f"was trained by {type(holder).__name__}, whose state {path} has not: expected "
                 f"both in optimizers of one class, with state for both. Train both for a step, or "
                 f"germinate(..., optimizer=...) in that of {path}"
@@ -121,10 +121,10 @@ def check_owner(
     theirs: Sequence[nn.Parameter],
     optimizers: Sequence[Optimizer],
 ) -> None:
-    """Raise `NotAlikeError` where optimizers have parameters of a fossil, and none of the host's."""
+    """Raise `StructureMismatchError` where optimizers have parameters of a fossil, and none of the host's."""
     now, then = (any(True for p in each for _ in groups_with(optimizers, p)) for each in (ours, theirs))
     if then and not now:
-        raise NotAlikeError(
+        raise StructureMismatchError(
             f"is trained by an optimizer, and {path} by none, so that it would not be trained any more. "
             f"Expected both in an optimizer of the manager: optimizer.add_param_group with {path} first"
         )
@@ -140,7 +140,7 @@ def _has_state(holder: Optimizer, parameter: nn.Parameter) -> bool:
 
 def _check_shapes(path: str, holder: Optimizer, parameter: nn.Parameter) -> None:
     for key, _ in in_another_shape(holder, parameter):
-        raise NotAlikeError(
+        raise StructureMismatchError(
             f"is trained by {type(holder).__name__}, which keeps {key!r} in another shape than that of "
             f"the parameter, so that it cannot be joined to that of {path}: expected an optimizer whose "
             f"state has the shape of its parameter. Fuse with another optimizer, then make this one anew"
@@ -156,7 +156,7 @@ def _factor(
 ) -> float:
     """What an entry of the branch's state is multiplied by."""
     if share != 1.0 and key not in _POWERS:
-        raise NotAlikeError(
+        raise StructureMismatchError(
             f"was trained by {type(ours[0]).__name__}, which keeps {key!r}, and it is not known what becomes "
             f"of this where a parameter is multiplied by alpha, {share:g}: expected alpha 1"
         )
@@ -167,7 +167,7 @@ def _factor(
     if isinstance(ours[0], torch.optim.Adagrad) and not _group(*ours).get("lr_decay"):
         return factor
     if not isinstance(ours[0], (torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax)):
-        raise NotAlikeError(
+        raise StructureMismatchError(
             f"has taken {young:g} steps and {path} {old:g}, and {type(ours[0]).__name__} has one count for "
             f"both; how its state goes on then is known of SGD, RMSprop, Adagrad, Adadelta, Rprop, Adam, "
             f"AdamW and Adamax: expected one of them, or a new optimizer"

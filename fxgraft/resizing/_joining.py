@@ -1,4 +1,4 @@
-"""A branch joined to what it stands beside: channels behind channels, sums of what both add.
+"""A branch joined to the layers parallel to it: channels are concatenated, biases of sums are added.
 
 up    (h, d)  rows      [up; up']           down  (d, h)  columns   [down, alpha down']
 up    (h)     bias      [up; up']           down  (d)     bias      down + alpha down'
@@ -16,18 +16,18 @@ from torch.optim import Optimizer
 from fxgraft.host import engine
 from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
-from fxgraft.host.renewing import Renewal
+from fxgraft.host.retracing import Retrace
 from fxgraft.resizing._joined_state import Carried, carried, check_owner
-from fxgraft.resizing._not_alike import NotAlikeError
+from fxgraft.resizing._same_settings import StructureMismatchError
 from fxgraft.resizing.widening import carry_out
 from fxgraft.slots.structure import Placement
-from fxgraft.util.rounding import lost_in_rounding
+from fxgraft.util.tensors import lost_in_rounding
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.recording import Recording, tensors_in
 from fxgraft_passes.channels.replacing import set_tensor
 
-Known = dict[tuple[str, str], dict[Host, Renewal]]
+Known = dict[tuple[str, str], dict[Host, Retrace]]
 """Fossil, group of channels -> the traces of host and averages with that group grown."""
 
 _Fresh = dict[str, list[tuple[int, tuple[int, ...]]]]
@@ -42,21 +42,21 @@ def join(
     optimizers: Sequence[Optimizer],
     known: Known,
 ) -> str:
-    """Let the layers beside a branch have its channels; the branch itself stays where it is.
+    """Add the channels of a branch to the layers parallel to it; the branch itself stays where it is.
 
     Args:
-        undo: is given what takes it back.
+        undo: gets the callbacks that revert it.
         host: the host.
         placement: the branch's.
         same: parameter of the host -> that of the branch.
         optimizers: whose state for the branch's parameters goes along.
-        known: the traces of an earlier time, which was taken back; those that are made here are added.
+        known: the traces of an earlier attempt that was reverted; those that are made here are added.
 
     Returns:
         The name of the group that leads.
 
     Raises:
-        NotAlikeError: they do not fit each other.
+        StructureMismatchError: they do not fit each other.
     """
     theirs = tensors_of(host.graft(placement.seed).module)
     alpha = float(placement.spec.fossil or 0.0)
@@ -102,7 +102,7 @@ def _by(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]], host: Host) 
         found.add((group.atom.size * shapes[member.name][member.dimension]) / ours)
     (units, *others) = found
     if others or units != int(units):
-        raise NotAlikeError(f"has channels in another order than {group.name}")
+        raise StructureMismatchError(f"has channels in another order than {group.name}")
     return int(units) * group.grain
 
 
@@ -119,7 +119,9 @@ def _fill(
         ours, other = _tensor(host, path), theirs[name]
         if not isinstance(ours, nn.Parameter) and path not in fresh:
             if not torch.equal(ours, other):
-                raise NotAlikeError(f"has other numbers in {name} than {path}, which is no part of channels")
+                raise StructureMismatchError(
+                    f"has other numbers in {name} than {path}, which is no part of channels"
+                )
             continue
         joined = _joined(path, ours.detach(), other.detach(), fresh.get(path, ()), shares[path])
         undo.callback(set_tensor, ours, ours.data, ours.grad)
@@ -142,11 +144,11 @@ def _tensor(host: Host, path: str) -> Tensor:
 def _check_learning(
     host: Host, same: Mapping[str, str], theirs: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> None:
-    """Raise `NotAlikeError` where one of two parameters trains, and the other does not."""
+    """Raise `StructureMismatchError` where one of two parameters trains, and the other does not."""
     for path, name in same.items():
         ours, other = _tensor(host, path), theirs[name]
         if ours.requires_grad != other.requires_grad:
-            raise NotAlikeError(freezing(path, ours.requires_grad))
+            raise StructureMismatchError(freezing(path, ours.requires_grad))
         if isinstance(ours, nn.Parameter) and isinstance(other, nn.Parameter):
             check_owner(path, [ours], [other], optimizers)
 
@@ -195,15 +197,15 @@ def _joined(
 ) -> Tensor:
     if not grown:
         if ours.dim() != 1 or ours.shape != other.shape:
-            raise NotAlikeError(f"has a weight for {path} that is no part of channels of its own")
+            raise StructureMismatchError(f"has a weight for {path} that is no part of channels of its own")
         if ours.is_meta:
             return ours
         exact = ours.cpu().double() + share * other.cpu().double()  # not each device has the dtype
         if (why := lost_in_rounding(path, ours.cpu(), exact)) is not None:
-            raise NotAlikeError(why)
+            raise StructureMismatchError(why)
         return exact.to(ours.device, ours.dtype)
     joined = ours.clone()
-    for dim, places in grown:  # what is new in one dimension, and old in another, is nobody's
+    for dim, places in grown:  # what is new in one dimension, and old in another, belongs to neither: zero
         joined.index_fill_(dim, torch.tensor(places, device=ours.device), 0)
     joined[_block(grown, ours)] = share * other.to(ours.dtype)
     return joined

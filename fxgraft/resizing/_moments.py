@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from fxgraft.errors import ChannelError
-from fxgraft.optimizers.fresh_state import fresh_state
-from fxgraft.optimizers.nested import with_nested
+from fxgraft.optimizers.entries import fresh_state
+from fxgraft.optimizers.wrapped import with_nested
 from fxgraft_passes.channels.growth import GroupGrowth
 from fxgraft_passes.channels.subject import Subject
 
@@ -20,6 +20,12 @@ from fxgraft_passes.channels.subject import Subject
 def check_moments(growth: GroupGrowth, subject: Subject, optimizers: Sequence[Optimizer]) -> None:
     """Raise `ChannelError` where an optimizer keeps something that cannot grow with its parameter."""
     for path, parameter, holder in _held(growth, subject, optimizers):
+        if isinstance(holder, LBFGS) and holder.state and _has(holder, parameter):
+            raise ChannelError(
+                f"{growth.group.name}: expected an optimizer that keeps something for each parameter by "
+                f"itself; LBFGS keeps its direction for all of them as one vector, which cannot grow with "
+                f"{path}. Make the optimizer anew, widen first, then train"
+            )
         for key, value in in_another_shape(holder, parameter):
             raise ChannelError(
                 f"{growth.group.name}: expected an optimizer whose state for {path} has its shape, "
@@ -39,10 +45,10 @@ def in_another_shape(holder: Optimizer, parameter: nn.Parameter) -> Iterator[tup
 def replace_moments(
     undo: ExitStack, growth: GroupGrowth, subject: Subject, optimizers: Sequence[Optimizer], copies: bool
 ) -> None:
-    """Let what optimizers keep for each parameter grow along.
+    """Enlarge what optimizers keep for each parameter that grows.
 
     Args:
-        undo: is given what puts the old ones back.
+        undo: gets the callbacks that restore the old ones.
         growth: what grows.
         subject: whose parameters, as they were before.
         optimizers: those that may have them.
@@ -71,6 +77,10 @@ def _held(
         if isinstance(parameter, nn.Parameter):
             for holder in with_nested(optimizers):
                 yield path, parameter, holder
+
+
+def _has(holder: Optimizer, parameter: nn.Parameter) -> bool:
+    return any(known is parameter for group in holder.param_groups for known in group["params"])
 
 
 def _is_of(parameter: Tensor, value: Any) -> bool:

@@ -20,9 +20,9 @@ import torch.fx as fx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgraft.capture import trace_operators
 from fxgraft.host.channels import Example
 from fxgraft.host.host import Host
-from fxgraft_passes import operators
 
 _SIGNS = {
     operator.lt: "<", operator.le: "<=", operator.gt: ">", operator.ge: ">=", operator.eq: "==",
@@ -76,7 +76,7 @@ def other_calls(host: Host, example: Example) -> list[OtherCall]:
 def _calls(host: Host, example: Example) -> Iterator[OtherCall]:
     sizes: set[tuple[int, int]] = set()
     for name, region in host.regions.items():
-        for assumed in region.base.find_nodes(op="call_function", target=operators.assume):
+        for assumed in region.base.find_nodes(op="call_function", target=trace_operators.assume):
             node, expected = assumed.args[:2]
             condition = _condition(node, expected)
             size = None if condition is None else condition.other_size()

@@ -15,33 +15,28 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxgraft.resizing._not_alike import NotAlikeError
+from fxgraft import _torch
 from fxgraft.seeds.dropout import PrivateDropout
+from fxgraft.util.hooks import HOOKS, has_hooks
 from fxgraft_passes.bits import same_tensor
 from fxgraft_passes.saved_names import PLAIN
 
 IGNORED = {
     "training": "the mode: the layers keep theirs",
     "forward": "what the host runs in the place of the class's own code, which computes the same",
-    "_compiled_call_impl": "compiled code of the same forward",
+    _torch.COMPILED_CALL: "compiled code of the same forward",
     "_parameters": "their names and sizes are compared with the tensors",
     "_buffers": "their names and sizes are compared with the tensors",
     "_modules": "compared one by one",
-    "_is_full_backward_hook": "says something of hooks only",
-    "_non_persistent_buffers_set": "of the state_dict, which keeps its form",
-    "_state_dict_hooks": "of the state_dict, which keeps its form",
-    "_state_dict_pre_hooks": "of the state_dict, which keeps its form",
-    "_load_state_dict_pre_hooks": "of the state_dict, which keeps its form",
-    "_load_state_dict_post_hooks": "of the state_dict, which keeps its form",
+    _torch.IS_FULL_BACKWARD_HOOK: "says something of hooks only",
+    _torch.UNSAVED_BUFFERS: "of the state_dict, which keeps its form",
+    **dict.fromkeys(_torch.STATE_HOOKS, "of the state_dict, which keeps its form"),
 }
 """Attributes that are not compared, and why."""
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_OF_HOOKS = (
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks_with_kwargs",
-)
+
+class StructureMismatchError(Exception):
+    """A branch has another structure than the layers parallel to it; the message is the end of a sentence."""
 
 
 @dataclass
@@ -55,10 +50,10 @@ class Shares:
     found: list[tuple[nn.Module, str, int, int]] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise `NotAlikeError` where one is not the sum by now."""
+        """Raise `StructureMismatchError` where one is not the sum by now."""
         for module, name, ours, theirs in self.found:
             if (now := module.__dict__.get(name)) != ours + theirs:
-                raise NotAlikeError(
+                raise StructureMismatchError(
                     f"has {name}={theirs} in a {type(module).__name__}, where the layer has {ours}, and as "
                     f"one they would have {now}"
                 )
@@ -96,29 +91,29 @@ def check_settings(
         inside: ids of what is being compared: modules may hold those around them.
 
     Raises:
-        NotAlikeError: they differ in more than sizes.
+        StructureMismatchError: they differ in more than sizes.
     """
     if not is_of_one_class(ours, theirs):
-        raise NotAlikeError(f"has a {type(theirs).__name__} where {path} is a {type(ours).__name__}")
+        raise StructureMismatchError(f"has a {type(theirs).__name__} where {path} is a {type(ours).__name__}")
     if isinstance(theirs, PrivateDropout):
         if ours.p != theirs.p:
-            raise NotAlikeError(f"has p={theirs.p!r} where {path} has p={ours.p!r}")
+            raise StructureMismatchError(f"has p={theirs.p!r} where {path} has p={ours.p!r}")
         return
-    if any(getattr(theirs, name, None) for name in _HOOKS):
-        raise NotAlikeError(f"has hooks on the module that is like {path}, which would be gone")
+    if has_hooks(theirs):
+        raise StructureMismatchError(f"has hooks on the module that is like {path}, which would be gone")
     for name in _settings_of(ours) | _settings_of(theirs):
         a, b = (vars(module).get(name, _MISSING) for module in (ours, theirs))
         if _is_share(a, b, known):
             shares.found.append((ours, name, a, b))
         elif not _same(a, b, known, inside | {id(ours)}):
-            raise NotAlikeError(f"has {name}={_text(b)} where {path} has {name}={_text(a)}")
+            raise StructureMismatchError(f"has {name}={_text(b)} where {path} has {name}={_text(a)}")
     for name in ours._buffers.keys() | theirs._buffers.keys():
         a, b = (_number(module._buffers.get(name)) for module in (ours, theirs))
         if a != b:
-            raise NotAlikeError(f"has {name}={b} where {path} has {name}={a}")
+            raise StructureMismatchError(f"has {name}={b} where {path} has {name}={a}")
     own, other = dict(ours.named_children()), dict(theirs.named_children())
     if list(own) != list(other) and (own.keys() != other.keys() or isinstance(ours, nn.Sequential)):
-        raise NotAlikeError(f"has the modules {list(other)} where {path} has {list(own)}")
+        raise StructureMismatchError(f"has the modules {list(other)} where {path} has {list(own)}")
     for name, child in own.items():
         check_settings(f"{path}.{name}", child, other[name], known, shares, inside | {id(ours)})
 
@@ -138,7 +133,7 @@ _MISSING = _Missing()
 
 
 def _settings_of(module: nn.Module) -> set[str]:
-    return vars(module).keys() - IGNORED.keys() - {*_HOOKS, *_OF_HOOKS}
+    return vars(module).keys() - IGNORED.keys() - {*HOOKS, *_torch.OF_HOOKS}
 
 
 def _is_share(a: Any, b: Any, known: Collection[tuple[int, int]]) -> bool:
@@ -162,7 +157,7 @@ def _same(a: Any, b: Any, known: Collection[tuple[int, int]], inside: frozenset[
     if isinstance(a, nn.Module):
         try:
             check_settings("", a, b, known, Shares(), inside)
-        except NotAlikeError:
+        except StructureMismatchError:
             return False
         return all(same_tensor(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
     return _same_parts(a, b, known, inside)

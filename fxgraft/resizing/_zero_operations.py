@@ -16,13 +16,15 @@ VIEWS = {
 }  # fmt: skip
 """The same numbers in the same order, under other sizes."""
 MOVES = {
-    "view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous",
-    "clone", "to", "type_as", "float", "half", "bfloat16", "double", "movedim", "expand", "chunk", "split",
-    torch.transpose, torch.permute, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze,
-    F.dropout, operator.getitem, torch.chunk, torch.split, torch.relu, F.relu, "relu", F.gelu, F.silu,
-    torch.tanh, "tanh", "sum", "mean", torch.sum, torch.mean,
+    *VIEWS, "transpose", "permute", "squeeze", "unsqueeze", "contiguous", "clone", "to", "type_as", "float",
+    "half", "bfloat16", "double", "movedim", "expand", "chunk", "split", torch.transpose, torch.permute,
+    torch.squeeze, torch.unsqueeze, F.dropout, operator.getitem, torch.chunk, torch.split, torch.relu, F.relu,
+    "relu", F.gelu, F.silu, torch.tanh, "tanh", "sum", "mean", torch.sum, torch.mean,
+    "roll", torch.roll, "flip", torch.flip,
 }  # fmt: skip
 """Operations of one value that are zero where it is zero."""
+_WRAPPED_MOVES = {"torchvision.ops.stochastic_depth.stochastic_depth"}
+"""Functions of other libraries that are so, each one operation of a graph, by ``torch.fx.wrap``."""
 _GROUPED = [getattr(at, n) for n in ("_grouped_mm", "grouped_mm") for at in (torch, F) if hasattr(at, n)]
 WEIGHTED = (F.linear, F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, torch.addmm,
              torch.matmul, operator.matmul, torch.mm, torch.bmm, F.layer_norm, F.rms_norm,
@@ -43,3 +45,14 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Dropout, nn.Identity)
 IDEMPOTENT = (nn.ReLU,)
 IDEMPOTENT_FUNCTIONS = (torch.relu, F.relu, "relu", "relu_", torch.relu_)
+
+
+def is_move(target: object) -> bool:
+    """Whether an operation is of one value, and zero where that is."""
+    if target in MOVES:
+        return True
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}" in _WRAPPED_MOVES
+
+
+class NoOutputLayerError(Exception):
+    """A block has no layers to zero; the message says where the search ended, as a part of a sentence."""

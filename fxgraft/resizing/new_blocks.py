@@ -14,20 +14,20 @@ from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
-from fxgraft.host.numbers import Numbers, next_number, numbers_in, set_number
+from fxgraft.host.numbering import Numbers, next_number, numbers_in, set_number
 from fxgraft.host.stacks import Stack, input_of, is_inserted, output_of
-from fxgraft.resizing._fresh_blocks import initialise
-from fxgraft.resizing._zeroing import output_layers
-from fxgraft.resizing._zeroing_in_a_run import Endings
-from fxgraft.resizing.block_copies import copy_of, refuse_sharded, refuse_shared
+from fxgraft.resizing._zeroing_by_graph import output_layers
+from fxgraft.resizing._zeroing_by_run import ObservedBranchEnds
+from fxgraft.resizing.block_copies import copy_of, initialise, refuse_sharded, refuse_shared
 from fxgraft.seeds import streams
 from fxgraft.seeds.dropout import privatize
 from fxgraft.telemetry.events import logger
 from fxgraft_passes import Call, Slot
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.untouched import state_untouched
 
 INITS = ("zero", "copy", "random")
+_MORE_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,8 @@ def origin(host: Host, stack: Stack, front: str, before: bool) -> Origin:
         return Origin(stack, root, front, call, host.slot(f"{root}@{call.input}"))
     node = output_of(region, call)
     slot = next((slot for slot in host.slots.values() if slot.node is node), None)
+    if slot is None and region.is_boundary and node is not None and "slot" in node.meta:
+        slot = host.slot(f"{root}@")
     if slot is None:
         why = {} if node is None else node.meta
         raise SlotError(
@@ -119,7 +121,9 @@ def build(host: Host, origin: Origin, like: str, init: str, key: int, number: in
     refuse_sharded(stack.path, like, source)
     refuse_shared(stack.path, like, source, host.named_modules(remove_duplicate=False))
     called = replace(stack, call=origin.call)
-    zeroed = output_layers(called, origin.root, host.regions, Endings(host)) if init == "zero" else []
+    zeroed = (
+        output_layers(called, origin.root, host.regions, ObservedBranchEnds(host)) if init == "zero" else []
+    )
     made = copy_of(source)
     if init == "random":
         with streams.private_stream(key):
@@ -130,7 +134,7 @@ def build(host: Host, origin: Origin, like: str, init: str, key: int, number: in
             parameters[name].zero_()
     if number is not None:
         set_number(made, numbers_of(host, stack), number)
-    _refuse_told(host, origin, made)
+    _refuse_other_code(host, origin, made)
     training = {path: part.training for path, part in made.named_modules()}
     made = privatize(made, key)
     for path, part in made.named_modules():
@@ -169,7 +173,7 @@ def fresh_number(host: Host, stack: Stack) -> int | None:
     return next_number([module_of(host, block) for block in stack.blocks], numbers_of(host, stack))
 
 
-def _refuse_told(host: Host, origin: Origin, made: nn.Module) -> None:
+def _refuse_other_code(host: Host, origin: Origin, made: nn.Module) -> None:
     """Raise `SlotError` for a block whose code would be another with its number."""
     for name in [n for n in host.regions if n == origin.root or n.startswith(f"{origin.root}.")]:
         region: Region = host.regions[name]
@@ -194,7 +198,7 @@ def refuse_not_finite(origin: Origin, made: nn.Module) -> None:
 
 
 def try_out(host: Host, origin: Origin, like: str, made: nn.Module, init: str, isolated: bool) -> None:
-    """Run a new block, where its arguments can be made up, and leave it as it was.
+    """Run a new block, where there are sample arguments for it, and leave it as it was.
 
     Raises:
         BlueprintError: it is isolated, and draws from the global random stream; or it was zeroed, and changes
@@ -202,7 +206,8 @@ def try_out(host: Host, origin: Origin, like: str, made: nn.Module, init: str, i
     """
     where = _where(origin)
     region = host.regions[origin.root]
-    given = _made_up(region, origin.call, next(made.parameters(), torch.empty(0)))
+    like_it = next(made.parameters(), torch.empty(0, device="cpu"))
+    given = _sample_inputs(region, origin.call, like_it)
     if given is None:
         return
     with torch.no_grad(), state_untouched(made):
@@ -218,10 +223,14 @@ def try_out(host: Host, origin: Origin, like: str, made: nn.Module, init: str, i
                 ) from draw
             logger.info("%s draws from the global random stream (%s), as its equals do", where, draw)
         except Exception:
-            return  # it does not take what was made up: nothing is known of it
+            return  # it does not take the generated values: nothing is known of it
         made.eval()
         if init == "zero":
-            _check_kept(where, made, copy_of(module_of(host, like)), region, origin.call, given)
+            source = copy_of(module_of(host, like))
+            _check_kept(where, made, source, region, origin.call, given)
+            for seed in range(1, _MORE_SAMPLES if region.is_boundary else 1):  # its code may choose by values
+                more = _sample_inputs(region, origin.call, like_it, seed)
+                _check_kept(where, made, source, region, origin.call, more or given)
 
 
 def _where(origin: Origin) -> str:
@@ -253,18 +262,20 @@ def _value(module: nn.Module, region: Region, call: Call, given: dict[str, Tenso
     return out if call.element is None else out[call.element]  # type: ignore[no-any-return]
 
 
-def _made_up(region: Region, call: Call, like: Tensor) -> dict[str, Tensor] | None:
+def _sample_inputs(region: Region, call: Call, like: Tensor, seed: int = 0) -> dict[str, Tensor] | None:
     """Values for the inputs of a region as they were in the example run; None where one is no tensor."""
     found: dict[str, Tensor] = {}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     for node in region.base.nodes:
         if node.op != "placeholder":
             continue
-        seen = node.meta.get(KEY)
+        seen = metadata(node).get("observation")
         if like.is_meta or seen is None or seen.kind != "Tensor":
             return None
         if seen.dtype.is_floating_point:
-            value = torch.randn(seen.shape, generator=generator).to(like.device, like.dtype)
+            value = torch.randn(seen.shape, generator=generator, device=generator.device).to(
+                like.device, like.dtype
+            )
         else:
             value = torch.zeros(seen.shape, dtype=seen.dtype, device=like.device)
         found[str(node.target)] = value

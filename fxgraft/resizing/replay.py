@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxgraft.errors import ChannelError, CheckpointError
+from fxgraft.host.channels import Widened
 from fxgraft.host.host import Host
-from fxgraft.host.widened import Widened
 from fxgraft.resizing.widening import widen
 from fxgraft_passes.graft import SEEDS
 
@@ -72,7 +72,7 @@ class WideningReplay:
             )
 
     def do(self, undo: ExitStack, growth: Widened) -> None:
-        """One of them; ``undo`` is given what takes it back."""
+        """Do one of them; ``undo`` gets the callbacks that revert it."""
         try:
             widen(self._host, growth.group, growth.by, growth.init, "fresh", self._optimizers, 0, outer=undo)
         except ChannelError as error:

@@ -18,14 +18,13 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
-from fxgraft.host.channels import subject_of
+from fxgraft.host.channels import Widened, subject_of
+from fxgraft.host.current_form import current_form
 from fxgraft.host.host import Host
-from fxgraft.host.now import form_now
-from fxgraft.host.renewing import Renewal, renew
-from fxgraft.host.widened import Widened
+from fxgraft.host.retracing import Retrace, retrace
 from fxgraft.resizing._moments import check_moments, replace_moments
 from fxgraft.resizing._other_calls import other_calls
-from fxgraft.resizing.group_names import group_of
+from fxgraft.resizing.arguments import group_of
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import GroupGrowth, grow
@@ -33,7 +32,7 @@ from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.subject import Subject
 
 STATES = ("fresh", "copy")
-_NONE: Mapping[Host, Renewal] = MappingProxyType({})
+_NONE: Mapping[Host, Retrace] = MappingProxyType({})
 
 
 @dataclass
@@ -66,32 +65,32 @@ class Widening:
 
 
 @dataclass
-class Rehearsed:
-    """What is known of a growth that was planned, or carried out and taken back, for when it is to stay.
+class PreparedWidening:
+    """What is known of a growth that was planned, or carried out and reverted, for its final run.
 
     Attributes:
         form: of the host before.
         growth: as it was planned; its tensors are made anew.
-        renewals: the traces of the host and of its averages; empty where it was planned only.
+        retraces: the traces of the host and of its averages; empty where it was planned only.
     """
 
     form: tuple[object, ...]
     growth: GroupGrowth
-    renewals: dict[Host, Renewal]
+    retraces: dict[Host, Retrace]
 
     def is_of(self, host: Host) -> bool:
         """Whether the host is as it was before."""
-        return form_now(host) == self.form
+        return current_form(host) == self.form
 
 
-def plan(host: Host, group: str | ChannelGroup, by: int, init: str, seed: int) -> Rehearsed:
+def plan(host: Host, group: str | ChannelGroup, by: int, init: str, seed: int) -> PreparedWidening:
     """What `widen` finds out first. Changes nothing.
 
     Raises:
         ChannelError: it cannot grow so.
     """
     growth, _ = _grown(host, subject_of(host, host.example_call()), group, by, init, seed)
-    return Rehearsed(form_now(host), replace(growth, tensors={}), {})
+    return PreparedWidening(current_form(host), replace(growth, tensors={}), {})
 
 
 def widen(
@@ -103,10 +102,10 @@ def widen(
     optimizers: Sequence[Optimizer],
     seed: int,
     outer: ExitStack | None = None,
-    rehearsed: Rehearsed | None = None,
-    is_rehearsal: bool = False,
-) -> tuple[Widening, Rehearsed]:
-    """Let a group of channels of ``host`` grow, whole or not at all.
+    prepared: PreparedWidening | None = None,
+    is_dry_run: bool = False,
+) -> tuple[Widening, PreparedWidening]:
+    """Add channels to a group of ``host``; if it fails, nothing is changed.
 
     Args:
         host: the host.
@@ -116,29 +115,29 @@ def widen(
         optimizer_state: ``"fresh"`` or ``"copy"``.
         optimizers: that train the host.
         seed: of the new weights' random streams.
-        outer: is given what takes it back; None: it stays.
-        rehearsed: what `plan` returned, or an earlier call that was taken back: what was found out is used.
-        is_rehearsal: whether it will be taken back: what `plan` has checked is not checked again.
+        outer: gets the callbacks that revert it; None: it is final.
+        prepared: what `plan` returned, or an earlier call that was reverted: what was found out is used.
+        is_dry_run: whether it will be reverted: what `plan` has checked is not checked again.
 
     Raises:
         ChannelError: it cannot grow so.
     """
     check_state(optimizer_state)
-    if rehearsed is not None and not rehearsed.is_of(host):
-        rehearsed = None
+    if prepared is not None and not prepared.is_of(host):
+        prepared = None
     subject = subject_of(host, host.example_call())
-    form = form_now(host)
+    form = current_form(host)
     before: list[Tensor] | None = None
-    if rehearsed is None:
+    if prepared is None:
         growth, before = _grown(host, subject, group, by, init, seed)
     else:
-        growth = rehearsed.growth.of(subject)
-        if not is_rehearsal:
+        growth = prepared.growth.of(subject)
+        if not is_dry_run:
             before = _outputs(subject)
-    known = {} if rehearsed is None else rehearsed.renewals
+    known = {} if prepared is None else prepared.retraces
     check_moments(growth, subject, optimizers)
     with ExitStack() as undo:
-        renewals = carry_out(
+        retraces = carry_out(
             undo, host, growth, subject, optimizers, copies=optimizer_state == "copy", known=known
         )
         max_abs = None if before is None else _difference(growth.group.name, before, subject)
@@ -146,8 +145,8 @@ def widen(
     if outer is not None:
         outer.push(done)
     more = sum(tensor.numel() - _old_size(growth, path) for path, tensor in growth.tensors.items())
-    told = Widening(growth.group.name, by, growth.group.size + by, init, more, max_abs)
-    return told, Rehearsed(form, replace(growth, tensors={}), renewals)
+    widening = Widening(growth.group.name, by, growth.group.size + by, init, more, max_abs)
+    return widening, PreparedWidening(form, replace(growth, tensors={}), retraces)
 
 
 def _grown(
@@ -208,12 +207,12 @@ def carry_out(
     subject: Subject,
     optimizers: Sequence[Optimizer],
     copies: bool,
-    known: Mapping[Host, Renewal] = _NONE,
-) -> dict[Host, Renewal]:
-    """Let the host be as planned: moments, tensors, numbers, regions, averages.
+    known: Mapping[Host, Retrace] = _NONE,
+) -> dict[Host, Retrace]:
+    """Apply the plan to the host: moments, tensors, numbers, regions, averages.
 
     Args:
-        undo: is given what takes it back.
+        undo: gets the callbacks that revert it.
         host: the host.
         growth: what grows.
         subject: the host, as it is looked at.
@@ -235,16 +234,16 @@ def carry_out(
     for setting in growth.settings:
         undo.callback(setting.apply(subject))
     engine.widened(host)
-    renewals = {host: renew(undo, host, host.example_call(), known.get(host))}
+    retraces = {host: retrace(undo, host, host.example_call(), known.get(host))}
     for twin in list(host._links.followers):
-        renewals[twin] = follow(undo, host, twin, growth, known.get(twin))
-    return renewals
+        retraces[twin] = follow(undo, host, twin, growth, known.get(twin))
+    return retraces
 
 
 def follow(
-    undo: ExitStack, host: Host, twin: Host, growth: GroupGrowth, known: Renewal | None = None
-) -> Renewal:
-    """Let an average of the host's weights grow along; its new entries are those of the host."""
+    undo: ExitStack, host: Host, twin: Host, growth: GroupGrowth, known: Retrace | None = None
+) -> Retrace:
+    """Enlarge an average of the host's weights; its new entries are those of the host."""
     theirs = subject_of(twin, host.example_call())
     tensors = {path: fill(theirs.now(path).detach()) for path, fill in growth.fills.items()}
     undo.callback(setattr, twin, "widenings", twin.widenings)
@@ -254,7 +253,7 @@ def follow(
     for setting in growth.settings:
         undo.callback(setting.apply(theirs))
     engine.widened(twin)
-    return renew(undo, twin, host.example_call(), known)
+    return retrace(undo, twin, host.example_call(), known)
 
 
 def _old_size(growth: GroupGrowth, path: str) -> int:

@@ -1,15 +1,13 @@
-"""A seed: what is known of one grafted module, for as long as it lives.
+"""A seed: the record of one grafted module.
 
-==========  ============================================
-`config`    what a seed is to be, as it is asked for
-`seed`      the record of its life
-`steering`  the buffers of its graft that follow the record
-`stage`     the stages, and the transitions between them
-`streams`   random streams of its own
-`dropout`   dropout that draws from such a stream
-`names`     a name, where none is given
-`colours`   a colour for each stage
-==========  ============================================
+=========  ================================================================
+`config`   the description of a seed, which calls, commands and files share
+`seed`     the record: stage, alpha, ramp, counts
+`stage`    the stages, the transitions between them, and a colour for each
+`streams`  random streams of its own
+`dropout`  dropout that draws from such a stream
+`names`    a name, where none is given
+=========  ================================================================
 
 Group: the host. May import: helpers, graphs.
 """

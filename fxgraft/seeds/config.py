@@ -1,4 +1,4 @@
-"""What a seed is to be: the one description that calls, commands and configurations share."""
+"""The description of a seed, which calls, commands, configurations and files share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from fxgraft_passes.graft import MODES
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from fxgraft.lifecycle.nursery import BlueprintLike
+    from fxgraft.lifecycle.building import BlueprintLike
     from fxgraft.optimizers.requests import Groups
 
 DEFAULT_MODE = "residual"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedData:
-    """The part that is data. `SeedManager.germinate` has the meaning of each field."""
+class SeedOrigin:
+    """What a seed is made from, and where: the part that its record in a file has, too."""
 
     slot: str
     blueprint: Any
     source: str | None = None
     name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedData(SeedOrigin):
+    """The part that is data. `SeedManager.germinate` has the meaning of each field."""
+
     mode: str | None = field(default=None, metadata={"enum": [*MODES, None]})
     isolated: bool = True
     before: str | None = None

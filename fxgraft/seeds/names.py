@@ -30,17 +30,17 @@ class SeedNames:
 
     def make(self, blueprint: str, slot: str, taken: Container[str]) -> str:
         """A name for a seed of ``blueprint`` at ``slot`` that was never made before and is not ``taken``."""
-        name = self.foresee(blueprint, slot, taken)
+        name = self.preview(blueprint, slot, taken)
         self.note(name)
         return name
 
     def note(self, name: str) -> None:
         """A seed is called so: `make` will never make that name."""
-        if found := _MADE.fullmatch(name):  # no other name stands in anybody's way
+        if found := _MADE.fullmatch(name):  # no other name can collide
             base, number = found[1], int(found[2] or 1)
             self._next[base] = max(self._next.get(base, 1), number + 1)
 
-    def foresee(self, blueprint: str, slot: str, taken: Container[str]) -> str:
+    def preview(self, blueprint: str, slot: str, taken: Container[str]) -> str:
         """The name that `make` would make."""
         place = _GRAFT.sub(r"\1", slot)
         base = f"{_word(blueprint)}_at_{_word(place)}"

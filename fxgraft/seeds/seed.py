@@ -1,4 +1,4 @@
-"""A seed: the record of one grafted module's life. Only the manager changes it, by `amend`."""
+"""A seed: the record of one grafted module. Only the manager changes it, by `amend`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INSTEAD = {
     **dict.fromkeys(("hyper", "optimizer", "groups", "places"), _AT_GERMINATION),
     **dict.fromkeys(("registered", "module"), _AT_GERMINATION),
 }
-"""What to do where somebody assigns to an attribute of a seed; of all others the manager keeps count."""
+"""The remedy in the error for an assignment to an attribute; all other attributes belong to the manager."""
 
 
 @dataclass(eq=False)
@@ -175,7 +175,7 @@ class Seed:
         uniform = len(set(alphas)) == 1  # the mean of equal numbers may be another one
         amend(self, alpha=alphas[0] if uniform else sum(alphas) / len(alphas))
         if self._graft is not None:
-            values = torch.tensor(alphas, dtype=self._graft.alpha.dtype)
+            values = torch.tensor(alphas, dtype=self._graft.alpha.dtype, device="cpu")
             self._graft.alpha.copy_(values.view_as(self._graft.alpha))
 
     def enter(self, stage: Stage) -> None:
@@ -190,7 +190,7 @@ class Seed:
             self._graft.released.fill_(stage is Stage.HOLDING)
 
     def take(self, graft: Graft) -> None:
-        """Be the seed of ``graft``.
+        """Set the graft of this seed.
 
         Args:
             graft: the module in the host's graph that holds the seed's module.

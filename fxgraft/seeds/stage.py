@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from types import MappingProxyType
 
 from fxgraft.errors import StageError
 
@@ -15,7 +17,7 @@ class Stage(Enum):
     GERMINATED = "germinated"
     """Being prepared: not in the graph, not in the optimizer."""
     TRAINING = "training"
-    """In the graph and learning; the host's values and gradients do not feel it."""
+    """In the graph and learning; the host's values and gradients are not affected."""
     BLENDING = "blending"
     """Alpha moves towards its target."""
     HOLDING = "holding"
@@ -59,3 +61,20 @@ def after(stage: Stage, action: str, seed: str, where: str = "") -> Stage:
             f"legal actions are: {possible}{hint}"
         )
     return legal[action]
+
+
+STAGE_COLOURS: Mapping[Stage, str] = MappingProxyType(
+    {
+        Stage.DORMANT: "#7d8590",  # grey
+        Stage.GERMINATED: "#9a7500",  # ochre
+        Stage.TRAINING: "#2f7dc4",  # blue
+        Stage.BLENDING: "#c96a00",  # orange
+        Stage.HOLDING: "#8e63c7",  # violet
+        Stage.FOSSILIZED: "#26885a",  # green
+        Stage.CULLED: "#c04e57",  # red
+    }
+)
+"""Each has a contrast of 3 or more (WCAG 2.2, for graphics) against white and against `DARK`."""
+
+LIGHT, DARK = "#ffffff", "#15181c"
+"""The backgrounds that pictures are made for."""

@@ -71,7 +71,7 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
 
 @contextmanager
 def private_stream(key: int) -> Iterator[None]:
-    """Let everything in this thread draw from generators keyed by ``key``.
+    """A context in which everything in this thread draws from generators keyed by ``key``.
 
     Raises:
         GlobalDrawError: from an operation that cannot be given a generator.

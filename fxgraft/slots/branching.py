@@ -17,7 +17,8 @@ from fxgraft.capture.region import Region
 from fxgraft.errors import SlotError
 from fxgraft.slots.structure import is_within
 from fxgraft_passes import Slot
-from fxgraft_passes.observe import KEY, observation_of
+from fxgraft_passes.metadata import metadata
+from fxgraft_passes.observe import observation_of
 
 
 class Calls:
@@ -72,7 +73,7 @@ class Calls:
             callers = self._callers.get(self._regions[region].module, [])
             if not callers:
                 return
-            if _calls(self._regions[region]) != callers[0][1].meta[KEY].calls:
+            if _calls(self._regions[region]) != metadata(callers[0][1])["observation"].calls:
                 raise SlotError(f"{region!r} is called several times, and the value is another in each call")
             region = callers[0][0]
             yield region
@@ -83,7 +84,7 @@ class Calls:
 
 def _when(slot: Slot) -> tuple[int, bool]:
     """Sorts places by when they are passed in a run: an edge just before its reader."""
-    return (slot.reader or slot.node).meta[KEY].order, slot.reader is None
+    return metadata(slot.reader or slot.node)["observation"].order, slot.reader is None
 
 
 def _calls(region: Region) -> int:

@@ -1,9 +1,10 @@
 """Places for seeds that are not in the table of slots, as they are found by what they are to another.
 
-    "relu->fc2"     the value of ``relu`` as ``fc2`` reads it; its other readers do not feel a seed there
+    "relu->fc2"     the value of ``relu`` as ``fc2`` reads it; a seed there does not affect its other readers
     "->fc2"         the input of ``fc2``: the one value that it reads
     "lstm[0]"       element 0 of what ``lstm`` returns (another name for the slot behind that element)
     "fc@*"          all calls of the module that is called at ``fc``, with one seed for all
+    "h.0@"          what the module ``h.0``, whose code has no graph, returns, inside of its boundary
     "h.0@x"         the argument ``x`` of the module ``h.0``, inside of it: in front of an inserted block
 
 The names between these signs are names of slots, or of places that are none (`Host.rejected`).
@@ -19,11 +20,13 @@ from functools import cached_property
 
 import torch.fx as fx
 
+from fxgraft.capture import trace_operators
 from fxgraft.capture.region import Region
 from fxgraft.errors import SlotError
-from fxgraft.slots._terms import regrouped
+from fxgraft.slots._gradient_terms import regrouped
 from fxgraft_passes import Slot
 from fxgraft_passes.find_slots import slot_behind
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.observe import observation_of
 
 _ELEMENT = re.compile(r"(.+)\[(\d+)\]")
@@ -97,7 +100,7 @@ class _Places:
         if len(slots) == 1:
             return slots[0]
         if not slots:
-            why = taken[0].meta["no_slot"] if taken else "is not read"
+            why = metadata(taken[0])["no_slot"] if taken else "is not read"
             raise SlotError(f"'{name}[{index}]' is no slot: the element {why}. {ANOTHER}")
         raise SlotError(
             f"'{name}[{index}]' is read at several places; expected one of {', '.join(s.name for s in slots)}"
@@ -123,8 +126,8 @@ class _Places:
         none = next((call for _, call in calls if call not in self._names), None)
         if none is not None:
             raise SlotError(
-                f"{name!r}: the call {self._name(none)!r} is no slot: it {none.meta['no_slot']}. Choose one "
-                f"call by its own name"
+                f"{name!r}: the call {self._name(none)!r} is no slot: it {metadata(none)['no_slot']}. "
+                f"Choose one call by its own name"
             )
         first, *others = (self._slots[self._names[call]] for _, call in calls)
         if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
@@ -139,7 +142,9 @@ class _Places:
         inputs = () if region is None else region.form.inputs
         name = next((known.name for known in inputs if known.expression == parameter), None)
         node = None
-        if region is not None:
+        if region is not None and region.is_boundary and not parameter:
+            node = next((n for n in region.base.nodes if n.target is trace_operators.run), None)
+        elif region is not None:
             node = next((n for n in region.base.nodes if n.op == "placeholder" and n.target == name), None)
         seen = None if node is None else observation_of(node)
         if node is None or seen is None or not _is_tensor(node):
@@ -163,12 +168,12 @@ class _Places:
             return self._slots[name].region, self._slots[name].node
         for region in self._regions.values():
             for node in region.base.nodes:
-                if node.meta.get("qualified_name") == name:
+                if metadata(node).get("qualified_name") == name:
                     return region.name, node
         raise SlotError(f"there is no {name!r} in the host; host.slots and host.rejected name what there is")
 
     def _name(self, node: fx.Node) -> str:
-        return self._names.get(node) or node.meta.get("qualified_name") or node.name
+        return self._names.get(node) or metadata(node).get("qualified_name") or node.name
 
     def _only(self, name: str, values: list[fx.Node]) -> fx.Node:
         if len(values) == 1:

@@ -25,10 +25,11 @@ import torch
 import torch.fx as fx
 from torch import nn
 
+from fxgraft.capture import trace_operators
 from fxgraft.capture.region import Region
 from fxgraft.errors import SlotError
-from fxgraft.util.table_mapping import TableMapping
-from fxgraft_passes import Slot, operators
+from fxgraft.util.tables import TableMapping
+from fxgraft_passes import Slot
 
 Choice = str | re.Pattern[str] | type | Collection[Any] | Callable[[Slot], bool]
 """What `Slots.select` takes."""
@@ -122,7 +123,7 @@ class Slots(TableMapping[Slot]):
     def module_at(self, slot: Slot) -> nn.Module | None:
         """The module whose call the slot is behind; None behind an operation."""
         region = self._regions[slot.region].module
-        if slot.node.target is operators.run:  # the boundary of a module that code without a graph calls
+        if slot.node.target is trace_operators.run:  # of a module that code without a graph calls
             return region
         return region.get_submodule(str(slot.node.target)) if slot.node.op == "call_module" else None
 
@@ -199,7 +200,7 @@ def _truth(predicate: Callable[[Slot], Any], slot: Slot) -> bool:
 
 
 def _is_of_torch(operation: Any) -> bool:
-    """Whether it stands for an operation whatever its form: one of torch, or the name of one."""
+    """Whether it means an operation in any form: one of torch, or the name of one."""
     if isinstance(operation, str):
         return True
     name = getattr(operation, "__name__", "")

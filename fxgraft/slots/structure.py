@@ -15,11 +15,11 @@ from torch import nn
 
 from fxgraft.capture.fingerprint import Fingerprint
 from fxgraft.capture.merge import local_name
-from fxgraft.capture.region import Wiring
+from fxgraft.capture.region import Wiring, block_of
 from fxgraft_passes import GraftSpec, Phase, Slot
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.graft import SEEDS
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 
 Value = tuple[fx.Node, fx.Node | None]
 """A value that seeds may stand behind: its node, and the one reader that it is meant for, if there is one."""
@@ -122,13 +122,13 @@ class Structure:
 
     def home(self, region: str) -> str:
         """The region of the model in whose call a region runs: itself, or that around an inserted block."""
-        while (block := _block_of(region)) in self._homes:
+        while (block := block_of(region)) in self._homes:
             region = self._homes[block]
         return region
 
     def in_model(self, path: str) -> str:
         """What something in an inserted block is in the block of the model at which that stands."""
-        while (block := _block_of(path)) in self._homes:
+        while (block := block_of(path)) in self._homes:
             path = self._homes[block] + path[len(block) :]
         return path
 
@@ -196,11 +196,6 @@ def _local(slot: Slot, region: str) -> str:
     return name if slot.reader is None else f"{name}->{local_name(slot.region, slot.reader.name, region)}"
 
 
-def _block_of(path: str) -> str:
-    """The first three parts of a name, which are those of an inserted block where it is in one."""
-    return ".".join(path.split(".", 3)[:3])
-
-
 def is_within(region: str, prefix: str) -> bool:
     """Whether a region is the module ``prefix``, or inside of it."""
     return not prefix or region == prefix or region.startswith(f"{prefix}.")
@@ -240,5 +235,5 @@ def _ordered(placements: Sequence[Placement]) -> list[Placement]:
 def _in_the_graph(placement: Placement) -> tuple[int, int]:
     """When a value is passed in a run. An edge comes behind the slot that it leads away from."""
     slot = placement.slot
-    reader = slot.reader.meta.get(KEY) if slot.reader is not None else None
-    return slot.node.meta[KEY].order, -1 if reader is None else reader.order
+    reader = metadata(slot.reader).get("observation") if slot.reader is not None else None
+    return metadata(slot.node)["observation"].order, -1 if reader is None else reader.order

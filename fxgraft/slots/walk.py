@@ -1,17 +1,24 @@
 """Steps through the graphs of regions: what a value is computed from, and what is computed from it.
 
+The layers around a slot, nearest first, are found so: their parameters are those that a seed there is beside.
+
 A called module that has a graph is entered; where its inputs begin, or its output ends, the walk goes on in
-the graph that called it, as far as it came from there.
+the graph that called it, as far as it came from there. In one graph:
+
+source ──► up ──► gelu ──► down            between(source, down) is [up, gelu, down]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 
 import torch.fx as fx
 
 from fxgraft.capture.region import Region
+from fxgraft_passes import Slot, operators
 
 Regions = Mapping[str, Region]
 
@@ -95,3 +102,95 @@ def joined(path: str, name: str) -> str:
 
 def _output(region: Region) -> fx.Node:
     return region.base.output_node()
+
+
+_WALKED = 256
+"""How many nodes are looked at for the nearest layer: an edit must not cost more in a larger host."""
+
+Ring = tuple[str, ...]
+"""Qualified names of modules and parameters that are equally near."""
+
+
+def rings(slot: Slot, regions: Regions, is_layer: Callable[[str], bool]) -> Iterator[Ring]:
+    """What is around ``slot``, in the order of nearness.
+
+    First the layers that make its value, then those that read it (the one reader of an edge), as they are
+    reached in the graph of its region; then the modules around the former, one by one: those in the region's
+    module, this itself, those around it, and last the whole host.
+
+    Args:
+        slot: where a seed is to go.
+        regions: of the host.
+        is_layer: whether the module or parameter of that qualified name counts; others are passed.
+    """
+    region = regions[slot.region]
+    start = Place(region, slot.node)
+    if slot.reader is not None:
+        readers = entered(Place(region, slot.reader), regions)
+    else:
+        readers = after(start, regions)
+
+    def is_nearest(place: Place) -> bool:
+        return bool(place.path) and called(place, regions) is None and is_layer(place.path)
+
+    makers = _nearest([start], partial(before, regions=regions), is_nearest)
+    for ring in (makers, _nearest(readers, partial(after, regions=regions), is_nearest)):
+        if ring:
+            yield ring
+    path = _around(makers) if makers else slot.region
+    while path:
+        yield (path,)
+        path = path.rpartition(".")[0]
+    yield ("",)
+
+
+def _nearest(
+    start: Iterable[Place], step: Callable[[Place], Iterable[Place]], is_nearest: Callable[[Place], bool]
+) -> Ring:
+    """The layers at the first level at which there are some."""
+    for level in levels(start, step, _WALKED):
+        if found := [place.path for place in level if is_nearest(place)]:
+            return tuple(dict.fromkeys(found))
+    return ()
+
+
+def _around(layers: Ring) -> str:
+    """The innermost module around all of them."""
+    paths = [path.split(".")[:-1] for path in layers]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(parts[0] for parts in shared)
+
+
+def the_value(node: fx.Node) -> fx.Node:
+    """The node that makes the value: what a module returned is the very value that was made inside."""
+    while node.target is operators.returned:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def between(source: fx.Node, end: fx.Node) -> list[fx.Node] | str:
+    """The nodes that make ``end`` out of ``source`` alone, in order; or what else there is, in words.
+
+    Args:
+        source: the value that they read.
+        end: the last of them, in the same graph.
+    """
+    found: set[fx.Node] = set()
+    front = [end]
+    while front:
+        node = the_value(front.pop())
+        if node is source or node in found:
+            continue
+        if node.op in ("placeholder", "get_attr"):
+            return f"code that reads {node.name!r}, too"
+        found.add(node)
+        front += node.all_input_nodes
+    outside = {
+        user
+        for node in found - {end}
+        for user in node.users
+        if user.target is not operators.returned and user not in found
+    }
+    if outside:
+        return f"values that {next(iter(outside))} reads as well"
+    return [node for node in end.graph.nodes if node in found]

@@ -1,9 +1,10 @@
 """What a manager reports: events as they happen, metrics as they stand, and sinks that take both.
 
-Metrics have plain names, ``fxgraft/seed/alpha``, and the names of WP-101 (``kasmina.seed.alpha``) as aliases.
+Metrics have plain names, ``fxgraft/seed/alpha``, and as aliases (``kasmina.seed.alpha``) those of WP-101, the
+document that specified the first version of this library.
 
 =========  =====================================================
-`events`   events, and who hears of them
+`events`   events, and the sinks that receive them
 `metrics`  the table of metrics, and their values now
 `sinks`    where events go: memory, JSON lines, TensorBoard, W&B
 =========  =====================================================

@@ -1,4 +1,4 @@
-"""What a manager reports, and to whom."""
+"""Events of a manager, and the sinks that receive them."""
 
 from __future__ import annotations
 

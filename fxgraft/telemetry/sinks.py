@@ -139,8 +139,8 @@ class WeightsAndBiases:
         elif event.kind == "seed_stage":
             self._run.summary[f"seed_stage/{event.seed}"] = event.data["stage"]
         elif event.kind == "run_began":
-            told = {key: event.data[key] for key in ("host", "parameters", "versions")}
-            self._run.config.update({"fxgraft": told}, allow_val_change=True)
+            facts = {key: event.data[key] for key in ("host", "parameters", "versions")}
+            self._run.config.update({"fxgraft": facts}, allow_val_change=True)
 
 
 def scalars(event: Event, aliases: bool = False) -> dict[str, float]:
@@ -154,7 +154,7 @@ def scalars(event: Event, aliases: bool = False) -> dict[str, float]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinities: ``"nan"``, ``"inf"`` and ``"-inf"`` stand for them."""
+    """JSON has no NaN and no infinities: ``"nan"``, ``"inf"`` and ``"-inf"`` are written instead."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, dict):

@@ -7,17 +7,23 @@
 
 Needs hypothesis: ``pip install 'fxgraft[testing]'``.
 
-===========  ===============================================================
-`hosts`      hypothesis strategies of random hosts and of calls of a manager
-`comparing`  comparison to the bit
-`compiling`  how often something was compiled
-===========  ===============================================================
+========  ===============================================================
+`hosts`   hypothesis strategies of random hosts and of calls of a manager
+`checks`  comparison to the bit, and how often something was compiled
+========  ===============================================================
 
 Group: tools. May import: what they show.
 """
 
-from fxgraft.testing.comparing import assert_same_bits, differences, frozen, loss_of, observed_call
-from fxgraft.testing.compiling import counting_backend, no_recompiles
+from fxgraft.testing.checks import (
+    assert_same_bits,
+    counting_backend,
+    differences,
+    frozen,
+    loss_of,
+    no_recompiles,
+    observed_call,
+)
 from fxgraft.testing.hosts import OPERATIONS, Child, Plan, graph_modules, lifecycle_calls, plans
 from fxgraft.util.bits import same_bits
 

@@ -1,4 +1,4 @@
-"""What a controller is told, and what it is asked for."""
+"""The interface of controllers: the facts that they receive, the commands that they return."""
 
 from __future__ import annotations
 

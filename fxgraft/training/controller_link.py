@@ -43,7 +43,7 @@ class Link:
         self.controller = controller
         self._evaluate = evaluate
         self._recorder = recorder
-        self._told: list[SEED] = []
+        self._refused: list[SEED] = []
         for candidate in getattr(controller, "candidates", ()):
             manager.plan(**arguments(candidate))
 
@@ -74,13 +74,13 @@ class Link:
         for command in map(commands.parse, peers.share([commands.to_dict(command) for command in said])):
             reply = self.manager.carry_out(command)
             self._note(Entry(step, command, reply))
-            self._tell(command, reply)
+            self._warn_if_refused(command, reply)
             self.controller.hear(command, reply)
 
-    def _tell(self, command: Command, reply: Reply) -> None:
+    def _warn_if_refused(self, command: Command, reply: Reply) -> None:
         """Say once of each seed that was refused: a controller goes another way, and may never grow."""
-        if isinstance(command, SEED) and reply.refused and command not in self._told:
-            self._told.append(command)
+        if isinstance(command, SEED) and reply.refused and command not in self._refused:
+            self._refused.append(command)
             logger.warning(
                 "step %d: the controller's SEED of %s at %r was refused: %s",
                 self.manager.steps,

@@ -16,19 +16,18 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.autogrow import AutoGrowth
-from fxgraft.lifecycle.nursery import BlueprintLike
+from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.manager.manager import SeedManager
 from fxgraft.telemetry import logger
-from fxgraft.training.checkpoints import Checkpoints
-from fxgraft.training.clipping import clip_per_owner
+from fxgraft.training.checkpoints import Checkpoints, rewind
 from fxgraft.training.controller import Controller
 from fxgraft.training.controller_link import Link
 from fxgraft.training.controller_log import Recorder
-from fxgraft.training.evaluation import evaluate
+from fxgraft.training.loop_parts import clip_per_owner, evaluate
 from fxgraft.training.progress import EpochReport, Progress
-from fxgraft.training.rewind import rewind
 from fxgraft.training.watchdog import DivergedError, Watchdog, WatchdogConfig
 from fxgraft.util import validate
+from fxgraft_passes import devices
 
 Batch = tuple[Any, Any]
 """(inputs, target)."""
@@ -127,7 +126,7 @@ class Trainer:
         self.schedulers = tuple(schedulers)
         self._criterion, self._validation = criterion, validation
         tensors = itertools.chain(host.parameters(), host.buffers())
-        self._device = next((tensor.device.type for tensor in tensors), "cpu")
+        self._device = devices.type_of(list(itertools.islice(tensors, 1)))
         self._scaler = torch.amp.GradScaler(self._device, enabled=self.config.autocast is torch.float16)
         self.progress = Progress(self._scaler, controller)
         self._options, self._load_options = options, {"blueprints": blueprints, **options}

@@ -81,7 +81,7 @@ def compare(samples: Mapping[str, Sequence[float]]) -> tuple[Timed, ...]:
 def time_interleaved(
     contenders: Mapping[str, Step], rounds: int, steps: int, shuffle: Callable[[list[str]], None]
 ) -> dict[str, list[float]]:
-    """Let each contender make ``steps`` steps in each of ``rounds`` rounds; seconds per step, for each round.
+    """Run each contender for ``steps`` steps in each of ``rounds`` rounds; seconds per step, for each round.
 
     The order is shuffled in each round, so that drift and other load on the machine reach all of them.
     """

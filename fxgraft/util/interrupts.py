@@ -31,7 +31,7 @@ class _Waiting:
     def hold(self) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: self.came.append((number, frame)))
 
-    def let_go(self) -> None:
+    def restore_handler(self) -> None:
         """Give interrupts to the handler that was there, and those that came in the meantime."""
         signal.signal(signal.SIGINT, self.handler)
         if self.came:
@@ -44,7 +44,7 @@ _outermost: _Waiting | None = None
 
 
 def _hold() -> _Waiting | None:
-    """Let interrupts wait; None where they do already, or where there are none."""
+    """Hold interrupts back; None where they are already, or where there are none."""
     global _outermost
     handler = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
@@ -59,12 +59,12 @@ def _hold() -> _Waiting | None:
 def _let_go(waiting: _Waiting) -> None:
     global _outermost
     _outermost = None
-    waiting.let_go()
+    waiting.restore_handler()
 
 
 @contextmanager
 def delay_interrupts() -> Iterator[None]:
-    """Let interrupts wait until the block, or the one around it, is over."""
+    """Hold interrupts back until the block, or the one around it, is over."""
     waiting = _hold()
     try:
         yield
@@ -99,7 +99,7 @@ def interruptible() -> Iterator[None]:
         return
     try:
         _outermost = None
-        waiting.let_go()
+        waiting.restore_handler()
         yield
     finally:
         waiting.hold()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from numbers import Number
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-NARROWEST, GAP = 80, "  "
-"""The number of characters that every terminal has in a line; and what stands between two columns."""
+
+NARROWEST, ELSEWHERE, GAP = 80, 110, "  "
+"""The number of characters that every terminal has in a line, the number taken where there is no terminal (a
+file, a notebook), and what stands between two columns."""
 
 
 def text_table(
@@ -30,10 +33,11 @@ def text_table(
         headers: one for each column.
         rows: cells as of `text_of`; a string is shown as it is.
         right: the headers of columns that stand to the right although they are strings.
-        width: the most characters in a line; by default those of the terminal, and at least 80.
+        width: the most characters in a line; by default those of the terminal, at least 80, and 110 where
+            there is none.
     """
     if width is None:
-        width = max(NARROWEST, shutil.get_terminal_size().columns)
+        width = max(NARROWEST, shutil.get_terminal_size((ELSEWHERE, 24)).columns)
     cells = [[text_of(cell) for cell in row] for row in rows]
     on_the_right = _numeric(headers, rows, right)
     widths = [max(len(header), *(len(row[i]) for row in cells), 0) for i, header in enumerate(headers)]
@@ -111,9 +115,9 @@ def _narrow(widths: list[int], least: Sequence[int], fixed: Sequence[bool], most
 
 
 def _fold(text: str, width: int) -> list[str]:
-    """The text in lines of that width, broken behind a space, dot, comma or slash where there is one."""
+    """The text in lines of that width, broken behind a space, slash, dot or comma; not inside of a number."""
     lines = [""]
-    for piece in re.split(r"(?<=[\s.,/])", text):
+    for piece in re.split(r"(?<=[\s/])|(?<=[.,])(?!\d)", text):
         if len(lines[-1] + piece.rstrip()) > width and lines[-1]:
             lines.append("")
         while len(piece.rstrip()) > width:
@@ -121,3 +125,38 @@ def _fold(text: str, width: int) -> list[str]:
             lines.append("")
         lines[-1] += piece
     return [line.rstrip() for line in lines if line.strip()] or [""]
+
+
+Item = TypeVar("Item")
+
+
+class TableMapping(Mapping[str, Item]):
+    """Name -> item, in the order given. A base class: a subclass has the headers, and the row of an item.
+
+    Args:
+        items: all of them, by name; they are copied.
+    """
+
+    headers: ClassVar[tuple[str, ...]]
+
+    def __init__(self, items: Mapping[str, Item]):
+        self._items = dict(items)
+
+    @abstractmethod
+    def _row(self, name: str, item: Item) -> Sequence[object]:
+        """The cells of an item, one for each header."""
+
+    def __getitem__(self, name: str) -> Item:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self)})"
+
+    def __str__(self) -> str:
+        return text_table(self.headers, [self._row(name, item) for name, item in self.items()])

@@ -20,10 +20,10 @@ _running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def start(run: Callable[[], object], name: str | None = None) -> threading.Thread:
-    """Start a thread that runs ``run``."""
+    """Start a thread that runs ``run``. Raises `RuntimeError` where the system has no more of them."""
     thread = threading.Thread(target=run, name=name, daemon=True)
-    _running.add(thread)
     thread.start()
+    _running.add(thread)
     return thread
 
 

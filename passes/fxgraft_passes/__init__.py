@@ -4,11 +4,11 @@
 >>> FindSlots(example_args=(x,))(graph_module)                        # doctest: +SKIP
 >>> Germinate(node="relu", name="a", seed=nn.Linear(8, 8))(graph_module)  # doctest: +SKIP
 
-===============  ===============================================================
-`base`           the contract of a pass
+===============  ==================================================================================
+`base`           the contract of a pass, which changes a module as a whole, or not at all
 `find_slots`     pass: where a seed may go
 `germinate`      pass: insert a seed behind a node
-`graft_nodes`    what nodes that puts into the graph
+`graft_nodes`    what nodes that puts into the graph, and their metadata
 `cull`           pass: take it out
 `fossilize`      pass: make it a plain part of the graph
 `split_edge`     pass: one reader of a value reads a node of its own
@@ -16,19 +16,17 @@
 `find_channels`  pass: which channels can only grow together
 `widen`          pass: let them grow
 `channels`       how these two work
-`graft`          a graft: the module of a seed, its steering tensors, its wiring
+`graft`          a graft: the module of a seed, its steering tensors, its wiring, and what holds it
 `sites`          which nodes of a graph belong to a graft
+`metadata`       what passes write into ``node.meta``, with types
 `_recovering`    grafts found again in a graph that was traced anew
-`_whole_or_not`  a change of a module that happens as a whole, or not at all
-`_homes`         the module that holds the grafts
-`_describing`    metadata of the nodes of a graft
 `naming`         names of nodes
 `operators`      the operators that a graft puts into a graph
 `blends`         the values of blends, and their autograd functions
 `objectives`     what an isolated seed learns from
 `proofs`         what `verify` proves
 `_liveness`      which values of a graph matter
-`example_calls`  the example inputs that somebody gives
+`example_calls`  example inputs, given by the user or made as placeholders say
 `observe`        what is known of a node's value from a real run
 `_aliases`       values that are the tensor of an earlier node
 `_writes`        which nodes wrote into memory that others hold
@@ -41,7 +39,7 @@
 `devices`        what differs between devices
 `errors`         the errors that passes raise
 `_torch`         private parts of torch that passes use
-===============  ===============================================================
+===============  ==================================================================================
 """
 
 from fxgraft_passes.base import GraphPass

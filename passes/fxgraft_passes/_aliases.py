@@ -1,8 +1,8 @@
 """Values that are the very tensor of an earlier node, and are read elsewhere as well.
 
 ``x.to(torch.float32)`` of a float32 ``x``, an ``nn.Identity`` and dropout in eval mode return ``x`` itself,
-and ``encoder_outputs[0]`` is what ``encoder_outputs.last_hidden_state`` is. A graft behind such a value is
-not on the way to who reads ``x`` past it. The values would be right, but the gradients of ``x`` would be
+and ``encoder_outputs[0]`` is what ``encoder_outputs.last_hidden_state`` is. A graft behind such a value does
+not affect the other readers of ``x``. The values would be right, but the gradients of ``x`` would be
 summed up in another order, and so differ in their last bits::
 
     to = x.to(torch.float32)        # with a graft here: d_add + (d_mul + d_pow), not (d_add + d_mul) + d_pow
@@ -31,7 +31,7 @@ _OF_NO_GRADIENT = (int, float, bool, str)
 
 
 def read_elsewhere(seen: Seen) -> dict[fx.Node, str]:
-    """Node -> who reads its very tensor past it and later, in words; for nodes of which that matters."""
+    """Node -> a later reader of its very tensor past the node, in words; where that matters."""
     return _Readers(seen).found()
 
 

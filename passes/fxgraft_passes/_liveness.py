@@ -1,7 +1,7 @@
 """Which values of a graph matter: those that reach the output, or what outlives the call, by any way.
 
-A value reaches another one along the edges of the graph, and through memory: who reads a tensor reads what
-was written into it before, by whatever view of it. What is overwritten as a whole before it is read reaches
+A value reaches another one along the edges of the graph, and through memory: reading a tensor is reading what
+was written into it before, through any view of it. What is overwritten as a whole before it is read reaches
 nothing::
 
     out = torch.zeros(4, 8)
@@ -59,11 +59,11 @@ _Links = dict[fx.Node, set[fx.Node]]
 
 
 def _dependencies(graph: fx.Graph) -> tuple[_Links, _Links, list[fx.Node]]:
-    """Node -> the nodes whose values it reads; node -> who wrote what it reads; the ends of all ways."""
+    """Node -> the nodes whose values it reads; node -> the writers of what it reads; ends of paths."""
     reads: _Links = {}
     wrote: _Links = {}
     ends: list[fx.Node] = []
-    writers: dict[int, list[fx.Node]] = {}  # memory -> who wrote it, since it was last overwritten as a whole
+    writers: dict[int, list[fx.Node]] = {}  # memory -> its writers, since it was last overwritten as a whole
     overwritten: dict[int, fx.Node] = {}
     outer = {m for node in graph.nodes if node.op in ("placeholder", "get_attr") for m in _memories(node)}
     for node in graph.nodes:

@@ -29,7 +29,7 @@ _OWN = re.compile(rf"(?:.*\.)?{SEEDS}(?:_\d+)?\.([\w-]+)(?:\..*)?")
 
 
 def recover(graph: fx.Graph) -> None:
-    """Mark the grafts of ``graph`` that are not marked, as far as they can be told."""
+    """Mark the grafts of ``graph`` that are not marked, as far as they can be recognised."""
     for node in graph.nodes:
         if node.target in _EXITS and site_of(node) is None:
             _recover(node)
@@ -72,7 +72,7 @@ def _recover(leaving: fx.Node) -> None:
         reader, value = value, value.args[0]
     if not isinstance(value, fx.Node):
         return
-    spec = GraftSpec(isolated=isolated, copy_source=copy_source, **_law(leaving))
+    spec = GraftSpec(isolated=isolated, copy_source=copy_source, **_spec(leaving))
     source = None if value is host else _slot_of(value)
     mark(GraftSite(path.rpartition(".")[2], _slot_of(host), path, spec, source), leaving, nodes)
     if source is not None:
@@ -89,7 +89,7 @@ def _slot_of(value: fx.Node) -> str:
     return value.name if site is None else site.node
 
 
-def _law(leaving: fx.Node) -> dict[str, Any]:
+def _spec(leaving: fx.Node) -> dict[str, Any]:
     """How the graft is wired, by the arguments of the operator."""
     args: tuple[Any, ...] = leaving.args
     if leaving.target is operators.isolated:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxgraft_passes import _torch, devices
 from fxgraft_passes.bits import same_tensor
 from fxgraft_passes.saved_names import Saved
 
 
-class OfTensor(Saved):
-    """A tensor: the memory that it stands for, and what is in there. Its gradient is its user's."""
+class SavedTensor(Saved):
+    """A tensor: its memory, and what is in there. Its gradient is not looked at."""
 
     def __init__(self, value: Tensor):
         super().__init__(value)
@@ -31,6 +32,7 @@ class OfTensor(Saved):
 
     def restore(self) -> None:
         # By .data, which autograd does not count as a change: a graph that waits for backward stays right.
+        devices.forget_casts()
         if self._content is not None and not same_tensor(self._memory, self._content):
             self._memory.copy_(self._content)
         now = self.value.data
@@ -75,7 +77,7 @@ class Array(Saved):
 
 def _is_same_memory(a: Tensor, b: Tensor) -> bool:
     return (
-        a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        _torch.memory(a) == _torch.memory(b)
         and a.storage_offset() == b.storage_offset()
         and a.stride() == b.stride()
         and a.dtype == b.dtype

@@ -93,12 +93,12 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 def memory_of(tensor: Tensor) -> int:
     """A number for its storage, of its own while that lives; -1 of a tensor that has none."""
     tensor = _torch.unwrapped(tensor)
-    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -1
+    return _torch.memory(tensor) if tensor.layout is torch.strided else -1
 
 
 def version_of(tensor: Tensor) -> int:
     """How often it was written to; 0 for a tensor of which torch does not count that."""
-    return 0 if tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() else _torch.version(tensor)
 
 
 def _state(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, tuple[Tensor, int]]]:

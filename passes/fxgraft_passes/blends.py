@@ -35,9 +35,9 @@ def between(h: Tensor, s: Tensor, alpha: Tensor | float) -> Tensor:
 
 
 def gets_constants(value: Tensor) -> None:
-    """Let the gradient that comes back to ``value`` be a constant to further derivatives.
+    """Make the gradient that comes back to ``value`` a constant to further derivatives.
 
-    It has a history, and no hooks. As ``register_hook``, in a third of the time: nobody wants the handle.
+    It has a history, and no hooks. As ``register_hook``, in a third of the time: the handle is not needed.
     """
     value._backward_hooks = OrderedDict(_CONSTANT)  # of its own: hooks of others come to it
     value.grad_fn._register_hook_dict(value)  # type: ignore[union-attr]
@@ -66,14 +66,14 @@ class Isolated(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool
     ) -> Tensor:
-        ctx.law = (mode, objective, radius)
+        ctx.options = (mode, objective, radius)
         ctx.save_for_backward(h, s)
         return h.clone(memory_format=torch.preserve_format) if copy else alias(h)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         h, s = ctx.saved_tensors
-        to_seed = None if ctx.law[1] == "shadow" else _learn(ctx.law, g, h, s)
+        to_seed = None if ctx.options[1] == "shadow" else _learn(ctx.options, g, h, s)
         return g, to_seed, None, None, None, None
 
 
@@ -87,9 +87,9 @@ class Blend(torch.autograd.Function):
         s: Tensor,
         alpha: Tensor,
         learning: Tensor | None,
-        law: tuple[str, str, float, bool],
+        options: tuple[str, str, float, bool],
     ) -> Tensor:
-        ctx.law = law
+        ctx.options = options
         # alpha may be filled with its next value before backward runs: keep this step's.
         alpha = alpha.clone()
         if learning is None:
@@ -98,12 +98,12 @@ class Blend(torch.autograd.Function):
             ctx.save_for_backward(alpha, learning.clone(), h, s)
         ctx.seed_dtype = s.dtype
         s = s.to(h.dtype)
-        return mix(h, s, alpha) if law[0] == "convex" else add(h, s, alpha)
+        return mix(h, s, alpha) if options[0] == "convex" else add(h, s, alpha)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         alpha, *learner = ctx.saved_tensors
-        mode, objective, radius, isolated = ctx.law
+        mode, objective, radius, isolated = ctx.options
         to_host = ((1 - alpha) * g).to(g.dtype) if mode == "convex" else g
         (to_seed,) = _constants(g) if isolated else (g,)
         # In this order, as autograd has it: the other one rounds alpha to half precision first.
@@ -129,8 +129,8 @@ class Release(torch.autograd.Function):
         return torch.where(released, g, torch.full_like(g, -0.0)), None
 
 
-def _learn(law: tuple[str, str, float], g: Tensor, h: Tensor, s: Tensor) -> Tensor:
-    mode, objective, radius = law
+def _learn(options: tuple[str, str, float], g: Tensor, h: Tensor, s: Tensor) -> Tensor:
+    mode, objective, radius = options
     g, h, s = _constants(g, h, s)
     branch = s.to(h.dtype)
     if mode == "convex":
@@ -139,7 +139,7 @@ def _learn(law: tuple[str, str, float], g: Tensor, h: Tensor, s: Tensor) -> Tens
 
 
 def _constants(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors without their history, where somebody may look for one: in ``create_graph=True``."""
+    """Tensors without their history, where it could be used: under ``create_graph=True``."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return tuple(tensor.detach() for tensor in tensors)
     return tensors

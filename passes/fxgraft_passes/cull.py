@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch.fx as fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxgraft_passes._homes import take_out
 from fxgraft_passes._recovering import recover, refuse_lost
 from fxgraft_passes.base import GraphPass
+from fxgraft_passes.graft import take_out
 from fxgraft_passes.sites import exit_of, host_value, nodes_of
 
 

@@ -5,7 +5,7 @@ Devices are those of tensors, of any type that ``torch.accelerator`` knows (CUDA
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -29,16 +29,52 @@ def types() -> tuple[str, ...]:
     return ("cpu",) if found is None else ("cpu", found)
 
 
+def is_meta(device: torch.device) -> bool:
+    """Whether tensors there have no numbers."""
+    return device.type == "meta"
+
+
+def is_cpu(device: torch.device) -> bool:
+    """Whether it is the CPU."""
+    return device.type == "cpu"
+
+
+CASTS = ("cpu", "cuda")
+"""The types of devices that tensors and modules have a method of their name for, that brings them there."""
+
+
+def with_autocast(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    """The types of devices whose autocast matters for operations on ``tensors``, that of the CPU first."""
+    return tuple(dict.fromkeys(("cpu", *(t.device.type for t in tensors if has_data(t)))))
+
+
 def has_data(tensor: Tensor) -> bool:
     """Whether a tensor's numbers are there (not so on ``meta``)."""
     return tensor.device.type != "meta"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that memory did not suffice raised ``error``, on any device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's
+
+
 def is_free_to_look_at(flag: Tensor) -> bool:
     """Whether the value of a 0-d tensor can be had without waiting or specialising: in eager, on a CPU."""
     is_plain = type(flag) is Tensor and flag.is_cpu and flag.dim() == 0
-    # Not while something looks on that may record operations for later, or have no values at all.
+    # Not under a mode that may record operations for later, or have no values at all.
     return is_plain and not torch.compiler.is_compiling() and not _torch.is_watched()
+
+
+@contextmanager
+def default(device: torch.device) -> Iterator[None]:
+    """Make this the default device inside, whatever torch's default device is."""
+    if torch.get_default_device() == device:  # nothing in between each call, then
+        yield
+        return
+    with device:
+        yield
 
 
 def wait(tensor: Tensor) -> None:
@@ -63,6 +99,53 @@ def is_autocast(*kinds: str) -> bool:
 def autocast(kind: str) -> torch.dtype | None:
     """The dtype of the autocast that is on for this type of device; None where none is."""
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+Autocasts = tuple[bool, tuple[tuple[str, torch.dtype], ...]]
+"""Whether casts of weights are kept, and the dtype for each type of device for which autocast is on."""
+
+
+def autocasts() -> Autocasts:
+    """What autocast is on, whichever devices the tensors at hand are on."""
+    on: tuple[tuple[str, torch.dtype], ...] = ()
+    if _torch.is_any_autocast():
+        kinds = filter(torch.is_autocast_enabled, _torch.autocast_devices())
+        on = tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
+    return torch.is_autocast_cache_enabled(), on
+
+
+@contextmanager
+def under_autocasts(wanted: Autocasts) -> Iterator[None]:
+    """Let this autocast be on inside, and no other."""
+    before = autocasts()
+    if before == wanted:
+        yield
+        return
+    _set_autocasts(before, wanted)
+    try:
+        yield
+    finally:
+        _set_autocasts(wanted, before)
+        forget_casts()  # those that were made inside
+
+
+def _set_autocasts(before: Autocasts, wanted: Autocasts) -> None:
+    # Not by `torch.autocast`: that refuses devices that this machine has not.
+    for kind, _ in before[1]:
+        torch.set_autocast_enabled(kind, False)
+    for kind, dtype in wanted[1]:
+        torch.set_autocast_enabled(kind, True)
+        torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(wanted[0])
+
+
+def forget_casts() -> None:
+    """Clear autocast's casts of weights: after they were changed, and after a run that leaves no trace.
+
+    Inside of ``torch.autocast`` a forward leaves casts of the weights for the forwards that follow there,
+    which stay as they are where a weight changes.
+    """
+    torch.clear_autocast_cache()
 
 
 # Random streams
@@ -110,10 +193,25 @@ def streams_kept() -> Iterator[None]:
 
 def generator(device: torch.device) -> torch.Generator:
     """A stream of its own for numbers on ``device`` (for those on ``meta``, which has none, the CPU's)."""
-    return torch.Generator(CPU if device.type == "meta" else device)
+    return torch.Generator(CPU if is_meta(device) else device)
 
 
-# Memory
+# Memory, and the device that is used where none is named
+
+
+def make_current(device: torch.device) -> None:
+    """Let ``device`` be the one that its type uses where none is named; nothing for the CPU.
+
+    Else a process that works for the second accelerator takes memory on the first one, too.
+    """
+    if device.index is not None and device.type == accelerator():
+        torch.accelerator.set_device_index(device.index)
+
+
+def free_memory() -> None:
+    """Give back what this process keeps of accelerators' memory and uses for no tensor."""
+    if accelerator() is not None and _module().is_initialized():
+        torch.accelerator.empty_cache()
 
 
 def peak_memory(device: torch.device, step: Callable[[], object]) -> int:
@@ -126,5 +224,5 @@ def peak_memory(device: torch.device, step: Callable[[], object]) -> int:
 
 
 def _module() -> Any:
-    """``torch.cuda``, or what stands for it where the accelerator is another one."""
+    """``torch.cuda``, or the module of another accelerator."""
     return getattr(torch, cast(str, accelerator()))

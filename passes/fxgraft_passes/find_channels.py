@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.base import GraphPass
-from fxgraft_passes.channels.examples import example_of
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.layout import atoms
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried
 from fxgraft_passes.errors import ChannelError
-from fxgraft_passes.example_calls import check_example
+from fxgraft_passes.example_calls import check_example, example_of
+from fxgraft_passes.metadata import metadata
 
 _KEY = "channels"
 
@@ -43,12 +43,12 @@ class FindChannels(GraphPass):
     """Find the channel groups of a ``GraphModule``, for `channels_of`. The graph is not modified.
 
     Attributes:
-        example_args: inputs to run it with, in eval and in train mode; None: made up, where its placeholders
-            say of what form they are.
+        example_args: inputs to run it with, in eval and in train mode; None: generated, where its
+            placeholders say of what form they are.
         example_kwargs: keyword inputs. Default none.
 
     Raises:
-        ChannelError: it is given a graph instead of a module; no example inputs can be made up; or those
+        ChannelError: it is given a graph instead of a module; no example inputs can be generated; or those
             given are no tuple, or the module does not run with them.
     """
 
@@ -132,7 +132,7 @@ def _annotate(groups: Mapping[str, ChannelGroup], values: Mapping[fx.Node, Any])
     names = {group.atom: name for name, group in groups.items()}
     analysis = next((group.analysis for group in groups.values()), None)
     for node, value in values.items():
-        node.meta.pop(_KEY, None)
+        metadata(node).pop("channels", None)
         if analysis is not None and isinstance(value, Tensor) and analysis.knows(value):
             found = (atoms(layout) for layout in analysis.of(value))
-            node.meta[_KEY] = tuple(tuple(names[a] for a in dim if a in names) for dim in found)
+            metadata(node)["channels"] = tuple(tuple(names[a] for a in dim if a in names) for dim in found)

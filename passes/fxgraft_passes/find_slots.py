@@ -1,4 +1,4 @@
-"""Find the places after which a seed may go, and say of the others why not.
+"""Find the nodes behind which a seed may go, and for the others the reason why not.
 
 before::
 
@@ -13,17 +13,20 @@ after (the graph is the same; ``meta`` is annotated)::
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import weakref
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.fx as fx
+from torch import nn
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes._liveness import liveness_of
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.errors import SlotError
 from fxgraft_passes.example_calls import check_example
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.naming import qualified_names
 from fxgraft_passes.observe import Observation, observation_of, observe
 
@@ -44,6 +47,7 @@ class Slot:
         merged: for a branch between regions, the regions that run as one graph, the outermost first.
         reader: for an edge, the only node that gets the seed's output; None: all readers get it.
         others: further nodes behind which the same seed runs, each with its own value.
+        owner: of a branch, a weak reference to the module whose graph it is.
     """
 
     name: str
@@ -58,6 +62,12 @@ class Slot:
     merged: tuple[str, ...] = ()
     reader: fx.Node | None = None
     others: tuple[fx.Node, ...] = ()
+    owner: weakref.ReferenceType[nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def root(self) -> nn.Module | None:
+        """Where modules that the graph calls are found by their names; None where that is not known."""
+        return None if self.owner is None else self.owner()
 
     @property
     def input(self) -> Slot:
@@ -73,8 +83,8 @@ class Slot:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # Nodes are linked to all of their graph; whoever unpickles finds the slot there, by its name.
-        return {**self.__dict__, "node": None, "reader": None, "others": ()}
+        # Nodes are linked to all of their graph; after unpickling the slot is looked up there, by its name.
+        return {**self.__dict__, "node": None, "reader": None, "others": (), "owner": None}
 
 
 @dataclass(frozen=True)
@@ -103,13 +113,14 @@ class FindSlots(GraphPass):
         for node, name in qualified_names(graph, self.region).items():
             seen = observation_of(node)
             reason = _objection(node, seen, live)
-            node.meta.pop("slot", None)
-            node.meta.pop("no_slot", None)
-            if reason is None and seen is not None:
-                node.meta["slot"] = _slot(name, node, seen, self.region)
+            metadata(node).pop("slot", None)
+            metadata(node).pop("no_slot", None)
+            if reason is not None:
+                metadata(node)["no_slot"] = reason
             else:
-                node.meta["no_slot"] = reason
-            node.meta["qualified_name"] = name
+                assert seen is not None
+                metadata(node)["slot"] = _slot(name, node, seen, self.region)
+            metadata(node)["qualified_name"] = name
         return False
 
 
@@ -119,7 +130,7 @@ def slots_of(graph: fx.Graph) -> list[Slot]:
     Args:
         graph: one that `FindSlots` has marked.
     """
-    return [node.meta["slot"] for node in graph.nodes if "slot" in node.meta]
+    return [metadata(node)["slot"] for node in graph.nodes if "slot" in metadata(node)]
 
 
 def slot_behind(node: fx.Node, name: str, region: str, reader: fx.Node) -> Slot | str:
@@ -139,7 +150,9 @@ def rejections_of(graph: fx.Graph) -> dict[str, str]:
         graph: one that `FindSlots` has marked.
     """
     return {
-        node.meta["qualified_name"]: node.meta["no_slot"] for node in graph.nodes if "no_slot" in node.meta
+        metadata(node)["qualified_name"]: metadata(node)["no_slot"]
+        for node in graph.nodes
+        if "no_slot" in metadata(node)
     }
 
 
@@ -176,7 +189,7 @@ def _objection(node: fx.Node, seen: Observation | None, live: set[fx.Node]) -> s
 
 
 def _in_place_hazard(node: fx.Node, seen: Observation) -> str | None:
-    """A value that is written into later may be copied only if nobody else looks at its memory."""
+    """A value that is written into later may be copied only if nothing else reads its memory."""
     if not seen.dense:
         return "is changed in place later, and a copy would not preserve its strides"
     position = {other: i for i, other in enumerate(node.graph.nodes)}

@@ -36,8 +36,8 @@ behind all seeds there; ``spec.copy_source`` copies it, where something writes i
     graft = isolated(relu, seed, 'residual', 'trust', 0.03, False)
     fc2 = self.fc2(graft)
 
-A block that takes more than the one value, ``arguments=((x, mask), {})`` and ``spec.call`` (``x`` stands for
-the value, and is given no other time; what the block is given beside it, it gets from the graph)::
+A block that takes more than the one value, ``arguments=((x, mask), {})`` and ``spec.call`` (``x`` is the
+value, and is passed once; the other arguments of the block are nodes of the graph)::
 
     add = x + attn
     seed = self._seeds.a(add, mask)
@@ -56,12 +56,10 @@ import torch.fx as fx
 from torch import nn
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxgraft_passes._describing import describe, shape_of
-from fxgraft_passes._homes import is_home
 from fxgraft_passes.base import GraphPass, node_named
 from fxgraft_passes.errors import SlotError
-from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, alpha_shape, check_name
-from fxgraft_passes.graft_nodes import Arguments, nodes_between, read_early, write_graft
+from fxgraft_passes.graft import SEEDS, Graft, GraftSpec, Phase, alpha_shape, check_name, is_graft_holder
+from fxgraft_passes.graft_nodes import Arguments, describe, nodes_between, read_early, shape_of, write_graft
 from fxgraft_passes.sites import GraftSite, chain_at, end_of_chain, exit_of, mark, mark_reader
 
 
@@ -190,7 +188,7 @@ class Germinate(GraphPass):
     def attach(self, graph_module: fx.GraphModule) -> None:
         if self.seed is None:
             return
-        like = next(graph_module.parameters(), torch.empty(0))
+        like = next(graph_module.parameters(), torch.empty(0, device="cpu"))
         form: tuple[int, ...] = ()
         if self.spec.mode == "channelwise":
             slot = node_named(graph_module.graph, self.node)
@@ -215,6 +213,6 @@ def _home(graph_module: fx.GraphModule) -> str:
     for number in count():
         name = f"{SEEDS}_{number}" if number else SEEDS
         known = getattr(graph_module, name, None)
-        if not hasattr(graph_module, name) or (type(known) is nn.Module and is_home(known)):
+        if not hasattr(graph_module, name) or (type(known) is nn.Module and is_graft_holder(known)):
             return name
     raise AssertionError("unreachable")

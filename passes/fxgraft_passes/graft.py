@@ -25,11 +25,11 @@ class Phase(Enum):
     ISOLATED = "isolated"
     """Every seed is in TRAINING: the host's value passes by alias."""
     BLENDED = "blended"
-    """Seeds in any mixture of stages, told apart by tensors: the one that is compiled."""
+    """Seeds in any mixture of stages, distinguished by tensors: the one that is compiled."""
     SETTLED = "settled"
     """No seed is in TRAINING: as BLENDED, without the objectives."""
     DETACHED = "detached"
-    """As SETTLED, with the output of isolated seeds cut off from gradients: what the host's gradients
+    """As BLENDED, with the output of isolated seeds cut off from gradients: what the host's gradients
     must be (the reference of the isolation check)."""
     SHADOW = "shadow"
     """Seeds in TRAINING at alpha 1, plain gradients (`SeedManager.shadow`)."""
@@ -84,7 +84,7 @@ class GraftSpec:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}; got {self.mode!r}")
         if not isinstance(self.isolated, bool):
             raise ValueError(f"isolated: expected True or False; got {self.isolated!r}")
-        Objective(self.objective, self.radius)  # raises for what it cannot be
+        Objective(self.objective, self.radius)  # raises for an invalid one
 
 
 class Graft(nn.Module):
@@ -135,7 +135,7 @@ class Graft(nn.Module):
         self.regions: dict[str, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "regions": None}  # which whoever runs the graft makes again
+        return {**self.__dict__, "regions": None}  # made again when the graft runs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the seed, and count the run.
@@ -148,7 +148,7 @@ class Graft(nn.Module):
         if torch.compiler.is_compiling():
             _count(self.runs_with_grad if grad else self.runs_without_grad)
         elif not _torch.is_in_backward():  # else torch.utils.checkpoint repeats a run
-            self.eager_runs[grad] += 1  # costs a twentieth of what a tensor does, and no device hears of it
+            self.eager_runs[grad] += 1  # a twentieth of the cost of a tensor, and nothing on the device
         return self.module(*args, **kwargs)
 
     @property
@@ -226,3 +226,23 @@ def check_name(name: str) -> None:
         raise ValueError(
             f"name: expected letters, digits, '_' and '-', and no attribute of nn.Module; got {name!r}"
         )
+
+
+def is_graft_holder(module: nn.Module) -> bool:
+    """Whether it holds grafts and nothing else, and no class's code needs it."""
+    own = (*module._parameters, *module._buffers)
+    parts = module._modules.values()
+    # A graft by what it has: a module that was traced anew may hold a plain copy of it.
+    are_grafts = all(part is not None and "module" in part._modules for part in parts)
+    return type(module) is nn.Module and not own and are_grafts
+
+
+def take_out(root: nn.Module, path: str) -> None:
+    """Remove the graft at ``path``, and its home if that holds no other. One kept elsewhere stays there."""
+    home, _, name = path.rpartition(".")
+    holder = root._modules.get(home)
+    if not home.startswith(SEEDS) or holder is None or not is_graft_holder(holder):
+        return
+    holder._modules.pop(name, None)
+    if not holder._modules:
+        delattr(root, home)

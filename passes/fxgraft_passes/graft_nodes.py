@@ -1,16 +1,23 @@
-"""Writes the nodes of a graft into a graph; ``germinate`` describes them for each phase."""
+"""Writes the nodes of a graft into a graph; ``germinate`` describes them for each phase.
+
+Their metadata is like that of the nodes around them, stack traces and values: ``torch.export``, ``make_fx``
+and ``ShapeProp`` leave such metadata, and passes of others count on it.
+"""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.fx as fx
 
-from fxgraft_passes import operators
-from fxgraft_passes.graft import GraftSpec, Phase
+from fxgraft_passes import _torch, operators
+from fxgraft_passes.graft import GraftSpec, Phase, alpha_shape
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.observe import carries_no_gradient, observation_of
-from fxgraft_passes.sites import CALLED_WITH, GraftSite
+from fxgraft_passes.sites import GraftSite
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any], int | str]
 """Args and kwargs of a call, nodes among them, and the place or the name of the value in there."""
@@ -62,7 +69,8 @@ def write_graft(
     if phase is Phase.DETACHED and spec.isolated:
         seed = _named(graph.call_method("detach", (seed,)), "seed_output")
     attached = () if spec.isolated else (False,)
-    if phase in (Phase.SETTLED, Phase.DETACHED):
+    # One in TRAINING that is not isolated passes on what it learns from: the reference needs its objective.
+    if phase is Phase.SETTLED or (phase is Phase.DETACHED and spec.isolated):
         return _named(graph.call_function(blend, (host, seed, alpha, None, *objective, *attached)), "graft")
     learning = _named(graph.get_attr(f"{site.path}.learning"), "learning")
     if phase is Phase.SHADOW:
@@ -93,7 +101,7 @@ def _call(
     }
     named = {key: argument for key, argument in given.items() if isinstance(key, str)}
     seed = _named(graph.call_module(path, tuple(given[i] for i in range(len(args))), named), "seed")
-    seed.meta[CALLED_WITH] = place
+    metadata(seed)["called_with"] = place
     if site.spec.call.element is None:
         return seed
     return _named(graph.call_function(operator.getitem, (seed, site.spec.call.element)), "seed_value")
@@ -134,3 +142,57 @@ def nodes_between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
 def _named(node: fx.Node, name: str) -> fx.Node:
     node._rename(name)
     return node
+
+
+_ORIGIN = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn")
+_VALUE = ("val", "tensor_meta", "example_value")
+
+
+def describe(written: Iterable[fx.Node], host: fx.Node, source: fx.Node | None, mode: str) -> None:
+    """Give nodes of a graft behind ``host`` the metadata that this has; what reads ``source`` that of it."""
+    reads: set[fx.Node] = set() if source is None else {source}
+    for node in written:
+        node.meta.update({key: host.meta[key] for key in _ORIGIN if key in host.meta})
+        if node.op == "get_attr":
+            _describe_steering(node, host, mode)
+            continue
+        is_read = source is not None and node.op != "call_module" and bool(reads & set(node.all_input_nodes))
+        if is_read:
+            reads.add(node)
+        like = source if is_read and source is not None else host
+        node.meta.update({key: like.meta[key] for key in _VALUE if key in like.meta})
+
+
+def shape_of(node: fx.Node) -> torch.Size | None:
+    """The shape of a node's value, as far as its metadata tell."""
+    seen = observation_of(node)
+    if seen is not None and seen.kind == "Tensor":
+        return seen.shape
+    for key in _VALUE:
+        shape = getattr(node.meta.get(key), "shape", None)
+        if isinstance(shape, torch.Size):
+            return shape
+    return None
+
+
+def _describe_steering(node: fx.Node, host: fx.Node, mode: str) -> None:
+    """Of ``alpha`` and the flags: tensors of their own."""
+    value: Any = host.meta.get("val", host.meta.get("example_value"))
+    shape = shape_of(host)
+    if shape is None:
+        return
+    is_alpha = str(node.target).endswith(".alpha")
+    form = alpha_shape(mode, shape) if is_alpha else ()
+    known = (
+        value.dtype
+        if isinstance(value, torch.Tensor)
+        else getattr(host.meta.get("tensor_meta"), "dtype", None)
+    )
+    dtype = (torch.float64 if known is torch.float64 else torch.float32) if is_alpha else torch.bool
+    made = value.new_empty(form, dtype=dtype) if isinstance(value, torch.Tensor) else None
+    for key in ("val", "example_value"):
+        if key in host.meta and made is not None:
+            node.meta[key] = made
+    if "tensor_meta" in host.meta:
+        like = made if made is not None else torch.empty(form, dtype=dtype, device="meta")
+        node.meta["tensor_meta"] = _torch.tensor_metadata(like)

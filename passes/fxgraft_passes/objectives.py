@@ -7,9 +7,9 @@ graft, ``s - h`` of a convex one) the seed's parameters then receive the VJP of 
 ==================  ============================================================================
 ``trust``           ``g`` while the branch is small; outside a radius ``r = |d| / (rho |h|) > 1``
                     the outward part of ``g`` is dropped and a pull back is added:
-                    ``g - min(0, <g,d>)/|d|^2 d + |g| min(r-1, 1) d/|d|`` (design note, section 3, form ii)
+                    ``g - min(0, <g,d>)/|d|^2 d + |g| min(r-1, 1) d/|d|``
 ``trust_step``      ``g + (|g| / (rho |h|)) d`` whose fixed point is the normalised functional
-                    gradient step ``d = -rho |h| g/|g|`` (the same section, form i). It overshoots
+                    gradient step ``d = -rho |h| g/|g|``. It overshoots
                     where lr/rho is large, and then diverges; for comparison only.
 ``straight_through``  ``g`` for ever: a linear objective without a minimum. Unbounded; for comparison only.
 ``shadow``          nothing here: the seed learns in a second pass, at alpha 1 (``SeedManager.shadow``)

@@ -17,9 +17,8 @@ from torch.utils import _pytree as pytree
 from fxgraft_passes import _torch, devices
 from fxgraft_passes._aliases import read_elsewhere
 from fxgraft_passes._writes import Writes, memory_of, tensors_in
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.untouched import untouched
-
-KEY = "observation"
 
 _Sight = tuple[int, Any, int, bool, bool]
 """When, the value, its version then, whether gradients were on, whether autocast was."""
@@ -42,7 +41,8 @@ class Observation:
         channels_last: whether a 4-D value was laid out so.
         written_later: whether something changed the value in place after it was computed.
         differentiable: whether it was computed with gradients enabled.
-        read_elsewhere: who reads its very tensor past this node, where that matters (see ``aliases``).
+        read_elsewhere: a reader of its very tensor that does not read this node, where that matters (see
+            ``_aliases``).
         autocast: whether it was computed under autocast, which chooses dtypes of its own.
         memories: of all tensors in the value; just ``memory`` of a tensor.
         fills_memory: whether a tensor is all of its memory.
@@ -86,7 +86,7 @@ class Observer:
 
     def saw(self, node: fx.Node, value: Any) -> None:
         """Record that ``node`` computed ``value`` just now."""
-        version = value._version if isinstance(value, Tensor) else 0
+        version = _torch.version(value) if isinstance(value, Tensor) else 0
         entry = (self._count, value, version, torch.is_grad_enabled(), _is_autocast())
         self._seen.setdefault(node, []).append(entry)
         self._writes.saw(node, value)
@@ -101,7 +101,7 @@ class Observer:
         when = {node: [(order, v) for order, v, *_ in entries] for node, entries in self._seen.items()}
         readers = read_elsewhere(when)
         for node, entries in self._seen.items():
-            node.meta[KEY] = replace(
+            metadata(node)["observation"] = replace(
                 _sum_up(entries),
                 read_elsewhere=readers.get(node, ""),
                 writes=tuple(self._writes.written.get(node, ())),
@@ -113,7 +113,7 @@ class Observer:
 
 def observation_of(node: fx.Node) -> Observation | None:
     """What was observed of a node, or None."""
-    return node.meta.get(KEY)
+    return metadata(node).get("observation")
 
 
 def carries_no_gradient(node: fx.Node) -> bool:
@@ -174,7 +174,7 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         channels_last=value.dim() == 4
         and value.is_contiguous(memory_format=torch.channels_last)
         and not value.is_contiguous(),
-        written_later=any(isinstance(v, Tensor) and v._version > then for _, v, then, *_ in entries),
+        written_later=any(isinstance(v, Tensor) and _torch.version(v) > then for _, v, then, *_ in entries),
         differentiable=differentiable,
         autocast=autocast,
         memories=memories,

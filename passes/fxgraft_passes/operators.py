@@ -33,7 +33,9 @@ they cost less: in eager mode on a CPU, where alpha and the flags can be looked 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -52,7 +54,6 @@ from fxgraft_passes.blends import (
     mix,
 )
 from fxgraft_passes.devices import is_free_to_look_at
-from fxgraft_passes.errors import FxGraftError
 
 
 def isolated(h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool = False) -> Tensor:
@@ -60,7 +61,7 @@ def isolated(h: Tensor, s: Tensor, mode: str, objective: str, radius: float, cop
     if _is_traced(h):
         return _stays(h, isolated, s, mode, objective, radius, copy)
     passed = Isolated.apply(h, s, mode, objective, radius, copy)  # type: ignore[no-untyped-call]
-    return _as_view(passed, h) if copy else passed  # type: ignore[no-any-return]
+    return _with_shown_branch(_as_view(passed, h) if copy else passed, s)
 
 
 def residual(
@@ -141,28 +142,9 @@ def folded(h: Tensor, s: Tensor, mode: str, alpha: float) -> Tensor:
     return between(h, s, alpha) if mode == "convex" else h + alpha * s
 
 
-def by_mode(training: bool, in_training: Any, in_eval: Any) -> Any:
-    """The constant that a traced module passed on in its current train/eval mode."""
-    return in_training if training else in_eval
-
-
-def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A module's own code as one node of a graph. (Dynamo cannot trace ``operator.call``.)"""
-    return forward(*args, **kwargs)
-
-
 def returned(value: Any) -> Any:
     """The very value, as a node of its own: what a merged module returned, or what one reader reads."""
     return value
-
-
-def assume(condition: bool, expected: bool) -> None:
-    """Stand for a branch on sizes that a trace took. Raises `FxGraftError` where it would not be taken."""
-    if bool(condition) is not expected:
-        raise FxGraftError(
-            "a module with a graft in it was called with sizes for which its code takes another path "
-            "than in the example call; trace the host with an example of these sizes, or cull the graft"
-        )
 
 
 def _is_traced(h: Any) -> bool:
@@ -191,15 +173,37 @@ def _blended(
     radius: float,
     isolated: bool,
 ) -> Tensor:
-    law = (mode, objective, radius, isolated)
-    blend = Blend.apply(h, s, alpha, learning, law)  # type: ignore[no-untyped-call]
-    return blend if learning is None else _as_view(blend, h)
+    options = (mode, objective, radius, isolated)
+    blend = Blend.apply(h, s, alpha, learning, options)  # type: ignore[no-untyped-call]
+    return _with_shown_branch(blend if learning is None else _as_view(blend, h), s)
+
+
+_are_branches_shown: ContextVar[bool] = ContextVar("are_branches_shown", default=False)
+
+
+@contextmanager
+def branches_shown() -> Iterator[None]:
+    """Inside, operations show that a seed's output has the dimensions of the value, also if it adds nothing.
+
+    For an analysis of the operations of a run. Values are the same as outside.
+    """
+    token = _are_branches_shown.set(True)
+    try:
+        yield
+    finally:
+        _are_branches_shown.reset(token)
+
+
+def _with_shown_branch(value: Tensor, s: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() or not _are_branches_shown.get():
+        return value
+    return torch.where(s != s, value, value)
 
 
 def _as_view(value: Tensor, h: Tensor) -> Tensor:
     """``value``, as a view if ``h`` is one.
 
-    Where a view is written into, autograd adds up the gradients of those who read it before, and then that
+    Where a view is written into, autograd adds up the gradients of its earlier readers, and then that
     of its base. Of a copy that is no view it would add up all of them one by one, which rounds differently.
     """
     return value if h._base is None else alias(value)

@@ -1,4 +1,4 @@
-"""What is proved of a graph before it is let run. See `Verify`, the pass."""
+"""The checks that a graph has to pass before it runs. See `Verify`, the pass."""
 
 from __future__ import annotations
 

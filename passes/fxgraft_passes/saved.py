@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxgraft_passes import _torch
-from fxgraft_passes._saved_values import Array, OfTensor, State
+from fxgraft_passes._saved_values import Array, SavedTensor, State
 from fxgraft_passes.saved_names import (
     Cell,
     Dict,
     Items,
-    OfClass,
-    OfContext,
-    OfFunction,
-    OfVariable,
-    OfWeak,
     PythonSlots,
     Saved,
+    SavedClass,
+    SavedContextVariable,
+    SavedFunction,
+    SavedVariable,
+    SavedWeakContainer,
     Variable,
     Variables,
     is_function,
@@ -62,23 +62,23 @@ def save(value: Any, is_root: bool = False) -> Saved | None:
     """One object as it is now; None for what cannot change or is not the model's."""
     kind = type(value)
     if isinstance(value, (type, ModuleType)):
-        return OfClass(value) if is_root else None
+        return SavedClass(value) if is_root else None
     if isinstance(value, Tensor):
-        return OfTensor(value) if value.layout is torch.strided and not _is_wrapped(value) else None
+        return SavedTensor(value) if value.layout is torch.strided and not _is_wrapped(value) else None
     if isinstance(value, torch.Generator):
         return State(value, value.get_state, value.set_state)
     if isinstance(value, CellType):
         return Cell(value)
     if isinstance(value, Variable):
-        return OfVariable(value)
+        return SavedVariable(value)
     if isinstance(value, nn.Module):
         return Variables(value)
     if isinstance(value, FunctionType):
-        return OfFunction(value) if _is_of_model(value) else None
+        return SavedFunction(value) if _is_of_model(value) else None
     if isinstance(value, contextvars.ContextVar):
-        return OfContext(value)
+        return SavedContextVariable(value)
     if isinstance(value, (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)):
-        return OfWeak(value)
+        return SavedWeakContainer(value)
     if isinstance(value, threading.local):
         return Variables(value)
     if is_function(value) or isinstance(value, (tuple, frozenset, functools.partial)):

@@ -58,7 +58,7 @@ class Variables(Saved):
         vars(self.value).update(self.before)
 
 
-class OfFunction(Variables):
+class SavedFunction(Variables):
     """The attributes of a function; it holds its closure and its defaults too."""
 
     def parts(self) -> Iterable[object]:
@@ -67,7 +67,7 @@ class OfFunction(Variables):
         return (*self.before.values(), *(function.__closure__ or ()), *defaults)
 
 
-class OfClass(Variables):
+class SavedClass(Variables):
     """The variables of a class or of a module of Python: written by name, functions left out."""
 
     def __init__(self, value: Any):
@@ -150,7 +150,7 @@ class Dict(Saved):
         kind.update(self.value, self._before)
 
 
-class OfWeak(Saved):
+class SavedWeakContainer(Saved):
     """A dictionary or a set that holds weakly; what it held lives as long as this."""
 
     def __init__(self, value: Any):
@@ -225,8 +225,8 @@ class Variable:
         self.scope, self.name = scope, name
 
 
-class OfVariable(Saved):
-    """What a name stands for."""
+class SavedVariable(Saved):
+    """The object that a name refers to."""
 
     def __init__(self, value: Variable):
         super().__init__(value)
@@ -245,7 +245,7 @@ class OfVariable(Saved):
             self.value.scope[self.value.name] = self._before
 
 
-class OfContext(Saved):
+class SavedContextVariable(Saved):
     """A context variable, as far as it has a value: none can be taken away again."""
 
     def __init__(self, value: contextvars.ContextVar[Any]):

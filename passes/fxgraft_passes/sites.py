@@ -15,9 +15,7 @@ import torch.fx as fx
 
 from fxgraft_passes.errors import FxGraftError
 from fxgraft_passes.graft import GraftSpec
-
-CALLED_WITH = "called_with"
-"""In the ``meta`` of a call with further arguments: the place, or the name, of the value among these."""
+from fxgraft_passes.metadata import metadata
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,13 @@ class GraftSite:
 def mark(site: GraftSite, exit_node: fx.Node, nodes: Iterable[fx.Node]) -> None:
     """Mark ``nodes`` as the graft ``site``, of which ``exit_node`` carries the value out."""
     for node in nodes:
-        node.meta["graft_of"] = site.name
-    exit_node.meta["graft"] = site
+        metadata(node)["graft_of"] = site.name
+    metadata(exit_node)["graft"] = site
 
 
 def site_of(node: fx.Node) -> GraftSite | None:
     """The graft whose value leaves at ``node``, or None."""
-    site = node.meta.get("graft")
+    site = metadata(node).get("graft")
     return site if isinstance(site, GraftSite) else None
 
 
@@ -66,17 +64,17 @@ def exit_of(graph: fx.Graph, name: str) -> tuple[GraftSite, fx.Node] | None:
 
 def mark_reader(node: fx.Node) -> None:
     """Mark the node of a branch that reads the source."""
-    node.meta["reads_source"] = True
+    metadata(node)["reads_source"] = True
 
 
 def host_value(exit_node: fx.Node) -> fx.Node:
     """The node that a graft stands behind."""
-    name = exit_node.meta["graft_of"]
+    name = metadata(exit_node)["graft_of"]
     front = [exit_node]
     while front:
         node = front.pop()
-        for value in () if "reads_source" in node.meta else _read(node):
-            if value.meta.get("graft_of") != name:
+        for value in () if "reads_source" in metadata(node) else _read(node):
+            if metadata(value).get("graft_of") != name:
                 return value
             front.append(value)
     raise FxGraftError(
@@ -87,9 +85,9 @@ def host_value(exit_node: fx.Node) -> fx.Node:
 
 def _read(node: fx.Node) -> list[fx.Node]:
     """What a node of a graft reads of values; of a call with further arguments, the one that it is of."""
-    if CALLED_WITH not in node.meta:
+    if "called_with" not in metadata(node):
         return node.all_input_nodes
-    place = node.meta[CALLED_WITH]
+    place = metadata(node)["called_with"]
     value = node.kwargs[place] if isinstance(place, str) else node.args[place]
     assert isinstance(value, fx.Node)
     return [value]
@@ -127,4 +125,4 @@ def graft_behind(exit_node: fx.Node, slot: str) -> tuple[GraftSite, fx.Node] | N
 
 def nodes_of(graph: fx.Graph, name: str) -> list[fx.Node]:
     """All nodes that the graft of the seed ``name`` put into the graph."""
-    return [node for node in graph.nodes if node.meta.get("graft_of") == name]
+    return [node for node in graph.nodes if metadata(node).get("graft_of") == name]

@@ -1,4 +1,4 @@
-"""Give one reader of a value a node of its own to read: a seed behind it is felt by that reader only.
+"""Give one reader of a value a node of its own to read: a seed behind it affects that reader only.
 
 before::
 
@@ -24,7 +24,7 @@ import torch.fx as fx
 from fxgraft_passes import operators
 from fxgraft_passes.base import GraphPass, node_named
 from fxgraft_passes.errors import SlotError
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 from fxgraft_passes.sites import end_of_chain
 
 
@@ -56,9 +56,9 @@ class SplitEdge(GraphPass):
         with graph.inserting_before(reader):
             node = graph.call_function(operators.returned, (leaving,))
         node._rename(f"{self.node}_to_{self.reader}")
-        node.meta["edge"] = (self.node, self.reader)
-        if KEY in leaving.meta:
-            node.meta[KEY] = leaving.meta[KEY]
+        metadata(node)["edge"] = (self.node, self.reader)
+        if "observation" in metadata(leaving):
+            metadata(node)["observation"] = metadata(leaving)["observation"]
         reader.replace_input_with(leaving, node)
         return True
 
@@ -68,7 +68,9 @@ class SplitEdge(GraphPass):
         Args:
             graph: the graph to look in.
         """
-        return next((node for node in graph.nodes if node.meta.get("edge") == (self.node, self.reader)), None)
+        return next(
+            (node for node in graph.nodes if metadata(node).get("edge") == (self.node, self.reader)), None
+        )
 
 
 def _listed(nodes: Iterable[fx.Node]) -> str:

@@ -70,7 +70,7 @@ def restored_on_failure(module: nn.Module) -> Iterator[None]:
 def streams_untouched() -> Iterator[None]:
     """Put the global random streams back afterwards. On the main thread only: they are the process's.
 
-    Those of torch on each device, of Python, and of NumPy where somebody has imported it.
+    Those of torch on each device, of Python, and of NumPy where it is imported.
     """
     numpy: Any = sys.modules.get("numpy")
     of_numpy = numpy.random.get_state() if numpy is not None else None
@@ -86,7 +86,7 @@ def streams_untouched() -> Iterator[None]:
 
 @contextmanager
 def streams_fixed() -> Iterator[None]:
-    """Let the global random streams inside be the same each time; they come back as they were."""
+    """Set the global random streams to the same state each time inside; restore them afterwards."""
     with streams_untouched():
         torch.manual_seed(0)
         random.seed(0)

@@ -6,7 +6,7 @@ before and after::
     seed_input = relu.detach()            # detach or release while isolated, else IsolationError
     seed = self._seeds.a.module(seed_input)
     graft = isolated(relu, seed, ...)     # the only way out of the seed, else IsolationError
-    fc = self.fc(graft)                   # nobody reads relu past the graft, else SlotError
+    fc = self.fc(graft)                   # no other node reads relu, else SlotError
 
 The graph as a whole must be well formed and acyclic, else FxGraftError.
 """

@@ -27,14 +27,13 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from fxgraft_passes.base import GraphPass
 from fxgraft_passes.channels.comparing import outputs
-from fxgraft_passes.channels.examples import example_of
 from fxgraft_passes.channels.groups import find
 from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.replacing import replace_tensors
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried_one
 from fxgraft_passes.errors import ChannelError
-from fxgraft_passes.example_calls import check_example
+from fxgraft_passes.example_calls import check_example, example_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxgraft
+from fxgraft.capture._exact import builtins_of, unshadowed
 from fxgraft.capture._facts import Self, Written, equals, steps_to
-from fxgraft.capture._shadowing import builtins_of, unshadowed
 from fxgraft.util.bits import same_bits
 from tests.harness import counting_backend
 

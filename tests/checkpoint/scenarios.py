@@ -156,7 +156,7 @@ def blend(name: str = "a", **options: Any) -> Callable[..., Any]:
 
 
 def pending(manager: SeedManager) -> None:
-    """A seed that is still in preparation when the run is saved; it never lands."""
+    """A seed that is still in preparation when the run is saved; it is never applied."""
     forever = threading.Event()
     manager.germinate("relu", lambda slot: forever.wait(), name="late", wait=False)
 
@@ -171,7 +171,7 @@ def _crowd(manager: SeedManager) -> None:
     manager.germinate("tanh", Noisy(), name="Noisy")
 
 
-def _late_landing(manager: SeedManager) -> None:
+def _late_germination(manager: SeedManager) -> None:
     """Asked for first, live second: the order of seeds is not that of the optimizer."""
     release = threading.Event()
 
@@ -236,9 +236,9 @@ SCENARIOS = {
     "culled and grown again": Scenario(
         at(s0=seed(blueprint="mlp"), s2=lambda m: m.cull("a"), s3=seed("b", blueprint="low_rank"))
     ),
-    "late landing": Scenario(at(s1=_late_landing)),
-    "late landing, momentum": Scenario(
-        at(s1=_late_landing), lambda host: [torch.optim.SGD(host.parameters(), 0.05, momentum=0.9)]
+    "late germination": Scenario(at(s1=_late_germination)),
+    "late germination, momentum": Scenario(
+        at(s1=_late_germination), lambda host: [torch.optim.SGD(host.parameters(), 0.05, momentum=0.9)]
     ),
     "two optimizers and schedulers": Scenario(at(s1=_crowd, s3=_mixed), _two, _schedulers),
     "named groups": Scenario(at(s1=seed(), s2=seed("b", "tanh")), _groups),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.checkpoint import file
-from fxgraft.checkpoint.packing import conform, pack, unpack
+from fxgraft.checkpoint.packing import convert_like, pack, unpack
 from fxgraft.errors import CheckpointError
 from tests.harness import assert_same_bits
 
@@ -93,7 +93,7 @@ def test_what_is_no_data_is_refused_by_place(value: Any) -> None:
 @pytest.mark.parametrize(("saved", "like"), [("a", 1), ([1], 1), ({"a": 1}, [1]), ({"a": "x"}, {"a": 1.0})])
 def test_a_value_of_another_kind_cannot_stand_in(saved: Any, like: Any) -> None:
     with pytest.raises(CheckpointError, match="here"):
-        conform(saved, like, "here")
+        convert_like(saved, like, "here")
 
 
 def test_optimizer_state_of_another_dtype_than_its_parameter_keeps_it(tmp_path: Path) -> None:

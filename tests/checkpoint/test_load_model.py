@@ -59,6 +59,42 @@ def saved(tmp_path: Path) -> tuple[Path, dict[str, Tensor], Tensor]:
     return tmp_path / "run", frozen(host.state_dict()), call(host)
 
 
+@pytest.mark.parametrize("resumes", [False, True])
+def test_it_computes_that_where_autocast_is_on_all_the_time(saved: Any, resumes: bool) -> None:
+    """Inside of autocast torch keeps casts of weights: those of the weights before have to go."""
+    path, _, _ = saved
+
+    def loaded() -> nn.Module:
+        if not resumes:
+            return fxgraft.load_model(path, MaskedNormNet())
+        host = fxgraft.trace(MaskedNormNet(), (X, MASK), {"scale": 2.0})
+        SeedManager.load(path, host, torch.optim.AdamW(host.parameters(), 1e-2))
+        return host.eval()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loaded()(X, MASK, scale=2.0).detach()
+    outside = loaded()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(inside, outside(X, MASK, scale=2.0).detach(), "outputs")
+
+
+@pytest.mark.parametrize("way", ["load_model", "load"])
+def test_what_is_loaded_in_inference_mode_can_be_trained(saved: Any, way: str) -> None:
+    path, _, expected = saved
+    model = MaskedNormNet()
+    host = fxgraft.trace(MaskedNormNet(), (X, MASK), {"scale": 2.0})
+    optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
+    with torch.inference_mode():
+        if way == "load_model":
+            host = fxgraft.load_model(path, model)
+        else:
+            SeedManager.load(path, host, optimizer)
+    assert_same_bits(call(host.eval()), expected, "outputs")
+    assert not any(t.is_inference() for t in (*host.parameters(), *host.buffers()))
+    host.train()(X, MASK, scale=2.0).square().mean().backward()
+    torch.optim.SGD(host.parameters(), 1e-2).step()
+
+
 def test_it_computes_what_was_saved(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path, weights, expected = saved
     monkeypatch.setattr(pickle, "loads", None)

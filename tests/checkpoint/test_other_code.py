@@ -67,6 +67,11 @@ class OtherOrder(Base):
         return self.last(hidden)
 
 
+class OtherInModes(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.1, self.training)
+
+
 OTHERS = {
     OtherModule: "rest is GELU(approximate='none'), and was ReLU()",
     OtherSetting: "rest is LeakyReLU(negative_slope=0.3), and was ReLU()",
@@ -83,9 +88,9 @@ def made(model: type[nn.Module]) -> tuple[fxgraft.Host, torch.optim.Optimizer]:
     return host, torch.optim.SGD(host.parameters(), 0.1)
 
 
-def saved(path: Path) -> fxgraft.SeedManager:
+def saved(path: Path, model: type[nn.Module] = Base) -> fxgraft.SeedManager:
     """With a seed, whose code is not the model's."""
-    manager = fxgraft.SeedManager(*made(Base))
+    manager = fxgraft.SeedManager(*made(model))
     manager.germinate("first", "mlp", name="a")
     manager.blend("a", steps=0)
     manager.deepen("blocks")
@@ -132,3 +137,17 @@ def test_files_of_before_and_damaged_ones(tmp_path: Path, caplog: pytest.LogCapt
         file.write(tmp_path / "run", {**manifest, "code": one}, tensors)
         with pytest.raises(CheckpointError, match=r"cannot be read.*Load another checkpoint"):
             fxgraft.SeedManager.load(tmp_path / "run", *made(Base))
+
+
+def test_operators_under_their_names_of_before_are_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path / "run", OtherInModes)
+    manifest, tensors = file.read(tmp_path / "run")
+    texts = manifest["code"]["texts"]
+    before = [text.replace("fxgraft.capture.trace_operators", "fxgraft_passes.operators") for text in texts]
+    assert before != texts
+    manifest["code"]["texts"] = before
+    file.write(tmp_path / "run", manifest, tensors)
+    fxgraft.SeedManager.load(tmp_path / "run", *made(OtherInModes))
+    assert not said(caplog)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import fxgraft
@@ -72,6 +73,28 @@ def test_a_checkpoint_is_looked_into_and_verified(saved: Path) -> None:
     data = json.loads(run("checkpoint", "inspect", saved, "--json").stdout)
     assert [seed["name"] for seed in data["seeds"]] == ["a", "b"]
     assert run("checkpoint", "verify", saved).exit_code == 0
+
+
+def test_an_inserted_block_needs_no_blueprint_to_load(tmp_path: Path) -> None:
+    blocks = nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Tanh())), nn.Linear(3, 2))
+    manager = fxgraft.SeedManager(fxgraft.trace(blocks, (torch.randn(4, 3),)))
+    manager.deepen("0", init="copy")
+    manager.save(tmp_path / "run")
+    line = run("checkpoint", "inspect", tmp_path / "run").stdout.splitlines()[-1]
+    assert line.endswith("(an inserted block: load copies 0.0 for it)")
+    (seed,) = json.loads(run("checkpoint", "inspect", tmp_path / "run", "--json").stdout)["seeds"]
+    assert seed["copied_from"] == "0.0"
+
+
+def test_a_task_whose_batches_are_no_pairs_says_what_they_are(tmp_path: Path) -> None:
+    code = "import torch; from torch import nn\n"
+    for name, batches in (("task", "[torch.ones(3, 2)]"), ("empty", "[]")):
+        code += f"def {name}(): return nn.Sequential(nn.Linear(2, 2)), {batches}, nn.functional.mse_loss\n"
+    (tmp_path / "odd.py").write_text(code)
+    for name, given in (("task", "Tensor"), ("empty", "none")):
+        done = run("explore", f"{tmp_path / 'odd.py'}:{name}")
+        assert done.exit_code == 2
+        assert f"[(inputs, targets), ...]; got {given}" in " ".join(done.stderr.split())
 
 
 def test_a_damaged_checkpoint_ends_with_1(saved: Path) -> None:
@@ -164,7 +187,7 @@ def test_the_demo_names_its_options() -> None:
         ("matplotlib", ("demo", "--quick"), "demo"),
     ],
 )
-def test_a_missing_extra_is_told(
+def test_a_missing_extra_is_reported(
     missing: str, arguments: tuple[str, ...], extra: str, tmp_path: Path
 ) -> None:
     """In a fresh process: what was imported once is there."""
@@ -177,7 +200,7 @@ def test_a_missing_extra_is_told(
     assert "Traceback" not in done.stderr
 
 
-def test_a_missing_dot_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_dot_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     done = run("graph", TARGET, "-o", tmp_path / "host.svg")
     assert done.exit_code == 1
@@ -205,7 +228,7 @@ def test_explore_ranks_what_may_grow() -> None:
         ((TARGET.replace(":small", ":task"), "--steps", "0"), 2, "steps"),
     ],
 )
-def test_what_cannot_be_explored_is_told(arguments: tuple[str, ...], code: int, said: str) -> None:
+def test_what_cannot_be_explored_is_reported(arguments: tuple[str, ...], code: int, said: str) -> None:
     done = run("explore", *arguments)
     assert done.exit_code == code
     assert said in done.stderr

@@ -16,7 +16,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft import SeedManager, Stage, commands
-from fxgraft.commands import BLEND, CULL, FOSSILIZE, PAUSE, RESUME, SEED, WIDEN, Command
+from fxgraft.commands import BLEND, CULL, FOSSILIZE, FUSE, PAUSE, RESUME, SEED, WIDEN, Command
 from fxgraft.commands.messages import TYPES
 from fxgraft.errors import CommandError
 from tests.harness import assert_same_bits, snapshot, traced_once
@@ -60,7 +60,7 @@ valid = st.one_of(
         schedule=st.sampled_from(["linear", "cosine", "sigmoid"]),
         id=ids,
     ),
-    *(st.builds(kind, seed=texts, id=ids) for kind in (CULL, FOSSILIZE, PAUSE, RESUME)),
+    *(st.builds(kind, seed=texts, id=ids) for kind in (CULL, FOSSILIZE, PAUSE, RESUME, FUSE)),
     st.builds(WIDEN, group=texts, by=st.integers(1, 10**6), init=st.sampled_from(["zero", "split"]), id=ids),
 )
 

@@ -123,6 +123,39 @@ def test_a_grown_block_is_collected_when_it_is_culled(granularity: str) -> None:
     assert module() is None
 
 
+def _grow_inside_of_a_new_block(world: World, name: str) -> None:
+    world.manager.deepen("", name=name, at=[1], blend=5, isolated=True)
+    world.manager.germinate(f"_seeds.{name}.module.relu", "low_rank", name="inside")
+    world.call()
+
+
+def test_what_is_known_of_the_regions_of_seeds_goes_with_them() -> None:
+    world = World("host", "eager")
+    keys = world.host.compiled._keys  # type: ignore[union-attr]
+    counts = []
+    for i in range(4):
+        _grow_inside_of_a_new_block(world, f"block{i}")
+        counts.append(len(keys._forwards))
+        world.manager.cull("inside")
+        world.manager.cull(f"block{i}")
+        world.call()
+    assert counts == counts[:1] * 4
+
+
+def test_a_seed_of_a_name_that_was_there_before_is_known_by_its_own_graph() -> None:
+    world = World("host", "eager")
+    keys = world.host.compiled._keys  # type: ignore[union-attr]
+    found = []
+    for _ in range(2):
+        _grow_inside_of_a_new_block(world, "block")
+        region, _ = keys._forwards["_seeds.block.module"]
+        found.append(region())
+        assert region() is world.host.regions["_seeds.block.module"]
+        world.manager.cull("inside")
+        world.manager.cull("block")
+    assert found[0] is not found[1]
+
+
 @pytest.mark.parametrize(("granularity", "graphs"), [("host", 2), ("region", 0)])
 def test_eight_blocks_in_one_act(granularity: str, graphs: int) -> None:
     world = World(granularity)

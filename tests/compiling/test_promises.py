@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -14,6 +16,7 @@ from fxgraft.compiling import helper
 from fxgraft.compiling.promises import Promises
 from fxgraft.compiling.variants import Variant
 from fxgraft.host import engine
+from fxgraft.manager._compiler_help import CompilerHelp
 from fxgraft.testing import no_recompiles
 
 
@@ -30,9 +33,9 @@ class World:
             self.host(self.x).square().sum().backward()
             self.manager.step()
 
-    def stand_by(self) -> None:
+    def wait_until_free(self) -> None:
         until = time.monotonic() + 120
-        while not helper.stands_by():
+        while not helper.is_free():
             assert time.monotonic() < until
             time.sleep(0.05)
 
@@ -40,7 +43,7 @@ class World:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_call_that_waits_compiles_what_runs_first_and_what_comes_later_waits_for_the_rest() -> None:
     world = World(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend="inductor")
-    world.stand_by()
+    world.wait_until_free()
     before = fxgraft.compile_report(world.host).graphs
     world.manager.germinate("1", nn.Linear(4, 4), name="a")
     assert fxgraft.compile_report(world.host).graphs == before + 1
@@ -59,7 +62,7 @@ def test_a_call_that_waits_compiles_what_runs_first_and_what_comes_later_waits_f
 @pytest.mark.usefixtures("fresh_compiler")
 def test_what_cannot_travel_is_compiled_in_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend="aot_eager")
-    monkeypatch.setattr(helper, "stands_by", lambda: True)
+    monkeypatch.setattr(helper, "is_free", lambda: True)
     monkeypatch.setattr(world.host.compiled, "options", {"fullgraph": True})
 
     def refuse(*args: Any) -> None:
@@ -76,7 +79,8 @@ def test_what_cannot_travel_is_compiled_in_the_call(monkeypatch: pytest.MonkeyPa
 class _Job:
     """Answers after so many looks."""
 
-    failure = unavailable = None
+    failure: str | None = None
+    unavailable = None
     is_over = has_arrived = False
 
     def __init__(self, looks: int, variant: Variant, kind: Any, comes: bool = True) -> None:
@@ -134,3 +138,57 @@ def test_what_no_structure_needs_any_more_is_not_made() -> None:
     assert job.stopped
     assert not variant.promised
     assert not promises
+
+
+def test_a_promise_that_is_not_kept_is_no_reason_to_make_none() -> None:
+    """One compiler process that was killed: the next change may be promised again. Not for ever."""
+    promises = Promises(None)
+
+    def make(failure: str | None) -> None:
+        variant = Variant.make("one", {"backend": "eager"})
+        job = _Job(1, variant, "a call", comes=failure is None)
+        job.failure = failure
+        promises.make(job, [_Task(variant, "a call")])  # type: ignore[arg-type, list-item]
+        promises.take(lambda task: True)
+        assert not promises
+
+    for _ in range(2):
+        make("was killed")
+        assert not promises.is_hopeless
+        assert promises.failure == "was killed"
+    make(None)
+    assert promises.failure is None
+    for _ in range(3):
+        assert not promises.is_hopeless
+        make("was killed")
+    assert promises.is_hopeless
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_after_a_compiler_process_was_killed_promises_are_made_again() -> None:
+    world = World(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), backend="inductor")
+    world.wait_until_free()
+    pid = helper._get().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    world.manager.germinate("1", nn.Linear(4, 4), name="a")
+    assert world.manager._background._promised
+    os.kill(pid, signal.SIGKILL)
+    world.manager._background.wait(60)
+    world.train(1)
+    assert not world.manager._background._promised
+    world.wait_until_free()
+    world.manager.germinate("1", nn.Sequential(nn.Linear(4, 4), nn.Tanh()), name="b")
+    assert world.manager._background._promised
+    world.manager._background.wait(60)
+
+
+def test_what_was_said_is_remembered_up_to_a_number(caplog: pytest.LogCaptureFixture) -> None:
+    said = CompilerHelp("auto")
+    for _ in range(2):
+        for i in range(100):
+            said.say_once(f"reason {i}")
+    assert len(caplog.records) == 100
+    for i in range(1000):
+        said.say_once(f"another reason {i}")
+    assert len(said._said) == 100

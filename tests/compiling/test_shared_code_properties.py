@@ -157,14 +157,14 @@ class World:
         live = [seed for seed in self.manager.seeds.values() if seed.stage is not Stage.FOSSILIZED]
         if what == "germinate":
             act, wait = rest
-            self.land(self.germinate(i, act, wait))
+            self.apply(self.germinate(i, act, wait))
         elif what == "together":
             other, *acts, wait = rest
             with self.manager.together():
                 for seed in live[:1]:
                     self.manager.cull(seed, wait=wait)
                 born = [self.germinate(place, act, wait) for place, act in zip((i, other), acts, strict=True)]
-            self.land(*born)
+            self.apply(*born)
         elif live:
             seed = live[i % len(live)]
             if what == "cull":
@@ -186,7 +186,7 @@ class World:
         self.count += 1
         return self.manager.germinate(f"{i}.a", ConfiguredBlock(act, i), name=f"s{self.count}", wait=wait)
 
-    def land(self, *seeds: fxgraft.Seed) -> None:
+    def apply(self, *seeds: fxgraft.Seed) -> None:
         while any(seed.stage is Stage.GERMINATED for seed in seeds):
             self.manager._background.wait(60)
             self.manager.step()

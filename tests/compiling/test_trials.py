@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxgraft
+from fxgraft.compiling import _comparison
 from fxgraft.host import engine
 from tests.harness import assert_same_bits, frozen, observed_call
 from tests.seed_modules import Counting, Drawing, Scale
@@ -30,8 +32,8 @@ class NormDropoutLayer(nn.Module):
         return torch.relu(self.drop(self.norm(self.layer(x))))
 
 
-def wrong(what: str, by: float = 1.0) -> Callable[..., Any]:
-    """A backend that computes something else: an output, or only the gradient of one."""
+def in_backward(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The identity, whose gradient ``change`` makes another one of."""
 
     class Grad(torch.autograd.Function):
         @staticmethod
@@ -40,14 +42,23 @@ def wrong(what: str, by: float = 1.0) -> Callable[..., Any]:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Tensor:
-            return grad * (1 + by)
+            return change(grad)
+
+    return Grad.apply
+
+
+def wrong(what: str, by: float = 1.0) -> Callable[..., Any]:
+    """A backend that computes something else: an output, or only the gradient of one."""
+
+    def scaled(value: Tensor) -> Tensor:
+        return value * (1 + by)
 
     def backend(graph: fx.GraphModule, inputs: Any) -> Any:
         def run(*args: Any) -> Any:
             out = graph.forward(*args)
             if what == "nothing":
                 return out
-            change = Grad.apply if what == "gradients" else lambda value: value * (1 + by)
+            change = in_backward(scaled) if what == "gradients" else scaled
             return [change(out[0]), *out[1:]]
 
         return run
@@ -255,3 +266,127 @@ def test_inductors_code_passes_and_anothers_does_not() -> None:
         host(torch.randn(8, 16)).square().sum().backward()
     (row,) = fxgraft.compile_report(host).variants
     assert (row.distrusted, row.uncompiled_calls) == (None, 0)
+
+
+def wrong_from_the_second_graph() -> Callable[..., Any]:
+    """A backend whose first graph is right, and whose later ones are not."""
+    made: list[fx.GraphModule] = []
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        made.append(graph)
+        factor = 1.0 if len(made) == 1 else 2.0
+        return lambda *args: [out * factor for out in graph.forward(*args)]
+
+    return backend
+
+
+@pytest.mark.parametrize("granularity", ["host", "region"])
+def test_code_for_another_size_is_compared_on_its_first_call(granularity: str) -> None:
+    """The last batch of an epoch is smaller: its code is another graph."""
+    host = fxgraft.trace(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), (torch.randn(6, 4),))
+    x = torch.randn(6, 4)
+    with torch.no_grad():
+        expected = {rows: frozen(host(x[:rows])) for rows in (6, 3)}
+    host.compile(backend=wrong_from_the_second_graph(), granularity=granularity)
+    for rows in (6, 6, 6, 3, 3, 3):
+        out = host(x[:rows])
+        assert_same_bits(frozen(out), expected[rows], f"{rows} rows")
+        out.sum().backward()
+    assert "outputs" in str(fxgraft.compile_report(host).variants[0].distrusted)
+
+
+def test_a_call_that_cannot_be_compared_does_not_count_as_compared() -> None:
+    """Inference mode, another thread: the next call that can be compared is."""
+
+    def in_a_thread(host: fxgraft.Host, x: Tensor) -> None:
+        def run() -> None:
+            with torch.no_grad():
+                host(x)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    def in_inference_mode(host: fxgraft.Host, x: Tensor) -> None:
+        with torch.inference_mode():
+            host(x)
+
+    for first in (in_a_thread, in_inference_mode):
+        host, _ = grown(wrong("outputs"), nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+        host.eval()
+        x = torch.randn(3, 4)
+        for _ in range(3):
+            first(host, x)
+        with torch.no_grad():
+            host(x)
+        assert "outputs" in str(fxgraft.compile_report(host).variants[0].distrusted), first.__name__
+
+
+def raising(error: Exception, where: str) -> Callable[..., Any]:
+    """A backend whose code raises, in the forward or in the backward pass."""
+
+    def fail(grad: Tensor) -> Tensor:
+        raise error
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            if where == "forward":
+                raise error
+            return [in_backward(fail)(out) for out in graph.forward(*args)]
+
+        return run
+
+    return backend
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_code_that_raises_where_eager_mode_does_not_is_a_difference(
+    where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, _ = grown(raising(RuntimeError("broken kernel"), where))
+    twin, _ = grown(wrong("nothing"))
+    for ours, theirs in zip(life(host), life(twin), strict=True):
+        assert_same_bits(ours, theirs, where)
+    (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "broken kernel" in error.message
+    assert "broken kernel" in str(fxgraft.compile_report(host).variants[0].distrusted)
+
+
+def test_what_eager_mode_raises_is_what_the_call_raises() -> None:
+    """A wrong shape is the caller's error, as without fxgraft; right calls after it are compiled."""
+    host, _ = grown("aot_eager")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        host(torch.randn(3, 5))
+    life(host)
+    assert fxgraft.compile_report(host).variants[0].distrusted is None
+
+
+def test_where_memory_does_not_suffice_to_compare_the_code_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_memory(*args: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(_comparison, "Snapshot", no_memory)
+    host, _ = grown("aot_eager")
+    life(host)
+    (row,) = fxgraft.compile_report(host).variants
+    assert row.distrusted is None
+    assert row.graphs == 1
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "not compared with eager mode" in warning.message
+    assert "memory" in warning.message
+
+
+def test_a_module_that_cannot_be_run_for_comparison_runs_uncompiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ValueError("called twice")
+
+    monkeypatch.setattr(_comparison.UnitCall, "_run", refuse)
+    host, _ = grown("aot_eager")
+    life(host)
+    (row,) = fxgraft.compile_report(host).variants
+    assert "called twice" in str(row.distrusted)
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft import Stage
+from fxgraft.compiling import _running_unit
 from fxgraft.host import engine
 from fxgraft.testing import no_recompiles
 from tests.harness import assert_same_bits, counting_backend, frozen
@@ -113,4 +114,56 @@ def test_tables_end_over_20_000_calls_of_ever_new_numbers_and_shapes() -> None:
     assert len(gc.get_objects()) - before < 500
     report = fxgraft.compile_report(host)
     assert report.graphs <= 6
+    assert report.uncompiled_calls == 0
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor, t: float) -> Tensor:
+        for block in self.blocks:
+            x = block(x) * t
+        return x
+
+
+def test_tables_end_over_thousands_of_steps_with_seeds_that_come_and_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By region, with gradients, through `manager.step`; what changes is known after the first rounds."""
+    monkeypatch.setattr(_running_unit, "MAX_FORMS", 16)  # they are full after the first rounds
+    torch.manual_seed(0)
+    host = fxgraft.trace(Blocks(), (torch.randn(3, 4), 0.5))
+    host.compile(backend="aot_eager", granularity="region")
+    optimizer = torch.optim.SGD(host.parameters(), 1e-6)
+    manager = fxgraft.SeedManager(host, optimizer, helper="off")
+    manager.germinate("blocks.0.1", Scale(), name="stays")
+    zeros = torch.zeros(400, 4)
+    step = 0
+
+    def round_of_changes() -> None:
+        nonlocal step
+        manager.germinate("blocks.1.1", Scale(), name="comes")
+        for i in range(200):
+            if i == 100:
+                manager.blend("comes", steps=20)
+            step += 1
+            optimizer.zero_grad()
+            host(zeros[: 2 + step // 8 % 300], 0.5 + step % 7).sum().backward()
+            optimizer.step()
+            manager.step()
+        manager.cull("comes")
+
+    for _ in range(3):
+        round_of_changes()
+    gc.collect()
+    before = len(gc.get_objects())
+    graphs = fxgraft.compile_report(host).graphs
+    for _ in range(10):
+        round_of_changes()
+    gc.collect()
+    assert len(gc.get_objects()) - before < 500
+    report = fxgraft.compile_report(host)
+    assert report.graphs == graphs
     assert report.uncompiled_calls == 0

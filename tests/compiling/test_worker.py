@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,9 @@ from torch import nn
 
 import fxgraft
 from fxgraft.compiling import _child, helper
+from fxgraft.compiling._child import ChildProcess
+from fxgraft.compiling._pipe import Pipe
+from fxgraft.compiling._torch_settings import TorchSettings
 from tests.manager.test_background import (
     SLOT,
     TWIN,
@@ -199,10 +205,10 @@ def _garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert child is not None
     original = child._from.recv
     sent = iter([lambda: ("made", -1, 0, b""), lambda: ("nonsense", helper._get().now.number)])
-    monkeypatch.setattr(child, "_from", _Pipe(child._from, lambda: next(sent, original)()))
+    monkeypatch.setattr(child, "_from", _Garbage(child._from, lambda: next(sent, original)()))
 
 
-class _Pipe:
+class _Garbage:
     def __init__(self, pipe: Any, recv: Any) -> None:
         self.poll, self.close, self.recv = pipe.poll, pipe.close, recv
 
@@ -219,6 +225,98 @@ def test_garbage_on_the_pipe_ends_it_and_not_the_training() -> None:
     world.start()
     world.settle()
     assert world.manager.seeds["a"].stage is fxgraft.Stage.TRAINING
+
+
+class Heavy(nn.Module):
+    """Has more to send than a pipe takes that nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.table = nn.Linear(4, 4), bytes(2**20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) * len(self.table)
+
+
+def test_one_that_does_not_take_its_job_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_child, "PATIENCE", 0.1)
+    world = World(prefetch_timeout=2.0)
+    with halted() as pid:
+        world.start("a", SLOT, lambda slot: Heavy())
+        until(lambda: helper._get().now is not None)
+        time.sleep(2.1)
+        world.background.step()
+        until(lambda: not is_alive(pid), 20)
+    assert "2.0 s" in world.reasons()[0]
+    world.background.preparing.timeout = None
+    world.train()
+    world.start("a", SLOT, lambda slot: Heavy())
+    world.settle()
+    assert world.reasons()[1:] == []
+    assert world.manager.seeds["a"].stage is fxgraft.Stage.TRAINING
+
+
+def test_one_that_stops_in_the_middle_of_an_answer_is_ended() -> None:
+    """And one that is slow is waited for, as long as nobody stops what it was asked for."""
+    theirs, ours = os.pipe()
+    pipe = Pipe(theirs, readable=True)
+    message = pickle.dumps(bytes(2**17))
+    writer = threading.Thread(target=lambda: os.write(ours, struct.pack("!i", len(message)) + message[:-1]))
+    writer.start()
+    pipe.is_over = lambda: not writer.is_alive()
+    with pytest.raises(TimeoutError):
+        pipe.recv()
+    pipe.close()
+    os.close(ours)
+
+
+def test_what_python_takes_no_notice_of_in_its_path_disables_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Text(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            return "a text"
+
+    monkeypatch.setattr(sys, "path", [Text(sys.path[0]), ROOT, *sys.path[1:]])
+    child = ChildProcess()
+    assert child.wait_until_ready() is None
+    child.kill()
+    child.close_and_describe()
+    assert TorchSettings.here().path == tuple(entry for entry in sys.path if entry is not ROOT)
+    assert set(map(type, TorchSettings.here().path)) == {str}
+
+
+@pytest.mark.parametrize("which", ["fxgraft-compiler", "fxgraft-a"])
+def test_a_thread_that_does_not_start_is_a_reason(
+    which: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the compiler process: a change compiles as it is applied. Of a module: it is not built."""
+    world = World(compiled=which == "fxgraft-a")
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == which:
+            raise RuntimeError("can't start new thread")
+        original(thread)
+
+    monkeypatch.setattr(helper, "_process", None)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    if which == "fxgraft-compiler":
+        world.host.compile(backend="aot_eager")
+        world.train(1)
+    world.manager.germinate(SLOT, lambda slot: Drawing(), name="a", wait=False)
+    world.settle()
+    world.train(1)
+    if which == "fxgraft-a":
+        assert world.manager.seeds == {}
+        assert "cannot be started: can't start new thread" in world.reasons()[0]
+    else:
+        assert world.manager.seeds["a"].stage is fxgraft.Stage.TRAINING
+        assert "can't start new thread" in caplog.text
+    monkeypatch.undo()
+    world.manager.germinate(TWIN, lambda slot: Drawing(), name="b", wait=False)
+    world.settle()
+    assert world.manager.seeds["b"].stage is fxgraft.Stage.TRAINING
 
 
 class Locked(nn.Module):

@@ -281,7 +281,23 @@ def inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process() -> None
     close(*runs)
 
 
-def changes_in_the_background_land_in_the_same_step() -> None:
+def sizes_that_are_there_do_not_change() -> None:
+    run = Run()
+    branch = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 12))
+    run.manager.germinate("1.narrow", branch, source="1.norm", name="wing", isolated=False)
+    run.manager.blend("wing", steps=0)
+    run.train(1)
+    run.manager.fossilize("wing")
+    sizes = {name: tensor.shape for name, tensor in run.host.state_dict().items()}
+    for change in (lambda: run.manager.widen("1.wide", 4), lambda: run.manager.fuse("wing")):
+        with pytest.raises(DistributedError, match="wrapped for them"):
+            change()
+        assert {name: tensor.shape for name, tensor in run.host.state_dict().items()} == sizes
+        assert list(run.manager.seeds) == ["wing"]
+    run.train(1)
+
+
+def changes_in_the_background_are_applied_in_the_same_step() -> None:
     def slow(slot: fxgraft.Slot) -> nn.Module:
         time.sleep(0.3 * RANK)  # rank 0 is ready first
         return nn.Linear(24, 24)
@@ -292,16 +308,16 @@ def changes_in_the_background_land_in_the_same_step() -> None:
         run.manager.germinate(SLOT, slow, name="a", wait=False),
         run.manager.germinate("2.relu", "mlp", name="b", wait=False),
     ]
-    landed: list[int] = []
+    applied: list[int] = []
     deadline = time.monotonic() + 300  # four ranks and their helpers on two cores that others use, too
     while any(seed.stage is Stage.GERMINATED for seed in seeds):
         assert time.monotonic() < deadline
         run.train(1)
         time.sleep(0.05)  # the helpers have a lower priority, and want a core
-        if len(landed) < 1 and seeds[0].stage is Stage.TRAINING:
-            landed.append(run.steps)
+        if len(applied) < 1 and seeds[0].stage is Stage.TRAINING:
+            applied.append(run.steps)
     found: list[Any] = [None] * SIZE
-    dist.all_gather_object(found, (landed, [seed.stage for seed in seeds]))
+    dist.all_gather_object(found, (applied, [seed.stage for seed in seeds]))
     assert all(each == found[0] for each in found), found
     run.manager.blend("a", steps=2)
     run.train(3)
@@ -424,7 +440,7 @@ def assert_all_have(mine: Any) -> None:
     assert all(theirs == mine for theirs in found), found
 
 
-def ranks_that_drift_apart_are_told() -> None:
+def ranks_that_drift_apart_are_reported() -> None:
     run = Run()
     run.train(1)
     if RANK == 0:
@@ -461,7 +477,8 @@ def main() -> None:
             commands_are_given_to_rank_0_and_done_on_all,
             several_changes_are_one_act_on_all_ranks,
             inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process,
-            changes_in_the_background_land_in_the_same_step,
+            sizes_that_are_there_do_not_change,
+            changes_in_the_background_are_applied_in_the_same_step,
             what_fails_on_one_rank_fails_on_all,
             measurements_and_gates_agree,
             shadow_passes_are_averaged,
@@ -483,8 +500,8 @@ def main() -> None:
             say(f"options_of_ddp {next(iter(options))}")
         join_is_refused()
         say("join_is_refused")
-        ranks_that_drift_apart_are_told()  # the last: the ranks are apart then
-        say("ranks_that_drift_apart_are_told")
+        ranks_that_drift_apart_are_reported()  # the last: the ranks are apart then
+        say("ranks_that_drift_apart_are_reported")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def a_paused_seed_stands_still_and_metrics_can_be_read() -> None:
     run.manager.measure("a", lambda: nn.functional.cross_entropy(run.host(x), y))
 
 
-def commands_and_the_background_land_together() -> None:
+def commands_and_the_background_apply_together() -> None:
     run = Run()
     run.manager.germinate(SLOT, "mlp", name="a", wait=False, hidden=8)
     if RANK == 0:
@@ -246,6 +246,38 @@ def _raise(*_: object, **__: object) -> None:
     raise RuntimeError("too late")
 
 
+def growing_the_own_layers_is_refused() -> None:
+    """With what to do, and nothing changes."""
+    run = Run()
+    run.manager.germinate("1.narrow", _wing(), source="1.norm", name="wing", isolated=False)
+    run.manager.blend("wing", steps=0)
+    run.train(1)
+    run.manager.fossilize("wing")
+    before = run.weights()
+    for change in (
+        lambda: run.manager.widen("1.wide", 4),
+        lambda: run.manager.widen("1.wide", 4, wait=False),
+        lambda: run.manager.fuse("wing"),
+        lambda: _in_one_act(run),
+    ):
+        with pytest.raises(DistributedError, match=r"load .* one process|one process.*load"):
+            change()
+        assert_same(run.weights(), before)
+        assert list(run.manager.seeds) == ["wing"]
+    run.train(1)
+
+
+def _wing() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 12))
+
+
+def _in_one_act(run: Run) -> None:
+    with run.manager.together():
+        run.manager.germinate(SLOT, "mlp", hidden=8, name="other")
+        run.manager.widen("1.wide", 4)
+
+
 def other_orders_and_options_are_refused() -> None:
     example = (torch.zeros(4, 6),)
     with pytest.raises(TraceError, match="Trace it first"):
@@ -291,8 +323,9 @@ def main() -> None:
         a_culled_seed_leaves_nothing,
         a_nan_on_one_rank_drops_the_gradients_of_all,
         a_paused_seed_stands_still_and_metrics_can_be_read,
-        commands_and_the_background_land_together,
+        commands_and_the_background_apply_together,
         a_failed_germination_changes_nothing,
+        growing_the_own_layers_is_refused,
         other_orders_and_options_are_refused,
     ):
         case()

@@ -27,7 +27,7 @@ MORE_THAN_TWO = (
     "an_inf_on_one_rank_drops_the_seeds_gradients_on_all",
     "commands_are_given_to_rank_0_and_done_on_all",
     "inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process",
-    "changes_in_the_background_land_in_the_same_step",
+    "changes_in_the_background_are_applied_in_the_same_step",
     "what_fails_on_one_rank_fails_on_all",
 )
 """Where a third rank might do something else than the second. `make soak` runs every promise on four."""

@@ -64,13 +64,13 @@ def test_it_grows_until_the_budget_is_spent_or_nothing_pays() -> None:
     assert [seed.name for seed in run.manager.seeds.values()] == kept
     assert {seed.stage for seed in run.manager.seeds.values()} == {Stage.FOSSILIZED}
     assert before < sum(p.numel() for p in run.host.parameters()) <= 1.6 * before
-    assert str(growth).splitlines()[1].split()[:3] == ["step", "what", "slot"]
+    assert str(growth).splitlines()[3].split()[:3] == ["step", "what", "slot"]
     run.train(2)  # and nothing more
 
 
 def test_what_does_not_pay_is_taken_out_and_it_ends() -> None:
     run = Run()
-    growth = grow(run, when=lambda manager: manager.steps >= 2, gain=1e9)
+    growth = grow(run, when=lambda manager: manager.steps >= 2, gain=1e9, patience=1)
     run.train(40)
     assert [e["what"] for e in growth.history][-2:] == ["dropped", "done"]
     assert not run.manager.seeds
@@ -117,6 +117,126 @@ def test_without_losses_the_evaluation_tells_what_is_flat() -> None:
         run.manager.step()
     assert [e["what"] for e in growth.history] == ["exploring"]
     assert growth.history[0]["step"] == 8
+
+
+@pytest.mark.parametrize(("every", "window"), [(4, 10), (3, 10), (2, 5), (1, 4)])
+def test_a_window_is_the_mean_of_the_losses_that_were_told(every: int, window: int) -> None:
+    found = []
+    for rate in (0.98, 1.0):
+        run = Run()
+        growth = grow(run, when="flat", flat=0.02, window=window)
+        for step in range(3 * window + 1):
+            run.manager.step(10 * rate**step if step % every == 0 else None)
+        found.append(bool(growth.history))
+    assert found == [False, True], "a loss that falls by 2 % in each step is not flat"
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_not_finite_says_nothing_of_what_is_flat(odd: float, tmp_path: Path) -> None:
+    run = Run()
+    growth = grow(run, when="flat", flat=0.02, window=4)
+    for step in range(12):
+        run.manager.step(odd if step == 6 else 10 * 0.9**step)
+        run.manager.save(tmp_path / "run.fxgraft")
+    assert not growth.history
+    for _ in range(3):
+        for _ in range(4):
+            run.manager.step(odd)
+    assert not growth.history, "nothing is known of a loss that is never finite"
+
+
+@pytest.mark.parametrize("when", [None, object()])
+def test_a_moment_of_another_kind_is_refused_by_name(when: Any) -> None:
+    with pytest.raises(ValueError, match="when: expected"):
+        grow(Run(), when=when)
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(3), torch.tensor([2, 4]), torch.tensor(True), 3, True])
+def test_a_loss_may_be_whole_numbers(loss: Any) -> None:
+    run = Run()
+    growth = grow(run, when="flat", window=4, gain="steps")
+    for _ in range(8):
+        run.manager.step(loss)
+    assert [entry["what"] for entry in growth.history] == ["exploring"]
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(3j), torch.tensor([1j, 2]), 3j])
+def test_a_complex_loss_is_refused_by_name_and_the_step_is_not_taken(loss: Any) -> None:
+    run = Run()
+    growth = grow(run, when="flat", window=4)
+    with pytest.raises(TypeError, match="loss: expected a number"):
+        run.manager.step(loss)
+    assert (run.manager.steps, growth.phase) == (0, "waiting")
+
+
+def test_a_growth_that_explores_in_inference_mode_ends_and_the_training_goes_on() -> None:
+    run = Run()
+    growth = grow(run, when="flat", flat=2.0)
+    with torch.inference_mode():
+        for _ in range(9):
+            run.manager.step(1.0)
+    assert growth.done
+    assert "torch.inference_mode" in growth.history[-1]["reason"]
+    run.train(1)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_an_evaluation_that_is_not_finite_for_a_while_does_not_end_the_training(odd: float) -> None:
+    run, is_odd = Run(), False
+
+    def evaluate() -> list[Tensor]:
+        return [torch.tensor(odd)] if is_odd else run.evaluate()
+
+    growth = run.manager.autogrow(evaluate, when="flat", **{**QUICK, "flat": 2.0}, candidates=FEW)
+    is_odd = True
+    for _ in range(12):
+        run.manager.step()
+    assert (growth.phase, growth.history) == ("waiting", [])
+    is_odd = False
+    for _ in range(8):
+        run.manager.step()
+    assert growth.phase == "exploring"
+
+
+def test_an_evaluation_that_is_not_finite_when_something_is_kept_changes_nothing(monkeypatch: Any) -> None:
+    run = Run()
+    growth = grow(run, gain=-1e9, when=[0.1], measurements=1)
+    measure = run.manager.measure
+
+    def measured(*args: Any, **kwargs: Any) -> float:
+        gained = measure(*args, **kwargs)
+        monkeypatch.setattr(growth._rounds, "evaluate", lambda: float("nan"))
+        return gained
+
+    monkeypatch.setattr(run.manager, "measure", measured)
+    run.train(40)
+    assert [entry["what"] for entry in growth.history].count("kept") == 1
+    assert growth.done
+
+
+@pytest.mark.parametrize("where", ["when", "evaluate"])
+def test_code_that_raises_ends_it_and_is_told(where: str) -> None:
+    run, raises = Run(), False
+
+    def asked(value: Any) -> Any:
+        if raises:
+            raise ZeroDivisionError("no data")
+        return value
+
+    growth = run.manager.autogrow(
+        (lambda: asked(run.evaluate())) if where == "evaluate" else run.evaluate,
+        when="flat" if where == "evaluate" else lambda manager: asked(False),
+        candidates=FEW,
+        **QUICK,
+    )
+    raises = True
+    for _ in range(QUICK["window"] - 1 if where == "evaluate" else 0):
+        run.manager.step()
+    with pytest.raises(ZeroDivisionError):
+        run.manager.step()
+    assert growth.done
+    assert growth.history[-1]["reason"] == "it failed: ZeroDivisionError: no data"
+    run.train(2)
 
 
 @pytest.mark.parametrize("at", [2, 6, 10, 25])
@@ -168,7 +288,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"candidates": SEED(slot="first", blueprint="conv_depthwise")}, BlueprintError, r"\(N, C, H, W\)"),
     ({"evaluate": lambda: float("inf")}, ValueError, "finite"),
     ({"budget": 0.5}, ValueError, "budget"),
-    ({"budget": 1.0}, ValueError, "the budget is spent"),
+    ({"budget": 1.0}, ValueError, "the budget is spent: expected room .* has all of 1 times the parameters"),
     (
         {"budget": 1.1, "candidates": SEED(slot="first", blueprint="mlp", config={"hidden": 99})},
         ValueError,
@@ -178,6 +298,14 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"when": "soon"}, ValueError, "flat"),
     ({"when": 0.5, "total_steps": None}, ValueError, "total_steps"),
     ({"when": 1.5}, ValueError, "when"),
+    (
+        {"when": 5, "total_steps": None},
+        ValueError,
+        "when: expected a share .* between 0 and 1; got 5. For a step",
+    ),
+    ({"when": [0.5, 5]}, ValueError, "when: expected a share .* between 0 and 1; got 5. For a step"),
+    ({"when": -1, "total_steps": None}, ValueError, "when: expected a number between 0 and 1; got -1"),
+    ({"when": True, "total_steps": None}, ValueError, "when: expected a number between 0 and 1; got True"),
     ({"steps": 0}, ValueError, "explore"),
     ({"measurements": 0}, ValueError, "measurements"),
     ({"score": "size"}, ValueError, "score"),
@@ -243,26 +371,82 @@ class Residual(nn.Module):
         return self.head(x + self.down(torch.relu(self.up(self.norm(x)))))
 
 
-def test_a_layer_grows_wider_where_the_branch_that_stands_for_it_wins(monkeypatch: Any) -> None:
-    monkeypatch.setattr(runs, "NormNet", Residual)
-    run = Run()
-    given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40}
-    growth = run.manager.autogrow(
+def wider(run: Run, gain: float = -10.0) -> AutoGrowth:
+    """Layers grow wider before all else."""
+    given = {**QUICK, "blueprints": None, "when": [0.1], "total_steps": 40, "gain": gain}
+    return run.manager.autogrow(
         run.evaluate, "auto", 9.0, score=lambda row: float(row.widens is not None), **given
     )
+
+
+BEGUN = {"blending", "beginning anew"}
+
+
+def test_a_layer_grows_wider_where_the_branch_that_stands_for_it_stays(monkeypatch: Any) -> None:
+    monkeypatch.setattr(runs, "NormNet", Residual)
+    events: list[Event] = []
+    run = Run(sinks=[events.append])
+    growth = wider(run)
     run.train(7)
-    before = run.evaluate()
-    (row,) = [row for row in growth.exploration.table if row.widens is not None]
-    assert (row.slot, row.widens, row.parameters) == ("down", ("up", 1), 17)
-    assert row.command == WIDEN(group="up", by=1)
-    assert "widen(by=1)" in str(growth.exploration)
-    run.train(1)
-    assert [entry["what"] for entry in growth.history] == ["exploring", "widened", "done"]
-    assert (run.host.up.out_features, run.host.down.in_features) == (5, 5)
+    (row,) = [row for row in growth.exploration.table if row.widens and row.status == "learning"]
+    assert (row.slot, row.widens, row.parameters) == ("down", ("up", 4), 68)
+    assert row.command == WIDEN(group="up", by=4)
+    assert "widen(by=4)" in str(growth.exploration)
+    run.train(20)
+    explored, begun, widened, end = growth.history
+    assert (explored["what"], widened["what"], end["what"]) == ("exploring", "widened", "done")
+    assert begun["what"] in BEGUN
+    assert widened["contribution"] is not None
+    assert widened["reason"].endswith("; up has 4 channels more")
+    assert f"step {run.manager.steps}; 1 kept; " in str(growth)
+    assert (run.host.up.out_features, run.host.down.in_features) == (8, 8)
     assert not run.manager.seeds
-    assert len(before) == len(run.evaluate())
+    assert run.host.down.weight[:, 4:].abs().sum() > 0, "the new units have learned"
+    said = [event.data["command"]["type"] for event in events if event.kind == "command"]
+    assert said[-2:] == ["FOSSILIZE", "FUSE"]
     run.train(2)
-    assert run.host.down.weight[:, 4:].abs().sum() > 0, "the new units learn"
+
+
+def test_a_layer_does_not_grow_wider_where_the_branch_for_it_does_not_pay(monkeypatch: Any) -> None:
+    monkeypatch.setattr(runs, "NormNet", Residual)
+    run = Run()
+    growth = wider(run, gain=1e9)
+    run.train(60)
+    assert [entry["what"] for entry in growth.history if entry["what"] not in BEGUN] == [
+        "exploring", "dropped", "done",
+    ]  # fmt: skip
+    assert run.host.up.out_features == 4
+    assert not run.manager.seeds
+
+
+def test_what_cannot_be_fused_stays_a_branch_and_says_why(monkeypatch: Any) -> None:
+    monkeypatch.setattr(runs, "NormNet", Residual)
+    run = Run()
+    run.host.up.requires_grad_(False)
+    growth = wider(run)
+    run.train(30)
+    (kept,) = [entry for entry in growth.history if entry["what"] == "kept"]
+    assert "; as a branch: SlotError: seed " in kept["reason"]
+    assert "cannot be fused" in kept["reason"]
+    assert [seed.stage for seed in run.manager.seeds.values()] == [Stage.FOSSILIZED]
+    assert run.host.up.out_features == 4
+
+
+def test_a_wider_layer_on_trial_is_saved_and_loaded(monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setattr(runs, "NormNet", Residual)
+    run = Run()
+    growth = wider(run)
+    run.train(10)
+    assert growth.phase == "trying"
+    run.manager.save(tmp_path / "run")
+    run.train(20)
+    other = Run()
+    other.manager = SeedManager.load(tmp_path / "run", other.host, other.optimizer)
+    again = wider(other)
+    other.train(20)
+    assert other.host.up.out_features == 8
+    assert again.history == growth.history
+    assert_same_bits(run.state(), other.state(), "the runs")
 
 
 class Stacked(nn.Module):
@@ -296,7 +480,7 @@ def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) 
         score=lambda row: float(row.deepens == ("blocks", 1)),
         **given,
     )
-    monkeypatch.setattr("fxgraft.explore._beginnings.helps", lambda row: helps)  # whatever it has learnt
+    monkeypatch.setattr("fxgraft.explore.table.Row.helps", helps)  # whatever it has learnt
     run.train(7)
     rows = [row for row in growth.exploration.table if row.deepens is not None]
     assert {row.deepens for row in rows} == {("blocks", 0), ("blocks", 1)}
@@ -307,8 +491,9 @@ def test_a_stack_grows_deeper_where_a_block_wins(monkeypatch: Any, helps: bool) 
     assert len(run.host.stacks["blocks"].blocks) == 3
     (seed,) = run.manager.seeds.values()
     assert (seed.stage, seed.blueprint) == (Stage.FOSSILIZED, "Hidden")
-    said = {event.data["command"]["type"] for event in events if event.kind == "command"}
-    assert ("DEEPEN" in said) is not helps
+    said = [event.data["command"] for event in events if event.kind == "command"]
+    deepened = [command.get("isolated", False) for command in said if command["type"] == "DEEPEN"]
+    assert deepened == [True, True, *([] if helps else [False])]
 
 
 def test_an_exploration_with_blocks_does_not_touch_the_host_and_is_resumed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, CommandError, IsolationError, SlotError, StageError
 from fxgraft.telemetry import Event
 from tests.explore.runs import Hidden, Run, X, Y
-from tests.harness import assert_same_bits
+from tests.harness import assert_same_bits, frozen
 
 
 def test_the_host_does_not_feel_an_exploration_of_everything() -> None:
@@ -53,7 +54,8 @@ def test_the_rows_say_all_and_are_ranked() -> None:
     assert exploration.best(2)[0].to_dict() == exploration.to_json()["rows"][0]
     lines = str(exploration).splitlines()
     assert lines[1].split()[:5] == ["slot", "blueprint", "parameters", "FLOPs", "contribution"]
-    assert len(lines) == 3 + len(rows)
+    assert len(lines) == 3 + 20 + 1, "the best of them"
+    assert lines[-1] == f"... and {len(rows) - 20} more (exploration.table has all)"
 
 
 def test_a_contribution_is_what_measure_says() -> None:
@@ -219,6 +221,152 @@ def test_an_evaluation_that_raises_later_leaves_nothing_behind() -> None:
     assert exploration.done
     assert not run.manager.seeds
     run.train(1)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda run: run.manager.germinate("relu", "mlp"),
+        lambda run: run.manager.step(),
+        lambda run: run.manager.explore("relu", evaluate=run.evaluate),
+        lambda run: run.manager.autogrow(run.evaluate),
+    ],
+)
+def test_an_evaluation_cannot_change_what_it_evaluates(act: Callable[[Run], Any]) -> None:
+    run = Run()
+
+    def evaluate() -> float:
+        act(run)
+        return 1.0
+
+    for begin in (run.manager.explore, lambda *, evaluate: run.manager.autogrow(evaluate)):
+        with pytest.raises(StageError, match="evaluation"):
+            begin(evaluate=evaluate)
+    assert (run.manager.steps, dict(run.manager.seeds)) == (0, {})
+
+
+@pytest.mark.parametrize("found", ["high", 1j, torch.tensor([1.0, 2.0])])
+def test_a_score_that_is_no_number_is_told(found: Any) -> None:
+    run = Run()
+    exploration = run.manager.explore(
+        "relu", evaluate=run.evaluate, steps=1, blueprints=["mlp"], score=lambda row: found
+    )
+    with pytest.raises(TypeError, match="score: expected a number"):
+        run.train(1)
+    assert exploration.done
+    assert not run.manager.seeds
+
+
+@pytest.mark.parametrize(
+    "stops", [lambda run, growth: growth.stop(), lambda run, growth: growth.exploration.cancel()]
+)
+def test_an_evaluation_cannot_end_what_evaluates(stops: Callable[[Run, Any], None]) -> None:
+    run, told = Run(), [False]
+
+    def evaluate() -> list[Tensor]:
+        if told[0]:
+            stops(run, growth)
+        return run.evaluate()
+
+    growth = run.manager.autogrow(
+        evaluate, when=[0.1], total_steps=20, steps=2, candidates="relu", blueprints=["mlp"]
+    )
+    run.train(3)
+    told[0] = True
+    with pytest.raises(StageError, match="inside the evaluation"):
+        run.train(1)
+    assert not run.manager.seeds
+    told[0] = False
+    run.train(1)
+    assert growth.done
+
+
+def test_inference_mode_is_no_place_to_explore_but_one_to_plan() -> None:
+    run = Run()
+    with torch.inference_mode():
+        with pytest.raises(StageError, match=r"cannot explore in torch\.inference_mode"):
+            run.manager.explore("relu", evaluate=run.evaluate)
+        with pytest.raises(StageError, match=r"cannot autogrow in torch\.inference_mode"):
+            run.manager.autogrow(run.evaluate)
+        inside = str(run.manager.plan("relu", "mlp"))
+    assert inside == str(run.manager.plan("relu", "mlp"))
+
+
+@pytest.mark.parametrize("kind", ["backward", "zero_grad"])
+def test_gradients_that_wait_for_a_step_do_not_feel_an_evaluation(kind: str) -> None:
+    run = Run()
+
+    def evaluate() -> Tensor:
+        with torch.enable_grad():
+            loss = torch.stack(run.evaluate()).mean()
+            if kind == "backward":
+                loss.backward()
+            else:
+                run.optimizer.zero_grad(set_to_none=False)
+        return loss.detach()
+
+    run.host(X).sum().backward()
+    before = [frozen(p.grad) for p in run.host.host_parameters()]
+    seed = run.manager.germinate("relu", "mlp")
+    run.manager.measure(seed, evaluate)
+    run.manager.explore("relu", evaluate=evaluate, steps=1, blueprints=["mlp"])
+    run.manager.step()
+    assert_same_bits(before, [p.grad for p in run.host.host_parameters()], "gradients")
+
+
+@pytest.mark.parametrize("call", ["measure", "explore", "explore later", "autogrow"])
+def test_an_optimizer_of_the_host_does_not_step_in_an_evaluation(call: str) -> None:
+    run, steps = Run(), call != "explore later"
+    seed = run.manager.germinate("relu", "mlp")
+    run.train(2)
+
+    def evaluate() -> Tensor:
+        if steps:
+            with torch.enable_grad():
+                torch.stack(run.evaluate()).mean().backward()
+            run.optimizer.step()
+        return torch.stack(run.evaluate()).mean()
+
+    if call == "explore later":
+        run.manager.explore("relu", evaluate=evaluate, steps=1, blueprints=["mlp"])
+        steps = True
+    before = run.state()
+    evaluated: dict[str, Callable[[], Any]] = {
+        "measure": lambda: run.manager.measure(seed, evaluate),
+        "explore": lambda: run.manager.explore(evaluate=evaluate),
+        "explore later": run.manager.step,
+        "autogrow": lambda: run.manager.autogrow(evaluate),
+    }
+    with pytest.raises(StageError, match=r"step an optimizer inside evaluate.*AdamW.*copy\.deepcopy\(host\)"):
+        evaluated[call]()
+    if call != "explore later":
+        assert_same_bits(before, run.state(), "weights and moments")
+    run.train(1)
+
+
+def test_an_optimizer_of_something_else_steps_in_an_evaluation() -> None:
+    run = Run()
+    seed = run.manager.germinate("relu", "mlp")
+    run.train(1)
+
+    def evaluate() -> Tensor:
+        twin = copy.deepcopy(run.host)
+        optimizer = torch.optim.SGD(twin.parameters(), 0.1)
+        with torch.enable_grad():
+            F.cross_entropy(twin(X), Y).backward()
+        optimizer.step()
+        return torch.stack(run.evaluate()).mean()
+
+    run.manager.measure(seed, evaluate)
+
+
+@pytest.mark.parametrize("loss", [torch.tensor(1 + 1j), torch.tensor([1 + 1j])])
+def test_a_complex_loss_is_refused_by_name(loss: Tensor) -> None:
+    run = Run()
+    with pytest.raises(TypeError, match="evaluate: expected"):
+        run.manager.explore("relu", evaluate=lambda: loss)
+    with pytest.raises(TypeError, match="evaluate: expected"):
+        run.manager.measure(run.manager.germinate("relu", "mlp"), lambda: loss)
 
 
 def test_it_can_be_given_up_and_leaves_no_cooldown() -> None:

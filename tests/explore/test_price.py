@@ -39,6 +39,17 @@ def test_the_slope_of_a_loss_that_falls_as_the_logarithm_of_the_steps_is_found(
     assert Pace(**json.loads(json.dumps(asdict(pace)))) == pace
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_is_left_out_of_the_pace(odd: float) -> None:
+    plain, other = Pace(), Pace()
+    for step in range(1, 400):
+        plain.add(-math.log(step))
+        other.add(-math.log(step))
+        if step % 50 == 0:
+            other.add(odd)
+    assert other == plain
+
+
 def test_no_slope_is_told_from_few_steps() -> None:
     pace = Pace()
     for _ in range(9):

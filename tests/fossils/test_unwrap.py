@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fxgraft
 import tests.hosts.hard  # noqa: F401 - registers its hosts
 from fxgraft.blueprints import get, names
-from fxgraft.capture import fallback, merge
+from fxgraft.capture import fallback, merge, trace_operators
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils import _plain_code
 from fxgraft.seeds.dropout import PrivateDropout
@@ -452,14 +452,23 @@ def test_live_seeds_are_refused_by_name() -> None:
 def test_what_is_no_host() -> None:
     with pytest.raises(TypeError, match=r"expected a fxgraft.Host, from fxgraft.trace; got TwoConvBlocks"):
         fxgraft.unwrap(TwoConvBlocks())  # type: ignore[arg-type]
+    around = nn.DataParallel(fxgraft.trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), (torch.randn(3, 2),)))
+    with pytest.raises(TypeError, match=r"got DataParallel around one: give its \.module"):
+        fxgraft.unwrap(around)  # type: ignore[arg-type]
 
 
 def test_what_a_fossil_may_call_has_a_plain_form() -> None:
     """Every operator but those of live seeds, with the same parameters."""
     live = {"isolated", "residual", "convex", "release", "shadowed", "folded"}
     live |= {"assume"}  # which is checked in front of a graph, and is none of its nodes then
-    public = {n: f for n, f in vars(operators).items() if inspect.isfunction(f) and not n.startswith("_")}
-    own = {n: f for n, f in public.items() if f.__module__ == operators.__name__ and n not in live}
+    live |= {"branches_shown"}  # a context in which a graph is read, and no node
+    own = {
+        name: value
+        for module in (operators, trace_operators)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__
+        if not name.startswith("_") and name not in live
+    }
     own |= {"not_watched": merge.not_watched, "fell_back": fallback.fell_back}
     rest = {"code_holds", "enter_autocast", "exit_autocast", "open_autocasts", "leave_autocasts"}
     assert own.keys() | rest == _plain_code.PLAIN.keys()

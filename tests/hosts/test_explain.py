@@ -75,7 +75,7 @@ def test_the_tree(host):
     assert str(host.explain()) == repr(host.explain()) == TREE
 
 
-def test_seeds_and_calls_that_fell_back_are_told(host):
+def test_seeds_and_calls_that_fell_back_are_reported(host):
     manager = fxgraft.SeedManager(host)
     seed = manager.germinate("blocks.1.fc", "mlp")
     host(torch.randn(2, 4), torch.randn(2, 4))

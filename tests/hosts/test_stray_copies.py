@@ -109,6 +109,20 @@ def test_torchs_average_that_does_not_follow(caplog: pytest.LogCaptureFixture) -
     assert f"{__file__}:" in said, "not a file of torch's"
 
 
+def test_torchs_average_is_told_of_before_it_fails(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    average = AveragedModel(world.host, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+
+    def update() -> None:
+        if told(caplog):
+            follow(world.host, average)  # what the message says to do
+        average.update_parameters(world.host)
+
+    world.live(update)
+    assert len(told(caplog)) == 1
+    assert len(list(average.module.parameters())) == len(list(world.host.parameters()))
+
+
 def test_an_average_inside_of_a_larger_copy(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     module = nn.ModuleDict({"host": world.host, "head": nn.Linear(3, 2)})
@@ -271,7 +285,7 @@ def test_a_copy_is_not_kept_alive_and_no_copies_cost_nothing(monkeypatch: pytest
     del average
     gc.collect()
     assert not world.host._links.copies
-    monkeypatch.setattr("fxgraft.host._copies.Copies.stray", lambda *_: pytest.fail("looked"))
+    monkeypatch.setattr("fxgraft.host._links.Copies.stray", lambda *_: pytest.fail("looked"))
     world.live()
 
 

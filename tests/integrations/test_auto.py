@@ -106,6 +106,35 @@ def test_the_trainer_of_transformers_grows_by_itself(tmp_path: Path, own: bool) 
     assert any(entry["what"] == "kept" for entry in callback.growth.history), callback.growth
 
 
+def bert_trainer(folder: Path) -> tuple[fxgraft.Host, Trainer, hugging_face.GrowCallback]:
+    """A host that grows by itself, with an evaluation of its own, and saves on the way."""
+    net, rows = host("bert"), data("bert")
+    batch = {key: torch.stack([row[key] for row in rows[16:]]) for key in rows[0]}
+    grow = {
+        **QUICK, "candidates": net.slots.select("bert.encoder.layer.0.output.*"), "total_steps": 24,
+        "evaluate": lambda: net.eval()(**batch).loss,
+    }  # fmt: skip
+    callback = hugging_face.GrowCallback("auto", grow=grow)
+    trainer = Trainer(
+        net, arguments(folder, max_steps=24, save_steps=4), train_dataset=rows[:16], callbacks=[callback]
+    )
+    return net, trainer, callback
+
+
+def test_the_trainer_of_transformers_resumes_a_growth_to_the_bit(tmp_path: Path) -> None:
+    net, whole, callback = bert_trainer(tmp_path)
+    whole.train()
+    assert callback.growth is not None
+    steps = {entry["what"]: entry["step"] for entry in reversed(callback.growth.history)}
+    assert steps["exploring"] < 4 < steps["kept"] < 12, "one resumes on the way to it, one after it"
+    for at in (4, 12):
+        again, resumed, other = bert_trainer(tmp_path)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{at}"))
+        assert other.growth is not None
+        assert other.growth.history == callback.growth.history
+        assert_same_bits(dict(again.state_dict()), dict(net.state_dict()), f"resumed at {at}")
+
+
 class Loop:
     """A loop of Accelerate's kind whose host grows by itself."""
 

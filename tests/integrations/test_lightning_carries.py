@@ -171,7 +171,7 @@ def test_two_hosts_go_on_bit_for_bit(whole: Any, epoch: int, turned: bool, tmp_p
 
 
 @pytest.mark.parametrize("one", [0, 1])
-def test_a_callback_that_is_missing_when_training_goes_on_is_told(
+def test_a_callback_that_is_missing_when_training_goes_on_is_reported(
     whole: Any, one: int, tmp_path: Path
 ) -> None:
     folder, _, _, optimizers = whole

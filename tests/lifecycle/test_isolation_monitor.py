@@ -272,6 +272,18 @@ def test_what_is_not_isolated_is_not_checked(mode: str) -> None:
     assert checks_in(3) == (0 if mode == "convex" else 3)
 
 
+@pytest.mark.parametrize("objective", ["trust", "straight_through", "shadow"])
+@pytest.mark.parametrize("mode", ["residual", "convex"])
+def test_what_is_not_isolated_may_pass_on_gradients_beside_what_is(mode: str, objective: str) -> None:
+    host, optimizer, manager, _ = grown(check_every=1, strict=True)
+    manager.germinate(SLOT, Scale(), name="felt", mode=mode, objective=objective, isolated=False)
+    manager.germinate("body.linear4", Scale(), name="isolated")
+    train(host, optimizer, [PLAN.batch(i) for i in range(3)], lambda _: manager.step())
+    manager.blend("isolated", steps=2)
+    train(host, optimizer, [PLAN.batch(i) for i in range(3)], lambda _: manager.step())
+    assert (manager.monitor.checks, manager.monitor.violations) == (6, 0)
+
+
 def test_an_interval_of_zero_turns_it_off() -> None:
     host, optimizer, manager, _ = grown(check_every=0)
     leak("parameter shared", host, manager)

@@ -159,3 +159,16 @@ def test_an_evaluation_that_raises_leaves_everything_as_it_was() -> None:
     seed = manager.seeds["a"]
     assert (seed.alpha, seed.stage, seed.contribution) == (0.0, fxgraft.Stage.TRAINING, None)
     assert host._links.borrowed is None
+
+
+def test_where_autocast_is_on_weights_that_change_afterwards_are_cast_anew() -> None:
+    host, manager = grown()
+    host.eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        manager.measure("a", lambda: _loss(host, DATA))
+        with torch.no_grad():
+            for parameter in host.parameters():
+                parameter.mul_(2)
+        inside = host(DATA).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(inside, host(DATA).detach(), "outputs")

@@ -39,7 +39,7 @@ def grown(mode: str, dtype: torch.dtype = torch.float64, **options: Any) -> tupl
 def closed_form(
     host: fxgraft.Host, module: nn.Module, mode: str, alpha: Tensor, gate: Tensor
 ) -> dict[str, Tensor]:
-    """Value and gradients by section 3, written by hand on copies of the weights."""
+    """Value and gradients by the formulas of the concepts page, written by hand on copies of the weights."""
     w0, b0 = host.before.weight.detach().clone().requires_grad_(), host.before.bias.detach()
     w1 = host.after.weight.detach().clone().requires_grad_()
     ws, bs = (p.detach().clone().requires_grad_() for p in (module.weight, module.bias))

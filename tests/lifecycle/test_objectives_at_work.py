@@ -22,15 +22,24 @@ from tests.strategies import Plan, plans
 
 
 class Images(nn.Module):
-    """Slots of two forms: ``(N, C, H, W)`` and ``(N, D)``."""
+    """Slots of two forms, ``(N, C, H, W)`` and ``(N, D)``, each behind a hidden layer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.fc = nn.Linear(16, 4)
+        self.before, self.conv = nn.Conv2d(1, 3, 1), nn.Conv2d(3, 4, 3)
+        self.hidden, self.fc = nn.Linear(16, 6), nn.Linear(6, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(torch.relu(self.conv(x)).flatten(1))
+        images = torch.relu(self.conv(torch.relu(self.before(x))))
+        return self.fc(torch.relu(self.hidden(images.flatten(1))))
+
+
+# What stands between its source and its slot is repeated by `parallel`.
+SOURCES = {"conv": "before", "fc": "flatten"}
+
+
+def source_of(blueprint: str, slot: str) -> str | None:
+    return SOURCES[slot] if blueprint == "parallel" else None
 
 
 @traced_once
@@ -44,7 +53,7 @@ def accepting(blueprint: str, mode: str) -> list[str]:
     found = []
     for slot in ("conv", "fc"):
         try:
-            fxgraft.SeedManager(host).germinate(slot, blueprint, mode=mode)
+            fxgraft.SeedManager(host).germinate(slot, blueprint, mode=mode, source=source_of(blueprint, slot))
         except fxgraft.errors.BlueprintError:
             continue
         found.append(slot)
@@ -61,7 +70,7 @@ def test_every_blueprint_is_alive_at_birth(blueprint: str, mode: str, stage: str
     for slot in slots:
         host = traced()
         manager = fxgraft.SeedManager(host)
-        manager.germinate(slot, blueprint, mode=mode)
+        manager.germinate(slot, blueprint, mode=mode, source=source_of(blueprint, slot))
         parameters = list(manager.seed_parameters())
         if not parameters:
             continue

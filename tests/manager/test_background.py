@@ -1,4 +1,4 @@
-"""Changes that training does not wait for: compiled in the compiler process, landed at a step boundary."""
+"""Changes that training does not wait for: compiled in the compiler process, applied at a step boundary."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_it_is_live_with_the_forward_that_runs_first() -> None:
     assert (report.uncompiled_calls, report.artifacts) == (ahead, 2)
 
 
-def test_until_it_lands_nothing_is_touched() -> None:
+def test_until_it_is_applied_nothing_is_touched() -> None:
     """The host's code, weights, buffers, gradients and random streams, while the helper compiles."""
     world = World()
     state = torch.get_rng_state()
@@ -366,7 +366,7 @@ def test_a_compiler_process_that_takes_too_long_is_ended(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("what", ["cull", "fossilize"])
-def test_what_has_to_come_lands_without_a_compiler_process_that_takes_too_long(
+def test_what_has_to_come_is_applied_without_a_compiler_process_that_takes_too_long(
     what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_child, "PATIENCE", 0.1)
@@ -526,7 +526,7 @@ def _no_process_yet() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_no_process_yet")
 @pytest.mark.parametrize("how", ["off", "no pipes", "no process", "no interpreter"])
-def test_without_a_compiler_process_it_compiles_as_it_lands(
+def test_without_a_compiler_process_it_compiles_when_it_is_applied(
     how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if how == "no pipes":
@@ -710,7 +710,7 @@ def test_a_run_that_is_loaded_can_begin_uncompiled(tmp_path: Path) -> None:
         assert_same_bits(ours, theirs, "the run")
 
 
-def test_under_gradient_accumulation_it_lands_between_optimizer_steps_only() -> None:
+def test_under_gradient_accumulation_it_is_applied_between_optimizer_steps_only() -> None:
     world = World()
     seed = world.start()
     world.background.wait(60)

@@ -85,6 +85,17 @@ def test_25_convex_seeds_with_names_of_their_own_making() -> None:
     assert same_bits(manager.host(X), expected(list(range(25))))
 
 
+def test_seeds_may_be_given_for_their_names() -> None:
+    manager = run()
+    grown(manager, "b", 0)
+    grown(manager, "a", 1, before=manager.seeds["b"])
+    grown(manager, "c", 2, after=manager.seeds["a"])
+    assert list(manager.seeds) == ["a", "c", "b"]
+    assert same_bits(manager.host(X), expected([1, 2, 0]))
+    with pytest.raises(StageError, match="which this manager did not germinate"):
+        manager.germinate("act", affine(3), before=fxgraft.Seed("x", "act", "mlp", manager.seeds["a"].spec))
+
+
 def test_names_say_nothing(tmp_path: Path) -> None:
     manager = run()
     for number, name in enumerate(["z", "b", "10", "9", "a"]):

@@ -52,7 +52,7 @@ class Gate:
         return self._build(slot)
 
 
-def land(manager: SeedManager) -> None:
+def apply(manager: SeedManager) -> None:
     assert manager._background.wait(30)
     manager.step()
 
@@ -76,7 +76,7 @@ def test_until_it_is_live_the_host_is_the_very_same() -> None:
         assert region.module.__dict__.get("forward") is forward[name]
     assert list(manager.seed_parameters()) == []
     gate.open.set()
-    land(manager)
+    apply(manager)
     assert seed.stage is Stage.TRAINING
     assert manager.seeds["a"] is seed
     assert len(list(manager.seed_parameters())) == 2
@@ -101,7 +101,7 @@ def test_both_paths_give_the_same_run() -> None:
         manager.step()
         manager.germinate(SLOT, lambda slot: Drawing(), name="a", mode="gated", wait=wait)
         manager.germinate("body.drop1", "mlp", name="b", wait=wait)
-        land(manager)
+        apply(manager)
         weights = frozen(list(manager.seed_parameters()))
         manager.blend("a", steps=3)
         return weights, train(host, optimizer, [PLAN.batch(i) for i in range(5)], lambda _: manager.step())
@@ -149,7 +149,7 @@ def test_a_failure_is_reported_and_changes_nothing(case: str) -> None:
     host, optimizer, manager = grown(sinks=[sink])
     before = snapshot(host, PLAN.batch(1), [optimizer])
     seed = manager.germinate(SLOT, factory, name="a", wait=False)
-    land(manager)
+    apply(manager)
     assert seed.stage is Stage.CULLED
     assert "a" not in manager.seeds
     assert said in sink.of_kind("prefetch_failed")[0].data["reason"]
@@ -164,7 +164,7 @@ def test_a_failure_at_the_swap_is_no_crash_of_the_step() -> None:
     shared = nn.Linear(4, 4)
     manager.germinate(SLOT, lambda slot: shared, name="a", wait=False)
     manager.germinate(SLOT, lambda slot: nn.Sequential(shared), name="b", wait=False)
-    land(manager)
+    apply(manager)
     assert list(manager.seeds) == ["a"]
 
 
@@ -176,7 +176,7 @@ def test_any_error_at_the_swap_is_no_crash_of_the_step(monkeypatch: pytest.Monke
         raise MemoryError("no memory for the graft")
 
     monkeypatch.setattr(manager.registry, "join", full)
-    land(manager)
+    apply(manager)
     assert seed.stage is Stage.CULLED
     assert not manager.seeds
     assert not manager.host.structure.placements
@@ -188,7 +188,7 @@ def test_a_host_that_is_converted_meanwhile_is_followed() -> None:
     seed = manager.germinate(SLOT, gate, wait=False)
     host.double().eval()
     gate.open.set()
-    land(manager)
+    apply(manager)
     assert {p.dtype for p in seed.module.parameters()} == {torch.float64}
     assert not seed.module.training
     manager.blend(seed, steps=1)
@@ -220,11 +220,11 @@ def test_without_a_timeout_it_waits() -> None:
     manager.step()
     assert seed.stage is Stage.GERMINATED
     gate.open.set()
-    land(manager)
+    apply(manager)
     assert seed.stage is Stage.TRAINING
 
 
-def test_several_at_once_land_as_they_become_ready() -> None:
+def test_several_at_once_are_applied_as_they_become_ready() -> None:
     sink = Memory()
     _host, _optimizer, manager = grown(sinks=[sink])
     gates = {name: Gate() for name in "abc"}
@@ -283,7 +283,7 @@ def test_the_main_thread_does_not_feel_a_preparation() -> None:
         overlapped += gate.entered.is_set()
         assert_same_bits(found[0], expected[0], f"trial {trial}")
         assert found[1] == expected[1]
-        land(manager)
+        apply(manager)
         assert seed.stage is Stage.TRAINING
     assert overlapped
 

@@ -1,4 +1,4 @@
-"""Whatever preparing a change raises: no step raises, and the change lands or is given up, once."""
+"""Whatever preparing a change raises: no step raises, and the change is applied or is given up, once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "its run": (job, "HelperRun"),
     "whether there is a process": (helper, "unavailable"),
     "what has come": (job.Job, "take"),
-    "what has become": (Preparing, "_land_prepared"),
+    "what has become": (Preparing, "_apply_prepared"),
     "the next change": (Preparing, "next_change"),
     "a fossil": (Lifecycle, "fossil"),
     "what would be better": (WantedCode, "by_calls"),
@@ -118,7 +118,7 @@ def test_no_step_raises_and_no_seed_stays_in_preparation(
 
 
 @pytest.mark.parametrize("what", ["cull", "fossilize"])
-def test_a_change_of_a_live_seed_lands_too(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_a_live_seed_is_applied_too(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.manager.germinate("0", lambda slot: Drawing(), name="a")
     world.manager.germinate("1", lambda slot: Drawing(), name="b")
@@ -172,7 +172,7 @@ def _in_a_daemonic_process(queue: Any) -> None:
     queue.put(seed.stage.name)
 
 
-def test_in_a_daemonic_process_a_change_lands() -> None:
+def test_in_a_daemonic_process_a_change_is_applied() -> None:
     """``daemonic processes are not allowed to have children`` came out of every later step."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()

@@ -80,7 +80,7 @@ def test_what_is_not_in_the_file_is_named(
         manager.save(tmp_path / "run")
         assert warnings_in(caplog) == [
             f"{tmp_path / 'run'}: has not what is still prepared in the background (wait=False): {words}. "
-            f"A run that goes on from this file has to ask for it again; or save once it has landed"
+            f"A run that goes on from this file has to ask for it again; or save once it is live"
         ]
     resumed = SeedManager.load(tmp_path / "run", *fresh())
     assert {name: seed.stage for name, seed in resumed.seeds.items()} == before

@@ -209,7 +209,7 @@ def test_what_an_interrupted_step_left_waiting_is_carried_out_later(monkeypatch:
     assert isinstance(futures[1].exception(0), KeyboardInterrupt)
     assert not futures[0].done()
     assert not futures[2].done()
-    assert not training.manager.seeds, "commands of one step land as one"
+    assert not training.manager.seeds, "commands of one step are applied as one"
     training.manager.step()
     assert futures[0].result(0).accepted
     assert futures[2].result(0).accepted

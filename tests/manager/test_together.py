@@ -1,4 +1,4 @@
-"""``manager.together()``: several changes land as one, whole or not at all."""
+"""``manager.together()``: several changes are applied as one, whole or not at all."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_an_exception_inside_leaves_everything_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("fault", ["prepare", "join"])
-def test_a_change_that_cannot_land_leaves_everything_as_it_was(
+def test_a_change_that_cannot_be_applied_leaves_everything_as_it_was(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run()
@@ -461,7 +461,7 @@ def test_what_is_taken_back_leaves_the_act() -> None:
 
 
 @pytest.mark.parametrize("helper", ["auto", "off"])
-def test_an_act_lands_after_what_was_begun_before_it(helper: str, fresh_compiler: None) -> None:
+def test_an_act_is_applied_after_what_was_begun_before_it(helper: str, fresh_compiler: None) -> None:
     run = Run(helper=helper)
     run.host.compile(backend="aot_eager")
     run.train(2)
@@ -493,7 +493,7 @@ def commands_for(number: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_commands_of_one_step_land_as_one(calls: dict[str, int]) -> None:
+def test_commands_of_one_step_are_applied_as_one(calls: dict[str, int]) -> None:
     run = Run()
     run.train()
     calls.update(enter=0, generated=0)
@@ -522,7 +522,7 @@ def test_commands_of_one_step_land_as_one(calls: dict[str, int]) -> None:
     assert run.manager.seeds["s1"].paused
 
 
-def test_where_they_cannot_land_as_one_each_is_carried_out_for_itself(
+def test_where_they_cannot_be_applied_as_one_each_is_carried_out_for_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Run()

@@ -19,7 +19,7 @@ import fxgraft
 from fxgraft.checkpoint import optimizers
 from fxgraft.errors import BlueprintError, CheckpointError
 from fxgraft.optimizers.groups import OWNER
-from fxgraft.training.rewind import rewind
+from fxgraft.training.checkpoints import rewind
 from tests.harness import are_collected, assert_same_bits, frozen, traced_plan, train
 from tests.optimizers.test_optimizer import PLAN, SLOT, Together, split_groups
 from tests.optimizers.test_schedulers import SCHEDULERS

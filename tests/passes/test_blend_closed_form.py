@@ -1,4 +1,4 @@
-"""Every blend operator's value and gradients against formulas written out by hand (design, section 3)."""
+"""Every blend operator's value and gradients against formulas written out by hand."""
 
 from __future__ import annotations
 

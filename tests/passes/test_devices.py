@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxgraft.compiling import _payload, _worker
 from fxgraft.compiling._calls import CallKind, call_key
 from fxgraft_passes import devices
+from tests.sources import parsed
+
+ROOT = Path(__file__).parents[2]
 
 HERE = torch.ones(2, 3)
 
@@ -51,15 +57,36 @@ def test_kinds_of_call_differ_by_device(on_cuda: Any) -> None:
         assert (made.device.type, tuple(made.shape)) == ("cuda", (2, 3))
 
 
-def test_the_autocast_of_a_call_is_that_of_its_device(on_cuda: Any) -> None:
+def test_the_autocast_of_a_call_is_that_of_every_device(on_cuda: Any) -> None:
+    """Compiled code is guarded by all of it, whichever devices its tensors are on."""
     module, there, here = nn.ReLU(), on_cuda(2), HERE
     plain = call_key(module, (here,), {})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert CallKind.of(module, (there,), {}).autocast is None
-        assert CallKind.of(module, (here,), {}).autocast == ("cpu", torch.bfloat16)
+        for value in (there, here):
+            assert CallKind.of(module, (value,), {}).autocasts == (True, (("cpu", torch.bfloat16),))
         assert call_key(module, (here,), {}) != plain
         assert devices.is_autocast()
     assert not devices.is_autocast()
+
+
+DEVICES = {"cpu", "cuda", "meta", "mps", "xpu"}
+
+
+def test_what_a_device_is_is_asked_in_one_place() -> None:
+    """No code elsewhere compares with the name of a type of device: it would be wrong for the next type."""
+    found = []
+    for folder in ("fxgraft", "passes"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(parsed(path)) if path != Path(devices.__file__) else ():
+                if isinstance(node, ast.Compare) and any(map(_is_device, [node.left, *node.comparators])):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
+
+
+def _is_device(node: ast.AST) -> bool:
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(map(_is_device, node.elts))
+    return isinstance(node, ast.Constant) and node.value in DEVICES
 
 
 class Accelerator:
@@ -110,3 +137,28 @@ def test_streams_of_this_machine_are_kept() -> None:
         torch.rand(3, generator=devices.generator(torch.device(d)).manual_seed(1)) for d in ("cpu", "meta")
     ]
     assert torch.equal(*draws)
+
+
+def test_the_compiler_process_uses_the_device_of_the_tensors_and_keeps_no_memory_of_it(
+    stand_in: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank has a compiler process: those must not all open the first accelerator."""
+    did: list[object] = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", did.append)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: did.append("emptied"))
+    monkeypatch.setattr(torch, "UntypedStorage", lambda size, device: did.append((size, device.index)))
+    elsewhere = SimpleNamespace(type="standin", index=1)
+    _payload._memory(10**6, elsewhere)  # type: ignore[arg-type]
+    assert did == [1, (10**6, 1)]
+    _payload._memory(10**6, torch.device("cpu"))
+    assert did[2:] == [(10**6, None)]
+    _worker._clean_up()
+    assert did[3:] == ["emptied"]
+    stand_in.is_in_use = False
+    _worker._clean_up()
+    assert len(did) == 4  # to ask would start it
+
+
+def test_the_autocasts_that_matter_are_those_of_the_tensors(on_cuda: Any) -> None:
+    tensors = [on_cuda(2), torch.empty(1, device="meta"), on_cuda(3)]
+    assert devices.with_autocast(tensors) == ("cpu", "cuda")

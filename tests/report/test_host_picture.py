@@ -12,7 +12,7 @@ from torch import nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.report._host_graph import Drawing, in_order
-from fxgraft.seeds.colours import STAGE_COLOURS
+from fxgraft.seeds.stage import STAGE_COLOURS
 from tests.browser import chromium
 from tests.networks import ResidualMLP
 

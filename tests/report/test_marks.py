@@ -83,6 +83,16 @@ def test_the_table_has_a_bar_for_each_contribution() -> None:
     assert "1 more" in text
 
 
+def test_layers_are_named_as_in_print() -> None:
+    rows = [
+        row("head", 1.0, blueprint="widen", widens=["conv2", 4]),
+        row("blocks.1", 0.5, deepens=["blocks", 1]),
+    ]
+    text = said(exploration_table("found", rows))
+    assert "widen(by=4)" in next(line for line in text.splitlines() if "conv2" in line)
+    assert "behind blocks.1" in text
+
+
 def test_the_table_is_live_while_candidates_learn() -> None:
     run = Run(check_every=0)
     exploration = run.manager.explore("relu", evaluate=run.evaluate, steps=4)

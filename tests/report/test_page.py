@@ -185,7 +185,7 @@ def test_marks_stand_at_their_steps() -> None:
 
 def test_a_lane_draws_alpha_in_the_colour_of_its_stage() -> None:
     from fxgraft import Stage
-    from fxgraft.seeds.colours import STAGE_COLOURS
+    from fxgraft.seeds.stage import STAGE_COLOURS
 
     reader = Reader()
     metrics = [line("metrics", s, **{"fxgraft/seed/alpha": {"s": (s - 4) / 4}}) for s in range(5, 8)]
@@ -201,7 +201,7 @@ def test_a_lane_draws_alpha_in_the_colour_of_its_stage() -> None:
 
 
 def test_what_is_no_stage_has_none_of_their_colours() -> None:
-    from fxgraft.seeds.colours import STAGE_COLOURS
+    from fxgraft.seeds.stage import STAGE_COLOURS
 
     reader = Reader()
     facts = {"graphs": 1, "artifacts": 0, "uncompiled_calls": 0, "seconds": 0.1, "recompiles": []}

@@ -248,10 +248,13 @@ def test_an_exploration_is_read() -> None:
     assert reader.run.log[-1].text == "1 candidates in 5 steps"
     reader.feed(line("explored", 8, steps=5, rows=[{}]))
     assert reader.run.unreadable == 1
+    reader.feed(line("explored", 9, steps=5, rows=[{**row, "blueprint": "widen", "widens": ["up", 4]}]))
     assert "Exploration until step 7" in page(reader.run)
+    assert "<code>up</code>" in page(reader.run)
+    assert "widen(by=4)" in page(reader.run)
 
 
-def test_the_size_in_the_end_and_the_held_out_loss_are_told(run_folder: Path) -> None:
+def test_the_size_in_the_end_and_the_held_out_loss_are_reported(run_folder: Path) -> None:
     """The seed at the first slot has 8 features and was kept; it was blended when it was measured."""
     run = read(run_folder)
     summary = run.summary()

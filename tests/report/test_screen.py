@@ -12,8 +12,7 @@ from rich.console import Console
 
 from fxgraft.report import read, screen
 from fxgraft.report.reading import ReadError
-from fxgraft.report.screen import BLOCKS, follow, show, sparkline
-from fxgraft.report.tail import Tail
+from fxgraft.report.screen import BLOCKS, Tail, follow, show, sparkline
 from tests.report.test_page import EVIL, evil_run
 from tests.report.test_reading import BEGAN, line, stage
 

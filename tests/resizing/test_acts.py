@@ -113,7 +113,7 @@ def test_an_act_with_a_growth_that_cannot_be_changes_nothing():
         "fxgraft.resizing.widening.grow",
         "fxgraft.resizing.widening.replace_moments",
         "fxgraft.resizing.widening.replace_tensors",
-        "fxgraft.resizing.widening.renew",
+        "fxgraft.resizing.widening.retrace",
         "fxgraft.resizing.widening.difference",
         "fxgraft.lifecycle.lifecycle.swap",
     ],
@@ -174,7 +174,7 @@ def test_a_block_that_grew_alone_has_slots_of_its_own_sizes():
 # In the background
 
 
-def test_without_a_compiled_form_it_lands_at_the_next_step():
+def test_without_a_compiled_form_it_is_applied_at_the_next_step():
     sink = Memory()
     host, _, manager = trained(Mlp, torch.randn(3, 4), sinks=[sink])
     done = manager.widen("up", 2, wait=False)
@@ -190,7 +190,7 @@ def test_a_growth_that_fails_in_the_background_says_why(monkeypatch, caplog):
     batch = torch.randn(3, 4)
     before = snapshot(host, batch, [optimizer])
     done = manager.widen("up", 2, wait=False)
-    monkeypatch.setattr("fxgraft.resizing.widening.renew", lambda *_: 1 / 0)
+    monkeypatch.setattr("fxgraft.resizing.widening.retrace", lambda *_: 1 / 0)
     manager.step()
     assert "ZeroDivisionError" in done.failed
     assert "ZeroDivisionError" in caplog.text
@@ -217,7 +217,7 @@ def test_a_compiled_host_trains_on_while_its_wider_form_is_compiled(fresh_compil
     manager.step()
     assert (done.done, host.up.out_features, host.compiled is narrow) == (False, 8, True)
     (variant,) = narrow.variants
-    steps(host, optimizer, manager, batch)  # on weights that are others when it lands
+    steps(host, optimizer, manager, batch)  # on weights that are others when it is applied
     before = outputs(host, batch)
     settle(host, optimizer, manager, batch, lambda: done.done)
     assert host.up.out_features == 10

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from tests.harness import assert_same_bits, snapshot
+from tests.hosts.transformer_models import vit
 from tests.resizing.models import Attention, Bottleneck, Cnn, Experts, Gated, Gpt, Mlp, ResNet
 
 
@@ -205,3 +206,13 @@ def test_looking_leaves_no_trace():
     host.channels
     assert_same_bits(before, snapshot(host, batch))
     assert torch.equal(stream, torch.random.get_rng_state())
+
+
+def test_a_group_that_is_like_a_fixed_one_names_that_and_no_other_module_as_its_own() -> None:
+    given = vit()
+    channels = fxgraft.trace(given.model, given.args, given.kwargs).channels
+    first, second = (f"vit.layers.{block}.attention" for block in range(2))
+    assert f"{channels[f'{first}.v_proj'].fixed}".startswith(f"{first} does not run with more of them: ")
+    assert f"{channels[f'{second}.v_proj'].fixed}".startswith(
+        f"as {first}.v_proj, which is like it: {first} "
+    )

@@ -247,7 +247,7 @@ def test_a_seed_in_a_block_and_one_behind_it() -> None:
     del before
 
 
-def test_several_calls_land_as_one_and_an_exception_takes_all_back() -> None:
+def test_several_calls_are_applied_as_one_and_an_exception_takes_all_back() -> None:
     run = Run(FOUR)
     run.train(1)
     before = snapshot(run.host, IDS, [run.optimizer])
@@ -420,7 +420,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "build": (new_blocks, "build"),
     "try": (new_blocks, "try_out"),
     "claim the parameters": (SeedParameterRegistry, "claim"),
-    "make the regions": (engine, "provide"),
+    "make the regions": (engine, "ensure_block_regions"),
     "generate the code": (engine, "prepare"),
     "swap the structure": (engine, "set_structure"),
     "compile": (engine, "warm_up"),
@@ -445,7 +445,7 @@ def test_a_failure_in_any_step_leaves_model_and_optimizer_as_before(
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         fails = next(calls, False) or (
-            method in ("provide", "prepare", "set_structure", "warm_up") and next(calls, False)
+            method in ("ensure_block_regions", "prepare", "set_structure", "warm_up") and next(calls, False)
         )
         if fails and not late:
             raise RuntimeError("injected")

@@ -12,7 +12,7 @@ from torch import nn
 
 import fxgraft
 from fxgraft.errors import SlotError
-from fxgraft.host.depth import of_depth
+from fxgraft.host.numbering import of_depth
 from tests.hosts.transformer_models import TEXT
 
 IDS = torch.arange(3, 17).reshape(2, 7)

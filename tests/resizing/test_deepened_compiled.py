@@ -120,7 +120,7 @@ def test_blocks_and_channels_grow_in_one_run_and_are_loaded(tmp_path: Path) -> N
     assert_same_bits(run.given.run(fxgraft.unwrap(run.host)), run.given.run(run.host))
 
 
-def test_blocks_land_in_the_background() -> None:
+def test_blocks_go_live_in_the_background() -> None:
     run = Run(FOUR)
     before = run.seen()
     seeds = run.deepened(count=2, wait=False)

@@ -53,6 +53,68 @@ def mixtral() -> nn.Module:
     return T.MixtralForCausalLM(T.MixtralConfig(**sizes, **heads, bos_token_id=0, eos_token_id=0))
 
 
+class DroppedTwice(nn.Module):
+    """As torchvision's Swin: one module leaves out both branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.drop = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), StochasticDepth()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.first(x))
+        return x + self.drop(self.second(x).reshape_as(x))
+
+
+@torch.fx.wrap
+def stochastic_depth(x: Tensor, training: bool) -> Tensor:
+    """As torchvision's, which is one operation of a graph."""
+    return x * torch.empty(x.shape[0], 1, 1).bernoulli_(0.5).div_(0.5) if training else x
+
+
+stochastic_depth.__module__ = "torchvision.ops.stochastic_depth"
+
+
+@torch.fx.wrap
+def windows(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """As torchvision's attention in shifted windows: layers inside of one operation."""
+    return torch.roll(nn.functional.linear(torch.relu(nn.functional.linear(x, weight)), out), 1, dims=1)
+
+
+class Windows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return windows(x, self.inner.weight, self.out.weight)
+
+
+class WrappedFunctions(nn.Module):
+    """As torchvision's Swin block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.up, self.down = Windows(), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + stochastic_depth(self.attention(x), self.training)
+        return x + stochastic_depth(self.down(self.up(x).relu()), self.training)
+
+
+class Attended(nn.Module):
+    """A block with torch's attention, which is one operation for a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(16), nn.MultiheadAttention(16, 2, batch_first=True)
+        for bias in (self.norm.bias, self.attention.in_proj_bias):
+            nn.init.normal_(bias)  # torch begins with zeros
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.attention(y, y, y, need_weights=False)[0]
+
+
 CASES: dict[str, tuple[Any, Any, dict[str, Any], str, set[str]]] = {
     "a batch norm": (
         lambda: nn.Sequential(nn.Sequential(Dropped(nn.BatchNorm2d), Dropped(nn.BatchNorm2d))),
@@ -81,6 +143,27 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any], str, set[str]]] = {
         {},
         "0",
         {"down.weight", "down.bias"},
+    ),
+    "one that leaves out both branches": (
+        lambda: nn.Sequential(nn.Sequential(DroppedTwice(), DroppedTwice())),
+        torch.randn(2, 4, 5, 5),
+        {},
+        "0",
+        {"first.weight", "first.bias", "second.weight", "second.bias"},
+    ),
+    "functions that are one operation": (
+        lambda: nn.Sequential(nn.Sequential(WrappedFunctions(), WrappedFunctions())),
+        torch.randn(2, 3, 8),
+        {},
+        "0",
+        {"attention.out.weight", "down.weight", "down.bias"},
+    ),
+    "attention of torch": (
+        lambda: nn.Sequential(nn.Sequential(Attended(), Attended())),
+        torch.randn(2, 5, 16),
+        {},
+        "0",
+        {"attention.out_proj.weight", "attention.out_proj.bias"},
     ),
     "experts in one product": (
         mixtral,

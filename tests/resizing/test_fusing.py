@@ -12,7 +12,7 @@ from fxgraft.errors import ChannelError, SlotError, StageError
 from fxgraft.telemetry import Memory
 from tests.harness import assert_same_bits, snapshot
 from tests.resizing.models import Gated, Mlp
-from tests.resizing.test_widening import outputs, steps
+from tests.resizing.test_widening import half, outputs, steps
 
 
 class WithPart(nn.Module):
@@ -119,6 +119,19 @@ def test_a_linear_fossil_goes_into_the_weights():
     assert manager.fuse("a") == {"a": "inner"}
     torch.testing.assert_close(outputs(host, BATCH), before)
     assert len(optimizer.param_groups[0]["params"]) < moments
+    steps(host, optimizer, manager, BATCH)
+
+
+@pytest.mark.parametrize("kind", ["joined", "folded"])
+def test_copies_that_autocast_keeps_of_the_weights_do_not_outlive_them(kind):
+    folded = {"seed": "low_rank", "source": None, "slot": "inner", "rank": 2}
+    host, optimizer, manager = grown(Mlp(), **({"seed": Mlp()} if kind == "joined" else folded))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        host(BATCH)
+        manager.fuse("a")
+        inside = half(host, BATCH)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(inside, half(host, BATCH), "outputs and gradients")
     steps(host, optimizer, manager, BATCH)
 
 

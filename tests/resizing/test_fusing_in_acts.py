@@ -139,7 +139,7 @@ def test_an_act_whose_fusion_fails_changes_nothing():
         "fxgraft.resizing._fusing.join",
         "fxgraft.resizing._joining._fill",
         "fxgraft.resizing._fusing.difference",
-        "fxgraft.resizing.widening.renew",
+        "fxgraft.resizing.widening.retrace",
         "fxgraft.resizing.widening.replace_moments",
         "fxgraft.resizing.widening.difference",
     ],
@@ -211,7 +211,7 @@ def test_a_fossil_that_grew_wider_before_it_was_fused_is_no_part_of_the_file(tmp
     assert_same_bits(host.state_dict(), fresh.state_dict())
 
 
-def test_in_the_background_it_lands_at_the_next_step():
+def test_in_the_background_it_is_applied_at_the_next_step():
     host, optimizer, manager = grown(Mlp(), Mlp())
     into = manager.fuse("a", wait=False)
     assert not into
@@ -241,7 +241,7 @@ def test_a_compiled_host_trains_on_while_the_fused_form_is_compiled(fresh_compil
         into = manager.fuse("a")
     manager.step()
     assert (dict(into), host.part.up.out_features) == ({}, 8)
-    steps(host, optimizer, manager, BATCH)  # on weights that are others when it lands
+    steps(host, optimizer, manager, BATCH)  # on weights that are others when it is applied
     settle(host, optimizer, manager, BATCH, lambda: into)
     assert host.part.up.out_features == 16
     steps(host, optimizer, manager, BATCH, 2)

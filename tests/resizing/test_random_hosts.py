@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxgraft.testing.comparing import assert_same_bits
+from fxgraft.testing.checks import assert_same_bits
 from fxgraft_passes.channels._settings import applied
 from fxgraft_passes.channels.comparing import outputs
 from fxgraft_passes.channels.groups import find

@@ -203,8 +203,15 @@ def test_a_resnet_lives_through_it(tmp_path):
     run.train(2)
     before = run.outputs()
     run.manager.deepen("layer1", at="end")
-    torch.testing.assert_close(run.outputs(), before)
+    assert_same_bits(run.outputs(), before)
     run.train()
+    run.manager.germinate("conv1", nn.Conv2d(8, 8, 1, bias=False), name="linear", isolated=False)
+    run.train()
+    run.manager.blend("linear", steps=0)
+    run.manager.fossilize("linear")
+    before = run.outputs()
+    assert dict(run.manager.fuse("linear")) == {"linear": "conv1"}
+    torch.testing.assert_close(run.outputs(), before, rtol=1e-4, atol=1e-5)
     before = run.outputs()
     with run.manager.together():
         for i in range(2):

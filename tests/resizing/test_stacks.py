@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxgraft
+from fxgraft.util.bits import same_bits
 from tests.resizing.deep_models import CharGPT, ResNet, TransformerBlock
 
 X = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
@@ -53,6 +59,70 @@ def test_layers_of_torch_and_empty_containers_are_none() -> None:
     assert "of torch's own" in host.stacks.rejected["0"]
 
 
+def _mixed(blocks: int) -> nn.Sequential:
+    """Blocks in one container with what is in front of and behind them."""
+    return nn.Sequential(nn.Linear(16, 16), *(TransformerBlock() for _ in range(blocks)), nn.LayerNorm(16))
+
+
+@pytest.mark.parametrize("at", [None, "start", "end", [0]])
+def test_blocks_among_other_layers_are_a_stack(at: Any) -> None:
+    host = fxgraft.trace(_mixed(2), (X,))
+    assert host.stacks[""].blocks == ("1", "2")
+    optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
+    manager = fxgraft.SeedManager(host, optimizer)
+    before = host(X)
+    count = 1 if at == [0] else 2
+    manager.deepen("", count, at=at)
+    assert same_bits(host(X), before)
+    host(X).square().mean().backward()
+    optimizer.step()
+    manager.step()
+    plain = fxgraft.unwrap(host)
+    assert [type(child) for child in plain] == [type(child) for child in _mixed(2 + count)]
+    assert same_bits(plain(X), host(X))
+    target = _mixed(2 + count)
+    assert fxgraft.transplant(host, target).max_abs == 0.0
+    assert same_bits(target(X), host(X))
+
+
+def test_a_grown_container_of_several_classes_is_saved_and_loaded(tmp_path: Path) -> None:
+    host = fxgraft.trace(_mixed(2), (X,))
+    manager = fxgraft.SeedManager(host, torch.optim.AdamW(host.parameters(), 1e-2))
+    manager.deepen("", 2)
+    manager.save(tmp_path / "run")
+    loaded = fxgraft.load_model(tmp_path / "run", _mixed(2))
+    assert same_bits(loaded(X), host.eval()(X))
+    assert loaded.stacks[""].blocks == host.stacks[""].blocks
+
+
+def test_alike_layers_that_do_not_follow_each_other_are_no_stack() -> None:
+    model = nn.Sequential(
+        TransformerBlock(), nn.Tanh(), TransformerBlock(), nn.Linear(16, 16), nn.Linear(16, 16)
+    )
+    assert "several classes" in fxgraft.trace(model, (X,)).stacks.rejected[""]
+
+
+class Named(nn.Module):
+    """Blocks with names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict({"first": TransformerBlock(), "second": TransformerBlock()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks.values():
+            x = block(x)
+        return x
+
+
+def test_blocks_with_names_are_no_stack_and_it_is_told() -> None:
+    manager = fxgraft.SeedManager(fxgraft.trace(Named(), (X,)))
+    with pytest.raises(
+        fxgraft.errors.SlotError, match=r"got 'blocks': it is an nn.ModuleDict.*expected an nn.Mod"
+    ):
+        manager.deepen("blocks")
+
+
 class Tuples(nn.Module):
     """Blocks that take a mask and return tuples, called by code without a graph."""
 
@@ -88,3 +158,57 @@ def test_the_table_prints_itself_and_is_that_of_now() -> None:
     assert repr(host.stacks) == "'blocks': 2 x TransformerBlock (blocks.0, blocks.1)"
     fxgraft.SeedManager(host).deepen("blocks", name="new")
     assert host.stacks["blocks"].blocks == ("blocks.0", "blocks.1", "_seeds.new.module")
+
+
+class TwoNames(nn.Module):
+    """Its first block has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        self.blocks = nn.ModuleList([self.first, nn.Sequential(nn.Linear(8, 8), nn.ReLU())])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Scan(nn.Module):
+    """Reads a tensor and a state; has no graph, as it looks at values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if state.sum() > 1e9:
+            return x, state
+        state = state + self.inner(x)
+        return x + torch.relu(state), state
+
+
+class Recurrent(nn.Module):
+    """Its blocks return a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Scan(), Scan()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x, _ = block(x, torch.zeros_like(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (TwoNames, "'blocks.0', that is registered as 'first' as well: expected one name for each block"),
+        (Recurrent, "a block without a graph, 'blocks.0', that returns a tuple, and no tensor"),
+        (partial(Loop, way="beside"), "'blocks.1' is not given a tensor that 'blocks.0' returns"),
+    ],
+)
+def test_the_reason_why_there_is_no_stack_names_the_block(make: Callable[[], nn.Module], why: str) -> None:
+    x = X if isinstance(make, partial) else torch.randn(3, 8)
+    assert why in fxgraft.trace(make(), (x,)).stacks.rejected["blocks"]

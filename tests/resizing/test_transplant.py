@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -91,6 +92,42 @@ class Counted(nn.Module):
         return x
 
 
+class NamedBlocks(nn.Module):
+    """Has its blocks in a container by names, as torchvision's vision transformers."""
+
+    def __init__(self, blocks: int = 2, word: str = "encoder_layer_", first: int = 0) -> None:
+        super().__init__()
+        named = OrderedDict((f"{word}{first + i}", TransformerBlock()) for i in range(blocks))
+        self.layers = nn.Sequential(OrderedDict(entry=nn.LayerNorm(16)) | named | OrderedDict(end=nn.Tanh()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_blocks_with_names_that_count_them_are_named_as_in_the_larger_class(first: int) -> None:
+    host = fxgraft.trace(NamedBlocks(first=first), (X,))
+    fxgraft.SeedManager(host).deepen("layers", at=[0], count=2, init="random", name="n")
+    plain = fxgraft.unwrap(host)
+    assert list(plain.state_dict()) == list(NamedBlocks(4, first=first).state_dict())
+    assert type(plain) is NamedBlocks
+    assert_same_bits(plain(X), host(X))
+    assert fxgraft.transplant(host, NamedBlocks(4, first=first)).max_abs == 0.0
+
+
+def test_a_name_that_another_child_has_is_not_taken() -> None:
+    """The blocks run as parts of their neighbours then."""
+    model = NamedBlocks()
+    model.layers._modules = {
+        "encoder_layer_2" if n == "entry" else n: m for n, m in model.layers._modules.items()
+    }
+    host = fxgraft.trace(model, (X,))
+    fxgraft.SeedManager(host).deepen("layers", init="random", name="n")
+    plain = fxgraft.unwrap(host)
+    assert_same_bits(plain(X), host(X))
+    assert set(model.state_dict()) <= set(plain.state_dict())
+
+
 def test_where_the_own_code_would_not_run_them_blocks_are_parts_of_their_neighbours(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -143,8 +180,12 @@ def test_another_fossil_in_a_block_stays_a_part_of_it() -> None:
         for name in ("weight", "bias")
     ]
     assert_same_bits(plain(X), host(X))
-    with pytest.raises(TransplantError, match=r"blocks\.0\.seed_Linear_at_blocks_0_up.*fxgraft\.fold"):
+    with pytest.raises(TransplantError, match=r"blocks\.0\.seed_Linear_at_blocks_0_up.*manager\.fuse"):
         fxgraft.transplant(host, Counted(3))
+    manager.fuse(*(name for name in manager.seeds if name != "n"))  # what the error says to do
+    target = Counted(3)
+    fxgraft.transplant(host, target)
+    assert_same_bits(target(X), host(X))
 
 
 BAD = {

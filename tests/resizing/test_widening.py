@@ -2,6 +2,7 @@
 
 import copy
 import pkgutil
+import re
 
 import pytest
 import torch
@@ -186,6 +187,27 @@ def test_hooks_gradients_and_a_graph_that_lives():
     assert seen == [(8, 4), (10, 4), (10, 4)]
 
 
+def half(host, batch):
+    """What a host gives in lower precision, and its gradients."""
+    out = host(batch)
+    gradients = torch.autograd.grad(out.float().square().sum(), list(host.parameters()))
+    return out.detach(), *gradients
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_copies_that_autocast_keeps_of_the_weights_do_not_outlive_them(ran_before):
+    host, optimizer, manager = managed(Mlp(), torch.randn(3, 4))
+    batch = torch.randn(5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if ran_before:
+            host(batch)
+        manager.widen("up", 3)
+        inside = half(host, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(inside, half(host, batch), "outputs and gradients")
+    steps(host, optimizer, manager, batch)
+
+
 def test_averages_follow():
     host, optimizer, manager = managed(Gpt(depth=1), TOKENS)
     average = AveragedModel(host, multi_avg_fn=get_ema_multi_avg_fn(0.9))
@@ -252,7 +274,7 @@ def test_a_compiled_host_compiles_at_its_next_call(fresh_compiler):
         (("qkv", True), ChannelError, "1 or more"),
         (("qkv", 10**12), ChannelError, "at most 16,777,216"),
         (("qkv", 6), ChannelError, "multiple of 4"),
-        (("out", 4), ChannelError, "cannot grow: is a size of the output"),
+        (("out", 4), ChannelError, "cannot grow: it is a size of the output. Choose another group"),
         (("qkv", 4, "ones"), ValueError, "init: expected"),
         (("qkv", 4, "zero", "old"), ValueError, "optimizer_state: expected"),
     ],
@@ -278,8 +300,8 @@ def test_bad_input_changes_nothing(arguments, error, said):
         "fxgraft_passes.channels.replacing.set_tensor",
         "fxgraft_passes.channels.growth.GroupGrowth.spread",
         "fxgraft_passes.channels._settings.Setting.apply",
-        "fxgraft.resizing.widening.renew",
-        "fxgraft.host.renewing.Capture",
+        "fxgraft.resizing.widening.retrace",
+        "fxgraft.host.retracing.Capture",
         "fxgraft.resizing.widening.follow",
         "fxgraft.resizing.widening.outputs",
         "fxgraft.resizing.widening.difference",
@@ -339,6 +361,26 @@ def test_an_optimizer_that_keeps_something_else_is_refused():
     assert_same_bits(before, snapshot(host, batch, [optimizer]))
 
 
+def test_an_optimizer_that_keeps_one_vector_of_all_is_refused():
+    batch = torch.randn(3, 4)
+    host = fxgraft.trace(Mlp(), (batch,))
+    optimizer = torch.optim.LBFGS(host.parameters(), lr=0.1, max_iter=2)
+    manager = fxgraft.SeedManager(host, optimizer, check_every=0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = host(batch).square().mean()
+        loss.backward()
+        return loss
+
+    manager.widen("up", 2)  # it keeps nothing yet
+    optimizer.step(closure)
+    with pytest.raises(ChannelError, match="expected an optimizer that keeps something for each parameter"):
+        manager.widen("up", 2)
+    assert host.up.out_features == 10
+    optimizer.step(closure)
+
+
 def test_a_function_that_depends_on_how_many_there_are_is_refused():
     class Scaled(Mlp):
         def forward(self, x):
@@ -348,9 +390,33 @@ def test_a_function_that_depends_on_how_many_there_are_is_refused():
     batch = torch.randn(3, 4)
     host, optimizer, manager = managed(Scaled(), batch)
     before = snapshot(host, batch, [optimizer])
-    with pytest.raises(ChannelError, match="something in between depends on how many there are"):
+    with pytest.raises(ChannelError, match="depends on how many there are; it shows first in linear in down"):
         manager.widen("up", 2, init="split")
     assert_same_bits(before, snapshot(host, batch, [optimizer]))
+
+
+class Tied(nn.Module):
+    """An embedding, a residual block and a head without a normalisation in front of it."""
+
+    def __init__(self, tied=True):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(11, 8), nn.Embedding(5, 8)
+        self.norm, self.block, self.head = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 11, bias=False)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+    def forward(self, numbers):
+        x = self.tokens(numbers) + self.places(torch.arange(5))
+        return self.head(x + self.block(self.norm(x)))
+
+
+def test_a_tied_head_that_holds_a_width_is_named():
+    batch = torch.randint(0, 11, (2, 5))
+    group = fxgraft.trace(Tied(), (batch,)).channels["tokens"]
+    assert re.search(
+        r"it shows first in linear in head, which reads them with tokens\.weight.*Untie", group.fixed
+    ), group.fixed
+    assert fxgraft.trace(Tied(tied=False), (batch,)).channels["tokens"].fixed is None
 
 
 @pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])

@@ -13,7 +13,7 @@ from fxgraft.host import engine
 from fxgraft.resizing import widening
 from fxgraft.slots.structure import Structure
 from fxgraft_passes import Phase
-from tests.capture.test_earlier import told
+from tests.capture.test_earlier_trace import told
 from tests.harness import assert_same_bits
 from tests.resizing.models import Gpt
 from tests.resizing.test_acts import settle, trained
@@ -53,7 +53,7 @@ def test_an_eager_host_is_not_traced_again(work):
     assert host.slots["blocks.0.mlp.0"].shape[-1] == 20
 
 
-def test_a_compiled_host_plans_tries_and_lands_in_different_steps(work, fresh_compiler):
+def test_a_compiled_host_plans_tries_and_applies_in_different_steps(work, fresh_compiler):
     host, optimizer, manager = managed(Gpt(), TOKENS)
     host.compile(backend="aot_eager")
     steps(host, optimizer, manager, TOKENS, 3)
@@ -61,11 +61,11 @@ def test_a_compiled_host_plans_tries_and_lands_in_different_steps(work, fresh_co
     with manager.together(wait=False):
         done = [manager.widen(f"blocks.{i}.mlp.0", 4) for i in (0, 1)]
 
-    def landed():
+    def applied():
         work.append("step")
         return all(one.done for one in done)
 
-    settle(host, optimizer, manager, TOKENS, landed)
+    settle(host, optimizer, manager, TOKENS, applied)
     by_step = [step.split() for step in " ".join(work).split("step") if step.strip()]
     # The second one is planned as the host is after the first: where that is tried.
     assert by_step == [["planned"], ["captured", "planned", "captured"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fxgraft import Stage
-from fxgraft.seeds.colours import DARK, LIGHT, STAGE_COLOURS
+from fxgraft.seeds.stage import DARK, LIGHT, STAGE_COLOURS
 
 
 def luminance(colour: str) -> float:

@@ -13,6 +13,7 @@ from fxgraft.seeds.dropout import (
     PrivateDropout,
     SeedDropout,
     SeedDropout2d,
+    _threshold,
     privatize,
     words,
 )
@@ -94,6 +95,23 @@ def test_it_is_the_dropout_that_it_stands_in_for(kind):
     assert (type(plain), plain.p, plain.inplace, plain.training) == (kind, 0.5, True, False)
     made.p = 0.0
     assert made.train()(ones := torch.ones(2, 2, 2, 2, 2)) is ones
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.9, 1.0])
+def test_the_bits_are_those_of_the_products_with_mask_and_scale(p, dtype):
+    """In compiled code that is how it is computed: first the mask, then the scale."""
+    odd = torch.tensor([0.0, -0.0, 1e-40, -1e-45, 3e38, -3e38, torch.inf, -torch.inf, torch.nan])
+    x = torch.cat([odd.repeat(20), torch.randn(300)]).to(dtype).requires_grad_()
+    dropout = SeedDropout(p, KEY)
+    kept = words(x.shape, dropout.key, dropout.draws, CPU) >= _threshold(p)
+    expected, out = x * kept * (1 / (1 - p) if p < 1 else 0.0), dropout(x)
+    assert same_bits(out, expected)
+    upstream = torch.randn_like(out)
+    (grad,), (expected_grad,) = (torch.autograd.grad(one, x, upstream) for one in (out, expected))
+    assert same_bits(grad, expected_grad)
+    again = SeedDropout(p, KEY, inplace=True)
+    assert same_bits(again(x.detach().clone()), expected)
 
 
 def test_in_place():

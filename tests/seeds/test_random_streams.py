@@ -47,23 +47,25 @@ def test_a_life_leaves_the_global_streams_alone(blueprint: object) -> None:
     class Images(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+            self.enter, self.up = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 1)
+            self.conv = nn.Conv2d(6, 4, 3, padding=1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.conv(x)
+            return self.conv(self.up(self.enter(x)).relu())
 
     host = fxgraft.trace(Images(), (torch.randn(2, 4, 4, 4),))
     x = torch.randn(2, 4, 4, 4)
     before = streams()
     manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1))
-    seed = manager.germinate("conv", blueprint)
+    source = "enter" if blueprint == "parallel" else None
+    seed = manager.germinate("conv", blueprint, source=source)
     loss_of(host(x)).backward()
     manager.blend(seed, steps=1)
     manager.step()
     loss_of(host(x)).backward()
     manager.fossilize(seed)
     loss_of(host(x)).backward()
-    manager.cull(manager.germinate("conv", blueprint))
+    manager.cull(manager.germinate("conv", blueprint, source=source))
     assert_same_bits(streams(), before, "global streams")
 
 

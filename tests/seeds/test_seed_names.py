@@ -47,9 +47,9 @@ def test_no_name_is_made_twice_nor_one_that_was_given(asked: list[str | tuple[st
             names.note(one)
             made.append(one)
         else:
-            foreseen = names.foresee(*one, ())
+            previewed = names.preview(*one, ())
             new = names.make(*one, ())
-            assert new == foreseen
+            assert new == previewed
             assert new not in made
             made.append(new)
             names = SeedNames(names.next_numbers)  # as from a checkpoint

@@ -81,7 +81,7 @@ def test_an_unknown_seed_is_refused_by_name(action: str) -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "sigmoid", lambda p: p**2])
 @pytest.mark.parametrize(("start", "to"), [(0.0, 1.0), (0.0, 0.3), (1.0, 0.0), (0.3, 0.3)])
-def test_ramps_are_monotone_and_land_on_their_target(schedule: object, start: float, to: float) -> None:
+def test_ramps_are_monotone_and_end_at_their_target(schedule: object, start: float, to: float) -> None:
     manager = trained(PLAN)[3]
     seed = manager.germinate(SLOT, Scale())
     if start:

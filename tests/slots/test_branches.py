@@ -17,7 +17,7 @@ from fxgraft.capture.merge import merge
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.testing import no_recompiles
 from fxgraft_passes.graft import MODES
-from fxgraft_passes.observe import KEY
+from fxgraft_passes.metadata import metadata
 from tests.harness import (
     assert_same_bits,
     counting_backend,
@@ -125,7 +125,7 @@ def test_a_blended_branch_is_one_written_by_hand(
     """Its input is what a plain seed reads at the source, and what leaves the slot is the formula."""
     host = fxgraft.trace(plan.build(), (plan.batch(0),))
     source, slot = drawn_branch(host, data)
-    assume(host.slots[slot].node.meta[KEY].calls == 1)  # or the branch of one call is felt by the next
+    assume(metadata(host.slots[slot].node)["observation"].calls == 1)  # or one call changes the next
     plain = fxgraft.trace(plan.build(), (plan.batch(0),))
     probes = {name: Probe() for name in (source, slot)}
     watching = fxgraft.SeedManager(plain)

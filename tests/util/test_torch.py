@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxgraft import _torch
 from fxgraft.util.bits import same_bits
 from fxgraft.util.flops import count_flops
+from fxgraft_passes import _torch as _torch_of_passes
+from tests.sources import parsed
 
 ROOT = Path(__file__).parents[2]
 PRIVATE = re.compile(r"\btorch(?:\.[a-z]\w*)*\._[a-zA-Z]|_dynamo_")
@@ -22,6 +28,7 @@ EVERYWHERE = (
     "torch.utils._pytree",
     "torch.utils._python_dispatch",
     "torch._dynamo.config.metrics_count",
+    "torch._dynamo.config.recompile_limit",
 )
 """Half public: torch's own documentation shows them, or only a comment has them.
 
@@ -42,6 +49,172 @@ def test_private_parts_are_used_in_one_file_only() -> None:
                 if PRIVATE.search(rest):
                     found.append(f"{path.relative_to(ROOT)}: {line.strip()}")
     assert found == []
+
+
+OF_OBJECTS = {
+    "_call_impl", "_compiled_call_impl", "_forward_hooks", "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_state_dict_hooks",
+    "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+    "_non_persistent_buffers_set", "_cdata", "_version", "_base", "_codegen", "_tracer_cls",
+    "_get_fsdp_state", "_fsdp_param_groups", "_extract_tensor_metadata",
+}  # fmt: skip
+"""Private attributes of modules, tensors, storages, graphs and sharded modules, and of what makes these.
+
+Not in it: ``_parameters``, ``_buffers`` and ``_modules``, which subclasses of ``nn.Module`` have always used.
+"""
+
+STAY = {
+    "fxgraft/compiling/variants.py": {"_call_impl"},  # in the code that each variant has a copy of
+    "fxgraft/fossils/_plain_code.py": {  # whose text runs where there is no fxgraft
+        "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    },
+    "fxgraft/optimizers/progress.py": {"_version"},  # asked of every weight in each step
+    "passes/fxgraft_passes/blends.py": {"_backward_hooks"},  # in each forward of a seed
+    "passes/fxgraft_passes/operators.py": {"_backward_hooks", "_base"},  # in each forward, and traced
+}  # fmt: skip
+"""Where which of them are used all the same."""
+
+
+def test_private_attributes_of_objects_are_used_in_one_file_only() -> None:
+    found: dict[str, set[str]] = {}
+    for folder in ("fxgraft", "passes"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path.name != "_torch.py":
+                for node in ast.walk(parsed(path)):
+                    if (name := _name_in(node)) in OF_OBJECTS:
+                        found.setdefault(str(path.relative_to(ROOT)), set()).add(name)
+    assert found == STAY
+
+
+def _name_in(node: ast.AST) -> str:
+    match node:
+        case ast.Attribute(attr=name) | ast.alias(name=name) | ast.Constant(value=str(name)):
+            return name
+    return ""
+
+
+def test_each_is_called_here() -> None:
+    """With the torch at hand: so it is known at once which of them a new version has not."""
+    text = Path(__file__).read_text("utf-8")
+    for module in (_torch, _torch_of_passes):
+        found = inspect.getmembers(module, inspect.isfunction)
+        functions = {n for n, v in found if v.__module__ == module.__name__ and n[0] != "_"}
+        assert {name for name in functions if not re.search(rf"_torch\w*\.{name}\b", text)} == set()
+
+
+def test_hooks_of_modules() -> None:
+    module, before = nn.Linear(2, 2), _torch.hooks_registered()
+    assert not any((_torch.has_forward_hooks(module), _torch.has_backward_hooks(module)))
+    handle = module.register_forward_hook(lambda *_: None)
+    assert _torch.hooks_registered() != before
+    assert _torch.has_forward_hooks(module)
+    assert _torch.has_result_hooks(module)
+    handle.remove()
+    module.register_forward_pre_hook(lambda *_: None, with_kwargs=True)
+    assert _torch.has_forward_hooks(module)
+    assert not _torch.has_result_hooks(module)
+    (number,) = _torch.pre_hooks(module)
+    _torch.forget_pre_hook(module, number)
+    assert not _torch.has_forward_hooks(module)
+    module(torch.ones(1, 2))
+    module.register_full_backward_pre_hook(lambda *_: None)
+    assert _torch.has_backward_hooks(module)
+    assert _torch.has_result_hooks(module)
+
+
+def test_attributes_of_modules() -> None:
+    module = nn.BatchNorm1d(2)
+    module.register_buffer("seen", torch.zeros(1), persistent=False)
+    assert _torch.unsaved_buffers(module) == {"seen"} == vars(module)[_torch.UNSAVED_BUFFERS]
+    names = (*_torch.FORWARD_HOOKS, *_torch.BACKWARD_HOOKS, *_torch.OF_HOOKS, *_torch.STATE_HOOKS)
+    assert {_torch.IS_FULL_BACKWARD_HOOK, *names} <= vars(module).keys()
+    assert _torch.loading_hooks(module) == []
+    module.register_load_state_dict_post_hook(lambda *_: None)
+    assert len(_torch.loading_hooks(module)) == 1
+    module.compile(backend="eager")
+    assert vars(module)[_torch.COMPILED_CALL] is not None
+
+
+def test_groups_of_a_sharded_module() -> None:
+    found = [1, 2]
+    state = SimpleNamespace(_fsdp_param_groups=found)
+    assert _torch.fsdp_groups(SimpleNamespace(_get_fsdp_state=lambda: state)) == found
+    from torch.distributed.fsdp import FSDPModule
+
+    assert callable(FSDPModule._get_fsdp_state)
+
+
+def test_tensors_and_graphs() -> None:
+    x = torch.zeros(4)
+    version = _torch_of_passes.version(x)
+    assert _torch_of_passes.version(x.add_(1)) == version + 1
+    assert _torch_of_passes.memory(x) == _torch_of_passes.memory(x[1:]) != _torch_of_passes.memory(x.clone())
+    assert _torch_of_passes.base(x[1:]) is x
+    assert _torch_of_passes.base(x) is None
+    assert _torch_of_passes.tensor_metadata(x).shape == (4,)
+    graph = torch.fx.symbolic_trace(nn.ReLU()).graph
+    other = _torch_of_passes.empty_like_graph(graph)
+    _torch_of_passes.take_code_generator(other, graph)
+    assert not other.nodes
+    assert other._codegen is graph._codegen
+
+
+def test_modes_devices_and_autocast() -> None:
+    assert {"cpu", "cuda"} <= set(_torch_of_passes.autocast_devices())
+    assert not _torch_of_passes.is_any_autocast()
+    with torch.autocast("cpu"):
+        assert _torch_of_passes.is_any_autocast()
+    assert _torch_of_passes.default_devices() == (None, ())
+    with torch.device("meta"):
+        assert _torch_of_passes.default_devices() == (None, (torch.device("meta"),))
+        with _torch_of_passes.default_devices_are((torch.device("cpu"), ())):
+            assert torch.empty(0).device.type == "cpu"
+        with _torch_of_passes.unseen_by_modes():
+            assert torch.empty(0).device.type == "cpu"
+    assert not _torch_of_passes.is_watched()
+    with FlopCounterMode(display=False):
+        assert _torch_of_passes.is_watched()
+    inside: list[bool] = []
+    torch.func.vmap(lambda x: inside.append(_torch_of_passes.is_wrapped_by_transform(x)) or x)(torch.ones(2))
+    assert inside == [True]
+    shapes = []
+    torch.func.vmap(lambda x: shapes.append(_torch_of_passes.unwrapped(x).shape) or x)(torch.ones(2))
+    assert shapes == [(2,)]
+    assert not _torch.has_saved_tensor_hooks()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert _torch.has_saved_tensor_hooks()
+
+
+def test_autocast_that_is_entered_by_a_graph() -> None:
+    assert _torch.open_autocasts() == 0
+    entered = _torch.enter_autocast("cpu", torch.bfloat16, True, None)
+    assert _torch.open_autocasts() == 1
+    assert torch.is_autocast_enabled("cpu")
+    _torch.exit_autocast(entered)
+    _torch.enter_autocast("cpu", torch.bfloat16, True, None)
+    _torch.leave_autocasts(0)
+    assert not torch.is_autocast_enabled("cpu")
+    assert _torch_of_passes.is_constant_when_compiled(_torch.open_autocasts)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_what_dynamo_says_of_its_graphs() -> None:
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    x = torch.ones(3, 2)
+    _torch.mark_static(x, 0)
+    assert _torch.marks_of(x)
+    with _torch.nothing_is_static():
+        compiled = torch.compile(double, backend="eager", fullgraph=True)
+        compiled(x)
+    assert _torch.has_graph_for(double.__code__, {"x": x})
+    assert not _torch.has_graph_for(double.__code__, {"x": torch.ones(4, 2, dtype=torch.float64)})
+    other = torch.ones(7, 3, dtype=torch.float64)
+    assert torch.equal(_torch.only_run(compiled)(other), other * 2)
+    assert issubclass(_torch.dynamo_errors(), Exception)
+    assert {_torch.dynamo_errors(), *_torch.recompile_limit_errors()} == set(_torch.compile_errors())
 
 
 def test_hooks_that_hold_their_module() -> None:

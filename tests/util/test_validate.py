@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fxgraft.explore.terms import Course
+from fxgraft.explore.growth_settings import GrowthSettings
 from fxgraft.training import TrainingConfig, WatchdogConfig
 from fxgraft.util import validate
 
@@ -25,8 +25,8 @@ from fxgraft.util import validate
         (lambda: validate.number("x", -1, 0), "x: expected a number, 0 or more; got -1"),
         (lambda: validate.number("x", 2, 0, 1), "x: expected a number between 0 and 1; got 2"),
         (lambda: validate.boolean("f", 1), "f: expected True or False; got 1"),
-        (lambda: Course(window=0), "window: expected a positive whole number; got 0"),
-        (lambda: Course(gain=math.inf), "gain: expected a number; got inf"),
+        (lambda: GrowthSettings(window=0), "window: expected a positive whole number; got 0"),
+        (lambda: GrowthSettings(gain=math.inf), "gain: expected a number; got inf"),
         (lambda: WatchdogConfig(patience=0), "patience: expected a positive whole number; got 0"),
         (lambda: WatchdogConfig(factor=-1.0), "factor: expected a number, 0 or more; got -1.0"),
         (lambda: TrainingConfig(epochs=-1), "epochs: expected a whole number, 0 or more; got -1"),
@@ -38,12 +38,12 @@ from fxgraft.util import validate
         ),
     ],
 )
-def test_what_cannot_be(call: Any, says: str) -> None:
+def test_an_invalid_value_is_refused(call: Any, says: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
         call()
 
 
-def test_what_can_be() -> None:
+def test_a_valid_value_is_taken() -> None:
     assert (validate.integer("n", 3), validate.number("x", 1), validate.boolean("f", False)) == (
         3,
         1.0,

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from fxgraft_passes.channels._grown_layout import Growths, grown_size, grown_sizes
-from fxgraft_passes.channels.layout import Atom, Layout, Product, beware, fix, known, unify
+from fxgraft_passes.channels.layout import Atom, Layout, Product, fix, known, mark_use, unify
 from fxgraft_passes.channels.recording import Operation, Recording, tensors_in
 
-SUM, DOT, NORM, MEAN = "sum", "dot", "norm", "mean"
+DOT, NORM, MEAN = "dot", "norm", "mean"
 """Hazards: what computes over a dimension, beside a layer that has weights for it."""
 
 
@@ -80,7 +80,7 @@ class Analysis:
             were seen.
         norms: the normalisations.
         queries: what was the first operand of a product of computed values.
-        ties: what has to be of one size, and where.
+        equal_sizes: what has to be of one size, and where.
         steps: train or eval -> what each operation made, of the modes in which the model ran.
     """
 
@@ -88,7 +88,7 @@ class Analysis:
     roles: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     norms: list[Normed] = field(default_factory=list)
     queries: set[Atom] = field(default_factory=set)
-    ties: list[tuple[Layout, Layout, str]] = field(default_factory=list)
+    equal_sizes: list[tuple[Layout, Layout, str]] = field(default_factory=list)
     steps: dict[bool, list[Step]] = field(default_factory=dict)
     _layouts: dict[int, list[Layout]] = field(default_factory=dict)
     _weights: dict[int, Weight] = field(default_factory=dict)
@@ -138,9 +138,9 @@ class Analysis:
                 fix(layout, why)
 
     def tied(self) -> list[tuple[Atom, Atom]]:
-        """The atoms that have to be of one size; where it cannot be told which, all are fixed."""
+        """The atoms that have to be of one size; where it is unclear which, all are fixed."""
         found = []
-        for one, other, where in self.ties:
+        for one, other, where in self.equal_sizes:
             ours, theirs = (
                 [*layout.parts] if isinstance(layout, Product) else [layout]
                 for layout in map(known, (one, other))
@@ -231,7 +231,7 @@ class Analysis:
         ours, theirs = known(queries), known(keys)
         if isinstance(ours, Atom) and ours is not theirs:
             self.queries.add(ours)
-        beware(ours, DOT, operation.name)
+        mark_use(ours, DOT, operation.name)
 
     def _new(self, tensor: Tensor, why: str) -> None:
         if id(tensor) not in self._layouts:

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxgraft_passes import devices
 from fxgraft_passes.channels._analysis import DOT, MEAN
-from fxgraft_passes.channels._grown_layout import Spread, passes_through, spread
+from fxgraft_passes.channels._grown_layout import Spread, along, passes_through, spread, widened
 from fxgraft_passes.channels._settings import Setting, own_settings
-from fxgraft_passes.channels._spreading import along, widened
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.layout import Atom, atoms
 from fxgraft_passes.channels.subject import Subject
@@ -168,7 +168,7 @@ class Filling:
         owner, _, name = path.rpartition(".")
         module = self._subject.modules[owner]
         reset = getattr(module, "reset_parameters", None)
-        if callable(reset) and wide.device.type != "meta":
+        if callable(reset) and devices.has_data(wide):
             twin = copy.copy(module)
             twin.__dict__ = {**module.__dict__, "_parameters": {}, "_buffers": {}}
             for register in ("_parameters", "_buffers"):
@@ -239,7 +239,7 @@ class Filling:
 
 def _like(size: int, units: int) -> list[int]:
     """For each new unit an old one, at random, each equally often."""
-    order = torch.randperm(size).tolist()
+    order = torch.randperm(size, device="cpu").tolist()
     return [order[i % size] for i in range(units)]
 
 
@@ -251,7 +251,7 @@ def _shares(old: int, like: Sequence[int]) -> list[float]:
     shares = [1.0] * (old + len(like))
     for units in copies.values():
         if len(units) > 1:
-            noise = torch.rand(len(units), dtype=torch.float64) - 0.5
+            noise = torch.rand(len(units), dtype=torch.float64, device="cpu") - 0.5
             noise = (noise - noise.mean()) * 2 * _NOISE
             for unit, off in zip(units, noise.tolist(), strict=True):
                 shares[unit] = (1.0 + off) / len(units)

@@ -1,14 +1,19 @@
-"""How a dimension lies once atoms of it have grown.
+"""How a dimension, and a tensor, lies once atoms of it have grown.
 
-`spread` says which indices are new, and from which old index each of the others comes.
+`spread` says which indices are new, and from which old index each of the others comes; `widened` makes the
+tensor of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from fxgraft_passes.channels.layout import Atom, Concat, Layout, Product, atoms, known, size_of
 
@@ -38,7 +43,7 @@ def spread(layout: Layout, like: Mapping[Atom, Sequence[int]], leads: Collection
     Args:
         layout: of the dimension, before.
         like: for each atom that grows, and each of its new units, an old one.
-        leads: the atoms of which units are told.
+        leads: the atoms whose units are in `Spread.unit`.
     """
     origins, units, fresh = zip(*_indices(known(layout), like, leads), strict=True)
     return Spread(origins, units, fresh)
@@ -116,3 +121,30 @@ def grown_sizes(layout: Layout, growths: Growths) -> Iterator[tuple[int, int]]:
                     run = Product(layout.parts[start:stop])
                     if not growths.keys().isdisjoint(atoms(run)):
                         yield size_of(run), grown_size(run, growths)
+
+
+def widened(tensor: Tensor, spreads: Sequence[tuple[int, Spread]]) -> tuple[Tensor, Tensor]:
+    """The tensor with the indices of ``spreads``, new ones like those they are made like; which are new."""
+    fresh = torch.zeros((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device)
+    for dim, found in spreads:
+        tensor = tensor.index_select(dim, torch.tensor(found.origin, device=tensor.device))
+        fresh = fresh | along(dim, found.fresh, tensor)
+    return tensor, fresh.expand(tensor.shape)
+
+
+def filled(tensor: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``fill`` makes of a tensor, laid out as that is."""
+    return laid_out_as(tensor, fill(tensor))
+
+
+def laid_out_as(tensor: Tensor, wide: Tensor) -> Tensor:
+    """``wide`` with its channels last where those of ``tensor`` are."""
+    last = torch.channels_last
+    is_so = tensor.dim() == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
+    return wide.contiguous(memory_format=last if is_so else torch.contiguous_format)
+
+
+def along(dim: int, values: Sequence[Any], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The values as a tensor that broadcasts along one dimension of ``like``."""
+    flat = torch.tensor(values, device=like.device, dtype=dtype)
+    return flat.reshape([-1 if i == dim else 1 for i in range(like.dim())])

@@ -152,7 +152,7 @@ def attention(a: Analysis, operation: Operation) -> None:
 
 
 @rule("multi_head_attention_forward")
-def whole_attention(a: Analysis, operation: Operation) -> None:
+def packed_attention(a: Analysis, operation: Operation) -> None:
     """The heads share a width that the call checks, and there is no number for a size of their own."""
     a.refuse(
         operation,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 from torch import Tensor
 
@@ -177,7 +176,7 @@ def _cut_equally(a: Analysis, operation: Operation, cuts: list[Layout]) -> None:
     """Parts of one size stay so: where one grows, all do."""
     for part in cuts[1:]:
         if size_of(part) == size_of(cuts[0]):
-            a.ties.append((cuts[0], part, operation.name))
+            a.equal_sizes.append((cuts[0], part, operation.name))
         else:
             fix(part, f"{operation.name} cuts it into parts that are not equal")
             fix(cuts[0], f"{operation.name} cuts it into parts that are not equal")
@@ -191,74 +190,3 @@ def unbound(a: Analysis, operation: Operation) -> None:
     fix(a.of(source)[dim], f"{operation.name} takes its items by number")
     for part in tensors_in(operation.result):
         a.make(operation, part, [layout for i, layout in enumerate(a.of(source)) if i != dim])
-
-
-@rule("select narrow")
-def selected(a: Analysis, operation: Operation) -> None:
-    """One item, or a part, of a dimension."""
-    source, result = operation.args[0], one(operation)
-    dim = int(given(operation, 1, "dim")) % source.dim()
-    if result.dim() == source.dim():
-        start = given(operation, 2, "start")
-        if not isinstance(start, int):
-            raise Unknown("start")
-        cut_out = _part(a, operation, a.of(source)[dim], start % source.shape[dim], result.shape[dim])
-        a.make(operation, result, [cut_out if i == dim else own for i, own in enumerate(a.of(source))])
-        return
-    fix(a.of(source)[dim], f"{operation.name} takes its items by number")
-    a.make(operation, result, [layout for i, layout in enumerate(a.of(source)) if i != dim])
-
-
-@rule("__getitem__")
-def item(a: Analysis, operation: Operation) -> None:
-    """Parts and items by numbers, slices and tensors."""
-    source, key = operation.args
-    result = one(operation)
-    keys = list(key) if isinstance(key, tuple) else [key]
-    real = sum(k is not None and k is not Ellipsis for k in keys)
-    if any(
-        isinstance(k, Tensor) and k.dtype.is_floating_point is False and k.dtype.itemsize == 1 for k in keys
-    ):
-        raise Unknown("a mask")
-    if sum(isinstance(k, (Tensor, list)) for k in keys) > 1:
-        raise Unknown("several tensors")
-    place = next((i for i, k in enumerate(keys) if k is Ellipsis), None)
-    fill = [slice(None)] * (source.dim() - real)
-    keys = [*keys, *fill] if place is None else [*keys[:place], *fill, *keys[place + 1 :]]
-    layouts = list(a.of(source))
-    a.make(operation, result, _picked(a, operation, layouts, keys))
-
-
-def _picked(a: Analysis, operation: Operation, layouts: list[Layout], keys: list[Any]) -> list[Layout | None]:
-    made: list[Layout | None] = []
-    for key in keys:
-        if key is None:
-            made.append(None)
-            continue
-        layout, size = layouts.pop(0), 0
-        if isinstance(key, slice):
-            size = operation.args[0].shape[len(operation.args[0].shape) - len(layouts) - 1]
-            start, stop, step = key.indices(size)
-            if (start, stop, step) == (0, size, 1):
-                made.append(layout)
-            elif step == 1 and start < stop:
-                made.append(_part(a, operation, layout, start, stop - start))
-            else:
-                fix(layout, f"{operation.name} takes its items by number")
-                made.append(None)
-            continue
-        fix(layout, f"{operation.name} takes its items by number")
-        if isinstance(key, Tensor):
-            made += [None] * key.dim()
-        elif not isinstance(key, int):
-            raise Unknown("key")
-    return made
-
-
-def _part(a: Analysis, operation: Operation, layout: Layout, start: int, length: int) -> Layout:
-    """A run of neighbours, cut out of a dimension."""
-    part = Atom(length)
-    rest = size_of(layout) - start - length
-    around: list[Layout] = [Atom(start), part, Atom(rest)]
-    unify(layout, Concat(tuple(p for p in around if size_of(p))), operation.name)
-    return part

@@ -105,7 +105,7 @@ class Outcome:
     why: str = ""
 
 
-class UnfitError(ChannelError):
+class CannotRunWiderError(ChannelError):
     """The model does not run with wider tensors.
 
     Attributes:
@@ -138,7 +138,7 @@ def fit(
         expected: train or eval -> what the model does then.
 
     Raises:
-        UnfitError: it does not run with any.
+        CannotRunWiderError: it does not run with any.
     """
     found = list(known)
 
@@ -159,7 +159,7 @@ def fit(
                 found, outcome = [*found, *more], further
                 break
         else:
-            raise UnfitError(str(outcome.at), outcome.why)
+            raise CannotRunWiderError(str(outcome.at), outcome.why)
     return found
 
 

@@ -46,6 +46,15 @@ _TIMES = 4.0
 """How many times what such runs change a difference may be."""
 
 
+class OtherOutputsError(ChannelError):
+    """The outputs are not those of before."""
+
+
+def is_other(old: Tensor, new: Tensor) -> bool:
+    """Whether what is computed in between differs by more than any rounding."""
+    return bool(old.numel()) and not old.is_meta and old.dtype == new.dtype and _Pair(old, new).is_too_far()
+
+
 def outputs(subject: Subject) -> list[Tensor]:
     """What the subject returns for its example, in eval mode; run inside of a session.
 
@@ -64,7 +73,8 @@ def difference(name: str, before: Sequence[Tensor], subject: Subject) -> float:
         subject: as it is now.
 
     Raises:
-        ChannelError: it is more than rounding.
+        OtherOutputsError: it is more than rounding.
+        ChannelError: it cannot be determined.
     """
     with_data = _with_data(before)
     if with_data and not any(bool(tensor.isfinite().any()) for tensor in with_data):
@@ -83,7 +93,7 @@ def difference(name: str, before: Sequence[Tensor], subject: Subject) -> float:
                 f"it counts or averages"
             )
         worst = max(pairs, key=_Pair.excess)
-        raise ChannelError(
+        raise OtherOutputsError(
             f"{name}: expected the outputs of before; with more channels {worst.in_words()}: something in "
             f"between depends on how many there are"
         )
@@ -204,7 +214,8 @@ def _run(subject: Subject, seed: int | None = None, least: float = 0.0) -> list[
         if seed is None or not _can_round(tensor):
             return tensor
         if (key := (tensor.device, tensor.dtype)) not in signs:
-            drawn = torch.randint(0, 2, (_PATTERN,), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+            stream = torch.Generator("cpu").manual_seed(seed)
+            drawn = torch.randint(0, 2, (_PATTERN,), generator=stream, device="cpu") * 2 - 1
             step = max(_step(tensor.dtype), least)
             signs[key] = (1 + drawn.double() * step).to(*key)
         repeated = signs[key].repeat(-(-tensor.numel() // _PATTERN))
@@ -217,7 +228,7 @@ def _run(subject: Subject, seed: int | None = None, least: float = 0.0) -> list[
 
 @contextmanager
 def _own_tensors(subject: Subject, noisy: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let other tensors stand in the subject: buffers that may be written to, weights that may be shaken."""
+    """Replace tensors of the subject inside: by buffers that may be written to, by weights with noise."""
     others = {}
     for path in subject.places:
         tensor = subject.now(path).detach()

@@ -12,9 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 
+from fxgraft_passes.channels import (  # noqa: F401 (each enters its rules into the table)
+    _rules_elementwise,
+    _rules_items,
+    _rules_products,
+    _rules_shapes,
+)
 from fxgraft_passes.channels._analysis import DOT, MEAN, NORM, Analysis
 from fxgraft_passes.channels._grown_layout import grain_in
-from fxgraft_passes.channels._rules import RULES
+from fxgraft_passes.channels._rules_table import RULES
 from fxgraft_passes.channels.layout import Atom, atoms
 from fxgraft_passes.channels.recording import Recording
 from fxgraft_passes.channels.subject import Subject

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fxgraft_passes.channels._analysis import DOT, MEAN
 from fxgraft_passes.channels._filling import Filling, Guess
-from fxgraft_passes.channels._grown_layout import Spread
-from fxgraft_passes.channels._settings import Setting, UnfitError, applied, fit
-from fxgraft_passes.channels._spreading import filled, laid_out_as, widened
-from fxgraft_passes.channels.comparing import difference
+from fxgraft_passes.channels._grown_layout import Spread, filled, laid_out_as, widened
+from fxgraft_passes.channels._locating import where_it_shows
+from fxgraft_passes.channels._settings import CannotRunWiderError, Setting, applied, fit
+from fxgraft_passes.channels.comparing import OtherOutputsError, difference
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.layout import Atom
 from fxgraft_passes.channels.subject import Subject
@@ -81,11 +81,11 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
         ChannelError: the group cannot grow, or not by that.
         ValueError: for an unknown ``init``.
     """
-    check_wish(group.name, by, init)
+    check_request(group.name, by, init)
     if group.fixed is not None:
+        why = f"it {group.fixed}" if group.fixed.startswith("is ") else group.fixed
         raise ChannelError(
-            f"{group.name}: its {group.size} channels cannot grow: {group.fixed}. Choose another of "
-            "host.channels"
+            f"{group.name}: its {group.size} channels cannot grow: {why}. Choose another group of channels"
         )
     if by % group.grain:
         raise ChannelError(
@@ -108,15 +108,22 @@ def check(group: ChannelGroup, by: int, init: str) -> int:
 
 def _only_tied(group: ChannelGroup) -> str | None:
     """The parameter that both makes and reads the channels, where nothing else makes them."""
+    makes = {(member.name, member.dimension) for member in group.members if member.role == "producer"}
+    is_only = bool(makes) and makes <= _tied(group)
+    return min(makes)[0] if is_only and not group.normalised else None
+
+
+def _tied(group: ChannelGroup) -> set[tuple[str, int]]:
+    """The parameters that both make the channels and read them, with the dimension."""
     makes, reads = (
         {(member.name, member.dimension) for member in group.members if member.role == role}
         for role in ("producer", "consumer")
     )
-    return min(makes)[0] if makes and makes <= reads and not group.normalised else None
+    return makes & reads
 
 
-def check_wish(name: str, by: int, init: str) -> None:
-    """What can be said of a wish without the group. Raises as `check` does."""
+def check_request(name: str, by: int, init: str) -> None:
+    """What can be said of a request without the group. Raises as `check` does."""
     if init not in INITS:
         raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}; got {init!r}")
     if isinstance(by, bool) or not isinstance(by, int) or by <= 0:
@@ -153,6 +160,7 @@ def grow(
         for mode, steps in group.analysis.steps.items()
     }
     settings: list[Setting] | None = None
+    refused: list[GroupGrowth] = []
 
     def attempt(guess: Guess) -> GroupGrowth:
         nonlocal settings
@@ -165,16 +173,24 @@ def grow(
                 settings = fit(
                     subject, tensors, group.analysis.numbers(growths), plan.settings(tensors), expected
                 )
-            except UnfitError as error:
+            except CannotRunWiderError as error:
                 error.args = (f"{group.name}: {error}",)
                 raise
         made = GroupGrowth(group, by, init, plan.spreads, tensors, plan.fills, settings)
         if before is not None:
+            refused.append(made)
             with made.in_place(subject):
                 difference(group.name, before, subject)
+            refused.pop()
         return made
 
-    return _first_that_fits(attempt, _guesses(group, growths))
+    try:
+        return _first_that_fits(attempt, _guesses(group, growths))
+    except OtherOutputsError as error:
+        first, tied = refused[0], sorted({name for name, _ in _tied(group)})
+        where = where_it_shows(subject, first.tensors, first.in_place(subject), tied)
+        error.args = (f"{error}{where}",)
+        raise
 
 
 def _guesses(group: ChannelGroup, growths: Mapping[Atom, int]) -> Iterator[Guess]:
@@ -192,7 +208,7 @@ def _first_that_fits(attempt: Callable[[Guess], GroupGrowth], guesses: Iterable[
     for guess in guesses:
         try:
             growth = attempt(guess)
-        except UnfitError:
+        except CannotRunWiderError:
             raise
         except ChannelError as error:
             failed = failed or error

@@ -2,7 +2,7 @@
 
 A dimension of size 768 may be 12 heads of 64 channels, one of 2304 three of those, one behind a concatenation
 the channels of two layers. So a dimension is an expression over *atoms*, and two dimensions that an operation
-pairs are *unified*, as types are: an atom that is paired with an expression stands for it from then on.
+pairs are *unified*, as types are: an atom that is paired with an expression is replaced by it from then on.
 
     Linear(…, 2304) -> split(768)       a        = q | k | v            (Concat: one behind the other)
     q.view(B, T, 12, 64)                q        = heads x channels     (Product: the outer one first)
@@ -61,7 +61,7 @@ def size_of(layout: Layout) -> int:
 
 
 def known(layout: Layout) -> Layout:
-    """The layout with what its atoms stand for, flat: no product directly in a product, and so on."""
+    """The layout with atoms replaced by what they were found to be; flat: no product in a product."""
     if isinstance(layout, Atom):
         return layout if layout.stands_for is None else known(layout.stands_for)
     kind = type(layout)
@@ -91,7 +91,7 @@ def fix(layout: Layout, why: str) -> None:
             atom.reasons.append(why)
 
 
-def beware(layout: Layout, kind: str, where: str) -> None:
+def mark_use(layout: Layout, kind: str, where: str) -> None:
     """Something computes over it."""
     for atom in atoms(layout):
         places = atom.hazards.setdefault(kind, [])
@@ -100,7 +100,7 @@ def beware(layout: Layout, kind: str, where: str) -> None:
 
 
 def unify(a: Layout, b: Layout, where: str) -> None:
-    """Let both be one from now on; where they cannot be paired index by index, nothing in them can grow.
+    """Unify both; where they cannot be paired index by index, nothing in them can grow.
 
     Args:
         a: a layout.
@@ -141,7 +141,7 @@ def _bind(atom: Atom, layout: Layout, where: str) -> None:
         part.reasons += [why for why in atom.reasons if why not in part.reasons]
         for kind, places in atom.hazards.items():
             for place in places:
-                beware(part, kind, place)
+                mark_use(part, kind, place)
 
 
 def _pair(

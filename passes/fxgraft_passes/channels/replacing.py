@@ -1,6 +1,6 @@
 """Wider tensors in the place of those that there are.
 
-A parameter stays the same object: optimizers, averages, hooks and whoever else holds it have the wider one.
+A parameter stays the same object: optimizers, averages, hooks and all other holders have the wider one.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from fxgraft_passes import devices
 from fxgraft_passes.channels.growth import GroupGrowth
 from fxgraft_passes.channels.subject import Subject
 
 
 def replace_tensors(undo: ExitStack, growth: GroupGrowth, subject: Subject) -> None:
-    """Let the subject have the wider tensors.
+    """Replace the subject's tensors by the wider ones.
 
     Args:
-        undo: is given what puts the old ones back.
+        undo: gets the callbacks that restore the old ones.
         growth: what grows.
         subject: whose tensors; gradients grow along, with zeros.
     """
@@ -31,6 +32,7 @@ def replace_tensors(undo: ExitStack, growth: GroupGrowth, subject: Subject) -> N
 
 def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
     """Another tensor for the same object; through another dtype, with which autograd forgets its shape."""
+    devices.forget_casts()
     with torch.no_grad():
         tensor.grad = None
         other = torch.float32 if tensor.dtype is torch.float64 else torch.float64

@@ -47,7 +47,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self._list_tensors()
-        # Of a small model the arithmetic takes less time than what stands for it where there is no data.
+        # For a small model, computing takes less time than running on ``meta``.
         small = sum(tensor.numel() for tensor in self.tensors.values()) < _SMALL
         self.without_data = not small or any(tensor.is_meta for tensor in self.tensors.values())
 
@@ -73,7 +73,7 @@ class Subject:
 
     @contextmanager
     def with_tensors(self, others: Mapping[str, Tensor]) -> Iterator[None]:
-        """Let other tensors stand in for parameters and buffers inside; what is tied stays tied."""
+        """Replace parameters and buffers by other tensors inside; what is tied stays tied."""
         before = [(self._register(path, *place), place[1]) for path in others for place in self.places[path]]
         kept = [(register, name, register[name]) for register, name in before]
         try:

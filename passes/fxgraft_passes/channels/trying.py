@@ -36,8 +36,13 @@ def tried(subject: Subject, groups: Mapping[str, ChannelGroup]) -> dict[str, Cha
                 known[key] = _tried(subject, group, groups, before)
             like = known[key]
             is_own = like.companions or like.atom is group.atom
-            found[name] = like if is_own else replace(group, fixed=like.fixed, grain=like.grain)
+            found[name] = like if is_own else replace(group, fixed=_as_in(like), grain=like.grain)
     return found
+
+
+def _as_in(like: ChannelGroup) -> str | None:
+    """Why a group cannot grow that is like another one."""
+    return None if like.fixed is None else f"as {like.name}, which is like it: {like.fixed}"
 
 
 def tried_one(subject: Subject, groups: Mapping[str, ChannelGroup], name: str) -> ChannelGroup:
@@ -73,18 +78,18 @@ def _tried(
 
 
 @dataclass(frozen=True)
-class _Why:
+class _Failure:
     """Why a group cannot grow, and the module that does not run."""
 
     reason: str
     at: str
 
 
-def _why_not(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> _Why | None:
+def _why_not(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> _Failure | None:
     try:
         grow(subject, group, group.grain, "zero", 0, before)
     except ChannelError as error:
-        return _Why(str(error).removeprefix(f"{group.name}: "), getattr(error, "at", ""))
+        return _Failure(str(error).removeprefix(f"{group.name}: "), getattr(error, "at", ""))
     return None
 
 

@@ -1,0 +1,170 @@
+"""Growth by fxgraft: to a size that is given, and by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from torch import nn
+
+import fxgraft
+from benchmarks.worth import schedule
+from benchmarks.worth.learner import Learner
+from benchmarks.worth.protocols import LARGE
+from fxgraft.commands import DEEPEN
+from fxgraft.explore import AutoGrowth
+from fxgraft.util.flops import flop_counter
+
+
+class Deepened(Learner):
+    """`fxgraft.SeedManager.deepen`, in a traced host."""
+
+    def make(self, model: nn.Module) -> None:
+        self.host = fxgraft.trace(model, (self.setting.workload.batch(0, 0)[0],))
+        super().make(self.host)
+        self.manager = fxgraft.SeedManager(self.host, self.optimizers)
+        self.depth = self.setting.arm.depth
+
+    def grow(self, depth: int) -> None:
+        wanted = {key: self.setting.arm.options[key] for key in ("at", "init", "optimizer_state")}
+        self.manager.deepen("blocks", depth - self.depth, blend=0, **wanted)
+        self.depth = depth
+
+    def finish(self, loss: float) -> None:
+        with self.ledger.time("train"):
+            self.manager.step(loss)
+
+
+class Widened(Deepened):
+    """`fxgraft.SeedManager.widen`: all MLPs from ``hidden`` to 256."""
+
+    def grow(self, depth: int) -> None:
+        missing = 256 - self.sizes["hidden"]
+        for at in range(depth):
+            self.manager.widen(f"blocks.{at}.up", missing)
+
+
+class Autogrown(Deepened):
+    """`fxgraft.SeedManager.autogrow`: nothing known but a budget of parameters."""
+
+    resumable = False  # what it tries is not replayed
+    budget = 8.0
+
+    growth: AutoGrowth | None = None
+
+    def begin(self, step: int) -> None:
+        if self.growth is None:
+            with self.ledger.time("change"):
+                self.growth = self.autogrow()
+
+    def autogrow(self) -> AutoGrowth:
+        """Let it grow by itself."""
+        return self.manager.autogrow(self.evaluate, budget=self.budget)
+
+    def evaluate(self) -> float:
+        """The loss on the validation data."""
+        return self.validation_loss()
+
+    def validation_loss(self, **part: int) -> float:
+        """That loss, charged like every other; its seconds are of the step that asks for it.
+
+        ``part``: ``count`` and ``first`` of `Workload.measure`.
+        """
+        with flop_counter() as counting:
+            loss = self.setting.workload.measure(self.host, "validation", **part)["loss"]
+        self.ledger.flops["change"] += counting.get_total_flops()
+        return loss
+
+    @property
+    def blocks(self) -> int:
+        """How many there are now, those that are only tried included."""
+        return len(self.host.stacks["blocks"].blocks)
+
+    def structure(self) -> Hashable:
+        seeds = tuple((name, seed.stage) for name, seed in self.manager.seeds.items())
+        return seeds, sum(p.numel() for p in self.host.parameters())
+
+    def told(self) -> dict[str, Any]:
+        """What it did, for the record of an end."""
+        return {"blocks": self.blocks, "history": self.growth.history if self.growth else []}
+
+
+class Grown(Autogrown):
+    """The size is not known: `autogrow` tries one more block from time to time, and keeps it while it pays.
+
+    The arm's options: ``first`` and ``last``, the shares of the budget of FLOPs between which a block may be
+    tried, each time when twice as much is spent as the time before; ``hold``, for what share of the steps
+    before it a block learns until it is judged; ``init``; ``measurements``, how often it is measured for
+    that; ``soon``, the factor in the place of 2 after a block that stayed.
+    """
+
+    def autogrow(self) -> AutoGrowth:
+        """Let it grow by itself; `allow` was called before."""
+        options, make = self.setting.arm.options, self.setting.workload.make
+        size = [sum(p.numel() for p in make(depth).parameters()) for depth in (LARGE, self.setting.arm.depth)]
+        return self.manager.autogrow(
+            self.evaluate, DEEPEN(stack="blocks", at="end", init=options["init"]), budget=size[0] / size[1],
+            when=self.is_time, blend=1, hold=options["hold"], gain="steps", patience=LARGE,
+            measurements=options.get("measurements", 1),
+        )  # fmt: skip
+
+    def allow(self, limit: float) -> None:
+        """A run with so many FLOPs begins."""
+        self.limit, self.tried = limit, 0.0
+
+    def is_time(self, _: object) -> bool:
+        """Whether one more block is to be tried now."""
+        spent, options = self.ledger.total_flops / self.limit, self.setting.arm.options
+        stayed = bool(self.growth and self.growth.history) and self.growth.history[-1]["what"] == "kept"
+        factor = options.get("soon", 2) if stayed else 2
+        if not max(options["first"], factor * self.tried) <= spent <= options["last"]:
+            return False
+        self.tried = spent
+        return True
+
+    def evaluate(self) -> float:
+        """As of an `Autogrown`, on half of the data, since the same is measured twice each time.
+
+        For several measurements each has a part of that, and other data.
+        """
+        times = self.setting.arm.options.get("measurements", 1)
+        count = self.setting.workload.scale.validation // 2
+        first = self.manager.steps * count if times > 1 else 0
+        return self.validation_loss(count=count // times, first=first)
+
+
+class Anything(Autogrown):
+    """`fxgraft.SeedManager.autogrow` with its defaults, within a budget of FLOPs, until the rate falls.
+
+    All that it computes is charged, what `SeedManager.step` does for it included. The arm's options are
+    arguments in place of the defaults; it has none but in tests.
+    """
+
+    def autogrow(self) -> AutoGrowth:
+        """Let it grow by itself; `allow` was called before."""
+        return self.manager.autogrow(self.evaluate, budget=self.budget, **self.setting.arm.options)
+
+    def allow(self, limit: float) -> None:
+        """A run with so many FLOPs begins."""
+        self.limit = limit
+
+    def begin(self, step: int) -> None:
+        self._charging(lambda: super(Anything, self).begin(step))
+        assert self.growth is not None
+        if not self.growth.done and self.ledger.total_flops >= (1 - schedule.DECAY) * self.limit:
+            self._charging(self.growth.stop)
+
+    def finish(self, loss: float) -> None:
+        self._charging(lambda: super(Anything, self).finish(loss))
+
+    def _charging(self, action: Callable[[], None]) -> None:
+        """Charge what evaluations inside of it, which charge themselves, leave over."""
+        before = self.ledger.flops["change"]
+        with flop_counter() as counting:
+            action()
+        inside = self.ledger.flops["change"] - before
+        self.ledger.flops["change"] += counting.get_total_flops() - inside
+
+    def told(self) -> dict[str, Any]:
+        parameters = sum(p.numel() for p in self.host.parameters())
+        return {**super().told(), "parameters": parameters}

@@ -1,0 +1,112 @@
+"""A network in training that can change its size: what all kinds have in common.
+
+A change draws from torch's global random stream, which is seeded before it by random seed and change: a run
+that was killed makes the same changes again on untrained networks, then loads its state into the result.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.worth.arms import Arm
+from benchmarks.worth.costs import Counted, Ledger
+from benchmarks.worth.data import Batch
+from benchmarks.worth.workloads import Workload, loss_of
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a learner is made for."""
+
+    workload: Workload
+    arm: Arm
+    seed: int
+    rate: float
+    unit: int  # N, the steps that the arm's shares are of
+
+
+class Learner:
+    """A plain network of one size.
+
+    Attributes:
+        model: what is trained and evaluated.
+        optimizers: of its parameters; one, but for Muon.
+        changed: how many of the arm's changes were made.
+    """
+
+    resumable = True
+
+    def __init__(self, setting: Setting):
+        self.setting, self.changed = setting, 0
+        self.ledger, self.counted = Ledger(), Counted()  # the run's own take their place
+        torch.manual_seed(setting.seed)
+        self.make(setting.workload.make(setting.arm.depth, **self.sizes))
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Further arguments of the network."""
+        return {key: value for key, value in self.setting.arm.options.items() if key == "hidden"}
+
+    def make(self, model: nn.Module) -> None:
+        """Take up a new network."""
+        self.model = model
+        kind = self.setting.arm.options.get("optimizer", "adamw")
+        self.optimizers = self.setting.workload.optimizers(model, self.setting.rate, kind)
+
+    def begin(self, step: int) -> None:
+        """Before a step: make the changes that are due."""
+        changes = self.setting.arm.changes
+        while self.changed < len(changes) and step >= round(changes[self.changed][0] * self.setting.unit):
+            self.counted.run(self.ledger, "change", None, self.change)
+
+    def change(self) -> None:
+        """Make the next change."""
+        torch.manual_seed(self.setting.seed * 1000 + self.changed + 1)
+        self.grow(self.setting.arm.changes[self.changed][1])
+        self.changed += 1
+
+    def grow(self, depth: int) -> None:
+        """Become that deep."""
+        raise NotImplementedError(f"{self.setting.arm.name} has a fixed size")
+
+    def structure(self) -> Hashable:
+        """What the FLOPs of a step depend on."""
+        return self.changed
+
+    def step(self, batch: Batch, share: float) -> float:
+        """One training step at ``share`` of the learning rate; the loss before it."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = share * self.setting.rate
+            optimizer.zero_grad()
+        loss = loss_of(self.model, batch)
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return float(loss.detach())
+
+    def finish(self, loss: float) -> None:
+        """At the end of a step; charges for itself."""
+
+    def state(self) -> dict[str, Any]:
+        """A copy of everything that training changes."""
+        kept = {
+            "model": self.model.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+        }
+        return copy.deepcopy(kept) | {"changed": self.changed}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go back, or forward, to that state; of another learner as well."""
+        while self.changed < state["changed"]:
+            self.change()
+        assert self.changed == state["changed"], "a run cannot shrink"
+        self.model.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(copy.deepcopy(kept))
