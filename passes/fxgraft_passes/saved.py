@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from types import CellType, FunctionType, ModuleType
 from typing import Any
 
@@ -57,10 +57,17 @@ NOT_THE_MODELS = (
 )  # fmt: skip
 """Where classes are from whose objects hold a model, or are shared with other threads."""
 
+_CONTAINERS: dict[type, type[Saved]] = {dict: Dict, OrderedDict: Dict, list: Items, set: Items, deque: Items}
+"""What most objects of a model are, the registers of modules above all: looked up before anything else."""
+
 
 def save(value: Any, is_root: bool = False) -> Saved | None:
     """One object as it is now; None for what cannot change or is not the model's."""
     kind = type(value)
+    if (known := _CONTAINERS.get(kind)) is not None:
+        return known(value)
+    if isinstance(value, nn.Module):
+        return Variables(value)
     if isinstance(value, (type, ModuleType)):
         return SavedClass(value) if is_root else None
     if isinstance(value, Tensor):
@@ -71,8 +78,6 @@ def save(value: Any, is_root: bool = False) -> Saved | None:
         return Cell(value)
     if isinstance(value, Variable):
         return SavedVariable(value)
-    if isinstance(value, nn.Module):
-        return Variables(value)
     if isinstance(value, FunctionType):
         return SavedFunction(value) if _is_of_model(value) else None
     if isinstance(value, contextvars.ContextVar):

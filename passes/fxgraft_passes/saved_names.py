@@ -137,6 +137,8 @@ class Dict(Saved):
         return (*self._before.keys(), *self._before.values(), *_variables_of(self.value))
 
     def change(self) -> str | None:
+        if not self._before and dict.__len__(self.value) == 0:
+            return None  # as most registers of modules are
         key = difference(self._before, dict(dict.items(self.value)))
         return None if key is None else f"its item {key!r}"
 
@@ -293,13 +295,21 @@ def is_function(value: Any) -> bool:
 
 def difference(before: dict[Any, Any], now: Any) -> Any | None:
     """A key at which two dictionaries differ; in a module's registers, one in those."""
-    if len(before) == len(now) and all(
-        key in now and is_same(held, now[key]) for key, held in before.items()
-    ):
+    if _has_same_values(before, now):
         return None if list(before) == list(now) else next(iter(before), None)
     changed = [key for key in {**before, **now} if key not in before or key not in now]
     changed += [key for key in before if key in now and not is_same(before[key], now[key])]
     return changed[0]
+
+
+def _has_same_values(before: dict[Any, Any], now: Any) -> bool:
+    if len(before) != len(now):
+        return False
+    for key, held in before.items():  # no generator: this runs for each register of each module
+        there = now.get(key, EMPTY)
+        if there is not held and not is_same(held, there):
+            return False
+    return True
 
 
 def is_same(before: object, now: object) -> bool:

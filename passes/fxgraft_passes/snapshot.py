@@ -46,17 +46,21 @@ class Snapshot:
 
     def _walk(self, waiting: deque[object]) -> None:
         given = set(map(id, waiting))
+        classes: dict[type, list[type]] = {}
         while waiting and len(self._seen) < MAX_OBJECTS:
             value = waiting.popleft()
             if isinstance(value, PLAIN) or id(value) in self._seen:
                 continue
+            if isinstance(value, type) and id(value) not in given:
+                continue  # an object of that class may come later, and then the class is one to look at
             self._seen[id(value)] = value
             if (saved := save(value, is_root=id(value) in given)) is not None:
                 self._saved.append(saved)
                 waiting.extend(saved.parts())
-                classes = _classes_of(value)
-                given.update(map(id, classes))
-                waiting.extend(classes)
+                if (kind := type(value)) not in classes:
+                    classes[kind] = _classes_of(value)
+                    given.update(map(id, classes[kind]))
+                    waiting.extend(classes[kind])
             else:
                 waiting.extend(_parts(value))
 
