@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.worth import __main__ as command
 from benchmarks.worth import data, prepare, results, schedule, summary, training, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
-from benchmarks.worth.arms import ANYTHING, PRIMARY, arms
+from benchmarks.worth.arms import ANYTHING, PRIMARY, TRIED, Arm, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.models import CNN, GPT, ThinCNN
@@ -196,6 +196,31 @@ def test_further_arms_run_and_end_with_a_larger_network(arm, tmp_path: Path):
     if arm not in ("autogrow", "muon-2"):  # so few steps are no time at all; a fixed size
         assert record["parameters"] > before
     assert end["flops"]["train"] > 0
+
+
+@pytest.mark.parametrize("tried", TRIED, ids=lambda arm: arm.name)
+def test_what_is_tried_changes_one_thing(tried: Arm):
+    """On few steps: that each arm grows, and does what its name says."""
+    name = tried.name.removeprefix("deepen-1-2-")
+    short = {key: 4 for key in ("isolated", "blend", "during") if key in tried.options}
+    arm = replace(tried, options={**tried.options, **short})
+    learner = KINDS["tried"](Setting(tiny(), arm, 0, 0.003, 10))
+    learner.ledger, learner.counted = training.Ledger(), training.Counted()
+    stages, moved = [], []
+    for step in range(14):
+        learner.begin(step)
+        before = [p.detach().clone() for seed in learner.new for p in seed.module.parameters()]
+        loss = learner.step(tiny().batch(0, step), 1.0)
+        now = [p.detach() for seed in learner.new for p in seed.module.parameters()]
+        moved += [max(float((a - b).abs().max()) for a, b in zip(before, now, strict=True))] if now else []
+        learner.finish(loss)
+        stages += [seed.stage.name for seed in learner.new]
+    assert len(stages) == len(moved) == 10
+    assert stages[-1] == "FOSSILIZED"
+    assert ("TRAINING" in stages, "BLENDING" in stages) == ("isolated" in short, "blend" in short)
+    first = {"slow-new": 0.25, "fast-new": 3.0, "warm-up": 0.25, "lower": 0.5**0.5}.get(name, 1.0)
+    # The first step of AdamW is as large as the learning rate, but for weight decay.
+    assert moved[0] == pytest.approx(0.003 * first, rel=0.1)
 
 
 def test_the_schedule_rises_stays_and_falls_to_zero():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from benchmarks.worth.protocols import LARGE, Protocol
@@ -71,6 +71,33 @@ def _variant(name: str, at: float = 0.5, **options: Any) -> Arm:
     return Arm(f"{PRIMARY}-{name}", 1, "deepen", PRIMARY, (1.0, 1.3), ((at, LARGE),), options)
 
 
+CONTROL = "deepen-1-2"
+"""What the arms of the protocol "tried" change one thing of."""
+
+
+def _tried(name: str, **options: Any) -> Arm:
+    """1 block to 2 at 0.4 N, as `CONTROL`, with one thing changed."""
+    options = {"init": "zero", "optimizer_state": "fresh", "at": "end"} | options
+    return Arm(
+        f"{CONTROL}-{name}", 1, "tried", PRIMARY, (1.0,), ((0.4, 2),), options, seeds="all", like=2,
+        protocols=("tried",), workloads=("gpt",),
+    )  # fmt: skip
+
+
+TRIED = (
+    replace(_tried(""), name=CONTROL),
+    _tried("copy", init="copy"),
+    _tried("copy-state", init="copy", optimizer_state="copy"),
+    _tried("random", init="random"),
+    _tried("start", at="start"),
+    _tried("blend", blend=200),
+    _tried("isolated", isolated=200, blend=200),
+    _tried("slow-new", new_rate=0.0, during=100),
+    _tried("fast-new", new_rate=3.0, during=10**9),
+    _tried("warm-up", all_rate=0.0, during=100),
+    _tried("lower", all_rate=0.5**0.5, during=10**9),
+)
+
 GROWTH = (
     Arm(
         PRIMARY, 1, "deepen", PRIMARY, (0.8, 1.0, 1.3), ((0.5, LARGE),),
@@ -129,5 +156,6 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     scale = protocol.scales[workload]
     inside = protocol.by_budget
     sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends, inside) for depth in scale.depths}
-    grown = {arm.name: arm for arm in GROWTH if protocol.name in arm.protocols and workload in arm.workloads}
+    known = TRIED if protocol.name == "tried" else GROWTH
+    grown = {arm.name: arm for arm in known if protocol.name in arm.protocols and workload in arm.workloads}
     return sizes | grown

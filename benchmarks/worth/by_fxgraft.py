@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from torch import nn
 
 import fxgraft
 from benchmarks.worth import schedule
+from benchmarks.worth.data import Batch
 from benchmarks.worth.learner import Learner
 from benchmarks.worth.protocols import LARGE
 from fxgraft.commands import DEEPEN
@@ -42,6 +44,63 @@ class Widened(Deepened):
         missing = 256 - self.sizes["hidden"]
         for at in range(depth):
             self.manager.widen(f"blocks.{at}.up", missing)
+
+
+class Tried(Deepened):
+    """`Deepened`, with one thing that may help.
+
+    The arm's further options: ``isolated``, for how many steps the new block trains in isolation; ``blend``,
+    in how many its alpha grows; ``new_rate`` and ``all_rate``, what the learning rate of the new block, and
+    of everything, is multiplied by, for ``during`` steps: on a line from 0 to 1 where it is 0.
+    """
+
+    resumable = False  # seeds are not put back
+
+    def make(self, model: nn.Module) -> None:
+        super().make(model)
+        self.new: list[fxgraft.Seed] = []
+        self.since = 0  # steps after the change
+
+    def grow(self, depth: int) -> None:
+        options = self.setting.arm.options
+        wanted = {key: options[key] for key in ("at", "init", "optimizer_state")}
+        self.isolated, blend = options.get("isolated", 0), options.get("blend", 0)
+        self.new = self.manager.deepen(
+            "blocks", depth - self.depth, isolated=bool(self.isolated),
+            blend=0 if self.isolated else blend, **wanted,
+        )  # fmt: skip
+        self.depth = depth
+
+    def step(self, batch: Batch, share: float) -> float:
+        new = [p for seed in self.new if seed.module is not None for p in seed.module.parameters()]
+        factor, before = self._factor("new_rate"), [p.detach().clone() for p in new]
+        loss = super().step(batch, share * self._factor("all_rate"))
+        with torch.no_grad():
+            for parameter, old in zip(new, before, strict=True):
+                # What AdamW adds, weight decay too, is proportional to the rate.
+                parameter.copy_(old + factor * (parameter - old))
+        return loss
+
+    def _factor(self, name: str) -> float:
+        options = self.setting.arm.options
+        if not self.new or self.since >= options.get("during", 0):
+            return 1.0
+        return options.get(name, 1.0) or (self.since + 1) / options["during"]
+
+    def finish(self, loss: float) -> None:
+        super().finish(loss)
+        if not self.new:
+            return
+        self.since += 1
+        if self.isolated and self.since == self.isolated:
+            for seed in self.new:
+                self.manager.blend(seed, steps=self.setting.arm.options["blend"])
+        for seed in self.new:
+            if seed.stage is fxgraft.Stage.HOLDING:
+                self.manager.fossilize(seed)
+
+    def structure(self) -> Hashable:
+        return self.changed, tuple(seed.stage for seed in self.new)
 
 
 class Autogrown(Deepened):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.worth.by_fxgraft import Anything, Autogrown, Deepened, Grown, Widened
+from benchmarks.worth.by_fxgraft import Anything, Autogrown, Deepened, Grown, Tried, Widened
 from benchmarks.worth.by_hand import Net2Net, Stacked, Stochastic
 from benchmarks.worth.learner import Learner, Setting
 
@@ -15,6 +15,7 @@ KINDS: dict[str, type[Learner]] = {
     "net2net": Net2Net,
     "stochastic": Stochastic,
     "deepen": Deepened,
+    "tried": Tried,
     "widen": Widened,
     "autogrow": Autogrown,
     "grow": Grown,

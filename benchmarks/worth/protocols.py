@@ -2,7 +2,7 @@
 
 Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md; the workload
 "thin" of both in PREREGISTERED_THIRD.md. "unknown_extra" is a control that was added after the results of
-"unknown": ADDED_AFTERWARDS.md.
+"unknown"; "tried" is what may make growth better: ADDED_AFTERWARDS.md.
 """
 
 from __future__ import annotations
@@ -110,6 +110,13 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         tuned=False,
+    ),
+    "tried": Protocol(
+        "tried",
+        {"gpt": Scale(1500, 8, 64, (), (), GPT_RATES, validation=256, test=1024, points=10)},
+        seeds=(6, 7, 8),
+        variants="all",
+        rates_of="short",
     ),
     "quick": Protocol(
         "quick",
