@@ -113,10 +113,10 @@ PROTOCOLS = {
     ),
     "tried": Protocol(
         "tried",
-        {"gpt": Scale(1500, 8, 64, (), (), GPT_RATES, validation=256, test=1024, points=10)},
+        {"gpt": Scale(1500, 8, 64, (), (), (0.003,), validation=256, test=1024, points=10)},
         seeds=(6, 7, 8),
         variants="all",
-        rates_of="short",
+        tuned=False,
     ),
     "quick": Protocol(
         "quick",
