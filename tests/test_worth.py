@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.worth import __main__ as command
-from benchmarks.worth import data, prepare, results, schedule, summary, training, unknown
+from benchmarks.worth import data, prepare, results, schedule, summary, training, tried, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
 from benchmarks.worth.arms import ANYTHING, PRIMARY, TRIED, Arm, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
@@ -198,12 +198,12 @@ def test_further_arms_run_and_end_with_a_larger_network(arm, tmp_path: Path):
     assert end["flops"]["train"] > 0
 
 
-@pytest.mark.parametrize("tried", TRIED, ids=lambda arm: arm.name)
-def test_what_is_tried_changes_one_thing(tried: Arm):
+@pytest.mark.parametrize("arm", TRIED, ids=lambda arm: arm.name)
+def test_what_is_tried_changes_one_thing(arm: Arm):
     """On few steps: that each arm grows, and does what its name says."""
-    name = tried.name.removeprefix("deepen-1-2-")
-    short = {key: 4 for key in ("isolated", "blend", "during") if key in tried.options}
-    arm = replace(tried, options={**tried.options, **short})
+    name = arm.name.removeprefix("deepen-1-2-")
+    short = {key: 4 for key in ("isolated", "blend", "during") if key in arm.options}
+    arm = replace(arm, options={**arm.options, **short})
     learner = KINDS["tried"](Setting(tiny(), arm, 0, 0.003, 10))
     learner.ledger, learner.counted = training.Ledger(), training.Counted()
     stages, moved = [], []
@@ -489,6 +489,30 @@ def test_an_unknown_size_costs_growth_over_the_sweep():
     assert found["over_the_sweep_with_learning_rates"] == pytest.approx((cost + 30) / (300 + 90), abs=1e-4)
 
 
+def test_something_helps_if_it_is_lower_by_more_than_its_error_and_by_more_than_a_little():
+    control = [record("deepen-1-2", seed, (1.0, 100, 1.5 + seed / 10)) for seed in (6, 7, 8)]
+    differences = {
+        "copy": (-0.02, -0.021, -0.022),  # helps
+        "random": (-0.02, 0.02, -0.03),  # within its error
+        "start": (-0.003, -0.0031, -0.0032),  # too little
+        "lower": (0.1, 0.1, 0.1),
+    }
+    others = [
+        record(f"deepen-1-2-{name}", seed, (1.0, 110, 1.5 + seed / 10 + difference))
+        for name, each in differences.items()
+        for seed, difference in zip((6, 7, 8), each, strict=True)
+    ]
+    records = {results.run_of(each).name: each for each in (*control, *others)}
+    found = tried.answers(Arms(PROTOCOLS["tried"], "gpt", records))
+    assert list(found) == ["deepen-1-2", *(f"deepen-1-2-{name}" for name in differences)]
+    assert [found[f"deepen-1-2-{name}"]["helps"] for name in differences] == [True, False, False, False]
+    assert found["deepen-1-2-copy"]["over_the_control"]["mean"] == pytest.approx(-0.021)
+    assert found["deepen-1-2-copy"]["flops"] == 1.1
+    first, *rows = tried.table(found)[2:]
+    assert first.startswith("| deepen-1-2-copy | 2.1790 ± 0.0572 | -0.0210 ± 0.0006 | 1.100 | 3 | yes |")
+    assert [row.split(" | ")[-1] for row in rows] == ["no |", "no |", " |", "no |"]
+
+
 # The second experiment, on records whose answers are known
 
 UNKNOWN = replace(
@@ -644,3 +668,4 @@ def test_the_committed_summary_is_what_the_committed_runs_say():
     assert told["workloads"].keys() == found.keys()
     for name, each in found.items():
         assert json.loads(json.dumps(summary.answers(each))) == told["workloads"][name]
+    assert json.loads(json.dumps(summary.what_was_tried(COMMITTED))) == told["tried"]

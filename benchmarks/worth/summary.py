@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.worth import plot, results, unknown
+from benchmarks.worth import plot, results, tried, unknown
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
 from benchmarks.worth.plan import plan_of
@@ -38,12 +38,14 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     protocol = owner(protocol)
     found = experiments(protocol, out)
     records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
+    records += results.of(PROTOCOLS["tried"], out).values() if protocol.name == "short" else ()
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
         "protocol": protocol.name,
         "command": f"python -m benchmarks.worth --protocol {protocol.name}",
         "environments": [json.loads(each) for each in sorted(environments)],
         "workloads": {name: answers(each) for name, each in found.items()},
+        "tried": what_was_tried(out) if protocol.name == "short" else {},
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -91,6 +93,12 @@ def answers(of: Experiments) -> dict[str, Any]:
         "missing_runs": missing(of.second),
         "first": first,
     }
+
+
+def what_was_tried(out: Path) -> dict[str, Any]:
+    """What may make growth better; empty if nothing of it has run."""
+    arms = _arms("tried", "gpt", out)
+    return tried.answers(arms) if arms is not None else {}
 
 
 def missing(arms: Arms) -> list[str]:
@@ -175,6 +183,8 @@ def table(whole: dict[str, Any]) -> str:
                 "",
             ]
         lines += [f"### {name}, first experiment", "", *_ends(first["ends"], cost), "", *_answers(first), ""]
+    if whole.get("tried"):
+        lines += ["### gpt, what was tried to make growth better", "", *tried.table(whole["tried"]), ""]
     return "\n".join(lines)
 
 
