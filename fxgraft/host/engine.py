@@ -88,7 +88,8 @@ def had_first_call(undo: ExitStack, host: Host, values: Mapping[str, Any]) -> No
 def clear(undo: ExitStack, host: Host) -> None:
     """Take out every graft, as `Host.clear` does. ``undo`` gets the callbacks that restore them."""
     links = host._links
-    undo.callback(setattr, host, "structure_entry", host.structure_entry)
+    for name in ("structure_entry", "widenings"):
+        undo.callback(setattr, host, name, getattr(host, name))
     for name in ("led_by", "on_replaced"):
         undo.callback(setattr, links, name, getattr(links, name))
     undo.callback(set_structure, host, host.structure, host.phase, host.grafts())

@@ -29,6 +29,7 @@ from fxgraft.host._running import Running
 from fxgraft.host._traced import Traced
 from fxgraft.host.channels import Channels, Example, Widened
 from fxgraft.host.example import CallForm, ExampleCall, form_of
+from fxgraft.host.growth_history import without_seeds
 from fxgraft.host.numbering import Depths
 from fxgraft.host.save_pretrained import writers
 from fxgraft.host.stacks import Stacks
@@ -336,7 +337,9 @@ class Host(Members):
 
         Compiled code is kept, for another manager and another run.
         """
+        gone = [placement.seed for placement in self.structure.placements]
         engine.set_structure(self, Structure(), Phase.ISOLATED, {})
+        self.widenings = without_seeds(gone, self.widenings)
         self.structure_entry = self._links.led_by = None
 
     # nn.Module's protocol: the root's state is the host's

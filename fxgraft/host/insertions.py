@@ -29,6 +29,11 @@ def path_of(seed: str) -> str:
     return f"{SEEDS}.{seed}.module"
 
 
+def seed_of(block: str) -> str:
+    """The seed of an inserted block, by its qualified name."""
+    return block.split(".")[1]
+
+
 def regions_within(name: str, regions: Mapping[str, Region]) -> dict[str, Region]:
     """The region of a module, and those inside of it."""
     return {n: r for n, r in regions.items() if n == name or n.startswith(f"{name}.")}

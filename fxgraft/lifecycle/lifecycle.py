@@ -14,7 +14,10 @@ from torch.optim import Optimizer
 
 from fxgraft.host import engine
 from fxgraft.host.current_form import changed_attributes
+from fxgraft.host.growth_history import with_seed
 from fxgraft.host.host import Host
+from fxgraft.host.insertions import seed_of
+from fxgraft.host.stacks import is_inserted
 from fxgraft.host.steering import leaving, steering
 from fxgraft.lifecycle import order
 from fxgraft.lifecycle._refusals import (
@@ -203,6 +206,9 @@ class Lifecycle:
         seed.enter(after(seed.stage, "go live", seed.name))
         undo.callback(self.reorder, {n: other for n, other in self.seeds.items() if other is not seed})
         self.insert_seed(seed, addition.before)
+        for each in (self.host, *self.host._links.followers):
+            undo.callback(setattr, each, "widenings", each.widenings)
+            each.widenings = with_seed(seed.name, _inserted_original(seed), each.widenings)
 
     def _join(self, undo: ExitStack, addition: Addition) -> None:
         """Into the optimizers and under watch, which comes after the swap."""
@@ -398,3 +404,9 @@ def _rings(host: Host, slot: str, counts: Callable[[str], bool]) -> Iterator[tup
     named = host.structure.in_model
     for ring in rings(host.slot(slot), host.regions, lambda path: counts(named(path))):
         yield tuple(map(named, ring))
+
+
+def _inserted_original(seed: Seed) -> str | None:
+    """The inserted block (its seed) of which one is a copy; None where it is one of a block of the model."""
+    like = seed.config.get("like") if seed.spec.call is not None else None
+    return seed_of(like) if isinstance(like, str) and is_inserted(like) else None

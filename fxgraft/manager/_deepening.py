@@ -111,7 +111,15 @@ class Deepening:
     ) -> Seed:
         slot = origin.slot
         spec = GraftSpec("convex", isolated=request.isolated, copy=slot.copy, call=origin.call)
-        config = {"stack": origin.stack.path, "like": like, "init": request.init, "number": number}
+        configs = {name: seed.config for name, seed in self._lifecycle.seeds.items()}
+        original = new_blocks.original_of(like, configs)
+        config = {
+            "stack": origin.stack.path,
+            "like": like,
+            "original": original,
+            "init": request.init,
+            "number": number,
+        }
         kind = origin.stack.cls.__name__
         return Seed(self._name(called, kind, origin.root), slot.name, kind, spec, config=config)
 

@@ -8,9 +8,9 @@ Then the fossil is gone, and the region runs its class's own forward again where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from fxgraft.errors import ChannelError, SlotError
 from fxgraft.fossils.folding import Folding
 from fxgraft.fossils.linear_maps import NotAffineError
 from fxgraft.host import engine
-from fxgraft.host.channels import Widened, subject_of
+from fxgraft.host.channels import subject_of
+from fxgraft.host.growth_history import without_seeds
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.optimizers.entries import is_element_wise
@@ -36,7 +37,6 @@ from fxgraft.telemetry.events import logger
 from fxgraft_passes import Phase
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.replacing import set_tensor
-from fxgraft_passes.graft import SEEDS
 
 
 @dataclass(frozen=True)
@@ -165,18 +165,8 @@ def _fuse_all(
     lifecycle.take_out(undo, [lifecycle.seeds[name] for name in into])
     for each in (host, *host._links.followers):
         undo.callback(setattr, each, "widenings", each.widenings)
-        each.widenings = _without(into, each.widenings)
+        each.widenings = without_seeds(into, each.widenings)
     return into, max_abs
-
-
-def _without(seeds: Iterable[str], widenings: Iterable[Widened]) -> tuple[Widened, ...]:
-    """The growths of a host that has those seeds no more: what grew in them alone is not to grow again."""
-    gone = tuple(f"{SEEDS}.{name}." for name in seeds)
-    return tuple(
-        replace(done, numbers=tuple(number for number in done.numbers if not number[0].startswith(gone)))
-        for done in widenings
-        if not done.group.startswith(gone)
-    )
 
 
 def _fuse(

@@ -13,7 +13,7 @@ from fxgraft.capture.region import Region
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.host.insertions import path_of
+from fxgraft.host.insertions import path_of, seed_of
 from fxgraft.host.numbering import Numbers, next_number, numbers_in, set_number
 from fxgraft.host.stacks import Stack, input_of, is_inserted, output_of
 from fxgraft.resizing._zeroing_by_graph import output_layers
@@ -155,10 +155,34 @@ def again(host: Host, slot: Slot, key: int, config: Mapping[str, Any]) -> nn.Mod
         SlotError: the host has no such stack.
     """
     stack = stack_named(host, config.get("stack"))
-    made = copy_of(module_of(host, slot.region))
+    made = copy_of(module_of(host, _saved_original(stack, slot, config)))
     if config.get("number") is not None:
         set_number(made, numbers_of(host, stack), integer_of(config["number"]))
     return privatize(made, key)
+
+
+def original_of(like: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The model's block of which a block is a copy in the end.
+
+    Args:
+        like: the block itself, or an inserted one.
+        configs: of the seeds, by their names.
+    """
+    if not is_inserted(like):
+        return like
+    config = configs[seed_of(like)]
+    return str(config.get("original") or original_of(config["like"], configs))
+
+
+def _saved_original(stack: Stack, slot: Slot, config: Mapping[str, Any]) -> str:
+    """The model's block that has the class and the settings of a saved one. Raises `SlotError`."""
+    found: Any = config.get("original")
+    if found is None:  # saved before this was known
+        like = config.get("like")
+        found = like if isinstance(like, str) and not is_inserted(like) else slot.region
+    if found not in stack.blocks or is_inserted(found):
+        raise SlotError(f"what a saved block is a copy of: expected a block of {stack.path!r}; got {found!r}")
+    return str(found)
 
 
 def integer_of(number: Any) -> int:
