@@ -326,6 +326,12 @@ def has_backward_hooks(module: nn.Module) -> bool:
     return any(module.__dict__.get(name) for name in BACKWARD_HOOKS)
 
 
+def gradient_hooks(parameter: nn.Parameter) -> list[Any]:
+    """The hooks that run with its gradient, or after it. Missing: hooks of users are not seen."""
+    found = (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
+    return [hook for hooks in found for hook in (hooks or {}).values()]
+
+
 def has_result_hooks(module: nn.Module) -> bool:
     """Whether hooks run after its forward, or in its backward pass."""
     return bool(module._forward_hooks) or has_backward_hooks(module)

@@ -29,11 +29,12 @@ from fxgraft.optimizers.entries import is_element_wise
 from fxgraft.optimizers.group_index import groups_with
 from fxgraft.optimizers.wrapped import with_nested
 from fxgraft.resizing._joined_state import check_owner, other_settings
-from fxgraft.resizing._joining import Known, freezing, join
+from fxgraft.resizing._joining import Known, freezing, hooks_are_lost, join
 from fxgraft.resizing._same_settings import StructureMismatchError
 from fxgraft.seeds.seed import Seed
 from fxgraft.slots.structure import Placement, Structure
 from fxgraft.telemetry.events import logger
+from fxgraft.util.hooks import hooked_parameter
 from fxgraft_passes import Phase
 from fxgraft_passes.channels.comparing import difference, outputs
 from fxgraft_passes.channels.replacing import set_tensor
@@ -138,35 +139,47 @@ def _fuse_all(
     """Fossil -> the layer that it has become part of; and by how much the outputs differ, at most."""
     host = lifecycle.host
     into: dict[str, str] = {}
+    max_abs = 0.0
     subject = subject_of(host, host.example_call())
     with subject.session():
         before = outputs(subject)
     for name in [p.seed for p in host.structure.placements if p.spec.fossil is not None]:
         if name not in (wanted or lifecycle.seeds):
             continue
-        try:
-            with ExitStack() as one:
+        with ExitStack() as one:
+            try:
                 into[name] = _fuse(one, host, name, set(into), optimizers, known, settings)
-                undo.push(one.pop_all())
-        except (NotAffineError, StructureMismatchError, ChannelError) as why:
-            into.pop(name, None)
-            if wanted:
-                raise SlotError(
-                    f"seed {name!r} cannot be fused: it {why}. It stays as it is; fuse() without "
-                    f"names takes those that can be"
-                ) from why
+            except (NotAffineError, StructureMismatchError, ChannelError) as why:
+                if wanted:
+                    raise SlotError(
+                        f"seed {name!r} cannot be fused: it {why}. It stays as it is; fuse() without "
+                        f"names takes those that can be"
+                    ) from why
+                continue
+            try:
+                max_abs = _difference(host, into, before)
+            except ChannelError:  # each by itself: the others are fused all the same
+                if wanted:
+                    raise
+                del into[name]
+                continue
+            undo.push(one.pop_all())
     if not into:
         return into, 0.0
-    rest = Structure(tuple(p for p in host.structure.placements if p.seed not in into))
-    with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
-        subject = subject_of(host, host.example_call())
-        with subject.session():
-            max_abs = difference(", ".join(into), before, subject)
     lifecycle.take_out(undo, [lifecycle.seeds[name] for name in into])
     for each in (host, *host._links.followers):
         undo.callback(setattr, each, "widenings", each.widenings)
         each.widenings = without_seeds(into, each.widenings)
     return into, max_abs
+
+
+def _difference(host: Host, fused: Mapping[str, str], before: Sequence[Tensor]) -> float:
+    """By how much the outputs differ without the fossils that are fused by now."""
+    rest = Structure(tuple(p for p in host.structure.placements if p.seed not in fused))
+    with engine.probing(host, rest, Phase.SETTLED if rest.placements else host.phase):
+        subject = subject_of(host, host.example_call())
+        with subject.session():
+            return difference(", ".join(fused), before, subject)
 
 
 def _fuse(
@@ -256,6 +269,8 @@ def _merge(undo: ExitStack, host: Host, placement: Placement, optimizers: Sequen
         raise NotAffineError(f"reads {placement.slot.source.name!r}, and not the value that it is added to")
     name, layer = folding.layer(placement.slot)
     fossil = host.graft(placement.seed).module
+    if (hooked := hooked_parameter(fossil)) is not None:
+        raise NotAffineError(hooks_are_lost(hooked, name))
     _check_learning(fossil, name, layer)
     check_owner(name, list(layer.parameters()), list(fossil.parameters()), optimizers)
     before = {key: p.detach().clone() for key, p in layer._parameters.items() if p is not None}

@@ -21,6 +21,7 @@ from fxgraft.resizing._joined_state import Carried, carried, check_owner
 from fxgraft.resizing._same_settings import StructureMismatchError
 from fxgraft.resizing.widening import carry_out
 from fxgraft.slots.structure import Placement
+from fxgraft.util.hooks import hooked_parameter
 from fxgraft.util.tensors import lost_in_rounding
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.growth import grow
@@ -58,7 +59,10 @@ def join(
     Raises:
         StructureMismatchError: they do not fit each other.
     """
-    theirs = tensors_of(host.graft(placement.seed).module)
+    branch = host.graft(placement.seed).module
+    if (hooked := hooked_parameter(branch)) is not None:
+        raise StructureMismatchError(hooks_are_lost(hooked, next(iter(same))))
+    theirs = tensors_of(branch)
     alpha = float(placement.spec.fossil or 0.0)
     last = _last(host, same) if alpha != 1.0 else set()
     shares = {path: alpha if path in last else 1.0 for path in same}
@@ -151,6 +155,14 @@ def _check_learning(
             raise StructureMismatchError(freezing(path, ours.requires_grad))
         if isinstance(ours, nn.Parameter) and isinstance(other, nn.Parameter):
             check_owner(path, [ours], [other], optimizers)
+
+
+def hooks_are_lost(name: str, into: str) -> str:
+    """Why a fossil with hooks on a parameter cannot become part of another one."""
+    return (
+        f"has hooks on its parameter {name}, which is gone once it is a part of {into}, and they with it. "
+        f"Expected none: remove them first (handle.remove()), and put on {into} what is to stay"
+    )
 
 
 def freezing(path: str, trains: bool) -> str:

@@ -1,6 +1,8 @@
-"""The hooks that users put on modules."""
+"""The hooks that users put on modules, and on their parameters."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -17,3 +19,16 @@ def has_hooks(module: nn.Module) -> bool:
         module: the module.
     """
     return any(getattr(module, name, None) for name in HOOKS)
+
+
+def hooked_parameter(module: nn.Module) -> str | None:
+    """The name of a parameter on whose gradient hooks of users run; None if there is none."""
+    for name, parameter in module.named_parameters():
+        if not all(_is_of_fxgraft(hook) for hook in _torch.gradient_hooks(parameter)):
+            return name
+    return None
+
+
+def _is_of_fxgraft(hook: Any) -> bool:
+    """Whether a hook watches a seed."""
+    return str(getattr(hook, "__module__", "")).partition(".")[0] == "fxgraft"

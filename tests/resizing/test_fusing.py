@@ -164,6 +164,53 @@ def test_what_cannot_be_fused_stays(seed, options, said):
     assert_same_bits(before, snapshot(host, BATCH, [optimizer]))
 
 
+class Twice(WithPart):
+    """Whose part is called two times: a branch beside one of the calls cannot be a part of both."""
+
+    def __init__(self):
+        super().__init__(Activated())
+        self.again, self.part.down = Activated(), nn.Linear(8, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.again(self.inner(x)) @ torch.ones(3, 4)
+        return self.head(self.part(self.part(x)))
+
+
+def test_a_branch_that_would_change_the_outputs_does_not_keep_the_others_from_being_fused():
+    host = fxgraft.trace(Twice(), (BATCH,))
+    optimizer = torch.optim.SGD(host.parameters(), lr=0.05)
+    manager = fxgraft.SeedManager(host, optimizer, check_every=0)
+    branch = Activated()
+    branch.down = nn.Linear(8, 4)
+    manager.germinate("part", branch, source="matmul", name="bad", isolated=False)
+    manager.germinate("again", Activated(), source="inner", name="good", isolated=False)
+    for name in ("bad", "good"):
+        manager.blend(name, steps=0)
+        manager.fossilize(name, force=True)
+    before = outputs(host, BATCH)
+    with pytest.raises(ChannelError, match="bad: expected the outputs of before"):
+        manager.fuse("bad")
+    assert manager.fuse() == {"good": "again.up"}
+    assert list(manager.seeds) == ["bad"]
+    assert (host.again.up.out_features, host.part.up.out_features) == (16, 8)
+    torch.testing.assert_close(outputs(host, BATCH), before)
+
+
+@pytest.mark.parametrize("kind", ["joined", "folded"])
+def test_hooks_on_the_parameters_of_a_fossil_are_not_lost_silently(kind):
+    folded = {"seed": "low_rank", "source": None, "slot": "inner", "rank": 2}
+    host, optimizer, manager = grown(Mlp(), **({"seed": Mlp()} if kind == "joined" else folded))
+    name, parameter = list(manager.seeds["a"].module.named_parameters())[-1]
+    handle = parameter.register_hook(lambda grad: grad * 2)
+    before = snapshot(host, BATCH, [optimizer])
+    with pytest.raises(SlotError, match=f"hooks on its parameter {name}"):
+        manager.fuse("a")
+    assert_same_bits(before, snapshot(host, BATCH, [optimizer]))
+    handle.remove()
+    assert manager.fuse("a")
+
+
 def test_nothing_is_fused_or_deepened_in_inference_mode():
     *_, manager = grown(Mlp(), Mlp())
     for action in (lambda: manager.fuse("a"), lambda: manager.deepen("part")):

@@ -123,6 +123,17 @@ def test_hooks_of_modules() -> None:
     assert _torch.has_result_hooks(module)
 
 
+def test_hooks_of_parameters() -> None:
+    weight = nn.Linear(2, 2).weight
+    assert _torch.gradient_hooks(weight) == []
+    hooks = [lambda grad: grad, lambda parameter: None]
+    weight.register_hook(hooks[0])
+    handle = weight.register_post_accumulate_grad_hook(hooks[1])
+    assert _torch.gradient_hooks(weight) == hooks
+    handle.remove()
+    assert _torch.gradient_hooks(weight) == hooks[:1]
+
+
 def test_attributes_of_modules() -> None:
     module = nn.BatchNorm1d(2)
     module.register_buffer("seen", torch.zeros(1), persistent=False)
