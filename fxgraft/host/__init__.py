@@ -19,6 +19,7 @@
 `_explain`         what became of each module, and why; `_explanation_text` writes it as text
 `summary`          a host in a few lines: ``print(host)``, and for the log of a run
 `channels`         the channels that the host can grow wider by, and what is remembered of each growth
+`growth_history`   what the growths of channels say of seeds that come and go
 `numbering`        the numbers of blocks, and how many of them the model's configuration says there are
 `insertions`       inserted blocks as places like others: regions and slots in them
 `plain`            a module without what the host has put into it

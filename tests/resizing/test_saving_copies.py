@@ -12,7 +12,7 @@ from tests.resizing.test_widening import steps
 BATCH = torch.randn(5, 4)
 
 
-class Block(nn.Module):
+class SlopedBlock(nn.Module):
     def __init__(self, slope=0.01):
         super().__init__()
         self.norm, self.up, self.act, self.down = (
@@ -26,11 +26,11 @@ class Block(nn.Module):
         return x + self.down(self.act(self.up(self.norm(x))))
 
 
-class Net(nn.Module):
+class OfUnequalBlocks(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
-        self.blocks = nn.ModuleList([Block(), Block(0.5)])
+        self.blocks = nn.ModuleList([SlopedBlock(), SlopedBlock(0.5)])
 
     def forward(self, x):
         x = self.first(x)
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 def fresh():
     torch.manual_seed(0)
-    host = fxgraft.trace(Net(), (BATCH,))
+    host = fxgraft.trace(OfUnequalBlocks(), (BATCH,))
     return host, torch.optim.AdamW(host.parameters(), lr=1e-2)
 
 
