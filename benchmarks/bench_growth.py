@@ -1,7 +1,8 @@
 """What a network costs that has grown deeper and wider, against the same network by hand.
 
 * The step of a grown network, fused and permanent, beside that of a model of its class that was made in that
-  size and has its weights (`fxgraft.transplant` puts them there, and proves it).
+  size and has its weights (`fxgraft.transplant` puts them there, and proves it); small ones, and such of an
+  ordinary size.
 * Eight blocks inserted in one act on a compiled host: how many graphs that compiles.
 * The same act, and a widening, prepared in the background: the longest step, against the recompilation of the
   larger model by hand.
@@ -14,141 +15,37 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fxgraft
 from benchmarks.background import TOO_LONG, seconds
 from benchmarks.budgets import GROWN, GROWN_BLOCKS, LONGEST_GROWTH, Budget
+from benchmarks.grown_networks import MLP, ORDINARY, SMALL, Grown
 from benchmarks.modes import Mode
 from benchmarks.rows import Row, Spread
 from benchmarks.settings import Settings
 from benchmarks.timing import median_ms, ratio, settle
-from benchmarks.workloads import WORKLOADS, ConvBlock, MlpBlock, Trainer, Workload
+from benchmarks.workloads import Trainer
 
 BLOCKS = 8
 
 
-class HiddenBlock(MlpBlock):
-    """``x + down(relu(up(x)))`` with hidden units of a number of its own."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__(width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-
-def mlp(blocks: int, hidden: int) -> nn.Module:
-    """The MLP of the other benchmarks, its blocks in a container of their own."""
-    inner = nn.Sequential(*(HiddenBlock(192, hidden) for _ in range(blocks)))
-    return nn.Sequential(nn.Linear(64, 192), inner, nn.Linear(192, 10))
-
-
-class HiddenConvBlock(ConvBlock):
-    """A block of a ResNet with inner channels of a number of its own."""
-
-    def __init__(self, channels: int, inner: int):
-        super().__init__(channels)
-        self.conv1 = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1, bias=False)
-
-
-def resnet(inner: tuple[int, int]) -> nn.Module:
-    """The ResNet of the other benchmarks."""
-    stages: list[nn.Module] = []
-    for (channels, before), width in zip(((16, 3), (32, 16)), inner, strict=True):
-        stages += [nn.Conv2d(before, channels, 3, 2, padding=1)]
-        stages += [HiddenConvBlock(channels, width) for _ in range(2)]
-    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-
-
-def gpt2(layers: int) -> nn.Module:
-    """GPT-2 of the other benchmarks."""
-    model = WORKLOADS["GPT-2"].make()
-    config = type(model.config)(**{**model.config.to_dict(), "n_layer": layers})  # type: ignore[union-attr, operator]
-    return type(model)(config)
-
-
-@dataclass(frozen=True)
-class Grown:
-    """A way to grow.
-
-    Attributes:
-        workload: with the small model.
-        blocks: of the large one, which are compiled one by one by region.
-        large: the model by hand.
-        grow: what makes it of the small one.
-        stack: where further blocks go.
-        group: channels that can grow.
-    """
-
-    workload: Workload
-    blocks: tuple[str, ...]
-    large: Callable[[], nn.Module]
-    grow: Callable[[fxgraft.SeedManager], object]
-    stack: str = ""
-    group: str = ""
-
-
-def _deepen_gpt2(manager: fxgraft.SeedManager) -> None:
-    manager.deepen("transformer.h", 3)
-
-
-def _widen_resnet(manager: fxgraft.SeedManager) -> None:
-    with manager.together():
-        for block, more in ((1, 16), (2, 16), (4, 32), (5, 32)):
-            manager.widen(f"{block}.conv1", more)
-
-
-def _both(manager: fxgraft.SeedManager) -> None:
-    with manager.together():
-        new = manager.deepen("1", 6)
-        for i in range(6):
-            manager.widen(f"1.{i}.up", 96)
-        for block in new:
-            manager.widen(f"_seeds.{block.name}.module.up", 96)
-
-
-_MLP = replace(
-    WORKLOADS["MLP-12"], name="MLP, deeper and wider", make=lambda: mlp(6, 96), blocks=("1.0", "1.1")
-)
-GROWN_NETWORKS = (
-    Grown(
-        replace(WORKLOADS["GPT-2"], name="GPT-2, deeper"),
-        tuple(f"transformer.h.{i}" for i in range(6)),
-        lambda: gpt2(6),
-        _deepen_gpt2,
-        "transformer.h",
-        "transformer.h.0.mlp.c_fc",
-    ),
-    Grown(
-        replace(WORKLOADS["ResNet"], name="ResNet, wider", make=lambda: resnet((16, 32))),
-        ("1", "2", "4", "5"),
-        lambda: resnet((32, 64)),
-        _widen_resnet,
-        "",
-        "1.conv1",
-    ),
-    Grown(_MLP, tuple(f"1.{i}" for i in range(12)), lambda: mlp(12, 192), _both, "1", "1.0.up"),
-)
-
-
 def rows(settings: Settings) -> Iterator[Row]:
     """Steps of each grown network, eager and compiled; an act of eight blocks; growth in the background."""
-    networks = GROWN_NETWORKS[2:] if settings.quick else GROWN_NETWORKS
+    networks = (MLP,) if settings.quick else (*SMALL, *ORDINARY)
     for grown in networks:
         for mode in _modes(settings, "eager", "inductor"):
             settings.say(f"{grown.workload.name}, {mode.name}")
             yield from _steps(grown, mode, settings)
     for mode in _modes(settings, "inductor", "inductor, by region"):
-        yield _graphs(GROWN_NETWORKS[2], mode)
+        yield _graphs(MLP, mode)
     for mode in _modes(settings, "inductor, by region", *(() if settings.quick else ("inductor",))):
         for what, act in _ACTS.items():
             settings.say(f"{what}, {mode.name}")
-            yield from _in_background(GROWN_NETWORKS[2], mode, what, act, settings)
+            yield from _in_background(MLP, mode, what, act, settings)
 
 
 def _modes(settings: Settings, *names: str) -> Iterator[Mode]:
@@ -168,7 +65,7 @@ def pair(grown: Grown, mode: Mode) -> tuple[Trainer, Trainer, Trainer]:
         trainer.step()
     for _ in range(2):
         torch.manual_seed(0)
-        model = grown.large()
+        model = grown.by_hand()
         fxgraft.transplant(host, model)
         models.append(Trainer(grown.workload, model, mode.apply_by_hand(model, grown.blocks)))
     return trainer, models[0], models[1]
@@ -236,7 +133,7 @@ def _in_background(
 ) -> Iterator[Row]:
     recompile, longest, first, took, ordinary = [], [], [], [], []
     for _ in range(1 if settings.quick else min(settings.repeats, 3)):
-        model = grown.large()
+        model = grown.by_hand()
         by_hand = Trainer(grown.workload, model, mode.whole.apply_by_hand(model, grown.blocks))
         with settings.empty_cache():
             recompile.append(seconds(by_hand.step))
