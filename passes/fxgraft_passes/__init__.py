@@ -23,6 +23,7 @@
 `naming`         names of nodes
 `operators`      the operators that a graft puts into a graph
 `blends`         the values of blends, and their autograd functions
+`_strides`       how the elements of a tensor lie in memory
 `objectives`     what an isolated seed learns from
 `proofs`         what `verify` proves
 `_liveness`      which values of a graph matter

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxgraft_passes._strides import alias, in_strides_of
+from fxgraft_passes.devices import is_free_to_look_at
 from fxgraft_passes.objectives import seed_gradient
 
 FULL_PRECISION = (torch.float32, torch.float64)
@@ -50,13 +52,12 @@ def _constant(g: Tensor) -> Tensor | None:
 _CONSTANT = {-1: _constant}
 
 
-def alias(h: Tensor) -> Tensor:
-    """A view of all of ``h``, with its very strides.
-
-    ``view_as`` gives axes of size 1 other ones, and by those kernels are chosen, whose results differ in the
-    last bits.
-    """
-    return h[...]
+def _is_zero(alpha: Tensor) -> bool:
+    """Whether alpha is 0 in all channels, where that can be looked at for nothing."""
+    if alpha.dim() and torch.compiler.is_compiling():
+        return False
+    largest = alpha.amax() if alpha.dim() else alpha
+    return is_free_to_look_at(largest) and not largest.item()
 
 
 class Isolated(torch.autograd.Function):
@@ -98,13 +99,15 @@ class Blend(torch.autograd.Function):
             ctx.save_for_backward(alpha, learning.clone(), h, s)
         ctx.seed_dtype = s.dtype
         s = s.to(h.dtype)
-        return mix(h, s, alpha) if options[0] == "convex" else add(h, s, alpha)
+        value = mix(h, s, alpha) if options[0] == "convex" else add(h, s, alpha)
+        return in_strides_of(h, value) if _is_zero(alpha) else value
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         alpha, *learner = ctx.saved_tensors
         mode, objective, radius, isolated = ctx.options
-        to_host = ((1 - alpha) * g).to(g.dtype) if mode == "convex" else g
+        is_whole = mode != "convex" or _is_zero(alpha)  # the gradient itself: a product has other strides
+        to_host = g if is_whole else ((1 - alpha) * g).to(g.dtype)
         (to_seed,) = _constants(g) if isolated else (g,)
         # In this order, as autograd has it: the other one rounds alpha to half precision first.
         to_seed = (to_seed * alpha).to(ctx.seed_dtype)

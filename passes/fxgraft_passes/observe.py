@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft_passes import _torch, devices
 from fxgraft_passes._aliases import read_elsewhere
+from fxgraft_passes._strides import is_dense
 from fxgraft_passes._writes import Writes, memory_of, tensors_in
 from fxgraft_passes.metadata import metadata
 from fxgraft_passes.untouched import untouched
@@ -170,7 +171,7 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         memory=memory_of(value),
         strides=value.stride() if strided else (),
         contiguous=strided and value.is_contiguous(),
-        dense=strided and _is_dense(value),
+        dense=strided and is_dense(value),
         channels_last=value.dim() == 4
         and value.is_contiguous(memory_format=torch.channels_last)
         and not value.is_contiguous(),
@@ -189,15 +190,4 @@ def _is_autocast() -> bool:
 def _fills_memory(value: Tensor) -> bool:
     if _torch.is_wrapped_by_transform(value):
         return False  # another tensor has the memory, and more in it
-    return value.nbytes == value.untyped_storage().nbytes() and _is_dense(value)
-
-
-def _is_dense(value: Tensor) -> bool:
-    """Whether the elements fill one stretch of memory, each its own place, in some order of axes."""
-    expected = 1
-    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
+    return value.nbytes == value.untyped_storage().nbytes() and is_dense(value)

@@ -42,13 +42,13 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
+from fxgraft_passes._strides import alias
 from fxgraft_passes.blends import (
     FULL_PRECISION,
     Blend,
     Isolated,
     Release,
     add,
-    alias,
     between,
     gets_constants,
     mix,

@@ -373,3 +373,31 @@ def test_an_isolated_value_has_the_very_strides_of_the_hosts():
         assert (out.stride(), out.size()) == (h.stride(), h.size())
     for flag in (torch.tensor(True), torch.tensor(False)):
         assert operators.release(h, flag).stride() == h.stride()
+
+
+def _with_gaps() -> torch.Tensor:
+    return torch.randn(3, 4, 8).chunk(2, -1)[0]
+
+
+def _expanded() -> torch.Tensor:
+    return torch.randn(8).expand(3, 4, 8)
+
+
+def _with_an_axis_of_one() -> torch.Tensor:
+    return torch.randn(1, 8, 16, 8).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("make", [_with_gaps, _expanded, _with_an_axis_of_one])
+@pytest.mark.parametrize("blend", [operators.residual, operators.convex])
+@pytest.mark.parametrize("is_of_channels", [False, True])
+def test_a_blend_at_alpha_0_has_the_very_strides_of_the_hosts_value_and_gradient(make, blend, is_of_channels):
+    h = make().detach().requires_grad_()
+    alpha = torch.zeros(h.shape[-1:] if is_of_channels else ())
+    for learning in (torch.tensor(True), torch.tensor(False), None):
+        out = blend(h[...], torch.randn(h.shape, requires_grad=True), alpha, learning, "trust", 0.03)
+        assert out.stride() == h.stride()
+        assert torch.equal(out, h)
+        found = []
+        h.register_hook(lambda g, found=found: found.append(g.stride()))
+        out.sum().backward()  # a gradient with one element in all places
+        assert set(found) == {(0,) * h.dim()}
