@@ -24,7 +24,7 @@ class OutputDifference:
     Attributes:
         shapes: those of the plain form, and the expected ones, where they differ; else None.
         largest: between two elements, up to the first tensor that differs by more than rounding.
-        is_rounding: whether all are equal within the tolerances of ``torch.testing``.
+        is_rounding: whether all are equal within the tolerances of ``torch.testing``, for the coarser dtype.
     """
 
     shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] | None
@@ -47,10 +47,18 @@ class OutputDifference:
             wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float64)
             largest = max(largest, float((a.to(b.device, wide) - b.to(wide)).abs().nan_to_num().max()))
             try:
-                torch.testing.assert_close(b, a.to(b.device, b.dtype), equal_nan=True)
+                dtype = _coarser(a.dtype, b.dtype)
+                torch.testing.assert_close(b.to(dtype), a.to(b.device, dtype), equal_nan=True)
             except AssertionError:
                 return cls(None, largest, False)
         return cls(None, largest, True)
+
+
+def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """The one of two dtypes that rounds more, so that its tolerances count; ``b`` if one is no float."""
+    if not (a.is_floating_point and b.is_floating_point):
+        return b
+    return max(b, a, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def computes_the_same(host: Host, plain: nn.Module) -> bool:

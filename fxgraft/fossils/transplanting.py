@@ -27,6 +27,7 @@ from fxgraft.fossils._example_runs import OutputDifference, returned_by, run_exa
 from fxgraft.fossils._plain_module import Unwrapping
 from fxgraft.fossils.unwrapping import refuse_live
 from fxgraft.host.host import Host
+from fxgraft.optimizers.entries import kept_keys
 from fxgraft_passes.graft import SEEDS
 
 
@@ -66,15 +67,20 @@ def transplant(
 
     Raises:
         TransplantError: a layer of one has no counterpart in the other (the first one is named), or the
-            target computes something else with these weights. The target is unchanged.
+            target does not run the example call, or computes something else with these weights. The target
+            is unchanged.
         StageError: the host has seeds that are no fossils.
         ValueError: one optimizer was given, and not the other; they are of different classes; or that of the
-            target does not train what it should. The target is as before.
-        TypeError: ``target`` is not an ``nn.Module``, or ``host`` is not a `Host`.
+            target does not train what it should, or keeps more than that of the host. The target is
+            unchanged.
+        TypeError: ``target`` is not an ``nn.Module``, ``host`` is not a `Host`, or an optimizer is none.
     """
     refuse_live(host, "transplant")
     if not isinstance(target, nn.Module):
         raise TypeError(f"target: expected an nn.Module; got {type(target).__name__}")
+    for name, given in (("optimizer", optimizer), ("target_optimizer", target_optimizer)):
+        if given is not None and not isinstance(given, Optimizer):
+            raise TypeError(f"{name}: expected one optimizer; got {type(given).__name__}")
     if (optimizer is None) != (target_optimizer is None) or type(optimizer) is not type(target_optimizer):
         raise ValueError(
             f"optimizer, target_optimizer: expected two of one class, or none; got "
@@ -90,7 +96,7 @@ def transplant(
     wanted = returned_by(host)
     with ExitStack() as undo:
         _copy_tensors(undo, match.tensors)
-        max_abs = _difference(wanted, run_example(host, target))
+        max_abs = _difference(wanted, _returned(host, target))
         if optimizer is not None and target_optimizer is not None:
             _copy_state(optimizer, target_optimizer, match)
         undo.pop_all()
@@ -158,6 +164,11 @@ class _Match:
                     f"{layer!r} of {who} has no counterpart in {other}. Expected a target of the size that "
                     f"has grown, without other layers"
                 )
+            if b.is_meta and not a.is_meta:
+                raise TransplantError(
+                    f"{_joined(theirs, name)!r} of the target is on the device meta, and has no data: "
+                    f"expected one with memory for its weights, which target.to_empty(device=...) gives it"
+                )
             if not _same_shape(a, b):
                 raise TransplantError(
                     f"{_joined(theirs, name)!r} of the target: expected shape {tuple(a.shape)}, that of "
@@ -201,6 +212,16 @@ def _copy_tensors(undo: ExitStack, pairs: list[tuple[Tensor, Tensor]]) -> None:
             target.copy_(source)
 
 
+def _returned(host: Host, target: nn.Module) -> Any:
+    try:
+        return run_example(host, target)
+    except Exception as error:
+        raise TransplantError(
+            f"the target does not run the host's example call in eval mode: {type(error).__name__}: {error}. "
+            f"Expected a model that takes the arguments of the host"
+        ) from error
+
+
 def _difference(wanted: Any, given: Any) -> float:
     """The largest one between two elements. Raises `TransplantError` where it is more than rounding."""
     found = OutputDifference.of(wanted, given)
@@ -220,17 +241,34 @@ def _difference(wanted: Any, given: Any) -> float:
 def _check_trained(optimizer: Optimizer, target_optimizer: Optimizer, match: _Match) -> None:
     trained = {id(p) for group in target_optimizer.param_groups for p in group["params"]}
     for (source, target), name in zip(match.tensors, match.names.values(), strict=True):
-        if isinstance(source, nn.Parameter) and source in optimizer.state and id(target) not in trained:
+        if not isinstance(source, nn.Parameter) or source not in optimizer.state:
+            continue
+        if id(target) not in trained:
             raise ValueError(
                 f"target_optimizer: expected one that trains {name!r} of the target, whose counterpart has "
                 f"state in the host's; it does not"
+            )
+        if not isinstance(target, nn.Parameter):
+            continue
+        if more := kept_keys(target_optimizer, target) - optimizer.state[source].keys():
+            raise ValueError(
+                f"target_optimizer: expected the settings of the host's, which decide what is kept of a "
+                f"parameter; it keeps {min(more)!r} of {name!r}, and the host's does not"
             )
 
 
 def _copy_state(optimizer: Optimizer, target_optimizer: Optimizer, match: _Match) -> None:
     for source, target in match.tensors:
         if isinstance(source, nn.Parameter) and source in optimizer.state:
-            target_optimizer.state[target] = copy.deepcopy(optimizer.state[source])
+            state = copy.deepcopy(optimizer.state[source])
+            target_optimizer.state[target] = {key: _fitting(value, target) for key, value in state.items()}
+
+
+def _fitting(value: Any, parameter: Tensor) -> Any:
+    """What an optimizer keeps, for a parameter of another dtype or device, as ``load_state_dict`` has it."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    return value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
 
 
 def _renamed(host: Host, modules: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:

@@ -72,9 +72,26 @@ def fresh_state(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, f
         optimizer: that has ``parameter``, of any shape.
         parameter: whose dimensions and dtype count.
     """
+    new, kept = _first_state(optimizer, parameter)
+    found = {}
+    for key, value in kept.items():
+        if isinstance(value, Tensor) and new is not None and value.shape == new.shape and value.numel():
+            first = value.flatten()[0].item()
+            if first and bool((value == first).all()):
+                found[key] = float(first)
+    return found
+
+
+def kept_keys(optimizer: Optimizer, parameter: nn.Parameter) -> frozenset[str]:
+    """What an optimizer of these settings keeps for a parameter after a step; empty if it is not known."""
+    return frozenset(_first_state(optimizer, parameter)[1])
+
+
+def _first_state(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[Tensor | None, Mapping[str, object]]:
+    """A new parameter, and what is kept of it after one step, by one of that class and those settings."""
     group = next(groups_with([optimizer], parameter), None)
     if group is None:  # it keeps a state of what it does not train
-        return {}
+        return None, {}
     kind = type(optimizer)
     accepted = inspect.signature(kind.__init__).parameters
     settings = {k: v for k, v in group.items() if k in accepted and k != "params"}
@@ -85,11 +102,5 @@ def fresh_state(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, f
         kind.step(twin)
         kept = twin.state[new]
     except Exception:  # of another signature: a wrapper, say
-        return {}
-    found = {}
-    for key, value in kept.items():
-        if isinstance(value, Tensor) and value.shape == new.shape and value.numel():
-            first = value.flatten()[0].item()
-            if first and bool((value == first).all()):
-                found[key] = float(first)
-    return found
+        return None, {}
+    return new, kept

@@ -241,6 +241,48 @@ def test_live_seeds_and_half_given_optimizers_are_refused(eight: Run) -> None:
         fxgraft.transplant(run.host, CharGPT(2))
 
 
+class OfOtherArguments(CharGPT):
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: OfOtherArguments(8), "does not run the host's example call in eval mode: TypeError"),
+        (lambda: CharGPT(8).to("meta"), r"'tokens\.weight' of the target is on the device meta"),
+    ],
+)
+def test_a_target_that_cannot_be_compared_is_refused(eight: Run, make: Any, said: str) -> None:
+    target = make()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(TransplantError, match=said):
+        fxgraft.transplant(eight.host, target)
+    if not target.tokens.weight.is_meta:
+        assert_same_bits(dict(target.state_dict()), before)
+
+
+def test_the_optimizer_state_has_the_dtype_of_the_target(eight: Run) -> None:
+    target = CharGPT(8).double()
+    optimizer = torch.optim.AdamW(target.parameters(), 1e-2)
+    fxgraft.transplant(eight.host, target, optimizer=eight.optimizer, target_optimizer=optimizer)
+    assert optimizer.state[target.tokens.weight]["exp_avg"].dtype is torch.float64
+    target(IDS).square().mean().backward()
+    optimizer.step()
+
+
+def test_a_target_whose_optimizer_keeps_more_is_refused(eight: Run) -> None:
+    target = CharGPT(8)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    optimizer = torch.optim.AdamW(target.parameters(), 1e-2, amsgrad=True)
+    with pytest.raises(ValueError, match=r"it keeps 'max_exp_avg_sq' of 'tokens\.weight'"):
+        fxgraft.transplant(eight.host, target, optimizer=eight.optimizer, target_optimizer=optimizer)
+    with pytest.raises(TypeError, match="target_optimizer: expected one optimizer; got list"):
+        fxgraft.transplant(eight.host, target, optimizer=eight.optimizer, target_optimizer=[optimizer])  # type: ignore[arg-type]
+    assert_same_bits(dict(target.state_dict()), before)
+    assert not optimizer.state
+
+
 def test_names_that_differ_are_matched_by_their_order() -> None:
     class Other(nn.Module):
         def __init__(self) -> None:
