@@ -49,6 +49,7 @@ class CompiledHost:
         variants: the code.
         code: which of it runs, and which is there.
         running: the units that run now.
+        untraced: calls a function so that no ``torch.compile`` traces it.
         promise: lets the compiler process make what no call needs yet; returns False where it cannot.
     """
 
@@ -68,6 +69,10 @@ class CompiledHost:
         self._assumptions = Assumptions(self._keys, self.running)
         self.code = Readiness(self.variants, self._keys)
         self._wanted = WantedCode(self.options, self.units, self.code, self.running)
+        # For a torch.compile around the host (of a training step), which is to compile around it only.
+        self.untraced: Callable[..., Any] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+            _run, reason="the host has compiled code of its own, by host.compile()"
+        )
         self.promise: Callable[[Sequence[CompileTask]], bool] = lambda tasks: False
 
     @property
@@ -75,6 +80,12 @@ class CompiledHost:
         """What the compiler process is to make, as the modules are now."""
         self._assumptions.look()
         return self._wanted
+
+    @property
+    def unprepared(self) -> dict[str, str]:
+        """Unit -> why calls of it cannot be generated, where it had such calls."""
+        reasons = ((unit.name, why_not_again(unit.module)) for unit in self.units.all)
+        return {unit: reason for unit, reason in reasons if reason is not None}
 
     def tasks_for(
         self, structure: Structure, before: Structure, grafts: Mapping[str, Graft], moves: bool = False
@@ -256,6 +267,10 @@ class CompiledHost:
         for kind in islice(reversed(self.variants.seen(unit)), 1):
             with untouched(self._root, *others), kind.example_call(unit.module, *others) as (args, kwargs):
                 enter(unit.module, *args, **kwargs)
+
+
+def _run(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return call(*args, **kwargs)
 
 
 def _call(variant: Variant, module: nn.Module, kind: CallKind, *others: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -55,12 +55,15 @@ class CompileReport:
         eager: the names of the seeds that run uncompiled by choice, outside of all units.
         graph_breaks: 0 under ``fullgraph=True``, which refuses them; otherwise those of the whole
             process since dynamo's counters were reset.
+        unprepared: unit -> why calls of it cannot be generated, where it had such calls: after a change the
+            first of them compiles, and its step waits.
     """
 
     units: tuple[str, ...]
     variants: tuple[VariantReport, ...]
     graph_breaks: int
     eager: tuple[str, ...] = ()
+    unprepared: dict[str, str] = field(default_factory=dict)
 
     @property
     def graphs(self) -> int:
@@ -97,6 +100,9 @@ class CompileReport:
             lines += ["    at torch's limit: calls of further kinds run uncompiled"] if v.at_limit else []
         if self.eager:
             lines.append(f"  uncompiled, between the units: {', '.join(self.eager)}")
+        for unit, reason in self.unprepared.items():
+            name = f"block {unit!r}" if unit else "the host"
+            lines.append(f"  {name} has calls that nothing is compiled for before they come: {reason}")
         return "\n".join(lines)
 
 
@@ -118,7 +124,8 @@ def compile_report(host: nn.Module) -> CompileReport:
     breaks = 0 if compiled.options["fullgraph"] else _torch.graph_breaks()
     remembered = _torch.compilations()
     rows = tuple(_row(variant, remembered) for variant in compiled.variants)
-    return CompileReport(tuple(unit.name for unit in compiled.units.all), rows, breaks, compiled.units.eager)
+    units = tuple(unit.name for unit in compiled.units.all)
+    return CompileReport(units, rows, breaks, compiled.units.eager, compiled.unprepared)
 
 
 def _row(variant: Variant, remembered: Sequence[Any]) -> VariantReport:

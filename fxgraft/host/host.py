@@ -281,10 +281,13 @@ class Host(Members):
         Raises:
             TraceError: the class of a module in which something grew was changed.
         """
-        self._running.classes.check()
+        running = self._running
+        if running.compiled is not None and torch.compiler.is_dynamo_compiling():
+            return running.compiled.untraced(self.forward, *args, **kwargs)
+        running.classes.check()
         if (on_call := self._links.on_call) is not None:
             on_call(args, kwargs)
-        return self._running.call(*args, **kwargs)
+        return running.call(*args, **kwargs)
 
     def compile(self, *, granularity: str = "host", **options: Any) -> None:  # type: ignore[override]
         """Run the host through ``torch.compile(**options)`` from now on. The first call compiles.

@@ -129,6 +129,30 @@ def test_calls_that_cannot_be_generated_are_named_once(wait: bool, caplog: pytes
     assert (
         caplog.text.count("the host has calls that cannot be generated (argument 1 is, or holds, Cache)") == 1
     )
+    report = fxgraft.compile_report(world.host)
+    assert report.unprepared == {"": "argument 1 is, or holds, Cache"}
+    assert "the host has calls that nothing is compiled for before they come: argument 1" in str(report)
+
+
+def test_a_block_whose_calls_cannot_be_generated_is_named() -> None:
+    blocks = nn.ModuleList(Reads() for _ in range(2))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks, self.head = blocks, nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+
+        def forward(self, x: torch.Tensor, given: Any) -> torch.Tensor:
+            return self.head(self.blocks[1](self.blocks[0](x, given), given))
+
+    given = Cache()
+    host = fxgraft.trace(Model(), (torch.randn(3, 4), given))
+    host.compile(backend="aot_eager", granularity="region")
+    assert fxgraft.compile_report(host).unprepared == {}
+    host(torch.randn(3, 4), given)
+    report = fxgraft.compile_report(host)
+    assert report.unprepared == {f"blocks.{i}": "argument 1 is, or holds, Cache" for i in range(2)}
+    assert "block 'blocks.1' has calls that nothing is compiled for" in str(report)
 
 
 def test_the_reason_names_the_argument() -> None:
