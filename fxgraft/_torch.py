@@ -239,6 +239,16 @@ def compile_errors() -> tuple[type[Exception], ...]:
     return (dynamo_errors(), *recompile_limit_errors())
 
 
+def is_refused_compilation(error: BaseException) -> bool:
+    """Whether dynamo raises ``error`` as nothing is to be compiled (``set_stance("fail_on_recompile")``).
+
+    Missing: code that would be compiled in a comparison with eager mode is distrusted.
+    """
+    return type(error) is RuntimeError and str(error).startswith(
+        "Detected recompile when torch.compile stance"
+    )
+
+
 def only_run(function: Any) -> Any:
     """``function`` by the graphs that dynamo has for it, and eager where none of them fits.
 

@@ -32,6 +32,9 @@ _ERROR = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 1e-2, torch.b
 _NOISE = (4, 4, 8, 8, 16, 16, 32, 32, 32, 32, 32, 32)
 """By how many roundings weights and arguments differ, in each run that tells what rounding can do."""
 
+_OF_AUTOCAST = 1 / 16
+"""By how much of autocast's roundings: then these runs go from a quarter of one to two."""
+
 _AT_MOST = 4.0
 """How many times what such runs show a difference may be."""
 
@@ -48,7 +51,8 @@ class UnitCall:
         args: positional arguments.
         kwargs: keyword arguments.
         backward: whether gradients are of interest.
-        is_exact: whether the compiler may not round otherwise than eager mode.
+        is_exact: whether the compiler may not round otherwise than eager mode, in float32 and float64. In
+            reduced precision any may: the steps of a decomposed operation (of a dropout, say) round there.
     """
 
     modules: Sequence[nn.Module]
@@ -62,7 +66,7 @@ class UnitCall:
 
         Raises:
             Exception: what eager mode raises, also where only a run that is undone does; that ``entry``
-                cannot be compiled; that memory does not suffice.
+                cannot be, or is not to be, compiled; that memory does not suffice.
         """
         before = Snapshot(self.modules)  # which takes longer than a run of a small model: one for all runs
         eager = self._run(enter, before)
@@ -71,7 +75,7 @@ class UnitCall:
         except _torch.compile_errors():
             raise
         except Exception as error:  # whatever compiled code may raise where eager mode does not
-            if devices.is_out_of_memory(error):
+            if devices.is_out_of_memory(error) or _torch.is_refused_compilation(error):
                 raise
             return f"it raises {type(error).__name__}: {error}"
         drawn = [found.pop("random streams") for found in (ours, eager)]
@@ -79,7 +83,7 @@ class UnitCall:
             # Inductor has a random stream of its own: its masks are others, and cannot be compared.
             return "random numbers drawn" if self.is_exact else _form(ours, eager)
         differ = [what for what in eager if not same_bits(ours[what], eager[what])]
-        if self.is_exact and differ:
+        if self.is_exact and differ and not self._is_reduced(eager):
             again = self._run(enter, before)
             differ = [what for what in differ if same_bits(again[what], eager[what])] or [
                 what for what in differ if self._distance(ours[what], eager[what]) is not None
@@ -133,6 +137,10 @@ class UnitCall:
             return "another number of tensors"
         most = self._most(theirs)
         return next((reason for a, b in zip(own, theirs) if (reason := apart(a, b, most)) is not None), None)
+
+    def _is_reduced(self, found: Found) -> bool:
+        """Whether what was found was computed in reduced precision."""
+        return self._most(pytree.tree_leaves(found)) > _ERROR[torch.float32]
 
     def _most(self, values: Sequence[Any]) -> float:
         dtypes = {p.dtype for m in self.modules for p in m.parameters()}
@@ -235,7 +243,7 @@ def _shaken(modules: Sequence[nn.Module], arguments: Any, roundings: float, seed
         if device not in generators:  # of its own: the global streams are the call's
             generators[device] = devices.generator(device).manual_seed(seed)
         sign = torch.randint(0, 2, value.shape, generator=generators[device], device=device) * 2 - 1
-        return value * (1 + sign * roundings * torch.finfo(value.dtype).eps).to(value.dtype)
+        return value * (1 + sign * roundings * _eps(value)).to(value.dtype)
 
     parameters = [p for p in dict.fromkeys(p for m in modules for p in m.parameters()) if _can_shake(p)]
     before = [p.data for p in parameters]
@@ -250,6 +258,12 @@ def _shaken(modules: Sequence[nn.Module], arguments: Any, roundings: float, seed
     finally:
         for parameter, data in zip(parameters, before, strict=True):
             parameter.data = data  # the very memory: nothing was written to it
+
+
+def _eps(value: Tensor) -> float:
+    """A rounding of ``value``. Under autocast it is computed with in less precision than it has itself."""
+    own, cast = torch.finfo(value.dtype).eps, devices.autocast(value.device.type)
+    return own if cast is None else max(own, torch.finfo(cast).eps * _OF_AUTOCAST)
 
 
 def _can_shake(value: Any) -> bool:

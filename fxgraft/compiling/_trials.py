@@ -102,6 +102,8 @@ class Trials:
             except _torch.compile_errors():
                 raise
             except Exception as error:  # anything that a module, or a compiler of the user's own, may raise
+                if _torch.is_refused_compilation(error):
+                    raise
                 return _uncompared(variant, trial, error, entry, (module, args, kwargs))
             trial.forward, trial.backward = True, backward
             if difference is not None:

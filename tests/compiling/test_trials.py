@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import fxgraft
 from fxgraft.compiling import _comparison
 from fxgraft.host import engine
+from fxgraft.testing import no_recompiles
 from tests.harness import assert_same_bits, frozen, observed_call
 from tests.seed_modules import Counting, Drawing, Scale
 
@@ -133,6 +134,47 @@ def test_rounding_across_a_kink_is_no_difference(caplog: pytest.LogCaptureFixtur
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert_same_bits(frozen(list(host.state_dict().values())), before, "the weights")
     assert host(x).item() == 0.0  # compiled; eager mode has 2 ** -24
+
+
+def test_under_autocast_rounding_is_that_of_its_dtype(caplog: pytest.LogCaptureFixture) -> None:
+    """A kink that rounding in bfloat16 carries a value across, and rounding in float32 does not."""
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        factor = torch.tensor([1.0, 1.0 + 2**-7])
+        return lambda *args: graph.forward(*(a * factor if a.shape == (1, 2) else a for a in args))
+
+    x = torch.tensor([[1.0, 1.0 - 2**-8]])
+    host = fxgraft.trace(Kink(), (x,))
+    host.compile(backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            out = host(x)
+            out.sum().backward()
+    assert fxgraft.compile_report(host).variants[0].distrusted is None
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert out.item() == 0.0  # compiled; eager mode has 2 ** -8
+
+
+def test_in_reduced_precision_no_backend_is_held_to_the_bits(caplog: pytest.LogCaptureFixture) -> None:
+    """Dropout is several operations for ``"aot_eager"``, which round one after the other."""
+    host, _ = grown("aot_eager", nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.25), nn.Linear(16, 4)))
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(4):
+            host(torch.randn(3, 4)).square().sum().backward()
+    assert fxgraft.compile_report(host).variants[0].distrusted is None
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_compilation_that_is_refused_is_no_difference(caplog: pytest.LogCaptureFixture) -> None:
+    """``set_stance("fail_on_recompile")`` asks for an error: in a comparison, too."""
+    host, _ = grown("aot_eager")
+    x = torch.randn(3, 4)
+    with no_recompiles(), pytest.raises(RuntimeError, match="Detected recompile"):
+        host(x)
+    life(host)
+    (row,) = fxgraft.compile_report(host).variants
+    assert (row.distrusted, row.graphs, row.uncompiled_calls) == (None, 1, 0)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("what", ["outputs", "gradients"])
