@@ -91,7 +91,8 @@ def _with_filter(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of ``torch.compile`` with a filter for guards that cannot be serialized.
 
     Its own filter for artifacts overlooks guards that hold one of those inside. What they guard, the
-    identity of code and classes, does not change while a variant is in use.
+    identity of code and classes, does not change while a variant is in use. Nor do defaults of functions,
+    which are in the key of a variant: torch's artifacts have functions without their keyword-only ones.
     """
     given = dict(options)
     mode, backend = given.pop("mode", None), given.get("backend", "inductor")
@@ -103,4 +104,9 @@ def _with_filter(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _serializable(guards: Sequence[Any]) -> list[bool]:
     refused = _torch.unserializable_guards()
-    return [not g.is_global and refused.isdisjoint((g.guard_type, *g.derived_guard_types)) for g in guards]
+    return [
+        not g.is_global
+        and refused.isdisjoint((g.guard_type, *g.derived_guard_types))
+        and "__kwdefaults__" not in g.name
+        for g in guards
+    ]

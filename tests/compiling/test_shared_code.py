@@ -138,6 +138,35 @@ def test_a_seed_that_holds_another_function_has_code_of_its_own(first: Act, seco
     world.check()
 
 
+def less(by: float) -> Act:
+    def call(x: Tensor, *, by: float = by) -> Tensor:
+        return x - by
+
+    return call
+
+
+def test_a_function_with_keyword_only_defaults_is_compiled_in_the_background(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By their values: torch's artifacts have functions without these."""
+    world = World([ActivationBlock(F.relu)], "host")
+    for i, by in enumerate((0.5, -0.5)):
+        world.germinate("0.a", seed := Held(less(by)), wait=False)
+        world.blend()
+        world.check()
+        report = fxgraft.compile_report(world.host)
+        assert (report.artifacts, report.graphs) == (2 * i + 2, 1)
+        world.manager.cull("a")
+    world.germinate("0.a", seed, wait=False)
+    world.blend()
+    world.check()
+    before = frozen(world.host(world.x))
+    seed.act.__kwdefaults__["by"] = 0.25
+    assert not torch.equal(world.host(world.x), before)
+    world.check()
+    assert [record for record in caplog.records if record.name == "fxgraft"] == []
+
+
 def test_equal_functions_share_their_code() -> None:
     """By code, closure and defaults: not by which object it is."""
     backend = counting_backend()
