@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -40,14 +42,18 @@ pytestmark = pytest.mark.usefixtures("fresh_compiler")
 ROOT = Path(__file__).parents[2]
 
 
-def run(program: str, *options: str, **environment: str) -> str:
-    """What a program prints that trains in its own process."""
-    done = subprocess.run(
-        [sys.executable, *options, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)],
-        cwd=ROOT, env={**os.environ, **environment}, timeout=600, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(program: str, *options: str, ends: int = 0, **environment: str) -> str:
+    """What a program prints that trains in its own process, and ends with this exit status."""
+    command = [sys.executable, *options, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(program)]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        # No pipes: what the program has started may hold their ends for longer than it runs.
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **environment}, timeout=600, stdout=out, stderr=errors
+        )
+        out.seek(0)
+        errors.seek(0)
+        assert done.returncode == ends, errors.read()
+        return out.read()
 
 
 PRELUDE = """
@@ -161,6 +167,135 @@ def test_forked_workers_do_not_keep_it_alive() -> None:
         until(lambda: not is_alive(pid), 20)
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_data_loaders_do_it_no_harm_and_do_not_keep_it_alive(method: str) -> None:
+    """Workers from before it and from after it; some end while it works, others outlive the trainer."""
+    out = run(
+        """
+        import signal
+        from torch.utils.data import DataLoader, TensorDataset
+
+        def batches():
+            method = os.environ["METHOD"]
+            options = {"num_workers": 1, "multiprocessing_context": method, "persistent_workers": True}
+            found = iter(DataLoader(TensorDataset(torch.zeros(8, 4)), 4, **options))
+            next(found)
+            return found
+
+        before = batches()
+        helper.warm()
+        while not helper._get().is_ready:
+            time.sleep(0.01)
+        pid = helper._get().pid
+        after, ended = batches(), batches()
+        del ended
+        grow()
+        del before
+        grow()
+        assert helper._get().pid == pid
+        next(after)
+        (worker,) = after._workers
+        os.kill(worker.pid, signal.SIGSTOP)  # what it has inherited it holds for as long as it is there
+        print(pid, worker.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        ends=-signal.SIGKILL,
+        METHOD=method,
+    )
+    pid, worker = map(int, out.split())
+    try:
+        until(lambda: not is_alive(pid), 20)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+CELLS = [
+    """
+    from dataclasses import dataclass
+    from enum import Enum
+
+    class Kind(Enum):
+        PLAIN = 1
+        SCALED = 2
+
+    @dataclass
+    class Config:
+        factor: float = 2.0
+        kind: Kind = Kind.SCALED
+
+    def change(x):
+        return torch.sin(x) * 3.0
+
+    class Grown(nn.Module):
+        def __init__(self, act, config):
+            super().__init__()
+            self.inner, self.act, self.config = nn.Linear(4, 4), act, config
+
+        def forward(self, x):
+            factor = self.config.factor if self.config.kind is Kind.SCALED else 1.0
+            return self.act(self.inner(x)) * factor + change(x)
+    """,
+    """
+    x = torch.randn(6, 4)
+    host = fxgraft.trace(nn.Sequential(Grown(lambda x: torch.tanh(x), Config()), nn.Linear(4, 4)), (x,))
+    host.compile(backend="aot_eager")
+    manager = fxgraft.SeedManager(host)
+
+    def step():
+        host.zero_grad()
+        host(x).square().mean().backward()
+        manager.step()
+
+    def germinate(slot, module, name):
+        with torch.compiler.set_stance("fail_on_recompile"):
+            seed = manager.germinate(slot, module, name=name, wait=False)
+            while seed.stage is fxgraft.Stage.GERMINATED:
+                manager._background.wait(60)
+                step()
+            manager.blend(seed, to=0.5, steps=1)
+            for _ in range(3):
+                step()
+        with engine.probing(host, host.structure, host.phase) as model:
+            expected = model(x).detach()
+        assert torch.equal(host(x), expected), name
+
+    step()
+    germinate("1", Grown(lambda x: x * 2, Config(0.5)), "first")
+    """,
+    """
+    class Grown(nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.inner, self.act = nn.Linear(4, 4), act
+
+        def forward(self, x):
+            return self.act(self.inner(x)) - 1.0
+
+    germinate("1", Grown(lambda x: x * 3), "second")
+    germinate("0.inner", Grown(lambda x: x * 4), "third")
+    report = fxgraft.compile_report(host)
+    assert report.uncompiled_calls == 0 and report.graphs == 1, report
+    """,
+]
+
+
+def test_what_cells_of_a_notebook_define_is_compiled_in_the_background() -> None:
+    """``__main__`` is no file there, and a later cell may define anew what earlier objects are of."""
+    run(
+        """
+        import json, linecache, types
+        from fxgraft.host import engine
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        main.__dict__.update(torch=torch, nn=nn, fxgraft=fxgraft, engine=engine)
+        for number, source in enumerate(json.loads(os.environ["CELLS"])):
+            name = f"<ipython-input-{number}>"
+            linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+            exec(compile(source, name, "exec"), main.__dict__)
+        """,
+        CELLS=json.dumps([textwrap.dedent(cell) for cell in CELLS]),
+    )
 
 
 def test_it_is_shared_by_all_hosts_and_stays() -> None:
