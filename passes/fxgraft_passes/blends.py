@@ -100,7 +100,7 @@ class Blend(torch.autograd.Function):
         ctx.seed_dtype = s.dtype
         s = s.to(h.dtype)
         value = mix(h, s, alpha) if options[0] == "convex" else add(h, s, alpha)
-        return in_strides_of(h, value) if _is_zero(alpha) else value
+        return in_strides_of(h, value, _is_zero(alpha))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

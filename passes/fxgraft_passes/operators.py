@@ -42,7 +42,7 @@ import torch
 import torch.fx as fx
 from torch import Tensor
 
-from fxgraft_passes._strides import alias
+from fxgraft_passes._strides import alias, in_strides_of
 from fxgraft_passes.blends import (
     FULL_PRECISION,
     Blend,
@@ -85,7 +85,7 @@ def residual(
     added = share * (f if f.dtype is h.dtype else f.to(h.dtype))
     if isolated and added.requires_grad:
         gets_constants(added)
-    return h + added
+    return in_strides_of(h, h + added, is_same=False)
 
 
 def convex(
@@ -109,7 +109,7 @@ def convex(
         if s.is_leaf or s._backward_hooks is not None:
             s = s.view_as(s)
         gets_constants(s)
-    return torch.lerp(h, s, share)
+    return in_strides_of(h, torch.lerp(h, s, share), is_same=False)
 
 
 BLENDS = {"residual": residual, "convex": convex, "gated": residual, "channelwise": residual}

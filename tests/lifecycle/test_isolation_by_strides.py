@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxgraft
+from fxgraft.host.compile_report import compile_report
 
 BATCH = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 
@@ -40,3 +41,31 @@ def test_gradients_are_those_of_a_run_without_the_seed(slot, mode, isolated):
         if step == 1:
             manager.blend("blends", steps=3, force=True)
     assert manager.seeds["blends"].stage is fxgraft.Stage.HOLDING
+
+
+@pytest.mark.parametrize("mode", ["residual", "convex"])
+def test_compiled_code_is_that_of_eager_mode_there(mode):
+    torch.manual_seed(0)
+    host = fxgraft.trace(Halves(), (BATCH,))
+    host.compile(backend="aot_eager")
+    optimizer = torch.optim.SGD(host.parameters(), lr=0.01)
+    manager = fxgraft.SeedManager(host, optimizer, strict=True, check_every=1)
+    manager.germinate("head", "mlp", name="blends")
+    manager.germinate("getitem", "mlp", name="learns", mode=mode)
+    for name in ("blends", "learns"):
+        manager.blend(name, steps=2, force=True)
+        for _ in range(4):
+            optimizer.zero_grad()
+            host(BATCH).square().mean().backward()
+            optimizer.step()
+            manager.step()
+    assert not any(row.distrusted for row in compile_report(host).variants)
+
+
+def test_a_blend_of_a_part_of_a_value_runs_under_vmap():
+    host = fxgraft.trace(Halves(), (BATCH,)).eval()
+    manager = fxgraft.SeedManager(host)
+    manager.germinate("getitem", "mlp", name="a", isolated=False)
+    manager.blend("a", to=0.5, steps=0)
+    each = torch.vmap(lambda x: host(x[None])[0])(BATCH)
+    torch.testing.assert_close(each, host(BATCH))
