@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 import fxgraft
 from fxgraft import SeedManager, Stage
 from fxgraft.compiling.units import units_of
+from fxgraft.host._running import Running
 from fxgraft.testing import no_recompiles
 from fxgraft_passes import Phase
 from tests.harness import assert_same_bits, counting_backend, frozen, loss_of
@@ -230,6 +232,62 @@ def test_in_the_background_a_block_is_made_by_the_helper() -> None:
     report = fxgraft.compile_report(world.host)
     assert report.artifacts == 2
     assert report.uncompiled_calls == 0
+
+
+def entered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many placements each structure has that is entered from now on."""
+    sizes: list[int] = []
+    plain = Running.enter
+
+    def enter(running: Running, structure: Any, *rest: Any) -> None:
+        sizes.append(len(structure.placements))
+        plain(running, structure, *rest)
+
+    monkeypatch.setattr(Running, "enter", enter)
+    return sizes
+
+
+def test_commands_of_one_step_are_one_structure_and_two_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many equal blocks they grow."""
+    world = World("region")
+    before, sizes = world.backend.frame_count, entered(monkeypatch)
+    commands = [{"type": "SEED", "slot": f"blocks.{i}.relu", "blueprint": "low_rank"} for i in range(4)]
+    replies = [world.manager.submit(json.dumps(command)) for command in commands]
+    world.train()
+    assert all(reply.result(0).accepted for reply in replies)
+    assert sizes == [4]
+    with no_recompiles():
+        world.train(2)
+    assert world.backend.frame_count - before == 2
+    names = [str(reply.result(0).seed) for reply in replies]
+    commands = [{"type": "CULL", "seed": name} for name in names[:2]]
+    commands.append({"type": "BLEND", "seed": names[2], "steps": 1})
+    with no_recompiles():  # equal blocks have had all of it
+        replies = [world.manager.submit(json.dumps(command)) for command in commands]
+        world.train(3)
+    assert all(reply.result(0).accepted for reply in replies)
+    assert sizes[1:] == [2]
+    assert world.backend.frame_count - before == 2
+
+
+def test_several_changes_in_the_background_are_one_structure_and_two_artifacts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World("region")
+    world.host.compile(backend="aot_eager", granularity="region")
+    world.train()
+    sizes = entered(monkeypatch)
+    with no_recompiles():
+        with world.manager.together():
+            slots = [f"blocks.{i}.relu" for i in range(4)]
+            seeds = [world.manager.germinate(slot, "low_rank", wait=False) for slot in slots]
+        while any(seed.stage is Stage.GERMINATED for seed in seeds):
+            world.manager._background.wait(60)
+            world.train()
+        world.train(2)
+    assert set(sizes) == {4}  # again when the forward for blending has come
+    report = fxgraft.compile_report(world.host)
+    assert (report.artifacts, report.uncompiled_calls) == (2, 0)
 
 
 def test_a_transformer_by_region() -> None:
