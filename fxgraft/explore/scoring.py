@@ -98,8 +98,8 @@ LAYERS_FIRST = "layers_first"
 
 DEFAULT = "expected_times_parameters"
 """Of explorations. Not the one that the rule of ``benchmarks/explore/plan.py`` picks: that is
-``expected_and_parameters``, with a mean rho of 0.69 and a regret of 0.45 over four workloads, against 0.67
-and 0.34. It is the default because its first choice loses least: of the scores in
+``expected_and_parameters``, with a mean rho of 0.67 and a regret of 0.47 over four workloads, against 0.65
+and 0.35. It is the default because its first choice loses least: of the scores in
 ``benchmarks/results/explore.md`` that need no run of their own, and were measured on all workloads, it has
 the lowest regret. It fails where the host has a bottleneck that small candidates lead around: first-order
 scores do not see that."""
