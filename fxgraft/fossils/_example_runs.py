@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ class OutputDifference:
 
     Attributes:
         shapes: those of the plain form, and the expected ones, where they differ; else None.
-        largest: between two elements, up to the first tensor that differs by more than rounding.
+        largest: between two elements, up to the first tensor that differs by more than rounding; ``inf`` where
+            one of them alone is not a number.
         is_rounding: whether all are equal within the tolerances of ``torch.testing``, for the coarser dtype.
     """
 
@@ -45,13 +47,19 @@ class OutputDifference:
             if a.is_meta or not a.numel():
                 continue
             wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float64)
-            largest = max(largest, float((a.to(b.device, wide) - b.to(wide)).abs().nan_to_num().max()))
+            largest = max(largest, _largest(a.to(b.device, wide), b.to(wide)))
             try:
                 dtype = _coarser(a.dtype, b.dtype)
                 torch.testing.assert_close(b.to(dtype), a.to(b.device, dtype), equal_nan=True)
             except AssertionError:
                 return cls(None, largest, False)
         return cls(None, largest, True)
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two elements; infinite where one of them alone is not a number."""
+    is_same = (a == b) | (a.isnan() & b.isnan())
+    return float((a - b).abs().nan_to_num(nan=math.inf).masked_fill(is_same, 0).max())
 
 
 def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:

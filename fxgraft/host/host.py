@@ -134,13 +134,17 @@ class Host(Members):
         owner = weakref.ref(self.regions[slot.region].module)
         return replace(self._traced.branch(self.slot(source), slot), owner=owner)
 
-    def value_at(self, slot: Slot) -> ValueForm:
+    def value_at(self, slot: Slot | str) -> ValueForm:
         """Dtype, device and layout of the value at ``slot`` (not of its source) in the present host.
 
         Args:
-            slot: one of the host's.
+            slot: one of the host's, or its name.
+
+        Raises:
+            SlotError: there is no slot of that name.
         """
-        return self._values.at(slot, self._traced.regions)
+        at = self.slot(slot) if isinstance(slot, str) else slot
+        return self._values.at(at, self._traced.regions)
 
     @property
     def channels(self) -> Mapping[str, ChannelGroup]:

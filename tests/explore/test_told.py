@@ -46,8 +46,8 @@ def test_the_default_deviates_from_the_rule_as_it_is_told() -> None:
     assert max(EVERYWHERE.values(), key=lambda mean: mean.spearman).score == "parameters"
     said = (
         f"`expected_and_parameters` (rho {both(EVERYWHERE[MIX], ', regret ')}; `parameters`, which has the "
-        f"highest rho, has {both(EVERYWHERE['parameters'])}), on the three whose truth repeats it is the same "
-        f"one ({both(REPEATING[MIX])}). The default has {both(EVERYWHERE[DEFAULT])}, on those three "
+        f"highest rho, has {both(EVERYWHERE['parameters'])}), on the three whose truth repeats it is the "
+        f"same one ({both(REPEATING[MIX])}). The default has {both(EVERYWHERE[DEFAULT])}, on those three "
         f"{both(REPEATING[DEFAULT])}: a lower rho, and the lowest regret"
     )
     assert len(rule.decisive(WORKLOADS)) == 3

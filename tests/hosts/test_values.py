@@ -204,6 +204,9 @@ def test_the_device_is_that_of_now() -> None:
     with torch.device("meta"):
         host = fxgraft.trace(Embedded(), (TOKENS,))
     assert host.value_at(host.slots["body.0"]).device.type == "meta"
+    assert host.value_at("body.0") == host.value_at(host.slots["body.0"])
+    with pytest.raises(SlotError, match="body"):
+        host.value_at("body.7")
     host.to_empty(device="cpu")
     for slot in host.slots.values():
         assert host.value_at(slot).device.type == "cpu", slot.name

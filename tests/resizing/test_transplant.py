@@ -198,6 +198,7 @@ BAD = {
         r"'blocks\.3\.down\.bias' of the grown model has no counterpart",
     ),
     "computes": (lambda: _with_other_code(CharGPT(8)), "computes something else with these weights"),
+    "no number": (lambda: _without_numbers(CharGPT(8)), "it differs by up to inf"),
 }
 
 
@@ -208,6 +209,11 @@ def _without_bias(model: CharGPT) -> CharGPT:
 
 def _with_other_code(model: CharGPT) -> CharGPT:
     model.norm.eps = 1.0
+    return model
+
+
+def _without_numbers(model: CharGPT) -> CharGPT:
+    model.norm.register_forward_hook(lambda module, args, out: out * float("nan"))
     return model
 
 
