@@ -24,8 +24,8 @@ class OutputDifference:
 
     Attributes:
         shapes: those of the plain form, and the expected ones, where they differ; else None.
-        largest: between two elements, up to the first tensor that differs by more than rounding; ``inf`` where
-            one of them alone is not a number.
+        largest: between two elements, up to the first tensor that differs by more than rounding; infinite
+            where one of them alone is not a number.
         is_rounding: whether all are equal within the tolerances of ``torch.testing``, for the coarser dtype.
     """
 
