@@ -39,9 +39,11 @@ def follow(host: nn.Module, averaged: nn.Module) -> None:
     ``parameters()`` (and of ``buffers()``: a seed's alpha is one). If the host has grown before the call,
     the copy gets the seeds that it lacks; those that it has must be the host's first ones.
 
-    The average of a new seed begins with the seed's values. Averages of seeds that stay are kept. The average
-    of a culled seed is removed. A seed's alpha and stage, which are buffers, are copied at the next
-    ``update_parameters``. The average runs in eager mode, also where the host is compiled.
+    The average of a new seed begins with the seed's values; that of a block inserted by `SeedManager.deepen`
+    with the average of the block that it is a copy of, but for the output layers that are zeroed. Averages of
+    seeds that stay are kept. The average of a culled seed is removed. A seed's alpha and stage, which are
+    buffers, are copied at the next ``update_parameters``. The average runs in eager mode, also where the host
+    is compiled.
 
     Call it again for a copy of the host, or of the average.
 

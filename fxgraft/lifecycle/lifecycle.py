@@ -20,6 +20,7 @@ from fxgraft.host.insertions import seed_of
 from fxgraft.host.stacks import is_inserted
 from fxgraft.host.steering import leaving, steering
 from fxgraft.lifecycle import order
+from fxgraft.lifecycle._averages import average_as_its_original
 from fxgraft.lifecycle._refusals import (
     refuse_blocks_around,
     refuse_foreign_seeds,
@@ -216,6 +217,7 @@ class Lifecycle:
         undo.callback(self.registry.leave, list(module.parameters()))
         self.registry.join(seed, module, f"_seeds.{seed.name}.module")
         self.registry.copy_state(addition.like)
+        average_as_its_original(self.host, seed)
         undo.callback(self.gradients.unwatch, seed.name)
         self.gradients.watch(seed.name, list(module.parameters()))
         self.begin(seed)

@@ -54,6 +54,29 @@ def test_an_average_follows() -> None:
     assert_same_bits(run.given.run(average.module).shape, run.given.run(run.host).shape)
 
 
+@pytest.mark.parametrize("init", ["zero", "copy", "random"])
+@pytest.mark.parametrize("like", ["blocks.1", "an inserted one"])
+def test_the_average_of_a_block_begins_as_that_of_the_one_it_copies(init: str, like: str) -> None:
+    run = Run(FOUR)
+    average = AveragedModel(run.host, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    averaging.follow(run.host, average)
+    at = 1
+    if like != "blocks.1":
+        run.deepened(at=[1], init="copy", name="first")
+        like, at = "_seeds.first.module", 2
+    for _ in range(3):
+        run.train(1)
+        average.update_parameters(run.host)
+    run.deepened(at=[at], init=init, name="n")
+    new, averaged = (dict(host.graft("n").module.named_parameters()) for host in (run.host, average.module))
+    original = dict(average.module.get_submodule(like).named_parameters())
+    for name, parameter in averaged.items():
+        live = new[name]
+        is_copy = init != "random" and bool(live.any())
+        assert_same_bits(parameter, original[name] if is_copy else live, name)
+    assert not torch.equal(original["up.weight"], run.host.get_submodule(like).up.weight)  # it lags behind
+
+
 def test_a_controller_deepens_by_a_command() -> None:
     run = Run(FOUR)
     command = {"type": "DEEPEN", "stack": "blocks", "count": 2, "at": "end", "name": "n", "id": "1"}
