@@ -79,7 +79,8 @@ HEAD = """# What automatic growth gains, by the score that it chooses by
 """
 TEXT = """The loss at the end on data that the growth did not see: by what share it is lower than without
 growth (mean and standard error of the mean over random seeds), and in brackets the size, as a factor of the
-parameters."""
+parameters. `trials` is `layers_first` with everything that is tried taken out again: a control that was added
+when the other results were known. Its runs have an environment of their own in the JSON file."""
 
 
 def _perceptron(hidden: int) -> nn.Module:
@@ -197,7 +198,11 @@ def write(parts: Path) -> None:
     records = {line["key"]: line for line in map(json.loads, parts.read_text().splitlines())}
     found = gains_of(records)
     environment = next(iter(records.values()))["environment"]
-    runs = [{k: v for k, v in record.items() if k != "environment"} for record in records.values()]
+    commit = environment["commit"]
+    runs = [
+        {k: v for k, v in record.items() if k != "environment" or v["commit"] != commit}
+        for record in records.values()
+    ]
     data = {"command": COMMAND, "environment": environment, "workloads": found, "runs": runs}
     RESULTS.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
     page = [HEAD, as_markdown(environment) + ".", "", TEXT, "", *lines_of(found), ""]

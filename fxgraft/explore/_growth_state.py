@@ -41,7 +41,7 @@ class GrowthState:
         evaluated, evaluations: FLOPs of all evaluations, and how many there were.
         unknown: whether something was tried whose FLOPs are not known.
         pace: how fast the loss falls, see `Pace`.
-        history: the changes made, see `Growth.history`.
+        history: the changes made, see `AutoGrowth.history`.
     """
 
     phase: str = WAITING

@@ -1,6 +1,6 @@
 """An exploration: many isolated candidates learn beside the host, are measured, ranked and taken out again.
 
-manager.explore(...)      all germinate in one act
+manager.explore(...)      all germinate: branches in one act, then blocks
 manager.step() x steps    for half of these, at most 50, they keep their initial parameters, and their
                           gradients are summed up; then they learn. The host does not change
 the last of these         each is measured alone, all are ranked, all but the best are culled
@@ -152,7 +152,7 @@ class Exploration:
     # Its course
 
     def begin(self) -> None:
-        """Germinate all candidates in one change of the host."""
+        """Germinate all candidates."""
         if not self._manager.enabled:
             return self._end([], "seeds are disabled (SeedManager(enabled=False), FXGRAFT_DYNAMIC_SEEDS=0)")
         germinate(self._manager, self._entries)

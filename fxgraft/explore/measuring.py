@@ -75,7 +75,7 @@ class Checked:
 
 
 def check(host: Host, evaluate: Evaluate) -> Checked:
-    """`look`, where the losses have to be finite.
+    """`evaluate_host`, where the losses have to be finite.
 
     Raises:
         TypeError: ``evaluate`` cannot be called, or returns no numbers.

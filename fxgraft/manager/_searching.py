@@ -43,21 +43,21 @@ def explore(
 ) -> Exploration:
     """Train many candidates in isolation during the run, measure each alone, and rank them.
 
-    They are germinated now, in one change, several at one slot if several fit there. After ``steps`` calls of
-    ``manager.step()`` they are measured and culled. The host is not affected: its weights, its optimizer and
-    the random streams are, to the bit, those of a run without an exploration. With several ranks each has to
-    call it.
+    They are germinated now (branches in one change, blocks in another), several at one slot if several fit
+    there. After ``steps`` calls of ``manager.step()`` they are measured and culled. The host is not affected:
+    its weights, its optimizer and the random streams are, to the bit, those of a run without an exploration.
+    With several ranks each has to call it.
 
     Args:
         candidates: ``"auto"``: every slot, with every registered blueprint that fits; the channels between
-            two layers, twice as many as `widen` would add them (fewer where ``most`` has no room), tried as
-            a branch; and one more block behind each block of a stack, as `deepen` would; or a selection of
-            slots (``host.slots.select(...)``, a name, several names), with every blueprint; or SEED commands
-            (or dictionaries).
+            two layers, as many more as there are, which `widen` would add (fewer where ``most`` has no room),
+            tried as a branch; and one more block behind each block of a stack, as `deepen` would; or a
+            selection of slots (``host.slots.select(...)``, a name, several names), with every blueprint; or
+            SEED commands (or dictionaries).
         evaluate: computes a loss of the host without arguments, best on held-out data and in eval mode: a
             number, or one for each of several batches (a sequence, a 1-D tensor), from which a standard
-            error follows. It is called once now, and once for each candidate at the end. Gradients are
-            off inside; lower is better.
+            error follows. It is called once now, and at the end once for each candidate, and once without
+            any. Gradients are off inside; lower is better.
         steps: the number of training steps for which they train.
         keep: the number of best candidates that stay, in TRAINING; the others are culled.
         blueprints: the names of the blueprints to try; None: all. Not allowed with commands.
