@@ -19,7 +19,7 @@ import copy
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -215,7 +215,7 @@ def _transplanted(cell: Cell, sample: Sample) -> None:
     reasons = []
     for name, stack in host.stacks.items():
         try:
-            target = _larger(sample, name, len(stack))
+            target = _larger(sample, name, stack.blocks)
             fxgraft.SeedManager(host, check_every=0).deepen(name, at="end", init="copy")
             done = fxgraft.transplant(host, target)
         except fxgraft.errors.FxGraftError as error:
@@ -227,19 +227,24 @@ def _transplanted(cell: Cell, sample: Sample) -> None:
     cell.says, cell.reason = "no", "; ".join(dict.fromkeys(reasons))
 
 
-def _larger(sample: Sample, stack: str, blocks: int) -> nn.Module:
-    """A model of the class with one more block in a container, with weights of its own."""
+def _larger(sample: Sample, stack: str, blocks: Sequence[str]) -> nn.Module:
+    """A model of the class with one more block behind the last one, with weights of its own."""
     config = getattr(sample.model, "config", None)
     for name in ("num_hidden_layers", "n_layer", "num_layers"):
-        if config is not None and getattr(config, name, None) == blocks:
+        if config is not None and getattr(config, name, None) == len(blocks):
             larger = copy.deepcopy(config)
-            setattr(larger, name, blocks + 1)
-            if getattr(larger, "layer_types", None) is not None and len(larger.layer_types) == blocks:
+            setattr(larger, name, len(blocks) + 1)
+            if getattr(larger, "layer_types", None) is not None and len(larger.layer_types) == len(blocks):
                 larger.layer_types = [*larger.layer_types, larger.layer_types[-1]]
             return type(sample.model)(larger)
     model = copy.deepcopy(sample.model)
-    container = model.get_submodule(stack)
-    container.append(copy.deepcopy(list(container)[-1]))  # type: ignore[operator, arg-type]
+    container, last = model.get_submodule(stack), blocks[-1].rpartition(".")[2]
+    behind = list(dict(container.named_children())).index(last) + 1
+    new = copy.deepcopy(model.get_submodule(blocks[-1]))
+    if behind < len(container) and last.isdigit():  # type: ignore[arg-type]
+        container.insert(behind, new)  # type: ignore[operator]
+    else:
+        container.append(new)  # type: ignore[operator]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)

@@ -97,6 +97,13 @@ TRIED = (
     _tried("warm-up", all_rate=0.0, during=100),
     _tried("lower", all_rate=0.5**0.5, during=10**9),
 )
+HELPED = ("copy", "copy-state", "random", "lower")
+"""What helped, in the protocol "tried": run once more in "tried_again"."""
+AGAIN = tuple(
+    replace(arm, protocols=("tried_again",))
+    for arm in TRIED
+    if arm.name == CONTROL or arm.name.removeprefix(f"{CONTROL}-") in HELPED
+)
 
 GROWTH = (
     Arm(
@@ -156,6 +163,6 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     scale = protocol.scales[workload]
     inside = protocol.by_budget
     sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends, inside) for depth in scale.depths}
-    known = TRIED if protocol.name == "tried" else GROWTH
+    known = {"tried": TRIED, "tried_again": AGAIN}.get(protocol.name, GROWTH)
     grown = {arm.name: arm for arm in known if protocol.name in arm.protocols and workload in arm.workloads}
     return sizes | grown

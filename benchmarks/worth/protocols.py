@@ -2,7 +2,7 @@
 
 Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md; the workload
 "thin" of both in PREREGISTERED_THIRD.md. "unknown_extra" is a control that was added after the results of
-"unknown"; "tried" is what may make growth better: ADDED_AFTERWARDS.md.
+"unknown"; "tried" is what may make growth better, and "tried_again" what of it did: ADDED_AFTERWARDS.md.
 """
 
 from __future__ import annotations
@@ -117,6 +117,16 @@ PROTOCOLS = {
         seeds=(6, 7, 8),
         variants="all",
         tuned=False,
+    ),
+    "tried_again": Protocol(
+        "tried_again",
+        {
+            "gpt": Scale(1500, 8, 64, (1, 2, 3), (0.834,), GPT_RATES, validation=256, test=1024, points=10),
+        },
+        seeds=(9, 10, 11),
+        variants="none",
+        by_budget=True,
+        rates_of="short",
     ),
     "quick": Protocol(
         "quick",

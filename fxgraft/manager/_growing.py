@@ -99,8 +99,9 @@ def widen(
             initialises it. The function is kept to the bit where the matrix product keeps the bits of a
             sum with zeros in it, and within rounding otherwise. ``"split"``: copies of old ones, among
             which what reads them is shared in parts not quite equal (Net2Wider); within rounding.
-        optimizer_state: of the new entries: ``"fresh"`` begins at zero; ``"copy"`` as that of the entries
-            that they are made like. Old entries keep theirs.
+        optimizer_state: of the new entries: ``"fresh"`` begins as the optimizer begins that of a new
+            parameter (at zero for Adam and SGD); ``"copy"`` as that of the entries that they are made like.
+            Old entries keep theirs.
         wait: True: a compiled host compiles at its next call. False: a later `step` makes the change, with
             code from the compiler process. For a compiled host, planning, and trying it for a moment, are
             done in a `step` each; what was prepared is done anew if the host is another one then.
