@@ -511,6 +511,18 @@ def test_something_helps_if_it_is_lower_by_more_than_its_error_and_by_more_than_
     first, *rows = tried.table(found)[2:]
     assert first.startswith("| deepen-1-2-copy | 2.1790 ± 0.0572 | -0.0210 ± 0.0006 | 1.100 | 3 | yes |")
     assert [row.split(" | ")[-1] for row in rows] == ["no |", "no |", " |", "no |"]
+    fixed = [record("fixed-2", seed, (0.834, 120, 1.52 + seed / 10)) for seed in (9, 10, 11)]
+    grown = [
+        record(name, seed, (1.0, 132, loss + seed / 10))
+        for name, loss in (("deepen-1-2", 1.51), ("deepen-1-2-copy", 1.5))
+        for seed in (9, 10, 11)
+    ]
+    records = {results.run_of(each).name: each for each in (*fixed, *grown)}
+    found = tried.answers(Arms(PROTOCOLS["tried_again"], "gpt", records))
+    assert list(found) == ["deepen-1-2", "deepen-1-2-copy"]
+    best = found["deepen-1-2-copy"]["below_best_fixed"]
+    assert (best["best_fixed"], best["mean"], best["flops_ratio"]) == ("fixed-2", 0.02, 1.1)
+    assert tried.table(found)[2].endswith("| 0.0200 ± 0.0000 (fixed-2, 1.100) |")
 
 
 # The second experiment, on records whose answers are known
@@ -668,4 +680,5 @@ def test_the_committed_summary_is_what_the_committed_runs_say():
     assert told["workloads"].keys() == found.keys()
     for name, each in found.items():
         assert json.loads(json.dumps(summary.answers(each))) == told["workloads"][name]
-    assert json.loads(json.dumps(summary.what_was_tried(COMMITTED))) == told["tried"]
+    for name, answers in summary.what_was_tried(COMMITTED).items():
+        assert json.loads(json.dumps(answers)) == told[name]

@@ -20,6 +20,11 @@ from benchmarks.worth.questions import (
 )
 
 FILE, TABLE = "worth.json", "worth.md"
+TRIED = {
+    "tried": "what was tried to make growth better",
+    "tried_again": "what of that helped, on other random seeds",
+}
+"""Protocols about one block that grows to two, and their titles."""
 
 
 class Experiments(NamedTuple):
@@ -38,14 +43,15 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     protocol = owner(protocol)
     found = experiments(protocol, out)
     records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
-    records += results.of(PROTOCOLS["tried"], out).values() if protocol.name == "short" else ()
+    for name in TRIED if protocol.name == "short" else ():
+        records += results.read(results.folder(PROTOCOLS[name], out)).values()
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
         "protocol": protocol.name,
         "command": f"python -m benchmarks.worth --protocol {protocol.name}",
         "environments": [json.loads(each) for each in sorted(environments)],
         "workloads": {name: answers(each) for name, each in found.items()},
-        "tried": what_was_tried(out) if protocol.name == "short" else {},
+        **(what_was_tried(out) if protocol.name == "short" else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -96,9 +102,9 @@ def answers(of: Experiments) -> dict[str, Any]:
 
 
 def what_was_tried(out: Path) -> dict[str, Any]:
-    """What may make growth better; empty if nothing of it has run."""
-    arms = _arms("tried", "gpt", out)
-    return tried.answers(arms) if arms is not None else {}
+    """What may make growth better, and what of it helped once more; empty where nothing of it has run."""
+    found = {name: _arms(name, "gpt", out) for name in TRIED}
+    return {name: tried.answers(arms) if arms is not None else {} for name, arms in found.items()}
 
 
 def missing(arms: Arms) -> list[str]:
@@ -183,8 +189,9 @@ def table(whole: dict[str, Any]) -> str:
                 "",
             ]
         lines += [f"### {name}, first experiment", "", *_ends(first["ends"], cost), "", *_answers(first), ""]
-    if whole.get("tried"):
-        lines += ["### gpt, what was tried to make growth better", "", *tried.table(whole["tried"]), ""]
+    for name, title in TRIED.items():
+        if whole.get(name):
+            lines += [f"### gpt, {title}", "", *tried.table(whole[name]), ""]
     return "\n".join(lines)
 
 

@@ -7,16 +7,18 @@ from typing import Any
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import CONTROL
 from benchmarks.worth.questions import told
+from benchmarks.worth.unknown import PEERS, below_best
 
 LEAST, ERRORS = 0.005, 2.0
 """Something helps if its loss is lower by more than so many nats and so many standard errors."""
 
 
 def answers(arms: Arms) -> dict[str, Any]:
-    """For the control and each arm that has run: loss, difference, and cost over that of the control."""
+    """For each arm that grows: loss, difference to the control, and how far it is below the best fixed size."""
     if not arms.seeds(CONTROL):
         return {}
-    return {name: _answer(arms, name) for name in arms.arms if arms.seeds(CONTROL, name)}
+    grown = [name for name, arm in arms.arms.items() if not arm.fixed]
+    return {name: _answer(arms, name) for name in grown if arms.seeds(CONTROL, name)}
 
 
 def _answer(arms: Arms, name: str) -> dict[str, Any]:
@@ -32,6 +34,8 @@ def _answer(arms: Arms, name: str) -> dict[str, Any]:
         "flops": round(sum(end.flops for end in ends[name]) / sum(end.flops for end in ends[CONTROL]), 4),
         "random_seeds": seeds,
     }
+    if arms.fixed():
+        found["below_best_fixed"] = below_best(arms, name, 1.0, PEERS[CONTROL])
     if name != CONTROL:
         found["helps"] = error is not None and -difference.mean > max(LEAST, ERRORS * error)
     return found
@@ -39,17 +43,21 @@ def _answer(arms: Arms, name: str) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> list[str]:
     """Markdown, the lowest loss first."""
-    lines = [
-        f"| arm | test loss | over `{CONTROL}`, nats | its FLOPs over those | random seeds | helps |",
-        "|---|---|---|---|---|---|",
-    ]
+    is_beside_fixed = any("below_best_fixed" in of for of in found.values())
+    heads = ["arm", "test loss", f"over `{CONTROL}`, nats", "its FLOPs over those", "random seeds", "helps"]
+    heads += ["below the best fixed size, nats (which, and FLOPs over its)"] if is_beside_fixed else []
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, of in sorted(found.items(), key=lambda item: item[1]["loss"]["mean"]):
         loss, difference = (_with_error(of[key]) for key in ("loss", "over_the_control"))
         verdict = {True: "yes", False: "no"}.get(of.get("helps"), "")
         difference = "" if name == CONTROL else difference
-        lines.append(
-            f"| {name} | {loss} | {difference} | {of['flops']:.3f} | {len(of['random_seeds'])} | {verdict} |"
-        )
+        cells = [name, loss, difference, f"{of['flops']:.3f}", str(len(of["random_seeds"])), verdict]
+        if is_beside_fixed:
+            best = of["below_best_fixed"]
+            cells.append(
+                f"{_with_error(best)} ({best['best_fixed']}, {best['flops_ratio']:.3f})" if best else ""
+            )
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
