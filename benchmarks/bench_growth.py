@@ -1,8 +1,8 @@
 """What a network costs that has grown deeper and wider, against the same network by hand.
 
-* The step of a grown network, fused and permanent, beside that of a model of its class that was made in that
-  size and has its weights (`fxgraft.transplant` puts them there, and proves it); small ones, and such of an
-  ordinary size.
+* The step of a grown network (deeper, wider, or with branches that were fused), beside that of a model of its
+  class that was made in that size and has its weights (`fxgraft.transplant` puts them there, and proves it);
+  small ones, and such of an ordinary size.
 * Eight blocks inserted in one act on a compiled host: how many graphs that compiles.
 * The same act, and a widening, prepared in the background: the longest step, against the recompilation of the
   larger model by hand.

@@ -14,7 +14,7 @@ LEAST, ERRORS = 0.005, 2.0
 
 
 def answers(arms: Arms) -> dict[str, Any]:
-    """For each arm that grows: loss, difference to the control, and how far it is below the best fixed size."""
+    """For each arm that grows: its loss, over that of the control, and below that of the best fixed size."""
     if not arms.seeds(CONTROL):
         return {}
     grown = [name for name, arm in arms.arms.items() if not arm.fixed]
