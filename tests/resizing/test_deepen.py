@@ -311,9 +311,13 @@ def test_bad_input_names_what_was_expected_and_changes_nothing(
 
 
 def test_what_is_no_stack_is_refused_with_the_reason() -> None:
-    manager = fxgraft.SeedManager(fxgraft.trace(Loop(way="beside"), (X,)))
-    with pytest.raises(SlotError, match="got 'blocks': it has no alike blocks"):
+    host = fxgraft.trace(Loop(way="beside"), (X,))
+    optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
+    manager = fxgraft.SeedManager(host, optimizer)
+    before = snapshot(host, X, [optimizer])
+    with pytest.raises(SlotError, match=r"one of host\.stacks .*; got 'blocks': it has no alike blocks"):
         manager.deepen("blocks")
+    assert_same_bits(before, snapshot(host, X, [optimizer]))
 
 
 class Post(nn.Module):

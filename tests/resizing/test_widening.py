@@ -79,7 +79,7 @@ def test_every_free_group_of_a_plain_model_grows_and_keeps_the_function(name, in
                 )
 
 
-@pytest.mark.parametrize("name", ["cnn", "gpt, layer norm"])
+@pytest.mark.parametrize("name", ["cnn", "gpt, layer norm", "experts", "resnet", "gated", "heads"])
 def test_a_host_grows_wider_and_trains_on(name):
     make, batch = MODELS[name]
     host, optimizer, manager = managed(make(), batch)
@@ -266,17 +266,17 @@ def test_a_compiled_host_compiles_at_its_next_call(fresh_compiler):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (("nowhere", 1), ChannelError, "did you mean"),
-        ((3, 1), ChannelError, "one of host.channels"),
-        (("qkv", 0), ChannelError, "1 or more"),
-        (("qkv", -4), ChannelError, "1 or more"),
-        (("qkv", 2.0), ChannelError, "1 or more"),
-        (("qkv", True), ChannelError, "1 or more"),
-        (("qkv", 10**12), ChannelError, "at most 16,777,216"),
-        (("qkv", 6), ChannelError, "multiple of 4"),
-        (("out", 4), ChannelError, "cannot grow: it is a size of the output. Choose another group"),
-        (("qkv", 4, "ones"), ValueError, "init: expected"),
-        (("qkv", 4, "zero", "old"), ValueError, "optimizer_state: expected"),
+        (("nowhere", 1), ChannelError, "has no channels 'nowhere'; did you mean 'qkv.weight', 'qkv'"),
+        ((3, 1), ChannelError, "group: expected a name, one of host.channels; got int"),
+        (("qkv", 0), ChannelError, "qkv: by: expected a number of channels, 1 or more; got 0"),
+        (("qkv", -4), ChannelError, "qkv: by: expected a number of channels, 1 or more; got -4"),
+        (("qkv", 2.0), ChannelError, r"qkv: by: expected a number of channels, 1 or more; got 2\.0"),
+        (("qkv", True), ChannelError, "qkv: by: expected a number of channels, 1 or more; got True"),
+        (("qkv", 10**12), ChannelError, "qkv: by: expected at most 16,777,216 .* got 1,000,000,000,000"),
+        (("qkv", 6), ChannelError, "qkv: by: expected a multiple of 4, .* got 6"),
+        (("out", 4), ChannelError, "out: its 12 channels cannot grow: it is a size of the output. Choose"),
+        (("qkv", 4, "ones"), ValueError, "init: expected one of 'zero', 'split'; got 'ones'"),
+        (("qkv", 4, "zero", "old"), ValueError, "optimizer_state: expected one of .* got 'old'"),
     ],
 )
 def test_bad_input_changes_nothing(arguments, error, said):
@@ -419,17 +419,32 @@ def test_a_tied_head_that_holds_a_width_is_named():
     assert fxgraft.trace(Tied(tied=False), (batch,)).channels["tokens"].fixed is None
 
 
-@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
-def test_parametrized_weights_are_refused_by_name(kind):
-    model = Mlp()
-    getattr(nn.utils.parametrizations, kind)(model.up)
-    host = fxgraft.trace(model, (torch.randn(3, 4),))
+PARAMETRIZED = {
+    "weight_norm": (
+        nn.utils.parametrizations.weight_norm,
+        r"up\.parametrizations\.weight\.0 \(_WeightNorm\)",
+    ),
+    "spectral_norm": (nn.utils.parametrizations.spectral_norm, r"mv in up\.parametrizations\.weight\.0"),
+    "weight_norm, by a hook": (torch.nn.utils.weight_norm, "_weight_norm in up"),
+    "spectral_norm, by a hook": (torch.nn.utils.spectral_norm, "mv in up"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize(("parametrize", "told"), PARAMETRIZED.values(), ids=list(PARAMETRIZED))
+def test_parametrized_weights_are_refused_by_name(parametrize, told):
+    model, batch = Mlp(), torch.randn(3, 4)
+    parametrize(model.up)
+    host, optimizer, manager = managed(model, batch)
     group = next(
         g
         for g in host.channels.values()
         if any(m.name == "down.weight" and m.dimension == 1 for m in g.members)
     )
-    assert group.fixed is not None
+    before = snapshot(host, batch, [optimizer])
+    with pytest.raises(ChannelError, match=told):
+        manager.widen(group, 2)
+    assert_same_bits(before, snapshot(host, batch, [optimizer]))
 
 
 @pytest.mark.parametrize("broken", ["nan", "inf"])
