@@ -128,6 +128,14 @@ PROTOCOLS = {
         by_budget=True,
         rates_of="short",
     ),
+    "tried_control": Protocol(
+        "tried_control",
+        {"gpt": Scale(1500, 8, 64, (2,), (0.834,), (0.0021,), validation=256, test=1024, points=10)},
+        seeds=(9, 10, 11),
+        variants="none",
+        by_budget=True,
+        tuned=False,
+    ),
     "quick": Protocol(
         "quick",
         {
