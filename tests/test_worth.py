@@ -523,6 +523,11 @@ def test_something_helps_if_it_is_lower_by_more_than_its_error_and_by_more_than_
     best = found["deepen-1-2-copy"]["below_best_fixed"]
     assert (best["best_fixed"], best["mean"], best["flops_ratio"]) == ("fixed-2", 0.02, 1.1)
     assert tried.table(found)[2].endswith("| 0.0200 ± 0.0000 (fixed-2, 1.100) |")
+    lower = [record("fixed-2", seed, (0.834, 120, 1.505 + seed / 10)) for seed in (9, 10, 11)]
+    control = Arms(PROTOCOLS["tried_control"], "gpt", {results.run_of(each).name: each for each in lower})
+    found = tried.answers(Arms(PROTOCOLS["tried_again"], "gpt", records), control)
+    assert found["deepen-1-2"]["below_lower_rate"]["mean"] == pytest.approx(-0.005)
+    assert tried.table(found)[2].endswith("(fixed-2, 1.100) | 0.0050 ± 0.0000 (0.0021) |")
 
 
 # The second experiment, on records whose answers are known

@@ -43,7 +43,7 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     protocol = owner(protocol)
     found = experiments(protocol, out)
     records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
-    for name in TRIED if protocol.name == "short" else ():
+    for name in (*TRIED, "tried_control") if protocol.name == "short" else ():
         records += results.read(results.folder(PROTOCOLS[name], out)).values()
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
@@ -104,7 +104,11 @@ def answers(of: Experiments) -> dict[str, Any]:
 def what_was_tried(out: Path) -> dict[str, Any]:
     """What may make growth better, and what of it helped once more; empty where nothing of it has run."""
     found = {name: _arms(name, "gpt", out) for name in TRIED}
-    return {name: tried.answers(arms) if arms is not None else {} for name, arms in found.items()}
+    control = {"tried_again": _arms("tried_control", "gpt", out)}
+    return {
+        name: tried.answers(arms, control.get(name)) if arms is not None else {}
+        for name, arms in found.items()
+    }
 
 
 def missing(arms: Arms) -> list[str]:

@@ -13,12 +13,30 @@ LEAST, ERRORS = 0.005, 2.0
 """Something helps if its loss is lower by more than so many nats and so many standard errors."""
 
 
-def answers(arms: Arms) -> dict[str, Any]:
-    """For each arm that grows: its loss, over that of the control, and below that of the best fixed size."""
+def answers(arms: Arms, lower_rate: Arms | None = None) -> dict[str, Any]:
+    """For each arm that grows: its loss, over that of the control, and below that of the best fixed size.
+
+    ``lower_rate``: two blocks with a lower learning rate, which were added afterwards.
+    """
     if not arms.seeds(CONTROL):
         return {}
     grown = [name for name, arm in arms.arms.items() if not arm.fixed]
-    return {name: _answer(arms, name) for name in grown if arms.seeds(CONTROL, name)}
+    found = {name: _answer(arms, name) for name in grown if arms.seeds(CONTROL, name)}
+    for name in found if lower_rate is not None and lower_rate.fixed() else ():
+        found[name]["below_lower_rate"] = _below(arms, name, lower_rate)
+    return found
+
+
+def _below(arms: Arms, name: str, control: Arms) -> dict[str, Any]:
+    """How far an arm is below the one size of other runs; paired by random seed."""
+    (size,) = control.fixed()
+    seeds = [seed for seed in arms.seeds(name) if seed in control.seeds(size)]
+    pairs = [(control.curves[size, seed].ends[-1], arms.curves[name, seed].ends[-1]) for seed in seeds]
+    return {
+        **told(estimate([theirs.loss - ours.loss for theirs, ours in pairs])),
+        "learning_rate": control.protocol.scales[arms.workload].rates[0],
+        "loss": told(estimate([theirs.loss for theirs, _ in pairs])),
+    }
 
 
 def _answer(arms: Arms, name: str) -> dict[str, Any]:
@@ -43,22 +61,32 @@ def _answer(arms: Arms, name: str) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> list[str]:
     """Markdown, the lowest loss first."""
-    is_beside_fixed = any("below_best_fixed" in of for of in found.values())
+    given = [key for key in COLUMNS if any(of.get(key) for of in found.values())]
     heads = ["arm", "test loss", f"over `{CONTROL}`, nats", "its FLOPs over those", "random seeds", "helps"]
-    heads += ["below the best fixed size, nats (which, and FLOPs over its)"] if is_beside_fixed else []
+    heads += [COLUMNS[key] for key in given]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, of in sorted(found.items(), key=lambda item: item[1]["loss"]["mean"]):
         loss, difference = (_with_error(of[key]) for key in ("loss", "over_the_control"))
         verdict = {True: "yes", False: "no"}.get(of.get("helps"), "")
         difference = "" if name == CONTROL else difference
         cells = [name, loss, difference, f"{of['flops']:.3f}", str(len(of["random_seeds"])), verdict]
-        if is_beside_fixed:
-            best = of["below_best_fixed"]
-            cells.append(
-                f"{_with_error(best)} ({best['best_fixed']}, {best['flops_ratio']:.3f})" if best else ""
-            )
+        cells += [_against(of.get(key)) for key in given]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+COLUMNS = {
+    "below_best_fixed": "below the best fixed size, nats (which, and FLOPs over its)",
+    "below_lower_rate": "below 2 blocks with a lower rate, nats (which)",
+}
+
+
+def _against(found: dict[str, Any] | None) -> str:
+    if not found:
+        return ""
+    if "learning_rate" in found:
+        return f"{_with_error(found)} ({found['learning_rate']:g})"
+    return f"{_with_error(found)} ({found['best_fixed']}, {found['flops_ratio']:.3f})"
 
 
 def _with_error(found: dict[str, Any]) -> str:

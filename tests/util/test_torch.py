@@ -29,6 +29,7 @@ EVERYWHERE = (
     "torch.utils._python_dispatch",
     "torch._dynamo.config.metrics_count",
     "torch._dynamo.config.recompile_limit",
+    "torch.compiler.is_dynamo_compiling",
 )
 """Half public: torch's own documentation shows them, or only a comment has them.
 
@@ -101,6 +102,17 @@ def test_each_is_called_here() -> None:
         found = inspect.getmembers(module, inspect.isfunction)
         functions = {n for n, v in found if v.__module__ == module.__name__ and n[0] != "_"}
         assert {name for name in functions if not re.search(rf"_torch\w*\.{name}\b", text)} == set()
+
+
+def test_a_refused_compilation_is_told_from_other_errors() -> None:
+    @torch.compile(backend="eager")
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError) as raised:
+        twice(torch.ones(2))
+    assert _torch.is_refused_compilation(raised.value)
+    assert not _torch.is_refused_compilation(RuntimeError("another"))
 
 
 def test_hooks_of_modules() -> None:
