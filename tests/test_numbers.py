@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def growth() -> dict[str, str]:
     control = cnn["added_control"]
     worse = control["below_it_at"]["1.0"]
     best, sweep = gpt["below_envelope_at"]["1.0"], gpt["unknown_size"]["over_the_sweep"]
+    copied = read("worth.json")["tried_again"]["deepen-1-2-copy"]
+    below, lower = copied["below_best_fixed"], copied["below_lower_rate"]
     return {
         "cheaper than the large network, GPT": f"at most {math.ceil(100 * gpt['share_of_flops'])} %",
         "cheaper than the large network, CNN": f"{percent(share)} ± {percent(error)} %",
@@ -44,6 +47,8 @@ def growth() -> dict[str, str]:
         "against the best size, second CNN": f"{-last['mean']:.3f} ± {last['standard_error']:.3f}",
         "above the best size, second CNN": f"{percent(above)} % above",
         "over the sweep, GPT": f"{percent(sweep)} % of the FLOPs of the sweep",
+        "a copied block, below two": f"{below['mean']:.3f} ± {below['standard_error']:.3f} nats",
+        "a copied block, below two with a lower rate": f"{lower['mean']:.3f} ± {lower['standard_error']:.3f}",
     }
 
 
@@ -67,6 +72,47 @@ def test_what_growing_is_worth_on_the_second_cnn() -> None:
         min(ends, key=lambda name: ends[name][-1]["loss"]) for ends in (fixed(thin), fixed(thin["first"]))
     ]
     assert best == ["fixed-2", "fixed-4"]
+
+
+TRIED = {
+    "copy": "the new block is a copy, its output layers are not zeroed",
+    "copy-state": "likewise, with a copy of its optimizer state",
+    "random": "it is initialised anew, its output layers are not zeroed",
+    "lower": "a learning rate lower by √2 for everything, from the growth on",
+    "warm-up": "the learning rate of everything rises anew in 100 steps",
+    "slow-new": "that of the new block rises in 100 steps",
+    "blend": "alpha grows in 200 steps",
+    "isolated": "200 steps in isolation, then alpha in 200 steps",
+    "fast-new": "three times the learning rate for the new block",
+    "start": "in front of the first block",
+}
+
+
+def test_what_was_tried() -> None:
+    """The table of the page; and what helped was run once more, and helped again."""
+    worth, rows = read("worth.json"), table("growth.md", "What was tried to make it better")
+    said = {cells[0]: cells[1:3] for cells in rows}
+    assert said.keys() == set(TRIED.values())
+    for name, what in TRIED.items():
+        found = [worth[which].get(f"deepen-1-2-{name}") for which in ("tried", "tried_again")]
+        assert said[what] == ["" if one is None else over_the_control(one) for one in found], name
+    helped = {name for name, found in worth["tried"].items() if found.get("helps")}
+    assert worth["tried_again"].keys() == helped | {"deepen-1-2"}
+    assert all(worth["tried_again"][name]["helps"] for name in helped)
+
+
+def test_the_rate_of_two_blocks() -> None:
+    """By how much the lower learning rate, which was added as a control, is better for them."""
+    found = read("worth.json")["tried_again"]["deepen-1-2"]
+    pairs = zip(found["below_best_fixed"]["values"], found["below_lower_rate"]["values"], strict=True)
+    gains = [higher - lower for higher, lower in pairs]
+    said = f"{statistics.fmean(gains):.3f} ± {statistics.stdev(gains) / math.sqrt(len(gains)):.3f} nats lower"
+    assert said in " ".join((ROOT / "docs" / "growth.md").read_text(encoding="utf-8").split())
+
+
+def over_the_control(found: Any) -> str:
+    difference = found["over_the_control"]
+    return f"{difference['mean']:.4f} ± {difference['standard_error']:.4f}"
 
 
 def fixed(told: Any) -> dict[str, Any]:
@@ -127,15 +173,3 @@ def test_the_table_of_growth_is_that_of_the_committed_results() -> None:
     assert page == growing.into_page(page, found)
     mean = {arm: sum(of_one["gain"][arm]["mean"] for of_one in found.values()) for arm in growing.ARMS[1:]}
     assert max(mean, key=mean.__getitem__) == scoring.LAYERS_FIRST
-
-
-def test_what_readme_says_of_growth_by_itself() -> None:
-    found = read("growing.json")["workloads"]
-    gains = {name: of_one["gain"][scoring.LAYERS_FIRST] for name, of_one in found.items()}
-    narrow, mlp = (100 * gains[name]["mean"] for name in ("Narrow", "MLP"))
-    roomy = gains["Roomy"]
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"by {narrow:.0f} and {mlp:.0f} %" in text
-    assert abs(gains["GPT"]["mean"]) < 0.001
-    assert "a small GPT gained nothing" in text
-    assert f"by {-100 * roomy['mean']:.0f} ± {100 * roomy['standard_error']:.0f} %" in text

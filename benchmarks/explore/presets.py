@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ class Training:
 
     def tried(self) -> dict[str, int]:
         assert self.exploration is not None
-        found = [row.status for row in self.exploration.table]
-        return {"tried": len(found) - found.count("left out"), "left_out": found.count("left out")}
+        found = Counter(row.status for row in self.exploration.table)
+        return {"tried": found["learning"], "failed": found["failed"], "left_out": found["left out"]}
 
 
 def measure(family: str) -> dict[str, Any]:
@@ -129,10 +130,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         preset, inside, ends, *_ = FAMILIES[row["family"]]
         name = f"`{preset}`" if preset != before else ""
         ours, auto = row["preset"], row["auto"]
-        cells = [name, inside, ends, row["family"], ours["tried"], f"{ours['step']:.1f}", auto["tried"]]
+        cells = [name, inside, ends, row["family"], _tried(ours), f"{ours['step']:.1f}", _tried(auto)]
         lines.append(f"| {' | '.join(map(str, [*cells, auto['left_out'], format(auto['step'], '.1f')]))} |")
         before = preset
     return "\n".join(lines)
+
+
+def _tried(found: dict[str, Any]) -> str:
+    failed = found.get("failed", 0)
+    return f"{found['tried']}, and {failed} fail" if failed else str(found["tried"])
 
 
 def into_page(text: str, rows: list[dict[str, Any]]) -> str:

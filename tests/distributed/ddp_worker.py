@@ -272,7 +272,9 @@ def inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process() -> None
     ]
     for run in runs:
         run.train(2, same=run is runs[0])
-        run.manager.deepen("1", 2, optimizer_state="copy", name="zero")
+        with run.manager.together():
+            run.manager.deepen("1", 2, optimizer_state="copy", name="zero")
+            run.manager.germinate("2", "scale_shift", name="beside")
         run.manager.deepen("1", init="random", at="end", name="random")
         run.manager.deepen("1", init="copy", at="start", blend=2, name="blended")
         run.train(3, same=run is runs[0])

@@ -89,7 +89,7 @@ def test_numbers_in_the_graph_follow():
     assert "reshape(2, 7, 12)" in gm.code
 
 
-def test_exported_graphs_grow():
+def test_channels_of_exported_graphs_are_found_and_cannot_grow():
     x = torch.randn(2, 5, 12)
     gm = torch.export.export(Attention().eval(), (x,)).module()
     found = FindChannels((x,))(gm).graph_module.meta["channels"]
