@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgraft
+from benchmarks.explore.presets import FAMILIES, Training
 from fxgraft.errors import SlotError
 from fxgraft.explore import presets
 from tests.explore.test_trajectory import Decoder, words
@@ -91,3 +92,19 @@ def test_a_host_of_another_family_is_refused_by_name() -> None:
         SlotError, match="none of conv_bottleneck, squeeze_excite fits behind a block of blocks"
     ):
         presets.resnet(fxgraft.trace(Decoder(), words(0)[:1]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_candidates_of_models_of_transformers_learn(family: str) -> None:
+    """With each model that the table of the guide names: all of them, beside a step of training."""
+    preset = getattr(presets, FAMILIES[family][0])
+    training = Training(family, preset)
+    training.step()
+    tried = training.tried()
+    assert training.exploration is not None
+    failed = [
+        f"{row.slot} {row.blueprint}: {row.reason}"
+        for row in training.exploration.table
+        if row.status == "failed"
+    ]
+    assert (tried["tried"] >= 9, failed) == (True, [])

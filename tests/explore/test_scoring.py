@@ -52,6 +52,14 @@ def test_what_helps_does_so_beyond_two_standard_errors(
     assert row(contribution=contribution, standard_error=error).helps is helps
 
 
+def test_by_flops_what_costs_little_comes_first_and_what_has_none_known_last() -> None:
+    cheap = row(contribution=0.1, flops=10)
+    dear = row(contribution=0.5, flops=1000)
+    scores = scoring.resolve("per_flop")([DEEPER, dear, cheap])
+    assert scores == [None, 0.0005, 0.01]
+    assert scoring.rank_of(scores[0]) < scoring.rank_of(scores[1])
+
+
 def test_an_unknown_score_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match=r"expected one of contribution, .*, layers_first, or a function"):
         scoring.resolve("best")

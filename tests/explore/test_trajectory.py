@@ -153,6 +153,21 @@ def test_an_exploration_of_everything(run: dict[str, Any], after: int, keep: int
     assert_same_bits(explored.state(), plain.state(), "the host's")
 
 
+@pytest.mark.parametrize("name", sorted(HOSTS))
+def test_an_exploration_of_everything_without_a_cap(name: str) -> None:
+    plain, explored = (Run(name, "adamw", amp=False, clip=True) for _ in range(2))
+    plain.train(STEPS)
+    explored.train(1)
+    much = {"candidates": 10_000, "parameters": 10**9, "flops": 10**15}
+    with explored.stream():
+        exploration = explored.manager.explore(evaluate=explored.evaluate, steps=3, cap=much)
+    explored.train(STEPS - 1)
+    assert exploration.done
+    assert not [row for row in exploration.table if "the cap of" in row.reason], exploration
+    assert sum(row.status == "measured" for row in exploration.table) > 40, exploration
+    assert_same_bits(explored.state(), plain.state(), "the host's")
+
+
 @pytest.mark.parametrize(("name", "granularity"), [("convolutions", "host"), ("decoder", "region")])
 def test_an_exploration_of_a_compiled_host(name: str, granularity: str, fresh_compiler: None) -> None:
     plain, explored = (Run(name, "adamw", amp=False, clip=False) for _ in range(2))
@@ -170,13 +185,17 @@ def test_an_exploration_of_a_compiled_host(name: str, granularity: str, fresh_co
 
 
 @FEW
-@given(run=runs, when=st.sampled_from([[0.1], [0.5], "flat"]))
-def test_autogrow_until_its_first_blend(run: dict[str, Any], when: Any) -> None:
+@given(
+    run=runs,
+    when=st.sampled_from([[0.1], [0.5], "flat"]),
+    blueprints=st.sampled_from([None, ["mlp", "norm", "low_rank"]]),
+)
+def test_autogrow_until_its_first_blend(run: dict[str, Any], when: Any, blueprints: list[str] | None) -> None:
     plain, grown = Run(**run), Run(**run)
     with grown.stream():
         growth = grown.manager.autogrow(
             grown.evaluate, when=when, total_steps=10, steps=3, window=2, flat=1e9, budget=3.0,
-            blueprints=["mlp", "norm", "low_rank"],
+            blueprints=blueprints,
         )  # fmt: skip
     seen = set()
     for _ in range(STEPS):
