@@ -96,7 +96,7 @@ def test_a_host_of_another_family_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_candidates_of_models_of_transformers_learn(family: str) -> None:
-    """With each model that the table of the guide names. BERT's norms stand behind its sums: no block fits."""
+    """With each model that the guide names. The norms of BERT stand behind its sums: no block fits."""
     training = Training(family, getattr(presets, FAMILIES[family][0]))
     training.step()
     assert training.exploration is not None
