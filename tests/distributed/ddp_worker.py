@@ -274,7 +274,8 @@ def inserted_blocks_are_the_same_on_all_ranks_and_those_of_one_process() -> None
         run.train(2, same=run is runs[0])
         with run.manager.together():
             run.manager.deepen("1", 2, optimizer_state="copy", name="zero")
-            run.manager.germinate("2", "scale_shift", name="beside")
+            run.manager.germinate("2", "scale_shift", name="beside", isolated=False)
+            run.manager.blend("beside", steps=0)
         run.manager.deepen("1", init="random", at="end", name="random")
         run.manager.deepen("1", init="copy", at="start", blend=2, name="blended")
         run.train(3, same=run is runs[0])
