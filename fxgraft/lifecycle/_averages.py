@@ -22,7 +22,7 @@ def average_as_its_original(host: Host, seed: Seed) -> None:
         seed: of the block; of any other seed nothing is done.
     """
     like = seed.config.get("like")
-    if seed.spec.call is None or seed.config.get("init") == "random":
+    if seed.spec.call is None or seed.config.get("init") == "random" or not host._links.followers:
         return
     if not isinstance(like, str) or like not in host.regions:
         return
