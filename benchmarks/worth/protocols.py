@@ -7,7 +7,7 @@ Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGIS
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LARGE = 8  # blocks of the large network
 TUNING_SEED, TUNING_SCALE = 100, 0.2
@@ -66,12 +66,14 @@ class Protocol:
 GPT_RATES, CNN_RATES, THIN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008), (0.008, 0.016, 0.032)
 SIX, FOUR = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8)
 THREE_ENDS, FIVE_ENDS = (0.3, 0.6, 1.0), (0.15, 0.3, 0.6, 1.0, 1.5)
+GPT = Scale(1500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024, points=10)
+"""The GPT in all short runs; protocols differ in the sizes, ends and learning rates."""
 
 PROTOCOLS = {
     "short": Protocol(
         "short",
         {
-            "gpt": Scale(1500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024, points=10),
+            "gpt": GPT,
             "cnn": Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000, points=10),
             "thin": Scale(800, 32, 0, FOUR, THREE_ENDS, THIN_RATES, validation=1000, test=10_000, points=10),
         },
@@ -90,9 +92,7 @@ PROTOCOLS = {
     "unknown": Protocol(
         "unknown",
         {
-            "gpt": Scale(
-                1500, 8, 64, (1, 2, 3), (0.35, 0.834, 1.0), GPT_RATES, validation=256, test=1024, points=10
-            ),
+            "gpt": replace(GPT, depths=(1, 2, 3), fixed_ends=(0.35, 0.834, 1.0)),
             "cnn": Scale(
                 800, 32, 0, (1, 2, 4), (0.35, 1.0), CNN_RATES, validation=1000, test=10_000, points=10
             ),
@@ -113,7 +113,7 @@ PROTOCOLS = {
     ),
     "tried": Protocol(
         "tried",
-        {"gpt": Scale(1500, 8, 64, (), (), (0.003,), validation=256, test=1024, points=10)},
+        {"gpt": replace(GPT, depths=(), fixed_ends=(), rates=(0.003,))},
         seeds=(6, 7, 8),
         variants="all",
         tuned=False,
@@ -121,7 +121,7 @@ PROTOCOLS = {
     "tried_again": Protocol(
         "tried_again",
         {
-            "gpt": Scale(1500, 8, 64, (1, 2, 3), (0.834,), GPT_RATES, validation=256, test=1024, points=10),
+            "gpt": replace(GPT, depths=(1, 2, 3), fixed_ends=(0.834,)),
         },
         seeds=(9, 10, 11),
         variants="none",
@@ -130,7 +130,7 @@ PROTOCOLS = {
     ),
     "tried_control": Protocol(
         "tried_control",
-        {"gpt": Scale(1500, 8, 64, (2,), (0.834,), (0.0021,), validation=256, test=1024, points=10)},
+        {"gpt": replace(GPT, depths=(2,), fixed_ends=(0.834,), rates=(0.0021,))},
         seeds=(9, 10, 11),
         variants="none",
         by_budget=True,
