@@ -15,6 +15,7 @@ Each transition is a transaction, whole or not at all:
 `inactivity`         why a seed does not run, or is not trained
 `_averages`          what averages of an inserted block begin with
 `act`                changes of several seeds that are planned first, and are applied as one
+`act_plan`           what an act would change, found by applying it for a moment
 ===================  =======================================================================
 
 Isolation, and temporary runs of a host in another form:

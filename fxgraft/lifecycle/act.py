@@ -201,12 +201,12 @@ class Act:
         """What is planned now, for `take_back`."""
         return dict(self._courses), tuple(self.growths)
 
-    def take_back(self, kept: Planned) -> list[Seed]:
-        """Restore the act; return the seeds that are not added any more."""
+    def take_back(self, kept: Planned, reason: str) -> list[Seed]:
+        """Restore the act; return the seeds that are not added any more. ``reason`` is told to growths."""
         courses, growths = kept
         dropped = [c.seed for c in self.courses if c.module is not None and c.seed not in courses]
         for growth in self.growths[len(growths) :]:
-            growth.failed("it was taken back")
+            growth.failed(reason)
         self._courses, self.growths = dict(courses), list(growths)
         return dropped
 

@@ -7,6 +7,8 @@
 
 A block inside of another is a part of it. An exception that leaves a block reverts: an inner block what was
 planned inside of it, the outermost everything.
+
+`SeedManager.plan_together` opens an act that is applied for a moment only, to tell what it would change.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from fxgraft.errors import StageError
 from fxgraft.lifecycle.act import Act, Planned, PlannedCourse, refuse_threads
+from fxgraft.lifecycle.act_plan import ActPlan, plan_act
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.manager._background import Background
 from fxgraft.manager._saver import ManagerState
@@ -46,6 +50,10 @@ class Acts:
         """What ``with`` is given."""
         return TogetherBlock(self, wait)
 
+    def plan_block(self) -> PlanBlock:
+        """What ``with`` is given for an act that is only planned."""
+        return PlanBlock(self)
+
     def course(self, seed: Seed) -> PlannedCourse:
         """What is planned of ``seed``; without an act, where it is."""
         return (self.open or Act()).course(seed)
@@ -65,11 +73,11 @@ class Acts:
         if self.open is not None:
             refuse_threads(self.open)
 
-    def take_back(self, kept: ActSnapshot) -> None:
+    def take_back(self, kept: ActSnapshot, reason: str = "it was taken back") -> None:
         """Restore the state of `keep`."""
         act, lifecycle, memory = self.open, self._lifecycle, self._memory
         assert act is not None
-        dropped = act.take_back(kept.planned)
+        dropped = act.take_back(kept.planned, reason)
         lifecycle.reorder(kept.seeds)
         memory.names = SeedNames(kept.names)
         memory.refuses_until.clear()
@@ -89,6 +97,11 @@ class Acts:
             dict(memory.refuses_until),
             act.waits,
         )
+
+    def plan(self) -> dict[str, Any]:
+        """What the act would change: the attributes of an `ActPlan`."""
+        assert self.open is not None
+        return plan_act(self._lifecycle, self.open)
 
     def apply(self) -> None:
         """Carry the act out, now or in the background."""
@@ -154,3 +167,28 @@ class TogetherBlock:
         finally:
             if self._is_outermost:
                 acts.open = None
+
+
+class PlanBlock:
+    """One ``with`` block whose calls are planned, and never applied."""
+
+    def __init__(self, acts: Acts):
+        self._acts, self._plan = acts, ActPlan()
+
+    @uninterruptible
+    def __enter__(self) -> ActPlan:
+        self._acts.open = Act()
+        self._kept = self._acts.keep()
+        return self._plan
+
+    @uninterruptible
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        acts = self._acts
+        try:
+            if kind is None:
+                vars(self._plan).update(acts.plan())
+        finally:
+            acts.take_back(self._kept, "it was only planned")
+            acts.open = None

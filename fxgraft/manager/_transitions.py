@@ -11,6 +11,7 @@ from functools import partial
 from fxgraft import schedules
 from fxgraft.errors import StageError
 from fxgraft.lifecycle.act import at_once
+from fxgraft.lifecycle.act_plan import ActPlan
 from fxgraft.manager._core import ManagerCore
 from fxgraft.schedules import Ramp, Schedule
 from fxgraft.seeds.seed import Seed
@@ -197,6 +198,25 @@ def together(self: ManagerCore, *, wait: bool = True) -> AbstractContextManager[
     """
     self._allow("open manager.together()")
     return self._acts.block(validate.boolean("wait", wait))
+
+
+def plan_together(self: ManagerCore) -> AbstractContextManager[ActPlan]:
+    """A context like `together` whose changes are never made: it tells what they would change.
+
+    ``with manager.plan_together() as plan:`` takes the same calls, ``deepen``, ``widen`` and ``fuse`` among
+    them; after the block ``print(plan)`` shows the seeds, tensors, parameters and FLOPs that there would be.
+    For that the changes are applied for a moment, uncompiled, checked as in `together`, and reverted: host,
+    optimizers, seeds, names and random numbers are those of before, to the bit. It takes the memory that the
+    changes take. Seeds that calls inside return are CULLED after the block.
+
+    Raises:
+        StageError: inside of another block, in another thread than the one that trains, or where seeds
+            cannot change.
+        FxgraftError: at the end of the block, where `together` would raise it.
+    """
+    self._allow("open manager.plan_together()")
+    self._acts.refuse("open manager.plan_together()")
+    return self._acts.plan_block()
 
 
 @uninterruptible

@@ -145,6 +145,7 @@ class SeedManager(ManagerCore):
     pause = _transitions.pause
     resume = _transitions.resume
     together = _transitions.together
+    plan_together = _transitions.plan_together
     no_cooldown = _transitions.no_cooldown
 
     # Once per training step

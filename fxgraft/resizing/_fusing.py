@@ -84,7 +84,9 @@ class PlannedFusion:
 
     @property
     def words(self) -> str:
-        """Which fossils are fused."""
+        """Which fossils are fused; and into what, as soon as that is known."""
+        if self._found:
+            return f"the fusion of {', '.join(f'{name} into {into}' for name, into in self._found.items())}"
         return f"the fusion of {', '.join(self.names) or 'all fossils that can be'}"
 
     def plan(self) -> bool:
