@@ -81,51 +81,22 @@ class Row:
         return {**plain, "command": commands.to_dict(self.command)}
 
 
-NUMBERS = ("parameters", "FLOPs", "contribution", "step ms", "score")
-
-
-def _cells(row: Row) -> tuple[object, ...]:
-    """One row: where, what, and `NUMBERS`."""
-    contribution = "" if row.contribution is None else f"{row.contribution:.3g}"
-    if row.standard_error is not None:
-        contribution += f" ± {row.standard_error:.1g}"
-    step_cost, score = (None if value is None else f"{value:.3g}" for value in (row.step_cost, row.score))
-    return *_place(row), row.parameters, _shortened(row.flops), contribution, step_cost, score
-
-
-def _shortened(count: int | None) -> str | None:
-    """A large number in at most six characters: ``1.23M``."""
-    if count is None or count < 10_000:
-        return None if count is None else str(count)
-    rounded = round(float(f"{count:.3g}"))
-    power = (len(str(rounded)) - 1) // 3
-    return f"{rounded / 1000**power:g}{' kMGTPE'[power]}"
-
-
-def _place(row: Row) -> tuple[str, str]:
-    """Where it would grow, and what with its options."""
-    if isinstance(row.command, WIDEN):
-        return row.command.group, f"{row.blueprint}(by={row.command.by})"
-    if isinstance(row.command, DEEPEN):
-        return f"behind {row.slot}", row.blueprint
-    where = row.slot if row.command.source is None else f"{row.command.source} -> {row.slot}"
-    options = ", ".join(f"{name}={value}" for name, value in row.command.config.items())
-    return where, f"{row.blueprint}({options})" if options else row.blueprint
-
-
 def text_of(rows: Sequence[Row], most: int = 20) -> str:
     """The rows as text: a table, and below it what has no numbers, with the reason.
 
     Of each kind (with numbers, failed, left out) the first ``most``, or what there is room for within that.
     """
-    table = [row for row in rows if row.status in (LEARNING, MEASURED)]
-    failed = [row for row in rows if row.status == FAILED]
-    left_out = [row for row in rows if row.status == LEFT_OUT]
+    # On demand, as pictures are: what shows a run stands above what grows it.
+    from fxgraft.report.exploration_columns import COLUMNS, HEADERS, NUMBERS, place_of, remark
+
+    kinds = ((LEARNING, MEASURED), (FAILED,), (LEFT_OUT,))
+    table, failed, left_out = ([row.to_dict() for row in rows if row.status in kind] for kind in kinds)
     shown = table[:most]
     rest = failed[: max(most - len(shown), 3)]
     rest += left_out[: max(most - len(shown) - len(rest), 3)]
-    lines = [text_table(("slot", "blueprint", *NUMBERS), [_cells(row) for row in shown], right=NUMBERS)]
-    lines += [f"{' '.join(_place(row))}: {row.status}: {row.reason}" for row in rest]
+    cells = [[column.cell(row) for column in COLUMNS] for row in shown]
+    lines = [text_table(HEADERS, cells, right=NUMBERS)]
+    lines += [f"{place_of(row)}: {remark(row)}" for row in rest]
     if hidden := len(rows) - len(shown) - len(rest):
         lines.append(f"... and {hidden} more (exploration.table has all)")
     return "\n".join(lines)

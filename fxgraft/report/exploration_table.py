@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from fxgraft.report.exploration_columns import COLUMNS, NUMBERS, bar_lengths, remark
 from fxgraft.report.marks import LESS, MORE
 from fxgraft.util.tables import rich_table
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 MOST, WIDTH = 20, 12
 """How many rows there is room for, and how many cells the longest bar has."""
-
-NUMBERS = ("parameters", "contribution", "expected", "score")
 
 
 def exploration_table(title: str, rows: Sequence[Mapping[str, Any]], most: int = MOST) -> Table:
@@ -31,41 +29,20 @@ def exploration_table(title: str, rows: Sequence[Mapping[str, Any]], most: int =
     shown = rows[:most]
     hidden = len(rows) - len(shown)
     caption = f"... and {hidden} more" if hidden else None
-    largest = max((abs(_value(row)) for row in shown), default=0.0)
-    headers = ("slot", "blueprint", "parameters", "contribution", "", "expected", "score", "")
-    cells = [_cells(row, largest) for row in shown]
-    return rich_table(headers, cells, right=NUMBERS, title=Text(title), caption=caption)
+    headers, columns = list[str](), list[Sequence[Any]]()
+    for column in COLUMNS:
+        headers.append(column.header)
+        columns.append([column.cell(row) for row in shown])
+        if column.bar:
+            headers.append("")
+            columns.append([_bar(length) for length in bar_lengths(column, shown)])
+    headers.append("")
+    columns.append([Text(remark(row), style="dim") for row in shown])
+    return rich_table(
+        headers, list(zip(*columns, strict=True)), right=NUMBERS, title=Text(title), caption=caption
+    )
 
 
-def _cells(row: Mapping[str, Any], largest: float) -> tuple[Any, ...]:
-    """One row; ``largest`` is the contribution that has the longest bar."""
-    said = "" if row["status"] == "measured" else f"{row['status']}: {row['reason']}".rstrip(": ")
-    parameters, contribution, expected, score = (_number(row[name]) for name in NUMBERS)
-    bar = _bar(_value(row), largest)
-    return (
-        *_place(row), parameters, contribution, bar, expected, score, Text(said, style="dim")
-    )  # fmt: skip
-
-
-def _place(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Where it would grow, and what: of layers the channels or the block, as ``print(exploration)`` says."""
-    if row.get("widens"):
-        group, by = row["widens"]
-        return str(group), f"widen(by={by})"
-    return f"behind {row['slot']}" if row.get("deepens") else str(row["slot"]), str(row["blueprint"])
-
-
-def _value(row: Mapping[str, Any]) -> float:
-    found = row["contribution"]
-    return float(found) if found is not None and math.isfinite(found) else 0.0
-
-
-def _bar(value: float, largest: float) -> Text:
-    length = round(WIDTH * abs(value) / largest) if largest else 0
-    return Text("█" * max(length, 1 if value else 0), style=MORE if value > 0 else LESS)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if isinstance(value, int) or value >= 1e4 else f"{value:.3g}"
+def _bar(length: float) -> Text:
+    cells = max(round(WIDTH * abs(length)), 1) if length else 0
+    return Text("█" * cells, style=MORE if length > 0 else LESS)

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 from fxgraft.report._charts import MOST_LANES, chart, with_lane
 from fxgraft.report._lanes import describe
 from fxgraft.report._tree import structure
+from fxgraft.report.exploration_columns import COLUMNS, bar_lengths, remark
 from fxgraft.report.reading import LOG, ReadError, find, read
 from fxgraft.report.run import Run
 from fxgraft.seeds.stage import DARK, LIGHT, STAGE_COLOURS
@@ -83,6 +84,9 @@ def page(run: Run, title: str = "") -> str:
         most=MOST_ROWS,
         most_lanes=MOST_LANES,
         drawn=len(with_lane(run)),
+        columns=COLUMNS,
+        bar_lengths=bar_lengths,
+        remark=remark,
     )
 
 

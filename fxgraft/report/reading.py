@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fxgraft.errors import FxGraftError
+from fxgraft.report.exploration_columns import FIELDS, TEXTS
 from fxgraft.report.run import Lane, LogLine, Run
 from fxgraft.seeds.stage import Stage
 from fxgraft.util.text import pluralize
@@ -197,13 +198,13 @@ class Reader:
     def _explored(self, step: int, seed: str | None, data: Data) -> None:
         rows = []
         for row in data["rows"]:
-            found: dict[str, Any] = {
-                name: str(row[name]) for name in ("slot", "blueprint", "status", "reason")
-            }
-            numbers = ("parameters", "contribution", "standard_error", "expected", "score")
-            found |= {name: None if row[name] is None else _number(row[name]) for name in numbers}
+            found: dict[str, Any] = {name: str(row[name]) for name in TEXTS}
+            given = {name: row.get(name) for name in FIELDS}  # older logs have fewer
+            found |= {name: None if one is None else _number(one) for name, one in given.items()}
             layers = {name: row.get(name) for name in ("widens", "deepens")}
             found |= {name: (str(one[0]), int(one[1])) for name, one in layers.items() if one}
+            command = row.get("command") or {}
+            found["command"] = {"source": command.get("source"), "config": dict(command.get("config") or {})}
             rows.append(found)
         self.run.explorations.append((step, rows))
 

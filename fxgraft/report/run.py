@@ -108,8 +108,7 @@ class Run:
         times: milliseconds from one step to the next.
         lanes: seed name -> its `Lane`.
         violations, compiles, commands: the data of those events, with ``step`` and ``seed``.
-        explorations: (step, rows with slot, blueprint, parameters, contribution, score, status and reason;
-            and where layers would grow ``widens``, a group and how many, or ``deepens``, a stack and where).
+        explorations: (step, rows as dictionaries with what `fxgraft.report.exploration_columns` shows).
         log: all other events, without steps and metrics.
         resumed: (step that the run went on from, step that had been reached).
         earlier: the number of other runs in the log before this one.

@@ -17,7 +17,7 @@ from tests.explore.runs import Run
 
 
 def row(slot: str, contribution: float | None, **more: Any) -> dict[str, Any]:
-    plain = dict.fromkeys(("parameters", "standard_error", "expected", "score"))
+    plain = dict.fromkeys(("parameters", "flops", "standard_error", "step_cost", "score"))
     return {
         **plain, "slot": slot, "blueprint": "mlp", "contribution": contribution, "status": "measured",
         "reason": "", **more,
