@@ -18,7 +18,7 @@ from fxgraft.host.channels import subject_of
 from fxgraft.host.host import Host
 from fxgraft.host.retracing import Retrace
 from fxgraft.resizing._joined_state import Carried, carried, check_owner
-from fxgraft.resizing._same_settings import StructureMismatchError
+from fxgraft.resizing._same_settings import StructureMismatchError, tensors_of
 from fxgraft.resizing.widening import carry_out
 from fxgraft.slots.structure import Placement
 from fxgraft.util.hooks import hooked_parameter
@@ -132,12 +132,6 @@ def _fill(
         set_tensor(ours, joined, _gradient(ours, other, fresh.get(path, ()), shares[path]))
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, without counts."""
-    buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.dim()}
-    return {**dict(module.named_parameters()), **buffers}
-
-
 def _tensor(host: Host, path: str) -> Tensor:
     owner, _, name = path.rpartition(".")
     module = host.get_submodule(owner)  # not as an attribute: a host has other things of some names
@@ -219,7 +213,13 @@ def _joined(
     joined = ours.clone()
     for dim, places in grown:  # what is new in one dimension, and old in another, belongs to neither: zero
         joined.index_fill_(dim, torch.tensor(places, device=ours.device), 0)
-    joined[_block(grown, ours)] = share * other.to(ours.dtype)
+    block = _block(grown, ours)
+    if (place := joined[block].shape) != other.shape:
+        raise StructureMismatchError(
+            f"has a tensor of shape {tuple(other.shape)} for {path}, where one of {tuple(place)} would fit: "
+            f"layers may differ in channels only"
+        )
+    joined[block] = share * other.to(ours.dtype)
     return joined
 
 

@@ -22,7 +22,7 @@ from fxgraft_passes.bits import same_tensor
 from fxgraft_passes.saved_names import PLAIN
 
 IGNORED = {
-    "training": "the mode: the layers keep theirs",
+    "training": "compared by itself, in words",
     "forward": "what the host runs in the place of the class's own code, which computes the same",
     _torch.COMPILED_CALL: "compiled code of the same forward",
     "_parameters": "their names and sizes are compared with the tensors",
@@ -57,6 +57,12 @@ class Shares:
                     f"has {name}={theirs} in a {type(module).__name__}, where the layer has {ours}, and as "
                     f"one they would have {now}"
                 )
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without counts."""
+    buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.dim()}
+    return {**dict(module.named_parameters()), **buffers}
 
 
 def sizes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> set[tuple[int, int]]:
@@ -95,6 +101,7 @@ def check_settings(
     """
     if not is_of_one_class(ours, theirs):
         raise StructureMismatchError(f"has a {type(theirs).__name__} where {path} is a {type(ours).__name__}")
+    _check_mode(path, ours, theirs)
     if isinstance(theirs, PrivateDropout):
         if ours.p != theirs.p:
             raise StructureMismatchError(f"has p={theirs.p!r} where {path} has p={ours.p!r}")
@@ -111,11 +118,33 @@ def check_settings(
         a, b = (_number(module._buffers.get(name)) for module in (ours, theirs))
         if a != b:
             raise StructureMismatchError(f"has {name}={b} where {path} has {name}={a}")
+    _check_batches(path, ours, theirs)
     own, other = dict(ours.named_children()), dict(theirs.named_children())
     if list(own) != list(other) and (own.keys() != other.keys() or isinstance(ours, nn.Sequential)):
         raise StructureMismatchError(f"has the modules {list(other)} where {path} has {list(own)}")
     for name, child in own.items():
         check_settings(f"{path}.{name}", child, other[name], known, shares, inside | {id(ours)})
+
+
+def _check_mode(path: str, ours: nn.Module, theirs: nn.Module) -> None:
+    if ours.training != theirs.training:
+        now, then = ("train" if module.training else "eval" for module in (ours, theirs))
+        raise StructureMismatchError(
+            f"has a {type(theirs).__name__} in {then} mode, and {path} is in {now} mode: as one, both have "
+            f"the latter. Expected the same of both: call .train() or .eval() on one of them first"
+        )
+
+
+def _check_batches(path: str, ours: nn.Module, theirs: nn.Module) -> None:
+    """Raise `StructureMismatchError` for averages over all batches, of other numbers of batches."""
+    now, then = (module._buffers.get("num_batches_tracked") for module in (ours, theirs))
+    if now is None or then is None or ours.__dict__.get("momentum", 0.0) is not None:
+        return
+    if now.item() != then.item():
+        raise StructureMismatchError(
+            f"has averaged {then.item()} batches and {path} {now.item()}, and with momentum=None one count "
+            f"weighs each further batch. Expected a momentum, or a branch from the first step on"
+        )
 
 
 def _number(buffer: Tensor | None) -> float | None:

@@ -21,13 +21,13 @@ from fxgraft.capture.merge import local_name, merge
 from fxgraft.capture.region import Region
 from fxgraft.host.host import Host
 from fxgraft.resizing._activations import activation_of
-from fxgraft.resizing._joining import tensors_of
 from fxgraft.resizing._same_settings import (
     Shares,
     StructureMismatchError,
     check_settings,
     is_of_one_class,
     sizes,
+    tensors_of,
 )
 from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft.slots.structure import Placement
