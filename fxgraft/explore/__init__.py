@@ -10,6 +10,7 @@
 `_depths`               deepening as a candidate, isolated while it is tried
 `_candidate_state`      one candidate of an exploration, and what became of it
 `_fitting`              what fits at which slot, up to a cap
+`_example_run`         what the example call shows of blocks: FLOPs, arguments
 `exploration`           one exploration, from its germination to its end
 `_gradients`            what the gradients of candidates say before they learn
 `_memory`               the memory of training that a budget counts
@@ -23,6 +24,7 @@
 `_rounds`               the rounds of an automatic growth, and what follows one
 `scoring`               what the candidates are ranked by
 `exploration_settings`  for how long a host is explored, and what is kept
+`_step_cost`            how long a step of a candidate takes
 `_summary`              a growth as text: where it grew, what that gave, what it cost
 `_trial`                the candidate on trial: it stays, or fades out
 `growth_settings`       the settings of an automatic growth, and its budget

@@ -50,7 +50,7 @@ class CandidateState:
             slot=self.command.slot,
             blueprint=self.command.blueprint if self.width is None else "widen",
             parameters=None if self.candidate is None else self.candidate.parameters,
-            flops=self._flops,
+            flops=None if self.candidate is None else self.candidate.flops,
             memory=None if self.candidate is None else self.candidate.memory,
             contribution=self.found.contribution,
             standard_error=self.found.standard_error,
@@ -67,13 +67,6 @@ class CandidateState:
             loss=self.found.loss,
             deepens=None if self.depth is None else (self.depth.stack, self.depth.at),
         )
-
-    @property
-    def _flops(self) -> int | None:
-        """As far as they are known: not of a block, nor of channels that have no branch."""
-        one = self.candidate
-        is_layer = one is not None and (one.depth or one.width) is not None
-        return None if one is None or (is_layer and not one.flops) else one.flops
 
     @property
     def depth(self) -> Depth | None:

@@ -25,7 +25,7 @@ class Candidate:
 
     Attributes:
         command: what germinates it.
-        parameters, flops: as of `fxgraft.blueprints.Cost`.
+        parameters, flops: as of `fxgraft.blueprints.Cost`; FLOPs are None where they are not known.
         memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
             backward pass, estimated as three of the slot's.
         width: the channels in whose place the command's branch is tried; None for a branch as such.
@@ -34,7 +34,7 @@ class Candidate:
 
     command: SEED
     parameters: int
-    flops: int
+    flops: int | None
     memory: int
     width: Width | None = None
     depth: Depth | None = None
@@ -106,7 +106,7 @@ class Cap:
         together = [*taken, other]
         if sum(candidate.parameters for candidate in together) > self.parameters:
             return f"the cap of {self.parameters:,} parameters for all candidates together"
-        if sum(candidate.flops for candidate in together) > self.flops:
+        if sum(candidate.flops or 0 for candidate in together) > self.flops:
             return f"the cap of {self.flops:,} FLOPs for all candidates together"
         if sum(candidate.memory for candidate in together) > self.memory:
             return f"the cap of {self.memory:,} bytes for all candidates together"

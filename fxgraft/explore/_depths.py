@@ -22,11 +22,13 @@ class Depth:
     Attributes:
         stack: one of ``host.stacks``.
         at: the index of the block to stand behind.
+        block: the qualified name of that block, of which it is a copy.
         parameters: how many the block has.
     """
 
     stack: str
     at: int
+    block: str
     parameters: int
 
 
@@ -50,8 +52,9 @@ def depth_of(host: Host, seed: SEED) -> Depth:
             f"deepen: expected {{'stack': name, 'at': index of a block}} of one of host.stacks; got "
             f"{dict(seed.config)}; there are: {known}"
         )
-    block = host.get_submodule(stack.blocks[at])
-    return Depth(str(name), at, sum(p.numel() for p in block.parameters() if p.requires_grad))
+    block = stack.blocks[at]
+    learnt = [p for p in host.get_submodule(block).parameters() if p.requires_grad]
+    return Depth(str(name), at, block, sum(p.numel() for p in learnt))
 
 
 def block_of(host: Host, given: object) -> commands.DEEPEN | None:

@@ -17,6 +17,7 @@ from fxgraft.commands import SEED
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.explore._cap import Candidate, Cap, Grows
 from fxgraft.explore._depths import DEEPEN, depth_of
+from fxgraft.explore._example_run import BlockFlops
 from fxgraft.explore._widths import Surrogate, Width, surrogates
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.plan import price
@@ -46,13 +47,20 @@ class Found:
     left_out: list[tuple[SEED, Candidate | None, str]] = field(default_factory=list)
 
 
-def priced(host: Host, seed: SEED) -> Candidate:
-    """The candidate of a command. Raises what germinating it would."""
+def priced(host: Host, seed: SEED, blocks: BlockFlops | None = None) -> Candidate:
+    """The candidate of a command. Raises what germinating it would.
+
+    Args:
+        host: where it is to grow.
+        seed: the command.
+        blocks: FLOPs of blocks; None: they are not known.
+    """
     if seed.blueprint == DEEPEN:
         depth = depth_of(host, seed)
         # Beside a parameter, its gradient and two moments of the optimizer.
         size = 4 * next((p.element_size() for p in host.host_parameters()), 0)
-        return Candidate(seed, depth.parameters, 0, depth.parameters * size, depth=depth)
+        flops = None if blocks is None else blocks.of(depth.block)
+        return Candidate(seed, depth.parameters, flops, depth.parameters * size, depth=depth)
     registered.get(seed.blueprint)
     slot = host.site(seed.slot, seed.source)
     spec = GraftSpec(seed.mode or "residual")
@@ -74,7 +82,7 @@ def wider(host: Host, most: Mapping[str, int] | None) -> Found:
             reason = str(error)
         seed, width = SEED(slot=group.name, blueprint="widen"), _width(host, group, group.grain)
         untried = f"no branch can stand for it: {reason}. manager.widen({group.name!r}, ...) grows it untried"
-        found.left_out.append((seed, Candidate(seed, width.parameters, 0, 0, width=width), untried))
+        found.left_out.append((seed, Candidate(seed, width.parameters, None, 0, width=width), untried))
     return found
 
 
@@ -170,7 +178,7 @@ def too_much(candidate: Candidate, most: Mapping[str, int] | None) -> str | None
     for name, number in (most or {}).items():
         if name not in ("parameters", "flops", "memory"):
             raise ValueError(f"most: expected parameters, flops or memory; got {name!r}")
-        if (given := getattr(candidate, name)) > number:
+        if (given := getattr(candidate, name) or 0) > number:
             return f"it has {given:,} {_SAID[name]}; one may have {number:,} at most"
     return None
 

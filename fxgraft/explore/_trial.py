@@ -11,6 +11,7 @@ from typing import Any
 from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, FUSE
 from fxgraft.errors import StageError
 from fxgraft.explore import _restarting
+from fxgraft.explore._example_run import BlockFlops
 from fxgraft.explore._growth_state import FADING, TRYING
 from fxgraft.explore._memory import COPIES, of_values
 from fxgraft.explore._price import SHARE, price
@@ -29,18 +30,25 @@ class GrowthTrial:
         self._rounds, self._budget = rounds, budget
 
     def row_of(self, block: DEEPEN, most: Mapping[str, int]) -> dict[str, Any]:
-        """The row of such a block. Raises `ValueError` if it has more than ``most`` says."""
+        """The row of such a block. Raises `ValueError` if it is known to have more than ``most`` says."""
         host = self._rounds.manager.host
         place = host.stacks[block.stack].blocks[-1]
         parameters = list(host.get_submodule(place).parameters())
         size = block.count * sum(p.numel() for p in parameters)
         memory = COPIES * block.count * sum(p.numel() * p.element_size() for p in parameters)
-        for given, name, said in ((size, "parameters", "parameters"), (memory, "memory", "bytes to train")):
-            if name in most and given > most[name]:
+        one = BlockFlops(host).of(place)
+        flops = None if one is None else block.count * one
+        found = (
+            (size, "parameters", "parameters"),
+            (flops, "flops", "FLOPs"),
+            (memory, "memory", "bytes to train"),
+        )
+        for given, name, said in found:
+            if name in most and given is not None and given > most[name]:
                 raise ValueError(
                     f"the budget is spent: a block has {given:,} {said}; there is room for {most[name]:,}"
                 )
-        return {"slot": place, "blueprint": "deepen", "parameters": size, "memory": memory}
+        return {"slot": place, "blueprint": "deepen", "parameters": size, "flops": flops, "memory": memory}
 
     def begin_block(self, block: DEEPEN, most: Mapping[str, int]) -> None:
         """Try the block that was asked for: there is nothing to choose from.

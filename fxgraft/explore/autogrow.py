@@ -142,8 +142,8 @@ class AutoGrowth:
         ``evaluated`` are those of ``evaluations`` calls of ``evaluate``, each as one of the host by itself;
         None where they are not known. ``training_steps``: the steps that the host of the beginning could
         have made for all three; None where its FLOPs are not known. ``complete``: whether all FLOPs are
-        known; of a block they are not. ``seconds`` of evaluations and changes, without the longer training
-        steps, and without those before a load. With several ranks each has its own.
+        known; see `Row`. ``seconds`` of evaluations and changes, without the longer training steps, and
+        without those before a load. With several ranks each has its own.
         """
         return self._cost.to_dict(self._memory)
 

@@ -19,6 +19,7 @@ from fxgraft.commands import SEED
 from fxgraft.errors import CommandError, SlotError
 from fxgraft.explore._cap import Cap, Grows
 from fxgraft.explore._depths import depths
+from fxgraft.explore._example_run import BlockFlops
 from fxgraft.explore._fitting import Found, NothingCanGrowError, excluded, fitting, priced, too_much, wider
 from fxgraft.host.host import Host
 from fxgraft.slots.selection import NO_SLOTS, Slots
@@ -57,7 +58,7 @@ def find(
         TypeError: ``choice`` is something else.
         ValueError: there is no candidate at all.
     """
-    found, limit = Found(), Cap.of(cap, host, flops)
+    found, limit, blocks = Found(), Cap.of(cap, host, flops), BlockFlops(host)
     if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
         raise TypeError(f"blueprints: expected names, or None for all; got {names!r}")
     if isinstance(choice, str) and choice == AUTO:
@@ -66,7 +67,7 @@ def find(
         wide = wider(host, most) if widens and names is None else Found()
         more = [(0, one) for one in wide.candidates]
         # After the first candidate of each slot: blocks are large.
-        more += [(1, priced(host, seed)) for seed in depths(host)] if names is None else []
+        more += [(1, priced(host, seed, blocks)) for seed in depths(host)] if names is None else []
         found = fitting(host, list(host.slots.values()), names, limit, most, more=more, exclude=exclude)
         found.left_out += wide.left_out
         return found
@@ -82,7 +83,7 @@ def find(
                 f"candidates[{place}]: expected an isolated seed, which the host does not feel; "
                 f"got isolated=False"
             )
-        candidate = priced(host, seed)
+        candidate = priced(host, seed, blocks)
         reason = excluded(candidate, exclude) or too_much(candidate, most)
         if (reason := reason or limit.objection(found.candidates, candidate)) is None:
             found.candidates.append(candidate)

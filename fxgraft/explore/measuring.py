@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,17 +28,12 @@ from fxgraft.slots.structure import Structure
 from fxgraft.telemetry import logger
 from fxgraft.util.flops import count_flops
 from fxgraft.util.interrupts import delay_interrupts, interruptible
-from fxgraft_passes import Slot, devices
 from fxgraft_passes.metadata import metadata
-from fxgraft_passes.untouched import state_untouched
 
 Evaluate = Callable[[], float | Tensor | Sequence[float]]
 """Computes a loss of the host, or several, of one batch each; best on held-out data. Lower is better."""
 
 EVALUATION = "the evaluation of explore() or autogrow()"
-
-ROUNDS = 5
-"""How often a candidate is timed."""
 
 
 @dataclass(frozen=True)
@@ -269,27 +263,3 @@ def example_size(host: Host) -> int:
         if seen is not None and seen.kind == "Tensor":
             return int(seen.shape.numel())
     return 0
-
-
-def step_ms(seed: Seed, slot: Slot) -> float:
-    """Milliseconds of a forward and a backward pass of a seed by itself; leaves it as it was."""
-    module = seed.module
-    assert module is not None
-    # Copies: their gradients are not used, and `torch.autograd.grad` of parameters cannot run under
-    # torch's FlopCounterMode.
-    twins = {
-        name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
-        for name, parameter in module.named_parameters()
-    }
-    trained = [twin for twin in twins.values() if twin.requires_grad]
-    like = trained[0] if trained else torch.empty((), device=slot.device, dtype=slot.dtype)
-    value = torch.zeros(slot.input.shape, dtype=like.dtype, device=like.device, requires_grad=True)
-    times = []
-    with state_untouched(module), torch.enable_grad():
-        for _ in range(ROUNDS):
-            devices.wait(value)
-            began = time.perf_counter()
-            torch.func.functional_call(module, twins, (value,)).sum().backward()
-            devices.wait(value)
-            times.append((time.perf_counter() - began) * 1e3)
-    return statistics.median(times)

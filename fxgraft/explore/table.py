@@ -24,7 +24,10 @@ class Row:
         blueprint: the name of its blueprint; ``"widen"`` or ``"deepen"`` where ``widens`` or ``deepens`` say
             what would grow.
         parameters: its number of trainable parameters; None if it could not be built.
-        flops: of a forward pass at the shape of the example call, as torch's ``FlopCounterMode`` counts.
+        flops: of a forward pass at the shape of the example call, as torch's ``FlopCounterMode`` counts; of a
+            block those of the block that it is a copy of; None where they are not known: of channels that no
+            branch stands for, and of blocks of a host that does not know its example call (a copy) or cannot
+            run it in eval mode.
         memory: bytes that learning takes: weights with gradients and two moments, and values kept for the
             backward pass, estimated as three of the slot's; None if it could not be built.
         contribution: the loss without it minus the loss with it alone, the mean over what ``evaluate``
@@ -33,7 +36,8 @@ class Row:
         loss: the mean loss without it; None before it was measured.
         score: the rows are ranked by it; higher is better.
         step_cost: milliseconds of a forward and a backward pass of the candidate alone at the shape of the
-            example call, the median of five; None before it was measured.
+            example call, the median of five; of a block with what the block in front of it is given there;
+            None before it was measured, and for a block that does not run by itself.
         expected: the expected decrease of the loss per unit of learning rate, to first order, from its
             gradients at its initial values; None if there were none.
         gradient: the norm of its gradient in its first step; None if there was none.

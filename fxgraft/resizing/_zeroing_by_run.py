@@ -205,8 +205,10 @@ def _follow(path: str, value: Tensor, stream: Any, seen: _ObservedRun, found: se
             if other is not value:
                 _zero(path, other, seen, found)
     if value is stream:
-        return
+        return None
     operation = seen.made.get(id(value))
+    if operation is not None and _is_of_a_seed(operation):
+        return _follow(path, operation.args[1], stream, seen, found)
     name = "" if operation is None else _plain_name(operation)
     if operation is None or name not in _SUMS | _CASTS:
         raise NoOutputLayerError(
@@ -223,7 +225,7 @@ def _follow(path: str, value: Tensor, stream: Any, seen: _ObservedRun, found: se
         for other in sides[:i] + sides[i + 1 :]:
             _zero(path, other, seen, further)
         found |= further
-        return
+        return None
     raise last
 
 
@@ -267,8 +269,17 @@ def _zero(path: str, value: Tensor, seen: _ObservedRun, found: set[str]) -> None
         _zero_factor(path, operation, given, seen, found)
     elif name in _MOVES and given:
         _zero(path, given[0], seen, found)
+    elif _is_of_a_seed(operation):
+        _zero(path, operation.args[1], seen, found)
     elif name not in _ZEROS:
         raise NoOutputLayerError(f"a branch ends with {operation.name}, which is no layer with weights")
+
+
+def _is_of_a_seed(operation: Operation) -> bool:
+    """Whether it shows that an isolated seed is there (`branches_shown`), and gives back its value."""
+    if _plain_name(operation) != "where" or len(operation.args) != 3:
+        return False
+    return operation.args[1] is operation.args[2]
 
 
 def _zero_what_comes_in(

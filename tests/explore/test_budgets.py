@@ -11,6 +11,7 @@ import pytest
 from fxgraft.commands import DEEPEN, SEED
 from fxgraft.explore import AutoGrowth
 from fxgraft.explore._cap import LEAST_FLOPS, Cap
+from fxgraft.explore._example_run import BlockFlops
 from tests.explore import runs
 from tests.explore.runs import Run
 from tests.explore.test_price import Stack
@@ -105,12 +106,26 @@ def test_a_block_is_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
         grow(Run(), DEEPEN(stack="blocks", at="end"), memory=factor(block - 1, size))
 
 
+OF_STACK, OF_BLOCK = 6 * 4 + 4 * 3 * 2 + 4 * 2, 4 * 3 * 2
+"""Products of a row in `Stack`, and in one of its blocks."""
+
+
+def test_a_block_with_too_many_flops_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "NormNet", Stack)
+    block, flops = DEEPEN(stack="blocks", at="end"), 2 * ROWS * OF_BLOCK
+    grow(Run(), block, flops=(OF_STACK + OF_BLOCK) / OF_STACK)
+    said = f"the budget is spent: a block has {flops} FLOPs; there is room for {flops - 1}"
+    with pytest.raises(ValueError, match=said):
+        grow(Run(), block, flops=factor(flops - 1, 2 * ROWS * OF_STACK))
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_block_whose_flops_are_seen_when_it_is_there_goes_where_it_is_too_much(
     monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
     monkeypatch.setattr(runs, "NormNet", Stack)
-    run, host, block = Run(), 6 * 4 + 4 * 3 * 2 + 4 * 2, 4 * 3 * 2
+    monkeypatch.setattr(BlockFlops, "of", lambda self, block: None)
+    run, host, block = Run(), OF_STACK, OF_BLOCK
     growth = grow(run, DEEPEN(stack="blocks", at="end"), flops=(host + block) / host - (0 if fits else 0.01))
     run.train(20)
     (end,) = [entry for entry in growth.history if entry["what"] in ("kept", "dropped")]

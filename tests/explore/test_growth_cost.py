@@ -13,6 +13,7 @@ from torch import Tensor
 from fxgraft import SeedManager
 from fxgraft.commands import DEEPEN, SEED
 from fxgraft.explore import AutoGrowth
+from fxgraft.explore._example_run import BlockFlops
 from tests.explore import runs
 from tests.explore.runs import Run, X, Y
 from tests.explore.test_price import Stack
@@ -113,6 +114,7 @@ def test_what_listens_for_the_size_of_a_batch_goes_again(culled_after: int | Non
 
 def test_what_is_not_known_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "NormNet", Stack)
+    monkeypatch.setattr(BlockFlops, "of", lambda self, block: None)
     run = Counting()
     growth = run.grow(candidates=DEEPEN(stack="blocks", at="end"))
     run.train(20)

@@ -14,6 +14,7 @@ import fxgraft
 from fxgraft.errors import SlotError
 from fxgraft.host.numbering import of_depth
 from tests.hosts.transformer_models import TEXT
+from tests.resizing.deep_models import gpt2
 
 IDS = torch.arange(3, 17).reshape(2, 7)
 HEADS = {"num_key_value_heads": 1, "head_dim": 8}
@@ -113,3 +114,18 @@ def test_a_refusal_while_blocks_come_changes_nothing() -> None:
     assert {n: r.code for n, r in host.regions.items()} == code
     assert host.config.num_hidden_layers == 2
     torch.testing.assert_close(host(IDS, use_cache=False)[0], before, rtol=0, atol=0)
+
+
+def test_a_seed_that_learns_in_isolation_does_not_hide_what_ends_a_branch() -> None:
+    """Attention has no graph there: what ends its branch is seen in a run, with the seed in it."""
+    zero = []
+    for slot in (None, "transformer.h.0.attn.resid_dropout"):
+        host = fxgraft.trace(gpt2(), (torch.arange(12).reshape(2, 6),))
+        manager = fxgraft.SeedManager(host, check_every=0)
+        if slot is not None:
+            manager.germinate(slot, "mlp")
+        (block,) = manager.deepen("transformer.h", at=[0])
+        assert block.module is not None
+        zero.append([name for name, p in block.module.named_parameters() if not p.any()])
+    assert zero[0] == zero[1]
+    assert "attn.c_proj.weight" in zero[1]
