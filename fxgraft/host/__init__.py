@@ -25,6 +25,7 @@
 `plain`            a module without what the host has put into it
 `retracing`        a host whose layers have other sizes is traced again
 `current_form`     the form of a host now, and of its modules: whether prepared code, or a trace, still fits
+`same_code`        whether a host still runs what it ran: asked in every training step
 `stacks`           containers of alike blocks that run one after the other
 `values`           what the value at a slot is like now
 `_observing`       the sizes of values in an inserted block that grew wider alone

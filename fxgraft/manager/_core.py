@@ -18,6 +18,7 @@ from fxgraft.commands.inbox import Inbox
 from fxgraft.distributed import peers_of
 from fxgraft.errors import StageError
 from fxgraft.host.host import Host
+from fxgraft.host.same_code import SameCode
 from fxgraft.host.summary import summarize_run
 from fxgraft.lifecycle import building
 from fxgraft.lifecycle.act import Act
@@ -37,7 +38,6 @@ from fxgraft.manager.reporter import Reporter
 from fxgraft.manager.settings import ManagerSettings
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
-from fxgraft.slots.structure import Structure
 from fxgraft.telemetry import logger
 from fxgraft.telemetry.metrics import collect
 from fxgraft_passes.graft import check_name
@@ -102,8 +102,8 @@ class ManagerCore:
         self._memory = ManagerState(self.peers.share(torch.initial_seed()))
         self._acts = Acts(self._lifecycle, self._background, self._memory)
         self._routines: list[Routine] = []
-        # The structure at which the last step found nothing to do; None: it did, or a stage has changed.
-        self._rests_at: Structure | None = None
+        # What the host ran when a step found that there is nothing to do until something is asked for.
+        self._rest = SameCode(host)
         self._deepening = Deepening(
             host,
             self._lifecycle,
@@ -154,10 +154,14 @@ class ManagerCore:
     # What calls are refused for
 
     def _allow(self, action: str) -> None:
-        """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed."""
+        """Raise `StageError` where seeds cannot change: in another thread, or while the host is borrowed.
+
+        Whatever gives the next steps something to do begins with this, or is sent to the inbox.
+        """
         self._inbox.require_here(action)
         self._acts.refuse_threads()
         self._refuse_while_borrowed(action)
+        self._rest.forget()
 
     def _refuse_while_borrowed(self, action: str) -> None:
         if self.host._links.borrowed:
@@ -245,7 +249,7 @@ class ManagerCore:
         self._reporter.violations(found, [seed for seed in self._seeds.values() if seed.is_live])
 
     def _on_stage(self, seed: Seed) -> None:
-        self._rests_at = None
+        self._rest.forget()
         self.monitor.follow(self._seeds.values())
         if seed.stage is not Stage.GERMINATED:  # which changes nothing that runs
             # What is applied in the background comes at a step of its own choice: that one stays ordinary.
