@@ -41,9 +41,12 @@ def check_weights(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` where the tensors of host and seeds are others than those that were saved."""
     ours, theirs = ({n: _form(value) for n, value in values.items()} for values in (given, saved))
     if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
+        name = different[0]
         raise CheckpointError(
-            f"the checkpoint's weights do not fit its seeds: {', '.join(different[:3])}. Expected blueprints "
-            f"that make the modules of the saved run"
+            f"the checkpoint's weights do not fit its seeds: {', '.join(different[:3])}. For {name} expected "
+            f"{ours.get(name, 'nothing')}, as in the host; got {theirs.get(name, 'nothing')}. Expected "
+            f"blueprints that make the modules of the saved run; and where the host has grown deeper or "
+            f"wider, the model as it was when that run began"
         )
 
 

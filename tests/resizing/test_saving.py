@@ -62,6 +62,20 @@ def test_a_model_that_is_as_wide_by_itself(tmp_path):
     assert_same_bits(host.state_dict(), fresh.state_dict())
 
 
+def test_a_model_that_is_too_wide_for_an_inserted_block_says_so(tmp_path):
+    _, _, manager = managed(Gpt(nn.LayerNorm, depth=1), TOKENS)
+    manager.deepen("blocks", 1, at="end", name="new")
+    manager.widen("blocks.0.mlp.0", 4)  # not the new block
+    manager.save(tmp_path / "run")
+    wide = Gpt(nn.LayerNorm, depth=1)
+    ends = wide.blocks[0].mlp
+    ends[0], ends[2] = nn.Linear(12, 20), nn.Linear(20, 12)
+    fresh = fxgraft.trace(wide, (TOKENS,))
+    with pytest.raises(CheckpointError, match=r"expected .*20.* got .*16.* model as it was when"):
+        fxgraft.SeedManager.load(tmp_path / "run", fresh, torch.optim.AdamW(fresh.parameters(), lr=1e-2))
+    assert not fresh.structure.placements
+
+
 def test_a_load_that_fails_leaves_a_narrow_host(tmp_path):
     _, _, manager = grown()
     manager.save(tmp_path / "run")
