@@ -12,7 +12,7 @@ from torch import Tensor
 from fxgraft.explore._growth_state import GrowthState
 from fxgraft.explore._price import Pace
 from fxgraft.explore.growth_settings import STEPS, GrowthSettings, When, moments
-from fxgraft.explore.measuring import Evaluate, evaluate_host
+from fxgraft.explore.measuring import Checked, Evaluate, evaluate_host
 from fxgraft.util.losses import mean_loss
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ class Clock:
         evaluate: computes the loss where the steps have none.
         settings: how long a window is, and what is flat.
         when, total_steps: as of `SeedManager.autogrow`.
+
+    Attributes:
+        looked: what the evaluation said in the latest step, where it was asked then; else None.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Clock:
 
     def begin(self, memory: GrowthState) -> None:
         """Go on from there."""
+        self.looked: Checked | None = None
         self._losses: list[Tensor | float] = []
         self._pace, self._paced = Pace(**memory.pace), list[Tensor | float]()
 
@@ -90,6 +94,7 @@ class Clock:
 
     def is_time(self, memory: GrowthState, loss: float | Tensor | None) -> bool:
         """Whether the next round begins with this step."""
+        self.looked = None
         if self._shares is not None:
             if memory.fired < len(self._shares) and self._manager.steps >= self._shares[memory.fired]:
                 memory.fired += 1
@@ -115,4 +120,5 @@ class Clock:
         """The mean loss of the window; where no step had a loss, that of the evaluation. NaN: neither."""
         if memory.given:
             return memory.total / memory.finite if memory.finite else math.nan
-        return statistics.fmean(evaluate_host(self._manager.host, self._evaluate).losses)
+        self.looked = evaluate_host(self._manager.host, self._evaluate)
+        return statistics.fmean(self.looked.losses)

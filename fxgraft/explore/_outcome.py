@@ -12,9 +12,9 @@ from fxgraft.explore._candidate_state import CandidateState
 from fxgraft.explore._example_run import block_calls
 from fxgraft.explore._step_cost import call_at, step_ms
 from fxgraft.explore.exploration_settings import ExplorationSettings
-from fxgraft.explore.measuring import Evaluate, Measured, contributions
+from fxgraft.explore.measuring import Evaluate, contributions
 from fxgraft.explore.scoring import Ranking
-from fxgraft.explore.table import MEASURED
+from fxgraft.explore.table import LEARNING, MEASURED
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.lifecycle import Lifecycle
 from fxgraft.seeds.seed import Seed
@@ -30,8 +30,14 @@ def measure(
     evaluate: Evaluate,
     settings: ExplorationSettings,
 ) -> None:
-    """Measure the candidates that learn; one that cannot be measured fails with the reason."""
-    seeds = {entry.seed: manager.seeds[entry.seed] for entry in entries if entry.seed}
+    """Measure the candidates that learn; one that cannot be measured fails with the reason.
+
+    One that was not trained fails without an evaluation.
+    """
+    for entry in entries:
+        _look_at_training(entry, manager.seeds[str(entry.seed)], manager.peers, settings)
+    entries = [entry for entry in entries if entry.status == LEARNING]
+    seeds = {str(entry.seed): manager.seeds[str(entry.seed)] for entry in entries}
     found = contributions(
         manager.host,
         list(seeds.values()),
@@ -43,25 +49,23 @@ def measure(
         inactivity=lifecycle.inactivity,
     )
     for entry in entries:
-        assert entry.seed is not None
-        _take_in(entry, seeds[entry.seed], found[entry.seed], manager, settings)
+        entry.found = found[str(entry.seed)]
+        if entry.found.contribution is None:
+            entry.fail(entry.found.reason)
+        else:
+            entry.status = MEASURED
     measured = [entry for entry in entries if entry.status == MEASURED]
     _time([(entry, seeds[str(entry.seed)]) for entry in measured], manager.host)
 
 
-def _take_in(
-    entry: CandidateState, seed: Seed, found: Measured, manager: SeedManager, settings: ExplorationSettings
-) -> None:
-    entry.trained_steps, entry.found = seed.trained_steps, found
+def _look_at_training(entry: CandidateState, seed: Seed, peers: Peers, settings: ExplorationSettings) -> None:
+    entry.trained_steps = seed.trained_steps
     # Each rank has seen the gradients of its own batches.
-    shared = manager.peers.mean(math.nan if entry.expected is None else entry.expected)
+    shared = peers.mean(math.nan if entry.expected is None else entry.expected)
     entry.expected = None if math.isnan(shared) else shared
-    if found.contribution is None:
-        return entry.fail(found.reason)
-    if not seed.trained_steps and settings.steps > settings.frozen_steps:
-        return entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
-    entry.status = MEASURED
-    return None
+    # All ranks evaluate the same: one that has learnt on any of them.
+    if settings.steps > settings.frozen_steps and not peers.mean(seed.trained_steps):
+        entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
 
 
 def _time(measured: Sequence[tuple[CandidateState, Seed]], host: Host) -> None:

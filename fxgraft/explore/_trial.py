@@ -17,7 +17,7 @@ from fxgraft.explore._memory import COPIES, of_values
 from fxgraft.explore._price import SHARE, price
 from fxgraft.explore._rounds import Rounds
 from fxgraft.explore.growth_settings import Budget
-from fxgraft.explore.measuring import Evaluate, evaluate_host, numbers
+from fxgraft.explore.measuring import Checked, Evaluate, evaluate_host, numbers
 from fxgraft.explore.table import Row
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
@@ -50,14 +50,19 @@ class GrowthTrial:
                 )
         return {"slot": place, "blueprint": "deepen", "parameters": size, "flops": flops, "memory": memory}
 
-    def begin_block(self, block: DEEPEN, most: Mapping[str, int]) -> None:
+    def begin_block(self, block: DEEPEN, most: Mapping[str, int], looked: Checked) -> None:
         """Try the block that was asked for: there is nothing to choose from.
+
+        Args:
+            block: the command for it.
+            most: what there is room for.
+            looked: what the evaluation says of the host before.
 
         Raises:
             ValueError: it has more than ``most`` says.
         """
         memory = self._rounds.memory
-        memory.row = {**self.row_of(block, most), "loss": self._loss_now()}
+        memory.row = {**self.row_of(block, most), "loss": self._loss_of(looked)}
         blend = block.blend or max(self._rounds.settings.blend, 1)
         reply = self._rounds.carry_out(replace(block, blend=blend))
         memory.seed = reply.seed
@@ -66,12 +71,11 @@ class GrowthTrial:
             return self._drop(None, reply.reason)
         return self._hold()
 
-    def _loss_now(self) -> float | None:
+    def _loss_of(self, looked: Checked) -> float | None:
         """The loss before something is tried; None where it is not asked for."""
         if isinstance(self._rounds.settings.gain, str):
             return None
-        found = evaluate_host(self._rounds.manager.host, self._rounds.evaluate).losses
-        return self._rounds.manager.peers.mean(statistics.fmean(found))
+        return self._rounds.manager.peers.mean(statistics.fmean(looked.losses))
 
     def begin(self, row: Row) -> None:
         """Try the candidate of ``row``, which an exploration has kept in training."""

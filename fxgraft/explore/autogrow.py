@@ -38,7 +38,7 @@ from fxgraft.explore._trial import GrowthTrial
 from fxgraft.explore.candidates import AUTO, Choice, find
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.growth_settings import Budget, GrowthSettings, When
-from fxgraft.explore.measuring import Evaluate, check, evaluate_host
+from fxgraft.explore.measuring import Checked, Evaluate, evaluate_host, finite
 from fxgraft.explore.scoring import Score
 from fxgraft.explore.table import LEARNING
 from fxgraft.util.text import pluralize
@@ -90,7 +90,7 @@ class AutoGrowth:
         scoring.resolve(score)
         self._budget = Budget.of(budget)
         clock = Clock(manager, self._evaluate, settings, when, total_steps)
-        bare = check(manager.host, evaluate)
+        bare = finite(evaluate_host(manager.host, evaluate))
         self._evaluate.calls = 1
         if self._budget.flops is not None and bare.flops is None:
             raise ValueError("budget: the FLOPs of this host are not known; expected a budget of parameters")
@@ -243,7 +243,7 @@ class AutoGrowth:
         match memory.phase:
             case "waiting":
                 if clock.is_time(memory, loss):
-                    self._explore()
+                    self._explore(clock.looked or evaluate_host(self._manager.host, self._evaluate))
             case "exploring":
                 if self.exploration is not None and self.exploration.done:
                     self._choose(self.exploration)
@@ -252,17 +252,22 @@ class AutoGrowth:
             case "fading":
                 self._trial.fade()
 
-    def _explore(self) -> None:
-        looked = evaluate_host(self._manager.host, self._evaluate)
+    def _explore(self, looked: Checked) -> None:
+        """Begin a round.
+
+        Args:
+            looked: what the evaluation says of the host as it is.
+        """
         bare = self._memory.bare = looked.flops
         self._memory.evaluation = looked.evaluation or self._memory.evaluation
         try:
             most = self._room(bare)
             if self._block is not None:
-                return self._trial.begin_block(self._block, most)
-            self.exploration = self._manager.explore(
+                return self._trial.begin_block(self._block, most, looked)
+            self.exploration = self._manager._explore_from(
+                looked,
                 self._candidates,
-                evaluate=self._evaluate,
+                self._evaluate,
                 steps=self._settings.explore,
                 keep=1,
                 blueprints=self._names,

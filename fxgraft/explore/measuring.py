@@ -68,18 +68,12 @@ class Checked:
     evaluation: int | None = None
 
 
-def check(host: Host, evaluate: Evaluate) -> Checked:
-    """`evaluate_host`, where the losses have to be finite.
-
-    Raises:
-        TypeError: ``evaluate`` cannot be called, or returns no numbers.
-        ValueError: a loss is not finite.
-    """
-    checked = evaluate_host(host, evaluate)
-    for loss in checked.losses:
+def finite(looked: Checked) -> Checked:
+    """The same, where the losses are finite. Raises `ValueError` where one is not."""
+    for loss in looked.losses:
         if not math.isfinite(loss):
             raise ValueError(f"evaluate: expected finite losses; got {loss}")
-    return checked
+    return looked
 
 
 def evaluate_host(host: Host, evaluate: Evaluate) -> Checked:
@@ -157,7 +151,7 @@ def contributions(
     Args:
         host: where they are.
         seeds: isolated ones in TRAINING.
-        evaluate: as for `check`.
+        evaluate: as for `evaluate_host`.
         at: the alpha to measure at.
         repeats: how often each evaluation is repeated, with other random numbers each time.
         alone: whether the others may be taken out meanwhile: not on a host that is sharded.

@@ -14,7 +14,7 @@ from fxgraft.explore.candidates import Choice, find
 from fxgraft.explore.exploration import Exploration
 from fxgraft.explore.exploration_settings import ExplorationSettings
 from fxgraft.explore.growth_settings import GrowthSettings, When
-from fxgraft.explore.measuring import Evaluate, check
+from fxgraft.explore.measuring import Checked, Evaluate, evaluate_host, finite
 from fxgraft.explore.scoring import Score
 from fxgraft.util import validate
 from fxgraft.util.interrupts import uninterruptible
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from fxgraft.manager.manager import SeedManager
 
 
-@uninterruptible
 def explore(
     self: SeedManager,
     candidates: Choice = "auto",
@@ -56,8 +55,8 @@ def explore(
             SEED commands (or dictionaries).
         evaluate: computes a loss of the host without arguments, best on held-out data and in eval mode: a
             number, or one for each of several batches (a sequence, a 1-D tensor), from which a standard
-            error follows. It is called once now, and at the end once for each candidate, and once without
-            any. Gradients are off inside; lower is better.
+            error follows. It is called once now, and at the end once for each candidate that was trained,
+            and once without any. Gradients are off inside; lower is better.
         steps: the number of training steps for which they train.
         keep: the number of best candidates that stay, in TRAINING; the others are culled.
         blueprints: the names of the blueprints to try; None: all. Not allowed with commands.
@@ -85,6 +84,31 @@ def explore(
             host steps in ``evaluate``.
         CheckpointError: ``state`` is damaged, or one of other candidates.
     """
+    return explore_from(
+        self, None, candidates, evaluate, steps, keep, blueprints, score, at, repeats, cap, most, exclude,
+        wider, state,
+    )  # fmt: skip
+
+
+@uninterruptible
+def explore_from(
+    self: SeedManager,
+    bare: Checked | None,
+    candidates: Choice,
+    evaluate: Evaluate,
+    steps: int,
+    keep: int,
+    blueprints: Sequence[str] | None,
+    score: str | Score,
+    at: float = 1.0,
+    repeats: int = 1,
+    cap: Mapping[str, int] | None = None,
+    most: Mapping[str, int] | None = None,
+    exclude: Sequence[SEED | WIDEN | DEEPEN | Mapping[str, Any]] = (),
+    wider: bool = True,
+    state: Mapping[str, Any] | None = None,
+) -> Exploration:
+    """As `explore`, also for the arguments; ``bare`` is what ``evaluate`` says of the host now, if known."""
     self._allow("explore")
     self._acts.refuse("explore")
     self._refuse_inference_mode("explore")
@@ -95,12 +119,10 @@ def explore(
         validate.integer("repeats", repeats, 1),
     )
     by = scoring.resolve(score)
-    bare = check(self.host, evaluate)
+    flops = finite(bare or evaluate_host(self.host, evaluate)).flops
     alone = self.peers.size == 1 and self.peers.folder is None  # else the host cannot grow wider
     without = [_growing(command) for command in exclude]
-    found = find(
-        self.host, candidates, blueprints, cap, bare.flops, most, widens=alone and wider, exclude=without
-    )
+    found = find(self.host, candidates, blueprints, cap, flops, most, widens=alone and wider, exclude=without)
     exploration = Exploration(self, self._lifecycle, self._reporter, found, evaluate, by, settings)
     if state is None:
         exploration.begin()

@@ -161,6 +161,7 @@ class SeedManager(ManagerCore):
     # Where to grow
 
     explore = _searching.explore
+    _explore_from = _searching.explore_from
     autogrow = _searching.autogrow
 
     # Commands

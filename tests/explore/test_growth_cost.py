@@ -57,9 +57,9 @@ def test_the_cost_is_what_a_count_by_hand_gives() -> None:
     cost = growth.cost
     explored = 3 * BATCH * EXPLORED * (OF_MLP + OF_LOW_RANK)
     tried = 3 * BATCH * (kept - began) * OF_MLP
-    # The host is looked at when the growth begins, when it explores, by `explore`, and before the two
-    # candidates are measured; two evaluations judge, and one weighs what was kept.
-    before, after = 1 + 1 + 1 + (1 + 2), 2 + 1
+    # The host is looked at when the growth begins, when it explores, and before the two candidates are
+    # measured; two evaluations judge, and one weighs what was kept.
+    before, after = 1 + 1 + (1 + 2), 2 + 1
     evaluated = HELD_OUT * (before * HOST + after * (HOST + OF_MLP))
     assert (cost["explored"], cost["tried"], cost["evaluated"]) == (explored, tried, evaluated)
     assert cost["evaluations"] == run.calls == before + after
