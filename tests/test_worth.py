@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.worth import __main__ as command
 from benchmarks.worth import data, prepare, results, schedule, summary, training, tried, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
-from benchmarks.worth.arms import ANYTHING, PRIMARY, TRIED, Arm, arms
+from benchmarks.worth.arms import ANYTHING, COPIED, PRIMARY, TRIED, Arm, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.models import CNN, GPT, ThinCNN
 from benchmarks.worth.plan import Plan
-from benchmarks.worth.protocols import PROTOCOLS, TUNING_SEED, Scale
+from benchmarks.worth.protocols import PROTOCOLS, Scale
 from benchmarks.worth.questions import below_envelope, best_smaller_share, share_of_large, unknown_size
 from benchmarks.worth.training import Run, Trainer
 from benchmarks.worth.unknown import below_best
@@ -222,6 +222,24 @@ def test_what_is_tried_changes_one_thing(arm: Arm):
     # The first step of AdamW is as large as the learning rate, but for weight decay.
     if name != "blend":  # whose first gradient is zero, as alpha is
         assert moved[0] == pytest.approx(0.003 * first, rel=0.1)
+
+
+@pytest.mark.parametrize("arm", COPIED, ids=lambda arm: arm.name)
+def test_by_shares_of_the_budget_blocks_come_and_the_rate_falls(arm: Arm):
+    learner = KINDS["shares"](Setting(tiny(), arm, 0, 0.003, 10))
+    learner.ledger, learner.counted = training.Ledger(), training.Counted()
+    learner.allow(1000)
+    rates, depths = [], []
+    for step in range(4):
+        learner.ledger.flops["train"] = 100 * step
+        learner.begin(step)
+        learner.step(tiny().batch(0, 0), 1.0)
+        rates.append(learner.optimizers[0].param_groups[0]["lr"])
+        depths.append(learner.blocks)
+    share, depth = arm.changes[0]
+    assert depths == [arm.depth] * round(10 * share) + [depth] * (4 - round(10 * share))
+    assert rates == [0.003 * (1.0 if 0.1 * step < share else 0.5**0.5) for step in range(4)]
+    assert learner.told() == {"blocks": depth}
 
 
 def test_the_schedule_rises_stays_and_falls_to_zero():
@@ -610,7 +628,10 @@ def _plan(*records: dict[str, object], rates: tuple[float, ...] = (1.0, 2.0, 4.0
 
 
 def _tuned(arm: str, losses: dict[float, float]) -> list[dict[str, object]]:
-    return [record(arm, TUNING_SEED, (1.0, 1, loss), tuning=True, rate=rate) for rate, loss in losses.items()]
+    return [
+        record(arm, PROTOCOL.tuning_seed, (1.0, 1, loss), tuning=True, rate=rate)
+        for rate, loss in losses.items()
+    ]
 
 
 def test_the_learning_rate_is_the_best_of_its_runs_and_one_beyond_the_edge_is_tried():
@@ -619,7 +640,7 @@ def test_the_learning_rate_is_the_best_of_its_runs_and_one_beyond_the_edge_is_tr
     assert _plan(*_tuned("fixed-2", {1.0: 3, 2.0: 1, 4.0: 2})).rate(arm) == 2.0
     at_the_edge = _plan(*_tuned("fixed-2", {1.0: 3, 2.0: 2, 4.0: 1}))
     assert at_the_edge.rate(arm) is None
-    assert Run("gpt", "fixed-2", TUNING_SEED, 8.0, True) in at_the_edge.missing()
+    assert Run("gpt", "fixed-2", PROTOCOL.tuning_seed, 8.0, True) in at_the_edge.missing()
     assert _plan(*_tuned("fixed-2", {1.0: 3, 2.0: 2, 4.0: 1, 8.0: 0.5})).rate(arm) == 8.0
     assert _plan(*_tuned("fixed-2", {0.5: 1.5, 1.0: 1, 2.0: 2, 4.0: 1.1})).rate(arm) == 1.0
     assert _plan(*_tuned("fixed-2", {1.0: 3, 2.0: float("nan"), 4.0: 4, 0.5: 5})).rate(arm) == 1.0
@@ -633,7 +654,7 @@ def test_the_finalists_are_the_large_the_two_best_at_the_cost_of_growth_and_the_
 
 def test_other_random_seeds_are_never_used_to_choose():
     for name, protocol in PROTOCOLS.items():
-        assert TUNING_SEED not in protocol.seeds, name
+        assert protocol.tuning_seed not in protocol.seeds, name
 
 
 @pytest.mark.parametrize("protocol", ["short", "full"])

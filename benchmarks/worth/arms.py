@@ -24,7 +24,7 @@ class Arm:
     Attributes:
         name: unique.
         depth: blocks at the start.
-        changes: when (in multiples of N steps) and to how many blocks.
+        changes: when (in multiples of N steps; for "shares", of the budget) and to how many blocks.
         how: the kind of learner, a key of `learners.KINDS`.
         options: for the learner.
         tuned_as: the arm whose learning rate it takes; its own name if it is tuned itself.
@@ -57,7 +57,7 @@ class Arm:
     @property
     def budgeted(self) -> bool:
         """Whether it is given FLOPs and not steps."""
-        return self.how in ("grow", "anything")
+        return self.how in ("grow", "anything", "shares")
 
 
 def fixed(depth: int, ends: tuple[float, ...], inside: bool = False) -> Arm:
@@ -103,6 +103,28 @@ AGAIN = tuple(
     replace(arm, protocols=("tried_again",))
     for arm in TRIED
     if arm.name == CONTROL or arm.name.removeprefix(f"{CONTROL}-") in HELPED
+)
+
+COPIES, ZEROED, STEPPED = "copies", "zeroed", "stepped"
+"""Of the fourth experiment: the primary arm, the same with zeroed output layers, and the controls."""
+TIMES = ((0.2, 2),)
+"""At which shares of the budget, and to how many blocks."""
+
+
+def _by_shares(name: str, depth: int, changes: tuple[tuple[float, int], ...], **options: Any) -> Arm:
+    """Blocks come, if they do, at shares of the budget, and the learning rate falls there."""
+    options = {"init": "copy", "optimizer_state": "copy", "at": None, "factor": 0.5**0.5} | options
+    tuned_as = COPIES if name == ZEROED else name
+    return Arm(
+        name, depth, "shares", tuned_as, (1.0,), changes, options, seeds="all", protocols=("copies",),
+        workloads=("gpt",),
+    )  # fmt: skip
+
+
+COPIED = (
+    _by_shares(COPIES, 1, TIMES),
+    _by_shares(ZEROED, 1, TIMES, init="zero", optimizer_state="fresh"),
+    *(_by_shares(f"{STEPPED}-{n}", n, tuple((share, n) for share, _ in TIMES)) for n in (2, 3)),
 )
 
 GROWTH = (
@@ -163,6 +185,6 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     scale = protocol.scales[workload]
     inside = protocol.by_budget
     sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends, inside) for depth in scale.depths}
-    known = {"tried": TRIED, "tried_again": AGAIN}.get(protocol.name, GROWTH)
+    known = {"tried": TRIED, "tried_again": AGAIN, "copies": COPIED}.get(protocol.name, GROWTH)
     grown = {arm.name: arm for arm in known if protocol.name in arm.protocols and workload in arm.workloads}
     return sizes | grown

@@ -103,6 +103,48 @@ class Tried(Deepened):
         return self.changed, tuple(seed.stage for seed in self.new)
 
 
+class ByShares(Deepened):
+    """To given depths at given shares of the budget of FLOPs; the learning rate falls at each of them.
+
+    The arm's further option: ``factor``, what the rate is multiplied by each time. Where the depth stays the
+    same only the rate falls: the control.
+    """
+
+    resumable = False  # a run with a budget begins anew
+
+    def make(self, model: nn.Module) -> None:
+        super().make(model)
+        self.factor = 1.0
+
+    def allow(self, limit: float) -> None:
+        """A run with so many FLOPs begins."""
+        self.limit = limit
+
+    def begin(self, step: int) -> None:
+        changes = self.setting.arm.changes
+        while (
+            self.changed < len(changes) and self.ledger.total_flops >= changes[self.changed][0] * self.limit
+        ):
+            self.counted.run(self.ledger, "change", None, self.change)
+
+    def grow(self, depth: int) -> None:
+        if depth > self.depth:
+            super().grow(depth)
+        self.factor *= self.setting.arm.options["factor"]
+
+    def step(self, batch: Batch, share: float) -> float:
+        return super().step(batch, share * self.factor)
+
+    @property
+    def blocks(self) -> int:
+        """How many there are now."""
+        return self.depth
+
+    def told(self) -> dict[str, Any]:
+        """What it did, for the record of an end."""
+        return {"blocks": self.depth}
+
+
 class Autogrown(Deepened):
     """`fxgraft.SeedManager.autogrow`: nothing known but a budget of parameters."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.worth.by_fxgraft import Anything, Autogrown, Deepened, Grown, Tried, Widened
+from benchmarks.worth.by_fxgraft import Anything, Autogrown, ByShares, Deepened, Grown, Tried, Widened
 from benchmarks.worth.by_hand import Net2Net, Stacked, Stochastic
 from benchmarks.worth.learner import Learner, Setting
 
@@ -20,4 +20,5 @@ KINDS: dict[str, type[Learner]] = {
     "autogrow": Autogrown,
     "grow": Grown,
     "anything": Anything,
+    "shares": ByShares,
 }

@@ -7,19 +7,13 @@ from dataclasses import replace
 
 from benchmarks.worth.analysis import Arms
 from benchmarks.worth.arms import GROW, PRIMARY, SEVERAL, Arm, arms
-from benchmarks.worth.protocols import LARGE, TUNING_SEED, Protocol
+from benchmarks.worth.protocols import LARGE, Protocol
 from benchmarks.worth.results import Records
 from benchmarks.worth.training import Run
 
 
 class Plan:
-    """The runs of one workload in one protocol, given the records so far.
-
-    Attributes:
-        beyond: how many further learning rates are tried where the best is at the edge.
-    """
-
-    beyond = 1
+    """The runs of one workload in one protocol, given the records so far."""
 
     def __init__(self, protocol: Protocol, workload: str, records: Records):
         self.protocol, self.workload, self.records = protocol, workload, records
@@ -84,8 +78,9 @@ class Plan:
     def _tuning(self, name: str) -> list[Run]:
         """The runs that choose its rate, by rising rates; further ones while the best is at an edge."""
         rates = sorted(self.scale.rates) if self.protocol.tuned else []
-        runs = [Run(self.workload, name, TUNING_SEED, rate, tuning=True) for rate in rates]
-        for _ in range(self.beyond if len(rates) > 1 else 0):
+        seed = self.protocol.tuning_seed
+        runs = [Run(self.workload, name, seed, rate, tuning=True) for rate in rates]
+        for _ in range(self.protocol.beyond if len(rates) > 1 else 0):
             losses = [self._validation(run) for run in runs]
             best = None if None in losses else losses.index(min(losses))
             if best not in (0, len(runs) - 1):
@@ -124,7 +119,6 @@ def _number(loss: float) -> float:
 class UnknownPlan(Plan):
     """The second experiment: growth to a size that nobody knows, and the sizes around it."""
 
-    beyond = 5
     main = ("fixed-2", GROW, "deepen-1-2", SEVERAL)
     """These come first, with all random seeds."""
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.worth.arms import Arm, arms
-from benchmarks.worth.protocols import LARGE, TUNING_SCALE, Protocol
+from benchmarks.worth.protocols import LARGE, Protocol
 from benchmarks.worth.results import Records, run_of
 from benchmarks.worth.schedule import DECAY
 from benchmarks.worth.training import Run
@@ -19,7 +19,7 @@ class Costs:
     """What the runs of one workload cost, in multiples of the large network's N steps."""
 
     def __init__(self, protocol: Protocol, task: Workload):
-        self.arms = arms(protocol, task.name)
+        self.arms, self.tuning = arms(protocol, task.name), task.scale.tuning
         depths = {LARGE, *(arm.depth for arm in self.arms.values())}
         depths |= {depth for arm in self.arms.values() for _, depth in arm.changes}
         self.flops = {depth: task.step_flops(depth) for depth in depths}
@@ -28,7 +28,7 @@ class Costs:
         """Of the whole run: its longest end, and the decays of the others."""
         arm = self.arms[run.arm]
         if run.tuning:
-            return TUNING_SCALE * self.path(arm, 1.0)
+            return self.tuning * self.path(arm, 1.0)
         last, *others = sorted((self.path(arm, end) for end in arm.ends), reverse=True)
         return last + sum(others) if arm.budgeted else last + DECAY * sum(others)
 

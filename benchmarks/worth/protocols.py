@@ -3,6 +3,7 @@
 Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md; the workload
 "thin" of both in PREREGISTERED_THIRD.md. "unknown_extra" is a control that was added after the results of
 "unknown"; "tried" is what may make growth better, and "tried_again" what of it did: ADDED_AFTERWARDS.md.
+"copies" is the fourth experiment: PREREGISTERED_FOURTH.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 LARGE = 8  # blocks of the large network
-TUNING_SEED, TUNING_SCALE = 100, 0.2
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Scale:
         validation: pieces or images that one evaluation for the curve takes.
         test: likewise, at the end of a run.
         points: of a curve.
+        tuning: the length of the runs that choose a learning rate, in multiples of N.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class Scale:
     validation: int
     test: int
     points: int = 16
+    tuning: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Protocol:
         variants: whether arms are run that have one random seed: "none", "some" (after all others), "all".
         by_budget: whether the ends of fixed sizes include their evaluations, as those of `grow` do.
         rates_of: another protocol, whose tuning runs count here as well.
-        tuned: whether learning rates are chosen by short runs; else the single one of a scale is taken.
+        tuned: whether learning rates are chosen by runs of their own; else the one of a scale is taken.
+        tuning_seed: the random seed of these runs, which is used for nothing else.
+        beyond: how many further learning rates are tried where the best is at the edge.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Protocol:
     by_budget: bool = False
     rates_of: str | None = None
     tuned: bool = True
+    tuning_seed: int = 100
+    beyond: int = 1
 
 
 GPT_RATES, CNN_RATES, THIN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008), (0.008, 0.016, 0.032)
@@ -102,6 +108,7 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         rates_of="short",
+        beyond=5,
     ),
     "unknown_extra": Protocol(
         "unknown_extra",
@@ -127,6 +134,7 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         rates_of="short",
+        beyond=5,
     ),
     "tried_control": Protocol(
         "tried_control",
@@ -135,6 +143,27 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         tuned=False,
+    ),
+    "copies": Protocol(
+        "copies",
+        {
+            "gpt": Scale(
+                2000,
+                8,
+                128,
+                (1, 2, 3, 4),
+                (1.0,),
+                (0.0015, 0.0021, 0.003),
+                validation=256,
+                test=1024,
+                points=10,
+                tuning=1.0,
+            )
+        },
+        seeds=(12, 13, 14),
+        variants="none",
+        by_budget=True,
+        tuning_seed=101,
     ),
     "quick": Protocol(
         "quick",

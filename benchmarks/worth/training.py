@@ -19,7 +19,6 @@ from benchmarks.worth import schedule
 from benchmarks.worth.arms import Arm
 from benchmarks.worth.costs import Counted, Ledger
 from benchmarks.worth.learners import KINDS, Setting
-from benchmarks.worth.protocols import TUNING_SCALE
 from benchmarks.worth.workloads import Workload
 
 SECONDS_BETWEEN_STATES = 60.0
@@ -50,7 +49,7 @@ class Trainer:
     ):
         self.run, self.arm, self.workload, self.say = run, arm, workload, say
         self.file = scratch / f"{run.name}.pt"
-        scale = TUNING_SCALE if run.tuning else 1.0
+        scale = workload.scale.tuning if run.tuning else 1.0
         self.shares = (1.0,) if run.tuning else arm.ends
         unit = workload.steps_for(arm.like, scale)
         self.totals = [self._steps(share, share * scale, unit) for share in self.shares]
