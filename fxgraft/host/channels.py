@@ -16,6 +16,7 @@ from fxgraft.errors import ChannelError
 from fxgraft.host import engine
 from fxgraft.util.tables import TableMapping
 from fxgraft.util.tensors import local_tensor
+from fxgraft_passes import Phase
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried, tried_one
@@ -59,7 +60,7 @@ class ChannelGroups(TableMapping[ChannelGroup]):
 
 
 class Channels:
-    """Finds the groups of channels of a host, once for each structure that it has.
+    """Finds the groups of channels of a host, once for each structure that it has, and each phase of that.
 
     Args:
         example: the call that the host was traced with; None where it is not known any more.
@@ -72,6 +73,7 @@ class Channels:
         self._groups: Mapping[str, ChannelGroup] = {}
         self._tried: dict[str, ChannelGroup] = {}
         self._structure: object = None
+        self._phase: Phase | None = None
 
     def call(self, host: Host) -> Example:
         """The example call; where the host has been moved or converted since, so is the call.
@@ -111,11 +113,11 @@ class Channels:
 
     def untried(self, host: Host) -> Mapping[str, ChannelGroup]:
         """The groups as the analysis has them: whether the host runs with more channels was not tried."""
-        if self._structure is not host.structure:
+        if self._structure is not host.structure or self._phase is not host.phase:  # each has code of its own
             subject = subject_of(host, self.call(host))
             fossils = {p.seed for p in host.structure.placements if p.spec.fossil is not None}
             self._groups, self._tried = find(subject, lambda path: _of_a_seed(path, fossils)), {}
-            self._structure = host.structure
+            self._structure, self._phase = host.structure, host.phase
         return self._groups
 
     def forget(self) -> None:

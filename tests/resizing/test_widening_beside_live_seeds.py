@@ -85,3 +85,19 @@ def test_a_seed_whose_output_is_not_finite_fixes_them_too() -> None:
     with pytest.raises(ChannelError, match="the seed 'a' works on it"):
         run.manager.widen("3", 2)
     run.manager.widen("1", 2)
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("blended", ["a", "b"])
+def test_channels_that_were_looked_at_before_a_blend_began_grow(looks: bool, blended: str) -> None:
+    """The forward for blending is another one than that in which all seeds are isolated."""
+    run = Run()
+    for name in ("a", "b"):
+        run.manager.germinate("3", "mlp", name=name)
+    run.train(1)
+    if looks:
+        assert run.host.channels["1"].fixed is None
+    run.manager.blend(blended, steps=0)
+    run.manager.widen("1", 2)
+    assert run.host.channels["1"].size == 8
+    run.train(2)
