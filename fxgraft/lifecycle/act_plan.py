@@ -96,7 +96,7 @@ def plan_act(lifecycle: Lifecycle, act: Act) -> dict[str, Any]:
     """The attributes of the `ActPlan` of ``act``.
 
     Raises:
-        FxgraftError: the act could not be applied; as `Lifecycle.commit`.
+        FxGraftError: the act could not be applied; as `Lifecycle.commit`.
     """
     host, change = lifecycle.host, act.change(lifecycle)
     groups = {

@@ -151,8 +151,8 @@ def fuse(self: ManagerCore, *seeds: Seed | str, wait: bool = True) -> Mapping[st
         `together`, and with ``wait=False``, it is empty until the change is made.
 
     Raises:
-        StageError: one of them is no fossil, and does not become one in the same act; or inside of
-            ``torch.inference_mode``.
+        StageError: one of them is no fossil, and does not become one in the same act, or is fused by an
+            earlier call of it; or inside of ``torch.inference_mode``.
         SlotError: one of them cannot be fused; with the reason. Nothing is changed.
         ChannelError: the outputs would differ. Nothing is changed.
         DistributedError: the host is under ``DistributedDataParallel`` or sharded.

@@ -212,7 +212,7 @@ def plan_together(self: ManagerCore) -> AbstractContextManager[ActPlan]:
     Raises:
         StageError: inside of another block, in another thread than the one that trains, or where seeds
             cannot change.
-        FxgraftError: at the end of the block, where `together` would raise it.
+        FxGraftError: at the end of the block, where `together` would raise it.
     """
     self._allow("open manager.plan_together()")
     self._acts.refuse("open manager.plan_together()")

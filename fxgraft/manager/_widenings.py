@@ -67,7 +67,11 @@ class Widenings:
         """Plan it in the act that is open; see `SeedManager.fuse`."""
         act = self._acts.open
         assert act is not None
+        earlier = [growth.growing for growth in act.growths]
+        fused = {name for each in earlier if isinstance(each, PlannedFusion) for name in each.names}
         for seed in seeds:
+            if seed.name in fused:
+                raise StageError(f"cannot fuse seed {seed.name!r}: it is fused already by an earlier call")
             if (stage := act.course(seed).stage) is not Stage.FOSSILIZED:
                 raise StageError(
                     f"cannot fuse seed {seed.name!r}: it is {stage.name}, and no fossil. Fossilize it first"

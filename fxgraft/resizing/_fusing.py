@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxgraft.errors import ChannelError, SlotError
+from fxgraft.errors import ChannelError, SlotError, StageError
 from fxgraft.fossils.folding import Folding
 from fxgraft.fossils.linear_maps import NotAffineError
 from fxgraft.host import engine
@@ -102,6 +102,7 @@ class PlannedFusion:
 
         Raises:
             SlotError: one of ``names`` cannot be fused.
+            StageError: one of them is not there any more.
             ChannelError: the outputs would differ.
         """
         host = self.lifecycle.host
@@ -140,6 +141,8 @@ def _fuse_all(
 ) -> tuple[dict[str, str], float]:
     """Fossil -> the layer that it has become part of; and by how much the outputs differ, at most."""
     host = lifecycle.host
+    if gone := [name for name in wanted if name not in lifecycle.seeds]:
+        raise StageError(f"no seed {gone[0]!r} here; there are: {', '.join(lifecycle.seeds) or 'none'}")
     into: dict[str, str] = {}
     max_abs = 0.0
     subject = subject_of(host, host.example_call())

@@ -102,6 +102,40 @@ def test_what_will_be_no_fossil_is_refused_at_its_call():
     assert host.part.up.out_features == 8
 
 
+def test_a_fossil_is_fused_once():
+    _, _, manager = with_live_branch()
+    manager.fossilize("a")
+    with manager.together():
+        into = manager.fuse("a")
+        with pytest.raises(StageError, match="'a': it is fused already by an earlier call"):
+            manager.fuse("a")
+    assert dict(into) == {"a": "part.up"}
+
+
+def _all_and_one(manager):
+    with manager.together():
+        manager.fuse()
+        manager.fuse("a")
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_fossil_that_is_gone_by_then_is_not_fused_silently(waits, caplog):
+    host, optimizer, manager = with_live_branch()
+    manager.fossilize("a")
+    before = snapshot(host, BATCH, [optimizer])
+    if waits:
+        with pytest.raises(StageError, match="no seed 'a' here; there are: none"):
+            _all_and_one(manager)
+        assert_same_bits(before, snapshot(host, BATCH, [optimizer]))
+    else:
+        late = manager.fuse("a", wait=False)
+        assert manager.fuse() == {"a": "part.up"}
+        manager.step()
+        assert "no seed 'a' here" in caplog.text
+        assert not late
+    steps(host, optimizer, manager, BATCH)
+
+
 def _all_of_it(manager, found):
     with manager.together():
         manager.deepen("blocks")
