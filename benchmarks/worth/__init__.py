@@ -2,7 +2,8 @@
 
 What is compared, and what counts as a win, was fixed before the first run: ``PREREGISTERED.md``, and for
 growth to an unknown size ``PREREGISTERED_SECOND.md``; ``PREREGISTERED_THIRD.md`` has a task for many blocks,
-and ``ADDED_AFTERWARDS.md`` what was added when results were known.
+``PREREGISTERED_FOURTH.md`` blocks that come as copies, and ``ADDED_AFTERWARDS.md`` what was added when
+results were known.
 
 ============  ==========================================================================
 prepare       where the data comes from; makes it ready
@@ -23,6 +24,10 @@ progress      how long the missing runs take
 running       makes them, and tells which there are
 results       the results as they are kept, one file for each run
 repeat        whether runs that were made again come to the same
+questions     the three questions, for the first experiment
+unknown       the same, for growth to a size that nobody knows
+tried         what may make growth better, each beside its control
+copied        blocks that come as copies, against fixed sizes
 analysis      envelope, shares, standard errors
 summary       ``worth.json`` and the table of it
 plot          loss over FLOPs

@@ -102,6 +102,12 @@ def unknown_size(arms: Arms, arm: str) -> dict[str, Any] | None:
     }
 
 
+def with_error(found: dict[str, Any]) -> str:
+    """What `told` gave, as text."""
+    error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.4f}"
+    return f"{found['mean']:.4f}{error}"
+
+
 def told(found: Estimate) -> dict[str, Any]:
     """In JSON types."""
     error = None if found.standard_error is None else round(found.standard_error, 5)

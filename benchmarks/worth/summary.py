@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.worth import plot, results, tried, unknown
+from benchmarks.worth import copied, plot, results, tried, unknown
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
 from benchmarks.worth.plan import plan_of
@@ -25,6 +25,7 @@ TRIED = {
     "tried_again": "what of that helped, on other random seeds",
 }
 """Protocols about one block that grows to two, and their titles."""
+COPIED = "copies"
 
 
 class Experiments(NamedTuple):
@@ -43,7 +44,7 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     protocol = owner(protocol)
     found = experiments(protocol, out)
     records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
-    for name in (*TRIED, "tried_control") if protocol.name == "short" else ():
+    for name in (*TRIED, "tried_control", COPIED) if protocol.name == "short" else ():
         records += results.read(results.folder(PROTOCOLS[name], out)).values()
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
@@ -51,7 +52,7 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
         "command": f"python -m benchmarks.worth --protocol {protocol.name}",
         "environments": [json.loads(each) for each in sorted(environments)],
         "workloads": {name: answers(each) for name, each in found.items()},
-        **(what_was_tried(out) if protocol.name == "short" else {}),
+        **(what_was_tried(out) | copies(out) if protocol.name == "short" else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -109,6 +110,12 @@ def what_was_tried(out: Path) -> dict[str, Any]:
         name: tried.answers(arms, control.get(name)) if arms is not None else {}
         for name, arms in found.items()
     }
+
+
+def copies(out: Path) -> dict[str, Any]:
+    """The answers of the fourth experiment; empty where nothing of it has run."""
+    arms = _arms(COPIED, "gpt", out)
+    return {} if arms is None else {COPIED: {**copied.answers(arms), "missing_runs": missing(arms)}}
 
 
 def missing(arms: Arms) -> list[str]:
@@ -196,6 +203,8 @@ def table(whole: dict[str, Any]) -> str:
     for name, title in TRIED.items():
         if whole.get(name):
             lines += [f"### gpt, {title}", "", *tried.table(whole[name]), ""]
+    if arms := {name: of for name, of in whole.get(COPIED, {}).items() if name != "missing_runs"}:
+        lines += ["### gpt, fourth experiment", "", *copied.table(arms), ""]
     return "\n".join(lines)
 
 

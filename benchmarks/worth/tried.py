@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import CONTROL
-from benchmarks.worth.questions import told
+from benchmarks.worth.questions import told, with_error
 from benchmarks.worth.unknown import PEERS, below_best
 
 LEAST, ERRORS = 0.005, 2.0
@@ -66,7 +66,7 @@ def table(found: dict[str, Any]) -> list[str]:
     heads += [COLUMNS[key] for key in given]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, of in sorted(found.items(), key=lambda item: item[1]["loss"]["mean"]):
-        loss, difference = (_with_error(of[key]) for key in ("loss", "over_the_control"))
+        loss, difference = (with_error(of[key]) for key in ("loss", "over_the_control"))
         verdict = {True: "yes", False: "no"}.get(of.get("helps"), "")
         difference = "" if name == CONTROL else difference
         cells = [name, loss, difference, f"{of['flops']:.3f}", str(len(of["random_seeds"])), verdict]
@@ -85,10 +85,5 @@ def _against(found: dict[str, Any] | None) -> str:
     if not found:
         return ""
     if "learning_rate" in found:
-        return f"{_with_error(found)} ({found['learning_rate']:g})"
-    return f"{_with_error(found)} ({found['best_fixed']}, {found['flops_ratio']:.3f})"
-
-
-def _with_error(found: dict[str, Any]) -> str:
-    error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.4f}"
-    return f"{found['mean']:.4f}{error}"
+        return f"{with_error(found)} ({found['learning_rate']:g})"
+    return f"{with_error(found)} ({found['best_fixed']}, {found['flops_ratio']:.3f})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.worth.analysis import Arms, Curve, End, Estimate, estimate
@@ -41,15 +42,18 @@ def answers(arms: Arms, first: Arms) -> dict[str, Any] | None:
     }
 
 
-def below_best(arms: Arms, arm: str, share: float, matched: float) -> dict[str, Any] | None:
+def below_best(
+    arms: Arms, arm: str, share: float, matched: float, others: Sequence[str] | None = None
+) -> dict[str, Any] | None:
     """(b) How far an end of an arm lies below that of the best fixed size with the same budget.
 
     Paired by random seed, over those that both have; nothing is interpolated. ``matched``: the end of the
-    fixed sizes. ``flops_ratio``: what the arm spent over what that size did.
+    fixed sizes. ``others``: arms in the place of these. ``flops_ratio``: what the arm spent over what that
+    size did.
     """
     found: dict[str, tuple[Estimate, float]] = {}
     wanted = arms.seeds(arm)
-    for name in arms.fixed():
+    for name in arms.fixed() if others is None else others:
         seeds = arms.seeds(name, arm)
         if seeds != wanted:
             continue
