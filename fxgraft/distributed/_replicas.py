@@ -215,5 +215,7 @@ def _fingerprint(module: nn.Module) -> str:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         tensor = local_tensor(tensor)
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        # Of a copy: fully_shard could not free the memory of a tensor that numpy has had.
+        whole = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(whole.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -63,11 +63,17 @@ def deepen(
         SlotError: there is no such stack, no block can be inserted there, or no output layers were found.
         BlueprintError: a parameter of the block has no initialisation (``init="random"``); or the block is
             isolated, and would draw from the global random stream.
+        DistributedError: the host is sharded.
         ValueError: a count, place or option is invalid.
         StageError: the name is taken; or inside of ``torch.inference_mode``.
     """
     self._allow("deepen")
     self._refuse_inference_mode("deepen")
+    if self.peers.folder is not None:  # each rank has a part of each block, or all of it for a moment
+        raise DistributedError(
+            "cannot deepen a host that is sharded. Deepen it before fully_shard: on each rank alike, with a "
+            "manager for the host alone; then shard it, and make optimizer and manager"
+        )
     request = BlocksRequest(init, blend, isolated, optimizer_state)
     with self._acts.block(validate.boolean("wait", wait)):
         return self._deepening.deepen(stack, count, at, like, request, name, self.enabled)
