@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.worth import __main__ as command
 from benchmarks.worth import data, prepare, results, schedule, summary, training, tried, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
-from benchmarks.worth.arms import ANYTHING, COPIED, PRIMARY, TRIED, Arm, arms
+from benchmarks.worth.arms import ANYTHING, PRIMARY, TRIED, Arm, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.models import CNN, GPT, ThinCNN
@@ -222,6 +222,9 @@ def test_what_is_tried_changes_one_thing(arm: Arm):
     # The first step of AdamW is as large as the learning rate, but for weight decay.
     if name != "blend":  # whose first gradient is zero, as alpha is
         assert moved[0] == pytest.approx(0.003 * first, rel=0.1)
+
+
+COPIED = [arm for arm in arms(PROTOCOLS["copies"], "gpt").values() if arm.how == "shares"]
 
 
 @pytest.mark.parametrize("arm", COPIED, ids=lambda arm: arm.name)

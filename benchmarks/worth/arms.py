@@ -105,27 +105,40 @@ AGAIN = tuple(
     if arm.name == CONTROL or arm.name.removeprefix(f"{CONTROL}-") in HELPED
 )
 
-COPIES, ZEROED, STEPPED = "copies", "zeroed", "stepped"
-"""Of the fourth experiment: the primary arm, the same with zeroed output layers, and the controls."""
-TIMES = ((0.2, 2),)
-"""At which shares of the budget, and to how many blocks."""
+GROW_COPIES, COPIES, ZEROED, STEPPED = "grow-copies", "copies", "zeroed", "stepped"
+"""Of the fourth experiment: the primary arm, growth to a size that is known, the same with zeroed output
+layers, and that size from scratch with a learning rate that falls at the same times."""
+FEW, MANY = ((0.2, 2),), ((0.05, 2), (0.15, 4))
+"""At which shares of the budget a size that is known is grown to: where two blocks are best, and four."""
+LOWER = 0.5
+"""The power of the factor by which the depth grows that the learning rate is divided by."""
 
 
-def _by_shares(name: str, depth: int, changes: tuple[tuple[float, int], ...], **options: Any) -> Arm:
+def _by_shares(name: str, workload: str, **options: Any) -> Arm:
     """Blocks come, if they do, at shares of the budget, and the learning rate falls there."""
-    options = {"init": "copy", "optimizer_state": "copy", "at": None, "factor": 0.5**0.5} | options
+    changes = MANY if workload == "thin" else FEW
+    known = changes[-1][1] if name == STEPPED else 1
+    options = {"init": "copy", "optimizer_state": "copy", "at": None, "factor": 0.5**LOWER} | options
     tuned_as = COPIES if name == ZEROED else name
     return Arm(
-        name, depth, "shares", tuned_as, (1.0,), changes, options, seeds="all", protocols=("copies",),
-        workloads=("gpt",),
+        name, known, "shares", tuned_as, (1.0,), changes, options, seeds="all", protocols=("copies",),
+        workloads=(workload,),
     )  # fmt: skip
 
 
-COPIED = (
-    _by_shares(COPIES, 1, TIMES),
-    _by_shares(ZEROED, 1, TIMES, init="zero", optimizer_state="fresh"),
-    *(_by_shares(f"{STEPPED}-{n}", n, tuple((share, n) for share, _ in TIMES)) for n in (2, 3)),
-)
+def _copied(workload: str) -> tuple[Arm, ...]:
+    """The arms of the fourth experiment that are no fixed sizes."""
+    judged = {"first": 0.05, "last": 0.5, "hold": 0.1, "init": "copy", "statistics": "batch", "lower": LOWER}
+    return (
+        Arm(
+            GROW_COPIES, 1, "grow", GROW_COPIES, (1.0,), options=judged, seeds="all", protocols=("copies",),
+            workloads=(workload,),
+        ),
+        _by_shares(COPIES, workload),
+        _by_shares(ZEROED, workload, init="zero", optimizer_state="fresh"),
+        _by_shares(STEPPED, workload),
+    )  # fmt: skip
+
 
 GROWTH = (
     Arm(
@@ -185,6 +198,6 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     scale = protocol.scales[workload]
     inside = protocol.by_budget
     sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends, inside) for depth in scale.depths}
-    known = {"tried": TRIED, "tried_again": AGAIN, "copies": COPIED}.get(protocol.name, GROWTH)
+    known = {"tried": TRIED, "tried_again": AGAIN, "copies": _copied(workload)}.get(protocol.name, GROWTH)
     grown = {arm.name: arm for arm in known if protocol.name in arm.protocols and workload in arm.workloads}
     return sizes | grown

@@ -166,10 +166,10 @@ class Autogrown(Deepened):
         """The loss on the validation data."""
         return self.validation_loss()
 
-    def validation_loss(self, **part: int) -> float:
+    def validation_loss(self, **part: Any) -> float:
         """That loss, charged like every other; its seconds are of the step that asks for it.
 
-        ``part``: ``count`` and ``first`` of `Workload.measure`.
+        ``part``: ``count``, ``first`` and ``training`` of `Workload.measure`.
         """
         with flop_counter() as counting:
             loss = self.setting.workload.measure(self.host, "validation", **part)["loss"]
@@ -196,7 +196,9 @@ class Grown(Autogrown):
     The arm's options: ``first`` and ``last``, the shares of the budget of FLOPs between which a block may be
     tried, each time when twice as much is spent as the time before; ``hold``, for what share of the steps
     before it a block learns until it is judged; ``init``; ``measurements``, how often it is measured for
-    that; ``soon``, the factor in the place of 2 after a block that stayed.
+    that; ``soon``, the factor in the place of 2 after a block that stayed; ``statistics``, "batch" where
+    blocks are judged with the statistics of the batch, as running ones lag behind at a high rate;
+    ``lower``, the power of the factor by which the depth has grown that the learning rate is divided by.
     """
 
     def autogrow(self) -> AutoGrowth:
@@ -204,7 +206,12 @@ class Grown(Autogrown):
         options, make = self.setting.arm.options, self.setting.workload.make
         size = [sum(p.numel() for p in make(depth).parameters()) for depth in (LARGE, self.setting.arm.depth)]
         return self.manager.autogrow(
-            self.evaluate, DEEPEN(stack="blocks", at="end", init=options["init"]), budget=size[0] / size[1],
+            self.evaluate,
+            DEEPEN(
+                stack="blocks", at="end", init=options["init"],
+                optimizer_state="copy" if options["init"] == "copy" else "fresh",
+            ),
+            budget=size[0] / size[1],
             when=self.is_time, blend=1, hold=options["hold"], gain="steps", patience=LARGE,
             measurements=options.get("measurements", 1),
         )  # fmt: skip
@@ -231,7 +238,14 @@ class Grown(Autogrown):
         times = self.setting.arm.options.get("measurements", 1)
         count = self.setting.workload.scale.validation // 2
         first = self.manager.steps * count if times > 1 else 0
-        return self.validation_loss(count=count // times, first=first)
+        mode = {"training": True} if self.setting.arm.options.get("statistics") == "batch" else {}
+        return self.validation_loss(count=count // times, first=first, **mode)
+
+    def step(self, batch: Batch, share: float) -> float:
+        power = self.setting.arm.options.get("lower", 0.0)
+        seeds = self.manager.seeds.values()
+        kept = self.blocks - sum(seed.stage is not fxgraft.Stage.FOSSILIZED for seed in seeds)
+        return super().step(batch, share * (self.setting.arm.depth / kept) ** power)
 
 
 class Anything(Autogrown):

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.worth.analysis import Arms, estimate
-from benchmarks.worth.arms import COPIES, STEPPED, ZEROED
+from benchmarks.worth.arms import COPIES, GROW_COPIES, STEPPED, ZEROED
 from benchmarks.worth.plan import plan_of
 from benchmarks.worth.questions import told, with_error
-from benchmarks.worth.unknown import below_best
+from benchmarks.worth.unknown import below_best, blocks
 
 END = 1.0
+GROWN = (GROW_COPIES, COPIES, ZEROED)
 
 
 def answers(arms: Arms) -> dict[str, Any]:
-    """For each arm its loss; for those that grow, how far it is below the best control."""
+    """For each arm its loss; for those that grow, how far it is below the best size and the controls."""
     plan = plan_of(arms.protocol, arms.workload, arms.records)
-    controls = [name for name in arms.arms if name not in (COPIES, ZEROED) and arms.seeds(name)]
     found: dict[str, Any] = {}
     for name, arm in arms.arms.items():
         if not (seeds := arms.seeds(name)):
@@ -27,14 +27,13 @@ def answers(arms: Arms) -> dict[str, Any]:
             "learning_rate": plan.rate(arm),
             "random_seeds": seeds,
         }
-        if name in (COPIES, ZEROED):
-            stepped = [control for control in controls if control.startswith(STEPPED)]
-            found[name] |= {
-                "below_best_fixed": below_best(arms, name, END, END),
-                "below_best_stepped": below_best(arms, name, END, END, stepped),
-            }
-    if COPIES in found and ZEROED in found:
-        found[COPIES]["below_zeroed"] = below_best(arms, COPIES, END, END, [ZEROED])
+        if name in GROWN:
+            found[name]["below_best_fixed"] = below_best(arms, name, END, END)
+            found[name]["below_stepped"] = below_best(arms, name, END, END, [STEPPED])
+        if name == COPIES:
+            found[name]["below_zeroed"] = below_best(arms, name, END, END, [ZEROED])
+        if name == GROW_COPIES:
+            found[name]["blocks"] = [blocks(arms, name, seed) for seed in seeds]
     return found
 
 
@@ -50,10 +49,13 @@ def table(found: dict[str, Any]) -> list[str]:
 
 COLUMNS = {
     "below_best_fixed": "below the best fixed size, nats (which)",
-    "below_best_stepped": "below the best with a rate that falls likewise, nats (which)",
+    "below_stepped": "below that size with a rate that falls likewise, nats",
     "below_zeroed": "below the same with zeroed output layers, nats",
 }
 
 
 def _against(found: dict[str, Any] | None) -> str:
-    return "" if not found else f"{with_error(found)} ({found['best_fixed']})"
+    if not found:
+        return ""
+    size = found["best_fixed"]
+    return with_error(found) + (f" ({size})" if size.startswith("fixed") else "")

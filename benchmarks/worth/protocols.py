@@ -73,15 +73,16 @@ GPT_RATES, CNN_RATES, THIN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008)
 SIX, FOUR = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8)
 THREE_ENDS, FIVE_ENDS = (0.3, 0.6, 1.0), (0.15, 0.3, 0.6, 1.0, 1.5)
 GPT = Scale(1500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024, points=10)
-"""The GPT in all short runs; protocols differ in the sizes, ends and learning rates."""
+CNN = Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000, points=10)
+"""Each of them in all short runs; protocols differ in the sizes, ends and learning rates."""
 
 PROTOCOLS = {
     "short": Protocol(
         "short",
         {
             "gpt": GPT,
-            "cnn": Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000, points=10),
-            "thin": Scale(800, 32, 0, FOUR, THREE_ENDS, THIN_RATES, validation=1000, test=10_000, points=10),
+            "cnn": CNN,
+            "thin": replace(CNN, rates=THIN_RATES),
         },
         seeds=(0, 1, 2),
         variants="some",
@@ -99,10 +100,8 @@ PROTOCOLS = {
         "unknown",
         {
             "gpt": replace(GPT, depths=(1, 2, 3), fixed_ends=(0.35, 0.834, 1.0)),
-            "cnn": Scale(
-                800, 32, 0, (1, 2, 4), (0.35, 1.0), CNN_RATES, validation=1000, test=10_000, points=10
-            ),
-            "thin": Scale(800, 32, 0, FOUR, (0.35, 1.0), THIN_RATES, validation=1000, test=10_000, points=10),
+            "cnn": replace(CNN, depths=(1, 2, 4), fixed_ends=(0.35, 1.0)),
+            "thin": replace(CNN, fixed_ends=(0.35, 1.0), rates=THIN_RATES),
         },
         seeds=(3, 4, 5),
         variants="none",
@@ -112,7 +111,7 @@ PROTOCOLS = {
     ),
     "unknown_extra": Protocol(
         "unknown_extra",
-        {"cnn": Scale(800, 32, 0, (2,), (0.35, 1.0), (0.016,), validation=1000, test=10_000, points=10)},
+        {"cnn": replace(CNN, depths=(2,), fixed_ends=(0.35, 1.0), rates=(0.016,))},
         seeds=(3, 4, 5),
         variants="none",
         by_budget=True,
@@ -147,18 +146,15 @@ PROTOCOLS = {
     "copies": Protocol(
         "copies",
         {
-            "gpt": Scale(
-                2000,
-                8,
-                128,
-                (1, 2, 3, 4),
-                (1.0,),
-                (0.0015, 0.0021, 0.003),
-                validation=256,
-                test=1024,
-                points=10,
-                tuning=1.0,
-            )
+            "gpt": replace(
+                GPT, depths=(1, 2, 3), fixed_ends=(1.0,), rates=(0.0015, 0.0021, 0.003), tuning=1.0
+            ),
+            "cnn": replace(
+                CNN, depths=(1, 2, 4), fixed_ends=(1.0,), rates=(0.008, 0.0113, 0.016), tuning=1.0
+            ),
+            "thin": replace(
+                CNN, depths=(2, 3, 4), fixed_ends=(1.0,), rates=(0.016, 0.032, 0.064), tuning=1.0
+            ),
         },
         seeds=(12, 13, 14),
         variants="none",

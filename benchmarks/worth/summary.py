@@ -113,9 +113,14 @@ def what_was_tried(out: Path) -> dict[str, Any]:
 
 
 def copies(out: Path) -> dict[str, Any]:
-    """The answers of the fourth experiment; empty where nothing of it has run."""
-    arms = _arms(COPIED, "gpt", out)
-    return {} if arms is None else {COPIED: {**copied.answers(arms), "missing_runs": missing(arms)}}
+    """The answers of the fourth experiment by workload; empty where nothing of it has run."""
+    found = {name: _arms(COPIED, name, out) for name in PROTOCOLS[COPIED].scales}
+    told = {
+        name: copied.answers(arms) | {"missing_runs": missing(arms)}
+        for name, arms in found.items()
+        if arms is not None and arms.curves
+    }
+    return {COPIED: told} if told else {}
 
 
 def missing(arms: Arms) -> list[str]:
@@ -203,8 +208,9 @@ def table(whole: dict[str, Any]) -> str:
     for name, title in TRIED.items():
         if whole.get(name):
             lines += [f"### gpt, {title}", "", *tried.table(whole[name]), ""]
-    if arms := {name: of for name, of in whole.get(COPIED, {}).items() if name != "missing_runs"}:
-        lines += ["### gpt, fourth experiment", "", *copied.table(arms), ""]
+    for name, told in whole.get(COPIED, {}).items():
+        arms = {arm: of for arm, of in told.items() if arm != "missing_runs"}
+        lines += [f"### {name}, fourth experiment", "", *copied.table(arms), ""]
     return "\n".join(lines)
 
 

@@ -31,7 +31,9 @@ def answers(arms: Arms, first: Arms) -> dict[str, Any] | None:
         "below_envelope": envelope.get("mean"),
         "standard_error": envelope.get("standard_error"),
         "cost_of_unknown_size": unknown["over_the_sweep"] if unknown else None,
-        "blocks": {str(end.share): [_blocks(arms, seed, end.share) for seed in seeds] for end in _ends(arms)},
+        "blocks": {
+            str(end.share): [blocks(arms, GROW, seed, end.share) for seed in seeds] for end in _ends(arms)
+        },
         "below_envelope_at": {
             str(end.share): below_best(arms, GROW, end.share, end.share) for end in _ends(arms)
         },
@@ -171,8 +173,9 @@ def _early(arms: Arms, first: Arms, name: str, sizes: list[str]) -> dict[int | N
     return {None: mean_end([first.curves[name, s].at_share(share) for s in first.seeds(name)])}
 
 
-def _blocks(arms: Arms, seed: int, share: float) -> int | None:
-    wanted = (arms.workload, GROW, seed)
+def blocks(arms: Arms, arm: str, seed: int, share: float = FULL) -> int | None:
+    """How many blocks a run of an arm had at an end."""
+    wanted = (arms.workload, arm, seed)
     for record in arms.records.values():
         if tuple(record["run"][key] for key in ("workload", "arm", "seed")) == wanted:
             return next(end.get("blocks") for end in record["ends"] if end["share"] == share)

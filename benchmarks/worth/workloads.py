@@ -55,16 +55,17 @@ class Workload:
         return found
 
     def measure(
-        self, model: nn.Module, part: str, count: int | None = None, first: int = 0
+        self, model: nn.Module, part: str, count: int | None = None, first: int = 0, training: bool = False
     ) -> dict[str, float]:
         """Mean loss and share of right answers on the validation or test data; leaves the model training.
 
         On ``count`` pieces or images from the ``first`` on; on as many as the scale says where it is None.
+        ``training``: whether the model is in train mode for it, where BatchNorm takes the batch's statistics.
         """
         if count is None:
             count = self.scale.test if part == "test" else self.scale.validation
         loss, right, total = 0.0, 0, 0
-        model.eval()
+        model.train(training)
         with torch.no_grad():
             for x, y in self.evaluation(part, count, first=first):
                 out, y = model(x).flatten(0, -2), y.flatten()

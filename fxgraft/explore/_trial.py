@@ -8,7 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, FUSE
+from fxgraft import commands
+from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, FUSE, Command
 from fxgraft.errors import StageError
 from fxgraft.explore import _restarting
 from fxgraft.explore._example_run import BlockFlops
@@ -21,6 +22,9 @@ from fxgraft.explore.measuring import Checked, Evaluate, evaluate_host, numbers
 from fxgraft.explore.table import Row
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
+
+COPY = "copy"
+"""The ``init`` of a `DEEPEN` whose block changes what the host computes."""
 
 
 class GrowthTrial:
@@ -63,8 +67,11 @@ class GrowthTrial:
         """
         memory = self._rounds.memory
         memory.row = {**self.row_of(block, most), "loss": self._loss_of(looked)}
-        blend = block.blend or max(self._rounds.settings.blend, 1)
-        reply = self._rounds.carry_out(replace(block, blend=blend))
+        tried = replace(block, blend=block.blend or max(self._rounds.settings.blend, 1))
+        if block.init == COPY:  # which is missed when it is taken out, whether it is worth having or not
+            tried = replace(tried, init="zero", optimizer_state="fresh")
+            memory.row["copy"] = commands.to_dict(block)
+        reply = self._rounds.carry_out(tried)
         memory.seed = reply.seed
         self._rounds.note("deepening")
         if reply.refused:
@@ -118,10 +125,22 @@ class GrowthTrial:
         gained, needed = statistics.median(memory.gains), self._has_to_give(seed)
         if (objection := self._objection(gained, needed) or self._over_budget()) is not None:
             return self.take_out(objection, gained)
+        reason = f"above {needed:.2g}"
+        if (copied := (memory.row or {}).get("copy")) is not None:
+            return self._replace(seed, commands.parse(copied), gained, reason)
         reply = self._rounds.carry_out(FOSSILIZE(seed=seed.name))
         if reply.refused:
             return self.take_out(reply.reason)
-        return self._keep(gained, f"above {needed:.2g}")
+        return self._keep(gained, reason)
+
+    def _replace(self, seed: Seed, block: Command, gained: float, reason: str) -> None:
+        """A copy comes in the place of the block that was tried, which had zeroed output layers."""
+        for command in (CULL(seed=seed.name), replace(block, **{"blend": 0})):
+            reply = self._rounds.carry_out(command)
+            if reply.refused:
+                return self._drop(None, reply.reason)
+        self._rounds.memory.seed = reply.seed
+        return self._keep(gained, f"{reason}; a copy is in its place")
 
     def _objection(self, gained: float, needed: float) -> str | None:
         """Why what is held must go; None where it may stay.

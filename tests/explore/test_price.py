@@ -145,6 +145,52 @@ def test_a_block_is_tried_at_once_each_time_until_the_budget_is_spent(stack: Run
     assert sum(p.numel() for p in stack.host.host_parameters()) == size + 2 * block
 
 
+def test_a_block_that_is_to_be_a_copy_is_tried_with_zeroed_output_layers(stack: Run) -> None:
+    growth = grown(stack, candidates=replace(BLOCK, init="copy"), when=lambda manager: manager.steps == 1)
+    stack.train(1)
+    assert [entry["what"] for entry in growth.history] == ["deepening"]
+    (tried,) = stack.manager.seeds.values()
+    with_it, without = (_losses(stack, alpha) for alpha in (1.0, 0.0))
+    assert_same_bits(with_it, without, "losses")
+    assert tried.name in stack.manager.seeds
+
+
+def _losses(run: Run, alpha: float) -> list[Tensor]:
+    (name,) = run.manager.seeds
+    with run.manager.at_alpha(name, alpha), torch.no_grad():
+        return run.evaluate()
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_what_pays_is_replaced_by_a_copy_and_what_does_not_is_gone(stack: Run, helps: bool) -> None:
+    gain = -10.0 if helps else 10.0
+    growth = grown(
+        stack,
+        candidates=replace(BLOCK, init="copy", optimizer_state="copy"),
+        when=lambda manager: manager.steps == 5,
+        gain=gain,
+    )
+    while not any(entry["what"] in ("kept", "dropped") for entry in growth.history):
+        stack.train(1)
+    if not helps:
+        stack.train(20)
+        assert not stack.manager.seeds
+        assert len(stack.host.stacks["blocks"].blocks) == 1
+        return
+    kept = growth.history[-1]
+    assert kept["reason"].endswith("a copy is in its place")
+    ((name, seed),) = stack.manager.seeds.items()
+    assert kept["seed"] == name
+    assert seed.stage.name == "FOSSILIZED"
+    front = dict(stack.host.get_submodule("blocks.0").named_parameters())
+    for path, parameter in seed.module.named_parameters():
+        assert_same_bits(parameter, front[path], path)
+        ours, theirs = (stack.optimizer.state[p] for p in (parameter, front[path]))
+        assert_same_bits(ours, theirs, path)
+    stack.train(3)
+    assert any((p != front[path]).any() for path, p in seed.module.named_parameters()), "it trains"
+
+
 @pytest.mark.parametrize("hold", [10, 0.5])
 def test_a_hold_below_one_is_a_share_of_the_steps_before(stack: Run, hold: float) -> None:
     growth = grown(stack, hold=hold, gain=-10.0)

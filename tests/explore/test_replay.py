@@ -33,6 +33,10 @@ def deeper_at_once(run: Run) -> AutoGrowth:
     return deeper(run, DEEPEN(stack="blocks", at="end"))
 
 
+def deeper_by_copies(run: Run) -> AutoGrowth:
+    return deeper(run, DEEPEN(stack="blocks", at="end", init="copy", optimizer_state="copy"))
+
+
 def grown(grow: Callable[[Run], AutoGrowth]) -> tuple[Run, list[Tensor], Commands]:
     """A run that grew, its losses, and its commands by step."""
     events: list[Event] = []
@@ -57,6 +61,7 @@ CASES = [
     pytest.param(Residual, wider, {"SEED", "CULL", "BLEND", "FOSSILIZE", "FUSE"}, id="wider"),
     pytest.param(Stacked, deeper, {"SEED", "CULL", "DEEPEN", "FOSSILIZE"}, id="deeper"),
     pytest.param(Stacked, deeper_at_once, {"DEEPEN", "FOSSILIZE"}, id="deeper, nothing explored"),
+    pytest.param(Stacked, deeper_by_copies, {"DEEPEN", "CULL"}, id="deeper by copies"),
 ]
 
 
