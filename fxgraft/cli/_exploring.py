@@ -50,6 +50,7 @@ def explore(
     """
     with report_errors():
         validate.integer("--warm-up", warm_up)
+        validate.number("--lr", lr, 0)
         if picture is not None:
             _check(picture)
         live = sys.stdout.isatty() and not as_json
@@ -87,7 +88,7 @@ def _explored(
         for _ in range(more):
             inputs, target = task.batches[done % len(task.batches)]
             optimizer.zero_grad()
-            loss = task.loss(host(*_arguments(inputs)), target)
+            loss = task.loss_of(host(*_arguments(inputs)), target)
             loss.backward()
             optimizer.step()
             manager.step(loss)
@@ -104,7 +105,7 @@ def _explored(
 
 def _losses(host: Host, task: Task) -> list[float]:
     host.eval()
-    return [float(task.loss(host(*_arguments(inputs)), target)) for inputs, target in task.held_out]
+    return [float(task.loss_of(host(*_arguments(inputs)), target)) for inputs, target in task.held_out]
 
 
 def _arguments(inputs: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxgraft.errors import FxGraftError
 
@@ -44,6 +44,21 @@ class Task:
     batches: list[tuple[Any, Any]]
     loss: Callable[[Any, Any], Any]
     held_out: list[tuple[Any, Any]]
+
+    def loss_of(self, outputs: Any, targets: Any) -> Any:
+        """The loss. Raises `TargetError` where it raises, or is no single number."""
+        try:
+            loss = self.loss(outputs, targets)
+        except Exception as error:
+            raise TargetError(
+                f"target: the loss raised {type(error).__name__}: {error}. Expected a function of what the "
+                f"model returns and of the targets; it was given {_form(outputs)} and {_form(targets)}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TargetError(
+                f"target: expected the loss to return a tensor with one element; got {_form(loss)}"
+            )
+        return loss
 
 
 def load_task(target: str) -> Task:
@@ -106,7 +121,7 @@ def _found(target: str) -> Callable[[], Any]:
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise TargetError(f"target: {place} has no {name!r}; it has: {', '.join(there) or 'none'}") from None
     if not callable(made):
-        raise TargetError(f"target: expected {name} to be a callable; it is a {type(made).__name__}")
+        raise TargetError(f"target: expected {name} to be a callable; got {type(made).__name__}")
     return made  # type: ignore[no-any-return]
 
 
@@ -146,6 +161,8 @@ def _called(make: Callable[[], Any], target: str) -> Any:
 
 
 def _form(made: Any) -> str:
+    if isinstance(made, Tensor):
+        return f"a tensor {tuple(made.shape)} of {str(made.dtype).removeprefix('torch.')}"
     if isinstance(made, tuple):
         return f"({', '.join(type(part).__name__ for part in made)})"
     return type(made).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fxgraft.commands import DEEPEN, SEED, WIDEN
@@ -49,6 +49,28 @@ class Candidate:
         return self.command
 
 
+def limits(what: str, given: Mapping[str, int] | None, known: Collection[str], least: int) -> dict[str, int]:
+    """What was given as limits, checked.
+
+    Args:
+        what: the name of the argument.
+        given: name -> number; None: no limits.
+        known: the names that there are.
+        least: the smallest number.
+
+    Raises:
+        TypeError: it is no mapping.
+        ValueError: another name, or an invalid number.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what}: expected a mapping with some of {', '.join(known)}; got {given!r}")
+    if strange := [name for name in given if name not in known]:
+        raise ValueError(f"{what}: expected {', '.join(known)}; got {strange[0]!r}")
+    return {name: validate.integer(f"{what}[{name!r}]", number, least) for name, number in given.items()}
+
+
 @dataclass(frozen=True)
 class Cap:
     """How much is explored at once where the candidates are found by themselves; all of them together.
@@ -77,7 +99,7 @@ class Cap:
             flops: of the host's forward pass; None where that is not known: then there is no such limit.
 
         Raises:
-            ValueError: another name, or an invalid number.
+            TypeError, ValueError: as of `limits`.
         """
         size = sum(parameter.numel() for parameter in host.host_parameters())
         caps = {
@@ -86,11 +108,7 @@ class Cap:
             "flops": sys.maxsize if flops is None else max(2 * flops, LEAST_FLOPS),
             "memory": sys.maxsize,
         }
-        for name, number in (given or {}).items():
-            if name not in caps:
-                raise ValueError(f"cap: expected {', '.join(caps)}; got {name!r}")
-            caps[name] = validate.integer(f"cap[{name!r}]", number, 1)
-        return cls(**caps)
+        return cls(**{**caps, **limits("cap", given, caps, 1)})
 
     @classmethod
     def only(cls, given: Mapping[str, int] | None) -> Cap:

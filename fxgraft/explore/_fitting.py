@@ -144,7 +144,7 @@ def fitting(
     ranked += more
     ranked.sort(key=lambda one: one[0])  # stable: in the order of the slots
     for _, candidate in ranked:
-        reason = excluded(candidate, exclude) or too_much(candidate, most)
+        reason = excluded(candidate, exclude) or cannot_learn(candidate) or too_much(candidate, most)
         reason = reason or cap.objection(found.candidates, candidate)
         if reason is None:
             found.candidates.append(candidate)
@@ -176,11 +176,16 @@ def excluded(candidate: Candidate, exclude: Sequence[Grows]) -> str | None:
 def too_much(candidate: Candidate, most: Mapping[str, int] | None) -> str | None:
     """Why one candidate by itself is too much; None where it is not."""
     for name, number in (most or {}).items():
-        if name not in ("parameters", "flops", "memory"):
-            raise ValueError(f"most: expected parameters, flops or memory; got {name!r}")
         if (given := getattr(candidate, name) or 0) > number:
             return f"it has {given:,} {_SAID[name]}; one may have {number:,} at most"
     return None
+
+
+def cannot_learn(candidate: Candidate) -> str | None:
+    """Why a block could learn nothing; None where it can."""
+    if candidate.depth is None or candidate.parameters:
+        return None
+    return f"all parameters of {candidate.depth.block!r} are frozen: a copy of it would learn nothing"
 
 
 _SAID = {"parameters": "parameters", "flops": "FLOPs", "memory": "bytes"}

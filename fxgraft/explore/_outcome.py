@@ -65,7 +65,8 @@ def _look_at_training(entry: CandidateState, seed: Seed, peers: Peers, settings:
     entry.expected = None if math.isnan(shared) else shared
     # All ranks evaluate the same: one that has learnt on any of them.
     if settings.steps > settings.frozen_steps and not peers.mean(seed.trained_steps):
-        entry.fail(f"it was not trained: {seed.did_not_run or 'nothing updates its parameters'}")
+        why = "no gradient reached it" if entry.gradient is None else "nothing updates its parameters"
+        entry.fail(f"it was not trained: {seed.did_not_run or why}")
 
 
 def _time(measured: Sequence[tuple[CandidateState, Seed]], host: Host) -> None:

@@ -71,7 +71,8 @@ def _cost(cost: Mapping[str, Any]) -> str:
     text = ", ".join(parts)
     if cost["training_steps"] is not None:
         least = "" if cost["complete"] else "at least "
-        text += f": {least}as much as {cost['training_steps']:,.0f} training steps before it grew"
+        steps = round(cost["training_steps"])
+        text += f": {least}as much as {steps:,} training step{'' if steps == 1 else 's'} before it grew"
     return f"{text}; {cost['seconds']:.2f} s"
 
 

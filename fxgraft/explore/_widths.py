@@ -105,6 +105,9 @@ class _Values:
         """The surrogate of ``group``, or why there is none."""
         made = {member.path for member in group.members if member.role == "producer"}
         read = {member.path for member in group.members if member.role == "consumer"}
+        members = {m.name: getattr(self._host.get_submodule(m.path), m.parameter) for m in group.members}
+        if frozen := [n for n, p in members.items() if isinstance(p, nn.Parameter) and not p.requires_grad]:
+            return f"{frozen[0]} is frozen, and what the branch learns could not become a part of it"
         if group.grain > 1:
             return "they are heads"
         if len(read) != 1 or not made or made & read:

@@ -15,12 +15,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fxgraft import commands
-from fxgraft.commands import SEED
+from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.errors import CommandError, SlotError
-from fxgraft.explore._cap import Cap, Grows
+from fxgraft.explore._cap import Cap, Grows, limits
 from fxgraft.explore._depths import depths
 from fxgraft.explore._example_run import BlockFlops
-from fxgraft.explore._fitting import Found, NothingCanGrowError, excluded, fitting, priced, too_much, wider
+from fxgraft.explore._fitting import (
+    Found,
+    NothingCanGrowError,
+    cannot_learn,
+    excluded,
+    fitting,
+    priced,
+    too_much,
+    wider,
+)
+from fxgraft.explore.table import Row
 from fxgraft.host.host import Host
 from fxgraft.slots.selection import NO_SLOTS, Slots
 from fxgraft_passes import Slot
@@ -59,8 +69,11 @@ def find(
         ValueError: there is no candidate at all.
     """
     found, limit, blocks = Found(), Cap.of(cap, host, flops), BlockFlops(host)
+    limits("most", most, ("parameters", "flops", "memory"), 0)
     if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
         raise TypeError(f"blueprints: expected names, or None for all; got {names!r}")
+    if names is not None and not names:
+        raise ValueError(f"blueprints: expected one name at least, or None for all; got {names!r}")
     if isinstance(choice, str) and choice == AUTO:
         if not host.slots:
             raise SlotError(NO_SLOTS)
@@ -84,7 +97,7 @@ def find(
                 f"got isolated=False"
             )
         candidate = priced(host, seed, blocks)
-        reason = excluded(candidate, exclude) or too_much(candidate, most)
+        reason = excluded(candidate, exclude) or cannot_learn(candidate) or too_much(candidate, most)
         if (reason := reason or limit.objection(found.candidates, candidate)) is None:
             found.candidates.append(candidate)
         else:
@@ -110,8 +123,10 @@ def _classified(host: Host, choice: Any) -> tuple[list[Slot], list[SEED]]:
     if isinstance(choice, (Mapping, bytes)) or not isinstance(choice, Iterable):
         raise TypeError(
             f'candidates: expected "auto", slots (host.slots.select(...), names) or SEED commands; '
-            f"got {type(choice).__name__}"
+            f"got {type(choice).__name__}{_advice(choice)}"
         )
+    if isinstance(choice, (set, frozenset)):  # whose order is another one in each process
+        choice = sorted(choice, key=str)
     slots: list[Slot] = []
     seeds: list[SEED] = []
     for one in choice:
@@ -119,6 +134,17 @@ def _classified(host: Host, choice: Any) -> tuple[list[Slot], list[SEED]]:
         slots += more[0]
         seeds += more[1]
     return slots, seeds
+
+
+def _advice(choice: object) -> str:
+    """What to give instead of something that is close to a candidate; empty for anything else."""
+    if isinstance(choice, WIDEN | DEEPEN):
+        return '. "auto" tries channels and blocks; manager.handle(command) grows these at once'
+    if isinstance(choice, Row):
+        return ". A row has its command in row.command"
+    if isinstance(choice, Mapping):
+        return ' without "type", which a command has: {"type": "SEED", "slot": ..., "blueprint": ...}'
+    return ""
 
 
 def _seed(given: SEED | Mapping[str, Any] | str) -> SEED:

@@ -46,7 +46,8 @@ class GrowthSettings:
     measurements: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("explore", "window", "fade", "patience", "measurements"):
+        validate.integer("steps", self.explore, 1)  # as it is called by who gives it
+        for name in ("window", "fade", "patience", "measurements"):
             validate.integer(name, getattr(self, name), 1)
         validate.integer("blend", self.blend)
         if not isinstance(self.hold, float) or not 0 < self.hold < 1:

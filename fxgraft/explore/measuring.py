@@ -165,6 +165,8 @@ def contributions(
         fallbacks = inactivity.fallbacks(seed)
         if without is None:
             without = [mean(loss) for loss in _run(host, seed, names, evaluate, 0.0, repeats, alone)[0]]
+            if not all(map(math.isfinite, without)):
+                return dict.fromkeys(names, Measured(reason=_NOT_FINITE.format(statistics.fmean(without))))
         losses, ran = _run(host, seed, names, evaluate, at, repeats, alone)
         losses = [mean(loss) for loss in losses]
         if len(losses) != len(without):
@@ -183,6 +185,12 @@ def contributions(
         error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else None
         found[seed.name] = Measured(statistics.fmean(gains), error, statistics.fmean(without))
     return found
+
+
+_NOT_FINITE = (
+    "the loss of the host is {:g} without any candidate. Expected a finite one: look at the training, or at "
+    "evaluate"
+)
 
 
 def _run(
@@ -237,16 +245,23 @@ def _losses(evaluate: Evaluate, repeats: int) -> list[float]:
 
 def numbers(losses: object) -> list[float]:
     """The losses that ``evaluate`` returned. Raises `TypeError` where there are none."""
-    if isinstance(losses, Real) or (
-        isinstance(losses, Tensor) and losses.dim() == 0 and not losses.is_complex()
-    ):
+    if not isinstance(losses, bool) and isinstance(losses, Real):
         return [float(losses)]
-    if isinstance(losses, Tensor) and losses.dim() == 1 and losses.numel() and not losses.is_complex():
-        return [float(loss) for loss in losses.tolist()]
+    if isinstance(losses, Tensor) and losses.dim() <= 1 and losses.numel() and _is_real(losses):
+        return [float(loss) for loss in losses.reshape(-1).tolist()]
     if isinstance(losses, (list, tuple)) and losses:
         return [number for loss in losses for number in numbers(loss)]
-    got = f"a tensor {tuple(losses.shape)}" if isinstance(losses, Tensor) else repr(losses)
-    raise TypeError(f"evaluate: expected it to return a loss, or several, of one batch each; got {got}")
+    got = repr(losses)
+    if isinstance(losses, Tensor):
+        got = f"a tensor {tuple(losses.shape)} of {str(losses.dtype).removeprefix('torch.')}"
+    raise TypeError(
+        f"evaluate: expected it to return a loss, or several, of one batch each: a number, a tensor with at "
+        f"most one dimension, or a list of these; got {got}"
+    )
+
+
+def _is_real(losses: Tensor) -> bool:
+    return losses.dtype is not torch.bool and not losses.is_complex()
 
 
 def example_size(host: Host) -> int:

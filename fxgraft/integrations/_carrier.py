@@ -18,6 +18,7 @@ from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.state_loading import ENTRY
 from fxgraft.manager.manager import SeedManager
+from fxgraft.manager.terms import checked_terms
 from fxgraft.optimizers.removal import take_out
 from fxgraft.optimizers.wrapped import inner
 from fxgraft.telemetry import logger
@@ -68,7 +69,7 @@ class Carrier:
         self.manager: SeedManager | None = None
         self.growth: AutoGrowth | None = None
         self._on_step = on_step if not isinstance(on_step, str) else lambda manager: None
-        self._options, self._grow = options, dict(grow or {})
+        self._options, self._grow = options, checked_terms("GrowCallback(grow)", grow or {})
         if not isinstance(host, str):
             self._bind(host)
         self._clip_norm: float | None = None  # what the trainer would clip to, while we do

@@ -17,6 +17,7 @@ They work with what a manager is made of, which `_core` wires:
 
 =============  ===========================================================================================
 `settings`     what a manager is made with, checked
+`terms`        arguments of autogrow that a callback or a trainer is given, checked
 `_background`  changes that training does not wait for: `_waiting` has those that are still to be applied,
                `_prefetch` builds modules, `_preparing` has the next compiled for (`_preparation`, by
                `_compiler_help`, which also has what is compiled for one that is live already), and lets

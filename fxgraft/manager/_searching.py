@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
@@ -121,7 +121,7 @@ def explore_from(
     by = scoring.resolve(score)
     flops = finite(bare or evaluate_host(self.host, evaluate)).flops
     alone = self.peers.size == 1 and self.peers.folder is None  # else the host cannot grow wider
-    without = [_growing(command) for command in exclude]
+    wider, without = validate.boolean("wider", wider), _excluded(exclude)
     found = find(self.host, candidates, blueprints, cap, flops, most, widens=alone and wider, exclude=without)
     exploration = Exploration(self, self._lifecycle, self._reporter, found, evaluate, by, settings)
     if state is None:
@@ -132,8 +132,21 @@ def explore_from(
     return exploration
 
 
-def _growing(command: SEED | WIDEN | DEEPEN | Mapping[str, Any]) -> SEED | WIDEN | DEEPEN:
-    parsed = commands.parse(command)
+def _excluded(given: object) -> list[SEED | WIDEN | DEEPEN]:
+    """The commands of ``exclude``. Raises `TypeError` or `CommandError`."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"exclude: expected a list of commands, as [row.command, ...] of an earlier exploration; "
+            f"got {given!r}"
+        )
+    return [_growing(command) for command in given]
+
+
+def _growing(command: Any) -> SEED | WIDEN | DEEPEN:
+    try:
+        parsed = commands.parse(command)
+    except CommandError as error:
+        raise CommandError(f"exclude: {error}") from error
     if not isinstance(parsed, SEED | WIDEN | DEEPEN):
         raise CommandError(f"exclude: expected SEED, WIDEN or DEEPEN; got {type(parsed).__name__}")
     return parsed

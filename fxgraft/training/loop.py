@@ -18,6 +18,7 @@ from fxgraft.errors import CheckpointError
 from fxgraft.explore.autogrow import AutoGrowth
 from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.manager.manager import SeedManager
+from fxgraft.manager.terms import checked_terms
 from fxgraft.telemetry import logger
 from fxgraft.training.checkpoints import Checkpoints, rewind
 from fxgraft.training.controller import Controller
@@ -118,6 +119,8 @@ class Trainer:
         blueprints: Mapping[str, BlueprintLike] | None = None,
         **options: Any,
     ):
+        if grow is not None:
+            grow = checked_terms("Trainer(grow)", grow)
         if validation is None and (controller is not None or "evaluate" not in (grow or {"evaluate": None})):
             raise ValueError("validation: expected held-out batches, on which growth is measured; got None")
         self.model = host

@@ -91,10 +91,34 @@ def test_a_task_whose_batches_are_no_pairs_says_what_they_are(tmp_path: Path) ->
     for name, batches in (("task", "[torch.ones(3, 2)]"), ("empty", "[]")):
         code += f"def {name}(): return nn.Sequential(nn.Linear(2, 2)), {batches}, nn.functional.mse_loss\n"
     (tmp_path / "odd.py").write_text(code)
-    for name, given in (("task", "Tensor"), ("empty", "none")):
+    for name, given in (("task", "a tensor (3, 2)"), ("empty", "none")):
         done = run("explore", f"{tmp_path / 'odd.py'}:{name}")
         assert done.exit_code == 2
         assert f"[(inputs, targets), ...]; got {given}" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (
+            "lambda out, y: (out - y).square()",
+            "got a tensor (3, 2) of float32",
+        ),
+        ("lambda out, y: 0.5", "a tensor with one element; got float"),
+        ("lambda out, y: y['label']", "the loss raised IndexError: "),
+        (
+            "nn.functional.cross_entropy",
+            "a tensor (3, 2) of float32 and a tensor (3, 2) of int64",
+        ),
+    ],
+)
+def test_a_task_whose_loss_is_none_says_what_one_is(tmp_path: Path, loss: str, said: str) -> None:
+    code = "import torch; from torch import nn\nx, y = torch.ones(3, 2), torch.ones(3, 2, dtype=torch.long)\n"
+    code += f"def task(): return nn.Sequential(nn.Linear(2, 2)), [(x, y)], {loss}\n"
+    (tmp_path / "odd.py").write_text(code)
+    done = run("explore", f"{tmp_path / 'odd.py'}:task", "--steps", "1")
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
 
 
 def test_a_damaged_checkpoint_ends_with_1(saved: Path) -> None:
@@ -226,6 +250,11 @@ def test_explore_ranks_what_may_grow() -> None:
         ((TARGET.replace(":small", ":task"), "nowhere"), 1, "nowhere"),
         ((TARGET.replace(":small", ":task"), "--blueprint", "mpl"), 1, "mlp"),
         ((TARGET.replace(":small", ":task"), "--steps", "0"), 2, "steps"),
+        (
+            (TARGET.replace(":small", ":task"), "--lr", "-1"),
+            2,
+            "--lr: expected a number, 0 or more",
+        ),
     ],
 )
 def test_what_cannot_be_explored_is_reported(arguments: tuple[str, ...], code: int, said: str) -> None:

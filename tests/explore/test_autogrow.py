@@ -306,7 +306,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"when": [0.5, 5]}, ValueError, "when: expected a share .* between 0 and 1; got 5. For a step"),
     ({"when": -1, "total_steps": None}, ValueError, "when: expected a number between 0 and 1; got -1"),
     ({"when": True, "total_steps": None}, ValueError, "when: expected a number between 0 and 1; got True"),
-    ({"steps": 0}, ValueError, "explore"),
+    ({"steps": 0}, ValueError, "steps"),
     ({"measurements": 0}, ValueError, "measurements"),
     ({"score": "size"}, ValueError, "score"),
 ]
@@ -422,8 +422,10 @@ def test_a_layer_does_not_grow_wider_where_the_branch_for_it_does_not_pay(monkey
 def test_what_cannot_be_fused_stays_a_branch_and_says_why(monkeypatch: Any) -> None:
     monkeypatch.setattr(runs, "NormNet", Residual)
     run = Run()
-    run.host.up.requires_grad_(False)
     growth = wider(run)
+    while growth.phase != "trying":
+        run.train(1)
+    run.host.up.requires_grad_(False)
     run.train(30)
     (kept,) = [entry for entry in growth.history if entry["what"] == "kept"]
     assert "; as a branch: SlotError: seed " in kept["reason"]

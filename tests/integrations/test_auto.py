@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +218,32 @@ def test_what_cannot_grow_by_itself_is_refused_by_name(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="there are 2"):
         trainer.fit(Two(), DataLoader(TensorDataset(X, Y)))
+
+
+@pytest.mark.parametrize(
+    ("grow", "error", "said"),
+    [
+        (
+            {"budgett": 2.0},
+            ValueError,
+            "SeedManager.autogrow has no argument 'budgett'; did you mean 'budget'?",
+        ),
+        (
+            {"lr": 2.0},
+            ValueError,
+            "has no argument 'lr'. Expected some of evaluate, candidates, budget, when",
+        ),
+        (2.0, TypeError, "expected arguments of SeedManager.autogrow, as {'budget': 2.0}; got 2.0"),
+    ],
+)
+def test_what_growth_does_not_take_is_refused_at_once(grow: Any, error: type[Exception], said: str) -> None:
+    model = fxgraft.trace(nn.Sequential(nn.Linear(6, 2), nn.ReLU()), (X[:4],))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    begins: list[tuple[str, Callable[[], Any]]] = [
+        ("GrowCallback(grow): ", lambda: hugging_face.GrowCallback("auto", grow=grow)),
+        ("GrowCallback(grow): ", lambda: lightning.GrowCallback("auto", grow=grow)),
+        ("Trainer(grow): ", lambda: fxgraft.training.Trainer(model, optimizer, nn.MSELoss(), grow=grow)),
+    ]
+    for where, begin in begins:
+        with pytest.raises(error, match=re.escape(where) + ".*" + re.escape(said)):
+            begin()
