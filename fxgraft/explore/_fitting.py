@@ -153,7 +153,8 @@ def fitting(
     if not found.candidates:
         why = "; ".join(f"{seed.blueprint} at {seed.slot!r}: {why}" for seed, _, why in found.left_out[:3])
         raise NothingCanGrowError(
-            f"candidates: nothing that is registered can grow there: {why}. Name other slots or blueprints"
+            f"candidates: nothing that is registered can grow there: {why}. Name other slots or blueprints, "
+            f"or allow more"
         )
     return found
 

@@ -295,10 +295,11 @@ class AutoGrowth:
             most["flops"] = int(budget.flops * (memory.flops or 0)) - bare
         if budget.memory is not None:
             most["memory"] = int(budget.memory * memory.memory) - self._bytes
-        if min(most.values(), default=1) < 1:
+        if spent := [name for name, room in most.items() if room < 1]:
             raise ValueError(
                 f"the budget is spent: expected room for a parameter, a FLOP or a byte more; the host has "
-                f"all of {', '.join(f'{getattr(budget, name):g} times the {name}' for name in most)}"
+                f"all of {', '.join(f'{getattr(budget, name):g} times the {name}' for name in spent)}. "
+                f"To grow on, allow more"
             )
         return most
 

@@ -104,7 +104,9 @@ def find(
             found.left_out.append((seed, candidate, reason))
     if not found.candidates:
         why = found.left_out[0][2] if found.left_out else "expected one at least; got none"
-        raise NothingCanGrowError(f"candidates: nothing could grow: {why}. Name other slots or blueprints")
+        raise NothingCanGrowError(
+            f"candidates: nothing could grow: {why}. Name other slots or blueprints, or allow more"
+        )
     return found
 
 

@@ -147,7 +147,8 @@ def test_frozen_weights_are_counted_once() -> None:
     ("budget", "said"),
     [
         ({"memory": 0.5}, r"budget\['memory'\]"),
-        ({"memory": 1.0}, "the budget is spent: .* 1 times the memory"),
+        ({"memory": 1.0}, "the budget is spent: .* all of 1 times the memory. To grow on, allow more"),
+        ({"memory": 3.0, "parameters": 1.01}, r"the host has all of 1\.01 times the parameters\. To grow"),
         ({}, "budget: expected one of parameters, flops, memory at least; got none"),
         ({"bytes": 2.0}, "budget: expected parameters, flops, memory; got 'bytes'"),
     ],
