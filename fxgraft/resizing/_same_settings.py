@@ -14,6 +14,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fxgraft import _torch
 from fxgraft.seeds.dropout import PrivateDropout
@@ -99,6 +100,11 @@ def check_settings(
     Raises:
         StructureMismatchError: they differ in more than sizes.
     """
+    if parametrize.is_parametrized(theirs) or parametrize.is_parametrized(ours):
+        raise StructureMismatchError(
+            f"has a parametrized layer (torch.nn.utils.parametrize), or {path} is one: its weight is "
+            f"computed, and is no parameter to join. Expected plain weights: remove_parametrizations() first"
+        )
     if not is_of_one_class(ours, theirs):
         raise StructureMismatchError(f"has a {type(theirs).__name__} where {path} is a {type(ours).__name__}")
     _check_mode(path, ours, theirs)

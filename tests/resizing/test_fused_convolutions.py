@@ -76,6 +76,13 @@ def test_kernels_of_other_sizes_whose_values_fit() -> None:
     refused(part, seed, r"has .* of shape \(4, 4, 1, 1\) for part\.0\.weight", lambda host: None)
 
 
+def test_a_weight_that_is_computed() -> None:
+    part, seed = convs(6, 3, 1, nn.ReLU()), convs(4, 3, 1, nn.ReLU())
+    for module in (part, seed):
+        nn.utils.parametrizations.weight_norm(module[0])
+    refused(part, seed, r"has a parametrized layer .* or part\.0 is one: its weight", lambda host: None)
+
+
 def test_an_average_over_all_batches_has_one_count() -> None:
     said = r"has averaged 2 batches and part\.1 4, and with momentum=None"
     refused(normed(6, momentum=None), normed(4, momentum=None), said, lambda host: None)
