@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from fxgraft import commands
-from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, FUSE, Command
+from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, FUSE
 from fxgraft.errors import StageError
 from fxgraft.explore import _restarting
 from fxgraft.explore._example_run import BlockFlops
@@ -70,7 +69,7 @@ class GrowthTrial:
         tried = replace(block, blend=block.blend or max(self._rounds.settings.blend, 1))
         if block.init == COPY:  # which is missed when it is taken out, whether it is worth having or not
             tried = replace(tried, init="zero", optimizer_state="fresh")
-            memory.row["copy"] = commands.to_dict(block)
+            memory.row["copy"] = asdict(block)
         reply = self._rounds.carry_out(tried)
         memory.seed = reply.seed
         self._rounds.note("deepening")
@@ -127,15 +126,15 @@ class GrowthTrial:
             return self.take_out(objection, gained)
         reason = f"above {needed:.2g}"
         if (copied := (memory.row or {}).get("copy")) is not None:
-            return self._replace(seed, commands.parse(copied), gained, reason)
+            return self._replace(seed, DEEPEN(**copied), gained, reason)
         reply = self._rounds.carry_out(FOSSILIZE(seed=seed.name))
         if reply.refused:
             return self.take_out(reply.reason)
         return self._keep(gained, reason)
 
-    def _replace(self, seed: Seed, block: Command, gained: float, reason: str) -> None:
+    def _replace(self, seed: Seed, block: DEEPEN, gained: float, reason: str) -> None:
         """A copy comes in the place of the block that was tried, which had zeroed output layers."""
-        for command in (CULL(seed=seed.name), replace(block, **{"blend": 0})):
+        for command in (CULL(seed=seed.name), replace(block, blend=0)):
             reply = self._rounds.carry_out(command)
             if reply.refused:
                 return self._drop(None, reply.reason)

@@ -23,7 +23,7 @@ from tests.manager.test_together import OPERATIONS, Run, carry_out
 CODES = torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(0))
 
 
-class Block(nn.Module):
+class ResidualMlp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
@@ -32,12 +32,12 @@ class Block(nn.Module):
         return x + self.down(torch.relu(self.up(self.norm(x))))
 
 
-class Net(nn.Module):
+class Embedded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.embed, self.head = nn.Embedding(11, 8), nn.Linear(8, 11)
-        self.blocks = nn.ModuleList([Block(), Block()])
+        self.blocks = nn.ModuleList([ResidualMlp(), ResidualMlp()])
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         x = self.embed(codes)
@@ -48,11 +48,11 @@ class Net(nn.Module):
 
 @traced_once
 def traced() -> fxgraft.Host:
-    return fxgraft.trace(Net(), (CODES,))
+    return fxgraft.trace(Embedded(), (CODES,))
 
 
 class Grown:
-    """A run of `Net`, with a linear fossil if asked for."""
+    """A run of `Embedded`, with a linear fossil if asked for."""
 
     def __init__(self, fossil: bool = False, compiles: bool = False):
         self.host, self.memory = traced(), Memory()

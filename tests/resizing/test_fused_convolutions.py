@@ -15,7 +15,7 @@ from tests.harness import assert_same_bits, snapshot
 BATCH = torch.randn(4, 3, 5, 5)
 
 
-class Net(nn.Module):
+class AroundPart(nn.Module):
     def __init__(self, part: nn.Module):
         super().__init__()
         self.stem, self.part, self.head = nn.Conv2d(3, 4, 1), part, nn.Linear(4, 2)
@@ -35,7 +35,7 @@ def normed(hidden: int, **options: float | None) -> nn.Module:
 
 def refused(part: nn.Module, seed: nn.Module, said: str, freeze: Callable[[fxgraft.Host], None]) -> None:
     """Fuse a branch that began two steps behind the host: nothing is changed."""
-    host = fxgraft.trace(Net(part), (BATCH,))
+    host = fxgraft.trace(AroundPart(part), (BATCH,))
     optimizer = torch.optim.SGD(host.parameters(), lr=0.05)
     manager = fxgraft.SeedManager(host, optimizer, check_every=0)
 
@@ -99,7 +99,7 @@ def test_a_norm_that_is_in_eval_mode_alone(whose: str) -> None:
 
 
 def test_an_average_of_as_many_batches_is_joined() -> None:
-    host = fxgraft.trace(Net(normed(6, momentum=None)), (BATCH,))
+    host = fxgraft.trace(AroundPart(normed(6, momentum=None)), (BATCH,))
     manager = fxgraft.SeedManager(host, check_every=0)
     manager.germinate("part", normed(4, momentum=None), source="stem", name="a", isolated=False)
     manager.blend("a", steps=0)

@@ -90,7 +90,7 @@ class GatedPart(nn.Module):
         return self.down(self.act(self.gate(x)) * self.up(x))
 
 
-class Net(nn.Module):
+class AroundBranch(nn.Module):
     """A stem, the part in question, a part behind it, and a head."""
 
     def __init__(self, form: Form, residual: bool):
@@ -182,7 +182,7 @@ def test_a_fused_run_goes_on_as_the_run_with_its_branches(
     torch.manual_seed(0)
     apart = 0 if form.norm == "average" else apart
     times = 1 if form.kind == "gated" else 2
-    model = Net(form, residual and form.stride == 1).to(DTYPE)
+    model = AroundBranch(form, residual and form.stride == 1).to(DTYPE)
     branches = {f"b{i}": replace(form, hidden=times * n).build().to(DTYPE) for i, n in enumerate(sizes)}
     fused, plain = (Run(model, form.batch_shape, optimizer) for _ in range(2))
     for run in (fused, plain):
@@ -193,7 +193,7 @@ def test_a_fused_run_goes_on_as_the_run_with_its_branches(
         for run in (fused, plain):
             run.train(3)
         compare(fused, plain, list(branches))
-    wide = Net(replace(form, hidden=form.hidden + times * sum(sizes)), model.residual).to(DTYPE)
+    wide = AroundBranch(replace(form, hidden=form.hidden + times * sum(sizes)), model.residual).to(DTYPE)
     assert_is_by_hand(fused, wide)
 
 
