@@ -31,5 +31,6 @@ copied        blocks that come as copies, against fixed sizes
 analysis      envelope, shares, standard errors
 summary       ``worth.json`` and the table of it
 plot          loss over FLOPs
+plot_copied   blocks that come as copies: the loss of each arm
 ============  ==========================================================================
 """

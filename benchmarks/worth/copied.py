@@ -8,14 +8,18 @@ from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import COPIES, GROW_COPIES, STEPPED, ZEROED
 from benchmarks.worth.plan import plan_of
 from benchmarks.worth.questions import told, with_error
+from benchmarks.worth.tried import below_other
 from benchmarks.worth.unknown import below_best, blocks
 
 END = 1.0
 GROWN = (GROW_COPIES, COPIES, ZEROED)
 
 
-def answers(arms: Arms) -> dict[str, Any]:
-    """For each arm its loss; for those that grow, how far it is below the best size and the controls."""
+def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
+    """For each arm its loss; for those that grow, how far it is below the best size and the controls.
+
+    ``extra``: a fixed size with another learning rate, which was added afterwards.
+    """
     plan = plan_of(arms.protocol, arms.workload, arms.records)
     found: dict[str, Any] = {}
     for name, arm in arms.arms.items():
@@ -30,6 +34,8 @@ def answers(arms: Arms) -> dict[str, Any]:
         if name in GROWN:
             found[name]["below_best_fixed"] = below_best(arms, name, END, END)
             found[name]["below_stepped"] = below_best(arms, name, END, END, [STEPPED])
+            if extra is not None and extra.fixed():
+                found[name]["below_other_rate"] = below_other(arms, name, extra)
         if name == COPIES:
             found[name]["below_zeroed"] = below_best(arms, name, END, END, [ZEROED])
         if name == GROW_COPIES:
@@ -49,6 +55,7 @@ def table(found: dict[str, Any]) -> list[str]:
 
 COLUMNS = {
     "below_best_fixed": "below the best fixed size, nats (which)",
+    "below_other_rate": "below a size with another rate, added afterwards, nats (which)",
     "below_stepped": "below that size with a rate that falls likewise, nats",
     "below_zeroed": "below the same with zeroed output layers, nats",
 }
@@ -57,5 +64,7 @@ COLUMNS = {
 def _against(found: dict[str, Any] | None) -> str:
     if not found:
         return ""
+    if "learning_rate" in found:
+        return f"{with_error(found)} ({found['arm']}, {found['learning_rate']:g})"
     size = found["best_fixed"]
     return with_error(found) + (f" ({size})" if size.startswith("fixed") else "")

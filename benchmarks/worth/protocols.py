@@ -3,7 +3,7 @@
 Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGISTERED_SECOND.md; the workload
 "thin" of both in PREREGISTERED_THIRD.md. "unknown_extra" is a control that was added after the results of
 "unknown"; "tried" is what may make growth better, and "tried_again" what of it did: ADDED_AFTERWARDS.md.
-"copies" is the fourth experiment: PREREGISTERED_FOURTH.md.
+"copies" is the fourth experiment: PREREGISTERED_FOURTH.md; "copies_extra" has controls that were added to it.
 """
 
 from __future__ import annotations
@@ -160,6 +160,18 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         tuning_seed=101,
+    ),
+    "copies_extra": Protocol(
+        "copies_extra",
+        {
+            "gpt": replace(GPT, depths=(2,), fixed_ends=(1.0,), rates=(0.003,)),
+            "cnn": replace(CNN, depths=(2,), fixed_ends=(1.0,), rates=(0.0113,)),
+            "thin": replace(CNN, depths=(3,), fixed_ends=(1.0,), rates=(0.032,)),
+        },
+        seeds=(12, 13, 14),
+        variants="none",
+        by_budget=True,
+        tuned=False,
     ),
     "quick": Protocol(
         "quick",

@@ -14,7 +14,16 @@ from benchmarks.worth.training import Run
 
 Records = dict[str, dict[str, Any]]
 
-KEPT = ("short", "unknown", "unknown_extra", "tried", "tried_again", "tried_control", "copies")
+KEPT = (
+    "short",
+    "unknown",
+    "unknown_extra",
+    "tried",
+    "tried_again",
+    "tried_control",
+    "copies",
+    "copies_extra",
+)
 """Protocols whose results are committed; they share no random seed, or differ in the learning rate."""
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.worth import copied, plot, results, tried, unknown
+from benchmarks.worth import copied, plot, plot_copied, results, tried, unknown
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
 from benchmarks.worth.plan import plan_of
@@ -44,7 +44,7 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     protocol = owner(protocol)
     found = experiments(protocol, out)
     records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
-    for name in (*TRIED, "tried_control", COPIED) if protocol.name == "short" else ():
+    for name in (*TRIED, "tried_control", COPIED, "copies_extra") if protocol.name == "short" else ():
         records += results.read(results.folder(PROTOCOLS[name], out)).values()
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
@@ -58,6 +58,8 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     (out / TABLE).write_text(table(whole), encoding="utf-8")
     plot.draw(found, pictures)
+    if told := whole.get(COPIED):
+        plot_copied.draw({name: _arms_of(of) for name, of in told.items()}, pictures)
     print((out / TABLE).read_text(encoding="utf-8"))
 
 
@@ -116,11 +118,16 @@ def copies(out: Path) -> dict[str, Any]:
     """The answers of the fourth experiment by workload; empty where nothing of it has run."""
     found = {name: _arms(COPIED, name, out) for name in PROTOCOLS[COPIED].scales}
     told = {
-        name: copied.answers(arms) | {"missing_runs": missing(arms)}
+        name: copied.answers(arms, _arms("copies_extra", name, out)) | {"missing_runs": missing(arms)}
         for name, arms in found.items()
         if arms is not None and arms.curves
     }
     return {COPIED: told} if told else {}
+
+
+def _arms_of(told: dict[str, Any]) -> dict[str, Any]:
+    """What `copies` says of the arms of one workload."""
+    return {arm: of for arm, of in told.items() if arm != "missing_runs"}
 
 
 def missing(arms: Arms) -> list[str]:
@@ -209,8 +216,7 @@ def table(whole: dict[str, Any]) -> str:
         if whole.get(name):
             lines += [f"### gpt, {title}", "", *tried.table(whole[name]), ""]
     for name, told in whole.get(COPIED, {}).items():
-        arms = {arm: of for arm, of in told.items() if arm != "missing_runs"}
-        lines += [f"### {name}, fourth experiment", "", *copied.table(arms), ""]
+        lines += [f"### {name}, fourth experiment", "", *copied.table(_arms_of(told)), ""]
     return "\n".join(lines)
 
 

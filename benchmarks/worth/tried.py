@@ -23,17 +23,18 @@ def answers(arms: Arms, lower_rate: Arms | None = None) -> dict[str, Any]:
     grown = [name for name, arm in arms.arms.items() if not arm.fixed]
     found = {name: _answer(arms, name) for name in grown if arms.seeds(CONTROL, name)}
     for name in found if lower_rate is not None and lower_rate.fixed() else ():
-        found[name]["below_lower_rate"] = _below(arms, name, lower_rate)
+        found[name]["below_lower_rate"] = below_other(arms, name, lower_rate)
     return found
 
 
-def _below(arms: Arms, name: str, control: Arms) -> dict[str, Any]:
+def below_other(arms: Arms, name: str, control: Arms) -> dict[str, Any]:
     """How far an arm is below the one size of other runs; paired by random seed."""
     (size,) = control.fixed()
     seeds = [seed for seed in arms.seeds(name) if seed in control.seeds(size)]
     pairs = [(control.curves[size, seed].ends[-1], arms.curves[name, seed].ends[-1]) for seed in seeds]
     return {
         **told(estimate([theirs.loss - ours.loss for theirs, ours in pairs])),
+        "arm": size,
         "learning_rate": control.protocol.scales[arms.workload].rates[0],
         "loss": told(estimate([theirs.loss for theirs, _ in pairs])),
     }
