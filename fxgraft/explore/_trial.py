@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from fxgraft.commands import BLEND, CULL, DEEPEN, FOSSILIZE, FUSE
-from fxgraft.errors import StageError
+from fxgraft.errors import FxGraftError, StageError
 from fxgraft.explore import _restarting
 from fxgraft.explore._example_run import BlockFlops
 from fxgraft.explore._growth_state import FADING, TRYING
@@ -68,14 +68,25 @@ class GrowthTrial:
         memory.row = {**self.row_of(block, most), "loss": self._loss_of(looked)}
         tried = replace(block, blend=block.blend or max(self._rounds.settings.blend, 1))
         if block.init == COPY:  # which is missed when it is taken out, whether it is worth having or not
-            tried = replace(tried, init="zero", optimizer_state="fresh")
-            memory.row["copy"] = asdict(block)
+            zeroed = replace(tried, init="zero", optimizer_state="fresh")
+            if self._can_be(zeroed):
+                tried, memory.row["copy"] = zeroed, asdict(block)
         reply = self._rounds.carry_out(tried)
         memory.seed = reply.seed
         self._rounds.note("deepening")
         if reply.refused:
             return self._drop(None, reply.reason)
         return self._hold()
+
+    def _can_be(self, block: DEEPEN) -> bool:
+        """Whether such a block could be inserted now: not each block has output layers to be zeroed."""
+        manager = self._rounds.manager
+        try:
+            with manager.plan_together():
+                manager.deepen(block.stack, at=block.at, init=block.init, blend=block.blend, like=block.like)
+        except FxGraftError:
+            return False
+        return True
 
     def _loss_of(self, looked: Checked) -> float | None:
         """The loss before something is tried; None where it is not asked for."""

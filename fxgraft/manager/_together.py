@@ -177,6 +177,7 @@ class PlanBlock:
 
     @uninterruptible
     def __enter__(self) -> ActPlan:
+        self._acts.refuse("open manager.plan_together()")  # it may have been made before another was opened
         self._acts.open = Act()
         self._kept = self._acts.keep()
         return self._plan

@@ -215,7 +215,6 @@ def plan_together(self: ManagerCore) -> AbstractContextManager[ActPlan]:
         FxGraftError: at the end of the block, where `together` would raise it.
     """
     self._allow("open manager.plan_together()")
-    self._acts.refuse("open manager.plan_together()")
     return self._acts.plan_block()
 
 

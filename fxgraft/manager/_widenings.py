@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
@@ -45,6 +46,7 @@ class Widenings:
         act = self._acts.open
         assert act is not None
         check_state(optimizer_state)
+        by = int(by) if not isinstance(by, bool) and isinstance(by, Integral) else by  # numpy's, too
         fuses = any(isinstance(growth.growing, PlannedFusion) for growth in act.growths)
         found = self._known(group, by, init, is_alone=not act.courses and not fuses)
         name = found.name if found is not None else str(getattr(group, "name", group))

@@ -42,7 +42,7 @@ def places(blocks: int, count: int, at: Any, like: Any = None) -> list[BlockPlac
     count = validate.integer("count", count, 1)
     if isinstance(at, str):
         if at not in ("start", "end"):
-            raise _refusal(at)
+            raise _refusal("at", at)
         indices = [0 if at == "start" else blocks - 1] * count
     elif at is None:
         indices = [-(-(k + 1) * blocks // count) - 1 for k in range(count)]
@@ -64,8 +64,8 @@ def places(blocks: int, count: int, at: Any, like: Any = None) -> list[BlockPlac
 
 
 def _indices(name: str, given: Any, blocks: int) -> list[int]:
-    if not isinstance(given, Sequence) or not given:
-        raise _refusal(given)
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes) or not given:
+        raise _refusal(name, given)
     for index in given:
         if isinstance(index, bool) or not isinstance(index, Integral) or not -blocks <= int(index) < blocks:
             raise ValueError(
@@ -75,11 +75,14 @@ def _indices(name: str, given: Any, blocks: int) -> list[int]:
     return [int(index) % blocks for index in given]
 
 
-def _refusal(given: Any) -> ValueError:
-    return ValueError(
-        f"at: expected None (spread evenly), 'start', 'end', or a list of indices of blocks to stand behind; "
-        f"got {given!r}"
-    )
+_EXPECTED = {
+    "at": "None (spread evenly), 'start', 'end', or a list of indices of blocks to stand behind",
+    "like": "None (those in front), or a list of indices of blocks, one for each new block",
+}
+
+
+def _refusal(name: str, given: Any) -> ValueError:
+    return ValueError(f"{name}: expected {_EXPECTED[name]}; got {given!r}")
 
 
 def group_of(host: Host, group: Any) -> ChannelGroup:

@@ -161,6 +161,38 @@ def _losses(run: Run, alpha: float) -> list[Tensor]:
         return run.evaluate()
 
 
+class NormAtTheEnd(Hidden):
+    """A block without output layers that could be zeroed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(super().forward(x))
+
+
+class OfNormedBlocks(Stack):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([NormAtTheEnd()])
+
+
+def test_a_block_that_cannot_be_zeroed_is_tried_as_a_copy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runs, "NormNet", OfNormedBlocks)
+    run = Run()
+    growth = grown(
+        run, candidates=replace(BLOCK, init="copy"), when=lambda manager: manager.steps == 5, gain=-10.0
+    )
+    run.train(40)
+    assert [entry["what"] for entry in growth.history][:2] == ["deepening", "kept"]
+    (seed,) = run.manager.seeds.values()
+    assert (seed.stage.name, seed.config["init"]) == ("FOSSILIZED", "copy")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("helps", [True, False])
 def test_what_pays_is_replaced_by_a_copy_and_what_does_not_is_gone(stack: Run, helps: bool) -> None:
     gain = -10.0 if helps else 10.0

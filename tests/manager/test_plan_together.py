@@ -176,6 +176,13 @@ def test_blocks_are_no_part_of_each_other() -> None:
         run.manager.germinate("blocks.1.up", "mlp", name="branch")
         with run.manager.plan_together():
             run.manager.germinate("blocks.0.up", "mlp")
+    made_before = run.manager.plan_together()
+    with run.manager.together():
+        run.manager.germinate("blocks.1.up", "mlp", name="outer")
+        with pytest.raises(StageError, match="inside manager"), made_before:
+            run.manager.germinate("blocks.0.up", "mlp")
+    assert {name: seed.stage for name, seed in run.manager.seeds.items()} == {"outer": Stage.TRAINING}
+    run.manager.cull("outer")
     with run.manager.plan_together() as plan, run.manager.together():
         run.manager.germinate("blocks.1.up", "mlp", name="branch")
     assert plan.seeds == {"branch": "TRAINING"}

@@ -287,6 +287,8 @@ BAD = {
     ),
     "order": (ValueError, r"in running order; got \[2, 0\]", {"at": [2, 0]}),
     "like": (ValueError, r"like: expected 2 indices", {"count": 2, "like": [0]}),
+    "like 0": (ValueError, r"like: expected None \(those in front\), or a list .*; got 0", {"like": 0}),
+    "letters": (ValueError, r"like: expected None .*; got 'ab'", {"like": "ab"}),
     "init": (ValueError, r"init: expected one of 'zero', 'copy', 'random'; got 'ones'", {"init": "ones"}),
     "blend": (ValueError, r"blend: expected a whole number, 0 or more; got -1", {"blend": -1}),
     "isolated": (ValueError, r"isolated: expected True or False; got 1", {"isolated": 1}),

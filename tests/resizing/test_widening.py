@@ -4,6 +4,7 @@ import copy
 import pkgutil
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -263,15 +264,21 @@ def test_a_compiled_host_compiles_at_its_next_call(fresh_compiler):
     assert host.up.weight.grad.shape == (10, 4)
 
 
+def test_a_number_of_numpy_is_a_number():
+    host, _, manager = managed(Cnn(), MODELS["cnn"][1])
+    assert type(manager.widen("first", np.int64(2)).by) is int
+    assert type(host.widenings[-1].by) is int
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
         (("nowhere", 1), ChannelError, "has no channels 'nowhere'; did you mean 'qkv.weight', 'qkv'"),
         ((3, 1), ChannelError, "group: expected a name, one of host.channels; got int"),
-        (("qkv", 0), ChannelError, "qkv: by: expected a number of channels, 1 or more; got 0"),
-        (("qkv", -4), ChannelError, "qkv: by: expected a number of channels, 1 or more; got -4"),
-        (("qkv", 2.0), ChannelError, r"qkv: by: expected a number of channels, 1 or more; got 2\.0"),
-        (("qkv", True), ChannelError, "qkv: by: expected a number of channels, 1 or more; got True"),
+        (("qkv", 0), ChannelError, "qkv: by: expected a whole number of channels, 1 or more; got 0"),
+        (("qkv", -4), ChannelError, "qkv: by: expected a whole number of channels, 1 or more; got -4"),
+        (("qkv", 2.0), ChannelError, r"qkv: by: expected a whole number of channels, 1 or more; got 2\.0"),
+        (("qkv", True), ChannelError, "qkv: by: expected a whole number of channels, 1 or more; got True"),
         (("qkv", 10**12), ChannelError, "qkv: by: expected at most 16,777,216 .* got 1,000,000,000,000"),
         (("qkv", 6), ChannelError, "qkv: by: expected a multiple of 4, .* got 6"),
         (("out", 4), ChannelError, "out: its 12 channels cannot grow: it is a size of the output. Choose"),

@@ -3,47 +3,34 @@
 Each element is compared by itself: beside a logit that is masked with -1e9, a share of the largest output
 would let anything pass. What rounding can do to an element is tried out: the model runs again with weights
 and inputs that differ by a few roundings, and what that changes is the rounding of this element. So a small
-difference of large values has the rounding of these.
+difference of large values has the rounding of these. Where that does not explain it, and the model computes
+in fewer digits than its outputs have (bfloat16 with ``float()`` at the end, autocast), it runs with roundings
+of these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgraft_passes.channels._few_digits import FewDigits
+from fxgraft_passes.channels._output_pairs import OutputPair, step_of
 from fxgraft_passes.channels.recording import tensors_in
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 from fxgraft_passes.untouched import streams_fixed
-
-_ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""How far outputs may differ at most, as a share of the largest of them, whatever is tried out."""
-
-_OWN = 4
-"""Roundings of its own size that an element may differ by."""
-
-_OF_THE_ROW = 16
-"""Roundings of the median magnitude in its row that an element may differ by, where nothing is large: sums
-that are added up in another order. It saves the runs that try out rounding in most models."""
-
-_ORDINARY = 1e3
-"""From which size on a value may be one that masks others, and says nothing of their size."""
-
-_NOISE = {torch.float64: 64, torch.float32: 64, torch.float16: 2, torch.bfloat16: 2}
-"""By how many roundings weights and inputs differ in the runs that tell what rounding can do."""
 
 _PATTERN = 4099
 """A prime number of random signs, repeated over each tensor: to draw them all takes longer than to run."""
 
 _RUNS = 6
 """How many such runs there are at most, until all differences are explained."""
-
-_TIMES = 4.0
-"""How many times what such runs change a difference may be."""
 
 
 class OtherOutputsError(ChannelError):
@@ -52,7 +39,9 @@ class OtherOutputsError(ChannelError):
 
 def is_other(old: Tensor, new: Tensor) -> bool:
     """Whether what is computed in between differs by more than any rounding."""
-    return bool(old.numel()) and not old.is_meta and old.dtype == new.dtype and _Pair(old, new).is_too_far()
+    if not old.numel() or old.is_meta or old.dtype != new.dtype:
+        return False
+    return OutputPair(old, new).is_too_far()
 
 
 def outputs(subject: Subject) -> list[Tensor]:
@@ -64,8 +53,26 @@ def outputs(subject: Subject) -> list[Tensor]:
     return _run(subject)
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far outputs are from earlier ones.
+
+    Attributes:
+        largest: the largest difference.
+        share: the largest one relative to its element, or to the median of its row.
+    """
+
+    largest: float
+    share: float
+
+
 def difference(name: str, before: Sequence[Tensor], subject: Subject) -> float:
-    """The largest difference of the subject's outputs to earlier ones; run inside of a session.
+    """The largest difference of the subject's outputs to earlier ones, see `distance`."""
+    return distance(name, before, subject).largest
+
+
+def distance(name: str, before: Sequence[Tensor], subject: Subject) -> Distance:
+    """How far the subject's outputs are from earlier ones; run inside of a session.
 
     Args:
         name: of what has changed, for messages.
@@ -84,20 +91,44 @@ def difference(name: str, before: Sequence[Tensor], subject: Subject) -> float:
         )
     after = outputs(subject)
     _check_form(name, before, after)
-    pairs = [_Pair(old, new) for old, new in zip(with_data, _with_data(after), strict=True)]
-    if any(pair.is_too_far() for pair in pairs) or not _are_rounding(pairs, after, subject):
+    pairs, are_kept = _compared(with_data, after, subject)
+    if not are_kept:
         if not _repeats_itself(after, subject):
             raise ChannelError(
                 f"{name}: expected a model that returns the same for the same input in eval mode; two runs "
                 f"of it differ, so that it cannot be seen whether the function is kept. Keep in buffers what "
                 f"it counts or averages"
             )
-        worst = max(pairs, key=_Pair.excess)
+        worst = max(pairs, key=OutputPair.excess)
         raise OtherOutputsError(
             f"{name}: expected the outputs of before; with more channels {worst.in_words()}: something in "
             f"between depends on how many there are"
         )
-    return max((pair.largest for pair in pairs), default=0.0)
+    return Distance(
+        max((pair.largest for pair in pairs), default=0.0), max((pair.share for pair in pairs), default=0.0)
+    )
+
+
+def _compared(
+    before: Sequence[Tensor], after: Sequence[Tensor], subject: Subject
+) -> tuple[list[OutputPair], bool]:
+    """The outputs that have data, and whether they differ by rounding at most."""
+    both = list(zip(before, _with_data(after), strict=True))
+    pairs = [OutputPair(old, new) for old, new in both]
+    if _are_rounding(pairs, after, lambda seed: _run(subject, seed, _least(pairs))):
+        return pairs, True
+    eps = min((pair.eps for pair in pairs if pair.eps), default=1.0)
+    look = FewDigits(eps, 0)
+    with suppress(Exception):
+        _run(subject, inside=look)
+    if look.coarsest is None:
+        return pairs, False
+    pairs = [OutputPair(old, new, look.coarsest) for old, new in both]
+    return pairs, _are_rounding(pairs, after, lambda seed: _run(subject, inside=FewDigits(eps, seed)))
+
+
+def _least(pairs: Sequence[OutputPair]) -> float:
+    return min((pair.step for pair in pairs if pair.step), default=0.0)
 
 
 def _check_form(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
@@ -113,70 +144,18 @@ def _check_form(name: str, before: Sequence[Tensor], after: Sequence[Tensor]) ->
             )
 
 
-class _Pair:
-    """An output as it was and as it is, and how much of the difference is explained by rounding.
-
-    Attributes:
-        off: how far each element is from what it was.
-        allowed: how far it may be, as far as is known.
-        largest: of ``off``.
-        step: by how much, relative to it, a weight of its dtype is changed; 0 for whole numbers.
-    """
-
-    def __init__(self, old: Tensor, new: Tensor):
-        self._old, self._is_number = old, old.is_floating_point() or old.is_complex()
-        self.off = _apart(old, new)
-        self.largest = self.off.max().item()
-        eps = torch.finfo(old.dtype).eps if self._is_number else 0.0
-        self.step = _step(old.dtype) if self._is_number else 0.0
-        self.allowed = _OWN * eps * _magnitude(old).nan_to_num(0.0, 0.0, 0.0)
-        if 0.0 < self.size < _ORDINARY:
-            self.allowed = torch.maximum(self.allowed, _OF_THE_ROW * eps * _row(old))
-        self._noise = torch.zeros_like(self.off)
-
-    def is_too_far(self) -> bool:
-        """Whether no rounding can be the reason."""
-        return not self.largest <= _ROUNDING.get(self._old.dtype, 0.0) * max(self.size, 1e-3)
-
-    @property
-    def size(self) -> float:
-        """The largest magnitude of what it was."""
-        magnitude = _magnitude(self._old)
-        finite = magnitude[magnitude.isfinite()]
-        return finite.max().item() if finite.numel() else 0.0
-
-    def is_allowed(self) -> bool:
-        """Whether each element is as near as it has to be."""
-        return bool((self.off <= self.allowed).all())
-
-    def learn(self, now: Tensor, shaken: Tensor) -> None:
-        """What rounding changed in one more run."""
-        if now.shape == shaken.shape and self._is_number:
-            self._noise = torch.maximum(self._noise, _apart(now, shaken).nan_to_num(0.0, 0.0, 0.0))
-            self.allowed = torch.maximum(self.allowed, _TIMES * _with_floor(self._noise))
-
-    def excess(self) -> float:
-        """How much further than it may an element is, at most."""
-        return self._beyond().max().item()
-
-    def in_words(self) -> str:
-        """How far the element is that differs by the most above what it may."""
-        index = int(self._beyond().argmax())
-        off, old = self.off.flatten()[index].item(), self._old.flatten()[index].item()
-        return f"they differ by {off:.3g}, where one is {old:.3g} and the largest is {self.size:.3g}"
-
-    def _beyond(self) -> Tensor:
-        return (self.off - self.allowed).nan_to_num(torch.inf)
-
-
-def _are_rounding(pairs: Sequence[_Pair], now: Sequence[Tensor], subject: Subject) -> bool:
+def _are_rounding(
+    pairs: Sequence[OutputPair], now: Sequence[Tensor], shake: Callable[[int], list[Tensor]]
+) -> bool:
+    """Whether runs with other roundings, of ``shake`` and a seed, explain all differences."""
+    if any(pair.is_too_far() for pair in pairs):
+        return False
     with_data = _with_data(now)
-    least = min((pair.step for pair in pairs if pair.step), default=0.0)
     for seed in range(_RUNS):
         if all(pair.is_allowed() for pair in pairs):
             return True
         try:
-            shaken = _with_data(_run(subject, seed, least))
+            shaken = _with_data(shake(seed))
         except Exception:  # a number that has to be exact, say
             return False
         if len(shaken) != len(with_data):
@@ -189,16 +168,17 @@ def _are_rounding(pairs: Sequence[_Pair], now: Sequence[Tensor], subject: Subjec
 def _repeats_itself(outcome: Sequence[Tensor], subject: Subject) -> bool:
     again = outputs(subject)
     return len(again) == len(outcome) and all(
-        one.shape == other.shape and not _Pair(one, other).is_too_far()
+        one.shape == other.shape and not OutputPair(one, other).is_too_far()
         for one, other in zip(_with_data(outcome), _with_data(again), strict=True)
     )
 
 
-def _step(dtype: torch.dtype) -> float:
-    return float(_NOISE.get(dtype, 1) * torch.finfo(dtype).eps)
-
-
-def _run(subject: Subject, seed: int | None = None, least: float = 0.0) -> list[Tensor]:
+def _run(
+    subject: Subject,
+    seed: int | None = None,
+    least: float = 0.0,
+    inside: AbstractContextManager[Any] | None = None,
+) -> list[Tensor]:
     """The outputs; with a seed, of weights and inputs that differ by rounding.
 
     Args:
@@ -206,6 +186,7 @@ def _run(subject: Subject, seed: int | None = None, least: float = 0.0) -> list[
         seed: of the signs of the changes; None: as it is.
         least: by how much they differ at least, relative to them: code may compute in another dtype than
             that of its weights, and return that.
+        inside: a context in which it runs.
     """
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (subject.args, subject.kwargs))
     signs: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -216,14 +197,16 @@ def _run(subject: Subject, seed: int | None = None, least: float = 0.0) -> list[
         if (key := (tensor.device, tensor.dtype)) not in signs:
             stream = torch.Generator("cpu").manual_seed(seed)
             drawn = torch.randint(0, 2, (_PATTERN,), generator=stream, device="cpu") * 2 - 1
-            step = max(_step(tensor.dtype), least)
+            step = max(step_of(tensor.dtype), least)
             signs[key] = (1 + drawn.double() * step).to(*key)
         repeated = signs[key].repeat(-(-tensor.numel() // _PATTERN))
         return tensor * repeated[: tensor.numel()].view(tensor.shape)
 
     with torch.no_grad(), subject.in_mode(False), streams_fixed(), _own_tensors(subject, noisy):
         args, kwargs = pytree.tree_map_only(Tensor, noisy, (args, kwargs))
-        return [tensor.detach().clone() for tensor in tensors_in(subject.run(*args, **kwargs))]
+        with inside or nullcontext():
+            result = subject.run(*args, **kwargs)
+        return [tensor.detach().clone() for tensor in tensors_in(result)]
 
 
 @contextmanager
@@ -252,36 +235,3 @@ def _can_round(tensor: Tensor) -> bool:
         return True
     first = tensor[:1] if tensor.dim() else tensor  # which mostly says it
     return bool((first != first.round()).any()) or bool((tensor != tensor.round()).any())
-
-
-def _magnitude(tensor: Tensor) -> Tensor:
-    """Of each element, in a dtype that has the digits for differences."""
-    if tensor.is_complex():
-        return tensor.abs()
-    return tensor.to(torch.float64 if tensor.dtype is torch.float64 else torch.float32).abs()
-
-
-def _row(tensor: Tensor) -> Tensor:
-    """The median magnitude in the row of each element: in its last dimension."""
-    magnitude = _magnitude(tensor).nan_to_num(0.0, 0.0, 0.0)
-    return magnitude.median(-1, keepdim=True).values if tensor.dim() else magnitude
-
-
-def _apart(old: Tensor, new: Tensor) -> Tensor:
-    """How far each element is from what it was; 0 where both are NaN, or the same infinity."""
-    if not (old.is_floating_point() or old.is_complex()):
-        return (old != new).float()
-    alike = (old == new) | (old.isnan() & new.isnan())
-    wide = old.dtype if old.is_complex() or old.dtype is torch.float64 else torch.float32
-    off = (new.to(wide) - old.to(wide)).abs()
-    return torch.where(alike, torch.zeros_like(off), off)
-
-
-def _with_floor(noise: Tensor) -> Tensor:
-    """The noise; where none was seen, the least of the element's row, or else of all."""
-    if not noise.dim():
-        return noise
-    seen = torch.where(noise > 0, noise, torch.inf)
-    floor = seen.amin(-1, keepdim=True)
-    floor = torch.where(floor.isinf(), seen.min(), floor)
-    return torch.where(noise > 0, noise, floor.nan_to_num(posinf=0.0))

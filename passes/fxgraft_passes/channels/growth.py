@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import sqrt
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +18,10 @@ from torch import Tensor
 from fxgraft_passes.channels._analysis import DOT, MEAN
 from fxgraft_passes.channels._filling import Filling, Guess
 from fxgraft_passes.channels._grown_layout import Spread, filled, laid_out_as, widened
+from fxgraft_passes.channels._guessing import best_guess
 from fxgraft_passes.channels._locating import where_it_shows
 from fxgraft_passes.channels._settings import CannotRunWiderError, Setting, applied, fit
-from fxgraft_passes.channels.comparing import OtherOutputsError, difference
+from fxgraft_passes.channels.comparing import OtherOutputsError, distance
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.layout import Atom
 from fxgraft_passes.channels.subject import Subject
@@ -122,13 +125,13 @@ def _tied(group: ChannelGroup) -> set[tuple[str, int]]:
     return makes & reads
 
 
-def check_request(name: str, by: int, init: str) -> None:
+def check_request(name: str, by: Any, init: str) -> None:
     """What can be said of a request without the group. Raises as `check` does."""
     if init not in INITS:
         raise ValueError(f"init: expected one of {', '.join(map(repr, INITS))}; got {init!r}")
-    if isinstance(by, bool) or not isinstance(by, int) or by <= 0:
-        raise ChannelError(f"{name}: by: expected a number of channels, 1 or more; got {by!r}")
-    if by > MOST:
+    if isinstance(by, bool) or not isinstance(by, Integral) or int(by) <= 0:
+        raise ChannelError(f"{name}: by: expected a whole number of channels, 1 or more; got {by!r}")
+    if int(by) > MOST:
         raise ChannelError(f"{name}: by: expected at most {MOST:,} channels at once; got {by:,}")
 
 
@@ -162,7 +165,7 @@ def grow(
     settings: list[Setting] | None = None
     refused: list[GroupGrowth] = []
 
-    def attempt(guess: Guess) -> GroupGrowth:
+    def attempt(guess: Guess) -> tuple[GroupGrowth, float]:
         nonlocal settings
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
@@ -177,15 +180,16 @@ def grow(
                 error.args = (f"{group.name}: {error}",)
                 raise
         made = GroupGrowth(group, by, init, plan.spreads, tensors, plan.fills, settings)
-        if before is not None:
-            refused.append(made)
-            with made.in_place(subject):
-                difference(group.name, before, subject)
-            refused.pop()
-        return made
+        if before is None:
+            return made, 0.0
+        refused.append(made)
+        with made.in_place(subject):
+            off = distance(group.name, before, subject).share
+        refused.pop()
+        return made, off
 
     try:
-        return _first_that_fits(attempt, _guesses(group, growths))
+        return best_guess(attempt, _guesses(group, growths))
     except OtherOutputsError as error:
         first, tied = refused[0], sorted({name for name, _ in _tied(group)})
         where = where_it_shows(subject, first.tensors, first.in_place(subject), tied)
@@ -200,30 +204,3 @@ def _guesses(group: ChannelGroup, growths: Mapping[Atom, int]) -> Iterator[Guess
             yield Guess(queries, 0.0, bare)
             if MEAN in group.atom.hazards:
                 yield Guess(queries, 1.0, bare)
-
-
-def _first_that_fits(attempt: Callable[[Guess], GroupGrowth], guesses: Iterable[Guess]) -> GroupGrowth:
-    """The growth by the first guess that keeps the function, with as few ``bare`` weights as do."""
-    failed: ChannelError | None = None
-    for guess in guesses:
-        try:
-            growth = attempt(guess)
-        except CannotRunWiderError:
-            raise
-        except ChannelError as error:
-            failed = failed or error
-            continue
-        needed = frozenset(
-            path for path in guess.bare if not _fits(attempt, replace(guess, bare=guess.bare - {path}))
-        )
-        return growth if needed == guess.bare else attempt(replace(guess, bare=needed))
-    assert failed is not None
-    raise failed
-
-
-def _fits(attempt: Callable[[Guess], GroupGrowth], guess: Guess) -> bool:
-    try:
-        attempt(guess)
-    except ChannelError:
-        return False
-    return True

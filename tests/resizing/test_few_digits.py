@@ -1,0 +1,102 @@
+"""Growth of channels in models that compute in few digits: bfloat16, float16, autocast."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxgraft
+from fxgraft.errors import ChannelError
+
+BATCH = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Net(nn.Module):
+    """The head reads the stream as it is, the blocks read it normalised."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class CastAtTheEnd(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.bfloat16)).float()
+
+
+class CastInside(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).to(torch.bfloat16)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.float())
+
+
+class Autocast(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+class Counted(Autocast):
+    """What it returns depends on how many hidden units there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.blocks[0].up.out_features
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_function_is_kept_and_not_hidden_by_rounding(seed: int, dtype: torch.dtype) -> None:
+    net = Net(seed).to(dtype)
+    host = fxgraft.trace(net, (BATCH.to(dtype),))
+    exact = copy.deepcopy(net).double()(BATCH.to(dtype).double())
+    fxgraft.SeedManager(host).widen("first", 4)
+    now = fxgraft.unwrap(host).double()(BATCH.to(dtype).double())
+    assert (now - exact).abs().max() < 2e-3 * exact.abs().max()
+    assert not host.head.weight[:, 8:].any()
+
+
+@pytest.mark.parametrize("kind", [CastAtTheEnd, CastInside, Autocast])
+def test_outputs_may_have_more_digits_than_what_they_are_computed_from(kind: type[Net]) -> None:
+    host = fxgraft.trace(kind(), (BATCH,))
+    manager = fxgraft.SeedManager(host)
+    before = host(BATCH).detach()
+    manager.widen("blocks.0.up", 4, init="split")
+    manager.widen("first", 4)
+    torch.testing.assert_close(host(BATCH), before, rtol=0.0, atol=0.02)
+    assert host(BATCH).dtype is torch.float32
+
+
+def test_what_depends_on_the_number_of_channels_is_refused_all_the_same() -> None:
+    host = fxgraft.trace(Counted(), (BATCH,))
+    with pytest.raises(ChannelError, match="expected the outputs of before"):
+        fxgraft.SeedManager(host).widen("blocks.0.up", 1)
