@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxgraft import commands
 from fxgraft.commands import SEED
@@ -71,4 +71,4 @@ def block_of(host: Host, given: object) -> commands.DEEPEN | None:
             f"candidates: expected a DEEPEN with count=1, isolated=False and no name, which is tried again "
             f"and again; got {given}"
         )
-    return given
+    return replace(given, id=None)  # by which it would be carried out once only

@@ -12,6 +12,7 @@ What cannot germinate is refused at once, by name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fxgraft import commands
@@ -153,4 +154,4 @@ def _seed(given: SEED | Mapping[str, Any] | str) -> SEED:
     command = commands.parse(given)
     if not isinstance(command, SEED):
         raise CommandError(f"candidates: expected SEED commands; got {type(command).__name__}")
-    return command
+    return replace(command, id=None)  # by which it would be carried out once only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fxgraft import commands
@@ -149,7 +150,7 @@ def _growing(command: Any) -> SEED | WIDEN | DEEPEN:
         raise CommandError(f"exclude: {error}") from error
     if not isinstance(parsed, SEED | WIDEN | DEEPEN):
         raise CommandError(f"exclude: expected SEED, WIDEN or DEEPEN; got {type(parsed).__name__}")
-    return parsed
+    return replace(parsed, id=None)
 
 
 def autogrow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def test_it_grows_until_the_budget_is_spent_or_nothing_pays() -> None:
     assert before < sum(p.numel() for p in run.host.parameters()) <= 1.6 * before
     assert str(growth).splitlines()[3].split()[:3] == ["step", "what", "slot"]
     run.train(2)  # and nothing more
+
+
+def test_commands_with_an_id_are_candidates_in_each_round() -> None:
+    run = Run()
+    growth = grow(run, candidates=[replace(seed, id=seed.slot) for seed in FEW], gain=-10.0, budget=5.0)
+    run.train(40)
+    assert [entry["what"] for entry in growth.history].count("kept") == 2
 
 
 def test_what_does_not_pay_is_taken_out_and_it_ends() -> None:

@@ -161,6 +161,16 @@ def _losses(run: Run, alpha: float) -> list[Tensor]:
         return run.evaluate()
 
 
+@pytest.mark.parametrize("init", ["zero", "copy"])
+def test_a_command_with_an_id_is_carried_out_in_each_round(stack: Run, init: str) -> None:
+    growth = grown(stack, candidates=replace(BLOCK, init=init, id="once"), gain=-10.0)
+    stack.train(55)
+    kept = [entry for entry in growth.history if entry["what"] == "kept"]
+    assert len(kept) == 2
+    assert all(stack.manager.seeds[entry["seed"]].stage.name == "FOSSILIZED" for entry in kept)
+    assert len(stack.host.stacks["blocks"].blocks) == 3
+
+
 class NormAtTheEnd(Hidden):
     """A block without output layers that could be zeroed."""
 
