@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 from fxgraft.capture.region import Region
 from fxgraft.errors import ChannelError, SlotError
 from fxgraft.host.insertions import path_of, regions_within
-from fxgraft_passes import FindSlots
+from fxgraft_passes import FindSlots, devices
 from fxgraft_passes.metadata import metadata
 from fxgraft_passes.untouched import untouched
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
+_Call = tuple[tuple[Any, ...], dict[str, Any], devices.Autocasts]
+"""What a block was called with, and the autocast in which it was."""
 
 
 def observe(host: Host) -> None:
@@ -50,7 +52,8 @@ def observe(host: Host) -> None:
         for name, region in regions.items():
             handle = region.module.register_forward_pre_hook(_keeping(calls, name), with_kwargs=True)
             stack.callback(handle.remove)
-        host._root(*args, **kwargs)
+        with _named(", ".join(map(path_of, unseen))):
+            host._root(*args, **kwargs)
         for name, call in calls.items():
             _observe(regions[name], call)
     unseen.clear()
@@ -58,7 +61,7 @@ def observe(host: Host) -> None:
 
 def _keeping(calls: dict[str, _Call], name: str) -> Any:
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.setdefault(name, (args, kwargs))
+        calls.setdefault(name, (args, kwargs, devices.autocasts()))
 
     return keep
 
@@ -73,15 +76,31 @@ def _observe(region: Region, call: _Call) -> None:
                     f"is in a block that grew wider alone, without a graph: {broken[0]}"
                 )
         return
-    values = region.form.values(*call)
+    args, kwargs, autocasts = call
+    values = region.form.values(args, kwargs)
     if values is None:
         raise SlotError(
             f"{region.name} is called in another way than the block of which it is a copy. Choose a block "
             f"that is called alike, by like=[...], or another place, by at=[...]"
         )
     inputs = [values[str(node.target)] for node in region.base.find_nodes(op="placeholder")]
-    _Sizes(region.module, graph=region.base).run(*inputs)
+    with devices.under_autocasts(autocasts), _named(region.name):
+        _Sizes(region.module, graph=region.base).run(*inputs)
     FindSlots(region=region.name).rewrite(region.base)
+
+
+@contextmanager
+def _named(blocks: str) -> Iterator[None]:
+    """Raise `SlotError` for what the code of a model raises where new blocks run."""
+    try:
+        yield
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise SlotError(
+            f"{blocks}: the example call does not run with what is inserted: {type(error).__name__}: {said}. "
+            f"Expected blocks that need nothing but their arguments, as the model sets no attributes of new "
+            f"ones. Give them what they need as arguments"
+        ) from error
 
 
 class _Sizes(fx.Interpreter):

@@ -322,6 +322,42 @@ def test_what_is_no_stack_is_refused_with_the_reason() -> None:
     assert_same_bits(before, snapshot(host, X, [optimizer]))
 
 
+class Told(nn.Module):
+    """A block that reads what the model sets in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.share = nn.Linear(5, 5), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x) * self.share
+
+
+class Telling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Told(), Told()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            block.share = x.mean()
+            x = block(x)
+            block.share = None
+        return x
+
+
+def test_a_block_that_needs_what_the_model_sets_in_its_own_ones_is_refused_by_name() -> None:
+    x = torch.randn(3, 5)
+    host = fxgraft.trace(Telling(), (x,))
+    manager = fxgraft.SeedManager(host)
+    before = snapshot(host, x, [])
+    with pytest.raises(
+        SlotError, match=r"_seeds\.new\.module: the example call does not run .*: TypeError: "
+    ):
+        manager.deepen("blocks", name="new")
+    assert_same_bits(before, snapshot(host, x, []))
+
+
 class Post(nn.Module):
     """A block with its norm behind the sum."""
 

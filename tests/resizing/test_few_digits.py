@@ -1,4 +1,4 @@
-"""Growth of channels in models that compute in few digits: bfloat16, float16, autocast."""
+"""Models that compute in few digits grow: bfloat16, float16, autocast."""
 
 from __future__ import annotations
 
@@ -94,6 +94,18 @@ def test_outputs_may_have_more_digits_than_what_they_are_computed_from(kind: typ
     manager.widen("first", 4)
     torch.testing.assert_close(host(BATCH), before, rtol=0.0, atol=0.02)
     assert host(BATCH).dtype is torch.float32
+
+
+@pytest.mark.parametrize("kind", [CastAtTheEnd, CastInside, Autocast])
+def test_blocks_are_inserted_where_code_computes_in_few_digits(kind: type[Net]) -> None:
+    host = fxgraft.trace(kind(), (BATCH,))
+    manager = fxgraft.SeedManager(host)
+    before = host(BATCH).detach()
+    (block,) = manager.deepen("blocks")
+    assert torch.equal(host(BATCH), before)
+    manager.germinate(f"_seeds.{block.name}.module.up", "mlp")
+    host(BATCH).sum().backward()
+    assert host.get_submodule(f"_seeds.{block.name}.module.down").weight.grad.abs().sum() > 0
 
 
 def test_what_depends_on_the_number_of_channels_is_refused_all_the_same() -> None:
