@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -52,11 +53,46 @@ def growth() -> dict[str, str]:
     }
 
 
+def signed(found: Any) -> str:
+    """A difference, as the table of the page has it."""
+    return f"{found['mean']:.4f} ± {found['standard_error']:.4f}"
+
+
+IN_README = ("cheaper than the large network", "over the sweep")
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/growth.md"])
 @pytest.mark.parametrize("what", growth())
 def test_what_growing_is_worth(what: str, page: str) -> None:
+    if page == "README.md" and not what.startswith(IN_README):
+        return
     text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
     assert growth()[what] in text, f"{page} says something else about: {what}"
+
+
+COPIED = {
+    "size not known": ("grow-copies", ("below_best_fixed", "below_other_rate", "below_stepped")),
+    "size known": ("copies", ("below_best_fixed", "below_other_rate", "below_stepped")),
+}
+
+
+def test_blocks_that_come_as_copies() -> None:
+    """The table of the page, and what README says of it."""
+    found = read("worth.json")["copies"]
+    rows = table("growth.md", "Blocks that come as copies")
+    assert len(rows) == 6
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for (task, told), (what, (arm, controls)) in itertools.product(found.items(), COPIED.items()):
+        (row,) = (cells for cells in rows if cells[:2] == [TASKS[task], what])
+        assert row[2] == signed(told[arm]["loss"]), (task, what)
+        assert row[3:] == [signed(told[arm][control]) for control in controls], (task, what)
+        if arm == "grow-copies":
+            nearest = min((told[arm][control] for control in controls[:2]), key=lambda one: one["mean"])
+            said = f"{abs(nearest['mean']):.3f} ± {nearest['standard_error']:.3f} nats"
+            assert f"{said} {'below' if nearest['mean'] > 0 else 'above'}" in readme, (task, said)
+
+
+TASKS = {"gpt": "GPT", "cnn": "CNN", "thin": "third task"}
 
 
 def test_what_growing_is_worth_on_the_second_cnn() -> None:

@@ -29,7 +29,7 @@ def draw(workloads: dict[str, dict[str, Any]], folder: Path) -> None:
         arms = sorted(told, key=lambda arm: told[arm]["loss"]["mean"], reverse=True)
         for place, arm in enumerate(arms):
             loss = told[arm]["loss"]
-            label, color = LABELS.get(arm, (_size(arm), "black"))
+            label, color = LABELS.get(arm) or (_size(arm), "black")
             axes.scatter(loss["values"], [place] * len(loss["values"]), color=color, s=16, alpha=0.6)
             axes.errorbar(loss["mean"], place, xerr=loss["standard_error"], fmt="D", color=color, capsize=4)
             axes.annotate(

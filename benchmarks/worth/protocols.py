@@ -164,7 +164,7 @@ PROTOCOLS = {
     "copies_extra": Protocol(
         "copies_extra",
         {
-            "gpt": replace(GPT, depths=(2,), fixed_ends=(1.0,), rates=(0.003,)),
+            "gpt": replace(GPT, depths=(2,), fixed_ends=(1.0,), rates=(0.0021,)),
             "cnn": replace(CNN, depths=(2,), fixed_ends=(1.0,), rates=(0.0113,)),
             "thin": replace(CNN, depths=(3,), fixed_ends=(1.0,), rates=(0.032,)),
         },
