@@ -327,10 +327,10 @@ class Told(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.share = nn.Linear(5, 5), None
+        self.inner, self.drop, self.share = nn.Linear(5, 5), nn.Dropout(0.1), None
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x) * self.share
+        return x + self.drop(self.inner(x)) * self.share
 
 
 class Telling(nn.Module):
