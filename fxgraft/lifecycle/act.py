@@ -128,7 +128,8 @@ class Act:
     @property
     def words(self) -> list[str]:
         """What it does, in words."""
-        return [*(c.words for c in self.courses), *(growth.growing.words for growth in self.growths)]
+        moved = [c for c in self.courses if c.module is None or c.is_addition]  # none that comes and goes
+        return [*(c.words for c in moved), *(growth.growing.words for growth in self.growths)]
 
     @property
     def is_empty(self) -> bool:

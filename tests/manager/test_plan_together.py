@@ -198,6 +198,15 @@ def test_an_empty_block_says_nothing() -> None:
     assert plan.parameter_count[0] == plan.parameter_count[1] > 0
 
 
+def test_a_seed_that_comes_and_goes_is_no_change() -> None:
+    run = Grown()
+    with run.manager.plan_together() as plan:
+        run.manager.germinate("blocks.1.up", "mlp", name="short")
+        run.manager.cull("short")
+    assert plan.changes == ()
+    assert "nothing" in str(plan)
+
+
 def test_without_an_optimizer_nothing_goes_to_a_group() -> None:
     host = traced()
     manager = fxgraft.SeedManager(host)
