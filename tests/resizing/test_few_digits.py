@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import pytest
 import torch
@@ -112,3 +113,42 @@ def test_what_depends_on_the_number_of_channels_is_refused_all_the_same() -> Non
     host = fxgraft.trace(Counted(), (BATCH,))
     with pytest.raises(ChannelError, match="expected the outputs of before"):
         fxgraft.SeedManager(host).widen("blocks.0.up", 1)
+
+
+class Attention(nn.Module):
+    """Divides by the root of the size of a head, in its code: with larger heads it returns other values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.norm = 4, nn.LayerNorm(16)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        read = (q @ k.transpose(-1, -2) / (c // self.heads) ** 0.5).softmax(-1) @ v
+        return x + self.out(read.transpose(1, 2).reshape(b, t, c))
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Linear(5, 16), Attention()
+        self.head, self.other = nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attention(self.first(x))
+        return self.head(x) + self.other(x)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_float16_hides_no_more_than_its_rounding(seed: int) -> None:
+    torch.manual_seed(seed)
+    net, x = Attends().half(), torch.randn(3, 7, 5, dtype=torch.float16)
+    host = fxgraft.trace(net, (x,))
+    exact = copy.deepcopy(net).double()(x.double())
+    manager = fxgraft.SeedManager(host)
+    with suppress(ChannelError):
+        manager.widen("first", host.channels["first"].grain)
+    now = fxgraft.unwrap(host).double()(x.double())
+    assert (now - exact).abs().max() < 3e-3 * exact.abs().max()
