@@ -146,6 +146,7 @@ class Deepening:
         lifecycle.admit(seed, module)
         new_blocks.refuse_not_finite(origin, module)
         if tries:
+            new_blocks.refuse_set_from_outside(self._host, origin, like)
             new_blocks.try_out(self._host, origin, like, module, request.init, request.isolated)
         addition = lifecycle.plan_addition(seed, origin.slot, module, follower)
         if request.optimizer_state == "copy":

@@ -16,6 +16,7 @@ from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of, seed_of
 from fxgraft.host.numbering import Numbers, next_number, numbers_in, set_number
 from fxgraft.host.stacks import Stack, input_of, is_inserted, output_of
+from fxgraft.resizing._set_from_outside import attributes_set_from_outside
 from fxgraft.resizing._zeroing_by_graph import output_layers
 from fxgraft.resizing._zeroing_by_run import ObservedBranchEnds
 from fxgraft.resizing.block_copies import copy_of, initialise, refuse_sharded, refuse_shared
@@ -219,6 +220,16 @@ def refuse_not_finite(origin: Origin, made: nn.Module) -> None:
     for name, parameter in made.named_parameters():
         if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
             raise BlueprintError(f"{_where(origin)}: expected finite weights; {name} has NaN or inf")
+
+
+def refuse_set_from_outside(host: Host, origin: Origin, like: str) -> None:
+    """Raise `BlueprintError` where the model sets attributes of its blocks in each call, but of no copy."""
+    if names := attributes_set_from_outside(host, module_of(host, like)):
+        raise BlueprintError(
+            f"{_where(origin)}: the model sets {', '.join(names)} of {like!r} in each call, and would not do "
+            f"so in an inserted block, which would keep what that is now. Expected blocks that are given "
+            f"what they need as arguments"
+        )
 
 
 def try_out(host: Host, origin: Origin, like: str, made: nn.Module, init: str, isolated: bool) -> None:

@@ -334,28 +334,49 @@ class Told(nn.Module):
 
 
 class Telling(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, resets: bool):
         super().__init__()
-        self.blocks = nn.ModuleList([Told(), Told()])
+        self.blocks, self.resets = nn.ModuleList([Told(), Told()]), resets
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             block.share = x.mean()
             x = block(x)
-            block.share = None
+            if self.resets:
+                block.share = None
         return x
 
 
-def test_a_block_that_needs_what_the_model_sets_in_its_own_ones_is_refused_by_name() -> None:
+@pytest.mark.parametrize("resets", [True, False])
+@pytest.mark.parametrize("init", ["zero", "copy"])
+def test_a_block_that_needs_what_the_model_sets_in_its_own_ones_is_refused_by_name(
+    resets: bool, init: str
+) -> None:
     x = torch.randn(3, 5)
-    host = fxgraft.trace(Telling(), (x,))
+    host = fxgraft.trace(Telling(resets), (x,))
+    host(x)
     manager = fxgraft.SeedManager(host)
     before = snapshot(host, x, [])
-    with pytest.raises(
-        SlotError, match=r"_seeds\.new\.module: the example call does not run .*: TypeError: "
-    ):
-        manager.deepen("blocks", name="new")
+    with pytest.raises(BlueprintError, match=r"the model sets share of 'blocks\.1' in each call"):
+        manager.deepen("blocks", name="new", at="end", init=init)
     assert_same_bits(before, snapshot(host, x, []))
+    assert type(host.get_submodule("blocks.1")) is Told
+
+
+class Own(Told):
+    """One that sets it itself, which a copy does as well."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.share = x.mean()
+        return super().forward(x)
+
+
+def test_a_block_that_sets_its_own_attributes_is_deepened() -> None:
+    x = torch.randn(3, 5)
+    host = fxgraft.trace(nn.Sequential(Own(), Own()), (x,))
+    (new,) = fxgraft.SeedManager(host).deepen("", at="end", init="copy")
+    host(x)
+    assert torch.is_tensor(new.module.share)
 
 
 class Post(nn.Module):
