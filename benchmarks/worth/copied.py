@@ -12,6 +12,8 @@ from benchmarks.worth.tried import below_other
 from benchmarks.worth.unknown import below_best, blocks
 
 END = 1.0
+OTHER = ", added"
+"""Behind the name of a fixed size with another learning rate."""
 GROWN = (GROW_COPIES, COPIES, ZEROED)
 
 
@@ -40,7 +42,20 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
             found[name]["below_zeroed"] = below_best(arms, name, END, END, [ZEROED])
         if name == GROW_COPIES:
             found[name]["blocks"] = [blocks(arms, name, seed) for seed in seeds]
+    if extra is not None:
+        found |= {f"{size}{OTHER}": _added(extra, size) for size in extra.fixed()}
     return found
+
+
+def _added(extra: Arms, size: str) -> dict[str, Any]:
+    """A fixed size with a learning rate that was added."""
+    seeds = extra.seeds(size)
+    ends = [extra.curves[size, seed].at_share(END) for seed in seeds]
+    return {
+        "loss": told(estimate([end.loss for end in ends])),
+        "learning_rate": extra.protocol.scales[extra.workload].rates[0],
+        "random_seeds": seeds,
+    }
 
 
 def table(found: dict[str, Any]) -> list[str]:

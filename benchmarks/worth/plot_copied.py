@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib import pyplot
 
 from benchmarks.worth.arms import COPIES, GROW_COPIES, STEPPED, ZEROED
+from benchmarks.worth.copied import OTHER
 from benchmarks.worth.plot import TITLES
 from fxgraft.util.text import pluralize
 
@@ -23,7 +24,7 @@ LABELS = {
 def draw(workloads: dict[str, dict[str, Any]], folder: Path) -> None:
     """``workloads``: what `copied.answers` gave for each."""
     figure, panels = pyplot.subplots(
-        1, len(workloads), figsize=(6 * len(workloads), 3.6), layout="constrained", squeeze=False
+        1, len(workloads), figsize=(6 * len(workloads), 4), layout="constrained", squeeze=False
     )
     for axes, (name, told) in zip(panels[0], workloads.items(), strict=True):
         arms = sorted(told, key=lambda arm: told[arm]["loss"]["mean"], reverse=True)
@@ -47,5 +48,5 @@ def draw(workloads: dict[str, dict[str, Any]], folder: Path) -> None:
 
 
 def _size(arm: str) -> str:
-    depth = int(arm.removeprefix("fixed-"))
-    return f"{pluralize(depth, 'block')} from the start"
+    depth = int(arm.removeprefix("fixed-").removesuffix(OTHER))
+    return f"{pluralize(depth, 'block')} from the start" + (", other rate" if arm.endswith(OTHER) else "")
