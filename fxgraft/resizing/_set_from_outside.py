@@ -31,7 +31,7 @@ def attributes_set_from_outside(host: Host, block: nn.Module) -> list[str]:
     cls = type(block)
     inside = 0
 
-    class Watched(cls):  # type: ignore[misc, valid-type]
+    class Told(cls):  # type: ignore[misc, valid-type]
         def __setattr__(self, name: str, value: Any) -> None:
             if not inside and name not in _OURS:
                 found[name] = None
@@ -46,7 +46,7 @@ def attributes_set_from_outside(host: Host, block: nn.Module) -> list[str]:
                 inside -= 1
 
     with subject.session():
-        object.__setattr__(block, "__class__", Watched)
+        object.__setattr__(block, "__class__", Told)
         try:
             subject.run(*subject.args, **subject.kwargs)
         except Exception:

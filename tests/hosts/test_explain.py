@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_traced_is_exit_code_1(directory):
         ("other.py:target", "cannot be imported: FileNotFoundError"),
         ("absent_module:target", "cannot be imported: ModuleNotFoundError"),
         ("net:missing", "net has no 'missing'; it has: make, target, with_keywords, untraceable, wrong"),
-        ("net:number", "expected number to be a callable; it is a int"),
+        ("net:number", "expected number to be a callable; got int"),
         ("net:raising", "net:raising raised RuntimeError: no weights"),
         (
             "net:wrong",

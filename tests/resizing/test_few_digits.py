@@ -15,7 +15,7 @@ from fxgraft.errors import ChannelError
 BATCH = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
 
 
-class Block(nn.Module):
+class InnerBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
@@ -24,14 +24,14 @@ class Block(nn.Module):
         return x + self.down(torch.relu(self.up(self.norm(x))))
 
 
-class Net(nn.Module):
+class InFewDigits(nn.Module):
     """The head reads the stream as it is, the blocks read it normalised."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
-        self.blocks = nn.ModuleList([Block(), Block()])
+        self.blocks = nn.ModuleList([InnerBlock(), InnerBlock()])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
@@ -40,7 +40,7 @@ class Net(nn.Module):
         return self.head(x)
 
 
-class CastAtTheEnd(Net):
+class CastAtTheEnd(InFewDigits):
     def __init__(self) -> None:
         super().__init__()
         self.to(torch.bfloat16)
@@ -49,7 +49,7 @@ class CastAtTheEnd(Net):
         return super().forward(x.to(torch.bfloat16)).float()
 
 
-class CastInside(Net):
+class CastInside(InFewDigits):
     def __init__(self) -> None:
         super().__init__()
         self.blocks.to(torch.bfloat16)
@@ -61,7 +61,7 @@ class CastInside(Net):
         return self.head(x.float())
 
 
-class Autocast(Net):
+class Autocast(InFewDigits):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return super().forward(x).float()
@@ -77,7 +77,7 @@ class Counted(Autocast):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("seed", range(6))
 def test_the_function_is_kept_and_not_hidden_by_rounding(seed: int, dtype: torch.dtype) -> None:
-    net = Net(seed).to(dtype)
+    net = InFewDigits(seed).to(dtype)
     host = fxgraft.trace(net, (BATCH.to(dtype),))
     exact = copy.deepcopy(net).double()(BATCH.to(dtype).double())
     fxgraft.SeedManager(host).widen("first", 4)
@@ -87,7 +87,7 @@ def test_the_function_is_kept_and_not_hidden_by_rounding(seed: int, dtype: torch
 
 
 @pytest.mark.parametrize("kind", [CastAtTheEnd, CastInside, Autocast])
-def test_outputs_may_have_more_digits_than_what_they_are_computed_from(kind: type[Net]) -> None:
+def test_outputs_may_have_more_digits_than_what_they_are_computed_from(kind: type[InFewDigits]) -> None:
     host = fxgraft.trace(kind(), (BATCH,))
     manager = fxgraft.SeedManager(host)
     before = host(BATCH).detach()
@@ -98,7 +98,7 @@ def test_outputs_may_have_more_digits_than_what_they_are_computed_from(kind: typ
 
 
 @pytest.mark.parametrize("kind", [CastAtTheEnd, CastInside, Autocast])
-def test_blocks_are_inserted_where_code_computes_in_few_digits(kind: type[Net]) -> None:
+def test_blocks_are_inserted_where_code_computes_in_few_digits(kind: type[InFewDigits]) -> None:
     host = fxgraft.trace(kind(), (BATCH,))
     manager = fxgraft.SeedManager(host)
     before = host(BATCH).detach()

@@ -15,8 +15,11 @@
 `_settings`           numbers in code that grow with it
 `growth`              one growth of one group, planned
 `_filling`            what new channels begin as
+`_guessing`           which of several wider models computes the same, where rounding does not tell
 `trying`              which groups can grow at all
 `comparing`           the function is kept
+`_output_pairs`       two outputs, element by element, and what rounding can do to them
+`_few_digits`         runs whose operations are rounded to few digits, as some inside are
 `_locating`           where it shows that the function is not kept
 `replacing`           wider tensors in the place of those that there are
 ====================  ==================================================================
