@@ -25,9 +25,8 @@ class BudgetedTrainer(Trainer):
         file = self.file.with_suffix(".json")
         if file.exists():
             self.ends = json.loads(file.read_text(encoding="utf-8"))
-        length = self.workload.scale.tuning if self.run.tuning else 1.0
         for share in self.shares[len(self.ends) :]:
-            self.ends.append(self._alone(length * share))
+            self.ends.append(self._alone(self.length * share))
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(self.ends), encoding="utf-8")
         file.unlink(missing_ok=True)

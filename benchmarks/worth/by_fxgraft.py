@@ -32,6 +32,10 @@ class Deepened(Learner):
         self.manager.deepen("blocks", depth - self.depth, blend=0, **wanted)
         self.depth = depth
 
+    def allow(self, limit: float) -> None:
+        """A run with so many FLOPs begins, where that is what it is given."""
+        self.limit = limit
+
     def finish(self, loss: float) -> None:
         with self.ledger.time("train"):
             self.manager.step(loss)
@@ -116,16 +120,8 @@ class ByShares(Deepened):
         super().make(model)
         self.factor = 1.0
 
-    def allow(self, limit: float) -> None:
-        """A run with so many FLOPs begins."""
-        self.limit = limit
-
-    def begin(self, step: int) -> None:
-        changes = self.setting.arm.changes
-        while (
-            self.changed < len(changes) and self.ledger.total_flops >= changes[self.changed][0] * self.limit
-        ):
-            self.counted.run(self.ledger, "change", None, self.change)
+    def is_due(self, share: float, step: int) -> bool:
+        return self.ledger.total_flops >= share * self.limit
 
     def grow(self, depth: int) -> None:
         if depth > self.depth:
@@ -217,8 +213,8 @@ class Grown(Autogrown):
         )  # fmt: skip
 
     def allow(self, limit: float) -> None:
-        """A run with so many FLOPs begins."""
-        self.limit, self.tried = limit, 0.0
+        super().allow(limit)
+        self.tried = 0.0
 
     def is_time(self, _: object) -> bool:
         """Whether one more block is to be tried now."""
@@ -258,10 +254,6 @@ class Anything(Autogrown):
     def autogrow(self) -> AutoGrowth:
         """Let it grow by itself; `allow` was called before."""
         return self.manager.autogrow(self.evaluate, budget=self.budget, **self.setting.arm.options)
-
-    def allow(self, limit: float) -> None:
-        """A run with so many FLOPs begins."""
-        self.limit = limit
 
     def begin(self, step: int) -> None:
         self._charging(lambda: super(Anything, self).begin(step))

@@ -27,12 +27,7 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
     for name, arm in arms.arms.items():
         if not (seeds := arms.seeds(name)):
             continue
-        ends = [arms.curves[name, seed].at_share(END) for seed in seeds]
-        found[name] = {
-            "loss": told(estimate([end.loss for end in ends])),
-            "learning_rate": plan.rate(arm),
-            "random_seeds": seeds,
-        }
+        found[name] = _row(arms, name, plan.rate(arm))
         if name in GROWN:
             found[name]["below_best_fixed"] = below_best(arms, name, END, END)
             found[name]["below_stepped"] = below_best(arms, name, END, END, [STEPPED])
@@ -43,19 +38,16 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
         if name == GROW_COPIES:
             found[name]["blocks"] = [blocks(arms, name, seed) for seed in seeds]
     if extra is not None:
-        found |= {f"{size}{OTHER}": _added(extra, size) for size in extra.fixed()}
+        rate = extra.protocol.scales[extra.workload].rates[0]
+        found |= {f"{size}{OTHER}": _row(extra, size, rate) for size in extra.fixed()}
     return found
 
 
-def _added(extra: Arms, size: str) -> dict[str, Any]:
-    """A fixed size with a learning rate that was added."""
-    seeds = extra.seeds(size)
-    ends = [extra.curves[size, seed].at_share(END) for seed in seeds]
-    return {
-        "loss": told(estimate([end.loss for end in ends])),
-        "learning_rate": extra.protocol.scales[extra.workload].rates[0],
-        "random_seeds": seeds,
-    }
+def _row(arms: Arms, name: str, rate: float | None) -> dict[str, Any]:
+    """What is told of each arm."""
+    seeds = arms.seeds(name)
+    losses = [arms.curves[name, seed].at_share(END).loss for seed in seeds]
+    return {"loss": told(estimate(losses)), "learning_rate": rate, "random_seeds": seeds}
 
 
 def table(found: dict[str, Any]) -> list[str]:

@@ -62,8 +62,12 @@ class Learner:
     def begin(self, step: int) -> None:
         """Before a step: make the changes that are due."""
         changes = self.setting.arm.changes
-        while self.changed < len(changes) and step >= round(changes[self.changed][0] * self.setting.unit):
+        while self.changed < len(changes) and self.is_due(changes[self.changed][0], step):
             self.counted.run(self.ledger, "change", None, self.change)
+
+    def is_due(self, share: float, step: int) -> bool:
+        """Whether a change at that share of the run is to be made before this step."""
+        return step >= round(share * self.setting.unit)
 
     def change(self) -> None:
         """Make the next change."""

@@ -49,7 +49,7 @@ class Trainer:
     ):
         self.run, self.arm, self.workload, self.say = run, arm, workload, say
         self.file = scratch / f"{run.name}.pt"
-        scale = workload.scale.tuning if run.tuning else 1.0
+        self.length = scale = workload.scale.tuning if run.tuning else 1.0
         self.shares = (1.0,) if run.tuning else arm.ends
         unit = workload.steps_for(arm.like, scale)
         self.totals = [self._steps(share, share * scale, unit) for share in self.shares]

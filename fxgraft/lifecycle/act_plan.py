@@ -108,14 +108,14 @@ def plan_act(lifecycle: Lifecycle, act: Act) -> dict[str, Any]:
     counted = _count(host)
     with lifecycle.dry_run(change):
         then, grown = _tensors(host), _forward_flops(host)
+        grown_to = _count(host)
         names = [name for name in dict.fromkeys((*now, *then)) if now.get(name) != then.get(name)]
         return {
             "done": True,
             "changes": tuple(act.words),
             "seeds": {name: seed.stage.name for name, seed in lifecycle.seeds.items()},
             "tensors": {name: (now.get(name), then.get(name)) for name in names},
-            "parameter_count": (counted[0], _count(host)[0]),
-            "parameter_bytes": (counted[1], _count(host)[1]),
+            **{what: (count, grown_to[what]) for what, count in counted.items()},
             "forward_flops": None if flops is None or grown is None else (flops, grown),
             "groups": {name: where for name, where in groups.items() if name in then},
         }
@@ -132,9 +132,12 @@ def _steers(name: str) -> bool:
     return name.startswith(f"{SEEDS}.") and name.split(".")[2] != "module"
 
 
-def _count(host: Host) -> tuple[int, int]:
+def _count(host: Host) -> dict[str, int]:
     parameters = list(host.parameters())
-    return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
+    return {
+        "parameter_count": sum(p.numel() for p in parameters),
+        "parameter_bytes": sum(p.nbytes for p in parameters),
+    }
 
 
 def _forward_flops(host: Host) -> int | None:
