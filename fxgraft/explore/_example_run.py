@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgraft.errors import ChannelError
-from fxgraft.host.channels import subject_of
+from fxgraft.host.channels import example_of
 from fxgraft.host.host import Host
 from fxgraft.host.insertions import path_of
 from fxgraft.util.flops import flop_counter
@@ -101,9 +100,7 @@ def own(value: Any) -> Any:
 
 def _ran(host: Host, hooks: dict[str, tuple[Callable[..., None], Callable[..., None]]]) -> bool:
     """Run the example call in eval mode with hooks before and after modules; whether it could run."""
-    try:
-        subject = subject_of(host, host.example_call())
-    except ChannelError:
+    if (subject := example_of(host)) is None:
         return False
     with ExitStack() as stack:
         stack.enter_context(subject.session())  # first: what hooks reach would be as before at its end

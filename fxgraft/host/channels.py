@@ -162,6 +162,14 @@ def subject_of(host: Host, example: Example) -> Subject:
     return Subject(root, modules, args, kwargs, leave_untouched)
 
 
+def example_of(host: Host) -> Subject | None:
+    """The host with its example call; None where that is not known, as of a copy, or the host is sharded."""
+    try:
+        return subject_of(host, host.example_call())
+    except ChannelError:
+        return None
+
+
 def _of_a_seed(path: str, fossils: Collection[str]) -> str | None:
     """Why the parameter cannot grow, where it is a live seed's; those of fossils are the host's."""
     if not path.startswith(f"{SEEDS}.") or (seed := path.split(".")[1]) in fossils:

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxgraft.errors import ChannelError
-from fxgraft.host.channels import subject_of
+from fxgraft.host.channels import example_of
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.act import Act
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -142,9 +141,7 @@ def _count(host: Host) -> dict[str, int]:
 
 def _forward_flops(host: Host) -> int | None:
     """Of the host as it is at this moment, seeds included, run without a trace of it."""
-    try:
-        subject = subject_of(host, host.example_call())
-    except ChannelError:
+    if (subject := example_of(host)) is None:
         return None
     with subject.session():
         return count_flops(lambda: subject.run(*subject.args, **subject.kwargs))

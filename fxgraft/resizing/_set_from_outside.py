@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fxgraft.errors import ChannelError
-from fxgraft.host.channels import subject_of
+from fxgraft.host.channels import example_of
 from fxgraft.host.host import Host
 
 _OURS = ("forward", "training")
@@ -21,11 +20,8 @@ _OURS = ("forward", "training")
 
 def attributes_set_from_outside(host: Host, block: nn.Module) -> list[str]:
     """Their names, as far as the example call sets them; none where that is not known, or has no data."""
-    try:
-        subject = subject_of(host, host.example_call())
-    except ChannelError:
-        return []
-    if any(parameter.is_meta for parameter in host.parameters()):
+    subject = example_of(host)
+    if subject is None or any(parameter.is_meta for parameter in host.parameters()):
         return []
     found: dict[str, None] = {}
     cls = type(block)
