@@ -1,7 +1,7 @@
 """Whether a host still runs what it ran at some moment: asked in every training step, so it costs little.
 
 After a training step nothing of the library is in the processor's cache, and each function that is called
-takes about 4 us. So this is one function, which only looks at attributes.
+has to be fetched. So this is one function, which only looks at attributes.
 """
 
 from __future__ import annotations
