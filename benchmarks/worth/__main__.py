@@ -1,7 +1,7 @@
 """Run what is missing, then write the summary: ``make worth``, or
 
     python -m benchmarks.worth [--protocol short|unknown|unknown_extra|full ...]
-        [--workload gpt|cnn|thin] [--only ARM ...] [--seeds N ...] [--minutes M]
+        [--workload gpt|brown|long|cnn|thin] [--only ARM ...] [--seeds N ...] [--minutes M]
     python -m benchmarks.worth --quick       # does everything run? nothing is kept
     python -m benchmarks.worth --list        # what the committed results lack, and how long that takes
     python -m benchmarks.worth --repeat [NAME ...]  # committed runs once more: a sample, or those named
@@ -32,7 +32,7 @@ from benchmarks.worth.prepare import DataError
 from benchmarks.worth.protocols import PROTOCOLS, Protocol
 from benchmarks.worth.running import Runner
 from benchmarks.worth.training import Run
-from benchmarks.worth.workloads import workload
+from benchmarks.worth.workloads import MAKE, workload
 
 COMMITTED = Path(__file__).parent.parent / "results"
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
@@ -54,9 +54,7 @@ def main() -> None:
         metavar="P",
         help=f"some of {', '.join(name for name in PROTOCOLS if name != 'quick')}; all but full unless given",
     )
-    parser.add_argument(
-        "--workload", choices=list(PROTOCOLS["short"].scales), help="one of them; all unless given"
-    )
+    parser.add_argument("--workload", choices=list(MAKE), help="one of them; all unless given")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="runs of these arms alone")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="runs of these random seeds alone")
     parser.add_argument("--minutes", type=float, help="begin no run after so many minutes")

@@ -29,6 +29,7 @@ class Arm:
         options: for the learner.
         tuned_as: the arm whose learning rate it takes; its own name if it is tuned itself.
         ends: multiples of N steps; for fixed sizes and for budgets, of the large network's FLOPs instead.
+        factor: what the learning rate that was chosen is multiplied by.
         inside: for fixed sizes, whether evaluations have to fit into the FLOPs of an end, as for budgets.
         like: N is of a network of so many blocks, which costs what the large one costs in its own N steps.
         seeds: "one", "all", or "finalist" (all, and early); fixed sizes become finalists by their results.
@@ -48,6 +49,7 @@ class Arm:
     workloads: tuple[str, ...] = ("gpt", "cnn", "thin")
     like: int = LARGE
     inside: bool = False
+    factor: float = 1.0
 
     @property
     def fixed(self) -> bool:
@@ -108,36 +110,52 @@ AGAIN = tuple(
 GROW_COPIES, COPIES, ZEROED, STEPPED = "grow-copies", "copies", "zeroed", "stepped"
 """Of the fourth experiment: the primary arm, growth to a size that is known, the same with zeroed output
 layers, and that size from scratch with a learning rate that falls at the same times."""
+SOONER = "grow-sooner"
+"""Of the fifth: the primary arm, whose blocks have to give half as much."""
 FEW, MANY = ((0.2, 2),), ((0.05, 2), (0.15, 4))
 """At which shares of the budget a size that is known is grown to: where two blocks are best, and four."""
 LOWER = 0.5
 """The power of the factor by which the depth grows that the learning rate is divided by."""
 
 
-def _by_shares(name: str, workload: str, **options: Any) -> Arm:
+def _by_shares(name: str, protocol: str, workload: str, **options: Any) -> Arm:
     """Blocks come, if they do, at shares of the budget, and the learning rate falls there."""
-    changes = MANY if workload == "thin" else FEW
+    changes = MANY if workload in ("thin", "long") else FEW
     known = changes[-1][1] if name == STEPPED else 1
     options = {"init": "copy", "optimizer_state": "copy", "at": None, "factor": 0.5**LOWER} | options
     tuned_as = COPIES if name == ZEROED else name
     return Arm(
-        name, known, "shares", tuned_as, (1.0,), changes, options, seeds="all", protocols=("copies",),
+        name, known, "shares", tuned_as, (1.0,), changes, options, seeds="all", protocols=(protocol,),
         workloads=(workload,),
     )  # fmt: skip
 
 
-def _copied(workload: str) -> tuple[Arm, ...]:
-    """The arms of the fourth experiment that are no fixed sizes."""
+def _copied(protocol: str, workload: str, ends: tuple[float, ...]) -> tuple[Arm, ...]:
+    """The arms of the fourth and fifth experiments that are no fixed sizes; ``ends`` of the primary one."""
     judged = {"first": 0.05, "last": 0.5, "hold": 0.1, "init": "copy", "statistics": "batch", "lower": LOWER}
-    return (
-        Arm(
-            GROW_COPIES, 1, "grow", GROW_COPIES, (1.0,), options=judged, seeds="all", protocols=("copies",),
-            workloads=(workload,),
-        ),
-        _by_shares(COPIES, workload),
-        _by_shares(ZEROED, workload, init="zero", optimizer_state="fresh"),
-        _by_shares(STEPPED, workload),
+    primary = Arm(
+        GROW_COPIES, 1, "grow", GROW_COPIES, ends, options=judged, seeds="all", protocols=(protocol,),
+        workloads=(workload,),
     )  # fmt: skip
+    fourth, long = protocol == "copies", protocol == "long"
+    zeroed = _by_shares(ZEROED, protocol, workload, init="zero", optimizer_state="fresh")
+    sooner = replace(primary, name=SOONER, ends=(1.0,), options={**judged, "price": 0.25})
+    return (
+        primary,
+        _by_shares(COPIES, protocol, workload),
+        *(() if long else (zeroed,)),
+        _by_shares(STEPPED, protocol, workload),
+        *(() if fourth else (sooner,)),
+    )
+
+
+SLOWER = 0.5**0.5
+"""What a fixed size's learning rate is multiplied by once more; short runs choose rates that are too high."""
+
+
+def _lower(size: Arm) -> Arm:
+    """The fixed size with a lower learning rate than the one that was chosen."""
+    return replace(size, name=f"{size.name}-lower", factor=SLOWER)
 
 
 GROWTH = (
@@ -196,8 +214,15 @@ GROWTH = (
 def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     """The arms of a protocol on a workload, by name, in the order in which they are wanted."""
     scale = protocol.scales[workload]
-    inside = protocol.by_budget
-    sizes = {f"fixed-{depth}": fixed(depth, scale.fixed_ends, inside) for depth in scale.depths}
-    known = {"tried": TRIED, "tried_again": AGAIN, "copies": _copied(workload)}.get(protocol.name, GROWTH)
-    grown = {arm.name: arm for arm in known if protocol.name in arm.protocols and workload in arm.workloads}
-    return sizes | grown
+    sizes = [fixed(depth, scale.fixed_ends, protocol.by_budget) for depth in scale.depths]
+    if protocol.finalists is not None:
+        sizes += [_lower(size) for size in sizes]
+    known = {
+        "tried": TRIED,
+        "tried_again": AGAIN,
+        "copies": _copied(protocol.name, workload, (1.0,)),
+        "brown": _copied(protocol.name, workload, scale.fixed_ends),
+        "long": _copied(protocol.name, workload, scale.fixed_ends),
+    }.get(protocol.name, GROWTH)
+    grown = [arm for arm in known if protocol.name in arm.protocols and workload in arm.workloads]
+    return {arm.name: arm for arm in (*sizes, *grown)}

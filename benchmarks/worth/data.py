@@ -13,7 +13,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from benchmarks.worth.prepare import FILES, fashion_folder, sympy_folder
+from benchmarks.worth.prepare import BROWN, FILES, brown_folder, fashion_folder, sympy_folder
 
 CHARACTERS = "\n\t" + "".join(map(chr, range(32, 127)))
 VOCABULARY = len(CHARACTERS) + 1  # one more for every byte that is none of them
@@ -64,10 +64,28 @@ def part_of(path: str) -> str:
 def sympy_text() -> Text:
     """Sympy's sources, split by file."""
     folder = sympy_folder()
+    paths = sorted(folder.rglob("*.py"))
+    return _split({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths})
+
+
+@cache
+def brown_text() -> Text:
+    """The Brown corpus without its tags, split by file: English of 1961, 6 million characters."""
+    folder = brown_folder()
+    return _split({path.name: without_tags(path.read_bytes()) for path in sorted(folder.glob(BROWN))})
+
+
+def without_tags(tagged: bytes) -> bytes:
+    """``The/at jury/nn`` to ``The jury``; empty lines are left out."""
+    lines = (b" ".join(word.rpartition(b"/")[0] for word in line.split()) for line in tagged.splitlines())
+    return b"\n".join(line for line in lines if line)
+
+
+def _split(files: dict[str, bytes]) -> Text:
+    """Texts by the name of their file, to the parts."""
     texts: dict[str, list[bytes]] = {part: [] for part in PARTS}
-    for path in sorted(folder.rglob("*.py")):
-        name = path.relative_to(folder).as_posix()
-        texts[part_of(name)].append(path.read_bytes() + b"\n")
+    for name, text in files.items():
+        texts[part_of(name)].append(text + b"\n")
     return Text(*(_codes(b"".join(texts[part])) for part in PARTS))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.worth.analysis import Arms
 from benchmarks.worth.arms import GROW, PRIMARY, SEVERAL, Arm, arms
-from benchmarks.worth.protocols import LARGE, Protocol
+from benchmarks.worth.protocols import LARGEST, Protocol
 from benchmarks.worth.results import Records
 from benchmarks.worth.training import Run
 
@@ -63,12 +63,12 @@ class Plan:
     def rate(self, arm: Arm) -> float | None:
         """The learning rate that was chosen for an arm; None while that is not known."""
         if not self.protocol.tuned:
-            return self.scale.rates[0]
+            return self.scale.rates[0] * arm.factor
         runs = self._tuning(arm.tuned_as)
         losses = {run.rate: self._validation(run) for run in runs}
         if any(loss is None for loss in losses.values()):
             return None
-        return min(losses, key=lambda rate: losses[rate])
+        return min(losses, key=lambda rate: losses[rate]) * arm.factor
 
     def finalists(self) -> list[str]:
         """Names of the arms that get all random seeds; fixed sizes as soon as their first runs are there."""
@@ -108,7 +108,7 @@ class Plan:
         at_growth = {name: loss for name, loss in at_growth.items() if loss is not None}
         best = sorted(at_growth, key=lambda name: at_growth[name])[:2]
         at_end = min(sizes, key=lambda name: seen.curves[name, first].at_share(1.0).loss)
-        return list(dict.fromkeys([f"fixed-{LARGE}", *best, at_end]))
+        return list(dict.fromkeys([LARGEST, *best, at_end]))
 
 
 def _number(loss: float) -> float:
@@ -136,7 +136,44 @@ class UnknownPlan(Plan):
         return found
 
 
+class FinalistsPlan(Plan):
+    """The fifth experiment: all arms on one random seed, then the best sizes and growth on the others.
+
+    The best sizes, by validation loss, are trained with a lower learning rate as well, on all random seeds.
+    """
+
+    def _has_all_seeds(self, arm: Arm) -> bool:
+        return not arm.fixed or arm.name in self.finalists()
+
+    def known(self) -> list[Run]:
+        tuned = [arm for arm in self.arms.values() if arm.tuned_as == arm.name and arm.factor == 1]
+        found = [run for arm in tuned for run in self._tuning(arm.name)]
+        first, *others = self.protocol.seeds
+        found += [run for arm in self.arms.values() if arm.factor == 1 for run in self._final(arm, first)]
+        finalists = [self.arms[name] for name in self.finalists()]
+        found += [run for arm in finalists if arm.factor != 1 for run in self._final(arm, first)]
+        grown = [arm for arm in self.arms.values() if not arm.fixed]
+        return found + [
+            run for seed in others for arm in (*finalists, *grown) for run in self._final(arm, seed)
+        ]
+
+    def finalists(self) -> list[str]:
+        """The best sizes with both of their rates, and the large network; none before all sizes have run."""
+        first, losses = self.protocol.seeds[0], {}
+        for name, arm in self.arms.items():
+            if not arm.fixed or arm.factor != 1:
+                continue
+            runs = self._final(arm, first)
+            losses[name] = self._validation(runs[0]) if runs else None
+        if None in losses.values():
+            return []
+        best = sorted(losses, key=lambda name: losses[name])[: self.protocol.finalists]
+        return [*best, *([] if LARGEST in best else [LARGEST]), *(f"{name}-lower" for name in best)]
+
+
 def plan_of(protocol: Protocol, workload: str, records: Records) -> Plan:
     """The plan of that protocol."""
+    if protocol.finalists is not None:
+        return FinalistsPlan(protocol, workload, records)
     kind = UnknownPlan if protocol.by_budget else Plan
     return kind(protocol, workload, records)

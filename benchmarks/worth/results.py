@@ -23,6 +23,8 @@ KEPT = (
     "tried_control",
     "copies",
     "copies_extra",
+    "brown",
+    "long",
 )
 """Protocols whose results are committed; they share no random seed, or differ in the learning rate."""
 

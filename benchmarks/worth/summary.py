@@ -10,9 +10,8 @@ from benchmarks.worth import copied, plot, plot_copied, results, tried, unknown
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
 from benchmarks.worth.plan import plan_of
-from benchmarks.worth.protocols import PROTOCOLS, Protocol
+from benchmarks.worth.protocols import LARGEST, PROTOCOLS, Protocol
 from benchmarks.worth.questions import (
-    LARGEST,
     below_envelope,
     best_smaller_share,
     share_of_large,

@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.worth.analysis import Arms, Curve, End, Estimate, estimate
 from benchmarks.worth.arms import ANYTHING, GROW, SEVERAL
-from benchmarks.worth.questions import FULL, LARGEST, NEAR, told
+from benchmarks.worth.protocols import LARGEST
+from benchmarks.worth.questions import FULL, NEAR, told
 
 COSTS = ("flops", "seconds")
 CHEAP = 0.35  # C: of the cheap sweep

@@ -109,11 +109,11 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(model(x).flatten(0, -2), y.flatten())
 
 
-def _gpt(scale: Scale) -> Workload:
-    text = data.sympy_text()
+def _gpt(name: str, read: Callable[[], data.Text], scale: Scale) -> Workload:
+    text = read()
     piece = {"size": scale.batch, "context": scale.context}
     return Workload(
-        "gpt",
+        name,
         scale,
         partial(GPT, vocabulary=data.VOCABULARY, context=scale.context),
         partial(text.batch, **piece),
@@ -135,7 +135,9 @@ def _images(name: str, network: type[CNN], scale: Scale) -> Workload:
 
 
 MAKE: dict[str, Callable[[Scale], Workload]] = {
-    "gpt": _gpt,
+    "gpt": partial(_gpt, "gpt", data.sympy_text),
+    "brown": partial(_gpt, "brown", data.brown_text),
+    "long": partial(_gpt, "long", data.sympy_text),
     "cnn": partial(_images, "cnn", CNN),
     "thin": partial(_images, "thin", ThinCNN),
 }
