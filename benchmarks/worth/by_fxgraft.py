@@ -192,9 +192,10 @@ class Grown(Autogrown):
     The arm's options: ``first`` and ``last``, the shares of the budget of FLOPs between which a block may be
     tried, each time when twice as much is spent as the time before; ``hold``, for what share of the steps
     before it a block learns until it is judged; ``init``; ``measurements``, how often it is measured for
-    that; ``soon``, the factor in the place of 2 after a block that stayed; ``statistics``, "batch" where
-    blocks are judged with the statistics of the batch, as running ones lag behind at a high rate;
-    ``lower``, the power of the factor by which the depth has grown that the learning rate is divided by.
+    that; ``price``, which share of its price it has to give; ``soon``, the factor in the place of 2 after a
+    block that stayed; ``statistics``, "batch" where blocks are judged with the statistics of the batch, as
+    running ones lag behind at a high rate; ``lower``, the power of the factor by which the depth has grown
+    that the learning rate is divided by.
     """
 
     def autogrow(self) -> AutoGrowth:
@@ -209,7 +210,7 @@ class Grown(Autogrown):
             ),
             budget=size[0] / size[1],
             when=self.is_time, blend=1, hold=options["hold"], gain="steps", patience=LARGE,
-            measurements=options.get("measurements", 1),
+            price=options.get("price"), measurements=options.get("measurements", 1),
         )  # fmt: skip
 
     def allow(self, limit: float) -> None:

@@ -6,21 +6,14 @@ costs
 
     price = slope * log(1 + (ratio - 1) * learnt / done)
 
-What it gives is still rising then, so that it need not have given as much: see `SHARE`.
+What it gives is still rising then, so that it need not have given as much: see `SHARE` of
+`fxgraft.explore.growth_settings`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-
-SHARE = 0.5
-"""Of its price, that a part has to give after the time in which it is tried.
-
-Chosen on one random seed of a small GPT: after a tenth of the steps a zeroed second block, which is worth
-having in the end, gave 0.58 of its price, and a third, which is not, gave nothing. What came of it on other
-random seeds and on a CNN is in ``docs/growth.md``.
-"""
 
 MOST = 64
 """Means that are kept: of one step each at first, then of 2, 4, 8, …"""

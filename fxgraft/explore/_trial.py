@@ -14,7 +14,7 @@ from fxgraft.explore import _restarting
 from fxgraft.explore._example_run import BlockFlops
 from fxgraft.explore._growth_state import FADING, TRYING
 from fxgraft.explore._memory import COPIES, of_values
-from fxgraft.explore._price import SHARE, price
+from fxgraft.explore._price import price
 from fxgraft.explore._rounds import Rounds
 from fxgraft.explore.growth_settings import Budget
 from fxgraft.explore.measuring import Checked, Evaluate, evaluate_host, numbers
@@ -201,7 +201,7 @@ class GrowthTrial:
         began = memory.held_since if memory.held_since is not None else rounds.manager.steps
         began = max(began - rounds.settings.blend, 0)
         slope = rounds.manager.peers.mean(rounds.clock.pace().slope() or 0.0)
-        return SHARE * price(slope, began, rounds.manager.steps - began, ratio)
+        return rounds.settings.has_to_give(price(slope, began, rounds.manager.steps - began, ratio))
 
     def _keep(self, gained: float | None, reason: str) -> None:
         rounds, memory = self._rounds, self._rounds.memory

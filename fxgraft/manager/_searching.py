@@ -167,6 +167,7 @@ def autogrow(
     window: int = 50,
     flat: float = 0.02,
     gain: float | str = 0.001,
+    price: float | None = None,
     patience: int = 1,
     measurements: int = 1,
     blueprints: Sequence[str] | None = None,
@@ -205,9 +206,12 @@ def autogrow(
             before it.
         window: the loss is flat where its mean over so many steps fell by less than ``flat``,
         flat: a share of the mean over as many before.
-        gain: what it has to contribute to stay, as a share of the loss; or ``"steps"``: half of what further
-            steps for its FLOPs would bring, by how fast the loss given to `step` falls. Measured for blocks:
-            on a small GPT it ended with the best size in six of six runs, on a small CNN in two of six.
+        gain: what it has to contribute to stay, as a share of the loss; or ``"steps"``: a share of its price,
+            which is what further steps for its FLOPs would bring, by how fast the loss given to `step`
+            falls. Measured for blocks: on a small GPT it ended with the best size in six of six runs, on a
+            small CNN in two of six.
+        price: that share, 0.5 by default. Below 1, as what it gives still rises when it is judged; less
+            lets it grow sooner. With ``gain="steps"`` alone.
         patience: growth ends after so many rounds in a row without a gain (with ``"flat"`` or a function
             of the manager). What did not help is not tried again until something else has.
         measurements: how often it is measured in the second half of ``hold``, two evaluations each; the
@@ -238,7 +242,15 @@ def autogrow(
             "Call its stop(), or wait until it is done"
         )
     settings = GrowthSettings(
-        steps, blend, hold, window=window, flat=flat, gain=gain, patience=patience, measurements=measurements
+        steps,
+        blend,
+        hold,
+        window=window,
+        flat=flat,
+        gain=gain,
+        price=price,
+        patience=patience,
+        measurements=measurements,
     )
     growth = AutoGrowth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, settings)
     if isinstance(self._memory.growth, dict):  # of the run that was loaded

@@ -316,6 +316,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"when": True, "total_steps": None}, ValueError, "when: expected a number between 0 and 1; got True"),
     ({"steps": 0}, ValueError, "steps"),
     ({"measurements": 0}, ValueError, "measurements"),
+    ({"price": -0.1, "gain": "steps"}, ValueError, "price: expected a number, 0 or more"),
+    ({"price": 0.5}, ValueError, 'price: expected gain="steps" beside it; got gain=0.001'),
     ({"score": "size"}, ValueError, "score"),
 ]
 

@@ -111,16 +111,19 @@ def falling(run: Run, steps: int, fall: float) -> None:
         run.manager.step(50.0 - fall * math.log(run.manager.steps + 0.5))
 
 
-@pytest.mark.parametrize("fall", [0.0, 0.3, 20.0])
-def test_a_block_has_to_give_half_its_price(stack: Run, fall: float) -> None:
-    growth = grown(stack)
+@pytest.mark.parametrize(("fall", "price"), [(0.0, None), (0.3, None), (20.0, None), (20.0, 0.25), (20.0, 0)])
+def test_a_block_has_to_give_a_share_of_its_price_half_by_default(
+    stack: Run, fall: float, price: float | None
+) -> None:
+    growth = grown(stack, price=price)
     falling(stack, 30, fall)
     (end,) = [entry for entry in growth.history if entry["what"] in ("dropped", "kept")]
     needed = float(end["reason"].split()[-1])
     assert (end["what"] == "kept") == (end["contribution"] > needed)
     # A block has 4 x 3 weights twice, around it there are 6 x 4 and 4 x 2: as many FLOPs again, nearly.
     ratio, began, learnt = (32 + 2 * 24) / (32 + 24), 21, end["step"] - 21
-    assert needed == pytest.approx(0.5 * fall * math.log1p((ratio - 1) * learnt / began), rel=0.3, abs=1e-9)
+    share = 0.5 if price is None else price
+    assert needed == pytest.approx(share * fall * math.log1p((ratio - 1) * learnt / began), rel=0.3, abs=1e-9)
 
 
 def test_patience_is_how_many_rounds_may_bring_nothing(stack: Run) -> None:
