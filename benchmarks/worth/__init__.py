@@ -2,12 +2,12 @@
 
 What is compared, and what counts as a win, was fixed before the first run: ``PREREGISTERED.md``, and for
 growth to an unknown size ``PREREGISTERED_SECOND.md``; ``PREREGISTERED_THIRD.md`` has a task for many blocks,
-``PREREGISTERED_FOURTH.md`` blocks that come as copies, and ``ADDED_AFTERWARDS.md`` what was added when
-results were known.
+``PREREGISTERED_FOURTH.md`` blocks that come as copies, ``PREREGISTERED_FIFTH.md`` the same on another text
+and in longer runs, and ``ADDED_AFTERWARDS.md`` what was added when results were known.
 
 ============  ==========================================================================
 prepare       where the data comes from; makes it ready
-data          the data: characters of sympy's sources, Fashion-MNIST
+data          the data: characters of sympy's sources and of the Brown corpus, Fashion-MNIST
 models        the two networks, of any depth
 workloads     a network, its data and its optimizer, together
 protocols     how long, how many, which learning rates: short, full, quick
@@ -28,6 +28,7 @@ questions     the three questions, for the first experiment
 unknown       the same, for growth to a size that nobody knows
 tried         what may make growth better, each beside its control
 copied        blocks that come as copies, against fixed sizes
+elsewhere     the same on another text, and in longer runs
 analysis      envelope, shares, standard errors
 summary       ``worth.json`` and the table of it
 plot          loss over FLOPs

@@ -1,11 +1,14 @@
-"""The fourth experiment: blocks that come as copies, against fixed sizes. See PREREGISTERED_FOURTH.md."""
+"""Blocks that come as copies, against fixed sizes: the fourth experiment, and the arms of the fifth.
+
+See PREREGISTERED_FOURTH.md.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks.worth.analysis import Arms, estimate
-from benchmarks.worth.arms import COPIES, GROW_COPIES, STEPPED, ZEROED
+from benchmarks.worth.arms import COPIES, GROW_COPIES, SOONER, STEPPED, ZEROED
 from benchmarks.worth.plan import plan_of
 from benchmarks.worth.questions import told, with_error
 from benchmarks.worth.tried import below_other
@@ -14,7 +17,7 @@ from benchmarks.worth.unknown import below_best, blocks
 END = 1.0
 OTHER = ", added"
 """Behind the name of a fixed size with another learning rate."""
-GROWN = (GROW_COPIES, COPIES, ZEROED)
+GROWN = (GROW_COPIES, SOONER, COPIES, ZEROED)
 
 
 def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
             found[name]["below_stepped"] = below_best(arms, name, END, END, [STEPPED])
             if extra is not None and extra.fixed():
                 found[name]["below_other_rate"] = below_other(arms, name, extra)
-        if name == COPIES:
+        if name == COPIES and ZEROED in arms.arms:
             found[name]["below_zeroed"] = below_best(arms, name, END, END, [ZEROED])
         if name == GROW_COPIES:
             found[name]["blocks"] = [blocks(arms, name, seed) for seed in seeds]

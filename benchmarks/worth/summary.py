@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.worth import copied, plot, plot_copied, results, tried, unknown
+from benchmarks.worth import copied, elsewhere, plot, plot_copied, results, tried, unknown
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
 from benchmarks.worth.plan import plan_of
@@ -25,6 +25,8 @@ TRIED = {
 }
 """Protocols about one block that grows to two, and their titles."""
 COPIED = "copies"
+ELSEWHERE = ("brown", "long")
+"""Protocols of the fifth experiment; each has one workload, of the same name."""
 
 
 class Experiments(NamedTuple):
@@ -43,14 +45,17 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     protocol = owner(protocol)
     found = experiments(protocol, out)
     records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
-    for name in (*TRIED, "tried_control", COPIED, "copies_extra") if protocol.name == "short" else ():
+    for name in (
+        (*TRIED, "tried_control", COPIED, "copies_extra", *ELSEWHERE) if protocol.name == "short" else ()
+    ):
         records += results.read(results.folder(PROTOCOLS[name], out)).values()
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
         "protocol": protocol.name,
         "command": f"python -m benchmarks.worth --protocol {protocol.name}",
         "environments": [json.loads(each) for each in sorted(environments)],
-        "workloads": {name: answers(each) for name, each in found.items()},
+        "workloads": {name: answers(each) for name, each in found.items()}
+        | (other_tasks(out) if protocol.name == "short" else {}),
         **(what_was_tried(out) | copies(out) if protocol.name == "short" else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -122,6 +127,22 @@ def copies(out: Path) -> dict[str, Any]:
         if arms is not None and arms.curves
     }
     return {COPIED: told} if told else {}
+
+
+def other_tasks(out: Path) -> dict[str, Any]:
+    """The answers of the fifth experiment by workload; empty where nothing of it has run."""
+    found = {name: _arms(name, name, out) for name in ELSEWHERE}
+    told = {name: (arms, elsewhere.answers(arms)) for name, arms in found.items() if arms is not None}
+    return {
+        name: {**answer, "missing_runs": missing(arms), "ends": {n: ends(arms, n) for n in _names(arms)}}
+        for name, (arms, answer) in told.items()
+        if answer is not None
+    }
+
+
+def _names(arms: Arms) -> list[str]:
+    """The arms that have run."""
+    return [name for name in arms.arms if arms.seeds(name)]
 
 
 def _arms_of(told: dict[str, Any]) -> dict[str, Any]:
@@ -197,6 +218,8 @@ def table(whole: dict[str, Any]) -> str:
     """Markdown: for each workload the arms' ends, then the answers."""
     lines = [f"<!-- written by {whole['command']} --report -->", ""]
     for name, told in whole["workloads"].items():
+        if name in ELSEWHERE:
+            continue
         first = told.get("first", told)
         cost = next((e["flops"] for e in first["ends"].get(LARGEST, []) if e["share"] == 1.0), None)
         if cost is None:
@@ -216,6 +239,9 @@ def table(whole: dict[str, Any]) -> str:
             lines += [f"### gpt, {title}", "", *tried.table(whole[name]), ""]
     for name, told in whole.get(COPIED, {}).items():
         lines += [f"### {name}, fourth experiment", "", *copied.table(_arms_of(told)), ""]
+    for name in ELSEWHERE:
+        if told := whole["workloads"].get(name):
+            lines += [f"### {name}, fifth experiment", "", *elsewhere.table(told), ""]
     return "\n".join(lines)
 
 
