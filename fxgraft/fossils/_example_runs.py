@@ -27,11 +27,13 @@ class OutputDifference:
         largest: between two elements, up to the first tensor that differs by more than rounding; infinite
             where one of them alone is not a number.
         is_rounding: whether all are equal within the tolerances of ``torch.testing``, for the coarser dtype.
+        is_empty: whether no element of a float says anything, as each is not a number.
     """
 
     shapes: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] | None
     largest: float
     is_rounding: bool
+    is_empty: bool = False
 
     @classmethod
     def of(cls, wanted: Any, given: Any) -> OutputDifference:
@@ -43,6 +45,8 @@ class OutputDifference:
         if [t.shape for t in ours] != [t.shape for t in theirs]:
             return cls(([tuple(t.shape) for t in theirs], [tuple(t.shape) for t in ours]), 0.0, False)
         largest = 0.0
+        floats = [t for t in ours if t.is_floating_point() and t.numel() and not t.is_meta]
+        is_empty = bool(floats) and all(bool(t.isnan().all()) for t in floats)
         for a, b in zip(ours, theirs, strict=True):
             if a.is_meta or not a.numel():
                 continue
@@ -53,7 +57,7 @@ class OutputDifference:
                 torch.testing.assert_close(b.to(dtype), a.to(b.device, dtype), equal_nan=True)
             except AssertionError:
                 return cls(None, largest, False)
-        return cls(None, largest, True)
+        return cls(None, largest, True, is_empty)
 
 
 def _largest(a: Tensor, b: Tensor) -> float:

@@ -96,7 +96,7 @@ def transplant(
     wanted = returned_by(host)
     with ExitStack() as undo:
         _copy_tensors(undo, match.tensors)
-        max_abs = _difference(wanted, _returned(host, target))
+        max_abs = _difference(wanted, _returned(host, target), match.dtypes)
         if optimizer is not None and target_optimizer is not None:
             _copy_state(optimizer, target_optimizer, match)
         undo.pop_all()
@@ -109,11 +109,13 @@ class _Match:
     Attributes:
         names: name of a tensor -> in the target.
         tensors: pairs of them.
+        dtypes: of the first pair whose dtypes differ, in words; else empty.
     """
 
     def __init__(self, source: nn.Module, target: nn.Module):
         self.names: dict[str, str] = {}
         self.tensors: list[tuple[Tensor, Tensor]] = []
+        self.dtypes = ""
         self._match(source, target, "", "")
 
     def _match(self, source: nn.Module, target: nn.Module, ours: str, theirs: str) -> None:
@@ -174,6 +176,8 @@ class _Match:
                     f"{_joined(theirs, name)!r} of the target: expected shape {tuple(a.shape)}, that of "
                     f"{_joined(ours, name)!r} of the grown model; got {tuple(b.shape)}"
                 )
+            if a.dtype != b.dtype and not self.dtypes:
+                self.dtypes = f"{_joined(theirs, name)!r} is {b.dtype} there, and {a.dtype} in the host"
             self.names[_joined(ours, name)] = _joined(theirs, name)
             self.tensors.append((a, b))
 
@@ -222,8 +226,11 @@ def _returned(host: Host, target: nn.Module) -> Any:
         ) from error
 
 
-def _difference(wanted: Any, given: Any) -> float:
-    """The largest one between two elements. Raises `TransplantError` where it is more than rounding."""
+def _difference(wanted: Any, given: Any, dtypes: str) -> float:
+    """The largest one between two elements. Raises `TransplantError` where it is more than rounding.
+
+    And where there is nothing to compare. ``dtypes``: see `_Match`.
+    """
     found = OutputDifference.of(wanted, given)
     if found.shapes is not None:
         theirs, ours = found.shapes
@@ -231,9 +238,19 @@ def _difference(wanted: Any, given: Any) -> float:
             f"the target returns tensors of shapes {theirs}; expected {ours}, as the host does"
         )
     if not found.is_rounding:
+        why = (
+            f"Are its settings those of the host? {dtypes}"
+            if dtypes
+            else "Are its settings those of the host?"
+        )
         raise TransplantError(
             f"the target computes something else with these weights: expected the host's output for its "
-            f"example call; it differs by up to {found.largest:g}. Are its settings those of the host?"
+            f"example call; it differs by up to {found.largest:g}. {why}"
+        )
+    if found.is_empty:
+        raise TransplantError(
+            "whether the target computes what the host does cannot be seen: expected numbers in the host's "
+            "output for its example call; all of them are NaN. Look at its weights and its example call"
         )
     return found.largest
 

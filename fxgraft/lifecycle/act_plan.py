@@ -37,7 +37,7 @@ class ActPlan:
         parameter_bytes: likewise.
         forward_flops: of a forward pass of the size of the example call, two for each multiply-add; matrix
             products, convolutions and attention only. None where the host does not know that call (a copy,
-            one read from a file) or is sharded.
+            one read from a file), is sharded, or has an operation that torch cannot count.
         groups: name of each new parameter -> the optimizer and the group that it would go to; empty without
             an optimizer.
     """
@@ -144,7 +144,10 @@ def _forward_flops(host: Host) -> int | None:
     if (subject := example_of(host)) is None:
         return None
     with subject.session():
-        return count_flops(lambda: subject.run(*subject.args, **subject.kwargs))
+        try:
+            return count_flops(lambda: subject.run(*subject.args, **subject.kwargs))
+        except Exception:  # of torch's counter; whether the act itself can run is seen by its own checks
+            return None
 
 
 def _both(pair: tuple[int, int]) -> str:

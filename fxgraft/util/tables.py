@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import shutil
 from abc import abstractmethod
@@ -147,7 +148,19 @@ class TableMapping(Mapping[str, Item]):
         """The cells of an item, one for each header."""
 
     def __getitem__(self, name: str) -> Item:
-        return self._items[name]
+        try:
+            return self._items[name]
+        except KeyError:
+            raise KeyError(f"{name!r}: {self._none_of_them(name)}") from None
+
+    def _none_of_them(self, name: object) -> str:
+        near = difflib.get_close_matches(str(name), self._items, n=3, cutoff=0.3) or list(self._items)[:3]
+        if not near:
+            return "there are none"
+        return f"there are {len(self._items)}; did you mean {', '.join(map(repr, near))}?"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items  # the base class would look for names that are near
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)

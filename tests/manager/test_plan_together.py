@@ -231,3 +231,18 @@ def test_any_calls_are_planned_without_a_trace(
         carry_out(run, then, "b")
     assert dict(plan.seeds) == {n: s.stage.name for n, s in run.manager.seeds.items()}
     run.train()
+
+
+def test_where_torch_cannot_count_the_plan_says_so_and_the_act_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cannot(*_: object) -> int:
+        raise RuntimeError("no formula")
+
+    monkeypatch.setattr("fxgraft.lifecycle.act_plan.count_flops", cannot)
+    run = Grown()
+    with run.manager.plan_together() as plan:
+        grow(run.manager)
+    assert plan.forward_flops is None
+    assert "FLOPs" not in str(plan)
+    assert plan.parameter_count[1] > plan.parameter_count[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxgraft
 from fxgraft.util.bits import same_bits
-from tests.resizing.deep_models import CharGPT, ResNet, TransformerBlock
+from tests.resizing.deep_models import IDS, CharGPT, ResNet, TransformerBlock
 
 X = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
 
@@ -212,3 +212,13 @@ class Recurrent(nn.Module):
 def test_the_reason_why_there_is_no_stack_names_the_block(make: Callable[[], nn.Module], why: str) -> None:
     x = X if isinstance(make, partial) else torch.randn(3, 8)
     assert why in fxgraft.trace(make(), (x,)).stacks.rejected["blocks"]
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are() -> None:
+    host = fxgraft.trace(CharGPT(2), (IDS,))
+    with pytest.raises(KeyError, match="'block': there are 1; did you mean 'blocks'"):
+        host.stacks["block"]
+    with pytest.raises(KeyError, match="did you mean 'blocks.0.up'"):
+        host.slots["blocks.0.upp"]
+    assert "block" not in host.stacks
+    assert host.stacks.get("block") is None

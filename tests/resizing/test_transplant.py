@@ -67,6 +67,25 @@ def test_the_plain_form_has_the_keys_and_the_code_of_the_class() -> None:
     assert_same_bits(again(IDS[:1, :3]), run.host(IDS[:1, :3]))
 
 
+def test_a_host_of_nan_is_compared_with_nothing_and_refused() -> None:
+    run = Run(CHAR)
+    with torch.no_grad():
+        run.host.get_parameter("tokens.weight").fill_(float("nan"))
+    target = CharGPT(1)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(TransplantError, match=r"cannot be seen: .*all of them are NaN"):
+        fxgraft.transplant(run.host, target)
+    assert_same_bits(dict(target.state_dict()), before)
+
+
+def test_weights_of_another_dtype_are_named_where_they_make_a_difference() -> None:
+    target = CharGPT(1).half()
+    with pytest.raises(
+        TransplantError, match=r"settings .*'.*' is torch.float16 there, and torch.float32 in"
+    ):
+        fxgraft.transplant(Run(CHAR).host, target)
+
+
 class Chosen(nn.Module):
     """Calls its blocks one by one: more in the container would not run."""
 
