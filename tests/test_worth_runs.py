@@ -15,6 +15,7 @@ from matplotlib import pyplot
 
 from benchmarks.worth import __main__ as command
 from benchmarks.worth import data, plot, repeat, results, running, summary
+from benchmarks.worth.arms import GROW, PRIMARY
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.models import GPT
 from benchmarks.worth.plan import plan_of
@@ -312,7 +313,7 @@ def test_the_pictures_have_each_arm_at_its_end_and_the_control_that_was_added(tm
     told = [{text.get_text() for text in axes.texts} for axes in (front, cnn)]
     pyplot.close(figure)
     sizes = {f"{depth} block{'s' if depth > 1 else ''} from the start" for depth in (1, 2, 3, 4, 6, 8)}
-    assert told[0] == sizes | {text for text, _ in plot.FRONT.values()}
+    assert told[0] == sizes | {plot.FRONT[arm][0] for arm in (PRIMARY, GROW)}
     assert {"2 blocks", f"2 blocks, {plot.OTHER}", "growth, size not known"} <= told[1]
 
 

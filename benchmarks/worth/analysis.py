@@ -76,16 +76,18 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 class Arms:
-    """The final runs of one workload, by (arm, random seed)."""
+    """The final runs of one workload, by (arm, random seed): their ends, and their learning rates."""
 
     def __init__(self, protocol: Protocol, workload: str, records: Records):
         self.protocol, self.workload, self.records = protocol, workload, records
         self.arms = arms(protocol, workload)
         self.curves: dict[tuple[str, int], Curve] = {}
+        self.rates: dict[tuple[str, int], float] = {}
         for record in records.values():
             run = run_of(record)
             if run.workload == workload and not run.tuning and run.arm in self.arms:
                 self.curves[run.arm, run.seed] = curve_of(record)
+                self.rates[run.arm, run.seed] = run.rate
 
     def seeds(self, *names: str) -> list[int]:
         """The random seeds for which all of these arms have run."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import COPIES, GROW_COPIES, SOONER, STEPPED, ZEROED
-from benchmarks.worth.plan import plan_of
 from benchmarks.worth.questions import told, with_error
 from benchmarks.worth.tried import below_other
 from benchmarks.worth.unknown import below_best, blocks
@@ -25,12 +24,11 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
 
     ``extra``: a fixed size with another learning rate, which was added afterwards.
     """
-    plan = plan_of(arms.protocol, arms.workload, arms.records)
     found: dict[str, Any] = {}
-    for name, arm in arms.arms.items():
+    for name in arms.arms:
         if not (seeds := arms.seeds(name)):
             continue
-        found[name] = _row(arms, name, plan.rate(arm))
+        found[name] = _row(arms, name)
         if name in GROWN:
             found[name]["below_best_fixed"] = below_best(arms, name, END, END)
             found[name]["below_stepped"] = below_best(arms, name, END, END, [STEPPED])
@@ -41,15 +39,15 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
         if name == GROW_COPIES:
             found[name]["blocks"] = [blocks(arms, name, seed) for seed in seeds]
     if extra is not None:
-        rate = extra.protocol.scales[extra.workload].rates[0]
-        found |= {f"{size}{OTHER}": _row(extra, size, rate) for size in extra.fixed()}
+        found |= {f"{size}{OTHER}": _row(extra, size) for size in extra.fixed()}
     return found
 
 
-def _row(arms: Arms, name: str, rate: float | None) -> dict[str, Any]:
+def _row(arms: Arms, name: str) -> dict[str, Any]:
     """What is told of each arm."""
     seeds = arms.seeds(name)
     losses = [arms.curves[name, seed].at_share(END).loss for seed in seeds]
+    rate = arms.rates[name, seeds[0]]
     return {"loss": told(estimate(losses)), "learning_rate": rate, "random_seeds": seeds}
 
 

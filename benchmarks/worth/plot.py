@@ -1,6 +1,7 @@
-"""The test loss where complete schedules end, over FLOPs, each arm labelled at its end: two pictures.
+"""The test loss where complete schedules end, over FLOPs, each arm labelled at its end.
 
-``worth.png`` has a panel for each workload, ``worth_gpt.png`` is the one of the first pages.
+``worth.png`` has a panel for each workload of the first three experiments. ``worth_gpt.png``,
+``worth_brown.png`` and ``worth_long.png`` have one each, which needs no other explanation.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from pathlib import Path
 from matplotlib import pyplot
 
 from benchmarks.worth.analysis import Arms, estimate
-from benchmarks.worth.arms import GROW, PRIMARY, SEVERAL
-from benchmarks.worth.protocols import LARGE
+from benchmarks.worth.arms import COPIES, GROW, GROW_COPIES, PRIMARY, SEVERAL
+from benchmarks.worth.protocols import LARGEST
 
 TITLES = {
     "gpt": "character GPT, sympy's sources",
     "cnn": "residual CNN, Fashion-MNIST",
     "thin": "the same, blocks of one convolution",
+    "brown": "character GPT, English text",
+    "long": "character GPT, nine times the FLOPs",
 }
 
 
@@ -30,8 +33,15 @@ SHOWN = {
 FRONT = {
     PRIMARY: ("grown from 1 to 8 blocks in one act", "tab:orange"),
     GROW: ("grows by itself, size not known", "tab:green"),
+    GROW_COPIES: ("grows by itself, size not known", "tab:green"),
+    COPIES: ("grown, size known", "tab:blue"),
 }
-FRONT_TITLE = "A small GPT: which loss for which cost? (lower and further left is better)"
+FRONT_TITLES = {
+    "gpt": "A small GPT",
+    "brown": "A small GPT, English text",
+    "long": "A small GPT, nine times as long",
+}
+FRONT_TITLE = "{}: which loss for which cost? (lower and further left is better)"
 
 OTHER = "the other learning rate"
 """How a fixed size is shown that was trained with another learning rate afterwards."""
@@ -53,22 +63,26 @@ def draw(workloads: Triples, folder: Path) -> None:
     pyplot.close(figure)
     if "gpt" in workloads:
         first, second, _ = workloads["gpt"]
-        figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-        front(axes, first, second)
-        figure.savefig(folder / "worth_gpt.png", dpi=100)
-        pyplot.close(figure)
+        draw_front("gpt", first, second, folder)
+
+
+def draw_front(name: str, first: Arms, second: Arms | None, folder: Path) -> None:
+    """The picture of one workload that needs no other explanation; none without the large network."""
+    if not first.seeds(LARGEST):
+        return
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    front(axes, first, second)
+    axes.set_title(FRONT_TITLE.format(FRONT_TITLES[name]), fontsize=12)
+    figure.savefig(folder / f"worth_{name}.png", dpi=100)
+    pyplot.close(figure)
 
 
 def front(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
-    """One panel that needs no other explanation; costs are shares of those of 8 blocks."""
-    large = first.seeds(f"fixed-{LARGE}")
-    if not large:
-        return
-    whole = first.curves[f"fixed-{LARGE}", large[0]].at_share(1.0).flops
+    """Its panel; costs are shares of those of 8 blocks."""
+    whole = first.curves[LARGEST, first.seeds(LARGEST)[0]].at_share(1.0).flops
     lines(
         axes, sources(first, second), FRONT, whole / 100, size=10, factor=2.3, fixed_label=" from the start"
     )
-    axes.set_title(FRONT_TITLE, fontsize=12)
     axes.set_xlabel("training cost, % of the FLOPs of 8 blocks from scratch, everything charged", fontsize=11)
     axes.set_ylabel("test loss, nats per character", fontsize=11)
     ticks = [30, 40, 50, 60, 80, 100]
@@ -111,12 +125,13 @@ def lines(
         fixed, depth = arms.arms[name].fixed, arms.arms[name].depth
         if not (fixed or name in shown):
             continue
+        other = ", lower rate" if arms.arms[name].factor < 1 else other and f",{other}"
         curves = [arms.curves[name, seed] for seed in arms.seeds(name)]
         points = list(zip(*(curve.ends for curve in curves), strict=True))
         flops = [estimate([end.flops for end in same]).mean / unit for same in points]
         losses = [estimate([end.loss for end in same]) for same in points]
         text, colour = shown.get(
-            name, (f"{depth} block{'s' if depth > 1 else ''}{fixed_label}{other and ',' + other}", "0.45")
+            name, (f"{depth} block{'s' if depth > 1 else ''}{fixed_label}{other}", "0.45")
         )
         style = {"color": colour, "marker": "o", "markersize": 3 if fixed else 4}
         style |= {"linestyle": "-" if fixed else "--", "linewidth": 1 if fixed else 1.6}

@@ -62,6 +62,10 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     (out / TABLE).write_text(table(whole), encoding="utf-8")
     plot.draw(found, pictures)
+    if protocol.name == "short":
+        for name in ELSEWHERE:
+            if (arms := _arms(name, name, out)) is not None:
+                plot.draw_front(name, arms, None, pictures)
     if told := whole.get(COPIED):
         plot_copied.draw({name: _arms_of(of) for name, of in told.items()}, pictures)
     print((out / TABLE).read_text(encoding="utf-8"))

@@ -218,7 +218,7 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are() -> None:
     host = fxgraft.trace(CharGPT(2), (IDS,))
     with pytest.raises(KeyError, match="'block': there are 1; did you mean 'blocks'"):
         host.stacks["block"]
-    with pytest.raises(KeyError, match="did you mean 'blocks.0.up'"):
+    with pytest.raises(KeyError, match=r"did you mean 'blocks\.0\.up'"):
         host.slots["blocks.0.upp"]
     assert "block" not in host.stacks
     assert host.stacks.get("block") is None
