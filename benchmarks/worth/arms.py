@@ -223,6 +223,7 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
         "copies": _copied(protocol.name, workload, (1.0,)),
         "brown": _copied(protocol.name, workload, scale.fixed_ends),
         "long": _copied(protocol.name, workload, scale.fixed_ends),
+        "quick": (*GROWTH, *_copied(protocol.name, workload, (1.0,))),
     }.get(protocol.name, GROWTH)
     grown = [arm for arm in known if protocol.name in arm.protocols and workload in arm.workloads]
     return {arm.name: arm for arm in (*sizes, *grown)}
