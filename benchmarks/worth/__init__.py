@@ -8,13 +8,16 @@ and in longer runs, and ``ADDED_AFTERWARDS.md`` what was added when results were
 ============  ==========================================================================
 prepare       where the data comes from; makes it ready
 data          the data: characters of sympy's sources and of the Brown corpus, Fashion-MNIST
-models        the two networks, of any depth
+models        the networks, of any depth or width
 workloads     a network, its data and its optimizer, together
 protocols     how long, how many, which learning rates: short, full, quick
 arms          what is compared: fixed sizes, growth, peers by hand
 learner       a network in training that can grow
 by_hand       those that grow without fxgraft: G_stack, Net2Net; stochastic depth
 by_fxgraft    those that fxgraft grows
+by_width      those that it grows in width
+by_peft       adapters on a frozen host, by PEFT
+by_gromo      growth in width by gromo
 learners      all of them by name
 costs         FLOPs and seconds, by what they were spent on
 schedule      warm-up, constant, decay
@@ -29,6 +32,7 @@ unknown       the same, for growth to a size that nobody knows
 tried         what may make growth better, each beside its control
 copied        blocks that come as copies, against fixed sizes
 elsewhere     the same on another text, and in longer runs
+peers         adapters, and growth in width, beside the others
 analysis      envelope, shares, standard errors
 summary       ``worth.json`` and the table of it
 plot          loss over FLOPs

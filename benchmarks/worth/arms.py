@@ -59,7 +59,7 @@ class Arm:
     @property
     def budgeted(self) -> bool:
         """Whether it is given FLOPs and not steps."""
-        return self.how in ("grow", "anything", "shares")
+        return self.how in ("grow", "anything", "shares", "adapt", "wider", "any width", "gromo")
 
 
 def fixed(depth: int, ends: tuple[float, ...], inside: bool = False) -> Arm:
@@ -149,6 +149,44 @@ def _copied(protocol: str, workload: str, ends: tuple[float, ...]) -> tuple[Arm,
     )
 
 
+def _adapted(blocks: int, host_rate: float, decays: bool = False) -> Arm:
+    """A host of so many blocks, frozen at 0.4 of the budget, and LoRA on it."""
+    options = {"rank": 16, "host_rate": host_rate, "host_decays": decays}
+    name, frozen = f"lora-{blocks}", ((0.4, blocks),)
+    return Arm(
+        name + "-decayed" * decays, blocks, "adapt", name, (1.0,), frozen, options, seeds="all",
+        protocols=("adapters",), workloads=("gpt",),
+    )  # fmt: skip
+
+
+ADAPTED = (_adapted(2, 0.003), _adapted(2, 0.003, decays=True), _adapted(1, 0.0021))
+"""PEFT; the hosts have the learning rates that their sizes chose in the protocol "copies"."""
+
+WIDER, GROMO, FREE, STEPPED_WIDTH = "widen-1-8", "gromo-1-8", "gromo-1-8-free", "stepped-8"
+"""Growth in width by fxgraft and by gromo, the latter also with what it computes not charged, and the largest
+width from the start with a learning rate that falls at the same times."""
+DOUBLED = ((0.02, 2), (0.04, 4), (0.08, 8))
+
+
+def _wider(name: str, how: str, depth: int = 1, tuned_as: str | None = None, **options: Any) -> Arm:
+    """Widths come at shares of the budget, and the learning rate falls there."""
+    return Arm(
+        name, depth, how, tuned_as or name, (1.0,), DOUBLED, {"factor": 0.5**LOWER, **options}, seeds="all",
+        protocols=("widths",), workloads=("mlp",),
+    )  # fmt: skip
+
+
+_GROMO = {"batches": 16, "delta": False, "state": False}
+_WIDEN = {"init": "zero", "optimizer_state": "fresh"}
+WIDTHS = (
+    _wider(WIDER, "wider", **_WIDEN),
+    _wider(GROMO, "gromo", **_GROMO, charged=True),
+    _wider(FREE, "gromo", tuned_as=GROMO, **_GROMO, charged=False),
+    _wider(STEPPED_WIDTH, "wider", depth=LARGE, **_WIDEN),
+    Arm(ANYTHING, 1, "any width", "fixed-1", (1.0,), seeds="all", protocols=("widths",), workloads=("mlp",)),
+)
+
+
 SLOWER = 0.5**0.5
 """What a fixed size's learning rate is multiplied by once more; short runs choose rates that are too high."""
 
@@ -220,6 +258,8 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
     known = {
         "tried": TRIED,
         "tried_again": AGAIN,
+        "adapters": ADAPTED,
+        "widths": WIDTHS,
         "copies": _copied(protocol.name, workload, (1.0,)),
         "brown": _copied(protocol.name, workload, scale.fixed_ends),
         "long": _copied(protocol.name, workload, scale.fixed_ends),

@@ -14,7 +14,7 @@ from benchmarks.worth.learners import KINDS
 from benchmarks.worth.protocols import LARGE
 from benchmarks.worth.training import Trainer
 
-MARGIN = 1.05  # of a forward pass over a third of a training step, which it is but for the first layer
+MARGIN = 1.05  # of a forward pass over what `Learner.forwards` says, which it is but for the first layer
 
 
 class BudgetedTrainer(Trainer):
@@ -60,7 +60,7 @@ class BudgetedTrainer(Trainer):
 
     def _reserve(self, step: int) -> float:
         scale = self.workload.scale
-        return MARGIN * step / 3 * (scale.validation + scale.test) / scale.batch
+        return MARGIN * step / self.learner.forwards * (scale.validation + scale.test) / scale.batch
 
     def _rate(self) -> float:
         """1 until the decay begins, then on a line to 0 where the last step is."""

@@ -31,6 +31,10 @@ class Setting:
     unit: int  # N, the steps that the arm's shares are of
 
 
+class LibraryError(Exception):
+    """An arm needs a library that is not installed; the message says how to install it."""
+
+
 class Learner:
     """A plain network of one size.
 
@@ -38,9 +42,11 @@ class Learner:
         model: what is trained and evaluated.
         optimizers: of its parameters; one, but for Muon.
         changed: how many of the arm's changes were made.
+        forwards: a training step costs at least as much as so many forward passes, nearly.
     """
 
     resumable = True
+    forwards = 3
 
     def __init__(self, setting: Setting):
         self.setting, self.changed = setting, 0
@@ -114,3 +120,25 @@ class Learner:
         self.model.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(copy.deepcopy(kept))
+
+
+class ByBudget(Learner):
+    """The arm's changes are due at shares of a budget of FLOPs."""
+
+    resumable = False  # a run with a budget begins anew
+
+    def allow(self, limit: float) -> None:
+        """A run with so many FLOPs begins."""
+        self.limit = limit
+
+    def is_due(self, share: float, step: int) -> bool:
+        return self.ledger.total_flops >= share * self.limit
+
+    @property
+    def blocks(self) -> int:
+        """How many there are now; of a workload whose depth stands for its width, that."""
+        return self.setting.arm.changes[self.changed - 1][1] if self.changed else self.setting.arm.depth
+
+    def told(self) -> dict[str, Any]:
+        """What it did, for the record of an end."""
+        return {"blocks": self.blocks}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.worth.by_fxgraft import Anything, Autogrown, ByShares, Deepened, Grown, Tried, Widened
+from benchmarks.worth.by_gromo import ByGromo
 from benchmarks.worth.by_hand import Net2Net, Stacked, Stochastic
+from benchmarks.worth.by_peft import Adapted
+from benchmarks.worth.by_width import AnyWidth, Wider
 from benchmarks.worth.learner import Learner, Setting
 
 __all__ = ["KINDS", "Learner", "Setting"]
@@ -21,4 +24,8 @@ KINDS: dict[str, type[Learner]] = {
     "grow": Grown,
     "anything": Anything,
     "shares": ByShares,
+    "adapt": Adapted,
+    "wider": Wider,
+    "any width": AnyWidth,
+    "gromo": ByGromo,
 }

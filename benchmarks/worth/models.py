@@ -1,4 +1,7 @@
-"""The networks: each a container ``blocks`` of alike blocks, of any depth, between other layers."""
+"""The networks: each a container ``blocks`` of alike blocks, of any depth, between other layers.
+
+`MLP` has none: it grows in width.
+"""
 
 from __future__ import annotations
 
@@ -127,6 +130,24 @@ class ThinCNN(CNN):
 
     def __init__(self, depth: int, *, channels: int = 16):
         super().__init__(depth, channels=channels, patch=3)
+
+
+class MLP(nn.Module):
+    """(N, 1, 28, 28) images to (N, 10) logits: two hidden layers, whose width its "depth" stands for."""
+
+    unit = 8
+    hidden = ("first", "second")
+    """The layers whose outputs are its hidden channels."""
+
+    def __init__(self, depth: int):
+        super().__init__()
+        width = self.unit * depth
+        self.first, self.second = nn.Linear(28 * 28, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.relu(self.first(images.flatten(1)))
+        return self.head(functional.relu(self.second(x)))
 
 
 def set_outputs_zero(block: nn.Module) -> None:

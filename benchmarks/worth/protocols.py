@@ -4,6 +4,7 @@ Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGIS
 "thin" of both in PREREGISTERED_THIRD.md. "unknown_extra" is a control that was added after the results of
 "unknown"; "tried" is what may make growth better, and "tried_again" what of it did: ADDED_AFTERWARDS.md.
 "copies" is the fourth experiment: PREREGISTERED_FOURTH.md; "copies_extra" has controls that were added to it.
+"adapters" and "widths" are peers from other libraries: ADDED_AFTERWARDS.md.
 "brown" and "long" are the fifth, on a text that no rule was made on and in runs nine times as long:
 PREREGISTERED_FIFTH.md.
 """
@@ -179,6 +180,33 @@ PROTOCOLS = {
         variants="none",
         by_budget=True,
         tuned=False,
+    ),
+    "adapters": Protocol(
+        "adapters",
+        {"gpt": replace(GPT, depths=(), fixed_ends=(), rates=(0.006, 0.012, 0.024), tuning=1.0)},
+        seeds=(12, 13, 14),
+        variants="none",
+        by_budget=True,
+        tuning_seed=101,
+    ),
+    "widths": Protocol(
+        "widths",
+        {
+            "mlp": replace(
+                CNN,
+                steps=4000,
+                batch=64,
+                depths=(1, 2, 4, 8, 16),
+                fixed_ends=(1.0,),
+                rates=(0.001, 0.002, 0.004),
+                tuning=1.0,
+            )
+        },
+        seeds=(21, 22, 23),
+        variants="none",
+        by_budget=True,
+        tuning_seed=101,
+        beyond=2,
     ),
     "brown": Protocol(
         "brown",

@@ -23,6 +23,8 @@ KEPT = (
     "tried_control",
     "copies",
     "copies_extra",
+    "adapters",
+    "widths",
     "brown",
     "long",
 )

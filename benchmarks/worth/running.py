@@ -12,6 +12,7 @@ from benchmarks import environment
 from benchmarks.worth import results
 from benchmarks.worth.arms import arms
 from benchmarks.worth.budgeted import BudgetedTrainer
+from benchmarks.worth.learner import LibraryError
 from benchmarks.worth.plan import plan_of
 from benchmarks.worth.prepare import DataError
 from benchmarks.worth.progress import Costs, Progress, about
@@ -29,12 +30,14 @@ class Runner:
         scratch: where the states of unfinished runs are.
         earlier: records that say how fast such runs are.
         failed: names of the runs that ended with an error.
+        left_out: likewise of those that need a library which is not installed.
     """
 
     def __init__(self, protocol: Protocol, task: Workload, out: Path, scratch: Path, earlier: Records):
         self.protocol, self.task, self.out, self.scratch = protocol, task, out, scratch
         self.progress = Progress(Costs(protocol, task), earlier)
         self.failed: list[str] = []
+        self.left_out: list[str] = []
         self.machine = {
             **environment.describe(),
             "shared": "CPU time is of this process alone; caches and memory were shared",
@@ -43,7 +46,7 @@ class Runner:
     def run_all(self, wanted: Callable[[], list[Run]], until: float | None = None) -> None:
         """Run what ``wanted`` names, asked anew before each run; begin none after ``until``."""
         while until is None or time.monotonic() < until:
-            left = [run for run in wanted() if run.name not in self.failed]
+            left = [run for run in wanted() if run.name not in (*self.failed, *self.left_out)]
             if not left:
                 break
             self.progress.begin(left[0], left)
@@ -57,6 +60,10 @@ class Runner:
             arm = arms(self.protocol, self.task.name)[run.arm]
             kind = BudgetedTrainer if arm.budgeted else Trainer
             record = kind(run, arm, self.task, self.scratch).train()
+        except LibraryError as error:
+            self.left_out.append(run.name)
+            print(f"{run.name} is left out. {error}", flush=True)
+            return
         except Exception as error:
             self.failed.append(run.name)
             print(f"{run.name} FAILED: {type(error).__name__}: {error}", flush=True)

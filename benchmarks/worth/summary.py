@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.worth import copied, elsewhere, plot, plot_copied, results, tried, unknown
+from benchmarks.worth import copied, elsewhere, peers, plot, plot_copied, results, tried, unknown
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
 from benchmarks.worth.plan import plan_of
@@ -25,8 +25,11 @@ TRIED = {
 }
 """Protocols about one block that grows to two, and their titles."""
 COPIED = "copies"
+PEERS = {"adapters": "adapters on a frozen host", "widths": "growth in width"}
+"""Protocols with peers from other libraries, and their titles."""
 ELSEWHERE = ("brown", "long")
 """Protocols of the fifth experiment; each has one workload, of the same name."""
+LATER = (*TRIED, "tried_control", COPIED, "copies_extra", *PEERS, *ELSEWHERE)
 
 
 class Experiments(NamedTuple):
@@ -45,9 +48,7 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     protocol = owner(protocol)
     found = experiments(protocol, out)
     records = [record for each in found.values() for arms in each if arms for record in arms.records.values()]
-    for name in (
-        (*TRIED, "tried_control", COPIED, "copies_extra", *ELSEWHERE) if protocol.name == "short" else ()
-    ):
+    for name in LATER if protocol.name == "short" else ():
         records += results.read(results.folder(PROTOCOLS[name], out)).values()
     environments = {json.dumps(record["environment"], sort_keys=True) for record in records}
     whole = {
@@ -56,7 +57,7 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
         "environments": [json.loads(each) for each in sorted(environments)],
         "workloads": {name: answers(each) for name, each in found.items()}
         | (other_tasks(out) if protocol.name == "short" else {}),
-        **(what_was_tried(out) | copies(out) if protocol.name == "short" else {}),
+        **(what_was_tried(out) | copies(out) | other_libraries(out) if protocol.name == "short" else {}),
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / FILE).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -131,6 +132,15 @@ def copies(out: Path) -> dict[str, Any]:
         if arms is not None and arms.curves
     }
     return {COPIED: told} if told else {}
+
+
+def other_libraries(out: Path) -> dict[str, Any]:
+    """What the peers from other libraries give; empty where nothing of it has run."""
+    adapters, widths = _arms("adapters", "gpt", out), _arms("widths", "mlp", out)
+    return {
+        **({"adapters": peers.adapters(adapters, _arms(COPIED, "gpt", out))} if adapters else {}),
+        **({"widths": peers.widths(widths)} if widths else {}),
+    }
 
 
 def other_tasks(out: Path) -> dict[str, Any]:
@@ -243,6 +253,9 @@ def table(whole: dict[str, Any]) -> str:
             lines += [f"### gpt, {title}", "", *tried.table(whole[name]), ""]
     for name, told in whole.get(COPIED, {}).items():
         lines += [f"### {name}, fourth experiment", "", *copied.table(_arms_of(told)), ""]
+    for name, title in PEERS.items():
+        if whole.get(name):
+            lines += [f"### {title}", "", *peers.table(whole[name]), ""]
     for name in ELSEWHERE:
         if told := whole["workloads"].get(name):
             lines += [f"### {name}, fifth experiment", "", *elsewhere.table(told), ""]

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from benchmarks.worth import data
 from benchmarks.worth.data import Batch
-from benchmarks.worth.models import CNN, GPT, ThinCNN
+from benchmarks.worth.models import CNN, GPT, MLP, ThinCNN
 from benchmarks.worth.protocols import LARGE, Scale
 from fxgraft.util.flops import flop_counter
 
@@ -25,7 +25,7 @@ class Workload:
     """One task at one scale.
 
     Attributes:
-        make: depth -> a network with a container ``blocks``.
+        make: depth -> a network with a container ``blocks``; "mlp": with that width.
         batch: (random seed, step) -> a training batch.
         evaluation: (part, how many, from which on) -> batches.
         decay: weight decay of matrices.
@@ -122,7 +122,7 @@ def _gpt(name: str, read: Callable[[], data.Text], scale: Scale) -> Workload:
     )
 
 
-def _images(name: str, network: type[CNN], scale: Scale) -> Workload:
+def _images(name: str, network: type[nn.Module], scale: Scale) -> Workload:
     images = data.fashion()
     return Workload(
         name,
@@ -140,6 +140,7 @@ MAKE: dict[str, Callable[[Scale], Workload]] = {
     "long": partial(_gpt, "long", data.sympy_text),
     "cnn": partial(_images, "cnn", CNN),
     "thin": partial(_images, "thin", ThinCNN),
+    "mlp": partial(_images, "mlp", MLP),
 }
 
 
