@@ -183,7 +183,7 @@ PROTOCOLS = {
     ),
     "adapters": Protocol(
         "adapters",
-        {"gpt": replace(GPT, depths=(), fixed_ends=(), rates=(0.006, 0.012, 0.024), tuning=1.0)},
+        {"gpt": replace(GPT, depths=(), fixed_ends=(), rates=(0.0015, 0.003, 0.006), tuning=1.0)},
         seeds=(12, 13, 14),
         variants="none",
         by_budget=True,
