@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.explore import growing, presets
+from benchmarks.worth import summary
 from benchmarks.worth.questions import NEAR
 from fxgraft.explore import scoring
 from tests.test_docs import ROOT, table
@@ -93,6 +94,36 @@ def test_blocks_that_come_as_copies() -> None:
 
 
 TASKS = {"gpt": "GPT", "cnn": "CNN", "thin": "third task"}
+
+LIBRARIES = {
+    "adapters": {
+        "LoRA on 2 blocks, frozen as they are": "lora-2",
+        "LoRA on 2 blocks whose rate had fallen to 0 before": "lora-2-decayed",
+        "LoRA on 1 block": "lora-1",
+    },
+    "widths": {
+        "64 units from the start, the rate falls as that of growth": "stepped-8",
+        "64 units from the start": "fixed-8",
+        "grown by `widen`": "widen-1-8",
+        "grown by gromo": "gromo-1-8",
+        "grown by gromo, what it computes not charged": "gromo-1-8-free",
+        "`autogrow` with its defaults": "autogrow-anything",
+    },
+}
+"""The rows of the table of peers, by the key of the results."""
+AGAINST = {"adapters": ("fixed-2", "copies"), "widths": ("fixed-8", "stepped-8")}
+
+
+def test_peers_from_other_libraries() -> None:
+    """The table of the page is what the committed runs say, each arm against two others."""
+    found = summary.other_libraries(RESULTS)
+    said = {cells[0]: cells[1:] for cells in table("growth.md", "Peers from other libraries")}
+    for which, rows in LIBRARIES.items():
+        for what, arm in rows.items():
+            of = found[which][arm]
+            over = [of.get("over", {}).get(other) for other in AGAINST[which]]
+            assert said.pop(what) == [signed(of["loss"]), *(signed(one) if one else "" for one in over)], arm
+    assert not said
 
 
 def test_what_growing_is_worth_on_the_second_cnn() -> None:
