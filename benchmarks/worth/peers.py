@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.worth.analysis import Arms, Curve, estimate
 from benchmarks.worth.arms import COPIES, FREE, GROMO, GROW_COPIES, STEPPED_WIDTH, WIDER
-from benchmarks.worth.plan import plan_of
 from benchmarks.worth.protocols import LARGE
 from benchmarks.worth.questions import told, with_error
 
@@ -41,11 +40,11 @@ def widths(arms: Arms) -> dict[str, Any]:
 
 def _rows(arms: Arms) -> dict[str, Any]:
     """Loss and learning rate of each arm that has run."""
-    plan, found = plan_of(arms.protocol, arms.workload, arms.records), {}
-    for name, arm in arms.arms.items():
+    found: dict[str, Any] = {}
+    for name in arms.arms:
         if seeds := arms.seeds(name):
             losses = [_loss(arms.curves[name, seed]) for seed in seeds]
-            rate = {"learning_rate": plan.rate(arm), "random_seeds": seeds}
+            rate = {"learning_rate": arms.rates[name, seeds[0]], "random_seeds": seeds}
             found[name] = {"loss": told(estimate(losses)), **rate}
     return found
 
