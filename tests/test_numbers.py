@@ -95,6 +95,52 @@ def test_blocks_that_come_as_copies() -> None:
 
 TASKS = {"gpt": "GPT", "cnn": "CNN", "thin": "third task"}
 
+
+def in_short() -> list[list[str]]:
+    """The table of the page, formed from the results: growth against the strongest control of each task."""
+    worth = read("worth.json")
+    rows = []
+    for name, task in (TASKS | {"brown": "GPT, English text", "long": "GPT, long runs"}).items():
+        arms = worth["copies"].get(name) or worth["workloads"][name]["arms"]
+        cells = [task]
+        for arm in ("grow-copies", "copies"):
+            found = [arms[arm][key] for key in ("below_best_fixed", "below_other_rate") if key in arms[arm]]
+            least = min(found, key=lambda one: one["mean"])
+            if arm == "grow-copies":
+                best = arms[arm]["loss"]["mean"] + least["mean"]
+                size = least.get("best_fixed") or least["arm"]
+                cells += [size.split("-")[1], ", ".join(map(str, arms[arm]["blocks"]))]
+                cells += [signed(least), f"{100 * (arms[arm]['loss']['mean'] / best - 1):.1f} %"]
+            else:
+                cells.append(signed(least))
+        rows.append(cells)
+    return rows
+
+
+def test_growth_in_short() -> None:
+    assert table("growth.md", "In short") == in_short()
+
+
+def test_another_text_and_longer_runs() -> None:
+    """The table of the page."""
+    workloads = read("worth.json")["workloads"]
+    rows = table("growth.md", "Another text, and longer runs")
+    expected = []
+    for name, task in (("brown", "English text"), ("long", "long runs")):
+        for arm, what in OTHER_ARMS.items():
+            if (of := workloads[name]["arms"].get(arm)) is not None:
+                below = [signed(of[key]) for key in ("below_best_fixed", "below_stepped") if of.get(key)]
+                expected.append([task, what, signed(of["loss"]), *below, *[""] * (2 - len(below))])
+    assert rows == expected
+
+
+OTHER_ARMS = {
+    "grow-copies": "size not known",
+    "grow-sooner": "size not known, a quarter of the price",
+    "copies": "size known",
+    "zeroed": "size known, output layers zeroed",
+}
+
 LIBRARIES = {
     "adapters": {
         "LoRA on 2 blocks, frozen as they are": "lora-2",
