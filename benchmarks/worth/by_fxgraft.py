@@ -210,7 +210,7 @@ class Grown(Autogrown):
             ),
             budget=size[0] / size[1],
             when=self.is_time, blend=1, hold=options["hold"], gain="steps", patience=LARGE,
-            price=options.get("price"), measurements=options.get("measurements", 1),
+            price=options.get("price", 0.5), measurements=options.get("measurements", 1),
         )  # fmt: skip
 
     def allow(self, limit: float) -> None:

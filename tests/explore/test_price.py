@@ -111,8 +111,8 @@ def falling(run: Run, steps: int, fall: float) -> None:
         run.manager.step(50.0 - fall * math.log(run.manager.steps + 0.5))
 
 
-@pytest.mark.parametrize(("fall", "price"), [(0.0, None), (0.3, None), (20.0, None), (20.0, 0.25), (20.0, 0)])
-def test_a_block_has_to_give_a_share_of_its_price_half_by_default(
+@pytest.mark.parametrize(("fall", "price"), [(0.0, None), (0.3, None), (20.0, None), (20.0, 0.5), (20.0, 0)])
+def test_a_block_has_to_give_a_share_of_its_price_a_quarter_by_default(
     stack: Run, fall: float, price: float | None
 ) -> None:
     growth = grown(stack, price=price)
@@ -122,7 +122,7 @@ def test_a_block_has_to_give_a_share_of_its_price_half_by_default(
     assert (end["what"] == "kept") == (end["contribution"] > needed)
     # A block has 4 x 3 weights twice, around it there are 6 x 4 and 4 x 2: as many FLOPs again, nearly.
     ratio, began, learnt = (32 + 2 * 24) / (32 + 24), 21, end["step"] - 21
-    share = 0.5 if price is None else price
+    share = 0.25 if price is None else price
     assert needed == pytest.approx(share * fall * math.log1p((ratio - 1) * learnt / began), rel=0.3, abs=1e-9)
 
 
