@@ -20,8 +20,11 @@ END = copied.END
 COSTS = ("flops", "seconds")
 
 
-def answers(arms: Arms) -> dict[str, Any] | None:
-    """The three questions for `GROW_COPIES`, and every arm's losses; None before it has run."""
+def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any] | None:
+    """The three questions for `GROW_COPIES`, and every arm's losses; None before it has run.
+
+    ``extra``: a fixed size with another learning rate, which was added afterwards; see `copied.answers`.
+    """
     seeds = arms.seeds(GROW_COPIES)
     if not seeds or not arms.seeds(LARGEST):
         return None
@@ -45,7 +48,7 @@ def answers(arms: Arms) -> dict[str, Any] | None:
         },
         "unknown_size": unknown,
         "sooner_minus_primary": _sooner(arms),
-        "arms": copied.answers(arms),
+        "arms": copied.answers(arms, extra),
     }
 
 

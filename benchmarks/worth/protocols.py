@@ -6,7 +6,7 @@ Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGIS
 "copies" is the fourth experiment: PREREGISTERED_FOURTH.md; "copies_extra" has controls that were added to it.
 "adapters" and "widths" are peers from other libraries: ADDED_AFTERWARDS.md.
 "brown" and "long" are the fifth, on a text that no rule was made on and in runs nine times as long:
-PREREGISTERED_FIFTH.md.
+PREREGISTERED_FIFTH.md; "long_extra" is a control that was added to it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ TWO_ENDS, THREE_ENDS, FIVE_ENDS = (0.3, 1.0), (0.3, 0.6, 1.0), (0.15, 0.3, 0.6, 
 GPT = Scale(1500, 8, 64, SIX, THREE_ENDS, GPT_RATES, validation=256, test=1024, points=10)
 CNN = Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_000, points=10)
 """Each of them in all short runs; protocols differ in the sizes, ends and learning rates."""
+LONG = Scale(3000, 16, 128, SIX, TWO_ENDS, GPT_RATES, validation=256, test=2048)
 
 PROTOCOLS = {
     "short": Protocol(
@@ -219,12 +220,20 @@ PROTOCOLS = {
     ),
     "long": Protocol(
         "long",
-        {"long": Scale(3000, 16, 128, SIX, TWO_ENDS, GPT_RATES, validation=256, test=2048)},
+        {"long": LONG},
         seeds=(18, 19, 20),
         variants="none",
         by_budget=True,
         tuning_seed=103,
         finalists=2,
+    ),
+    "long_extra": Protocol(
+        "long_extra",
+        {"long": replace(LONG, depths=(4,), rates=(0.006,))},
+        seeds=(18, 19, 20),
+        variants="none",
+        by_budget=True,
+        tuned=False,
     ),
     "quick": Protocol(
         "quick",

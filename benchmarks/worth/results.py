@@ -27,6 +27,7 @@ KEPT = (
     "widths",
     "brown",
     "long",
+    "long_extra",
 )
 """Protocols whose results are committed; they share no random seed, or differ in the learning rate."""
 

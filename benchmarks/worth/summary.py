@@ -29,7 +29,9 @@ PEERS = {"adapters": "adapters on a frozen host", "widths": "growth in width"}
 """Protocols with peers from other libraries, and their titles."""
 ELSEWHERE = ("brown", "long")
 """Protocols of the fifth experiment; each has one workload, of the same name."""
-LATER = (*TRIED, "tried_control", COPIED, "copies_extra", *PEERS, *ELSEWHERE)
+EXTRA = {"long": "long_extra"}
+"""Of these, which have a control that was added, and its protocol."""
+LATER = (*TRIED, "tried_control", COPIED, "copies_extra", *PEERS, *ELSEWHERE, *EXTRA.values())
 
 
 class Experiments(NamedTuple):
@@ -146,7 +148,11 @@ def other_libraries(out: Path) -> dict[str, Any]:
 def other_tasks(out: Path) -> dict[str, Any]:
     """The answers of the fifth experiment by workload; empty where nothing of it has run."""
     found = {name: _arms(name, name, out) for name in ELSEWHERE}
-    told = {name: (arms, elsewhere.answers(arms)) for name, arms in found.items() if arms is not None}
+    told = {
+        name: (arms, elsewhere.answers(arms, _arms(EXTRA[name], name, out) if name in EXTRA else None))
+        for name, arms in found.items()
+        if arms is not None
+    }
     return {
         name: {**answer, "missing_runs": missing(arms), "ends": {n: ends(arms, n) for n in _names(arms)}}
         for name, (arms, answer) in told.items()
