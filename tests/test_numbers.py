@@ -134,6 +134,32 @@ def test_another_text_and_longer_runs() -> None:
     assert rows == expected
 
 
+def least(arm: Any) -> str:
+    """How far an arm is from the strongest control, without its sign."""
+    controls = [arm[key] for key in ("below_best_fixed", "below_other_rate") if key in arm]
+    found = min(controls, key=lambda one: one["mean"])
+    return f"{abs(found['mean']):.3f} ± {found['standard_error']:.3f}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/growth.md"])
+def test_sentences_on_another_text_and_longer_runs(page: str) -> None:
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    workloads = read("worth.json")["workloads"]
+    brown, long = workloads["brown"], workloads["long"]
+    for told in (brown, long):
+        assert least(told["arms"]["grow-copies"]) in text
+        assert f"{100 * told['unknown_size']['guessing_at_random_misses_best_by']:.1f} %" in text
+    assert least(long["arms"]["copies"]) in text
+    assert f"{percent(long['share_of_flops'])} %" in text
+    assert f"at most {math.ceil(100 * brown['share_of_flops'])} %" in text
+    if page != "README.md":
+        assert all(least(told["arms"]["grow-sooner"]) in text for told in (brown, long))
+        for found in (told["sooner_minus_primary"] for told in (brown, long)):
+            assert f"{found['mean']:.3f} ± {found['standard_error']:.3f}" in text
+    above = [told["unknown_size"]["growth_above_best_by"] for told in (brown, long)]
+    assert f"{100 * max(above):.1f} % above" in text
+
+
 OTHER_ARMS = {
     "grow-copies": "size not known",
     "grow-sooner": "size not known, a quarter of the price",

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib import pyplot
 
 from benchmarks.worth.analysis import Arms, estimate
-from benchmarks.worth.arms import COPIES, GROW, GROW_COPIES, PRIMARY, SEVERAL
+from benchmarks.worth.arms import COPIES, GROW, GROW_COPIES, PRIMARY, SEVERAL, SOONER
 from benchmarks.worth.protocols import LARGEST
 
 TITLES = {
@@ -34,7 +34,8 @@ FRONT = {
     PRIMARY: ("grown from 1 to 8 blocks in one act", "tab:orange"),
     GROW: ("grows by itself, size not known", "tab:green"),
     GROW_COPIES: ("grows by itself, size not known", "tab:green"),
-    COPIES: ("grown, size known", "tab:blue"),
+    SOONER: ("the same, blocks have to give less", "tab:purple"),
+    COPIES: ("grown early, size known", "tab:blue"),
 }
 FRONT_TITLES = {
     "gpt": "A small GPT",
@@ -43,7 +44,7 @@ FRONT_TITLES = {
 }
 FRONT_TITLE = "{}: which loss for which cost? (lower and further left is better)"
 
-OTHER = "the other learning rate"
+OTHER = "another rate"
 """How a fixed size is shown that was trained with another learning rate afterwards."""
 
 Triples = Mapping[str, tuple[Arms, Arms | None, Arms | None]]
@@ -66,22 +67,29 @@ def draw(workloads: Triples, folder: Path) -> None:
         draw_front("gpt", first, second, folder)
 
 
-def draw_front(name: str, first: Arms, second: Arms | None, folder: Path) -> None:
+def draw_front(name: str, first: Arms, second: Arms | None, folder: Path, extra: Arms | None = None) -> None:
     """The picture of one workload that needs no other explanation; none without the large network."""
     if not first.seeds(LARGEST):
         return
     figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    front(axes, first, second)
+    front(axes, first, second, extra)
     axes.set_title(FRONT_TITLE.format(FRONT_TITLES[name]), fontsize=12)
     figure.savefig(folder / f"worth_{name}.png", dpi=100)
     pyplot.close(figure)
 
 
-def front(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
+def front(axes: pyplot.Axes, first: Arms, second: Arms | None, extra: Arms | None = None) -> None:
     """Its panel; costs are shares of those of 8 blocks."""
     whole = first.curves[LARGEST, first.seeds(LARGEST)[0]].at_share(1.0).flops
     lines(
-        axes, sources(first, second), FRONT, whole / 100, size=10, factor=2.3, fixed_label=" from the start"
+        axes,
+        sources(first, second, extra),
+        FRONT,
+        whole / 100,
+        size=10,
+        factor=2.3,
+        fixed_label=" from the start",
+        above=0.35,
     )
     axes.set_xlabel("training cost, % of the FLOPs of 8 blocks from scratch, everything charged", fontsize=11)
     axes.set_ylabel("test loss, nats per character", fontsize=11)
@@ -91,17 +99,17 @@ def front(axes: pyplot.Axes, first: Arms, second: Arms | None) -> None:
     axes.grid(alpha=0.3)
 
 
-def sources(first: Arms, second: Arms | None) -> dict[str, Arms]:
-    """By arm the experiment that it is shown from: the second, for an arm of both."""
+def sources(first: Arms, second: Arms | None, extra: Arms | None = None) -> dict[str, Arms]:
+    """By arm the experiment that it is shown from: the second, for an arm of both; and the added sizes."""
     found = {name: first for name, _ in first.curves}
-    return found if second is None else found | {name: second for name, _ in second.curves}
+    if second is not None:
+        found |= {name: second for name, _ in second.curves}
+    return found if extra is None else found | {f"{name}, {OTHER}": extra for name in extra.fixed()}
 
 
 def panel(axes: pyplot.Axes, first: Arms, second: Arms | None, extra: Arms | None = None) -> None:
     """One of the panels of all workloads."""
-    source = sources(first, second)
-    if extra is not None:
-        source |= {f"{name}, {OTHER}": extra for name in extra.fixed()}
+    source = sources(first, second, extra)
     lines(axes, source, SHOWN, 1e12, size=8, factor=2.3)
     axes.set(xlabel="training TFLOPs, everything charged", ylabel="test loss, nats")
     axes.xaxis.set_major_formatter("{x:g}")
@@ -117,8 +125,13 @@ def lines(
     size: float,
     factor: float,
     fixed_label: str = "",
+    above: float | None = None,
 ) -> None:
-    """Fixed sizes in grey, growth in colour; the x axis ends at ``factor`` times the largest cost."""
+    """Fixed sizes in grey, growth in colour; the x axis ends at ``factor`` times the largest cost.
+
+    ``above``: how far the y axis reaches above the highest last end, in spreads of the last ends; None: to
+    the highest of all.
+    """
     labels = []
     for key in sorted(source):
         arms, (name, _, other) = source[key], key.partition(",")
@@ -139,6 +152,9 @@ def lines(
         axes.errorbar(flops, [found.mean for found in losses], yerr=errors, capsize=2, **style)
         labels.append((losses[-1].mean, flops[-1], text, colour))
     axes.set_xscale("log")
+    last = [loss for loss, *_ in labels]
+    if above is not None:
+        axes.set_ylim(min(last) - 0.1 * (max(last) - min(last)), max(last) + above * (max(last) - min(last)))
     _label(axes, labels, size, factor)
 
 

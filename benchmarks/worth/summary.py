@@ -68,7 +68,7 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
     if protocol.name == "short":
         for name in ELSEWHERE:
             if (arms := _arms(name, name, out)) is not None:
-                plot.draw_front(name, arms, None, pictures)
+                plot.draw_front(name, arms, None, pictures, _extra(name, out))
     if told := whole.get(COPIED):
         plot_copied.draw({name: _arms_of(of) for name, of in told.items()}, pictures)
     print((out / TABLE).read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def other_tasks(out: Path) -> dict[str, Any]:
     """The answers of the fifth experiment by workload; empty where nothing of it has run."""
     found = {name: _arms(name, name, out) for name in ELSEWHERE}
     told = {
-        name: (arms, elsewhere.answers(arms, _arms(EXTRA[name], name, out) if name in EXTRA else None))
+        name: (arms, elsewhere.answers(arms, _extra(name, out)))
         for name, arms in found.items()
         if arms is not None
     }
@@ -158,6 +158,11 @@ def other_tasks(out: Path) -> dict[str, Any]:
         for name, (arms, answer) in told.items()
         if answer is not None
     }
+
+
+def _extra(name: str, out: Path) -> Arms | None:
+    """The control that was added to a task of the fifth experiment."""
+    return _arms(EXTRA[name], name, out) if name in EXTRA else None
 
 
 def _names(arms: Arms) -> list[str]:
