@@ -189,8 +189,8 @@ def autogrow(
             missed when it is taken out whether it is worth having or not; where it pays, a copy comes in
             its place. A block without such layers (one with a norm at its end) is tried as a copy. So, with
             a learning rate divided by the root of the depth, runs that had to find their size ended 0.002 to
-            0.007 nats above the best size on four small tasks, and 0.023 above it on a fifth, where a second
-            block gives nothing at first (docs/growth.md).
+            0.007 nats above the best size on three small tasks (``price=0.5``), and 0.006 and 0.023 above it
+            on two others (0.25; with 0.5 it was 0.025 and 0.034; docs/growth.md).
         budget: the largest size of the host at the end, as a factor of its parameters at the beginning; or
             ``{"parameters": 2.0, "flops": 1.5, "memory": 1.5}``, one of them or several: FLOPs of a forward
             pass; memory of training at any time: each weight, its gradient and two moments of the optimizer,
@@ -212,8 +212,8 @@ def autogrow(
             falls.
         price: that share, 0.25 by default. Below 1, as what it gives still rises when it is judged; less
             lets it grow sooner. With ``gain="steps"`` alone. Blocks that had to give 0.25 of their price
-            and not 0.5 ended 0.019 ± 0.010 nats lower in long runs of a small GPT, and 0.012 ± 0.006 lower
-            on another text (docs/growth.md).
+            and not 0.5 ended 0.0194 ± 0.0095 nats lower in long runs of a small GPT, and 0.012 ± 0.006
+            lower on another text (docs/growth.md).
         patience: growth ends after so many rounds in a row without a gain (with ``"flat"`` or a function
             of the manager). What did not help is not tried again until something else has.
         measurements: how often it is measured in the second half of ``hold``, two evaluations each; the
