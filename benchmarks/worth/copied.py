@@ -28,7 +28,7 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
     for name in arms.arms:
         if not (seeds := arms.seeds(name)):
             continue
-        found[name] = _row(arms, name)
+        found[name] = row(arms, name)
         if name in GROWN:
             found[name]["below_best_fixed"] = below_best(arms, name, END, END)
             found[name]["below_stepped"] = below_best(arms, name, END, END, [STEPPED])
@@ -39,12 +39,12 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any]:
         if name == GROW_COPIES:
             found[name]["blocks"] = [blocks(arms, name, seed) for seed in seeds]
     if extra is not None:
-        found |= {f"{size}{OTHER}": _row(extra, size) for size in extra.fixed()}
+        found |= {f"{size}{OTHER}": row(extra, size) for size in extra.fixed()}
     return found
 
 
-def _row(arms: Arms, name: str) -> dict[str, Any]:
-    """What is told of each arm."""
+def row(arms: Arms, name: str) -> dict[str, Any]:
+    """What is told of each arm that has run: loss, learning rate, random seeds."""
     seeds = arms.seeds(name)
     losses = [arms.curves[name, seed].at_share(END).loss for seed in seeds]
     rate = arms.rates[name, seeds[0]]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.worth import copied
-from benchmarks.worth.analysis import Arms, Curve, End, estimate
+from benchmarks.worth import copied, peers
+from benchmarks.worth.analysis import Arms, Curve, End
 from benchmarks.worth.arms import GROW_COPIES, SOONER
 from benchmarks.worth.protocols import LARGEST
-from benchmarks.worth.questions import NEAR, share_of_large, told, with_error
+from benchmarks.worth.questions import NEAR, share_of_large, with_error
 from benchmarks.worth.unknown import below_best, blocks, mean_end
 
 END = copied.END
@@ -47,7 +47,7 @@ def answers(arms: Arms, extra: Arms | None = None) -> dict[str, Any] | None:
             if arms.seeds(name)
         },
         "unknown_size": unknown,
-        "sooner_minus_primary": _sooner(arms),
+        "sooner_minus_primary": peers.over(arms, SOONER, arms, GROW_COPIES),
         "arms": copied.answers(arms, extra),
     }
 
@@ -80,12 +80,6 @@ def unknown_size(arms: Arms) -> dict[str, Any]:
 def _mean(arms: Arms, name: str, share: float = END) -> End:
     """An end of an arm: the mean over the random seeds that it has."""
     return mean_end([arms.curves[name, seed].at_share(share) for seed in arms.seeds(name)])
-
-
-def _sooner(arms: Arms) -> dict[str, Any] | None:
-    seeds = arms.seeds(SOONER, GROW_COPIES)
-    pairs = [[arms.curves[name, s].at_share(END).loss for name in (SOONER, GROW_COPIES)] for s in seeds]
-    return told(estimate([ours - theirs for ours, theirs in pairs])) if pairs else None
 
 
 def table(found: dict[str, Any]) -> list[str]:

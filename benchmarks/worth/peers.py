@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.worth.analysis import Arms, Curve, estimate
+from benchmarks.worth import copied
+from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import COPIES, FREE, GROMO, GROW_COPIES, STEPPED_WIDTH, WIDER
 from benchmarks.worth.protocols import LARGE
 from benchmarks.worth.questions import told, with_error
 
-END = 1.0
 BESIDE = ("fixed-1", "fixed-2", COPIES, GROW_COPIES)
 """Of the protocol "copies": the same budget on the same random seeds."""
 GROWN = (WIDER, GROMO, FREE, STEPPED_WIDTH)
@@ -22,7 +22,7 @@ def adapters(arms: Arms, copies: Arms | None) -> dict[str, Any]:
     """For each arm its loss, and how far it is above those of the protocol "copies"."""
     found = _rows(arms)
     for name in found:
-        found[name]["over"] = {other: _over(arms, name, copies, other) for other in BESIDE if copies}
+        found[name]["over"] = {other: over(arms, name, copies, other) for other in BESIDE if copies}
     return found
 
 
@@ -33,31 +33,23 @@ def widths(arms: Arms) -> dict[str, Any]:
         if arms.arms[name].fixed:
             continue
         others = (f"fixed-{LARGE}", *(other for other in GROWN if other != name and other in found))
-        of["over"] = {other: _over(arms, name, arms, other) for other in others}
+        of["over"] = {other: over(arms, name, arms, other) for other in others}
         of["change"] = _change(arms, name)
     return found
 
 
 def _rows(arms: Arms) -> dict[str, Any]:
-    """Loss and learning rate of each arm that has run."""
-    found: dict[str, Any] = {}
-    for name in arms.arms:
-        if seeds := arms.seeds(name):
-            losses = [_loss(arms.curves[name, seed]) for seed in seeds]
-            rate = {"learning_rate": arms.rates[name, seeds[0]], "random_seeds": seeds}
-            found[name] = {"loss": told(estimate(losses)), **rate}
-    return found
+    return {name: copied.row(arms, name) for name in arms.arms if arms.seeds(name)}
 
 
-def _loss(curve: Curve) -> float:
-    return curve.at_share(END).loss
-
-
-def _over(arms: Arms, name: str, others: Arms, other: str) -> dict[str, Any] | None:
+def over(arms: Arms, name: str, others: Arms, other: str) -> dict[str, Any] | None:
     """How far an arm is above another one, paired by random seed."""
     seeds = [seed for seed in arms.seeds(name) if seed in others.seeds(other)]
-    pairs = [(arms.curves[name, seed], others.curves[other, seed]) for seed in seeds]
-    return told(estimate([_loss(ours) - _loss(theirs) for ours, theirs in pairs])) if pairs else None
+    pairs = [
+        [of.curves[arm, seed].at_share(copied.END).loss for of, arm in ((arms, name), (others, other))]
+        for seed in seeds
+    ]
+    return told(estimate([ours - theirs for ours, theirs in pairs])) if pairs else None
 
 
 def _change(arms: Arms, name: str) -> dict[str, float]:

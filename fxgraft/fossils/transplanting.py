@@ -238,14 +238,11 @@ def _difference(wanted: Any, given: Any, dtypes: str) -> float:
             f"the target returns tensors of shapes {theirs}; expected {ours}, as the host does"
         )
     if not found.is_rounding:
-        why = (
-            f"Are its settings those of the host? {dtypes}"
-            if dtypes
-            else "Are its settings those of the host?"
-        )
         raise TransplantError(
             f"the target computes something else with these weights: expected the host's output for its "
-            f"example call; it differs by up to {found.largest:g}. {why}"
+            f"example call; it differs by up to {found.largest:g}. Are its settings those of the host?"
+            + f" {dtypes}"
+            * bool(dtypes)
         )
     if found.is_empty:
         raise TransplantError(
