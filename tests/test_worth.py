@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.worth import __main__ as command
 from benchmarks.worth import data, prepare, results, schedule, summary, training, tried, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
-from benchmarks.worth.arms import ANYTHING, PRIMARY, TRIED, Arm, arms
+from benchmarks.worth.arm import Arm
+from benchmarks.worth.arms import ANYTHING, PRIMARY, TRIED, arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.models import CNN, GPT, ThinCNN

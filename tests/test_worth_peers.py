@@ -12,7 +12,8 @@ import torch
 
 from benchmarks.worth import __main__ as command
 from benchmarks.worth import by_gromo, data, peers, running, summary
-from benchmarks.worth.arms import Arm, arms
+from benchmarks.worth.arm import Arm
+from benchmarks.worth.arms import arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.learner import LibraryError
 from benchmarks.worth.learners import KINDS, Setting

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+from benchmarks.worth.arm import Arm
+from benchmarks.worth.guesses_arms import GUESSES
 from benchmarks.worth.protocols import LARGE, Protocol
 
 PRIMARY = "deepen-1-8"
@@ -15,51 +16,6 @@ SEVERAL = "grow-several"
 """The same with a block judged by several measurements, and the next one tried soon after one that stayed."""
 ANYTHING = "autogrow-anything"
 """`autogrow` with its defaults, within a budget of FLOPs."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to come to a trained network.
-
-    Attributes:
-        name: unique.
-        depth: blocks at the start.
-        changes: when (in multiples of N steps; for "shares", of the budget) and to how many blocks.
-        how: the kind of learner, a key of `learners.KINDS`.
-        options: for the learner.
-        tuned_as: the arm whose learning rate it takes; its own name if it is tuned itself.
-        ends: multiples of N steps; for fixed sizes and for budgets, of the large network's FLOPs instead.
-        factor: what the learning rate that was chosen is multiplied by.
-        inside: for fixed sizes, whether evaluations have to fit into the FLOPs of an end, as for budgets.
-        like: N is of a network of so many blocks, which costs what the large one costs in its own N steps.
-        seeds: "one", "all", or "finalist" (all, and early); fixed sizes become finalists by their results.
-        protocols: where it is run.
-        workloads: likewise.
-    """
-
-    name: str
-    depth: int
-    how: str
-    tuned_as: str
-    ends: tuple[float, ...]
-    changes: tuple[tuple[float, int], ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    seeds: str = "one"
-    protocols: tuple[str, ...] = ("short", "full", "quick")
-    workloads: tuple[str, ...] = ("gpt", "cnn", "thin")
-    like: int = LARGE
-    inside: bool = False
-    factor: float = 1.0
-
-    @property
-    def fixed(self) -> bool:
-        """Whether it is one of the fixed sizes, whose ends are at equal FLOPs."""
-        return self.how == "fixed"
-
-    @property
-    def budgeted(self) -> bool:
-        """Whether it is given FLOPs and not steps."""
-        return self.how in ("grow", "anything", "shares", "adapt", "wider", "any width", "gromo")
 
 
 def fixed(depth: int, ends: tuple[float, ...], inside: bool = False) -> Arm:
@@ -259,6 +215,7 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
         "tried": TRIED,
         "tried_again": AGAIN,
         "adapters": ADAPTED,
+        "guesses": GUESSES,
         "widths": WIDTHS,
         "copies": _copied(protocol.name, workload, (1.0,)),
         "brown": _copied(protocol.name, workload, scale.fixed_ends),

@@ -245,6 +245,24 @@ class Grown(Autogrown):
         return super().step(batch, share * (self.setting.arm.depth / kept) ** power)
 
 
+class GrownEarly(Grown):
+    """As a `Grown`, but its first blocks come without a trial, as copies, at given shares of the budget.
+
+    Those are the arm's changes. A trial that early finds nothing: a zeroed block has hardly begun to learn.
+    """
+
+    def begin(self, step: int) -> None:
+        Learner.begin(self, step)
+        super().begin(step)
+
+    def is_due(self, share: float, step: int) -> bool:
+        return self.ledger.total_flops >= share * self.limit
+
+    def grow(self, depth: int) -> None:
+        new = depth - self.blocks
+        self.manager.deepen("blocks", new, blend=0, init="copy", optimizer_state="copy")
+
+
 class Anything(Autogrown):
     """`fxgraft.SeedManager.autogrow` with its defaults, within a budget of FLOPs, until the rate falls.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.worth.arms import Arm
+from benchmarks.worth.arm import Arm
 from benchmarks.worth.costs import Counted, Ledger
 from benchmarks.worth.data import Batch
 from benchmarks.worth.workloads import Workload, loss_of

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks.worth.by_fxgraft import Anything, Autogrown, ByShares, Deepened, Grown, Tried, Widened
+from benchmarks.worth.by_fxgraft import (
+    Anything,
+    Autogrown,
+    ByShares,
+    Deepened,
+    Grown,
+    GrownEarly,
+    Tried,
+    Widened,
+)
 from benchmarks.worth.by_gromo import ByGromo
 from benchmarks.worth.by_hand import Net2Net, Stacked, Stochastic
 from benchmarks.worth.by_peft import Adapted
@@ -22,6 +31,7 @@ KINDS: dict[str, type[Learner]] = {
     "widen": Widened,
     "autogrow": Autogrown,
     "grow": Grown,
+    "grow early": GrownEarly,
     "anything": Anything,
     "shares": ByShares,
     "adapt": Adapted,

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from benchmarks.worth.analysis import Arms
-from benchmarks.worth.arms import GROW, PRIMARY, SEVERAL, Arm, arms
+from benchmarks.worth.arm import Arm
+from benchmarks.worth.arms import GROW, PRIMARY, SEVERAL, arms
 from benchmarks.worth.protocols import LARGEST, Protocol
 from benchmarks.worth.results import Records
 from benchmarks.worth.training import Run
@@ -61,7 +62,9 @@ class Plan:
         return arm.seeds != "one"
 
     def rate(self, arm: Arm) -> float | None:
-        """The learning rate that was chosen for an arm; None while that is not known."""
+        """The learning rate that is given or was chosen for an arm; None while that is not known."""
+        if arm.rate is not None:
+            return arm.rate
         if not self.protocol.tuned:
             return self.scale.rates[0] * arm.factor
         runs = self._tuning(arm.tuned_as)

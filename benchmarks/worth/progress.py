@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.worth.arms import Arm, arms
+from benchmarks.worth.arm import Arm
+from benchmarks.worth.arms import arms
 from benchmarks.worth.protocols import LARGE, Protocol
 from benchmarks.worth.results import Records, run_of
 from benchmarks.worth.schedule import DECAY

@@ -28,6 +28,7 @@ KEPT = (
     "brown",
     "long",
     "long_extra",
+    "guesses",
 )
 """Protocols whose results are committed; they share no random seed, or differ in the learning rate."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.worth import schedule
-from benchmarks.worth.arms import Arm
+from benchmarks.worth.arm import Arm
 from benchmarks.worth.costs import Counted, Ledger
 from benchmarks.worth.learners import KINDS, Setting
 from benchmarks.worth.workloads import Workload
