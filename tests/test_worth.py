@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.worth import __main__ as command
-from benchmarks.worth import data, prepare, results, schedule, summary, training, tried, unknown
+from benchmarks.worth import data, experiments, prepare, results, schedule, summary, training, tried, unknown
 from benchmarks.worth.analysis import Arms, Curve, End, estimate
 from benchmarks.worth.arm import Arm
 from benchmarks.worth.arms import ANYTHING, PRIMARY, TRIED, arms
@@ -707,7 +707,7 @@ def test_the_committed_runs_are_named_for_what_they_are(protocol):
 def test_the_committed_summary_is_what_the_committed_runs_say():
     told = json.loads((COMMITTED / summary.FILE).read_text(encoding="utf-8"))
     found = summary.experiments(PROTOCOLS[told["protocol"]], COMMITTED)
-    assert told["workloads"].keys() == found.keys() | set(summary.ELSEWHERE)
+    assert told["workloads"].keys() == found.keys() | set(experiments.ELSEWHERE)
     for name, each in found.items():
         assert json.loads(json.dumps(summary.answers(each))) == told["workloads"][name]
     for name, answers in summary.what_was_tried(COMMITTED).items():

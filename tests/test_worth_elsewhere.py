@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.worth import __main__ as command
-from benchmarks.worth import data, elsewhere, prepare, results, summary
+from benchmarks.worth import data, elsewhere, experiments, prepare, results, summary
 from benchmarks.worth.analysis import Arms
 from benchmarks.worth.arms import GROW_COPIES, SLOWER, SOONER
 from benchmarks.worth.plan import FinalistsPlan, plan_of
@@ -21,11 +21,13 @@ SCALE = replace(PROTOCOLS["long"].scales["long"], depths=(1, 2, 8), rates=(0.003
 PROTOCOL = replace(PROTOCOLS["long"], scales={"long": SCALE}, seeds=(0, 1), finalists=1)
 
 
-def record(arm: str, seed: int, *losses: float, tuning: bool = False, rate: float = 0.003) -> dict:
+def record(
+    arm: str, seed: int, *losses: float, tuning: bool = False, rate: float = 0.003, workload: str = "long"
+) -> dict:
     """Of a run with ends at 0.3 and 1.0, or at 1.0 alone; it costs 30 and 100 FLOPs, seconds are a tenth."""
     shares = (0.3, 1.0)[-len(losses) :]
     return {
-        "run": {"workload": "long", "arm": arm, "seed": seed, "rate": rate, "tuning": tuning},
+        "run": {"workload": workload, "arm": arm, "seed": seed, "rate": rate, "tuning": tuning},
         "ends": [
             {"share": share, "validation": loss, "test": loss, "flops": {"train": 100 * share},
              "seconds": {"train": 10 * share}, "blocks": 2}
@@ -104,7 +106,7 @@ def test_a_mark_that_is_missed_is_null_and_growth_that_gives_less_is_compared():
     assert "| unknown size, over the sweep | - |" in elsewhere.table(found)
 
 
-@pytest.mark.parametrize("protocol", summary.ELSEWHERE)
+@pytest.mark.parametrize("protocol", experiments.ELSEWHERE)
 def test_the_committed_answers_are_what_the_committed_runs_say(protocol: str):
     told = json.loads((command.COMMITTED / summary.FILE).read_text(encoding="utf-8"))
     found = json.loads(json.dumps(summary.other_tasks(command.COMMITTED)[protocol]))

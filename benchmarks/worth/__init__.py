@@ -3,7 +3,8 @@
 What is compared, and what counts as a win, was fixed before the first run: ``PREREGISTERED.md``, and for
 growth to an unknown size ``PREREGISTERED_SECOND.md``; ``PREREGISTERED_THIRD.md`` has a task for many blocks,
 ``PREREGISTERED_FOURTH.md`` blocks that come as copies, ``PREREGISTERED_FIFTH.md`` the same on another text
-and in longer runs, and ``ADDED_AFTERWARDS.md`` what was added when results were known.
+and in longer runs, ``PREREGISTERED_SIXTH.md`` guesses of the size, and ``ADDED_AFTERWARDS.md`` what was
+added when results were known.
 
 ============  ==========================================================================
 prepare       where the data comes from; makes it ready
@@ -11,7 +12,9 @@ data          the data: characters of sympy's sources and of the Brown corpus, F
 models        the networks, of any depth or width
 workloads     a network, its data and its optimizer, together
 protocols     how long, how many, which learning rates: short, full, quick
+arm           one way to come to a trained network
 arms          what is compared: fixed sizes, growth, peers by hand
+guesses_arms  the same for guesses of the size
 learner       a network in training that can grow
 by_hand       those that grow without fxgraft: G_stack, Net2Net; stochastic depth
 by_fxgraft    those that fxgraft grows
@@ -32,9 +35,12 @@ unknown       the same, for growth to a size that nobody knows
 tried         what may make growth better, each beside its control
 copied        blocks that come as copies, against fixed sizes
 elsewhere     the same on another text, and in longer runs
+guesses       what a wrong guess of the size costs
 peers         adapters, and growth in width, beside the others
 analysis      envelope, shares, standard errors
-summary       ``worth.json`` and the table of it
+experiments   which protocols belong to which experiment
+summary       ``worth.json``: the answers of all experiments
+table         the same as Markdown
 plot          loss over FLOPs
 plot_copied   blocks that come as copies: the loss of each arm
 ============  ==========================================================================

@@ -8,9 +8,6 @@ from typing import Any
 
 from benchmarks.worth.protocols import LARGE
 
-BUDGETED = ("grow", "grow early", "anything", "shares", "adapt", "wider", "any width", "gromo")
-"""Kinds of learners that are given FLOPs and not steps."""
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -52,8 +49,3 @@ class Arm:
     def fixed(self) -> bool:
         """Whether it is one of the fixed sizes, whose ends are at equal FLOPs."""
         return self.how == "fixed"
-
-    @property
-    def budgeted(self) -> bool:
-        """Whether it is given FLOPs and not steps."""
-        return self.how in BUDGETED

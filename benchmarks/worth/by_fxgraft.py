@@ -115,6 +115,7 @@ class ByShares(Deepened):
     """
 
     resumable = False  # a run with a budget begins anew
+    budgeted = True
 
     def make(self, model: nn.Module) -> None:
         super().make(model)
@@ -198,6 +199,8 @@ class Grown(Autogrown):
     that the learning rate is divided by.
     """
 
+    budgeted = True
+
     def autogrow(self) -> AutoGrowth:
         """Let it grow by itself; `allow` was called before."""
         options, make = self.setting.arm.options, self.setting.workload.make
@@ -269,6 +272,8 @@ class Anything(Autogrown):
     All that it computes is charged, what `SeedManager.step` does for it included. The arm's options are
     arguments in place of the defaults; it has none but in tests.
     """
+
+    budgeted = True
 
     def autogrow(self) -> AutoGrowth:
         """Let it grow by itself; `allow` was called before."""

@@ -42,10 +42,13 @@ class Learner:
         model: what is trained and evaluated.
         optimizers: of its parameters; one, but for Muon.
         changed: how many of the arm's changes were made.
+        resumable: whether a run that was killed goes on; else it begins anew.
+        budgeted: whether it is given FLOPs, and not steps.
         forwards: a training step costs at least as much as so many forward passes, nearly.
     """
 
     resumable = True
+    budgeted = False
     forwards = 3
 
     def __init__(self, setting: Setting):
@@ -126,6 +129,7 @@ class ByBudget(Learner):
     """The arm's changes are due at shares of a budget of FLOPs."""
 
     resumable = False  # a run with a budget begins anew
+    budgeted = True
 
     def allow(self, limit: float) -> None:
         """A run with so many FLOPs begins."""

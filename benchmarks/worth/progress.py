@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.worth.arm import Arm
 from benchmarks.worth.arms import arms
+from benchmarks.worth.learners import KINDS
 from benchmarks.worth.protocols import LARGE, Protocol
 from benchmarks.worth.results import Records, run_of
 from benchmarks.worth.schedule import DECAY
@@ -31,11 +32,11 @@ class Costs:
         if run.tuning:
             return self.tuning * self.path(arm, 1.0)
         last, *others = sorted((self.path(arm, end) for end in arm.ends), reverse=True)
-        return last + sum(others) if arm.budgeted else last + DECAY * sum(others)
+        return last + sum(others) if KINDS[arm.how].budgeted else last + DECAY * sum(others)
 
     def path(self, arm: Arm, end: float) -> float:
         """From the first step to this end."""
-        if arm.fixed or arm.budgeted:
+        if arm.fixed or KINDS[arm.how].budgeted:
             return end
         bounds = [0.0, *(min(at, end) for at, _ in arm.changes), end]
         depths = [arm.depth, *(depth for _, depth in arm.changes)]

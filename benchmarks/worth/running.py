@@ -13,6 +13,7 @@ from benchmarks.worth import results
 from benchmarks.worth.arms import arms
 from benchmarks.worth.budgeted import BudgetedTrainer
 from benchmarks.worth.learner import LibraryError
+from benchmarks.worth.learners import KINDS
 from benchmarks.worth.plan import plan_of
 from benchmarks.worth.prepare import DataError
 from benchmarks.worth.progress import Costs, Progress, about
@@ -58,7 +59,7 @@ class Runner:
         """Make one run and store its record. One that cannot run does not hide the others."""
         try:
             arm = arms(self.protocol, self.task.name)[run.arm]
-            kind = BudgetedTrainer if arm.budgeted else Trainer
+            kind = BudgetedTrainer if KINDS[arm.how].budgeted else Trainer
             record = kind(run, arm, self.task, self.scratch).train()
         except LibraryError as error:
             self.left_out.append(run.name)
