@@ -363,6 +363,11 @@ def unsaved_buffers(module: nn.Module) -> set[str]:
     return module._non_persistent_buffers_set
 
 
+def is_extra_state(name: str) -> bool:
+    """Whether a key of a ``state_dict`` is of ``get_extra_state``. Missing: checkpoints of such raise."""
+    return name.endswith(nn.modules.module._EXTRA_STATE_KEY_SUFFIX)
+
+
 def loading_hooks(module: nn.Module) -> list[Any]:
     """The hooks that run when a state is loaded into it. Missing: as above."""
     return [*module._load_state_dict_pre_hooks.values(), *module._load_state_dict_post_hooks.values()]

@@ -67,7 +67,9 @@ def test_further_blocks_are_tried_and_the_learning_rate_falls_with_each(tmp_path
     assert end["blocks"] == 2 + tried.count("kept")
     constant = rates[rates.index(0.003) :]
     assert any(rate == pytest.approx(0.003 / 2**0.5) for rate in constant)
-    assert not any(1.001 * 0.003 / 2**0.5 < rate < 0.003 for rate in constant), "it falls at once, not on a line"
+    assert not any(1.001 * 0.003 / 2**0.5 < rate < 0.003 for rate in constant), (
+        "it falls at once, not on a line"
+    )
 
 
 def _seen(rates: list[float], step):

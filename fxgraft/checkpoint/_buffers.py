@@ -17,27 +17,29 @@ from fxgraft import _torch
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
-from fxgraft.util.bits import overlaps
+from fxgraft.util.bits import overlaps, same_tensor
 from fxgraft.util.text import listed
 
 _EXPECTED = "Expected a host of the model that was saved, and blueprints that make the modules of the run"
 
 
 def unsaved_buffers(host: Host, saved: Container[str]) -> dict[str, Tensor | None]:
-    """Name -> buffer, of host and seeds; None where one is registered and empty.
+    """Name -> buffer, of host and seeds; None where one is registered and empty. Shared ones have all names.
 
     Args:
         host: with its seeds.
         saved: its ``state_dict``, or the names in it.
     """
-    found: dict[str, Tensor | None] = {n: b for n, b in host.named_buffers() if n not in saved}
+    every = host.named_buffers(remove_duplicate=False)
+    found: dict[str, Tensor | None] = {n: b for n, b in every if n not in saved}
     return found | dict.fromkeys(_empty(host))
 
 
 def check_buffers(host: Host, saved: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` where ``host`` has buffers that are not saved, or no place for one that is."""
     ours = unsaved_buffers(host, host.state_dict())
-    if missing := [name for name, buffer in ours.items() if buffer is not None and name not in saved]:
+    shared = {id(ours[name]) for name in saved if name in ours}  # files of before have one of their names
+    if missing := [n for n, b in ours.items() if b is not None and n not in saved and id(b) not in shared]:
         raise CheckpointError(
             f"the host has a buffer {missing[0]}, and the checkpoint has none ({len(missing)} such). "
             f"{_EXPECTED}"
@@ -58,7 +60,8 @@ def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, 
         saved: name -> buffer.
     """
     ours, others = unsaved_buffers(host, host.state_dict()), []
-    for name, value in saved.items():
+    made: dict[int, Tensor] = {}  # in the place of a buffer that several modules share
+    for name, value in _of_all_names(ours, saved).items():
         mine = ours.get(name)
         is_alike = _form(mine) == _form(value)
         if is_alike and mine is not None and value is not None and not overlaps(mine):
@@ -69,6 +72,8 @@ def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, 
         module = host.get_submodule(path)
         if value is not None:
             value = value.to(_device(host, module) if mine is None else mine.device, copy=True)
+            if mine is not None and (same := made.setdefault(id(mine), value)) is not value:
+                value = same if same_tensor(same, value) else value
         module._buffers[leaf] = value
         _torch.unsaved_buffers(module).add(leaf)
         if not is_alike:
@@ -80,6 +85,14 @@ def load_buffers(where: str | os.PathLike[str], host: Host, saved: Mapping[str, 
             where,
             listed(others),
         )
+
+
+def _of_all_names(
+    ours: Mapping[str, Tensor | None], saved: Mapping[str, Tensor | None]
+) -> dict[str, Tensor | None]:
+    """With each name of a buffer that modules of the host share: files of before have one of them."""
+    given = {id(ours[name]): value for name, value in saved.items() if ours.get(name) is not None}
+    return {**{name: given[id(mine)] for name, mine in ours.items() if id(mine) in given}, **saved}
 
 
 def _empty(host: Host) -> Iterator[str]:

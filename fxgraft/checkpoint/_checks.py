@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fxgraft import _torch
 from fxgraft.checkpoint.packing import convert_like
 from fxgraft.errors import CheckpointError
 from fxgraft.host.host import Host
@@ -17,10 +18,14 @@ from fxgraft_passes.graft import SEEDS
 
 
 def check_model(host: Host, saved: Iterable[Sequence[Any]]) -> None:
-    """Raise `CheckpointError` where the tensors of the model are others than those that were saved."""
+    """Raise `CheckpointError` where the tensors of the model are others than those that were saved.
+
+    What ``get_extra_state`` returned is the module's own affair: ``set_extra_state`` takes it, or raises.
+    """
     state = host.model_state()
     ours = {n: (list(t.shape), str(t.dtype)) for n, t in state.items() if isinstance(t, Tensor)}
-    theirs = {name: (shape, dtype) for name, shape, dtype in saved}
+    ours = {name: form for name, form in ours.items() if not _torch.is_extra_state(name)}
+    theirs = {n: (shape, dtype) for n, shape, dtype in saved if not _torch.is_extra_state(n)}
     if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
         name = different[0]
         raise CheckpointError(
@@ -39,7 +44,7 @@ def check_types(what: str, saved: Sequence[Mapping[str, Any]], given: Sequence[A
 
 def check_weights(saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` where the tensors of host and seeds are others than those that were saved."""
-    ours, theirs = ({n: _form(value) for n, value in values.items()} for values in (given, saved))
+    ours, theirs = ({n: _form(n, value) for n, value in values.items()} for values in (given, saved))
     if different := sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)):
         name = different[0]
         raise CheckpointError(
@@ -76,7 +81,33 @@ def warn_of_frozen(path: str | os.PathLike[str], host: Host, saved: Any) -> None
             )
 
 
-def _form(value: Any) -> tuple[Any, ...]:
+def other_modes(host: Host) -> list[str]:
+    """The modules of the host, without those of seeds, that are in another mode than the host itself."""
+    return [
+        name
+        for name, module in host.named_modules()
+        if module.training != host.training and not f"{name}.".startswith(f"{SEEDS}.")
+    ]
+
+
+def warn_of_modes(path: str | os.PathLike[str], host: Host, saved: Any) -> None:
+    """Say which modules of the host are in another mode beside it than in the saved run."""
+    if not isinstance(saved, list):  # in files of earlier versions
+        return
+    ours, theirs = set(other_modes(host)), {name for name in saved if isinstance(name, str)}
+    if different := sorted(ours ^ theirs):
+        logger.warning(
+            "%s: %s of the host in another mode, train or eval, than in the saved run (%s). To go on as it "
+            "would have, set the modes of the fresh host before load",
+            path,
+            pluralize(len(different), "module"),
+            listed(different, ", "),
+        )
+
+
+def _form(name: str, value: Any) -> tuple[Any, ...]:
+    if _torch.is_extra_state(name):
+        return ("extra state",)
     return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value),)
 
 

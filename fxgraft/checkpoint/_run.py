@@ -23,8 +23,10 @@ from fxgraft.checkpoint._checks import (
     check_types,
     check_weights,
     frozen,
+    other_modes,
     scheduler_state,
     warn_of_frozen,
+    warn_of_modes,
 )
 from fxgraft.checkpoint._code import ModelCode, warn_of_other_code
 from fxgraft.checkpoint._seeds import SeedRecord, stream_seed
@@ -88,6 +90,7 @@ def save(
         ],
         "seeds_in_order": True,
         "frozen": frozen(host),
+        "modes": other_modes(host),
         "code": ModelCode.of(host).to_json(),
         "first_call": engine.first_call_values(host),
         "example": host.example,
@@ -140,6 +143,7 @@ def restore(
         )
         state = restoration.run(blueprints)
         warn_of_frozen(path, lifecycle.host, manifest.get("frozen"))
+        warn_of_modes(path, lifecycle.host, manifest.get("modes"))
         return state
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

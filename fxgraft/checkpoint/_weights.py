@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fxgraft import _torch
 from fxgraft.checkpoint._buffers import unsaved_buffers
 from fxgraft.checkpoint.file import DAMAGED
-from fxgraft.checkpoint.packing import pack, unpack
+from fxgraft.checkpoint.packing import convert_like, pack, unpack
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
@@ -65,9 +66,28 @@ def load_weights(undo: ExitStack, host: Host, weights: Mapping[str, Any]) -> Non
         host: with the seeds of the state.
         weights: from `read_weights`.
     """
-    if any(_loads_by_itself(module) for tree in engine.trees(host) for module in tree.modules()):
+    modules = [module for tree in engine.trees(host) for module in tree.modules()]
+    if any(map(_loads_by_itself, modules)):
         undo.callback(_put_back, [(t, t.detach().clone()) for t in (*host.parameters(), *host.buffers())])
-    host.load_state_dict(weights)
+        for module in filter(_has_extra_state, modules):
+            undo.callback(module.set_extra_state, copy.deepcopy(module.get_extra_state()))
+    now = host.state_dict()
+    host.load_state_dict(_in_types_of(weights, now))
+
+
+def _in_types_of(weights: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With extra states as the modules return them: a file has plain dictionaries and lists alone."""
+    found = OrderedDict(weights)
+    for name in filter(_torch.is_extra_state, weights):
+        with suppress(CheckpointError):  # of another type by now: the module's own affair
+            found[name] = convert_like(weights[name], now.get(name), name)
+    if (versions := getattr(weights, "_metadata", None)) is not None:
+        found._metadata = versions  # type: ignore[attr-defined]
+    return found
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
 
 
 def _without(departing: Iterable[str], state: Mapping[str, Any]) -> dict[str, Any]:

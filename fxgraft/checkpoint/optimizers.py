@@ -6,6 +6,7 @@ seed went live first, which were culled meanwhile), so names are saved beside th
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from fxgraft.checkpoint.packing import convert_like, pack
 from fxgraft.errors import CheckpointError
 from fxgraft.optimizers.groups import OWNER
 from fxgraft.optimizers.wrapped import nested
+from fxgraft.telemetry.events import logger
 
 _OF_PARAMETERS_SHAPE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _SEED = "_seeds."
@@ -34,6 +36,7 @@ def record(
     """What a manifest says of ``optimizers``. Raises `CheckpointError` for state that it could not say."""
     for optimizer in optimizers:
         _refuse_hidden_state(optimizer)
+        _warn_of_foreign(optimizer, model)
     return [
         {
             "type": type(optimizer).__name__,
@@ -134,7 +137,7 @@ def check(optimizer: Optimizer, saved: Any, names: Names) -> dict[str, Any]:
         groups.append(convert_like(theirs, group, "param_groups"))
     foreign = {place for place, name in enumerate(n for group in names for n in group) if name is None}
     for place, values in state.items():
-        if place not in foreign:
+        if place not in foreign and not isinstance(place, str):  # text: the optimizer's own, as torch has it
             _check_values(_parameters(optimizer), place, values)
     return {**saved, "state": state, "param_groups": groups}
 
@@ -165,6 +168,22 @@ def _refuse_hidden_state(optimizer: Optimizer) -> None:
                 f"which a run would not go on bit for bit: expected a state_dict() and a load_state_dict() "
                 f"of {kind} that carry it"
             )
+
+
+_said_foreign: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def _warn_of_foreign(optimizer: Optimizer, model: nn.Module) -> None:
+    """Say once that an optimizer trains what no checkpoint of the host has: a temperature, another model."""
+    count = sum(name is None for group in parameter_names(optimizer, model) for name in group)
+    if count and optimizer not in _said_foreign:
+        _said_foreign.add(optimizer)
+        logger.warning(
+            "%s trains %s not of the host: a checkpoint has their state in the optimizer, and not their "
+            "values. Save them beside it, and load them before SeedManager.load",
+            type(optimizer).__name__,
+            "a parameter that is" if count == 1 else f"{count} parameters that are",
+        )
 
 
 def _check_values(parameters: Sequence[nn.Parameter], place: Any, values: Any) -> None:

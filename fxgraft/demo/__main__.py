@@ -1,4 +1,4 @@
-"""Grow a small GPT on a real text, against fixed sizes of the same FLOPs (5 to 10 minutes on two cores)."""
+"""Grow a small GPT on a real text, against fixed sizes of the same FLOPs (five minutes, two idle cores)."""
 
 from __future__ import annotations
 

@@ -96,6 +96,9 @@ def transplant(
     wanted = returned_by(host)
     with ExitStack() as undo:
         _copy_tensors(undo, match.tensors)
+        for source, of_target in match.extra:
+            undo.callback(of_target.set_extra_state, copy.deepcopy(of_target.get_extra_state()))
+            of_target.set_extra_state(copy.deepcopy(source.get_extra_state()))
         max_abs = _difference(wanted, _returned(host, target), match.dtypes)
         if optimizer is not None and target_optimizer is not None:
             _copy_state(optimizer, target_optimizer, match)
@@ -109,16 +112,20 @@ class _Match:
     Attributes:
         names: name of a tensor -> in the target.
         tensors: pairs of them.
+        extra: pairs of modules that both have an extra state (``get_extra_state``).
         dtypes: of the first pair whose dtypes differ, in words; else empty.
     """
 
     def __init__(self, source: nn.Module, target: nn.Module):
         self.names: dict[str, str] = {}
         self.tensors: list[tuple[Tensor, Tensor]] = []
+        self.extra: list[tuple[nn.Module, nn.Module]] = []
         self.dtypes = ""
         self._match(source, target, "", "")
 
     def _match(self, source: nn.Module, target: nn.Module, ours: str, theirs: str) -> None:
+        if all(type(m).get_extra_state is not nn.Module.get_extra_state for m in (source, target)):
+            self.extra.append((source, target))
         for kind in ("_parameters", "_buffers"):
             self._match_tensors(source, target, ours, theirs, kind)
         left = {n: m for n, m in source._modules.items() if _has_tensors(m)}

@@ -4,12 +4,14 @@ The form is JSON: enough to trace the same model again, without data of the call
 
 {"$tensor": {"shape": [4, 6], "dtype": "float32"}}
 
-Numbers, text, flags and containers are kept as they are. A tensor made from a form has random numbers; one of
-whole numbers has the least that was there in all its places (so a mask of ones is one again).
+Numbers, text, flags and containers are kept as they are, but for floats that JSON does not have. A tensor
+made from a form has random numbers; one of whole numbers has the least that was there in all its places (so a
+mask of ones is one again).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,10 @@ from fxgraft_passes import devices
 CallForm = Any
 """JSON types only."""
 
-_TENSOR, _TUPLE, _DICT = "$tensor", "$tuple", "$dict"
+_TENSOR, _TUPLE, _DICT, _FLOAT = "$tensor", "$tuple", "$dict", "$float"
+
+
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
 
 def form_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> CallForm | None:
@@ -41,12 +46,14 @@ def call_of(form: CallForm) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _packed(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: repr(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if type(value) is Tensor and value.layout is torch.strided:
         found: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         if not value.is_floating_point() and not value.is_complex():
-            found["least"] = int(value.min()) if value.numel() and devices.has_data(value) else 0
+            found["least"] = _least(value) if value.numel() and devices.has_data(value) else 0
         return {_TENSOR: found}
     if type(value) is list:
         return [_packed(item) for item in value]
@@ -57,6 +64,11 @@ def _packed(value: Any) -> Any:
     raise TypeError(type(value).__name__)
 
 
+def _least(value: Tensor) -> int:
+    """The least element. Large unsigned types have no kernel for it; beyond 63 bits it is 0."""
+    return max(int(value.to(torch.int64).min()), 0) if value.dtype in _UNSIGNED else int(value.min())
+
+
 def _unpacked(packed: Any, generator: torch.Generator) -> Any:
     if isinstance(packed, list):
         return [_unpacked(item, generator) for item in packed]
@@ -65,6 +77,8 @@ def _unpacked(packed: Any, generator: torch.Generator) -> Any:
     ((kind, inner),) = packed.items()
     if kind == _TUPLE:
         return tuple(_unpacked(item, generator) for item in inner)
+    if kind == _FLOAT:
+        return float(inner)
     if kind == _DICT:
         return {str(key): _unpacked(item, generator) for key, item in inner}
     dtype = getattr(torch, inner["dtype"])

@@ -31,6 +31,7 @@ from fxgraft.host.channels import Channels, Example, Widened
 from fxgraft.host.example import CallForm, ExampleCall, form_of
 from fxgraft.host.growth_history import without_seeds
 from fxgraft.host.numbering import Depths
+from fxgraft.host.own_methods import say_own_loading, state_of
 from fxgraft.host.save_pretrained import writers
 from fxgraft.host.stacks import Stacks
 from fxgraft.host.state_loading import DescribeStructure, LoadedEntry, add_structure_entry, insert_seeds_of
@@ -75,8 +76,6 @@ class Host(Members):
                 f"{type(root).__name__} has {SEEDS!r} of its own, under which a host keeps its seeds: rename "
                 f"it, or trace the part of the model that is to grow"
             )
-        # Beside nn.Module's registers: the root's children are the host's own, not one level below.
-        self.__dict__["_root"] = root
         self.__dict__["_links"] = Links()
         self._traced = Traced.of(capture)
         self._external_state = capture.external_state
@@ -86,6 +85,7 @@ class Host(Members):
         self._depths = Depths()
         self._first_call = capture.first_call
         say_first_call(root, self._first_call.names)
+        say_own_loading(root)
         self._running = Running(root, capture.regions)
         self.seed_blueprints: dict[str, Any] = {}
         self.structure_entry: DescribeStructure | None = None
@@ -99,6 +99,9 @@ class Host(Members):
         self.slots  # noqa: B018
         self._own = Ownership(root)
         self._values = Values(root)
+        # Beside nn.Module's registers: the root's children are the host's own, not one level below. Last, as
+        # what is set from now on is the model's, where the model has such an attribute and the host has none.
+        self.__dict__["_root"] = root
 
     # What can be grown
 
@@ -403,7 +406,7 @@ class Host(Members):
         """
         if (reshard := getattr(type(self), "reshard", None)) is not None:
             reshard(self)  # fully_shard's hook for that is on the host, which this goes around
-        found = self._root.state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        found = state_of(self._root, *args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         if (seeds := self._modules.get(SEEDS)) is not None:
             seeds.state_dict(destination=found, prefix=f"{prefix}{SEEDS}.", keep_vars=keep_vars)
         if seeds is not None or self.widenings:

@@ -34,6 +34,7 @@ from fxgraft.integrations._hugging_face_files import (
     refuse_from_pretrained,
     sums_of_bits,
 )
+from fxgraft.integrations._withheld_norm import WithheldNorm
 from fxgraft.manager.manager import SeedManager
 from fxgraft.optimizers.wrapped import inner
 
@@ -129,7 +130,7 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
         """Make the manager; if the trainer resumes, continue with the seeds of its checkpoint.
 
         Args:
-            args: the arguments of the trainer; ``max_grad_norm`` is 0 until the end.
+            args: the arguments of the trainer; ``max_grad_norm`` is not above 0 until the end.
             state: its state; a ``global_step`` above 0 resumes.
             control: its control flow, which stays as it is.
             **given: ``model``, ``optimizer`` and ``lr_scheduler``; the rest is not used.
@@ -165,8 +166,9 @@ class GrowCallback(Carrier, TrainerCallback):  # type: ignore[misc]
             self._begin(args, file, None)
         else:
             self._first = FirstCall(self._host, partial(self._begin, args, file))
-        if args.max_grad_norm:  # it is 0 after a run that ended in an error: what it was is known then
-            self._clip_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        if args.max_grad_norm:
+            self._clip_norm = float(args.max_grad_norm)
+            args.max_grad_norm = WithheldNorm.of(self, self._clip_norm)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any

@@ -321,9 +321,19 @@ def test_a_run_that_failed_leaves_the_clipping_as_it_was(tmp_path: Path) -> None
     run, callback = trainer("llama", tmp_path, host("llama"), fail, max_grad_norm=0.5, max_steps=2)
     with pytest.raises(RuntimeError, match="out of ideas"):
         run.train()
+    assert run.args.max_grad_norm == 0.5
+    saved = pickle.loads(pickle.dumps(run.args)).max_grad_norm
+    assert (type(saved), saved) == (float, 0.5), "as in training_args.bin"
+    with_ours, alone = plain("llama"), plain("llama")
+    other, _ = trainer("llama", tmp_path / "b", with_ours, max_grad_norm=0.5, max_steps=2)
+    other.args.max_grad_norm = run.args.max_grad_norm
+    other.train()
+    trainer("llama", tmp_path / "c", alone, max_grad_norm=0.5, max_steps=2)[0].train()
+    assert_same_bits(dict(with_ours.state_dict()), dict(alone.state_dict()), "another trainer clips")
     callback._on_step = lambda manager: None
     run.train()
     assert run.args.max_grad_norm == 0.5, "taken over a second time, and given back"
+    assert type(run.args.max_grad_norm) is float
 
 
 def test_a_checkpoint_without_our_file_is_refused(tmp_path: Path) -> None:
