@@ -19,6 +19,7 @@ from fxgraft.explore._rounds import Rounds
 from fxgraft.explore.growth_settings import Budget
 from fxgraft.explore.measuring import Checked, Evaluate, evaluate_host, numbers
 from fxgraft.explore.table import Row
+from fxgraft.resizing.arguments import places
 from fxgraft.seeds.seed import Seed
 from fxgraft.seeds.stage import Stage
 
@@ -35,11 +36,13 @@ class GrowthTrial:
     def row_of(self, block: DEEPEN, most: Mapping[str, int]) -> dict[str, Any]:
         """The row of such a block. Raises `ValueError` if it is known to have more than ``most`` says."""
         host = self._rounds.manager.host
-        place = host.stacks[block.stack].blocks[-1]
-        parameters = list(host.get_submodule(place).parameters())
+        blocks = host.stacks[block.stack].blocks
+        place = places(len(blocks), block.count, block.at, block.like)[0]
+        like = blocks[place.like]
+        parameters = list(host.get_submodule(like).parameters())
         size = block.count * sum(p.numel() for p in parameters)
         memory = COPIES * block.count * sum(p.numel() * p.element_size() for p in parameters)
-        one = BlockFlops(host).of(place)
+        one = BlockFlops(host).of(like)
         flops = None if one is None else block.count * one
         found = (
             (size, "parameters", "parameters"),
@@ -51,7 +54,8 @@ class GrowthTrial:
                 raise ValueError(
                     f"the budget is spent: a block has {given:,} {said}; there is room for {most[name]:,}"
                 )
-        return {"slot": place, "blueprint": "deepen", "parameters": size, "flops": flops, "memory": memory}
+        slot = blocks[place.index]
+        return {"slot": slot, "blueprint": "deepen", "parameters": size, "flops": flops, "memory": memory}
 
     def begin_block(self, block: DEEPEN, most: Mapping[str, int], looked: Checked) -> None:
         """Try the block that was asked for: there is nothing to choose from.

@@ -15,6 +15,7 @@ exploration keep their initial parameters for its first half.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -290,11 +291,11 @@ class AutoGrowth:
         """What the budget has left beside a host of so many FLOPs. Raises `ValueError` if that is nothing."""
         memory, budget, most = self._memory, self._budget, {}
         if budget.parameters is not None:
-            most["parameters"] = int(budget.parameters * memory.parameters) - self._rounds.parameters
+            most["parameters"] = _times(budget.parameters, memory.parameters) - self._rounds.parameters
         if budget.flops is not None and bare is not None:
-            most["flops"] = int(budget.flops * (memory.flops or 0)) - bare
+            most["flops"] = _times(budget.flops, (memory.flops or 0)) - bare
         if budget.memory is not None:
-            most["memory"] = int(budget.memory * memory.memory) - self._bytes
+            most["memory"] = _times(budget.memory, memory.memory) - self._bytes
         if spent := [name for name, room in most.items() if room < 1]:
             raise ValueError(
                 f"the budget is spent: expected room for a parameter, a FLOP or a byte more; the host has "
@@ -315,6 +316,11 @@ class AutoGrowth:
             return self._trial.begin(best[0])
         reasons = [row.reason for row in exploration.table if row.reason]
         return self._rounds.end(f"nothing could be measured: {reasons[0] if reasons else 'no candidate'}")
+
+
+def _times(factor: float, size: int) -> int:
+    """So many times a size, which may be more than there is a number for."""
+    return int(min(factor * size, sys.maxsize))
 
 
 def _cap(most: Mapping[str, int]) -> dict[str, int]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 from fxgraft.capture.traces import opened
 from fxgraft.host import engine
 from fxgraft.host.host import Host
+from fxgraft.host.insertions import path_of
 from fxgraft.util.bits import same_bits
 from fxgraft_passes.untouched import state_untouched
 
@@ -73,16 +77,45 @@ def _coarser(a: torch.dtype, b: torch.dtype) -> torch.dtype:
     return max(b, a, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def computes_the_same(host: Host, plain: nn.Module) -> bool:
-    """Whether a module returns, for the host's example call in eval mode, the bits that the host does."""
+def computes_the_same(host: Host, plain: nn.Module, blocks: Iterable[nn.Module] = ()) -> bool:
+    """Whether a module returns, for the host's example call in eval mode, the bits that the host does.
+
+    Args:
+        host: the host.
+        plain: the module.
+        blocks: modules in it that have to run: one with zeroed output layers changes no value.
+    """
     if any(tensor.is_meta for tensor in plain.parameters()):
         return False  # which cannot be seen
     wanted = returned_by(host)
     try:
-        found, is_grown = run_plain(host, plain)
-        return is_grown and same_bits(opened(wanted), opened(found))
+        with called(blocks) as left_out:
+            found, is_grown = run_plain(host, plain)
+        return is_grown and not left_out and same_bits(opened(wanted), opened(found))
     except Exception:  # the code is made for another number of blocks
         return False
+
+
+@contextmanager
+def called(blocks: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Watches whether modules are called; what it yields has those that were not."""
+    left_out = list(blocks)
+
+    def ran(module: nn.Module, _: Any) -> None:
+        left_out[:] = [block for block in left_out if block is not module]
+
+    # Of all modules: what hangs at one is put back, with all that its closure has, when the run has ended.
+    handle = register_module_forward_pre_hook(ran)
+    try:
+        yield left_out
+    finally:
+        handle.remove()
+
+
+def inserted_in(host: Host, renamed: Mapping[str, str]) -> list[str]:
+    """The names of the inserted blocks in a plain form. ``renamed``: see `Unwrapping`."""
+    blocks = [path_of(p.seed) for p in host.structure.placements if p.spec.call is not None]
+    return [renamed[block] for block in blocks if block in renamed]
 
 
 def returned_by(host: Host) -> Any:

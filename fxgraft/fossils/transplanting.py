@@ -11,7 +11,7 @@ Weights and buffers are copied, and the outputs compared. The optimizer's state 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,13 @@ from torch.optim import Optimizer
 from fxgraft import _torch
 from fxgraft.errors import TransplantError
 from fxgraft.fossils._containers import CannotContainError
-from fxgraft.fossils._example_runs import OutputDifference, returned_by, run_example
+from fxgraft.fossils._example_runs import (
+    OutputDifference,
+    called,
+    inserted_in,
+    returned_by,
+    run_example,
+)
 from fxgraft.fossils._plain_module import Unwrapping
 from fxgraft.fossils.unwrapping import refuse_live
 from fxgraft.host.host import Host
@@ -99,7 +105,8 @@ def transplant(
         for source, of_target in match.extra:
             undo.callback(of_target.set_extra_state, copy.deepcopy(of_target.get_extra_state()))
             of_target.set_extra_state(copy.deepcopy(source.get_extra_state()))
-        max_abs = _difference(wanted, _returned(host, target), match.dtypes)
+        blocks = [match.modules[name] for name in inserted_in(host, plain.renamed) if name in match.modules]
+        max_abs = _difference(wanted, _returned(host, target, blocks), match.dtypes)
         if optimizer is not None and target_optimizer is not None:
             _copy_state(optimizer, target_optimizer, match)
         undo.pop_all()
@@ -112,6 +119,7 @@ class _Match:
     Attributes:
         names: name of a tensor -> in the target.
         tensors: pairs of them.
+        modules: name of a module -> in the target.
         extra: pairs of modules that both have an extra state (``get_extra_state``).
         dtypes: of the first pair whose dtypes differ, in words; else empty.
     """
@@ -119,11 +127,13 @@ class _Match:
     def __init__(self, source: nn.Module, target: nn.Module):
         self.names: dict[str, str] = {}
         self.tensors: list[tuple[Tensor, Tensor]] = []
+        self.modules: dict[str, str] = {}
         self.extra: list[tuple[nn.Module, nn.Module]] = []
         self.dtypes = ""
         self._match(source, target, "", "")
 
     def _match(self, source: nn.Module, target: nn.Module, ours: str, theirs: str) -> None:
+        self.modules[ours] = theirs
         if all(type(m).get_extra_state is not nn.Module.get_extra_state for m in (source, target)):
             self.extra.append((source, target))
         for kind in ("_parameters", "_buffers"):
@@ -223,14 +233,23 @@ def _copy_tensors(undo: ExitStack, pairs: list[tuple[Tensor, Tensor]]) -> None:
             target.copy_(source)
 
 
-def _returned(host: Host, target: nn.Module) -> Any:
+def _returned(host: Host, target: nn.Module, blocks: Sequence[str]) -> Any:
+    """What the target returns. ``blocks``: modules that have to run, also where they change no value yet."""
     try:
-        return run_example(host, target)
+        with called(map(target.get_submodule, blocks)) as left_out:
+            found = run_example(host, target)
     except Exception as error:
         raise TransplantError(
             f"the target does not run the host's example call in eval mode: {type(error).__name__}: {error}. "
             f"Expected a model that takes the arguments of the host"
         ) from error
+    if left_out:
+        name = next(name for name in blocks if target.get_submodule(name) is left_out[0])
+        raise TransplantError(
+            f"the target does not run its {name!r}, the counterpart of an inserted block, in the host's "
+            f"example call: expected a model of that depth, whose settings say so"
+        )
+    return found
 
 
 def _difference(wanted: Any, given: Any, dtypes: str) -> float:

@@ -6,7 +6,13 @@ from torch import nn
 
 from fxgraft.errors import FxGraftError, StageError
 from fxgraft.fossils._containers import CannotContainError
-from fxgraft.fossils._example_runs import OutputDifference, computes_the_same, returned_by, run_plain
+from fxgraft.fossils._example_runs import (
+    OutputDifference,
+    computes_the_same,
+    inserted_in,
+    returned_by,
+    run_plain,
+)
 from fxgraft.fossils._plain_module import Unwrapping
 from fxgraft.host.host import Host
 from fxgraft.telemetry.events import logger
@@ -107,7 +113,8 @@ def plain_form(host: Host) -> Unwrapping:
                 found = Unwrapping(host, in_containers=True, depths=depths)
             except CannotContainError:
                 break
-            if computes_the_same(host, found.root):
+            blocks = map(found.root.get_submodule, inserted_in(host, found.renamed))
+            if computes_the_same(host, found.root, blocks):
                 return found
     return Unwrapping(host)
 

@@ -22,7 +22,10 @@ from fxgraft.capture.region import Region
 from fxgraft.errors import SlotError
 from fxgraft.host.stacks import Stack, Stacks, is_inserted
 
-_NAMED = re.compile(r"_*((layer|block|depth|attn|attention)_?)?(idx|index|id|number|num|no)")
+_OF_BLOCKS = "layer|block|depth|level|stage|attn|attention"
+_NAMED = re.compile(rf"_*(({_OF_BLOCKS})_?)?(idx|index|id|number|num|no)")
+_NAMED_OR_SHORT = re.compile(rf"{_NAMED.pattern}|_*({_OF_BLOCKS}|i|n|pos|position)")
+"""Of one block nothing tells but the name; of several the name, and that they count up, as sizes may, too."""
 
 Numbers = tuple[tuple[str, str], ...]
 """Paths of modules in a block, and the attributes there that hold its number."""
@@ -33,17 +36,16 @@ def numbers_in(blocks: Sequence[nn.Module]) -> Numbers:
     found = []
     parts = [dict(block.named_modules()) for block in blocks]
     for path, module in parts[0].items():
-        if any(path not in others for others in parts):
+        if any(path not in others for others in parts) or type(module).__module__.startswith("torch."):
             continue
         for name, value in module.__dict__.items():
             if type(value) is not int:
                 continue
             values = [getattr(others[path], name, None) for others in parts]
             if len(blocks) == 1:
-                # Of one block nothing tells but the name.
                 if value == 0 and _NAMED.fullmatch(name):
                     found.append((path, name))
-            elif values == list(range(value, value + len(blocks))):
+            elif _NAMED_OR_SHORT.fullmatch(name) and values == list(range(value, value + len(blocks))):
                 found.append((path, name))
     return tuple(found)
 

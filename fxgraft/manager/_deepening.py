@@ -22,6 +22,7 @@ from fxgraft.manager._together import Acts
 from fxgraft.manager.reporter import Reporter
 from fxgraft.optimizers.group_index import shared_groups
 from fxgraft.resizing import new_blocks
+from fxgraft.resizing._dropped_outputs import warn_of_dropped_outputs
 from fxgraft.resizing.arguments import places
 from fxgraft.resizing.block_copies import counterparts
 from fxgraft.resizing.new_blocks import Origin
@@ -142,11 +143,16 @@ class Deepening:
         lifecycle.registry.request(seed, None, None, groups if lifecycle.registry.trains else None)
         amend(seed, stage=after(seed.stage, "germinate", seed.name))
         key = streams.key_of(self._memory.run_seed, seed.name)
-        module = new_blocks.build(self._host, origin, like, request.init, key, seed.config["number"])
+        config = seed.config
+        module = new_blocks.build(
+            self._host, origin, like, config["original"], request.init, key, config["number"]
+        )
         lifecycle.admit(seed, module)
         new_blocks.refuse_not_finite(origin, module)
         if tries:
+            self._reporter.warn_if_untrained(like, old, lifecycle.registry.optimizers)
             new_blocks.refuse_set_from_outside(self._host, origin, like)
+            warn_of_dropped_outputs(self._host, origin.stack.path, config["original"], origin.call)
             new_blocks.try_out(self._host, origin, like, module, request.init, request.isolated)
         addition = lifecycle.plan_addition(seed, origin.slot, module, follower)
         if request.optimizer_state == "copy":

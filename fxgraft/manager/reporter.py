@@ -15,6 +15,7 @@ from fxgraft.seeds.seed import Seed, amend
 from fxgraft.seeds.stage import Stage
 from fxgraft.telemetry.events import Event, Sink, Sinks, logger
 from fxgraft.telemetry.metrics import Counters
+from fxgraft.util.text import listed
 
 _OPERATIONS = {Stage.GERMINATED: "germinate", Stage.FOSSILIZED: "fossilize", Stage.CULLED: "cull"}
 """Stages that only an operation leads to. (TRAINING is reached by a prefetch as well.)"""
@@ -71,6 +72,20 @@ class Reporter:
             what,
             like,
         )
+
+    def warn_if_untrained(self, block: str, module: nn.Module, optimizers: Sequence[Any]) -> None:
+        """Warn where a block has parameters in no optimizer, which tell nothing of their copies' place."""
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        trained = {id(p) for group in groups for p in group["params"]}
+        left_out = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in trained]
+        if trained and left_out:
+            logger.warning(
+                "block %r has parameters that require gradients and are in no optimizer (%s); those of its "
+                "copy are trained as their neighbours are. Expected them in an optimizer, or "
+                "requires_grad_(False)",
+                block,
+                listed(left_out, ", "),
+            )
 
     def blend(self, seed: Seed, target: float, steps: int, schedule: str) -> None:
         """A ramp begins."""

@@ -5,12 +5,13 @@ of the parameter. What such an optimizer does to two matrices is not what it doe
 of.
 
 What it begins with for new ones: mostly zeros; Rprop its lr as the size of a step, Adagrad its initial
-accumulator.
+accumulator; ASGD, schedule-free ones and those with weights in more digits begin with the weights.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 
 import torch
@@ -82,20 +83,49 @@ def fresh_state(optimizer: Optimizer, parameter: nn.Parameter) -> Mapping[str, f
     return found
 
 
+def weights_in(optimizer: Optimizer, parameter: nn.Parameter) -> frozenset[str]:
+    """The keys of what an optimizer keeps for a parameter that begins as a copy of it. As `fresh_state`."""
+    new, kept = _first_state(optimizer, parameter, first=1.25)
+    return frozenset(
+        key
+        for key, value in kept.items()
+        if isinstance(value, Tensor) and new is not None and value.shape == new.shape
+        if torch.equal(value.detach().to(new.dtype), new.detach())
+    )
+
+
+def following(old: Tensor, new: Tensor, kept: Tensor) -> Tensor:
+    """What is kept as a copy of weights, for other weights: with its digits where these are the same.
+
+    Args:
+        old: the weights that ``kept`` is a copy of; in the shape of the new ones.
+        new: the new weights.
+        kept: the copy; of that shape, and maybe of another dtype.
+    """
+    return torch.where(old.to(kept.device) == new.to(kept.device), kept, new.to(kept.device, kept.dtype))
+
+
 def kept_keys(optimizer: Optimizer, parameter: nn.Parameter) -> frozenset[str]:
     """What an optimizer of these settings keeps for a parameter after a step; empty if it is not known."""
     return frozenset(_first_state(optimizer, parameter)[1])
 
 
-def _first_state(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[Tensor | None, Mapping[str, object]]:
-    """A new parameter, and what is kept of it after one step, by one of that class and those settings."""
+def _first_state(
+    optimizer: Optimizer, parameter: nn.Parameter, first: float = 0.0
+) -> tuple[Tensor | None, Mapping[str, object]]:
+    """A new parameter, and what is kept of it after one step, by one of that class and those settings.
+
+    Its elements are ``first`` and twice, three times that, and so on.
+    """
     group = next(groups_with([optimizer], parameter), None)
     if group is None:  # it keeps a state of what it does not train
         return None, {}
     kind = type(optimizer)
     accepted = inspect.signature(kind.__init__).parameters
     settings = {k: v for k, v in group.items() if k in accepted and k != "params"}
-    new = nn.Parameter(torch.zeros([2] * parameter.dim(), dtype=parameter.dtype, device=parameter.device))
+    shape = [2] * parameter.dim()
+    values = first * torch.arange(1, math.prod(shape) + 1, dtype=torch.float32, device=parameter.device)
+    new = nn.Parameter(values.view(shape).to(parameter.dtype))
     try:
         twin = kind([new], **settings)
         new.grad = torch.zeros_like(new)

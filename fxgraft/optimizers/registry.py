@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from fxgraft.errors import BlueprintError
 from fxgraft.optimizers import groups, requests
 from fxgraft.optimizers._compatibility import begin_in_step, is_fused_sgd
+from fxgraft.optimizers.entries import following, weights_in
 from fxgraft.optimizers.group_index import Group, shared_groups
 from fxgraft.optimizers.groups import OwnGroup
 from fxgraft.optimizers.places import Destination, Places, Rings
@@ -187,7 +188,9 @@ class SeedParameterRegistry:
             trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
             for new, old in like.items():
                 if old in optimizer.state and id(new) in trained:
-                    optimizer.state[new] = copy.deepcopy(optimizer.state[old])
+                    state = optimizer.state[new] = copy.deepcopy(optimizer.state[old])
+                    for key in weights_in(optimizer, old) & state.keys():
+                        state[key] = following(old.detach(), new.detach(), state[key])
 
     def leave(self, parameters: Iterable[nn.Parameter]) -> None:
         """Take parameters out of every group and every optimizer's state; a seed's own group goes too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from fxgraft.errors import ChannelError
-from fxgraft.optimizers.entries import fresh_state
+from fxgraft.optimizers.entries import following, fresh_state, weights_in
 from fxgraft.optimizers.wrapped import with_nested
 from fxgraft_passes.channels.growth import GroupGrowth
 from fxgraft_passes.channels.subject import Subject
@@ -61,12 +62,17 @@ def replace_moments(
             continue
         undo.callback(state.update, dict(state))
         begins = {} if copies else fresh_state(holder, parameter)
+        weights = weights_in(holder, parameter)
         for key, value in list(state.items()):
-            if _is_of(parameter, value):
-                state[key] = growth.spread(path, value, copies)
-                if key in begins:
-                    is_new = growth.spread(path, torch.ones_like(value), False) == 0
-                    state[key].masked_fill_(is_new, begins[key])
+            if not _is_of(parameter, value):
+                continue
+            state[key] = growth.spread(path, value, copies)
+            is_new = growth.spread(path, torch.ones_like(value), False) == 0
+            if key in weights:
+                old = growth.spread(path, parameter.detach(), copies).masked_fill(is_new, math.nan)
+                state[key] = following(old, growth.tensors[path], state[key])
+            elif key in begins:
+                state[key].masked_fill_(is_new, begins[key])
 
 
 def _held(

@@ -7,6 +7,7 @@ models and those after nanoGPT have, for each module.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from fxgraft.capture.clone import clone_tree
 from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.host.plain import take_out
-from fxgraft.util.bits import same_bits
 
 
 def copy_of(block: nn.Module) -> nn.Module:
@@ -95,21 +95,24 @@ def initialise(block: nn.Module, root: nn.Module, stack: str) -> None:
         BlueprintError: a parameter that nothing initialises; with its name.
     """
     before = {name: p.detach().clone() for name, p in block.named_parameters()}
-    initialised: set[int] = set()
+    with torch.no_grad():
+        for parameter in block.parameters():  # what is still there in the end was not initialised
+            parameter.fill_(math.nan)
     for part in block.modules():
-        if callable(reset := getattr(part, "reset_parameters", None)):
+        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+        if callable(reset):
             reset()
-            initialised |= {id(p) for p in part._parameters.values() if p is not None}
-        elif callable(reset := getattr(part, "_reset_parameters", None)):
-            reset()
-            initialised |= {id(p) for p in part.parameters()}
     if (init := _init_weights(root)) is not None:
         with torch.no_grad():
             for part in reversed(list(block.modules())):  # parents last, as `Module.apply` does
                 init(part)
     for name, parameter in block.named_parameters():
-        is_same = same_bits(parameter.detach(), before[name])
-        if is_same and id(parameter) not in initialised and not _is_constant(parameter):
+        if not bool(parameter.isnan().any()):
+            continue
+        if _is_as_begun(before[name]):
+            with torch.no_grad():
+                parameter.copy_(before[name])
+        else:
             raise BlueprintError(
                 f"stack {stack!r}: init='random' needs what initialises each parameter (reset_parameters of "
                 f"its module, or _init_weights of the model); nothing does so for {name}"
@@ -123,6 +126,7 @@ def _init_weights(root: nn.Module) -> Callable[[nn.Module], Any] | None:
     return None
 
 
-def _is_constant(tensor: torch.Tensor) -> bool:
-    """Whether all elements are one number, as norms and biases begin with."""
-    return bool((tensor == tensor.flatten()[:1]).all())
+def _is_as_begun(tensor: torch.Tensor) -> bool:
+    """Whether all elements are one number, as norms and biases begin with; one alone has to be 0 or 1."""
+    first = tensor.flatten()[:1]
+    return bool((tensor == first).all()) and (tensor.numel() != 1 or float(first.abs()) in (0.0, 1.0))

@@ -102,13 +102,16 @@ def numbers_of(host: Host, stack: Stack) -> Numbers:
     return numbers_in(own) if own else ()
 
 
-def build(host: Host, origin: Origin, like: str, init: str, key: int, number: int | None) -> nn.Module:
+def build(
+    host: Host, origin: Origin, like: str, original: str, init: str, key: int, number: int | None
+) -> nn.Module:
     """The new block, in the train/eval modes of the one that it is a copy of.
 
     Args:
         host: the host.
         origin: where it will be.
         like: the name of the block that it is a copy of.
+        original: see `original_of`.
         init: one of `INITS`.
         key: of its random streams.
         number: its number; None where blocks have none.
@@ -122,9 +125,7 @@ def build(host: Host, origin: Origin, like: str, init: str, key: int, number: in
     refuse_sharded(stack.path, like, source)
     refuse_shared(stack.path, like, source, host.named_modules(remove_duplicate=False))
     called = replace(stack, call=origin.call)
-    zeroed = (
-        output_layers(called, origin.root, host.regions, ObservedBranchEnds(host)) if init == "zero" else []
-    )
+    zeroed = output_layers(called, original, host.regions, ObservedBranchEnds(host)) if init == "zero" else []
     made = copy_of(source)
     if init == "random":
         with streams.private_stream(key):
@@ -135,7 +136,7 @@ def build(host: Host, origin: Origin, like: str, init: str, key: int, number: in
             parameters[name].zero_()
     if number is not None:
         set_number(made, numbers_of(host, stack), number)
-    _refuse_other_code(host, origin, made)
+    _refuse_other_code(host, origin, original, made)
     training = {path: part.training for path, part in made.named_modules()}
     made = privatize(made, key)
     for path, part in made.named_modules():
@@ -198,12 +199,12 @@ def fresh_number(host: Host, stack: Stack) -> int | None:
     return next_number([module_of(host, block) for block in stack.blocks], numbers_of(host, stack))
 
 
-def _refuse_other_code(host: Host, origin: Origin, made: nn.Module) -> None:
+def _refuse_other_code(host: Host, origin: Origin, original: str, made: nn.Module) -> None:
     """Raise `SlotError` for a block whose code would be another with its number."""
-    for name in [n for n in host.regions if n == origin.root or n.startswith(f"{origin.root}.")]:
+    for name in [n for n in host.regions if n == original or n.startswith(f"{original}.")]:
         region: Region = host.regions[name]
         own = region.module
-        path = name[len(origin.root) :].lstrip(".")
+        path = name[len(original) :].lstrip(".")
         if region.is_boundary:
             continue
         broken = set(region.form.broken(made.get_submodule(path))) - set(region.form.broken(own))
@@ -257,8 +258,11 @@ def try_out(host: Host, origin: Origin, like: str, made: nn.Module, init: str, i
                     f"training while it is isolated; use nn.Dropout modules, or isolated=False"
                 ) from draw
             logger.info("%s draws from the global random stream (%s), as its equals do", where, draw)
-        except Exception:
-            return  # it does not take the generated values: nothing is known of it
+        except Exception as error:
+            _refuse_if_its_equal_runs(
+                where, copy_of(module_of(host, like)), region, origin.call, given, error
+            )
+            return  # neither takes the generated values: nothing is known of it
         made.eval()
         if init == "zero":
             source = copy_of(module_of(host, like))
@@ -266,6 +270,21 @@ def try_out(host: Host, origin: Origin, like: str, made: nn.Module, init: str, i
             for seed in range(1, _MORE_SAMPLES if region.is_boundary else 1):  # its code may choose by values
                 more = _sample_inputs(region, origin.call, like_it, seed)
                 _check_kept(where, made, source, region, origin.call, more or given)
+
+
+def _refuse_if_its_equal_runs(
+    where: str, source: nn.Module, region: Region, call: Call, given: dict[str, Tensor], error: Exception
+) -> None:
+    """Raise `BlueprintError` for a new block that fails where the block that it is a copy of does not."""
+    source.train()
+    try:
+        _value(source, region, call, given)
+    except Exception:
+        return
+    raise BlueprintError(
+        f"{where}: expected one that runs as the block does that it is a copy of; it fails: "
+        f"{type(error).__name__}: {error}"
+    ) from error
 
 
 def _where(origin: Origin) -> str:

@@ -399,3 +399,13 @@ def test_attention_on_a_cpu() -> None:
     assert forward == 2 * 2 * 3 * 5 * 5 * 4
     assert step == 3.5 * forward  # backward computes the scores again, and four products
     assert all(map(callable, _torch.cpu_attention()))
+
+
+def test_an_extra_state_is_told_by_its_key() -> None:
+    class Extra(torch.nn.Module):
+        def get_extra_state(self) -> int:
+            return 1
+
+    (key,) = torch.nn.Sequential(Extra()).state_dict()
+    assert _torch.is_extra_state(key)
+    assert not _torch.is_extra_state("0.weight")

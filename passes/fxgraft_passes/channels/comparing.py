@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgraft_passes.channels._few_digits import FewDigits
 from fxgraft_passes.channels._output_pairs import OutputPair, step_of
-from fxgraft_passes.channels.recording import tensors_in
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 from fxgraft_passes.untouched import streams_fixed
@@ -87,6 +86,11 @@ def distance(name: str, before: Sequence[Tensor], subject: Subject) -> Distance:
         ChannelError: it cannot be determined.
     """
     with_data = _with_data(before)
+    if not with_data and not any(tensor.is_meta for tensor in before):
+        raise ChannelError(
+            f"{name}: expected outputs on the example, in eval mode, that have numbers; there are none, so "
+            f"that it cannot be seen whether the function is kept. Trace with an example that gives some"
+        )
     if with_data and not any(bool(tensor.isfinite().any()) for tensor in with_data):
         raise ChannelError(
             f"{name}: expected outputs on the example that are numbers; they are NaN or inf throughout, and "
@@ -212,7 +216,31 @@ def _run(
         args, kwargs = pytree.tree_map_only(Tensor, noisy, (args, kwargs))
         with inside or nullcontext():
             result = subject.run(*args, **kwargs)
-        return [tensor.detach().clone() for tensor in tensors_in(result)]
+        return [tensor.detach().clone() for tensor in returned_numbers(result)]
+
+
+def returned_numbers(value: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
+    """What a model has returned as tensors: also arrays, numbers, and attributes of objects of any class."""
+    found: list[Tensor] = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, (float, complex)):
+            found.append(
+                torch.tensor(leaf, dtype=torch.complex128 if type(leaf) is complex else torch.float64)
+            )
+        elif type(leaf).__module__ == "numpy":
+            with suppress(TypeError):  # of text, say
+                found.append(torch.as_tensor(leaf))
+        elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
+            found += returned_numbers(_attributes(leaf), seen | {id(leaf)})
+    return found
+
+
+def _attributes(value: Any) -> list[Any]:
+    if is_dataclass(value):
+        return [getattr(value, field.name, None) for field in fields(value)]
+    return list(getattr(value, "__dict__", {}).values())
 
 
 @contextmanager

@@ -27,7 +27,15 @@ def replace_tensors(undo: ExitStack, growth: GroupGrowth, subject: Subject) -> N
         tensor = subject.now(path)
         grad = tensor.grad
         undo.callback(set_tensor, tensor, tensor.data, grad)
-        set_tensor(tensor, wide, None if grad is None else growth.spread(path, grad, copies=False))
+        set_tensor(tensor, wide, None if grad is None else _spread(growth, path, grad))
+
+
+def _spread(growth: GroupGrowth, path: str, grad: Tensor) -> Tensor:
+    """The gradient of the wider tensor, in the layout that it has: that of an embedding may be sparse."""
+    if not grad.is_sparse:
+        return growth.spread(path, grad, copies=False)
+    wide = growth.spread(path, grad.to_dense(), copies=False)
+    return wide.to_sparse(grad.sparse_dim()).coalesce()
 
 
 def set_tensor(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
