@@ -171,6 +171,7 @@ LIBRARIES = {
     "adapters": {
         "LoRA on 2 blocks, frozen as they are": "lora-2",
         "LoRA on 2 blocks whose rate had fallen to 0 before": "lora-2-decayed",
+        "LoRA on 1 block, frozen as it is": "lora-1",
     },
     "widths": {
         "64 units from the start, the rate falls as that of growth": "stepped-8",

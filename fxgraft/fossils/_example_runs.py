@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ from torch.utils import _pytree as pytree
 from fxgraft.capture.traces import opened
 from fxgraft.host import engine
 from fxgraft.host.host import Host
-from fxgraft.host.insertions import path_of
 from fxgraft.util.bits import same_bits
 from fxgraft_passes.untouched import state_untouched
 
@@ -110,12 +109,6 @@ def called(blocks: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
         yield left_out
     finally:
         handle.remove()
-
-
-def inserted_in(host: Host, renamed: Mapping[str, str]) -> list[str]:
-    """The names of the inserted blocks in a plain form. ``renamed``: see `Unwrapping`."""
-    blocks = [path_of(p.seed) for p in host.structure.placements if p.spec.call is not None]
-    return [renamed[block] for block in blocks if block in renamed]
 
 
 def returned_by(host: Host) -> Any:

@@ -44,6 +44,7 @@ from fxgraft.seeds.dropout import PrivateDropout
 from fxgraft_passes import Graft, operators
 from fxgraft_passes.base import copy_graph
 from fxgraft_passes.blends import FULL_PRECISION
+from fxgraft_passes.graft import SEEDS
 from fxgraft_passes.metadata import metadata
 
 _TEXT = inspect.getsource(_plain_code)
@@ -89,6 +90,24 @@ class Unwrapping:
         if wider and not self._is_given_configuration():
             for module, inside in wider.items():
                 self._become(module, type(module), None, (), inside)
+
+    def name_of(self, name: str) -> str:
+        """The name of a module or a tensor of the host's in the plain form."""
+        used: set[str] = set()
+        while True:
+            known = [old for old in self.renamed if f"{name}.".startswith(f"{old}.") and old not in used]
+            if not known:
+                return name
+            old = max(known, key=len)
+            used.add(old)
+            name = self.renamed[old] + name[len(old) :]
+            if not name.startswith(f"{SEEDS}."):  # a block in an inserted one has a way to go
+                return name
+
+    @property
+    def inserted(self) -> list[str]:
+        """The names of the inserted blocks in the plain form."""
+        return [self.name_of(path) for path in self._blocks]
 
     def _is_given_configuration(self) -> bool:
         """Give the model the configuration from which its class builds these sizes, if there is one."""

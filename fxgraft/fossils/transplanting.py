@@ -26,7 +26,6 @@ from fxgraft.fossils._containers import CannotContainError
 from fxgraft.fossils._example_runs import (
     OutputDifference,
     called,
-    inserted_in,
     returned_by,
     run_example,
 )
@@ -34,7 +33,6 @@ from fxgraft.fossils._plain_module import Unwrapping
 from fxgraft.fossils.unwrapping import refuse_live
 from fxgraft.host.host import Host
 from fxgraft.optimizers.entries import kept_keys
-from fxgraft_passes.graft import SEEDS
 
 
 @dataclass(frozen=True)
@@ -105,12 +103,12 @@ def transplant(
         for source, of_target in match.extra:
             undo.callback(of_target.set_extra_state, copy.deepcopy(of_target.get_extra_state()))
             of_target.set_extra_state(copy.deepcopy(source.get_extra_state()))
-        blocks = [match.modules[name] for name in inserted_in(host, plain.renamed) if name in match.modules]
+        blocks = [match.modules[name] for name in plain.inserted if name in match.modules]
         max_abs = _difference(wanted, _returned(host, target, blocks), match.dtypes)
         if optimizer is not None and target_optimizer is not None:
             _copy_state(optimizer, target_optimizer, match)
         undo.pop_all()
-    return Transplanted(_renamed(host, plain.renamed, match.names), max_abs)
+    return Transplanted(_renamed(host, plain, match.names), max_abs)
 
 
 class _Match:
@@ -311,24 +309,10 @@ def _fitting(value: Any, parameter: Tensor) -> Any:
     return value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
 
 
-def _renamed(host: Host, modules: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+def _renamed(host: Host, plain: Unwrapping, names: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name in host.state_dict():
-        there = names.get(_in_plain(name, modules))
+        there = names.get(plain.name_of(name))
         if there is not None and there != name:
             found[name] = there
     return found
-
-
-def _in_plain(name: str, modules: Mapping[str, str]) -> str:
-    """The name of a tensor of the host's in its plain form."""
-    used: set[str] = set()
-    while True:
-        known = [old for old in modules if name.startswith(f"{old}.") and old not in used]
-        if not known:
-            return name
-        old = max(known, key=len)
-        used.add(old)
-        name = modules[old] + name[len(old) :]
-        if not name.startswith(f"{SEEDS}."):  # a block in an inserted one has a way to go
-            return name

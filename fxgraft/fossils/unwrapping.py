@@ -9,7 +9,6 @@ from fxgraft.fossils._containers import CannotContainError
 from fxgraft.fossils._example_runs import (
     OutputDifference,
     computes_the_same,
-    inserted_in,
     returned_by,
     run_plain,
 )
@@ -113,7 +112,7 @@ def plain_form(host: Host) -> Unwrapping:
                 found = Unwrapping(host, in_containers=True, depths=depths)
             except CannotContainError:
                 break
-            blocks = map(found.root.get_submodule, inserted_in(host, found.renamed))
+            blocks = [found.root.get_submodule(name) for name in found.inserted]
             if computes_the_same(host, found.root, blocks):
                 return found
     return Unwrapping(host)

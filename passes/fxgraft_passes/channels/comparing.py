@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fxgraft_passes.channels._few_digits import FewDigits
 from fxgraft_passes.channels._output_pairs import OutputPair, step_of
+from fxgraft_passes.channels.recording import tensors_in
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 from fxgraft_passes.untouched import streams_fixed
@@ -216,11 +217,16 @@ def _run(
         args, kwargs = pytree.tree_map_only(Tensor, noisy, (args, kwargs))
         with inside or nullcontext():
             result = subject.run(*args, **kwargs)
-        return [tensor.detach().clone() for tensor in returned_numbers(result)]
+        return [tensor.detach().clone() for tensor in _returned(result)]
 
 
-def returned_numbers(value: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
-    """What a model has returned as tensors: also arrays, numbers, and attributes of objects of any class."""
+def _returned(value: Any) -> list[Tensor]:
+    """What a model has returned as tensors. Objects are opened where there are none: a cache beside is not."""
+    return tensors_in(value) or _returned_otherwise(value)
+
+
+def _returned_otherwise(value: Any, seen: frozenset[int] = frozenset()) -> list[Tensor]:
+    """Arrays and numbers as tensors, and those in the attributes of objects of any class."""
     found: list[Tensor] = []
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -233,7 +239,7 @@ def returned_numbers(value: Any, seen: frozenset[int] = frozenset()) -> list[Ten
             with suppress(TypeError):  # of text, say
                 found.append(torch.as_tensor(leaf))
         elif id(leaf) not in seen and not isinstance(leaf, (type, nn.Module)):
-            found += returned_numbers(_attributes(leaf), seen | {id(leaf)})
+            found += _returned_otherwise(_attributes(leaf), seen | {id(leaf)})
     return found
 
 
