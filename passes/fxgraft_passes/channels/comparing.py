@@ -221,7 +221,7 @@ def _run(
 
 
 def _returned(value: Any) -> list[Tensor]:
-    """What a model has returned as tensors. Objects are opened where there are none: a cache beside is not."""
+    """What a model returned, as tensors. Objects are opened where there are none; a cache beside is not."""
     return tensors_in(value) or _returned_otherwise(value)
 
 
