@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.explore import growing, presets
 from benchmarks.worth import summary
-from benchmarks.worth.questions import NEAR
+from benchmarks.worth.questions import NEAR, with_error
 from fxgraft.explore import scoring
 from tests.test_docs import ROOT, table
 
@@ -166,6 +166,40 @@ OTHER_ARMS = {
     "copies": "size known",
     "zeroed": "size known, output layers zeroed",
 }
+
+GUESSED = {
+    "gpt": "GPT", "brown": "GPT, English text", "cnn": "CNN", "thin": "third task", "long": "GPT, long runs",
+}  # fmt: skip
+
+
+def guessed_rows() -> list[list[str]]:
+    """The table of the page on guesses of the size, formed from the results."""
+    rows = []
+    for name, task in GUESSED.items():
+        found = read("worth.json")["guesses"][name]
+        for depth, guess in found["guesses"].items():
+            fixed, grown = guess["fixed_above_best_by"], guess["grown_above_best_by"]
+            difference = guess["grown_minus_fixed"]
+            cells = ["" if share is None else f"{100 * share:.1f} %" for share in (fixed, grown)]
+            rows.append([task, f"{depth} blocks", *cells, with_error(difference) if difference else ""])
+        early = found["early"]
+        blocks = ", ".join(map(str, early["blocks"]))
+        rows.append([task, f"none: {blocks} blocks", "", f"{100 * early['above_best_by']:.1f} %", ""])
+    return rows
+
+
+def test_what_a_wrong_guess_costs() -> None:
+    """The table of the page, and the sentences on all cases."""
+    assert table("growth.md", "What a wrong guess costs") == guessed_rows()
+    over_all = read("worth.json")["guesses_over_all"]
+    text = " ".join((ROOT / "docs" / "growth.md").read_text(encoding="utf-8").split())
+    said = f"lower in {over_all['lower']} of {over_all['cases']} cases and higher in {over_all['higher']}"
+    assert said in text
+    for name in GUESSED:
+        early = read("worth.json")["guesses"][name]["early"]["minus_best"]
+        error = "" if early["standard_error"] is None else f" ± {early['standard_error']:.3f}"
+        assert f"{abs(early['mean']):.3f}{error}" in text, name
+
 
 LIBRARIES = {
     "adapters": {
