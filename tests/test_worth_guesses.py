@@ -115,6 +115,13 @@ def test_a_guess_is_compared_with_the_better_rate_of_its_size_and_with_the_best_
     assert guesses.answers(Arms(PROTOCOL, "brown", {})) is None
 
 
+def test_a_size_with_fewer_random_seeds_is_not_the_best_one():
+    lucky = named(record("fixed-8", PROTOCOL.seeds[0], 1.0, workload="brown"))
+    found = guesses.answers(Arms(PROTOCOL, "brown", {**RUNS, **lucky}))
+    assert found["best_fixed"] == "fixed-2"
+    assert found["guesses"]["8"]["fixed_above_best_by"] == pytest.approx(1.0 / 1.5 - 1, abs=1e-5)
+
+
 def test_only_wrong_guesses_count_and_only_sure_differences():
     found = {"brown": guesses.answers(Arms(PROTOCOL, "brown", RUNS))}
     assert guesses.cheaper(found) == {"cases": 1, "lower": 1, "higher": 0}

@@ -7,6 +7,7 @@
 `engine`           swaps structures, runs a host temporarily in another form: for the library's own use
 `_traced`          what a trace found, and the places that follow from it
 `_members`         members of a model whose names a host has for something else
+`_own_methods`     models that have a ``state_dict`` or a ``load_state_dict`` of their own
 `_links`           callbacks on what happens to a host, and its deep copies that live: averages, say
 `_running`         the forwards of a structure, installed in the model's modules, plain or compiled
 `_own_tensors`     the host's own tensors: no seed has them, and tied ones stay tied

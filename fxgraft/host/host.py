@@ -24,6 +24,7 @@ from fxgraft.host._call_check import unmet
 from fxgraft.host._explain import Explanation, explain
 from fxgraft.host._links import Links
 from fxgraft.host._members import Members
+from fxgraft.host._own_methods import say_own_loading, state_of
 from fxgraft.host._own_tensors import Ownership, keep_tied_weights
 from fxgraft.host._running import Running
 from fxgraft.host._traced import Traced
@@ -31,7 +32,6 @@ from fxgraft.host.channels import Channels, Example, Widened
 from fxgraft.host.example import CallForm, ExampleCall, form_of
 from fxgraft.host.growth_history import without_seeds
 from fxgraft.host.numbering import Depths
-from fxgraft.host.own_methods import say_own_loading, state_of
 from fxgraft.host.save_pretrained import writers
 from fxgraft.host.stacks import Stacks
 from fxgraft.host.state_loading import DescribeStructure, LoadedEntry, add_structure_entry, insert_seeds_of

@@ -7,6 +7,7 @@
 `hugging_face`         the Trainer of transformers
 `_hugging_face_calls`  in which form that Trainer calls a host
 `_hugging_face_files`  what is in that Trainer's checkpoints
+`_withheld_norm`       ``args.max_grad_norm`` while a callback clips in the place of its trainer
 `accelerate`           Accelerate
 `peft`                 LoRA of PEFT as seeds
 =====================  ================================================================

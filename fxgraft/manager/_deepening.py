@@ -22,9 +22,9 @@ from fxgraft.manager._together import Acts
 from fxgraft.manager.reporter import Reporter
 from fxgraft.optimizers.group_index import shared_groups
 from fxgraft.resizing import new_blocks
-from fxgraft.resizing._dropped_outputs import warn_of_dropped_outputs
 from fxgraft.resizing.arguments import places
 from fxgraft.resizing.block_copies import counterparts
+from fxgraft.resizing.dropped_outputs import warn_of_dropped_outputs
 from fxgraft.resizing.new_blocks import Origin
 from fxgraft.schedules import Ramp
 from fxgraft.seeds import streams

@@ -4,7 +4,7 @@
 `arguments`          what arguments name: the blocks that new ones stand behind, and a group of channels
 `new_blocks`         a new block, made and tried
 `_set_from_outside`  attributes of a block that the model sets in each call, and not in a copy
-`_dropped_outputs`   what a block returns beside the value that goes on, which nobody reads of a copy
+`dropped_outputs`    what a block returns beside the value that goes on, which nobody reads of a copy
 `block_copies`       a block's copy with tensors of its own, the same or initialised anew
 `_zeroing_by_graph`  which layers to zero so that a block changes nothing, on its graph
 `_zeroing_by_run`    the same for code without a graph, on what it did in the example call

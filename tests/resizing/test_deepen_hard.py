@@ -20,7 +20,7 @@ Y = torch.randint(0, 2, (32,), generator=torch.Generator().manual_seed(1))
 WIDTH = 12
 
 
-class Net(nn.Module):
+class Stacked(nn.Module):
     def __init__(self, blocks: list[nn.Module]):
         super().__init__()
         self.inp, self.blocks = nn.Linear(4, WIDTH), nn.ModuleList(blocks)
@@ -86,7 +86,7 @@ class Repeated(nn.Module):
     "blocks", [[Grouped(1), Grouped(2)], [Grouped(3), Grouped(4)], [Repeated(1), Repeated(2)]]
 )
 def test_a_size_that_counts_up_over_the_blocks_is_no_number_of_a_layer(blocks: list[nn.Module]):
-    host, _, manager = made(Net(blocks))
+    host, _, manager = made(Stacked(blocks))
     (seed,) = manager.deepen("blocks", init="copy", at=[1])
     z = torch.randn(5, WIDTH)
     assert torch.equal(seed.module(z), blocks[1](z))
@@ -110,7 +110,7 @@ class Indexed(nn.Module):
 
 
 def test_a_block_that_fails_where_its_equal_runs_is_refused():
-    host, _, manager = made(Net([Indexed(0), Indexed(1)]))
+    host, _, manager = made(Stacked([Indexed(0), Indexed(1)]))
     with pytest.raises(BlueprintError, match="it fails: IndexError"):
         manager.deepen("blocks", init="copy")
     host(X)
@@ -132,7 +132,7 @@ class Kinds(nn.Module):
 
 @pytest.mark.parametrize(("at", "like", "layer"), [(1, 0, "mix"), (0, 1, "mlp")])
 def test_the_output_layers_of_the_block_that_is_copied_are_zeroed(at: int, like: int, layer: str):
-    host, _, manager = made(Net([Kinds("mix"), Kinds("mlp")]))
+    host, _, manager = made(Stacked([Kinds("mix"), Kinds("mlp")]))
     before = host(X)
     (seed,) = manager.deepen("blocks", at=[at], like=[like])
     assert torch.equal(host(X), before)
@@ -143,14 +143,14 @@ def test_the_output_layers_of_the_block_that_is_copied_are_zeroed(at: int, like:
 
 @pytest.mark.parametrize(("at", "like"), [("start", None), ("end", [0])])
 def test_the_budget_of_a_growth_is_that_of_the_block_that_is_copied(at: Any, like: Any):
-    host, _, manager = made(Net([Mlp(256), Mlp(4)]))
+    host, _, manager = made(Stacked([Mlp(256), Mlp(4)]))
     block = DEEPEN(stack="blocks", at=at, like=like)
     with pytest.raises(ValueError, match=r"a block has 6,412 parameters; there is room for"):
         manager.autogrow(lambda: cross_entropy(host(X), Y), block, budget=1.05)
 
 
 def test_a_budget_has_no_upper_bound():
-    host, optimizer, manager = made(Net([Mlp(), Mlp()]))
+    host, optimizer, manager = made(Stacked([Mlp(), Mlp()]))
     growth = manager.autogrow(
         lambda: cross_entropy(host(X), Y), DEEPEN(stack="blocks"), budget=1e308, when=[0.1], total_steps=20,
         hold=2,
@@ -169,7 +169,7 @@ class Routed(nn.Module):
         return x + self.layer(x) * gate[..., :1], gate.mean(0).square().sum()
 
 
-class Balanced(Net):
+class Balanced(Stacked):
     def __init__(self, sums: bool):
         super().__init__([Routed(), Routed()])
         self.sums = sums
@@ -233,14 +233,14 @@ def spectral_normed() -> nn.Module:
     ],
 )
 def test_a_random_block_has_no_trained_value_in_it(block: Callable[[], nn.Module], name: str):
-    host, optimizer, manager = made(Net([block(), block()]))
+    host, optimizer, manager = made(Stacked([block(), block()]))
     train(host, optimizer, manager, 5)
     with pytest.raises(BlueprintError, match=f"nothing does so for {name}"):
         manager.deepen("blocks", init="random")
 
 
 def test_what_begins_with_one_number_stays_as_it_began():
-    host, _, manager = made(Net([Around(nn.Linear(WIDTH, WIDTH), gate=0.0) for _ in range(2)]))
+    host, _, manager = made(Stacked([Around(nn.Linear(WIDTH, WIDTH), gate=0.0) for _ in range(2)]))
     (seed,) = manager.deepen("blocks", init="random", at=[1])
     assert seed.module.gate.item() == 0.0
     assert not torch.equal(seed.module.layer.weight, host.get_submodule("blocks.1").layer.weight)
@@ -277,7 +277,7 @@ CHANGES: dict[str, Callable[[fxgraft.SeedManager], Any]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_copy_of_the_weights_in_an_optimizer_follows_them(change: str, kind: type):
     dtype = torch.bfloat16 if kind is Masters else torch.float32
-    host, optimizer, manager = made(Net([Mlp(), Mlp()]).to(dtype), kind, X.to(dtype))
+    host, optimizer, manager = made(Stacked([Mlp(), Mlp()]).to(dtype), kind, X.to(dtype))
     train(host, optimizer, manager, 3)
     kept = {p: dict(optimizer.state[p]) for p in optimizer.state}
     CHANGES[change](manager)
@@ -299,7 +299,7 @@ def test_a_copy_of_the_weights_in_an_optimizer_follows_them(change: str, kind: t
 
 
 def test_parameters_in_no_optimizer_are_named(caplog):
-    host = fxgraft.trace(Net([Mlp(), Mlp()]), (X,))
+    host = fxgraft.trace(Stacked([Mlp(), Mlp()]), (X,))
     trained = [p for name, p in host.named_parameters() if "down" not in name]
     manager = fxgraft.SeedManager(host, torch.optim.AdamW(trained))
     with caplog.at_level(logging.WARNING, "fxgraft"):
@@ -307,7 +307,7 @@ def test_parameters_in_no_optimizer_are_named(caplog):
     assert "are in no optimizer (down.weight, down.bias)" in caplog.text
 
 
-class Looped(Net):
+class Looped(Stacked):
     """Runs as many blocks as it was told, however many there are."""
 
     def __init__(self, blocks: list[nn.Module], loops: int):

@@ -39,7 +39,7 @@ FORMS: dict[str, Any] = {
 }
 
 
-class Net(nn.Module):
+class Returning(nn.Module):
     def __init__(self, form: str, depends: bool):
         super().__init__()
         torch.manual_seed(0)
@@ -55,7 +55,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_function_that_would_change_is_seen_in_what_is_returned(form: str):
-    host = fxgraft.trace(Net(form, depends=True), (X,))
+    host = fxgraft.trace(Returning(form, depends=True), (X,))
     with pytest.raises(ChannelError, match="expected the outputs of before"):
         fxgraft.SeedManager(host).widen("up", 8)
     assert host.get_parameter("up.weight").shape == (8, 4)
@@ -63,12 +63,12 @@ def test_a_function_that_would_change_is_seen_in_what_is_returned(form: str):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_that_is_kept_may_be_returned_in_any_form(form: str):
-    host = fxgraft.trace(Net(form, depends=False), (X,))
+    host = fxgraft.trace(Returning(form, depends=False), (X,))
     assert fxgraft.SeedManager(host).widen("up", 8).size == 16
     assert host.get_parameter("up.weight").shape == (16, 4)
 
 
-class Detector(Net):
+class Detector(Returning):
     """Returns what it is sure of, in eval mode: nothing, before it has learnt."""
 
     def forward(self, x: torch.Tensor) -> Any:
