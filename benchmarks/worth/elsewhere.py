@@ -13,7 +13,7 @@ from benchmarks.worth import copied, peers
 from benchmarks.worth.analysis import Arms, Curve, End
 from benchmarks.worth.arms import GROW_COPIES, SOONER
 from benchmarks.worth.protocols import LARGEST
-from benchmarks.worth.questions import NEAR, share_of_large, with_error
+from benchmarks.worth.questions import NEAR, percent, share_of_large, with_error
 from benchmarks.worth.unknown import below_best, blocks, mean_end
 
 END = copied.END
@@ -96,11 +96,11 @@ def table(found: dict[str, Any]) -> list[str]:
     over = unknown["over_the_sweep"]
     lines += [
         f"| unknown size, over the sweep | {'-' if over is None else f'{over:.3f}'} |",
-        f"| above the best size | {_percent(unknown['growth_above_best_by'])} |",
-        f"| a guess at random above it | {_percent(unknown['guessing_at_random_misses_best_by'])} |",
+        f"| above the best size | {percent(unknown['growth_above_best_by'])} |",
+        f"| a guess at random above it | {percent(unknown['guessing_at_random_misses_best_by'])} |",
     ]
     for name, each in unknown["guessing_misses_best_by"].items():
-        lines.append(f"| `{name}` above it | {_percent(each)} |")
+        lines.append(f"| `{name}` above it | {percent(each)} |")
     for name, each in found["blocks"].items():
         lines.append(f"| blocks of `{name}` in the end | {', '.join(map(str, each))} |")
     if found["sooner_minus_primary"]:
@@ -108,7 +108,3 @@ def table(found: dict[str, Any]) -> list[str]:
             f"| `{SOONER}` minus `{GROW_COPIES}`, nats | {with_error(found['sooner_minus_primary'])} |"
         )
     return [*lines, "", *copied.table(found["arms"])]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

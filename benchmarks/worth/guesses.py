@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.worth import copied, peers
 from benchmarks.worth.analysis import Arms
 from benchmarks.worth.guesses_arms import EARLY, FIXED_RATES, OTHER, TIMES
-from benchmarks.worth.questions import NEAR, with_error
+from benchmarks.worth.questions import NEAR, percent, with_error
 from benchmarks.worth.unknown import blocks, mean_end
 
 SWEEP = {"cnn": 4, "thin": 4}
@@ -125,8 +125,3 @@ def table(found: dict[str, Any]) -> list[str]:
         ends = f"{', '.join(map(str, early['blocks']))} blocks"
         lines.append(f"| none: `{EARLY}` | | {percent(early['above_best_by'])} | {over}; {ends} |")
     return [*lines, "", *copied.table(found["arms"])]
-
-
-def percent(share: float | None) -> str:
-    """As text, with one digit; empty where it is not known."""
-    return "" if share is None else f"{100 * share:.1f} %"

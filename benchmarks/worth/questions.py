@@ -107,6 +107,11 @@ def with_error(found: dict[str, Any]) -> str:
     return f"{found['mean']:.4f}{error}"
 
 
+def percent(share: float | None) -> str:
+    """As text, with one digit; empty where it is not known."""
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
 def told(found: Estimate) -> dict[str, Any]:
     """In JSON types."""
     error = None if found.standard_error is None else round(found.standard_error, 5)

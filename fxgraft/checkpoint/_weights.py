@@ -71,14 +71,16 @@ def load_weights(undo: ExitStack, host: Host, weights: Mapping[str, Any]) -> Non
         undo.callback(_put_back, [(t, t.detach().clone()) for t in (*host.parameters(), *host.buffers())])
         for module in filter(_has_extra_state, modules):
             undo.callback(module.set_extra_state, copy.deepcopy(module.get_extra_state()))
-    now = host.state_dict()
-    host.load_state_dict(_in_types_of(weights, now))
+    host.load_state_dict(_in_types_of(weights, host))
 
 
-def _in_types_of(weights: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+def _in_types_of(weights: Mapping[str, Any], host: Host) -> Mapping[str, Any]:
     """With extra states as the modules return them: a file has plain dictionaries and lists alone."""
-    found = OrderedDict(weights)
-    for name in filter(_torch.is_extra_state, weights):
+    extra = [name for name in weights if _torch.is_extra_state(name)]
+    if not extra:
+        return weights
+    found, now = OrderedDict(weights), host.state_dict()
+    for name in extra:
         with suppress(CheckpointError):  # of another type by now: the module's own affair
             found[name] = convert_like(weights[name], now.get(name), name)
     if (versions := getattr(weights, "_metadata", None)) is not None:

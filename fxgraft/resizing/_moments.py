@@ -67,11 +67,13 @@ def replace_moments(
             if not _is_of(parameter, value):
                 continue
             state[key] = growth.spread(path, value, copies)
+            if key not in weights and key not in begins:
+                continue
             is_new = growth.spread(path, torch.ones_like(value), False) == 0
             if key in weights:
                 old = growth.spread(path, parameter.detach(), copies).masked_fill(is_new, math.nan)
                 state[key] = following(old, growth.tensors[path], state[key])
-            elif key in begins:
+            else:
                 state[key].masked_fill_(is_new, begins[key])
 
 
