@@ -32,10 +32,6 @@ class Deepened(Learner):
         self.manager.deepen("blocks", depth - self.depth, blend=0, **wanted)
         self.depth = depth
 
-    def allow(self, limit: float) -> None:
-        """A run with so many FLOPs begins, where that is what it is given."""
-        self.limit = limit
-
     def finish(self, loss: float) -> None:
         with self.ledger.time("train"):
             self.manager.step(loss)
@@ -120,9 +116,6 @@ class ByShares(Deepened):
     def make(self, model: nn.Module) -> None:
         super().make(model)
         self.factor = 1.0
-
-    def is_due(self, share: float, step: int) -> bool:
-        return self.ledger.total_flops >= share * self.limit
 
     def grow(self, depth: int) -> None:
         if depth > self.depth:
@@ -257,9 +250,6 @@ class GrownEarly(Grown):
     def begin(self, step: int) -> None:
         Learner.begin(self, step)
         super().begin(step)
-
-    def is_due(self, share: float, step: int) -> bool:
-        return self.ledger.total_flops >= share * self.limit
 
     def grow(self, depth: int) -> None:
         new = depth - self.blocks

@@ -74,8 +74,14 @@ class Learner:
         while self.changed < len(changes) and self.is_due(changes[self.changed][0], step):
             self.counted.run(self.ledger, "change", None, self.change)
 
+    def allow(self, limit: float) -> None:
+        """A run with so many FLOPs begins, where that is what it is given."""
+        self.limit = limit
+
     def is_due(self, share: float, step: int) -> bool:
-        """Whether a change at that share of the run is to be made before this step."""
+        """Whether a change at that share of the run, or of its budget, is to be made before this step."""
+        if self.budgeted:
+            return self.ledger.total_flops >= share * self.limit
         return step >= round(share * self.setting.unit)
 
     def change(self) -> None:
@@ -130,13 +136,6 @@ class ByBudget(Learner):
 
     resumable = False  # a run with a budget begins anew
     budgeted = True
-
-    def allow(self, limit: float) -> None:
-        """A run with so many FLOPs begins."""
-        self.limit = limit
-
-    def is_due(self, share: float, step: int) -> bool:
-        return self.ledger.total_flops >= share * self.limit
 
     @property
     def blocks(self) -> int:
