@@ -64,7 +64,7 @@ bench: $(VENV)/.bench
 
 # What growing is worth, against fixed sizes: about 9 hours of one idle core, with PROTOCOL=full a few nights. It goes on where it was stopped.
 # QUICK=1 runs a few steps of every arm, in a folder that is thrown away.
-PROTOCOL ?= short unknown unknown_extra tried tried_again tried_control copies copies_extra brown long long_extra adapters widths guesses
+PROTOCOL ?= short unknown unknown_extra tried tried_again tried_control copies copies_extra brown long long_extra adapters widths guesses measured
 worth: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.worth.prepare
 	$(BIN)/python -m benchmarks.worth $(if $(QUICK),--quick,--protocol $(PROTOCOL))

@@ -8,6 +8,11 @@ from typing import Any
 
 from benchmarks.worth.protocols import LARGE
 
+TRIED_AS_COPIES = {
+    "first": 0.05, "last": 0.5, "hold": 0.1, "init": "copy", "statistics": "batch", "lower": 0.5,
+}  # fmt: skip
+"""How `by_fxgraft.Grown` tries blocks since the fourth experiment, and what its arms change things of."""
+
 
 @dataclass(frozen=True)
 class Arm:

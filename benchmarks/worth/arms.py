@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.worth.arm import Arm
+from benchmarks.worth.arm import TRIED_AS_COPIES, Arm
 from benchmarks.worth.guesses_arms import GUESSES
+from benchmarks.worth.measured_arms import MEASURED_ARMS
 from benchmarks.worth.protocols import LARGE, Protocol
 
 PRIMARY = "deepen-1-8"
@@ -70,7 +71,7 @@ SOONER = "grow-sooner"
 """Of the fifth: the primary arm, whose blocks have to give half as much."""
 FEW, MANY = ((0.2, 2),), ((0.05, 2), (0.15, 4))
 """At which shares of the budget a size that is known is grown to: where two blocks are best, and four."""
-LOWER = 0.5
+LOWER = TRIED_AS_COPIES["lower"]
 """The power of the factor by which the depth grows that the learning rate is divided by."""
 
 
@@ -88,14 +89,13 @@ def _by_shares(name: str, protocol: str, workload: str, **options: Any) -> Arm:
 
 def _copied(protocol: str, workload: str, ends: tuple[float, ...]) -> tuple[Arm, ...]:
     """The arms of the fourth and fifth experiments that are no fixed sizes; ``ends`` of the primary one."""
-    judged = {"first": 0.05, "last": 0.5, "hold": 0.1, "init": "copy", "statistics": "batch", "lower": LOWER}
     primary = Arm(
-        GROW_COPIES, 1, "grow", GROW_COPIES, ends, options=judged, seeds="all", protocols=(protocol,),
-        workloads=(workload,),
+        GROW_COPIES, 1, "grow", GROW_COPIES, ends, options=TRIED_AS_COPIES, seeds="all",
+        protocols=(protocol,), workloads=(workload,),
     )  # fmt: skip
     fourth, long = protocol == "copies", protocol == "long"
     zeroed = _by_shares(ZEROED, protocol, workload, init="zero", optimizer_state="fresh")
-    sooner = replace(primary, name=SOONER, ends=(1.0,), options={**judged, "price": 0.25})
+    sooner = replace(primary, name=SOONER, ends=(1.0,), options={**TRIED_AS_COPIES, "price": 0.25})
     return (
         primary,
         _by_shares(COPIES, protocol, workload),
@@ -216,6 +216,7 @@ def arms(protocol: Protocol, workload: str) -> dict[str, Arm]:
         "tried_again": AGAIN,
         "adapters": ADAPTED,
         "guesses": GUESSES,
+        "measured": MEASURED_ARMS,
         "widths": WIDTHS,
         "copies": _copied(protocol.name, workload, (1.0,)),
         "brown": _copied(protocol.name, workload, scale.fixed_ends),

@@ -207,6 +207,7 @@ class Grown(Autogrown):
             budget=size[0] / size[1],
             when=self.is_time, blend=1, hold=options["hold"], gain="steps", patience=LARGE,
             price=options.get("price", 0.5), measurements=options.get("measurements", 1),
+            standard_errors=options.get("standard_errors", 0.0),
         )  # fmt: skip
 
     def allow(self, limit: float) -> None:

@@ -17,7 +17,9 @@ EXTRA = {"long": "long_extra"}
 """Of these, which have a control that was added, and its protocol."""
 GUESSED = "guesses"
 """The sixth experiment."""
+MEASURED = "measured"
+"""The seventh experiment."""
 LATER = (
-    *TRIED, "tried_control", COPIED, "copies_extra", *PEERS, *ELSEWHERE, *EXTRA.values(), GUESSED,
+    *TRIED, "tried_control", COPIED, "copies_extra", *PEERS, *ELSEWHERE, *EXTRA.values(), GUESSED, MEASURED,
 )  # fmt: skip
 """All that came after the first three."""

@@ -5,7 +5,9 @@ See PREREGISTERED_SIXTH.md. Learning rates are given: they were chosen in earlie
 
 from __future__ import annotations
 
-from benchmarks.worth.arm import Arm
+from collections.abc import Collection
+
+from benchmarks.worth.arm import TRIED_AS_COPIES, Arm
 
 EARLY = "grow-early"
 """The primary arm: a second block comes as a copy, without a trial, the others while they pay."""
@@ -25,14 +27,16 @@ OTHER = "-other"
 """Behind the name of a fixed size with its second learning rate."""
 
 
-def _sizes(task: str) -> list[Arm]:
+def sizes(task: str, protocol: str, depths: Collection[int]) -> list[Arm]:
+    """Fixed sizes of a task, with each of their learning rates."""
     return [
         Arm(
             f"fixed-{depth}{OTHER * number}", depth, "fixed", f"fixed-{depth}", (1.0,), seeds="all",
-            protocols=("guesses",), workloads=(task,), inside=True, rate=rate,
+            protocols=(protocol,), workloads=(task,), inside=True, rate=rate,
         )
         for depth, rates in FIXED_RATES[task].items()
         for number, rate in enumerate(rates)
+        if depth in depths
     ]  # fmt: skip
 
 
@@ -45,32 +49,21 @@ def _guess(task: str, depth: int) -> Arm:
     )  # fmt: skip
 
 
-def _early(task: str) -> Arm:
-    options = {
-        "first": 0.2, "last": 0.5, "hold": 0.1, "init": "copy", "statistics": "batch", "lower": 0.5,
-        "price": 0.25,
-    }  # fmt: skip
+def early(task: str, protocol: str, name: str = EARLY, **options: float) -> Arm:
+    """A second block comes as a copy, without a trial; ``options``: how the further ones are tried."""
+    options = {**TRIED_AS_COPIES, "first": 0.2, "price": 0.25, **options}
     return Arm(
-        EARLY,
-        1,
-        "grow early",
-        EARLY,
-        (1.0,),
-        ((0.1, 2),),
-        options,
-        seeds="all",
-        protocols=("guesses",),
-        workloads=(task,),
-        rate=GROWN_RATES[task],
-    )
+        name, 1, "grow early", name, (1.0,), ((0.1, 2),), options, seeds="all", protocols=(protocol,),
+        workloads=(task,), rate=GROWN_RATES[task],
+    )  # fmt: skip
 
 
 GUESSES = tuple(
     arm
     for task in FIXED_RATES
     for arm in (
-        *_sizes(task),
-        _early(task),
+        *sizes(task, "guesses", FIXED_RATES[task]),
+        early(task, "guesses"),
         *(_guess(task, depth) for depth in ((4,) if task == "long" else TIMES)),
     )
 )

@@ -7,7 +7,8 @@ Fixed in PREREGISTERED.md; that of "unknown", the second experiment, in PREREGIS
 "adapters" and "widths" are peers from other libraries: ADDED_AFTERWARDS.md.
 "brown" and "long" are the fifth, on a text that no rule was made on and in runs nine times as long:
 PREREGISTERED_FIFTH.md; "long_extra" is a control that was added to it.
-"guesses" is the sixth, on guesses of the size: PREREGISTERED_SIXTH.md.
+"guesses" is the sixth, on guesses of the size: PREREGISTERED_SIXTH.md; "measured" the seventh, in which
+blocks are measured several times before they stay: PREREGISTERED_SEVENTH.md.
 """
 
 from __future__ import annotations
@@ -243,6 +244,17 @@ PROTOCOLS = {
             for name, scale in (("gpt", GPT), ("brown", GPT), ("cnn", CNN), ("thin", CNN), ("long", LONG))
         },
         seeds=(24, 25, 26),
+        variants="none",
+        by_budget=True,
+        tuned=False,
+    ),
+    "measured": Protocol(
+        "measured",
+        {
+            name: replace(scale, depths=(), fixed_ends=(), tuning=1.0)
+            for name, scale in (("gpt", GPT), ("brown", GPT), ("cnn", CNN), ("thin", CNN), ("long", LONG))
+        },
+        seeds=(27, 28, 29),
         variants="none",
         by_budget=True,
         tuned=False,

@@ -29,6 +29,7 @@ KEPT = (
     "long",
     "long_extra",
     "guesses",
+    "measured",
 )
 """Protocols whose results are committed; they share no random seed, or differ in the learning rate."""
 

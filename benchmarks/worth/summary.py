@@ -10,6 +10,7 @@ from benchmarks.worth import (
     copied,
     elsewhere,
     guesses,
+    measured,
     peers,
     plot,
     plot_copied,
@@ -19,7 +20,7 @@ from benchmarks.worth import (
 )
 from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.arms import PRIMARY
-from benchmarks.worth.experiments import COPIED, ELSEWHERE, EXTRA, GUESSED, LATER, TRIED
+from benchmarks.worth.experiments import COPIED, ELSEWHERE, EXTRA, GUESSED, LATER, MEASURED, TRIED
 from benchmarks.worth.plan import plan_of
 from benchmarks.worth.protocols import LARGEST, PROTOCOLS, Protocol
 from benchmarks.worth.questions import (
@@ -59,7 +60,11 @@ def write(protocol: Protocol, out: Path, pictures: Path) -> None:
         "workloads": {name: answers(each) for name, each in found.items()}
         | (other_tasks(out) if protocol.name == "short" else {}),
         **(
-            what_was_tried(out) | copies(out) | other_libraries(out) | guessed(out)
+            what_was_tried(out)
+            | copies(out)
+            | other_libraries(out)
+            | guessed(out)
+            | measured_several_times(out)
             if protocol.name == "short"
             else {}
         ),
@@ -157,6 +162,17 @@ def guessed(out: Path) -> dict[str, Any]:
         if arms is not None and (answer := guesses.answers(arms)) is not None
     }
     return {GUESSED: told, f"{GUESSED}_over_all": guesses.cheaper(told)} if told else {}
+
+
+def measured_several_times(out: Path) -> dict[str, Any]:
+    """The answers of the seventh experiment by workload; empty where nothing of it has run."""
+    found = {name: _arms(MEASURED, name, out) for name in PROTOCOLS[MEASURED].scales}
+    told = {
+        name: answer | {"missing_runs": missing(arms)}
+        for name, arms in found.items()
+        if arms is not None and (answer := measured.answers(arms)) is not None
+    }
+    return {MEASURED: told} if told else {}
 
 
 def other_tasks(out: Path) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.worth import copied, elsewhere, guesses, peers, tried
-from benchmarks.worth.experiments import COPIED, ELSEWHERE, GUESSED, PEERS, TRIED
+from benchmarks.worth import copied, elsewhere, guesses, measured, peers, tried
+from benchmarks.worth.experiments import COPIED, ELSEWHERE, GUESSED, MEASURED, PEERS, TRIED
 from benchmarks.worth.protocols import LARGEST
 
 
@@ -42,6 +42,8 @@ def table(whole: dict[str, Any]) -> str:
             lines += [f"### {name}, fifth experiment", "", *elsewhere.table(told), ""]
     for name, told in whole.get(GUESSED, {}).items():
         lines += [f"### {name}, sixth experiment", "", *guesses.table(told), ""]
+    for name, told in whole.get(MEASURED, {}).items():
+        lines += [f"### {name}, seventh experiment", "", *measured.table(told), ""]
     return "\n".join(lines)
 
 

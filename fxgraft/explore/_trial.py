@@ -136,7 +136,8 @@ class GrowthTrial:
         memory.losses.append(seed.loss_with or 0.0)
         if len(memory.gains) < self._rounds.settings.measurements:
             return None
-        gained, needed = statistics.median(memory.gains), self._has_to_give(seed)
+        gained = statistics.median(memory.gains)
+        needed = self._has_to_give(seed) + self._rounds.settings.margin(memory.gains)
         if (objection := self._objection(gained, needed) or self._over_budget()) is not None:
             return self.take_out(objection, gained)
         reason = f"above {needed:.2g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ It was 0.5, chosen on one random seed of a small GPT: after a tenth of the steps
 is worth having in the end, gave 0.58 of its price, and a third, which is not, gave nothing. By a rule that
 was written down before, on two other tasks, it became 0.25: see `SeedManager.autogrow`.
 """
+
+FEWEST = 3
+"""Measurements from which a standard error is estimated."""
 
 When = str | float | Sequence[float] | Callable[["SeedManager"], bool]
 
@@ -43,6 +47,8 @@ class GrowthSettings:
         patience: it ends after so many rounds in a row that brought nothing.
         measurements: how often what is held is measured until the median judges it: the last time at the
             end of ``hold``, the others evenly before, none in its first half.
+        standard_errors: what the median has to be above the limit by, in standard errors of the
+            measurements.
     """
 
     explore: int = 100
@@ -55,6 +61,7 @@ class GrowthSettings:
     price: float | None = None
     patience: int = 1
     measurements: int = 1
+    standard_errors: float = 0.0
 
     def __post_init__(self) -> None:
         validate.integer("steps", self.explore, 1)  # as it is called by who gives it
@@ -70,6 +77,22 @@ class GrowthSettings:
             validate.number("price", self.price, 0)
             if self.gain != STEPS:
                 raise ValueError(f'price: expected gain="{STEPS}" beside it; got gain={self.gain!r}')
+        validate.number("standard_errors", self.standard_errors, 0)
+        if self.standard_errors and self.measurements < FEWEST:
+            raise ValueError(
+                f"standard_errors: expected measurements={FEWEST} or more beside it, from which an error can "
+                f"be estimated; got measurements={self.measurements}"
+            )
+
+    def margin(self, measured: Sequence[float]) -> float:
+        """How far the contribution has to be above the limit: chance may have given so much.
+
+        The one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984), for as many
+        standard errors as were asked for.
+        """
+        if not self.standard_errors:
+            return 0.0
+        return self.standard_errors * statistics.stdev(measured) / math.sqrt(len(measured))
 
     def has_to_give(self, full: float) -> float:
         """Of a price, see `fxgraft.explore._price`, what is asked for."""

@@ -170,6 +170,7 @@ def autogrow(
     price: float | None = None,
     patience: int = 1,
     measurements: int = 1,
+    standard_errors: float = 0.0,
     blueprints: Sequence[str] | None = None,
     score: str | Score = scoring.LAYERS_FIRST,
 ) -> AutoGrowth:
@@ -221,6 +222,8 @@ def autogrow(
             rate; ``evaluate`` can use less data for each then, best other data in each step. With 8, and
             the next block tried sooner, the loss was lower by 0.015 ± 0.004 nats on a small CNN, and
             by 0.004 ± 0.006 on another task.
+        standard_errors: how far the median has to be above what is needed, in standard errors of the
+            measurements, of which there have to be 3 or more. Default 0. So chance alone keeps less.
         blueprints: as for `explore`.
         score: as for `explore`. The default, ``"layers_first"``, tries what makes the model's own layers
             wider or deeper before branches, if it contributes anything; the rest by the default of `explore`.
@@ -253,6 +256,7 @@ def autogrow(
         price=price,
         patience=patience,
         measurements=measurements,
+        standard_errors=standard_errors,
     )
     growth = AutoGrowth(self, evaluate, candidates, budget, when, total_steps, blueprints, score, settings)
     if isinstance(self._memory.growth, dict):  # of the run that was loaded

@@ -17,6 +17,7 @@ from fxgraft import SeedManager, Stage
 from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.errors import BlueprintError, CheckpointError, SlotError, StageError
 from fxgraft.explore import AutoGrowth
+from fxgraft.explore.growth_settings import GrowthSettings
 from fxgraft.telemetry import Event
 from tests.explore import runs
 from tests.explore.runs import Hidden, Run
@@ -108,6 +109,24 @@ def test_the_median_of_several_measurements_decides(resumed_after: int | None) -
     assert all(distance >= 2 for distance in distances), distances
     assert sum(distances) <= 19 // 2, "none is in the first half of the time"
     assert first["contribution"] == pytest.approx(statistics.median(gain for _, gain in rounds))
+
+
+@pytest.mark.parametrize(("standard_errors", "what"), [(0.0, "kept"), (1e6, "dropped")])
+def test_what_may_be_chance_does_not_stay(standard_errors: float, what: str) -> None:
+    run = Run()
+    growth = grow(
+        run, when=lambda manager: manager.steps >= 2, gain=-10.0, hold=16, measurements=4,
+        standard_errors=standard_errors,
+    )  # fmt: skip
+    run.train(40)
+    first = next(entry for entry in growth.history if entry["what"] in ("kept", "dropped"))
+    assert first["what"] == what, growth.history
+
+
+def test_the_margin_is_so_many_standard_errors_of_the_mean() -> None:
+    settings = GrowthSettings(measurements=4, standard_errors=2.0)
+    assert settings.margin([1.0, 2.0, 3.0, 6.0]) == pytest.approx(2 * statistics.stdev([1, 2, 3, 6]) / 2)
+    assert GrowthSettings(measurements=4).margin([1.0, 2.0, 3.0, 6.0]) == 0
 
 
 def test_shares_of_the_run_are_its_moments() -> None:
@@ -316,6 +335,8 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"when": True, "total_steps": None}, ValueError, "when: expected a number between 0 and 1; got True"),
     ({"steps": 0}, ValueError, "steps"),
     ({"measurements": 0}, ValueError, "measurements"),
+    ({"measurements": 2, "standard_errors": 1.0}, ValueError, "standard_errors: expected measurements=3"),
+    ({"measurements": 3, "standard_errors": -1.0}, ValueError, "standard_errors: expected a number, 0"),
     ({"price": -0.1, "gain": "steps"}, ValueError, "price: expected a number, 0 or more"),
     ({"price": 0.5}, ValueError, 'price: expected gain="steps" beside it; got gain=0.001'),
     ({"score": "size"}, ValueError, "score"),
