@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.fx._symbolic_trace import _create_wrapped_func
 from torch.utils.hooks import RemovableHandle
 
+from fxgraft_passes._torch import backward_pass as backward_pass
 from fxgraft_passes._torch import constant_when_compiled as constant_when_compiled
 from fxgraft_passes._torch import is_constant_when_compiled as is_constant_when_compiled
 from fxgraft_passes._torch import is_in_backward as is_in_backward

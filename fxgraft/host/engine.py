@@ -64,6 +64,7 @@ def set_structure(host: Host, structure: Structure, phase: Phase, grafts: Mappin
         seeds.training = host.training
         for placement in structure.placements:
             seeds.add_module(placement.seed, grafts[placement.seed])
+    host._own.forget_fossils()
     observe(host)
     watch_writing(host)
     for twin, follow in list(host._links.followers.items()):
@@ -193,7 +194,7 @@ def compile_in_helper(
 
 
 def owns(host: Host, tensor: torch.Tensor) -> bool:
-    """Whether ``tensor`` is a parameter or buffer of the traced model's."""
+    """Whether ``tensor`` is a parameter or buffer of the traced model's, or of a fossil's."""
     return tensor in host._own
 
 

@@ -97,7 +97,7 @@ class Host(Members):
             self.__dict__[register] = root.__dict__[register]
         # Whatever goes through the whole host is done here, and not when a seed germinates.
         self.slots  # noqa: B018
-        self._own = Ownership(root)
+        self._own = Ownership(root, weakref.WeakMethod(self._fossils))
         self._values = Values(root)
         # Beside nn.Module's registers: the root's children are the host's own, not one level below. Last, as
         # what is set from now on is the model's, where the model has such an attribute and the host has none.
@@ -269,9 +269,11 @@ class Host(Members):
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the host without those of live seeds. Fossilized seeds count as the host."""
         yield from self._root.parameters()
-        for placement in self.structure.placements:
-            if placement.spec.fossil is not None:
-                yield from self.graft(placement.seed).parameters()
+        for graft in self._fossils():
+            yield from graft.parameters()
+
+    def _fossils(self) -> list[Graft]:
+        return [self.graft(p.seed) for p in self.structure.placements if p.spec.fossil is not None]
 
     def __str__(self) -> str:
         return table_of(self)
@@ -469,7 +471,7 @@ class Host(Members):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.__dict__["_links"] = Links()
-        self._own = Ownership(self._root)
+        self._own = Ownership(self._root, weakref.WeakMethod(self._fossils))
         self._writers = writers(self._root)
         # Copies of slots belong to the copied graphs: take each structure's from there.
         grafts = self.grafts()

@@ -13,6 +13,7 @@ Each transition is a transaction, whole or not at all:
 `lifecycle`          the transitions, on host, optimizers and hooks at once
 `_refusals`          changes that no transition may bring
 `inactivity`         why a seed does not run, or is not trained
+`_channel_axis`      which axis of a value has its channels
 `_averages`          what averages of an inserted block begin with
 `act`                changes of several seeds that are planned first, and are applied as one
 `act_plan`           what an act would change, found by applying it for a moment

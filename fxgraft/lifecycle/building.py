@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from fxgraft import blueprints
 from fxgraft.errors import BlueprintError, SlotError
@@ -151,12 +152,24 @@ def build(
         raise BlueprintError(
             f"blueprint {given} at slot {slot.name!r}: expected an nn.Module; got {type(module).__name__}"
         )
+    _refuse_lazy(module, slot, given)
     admit(module)
     _refuse_no_data(module, slot, given, around)
     with devices.default(device), restored_on_failure(module):
         fitted = _fit(module, mode, around, key)
         _check(fitted, slot, given, around, key)
     return fitted
+
+
+def _refuse_lazy(module: nn.Module, slot: Slot, given: str) -> None:
+    """Raise `BlueprintError` for a lazy module that was not called yet: it has no weights to train."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    lazy = next((name for name, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)), None)
+    if lazy is not None:
+        raise BlueprintError(
+            f"blueprint {given} at slot {slot.name!r}: expected weights that have a shape; {lazy} gets it in "
+            f"the first call. Call the module once with a value {tuple(slot.input.shape)} before"
+        )
 
 
 def _refuse_no_data(module: nn.Module, slot: Slot, given: str, around: Surroundings) -> None:

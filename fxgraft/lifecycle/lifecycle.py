@@ -21,6 +21,7 @@ from fxgraft.host.stacks import is_inserted
 from fxgraft.host.steering import leaving, steering
 from fxgraft.lifecycle import order
 from fxgraft.lifecycle._averages import average_as_its_original
+from fxgraft.lifecycle._channel_axis import refuse_unknown_channels
 from fxgraft.lifecycle._refusals import (
     refuse_blocks_around,
     refuse_foreign_seeds,
@@ -107,6 +108,7 @@ class Lifecycle:
             before: the name of a seed.
         """
         refuse_foreign_seeds(self.host.structure, self.seeds, self.departing, seed.name)
+        refuse_unknown_channels(self.host, slot, seed.name, seed.spec.mode)
         self.registry.check_places(seed, module)
         around = surroundings(self.host, slot)
         shape = alpha_shape(seed.spec.mode, slot.shape)
@@ -326,8 +328,10 @@ class Lifecycle:
 
     def advance(self, seeds: Iterable[Seed]) -> None:
         """One training step of these; BLENDING -> HOLDING at the end of the ramp."""
-        self.gradients.step_done()
         live = [seed for seed in seeds if seed.is_live]
+        blending = [seed for seed in live if seed.stage is Stage.BLENDING]
+        alphas = {seed.name: seed.next_alphas() for seed in blending}  # first: a schedule may raise
+        self.gradients.step_done()
         learned = self.gradients.learned
         for seed in live:
             seed.count()
@@ -335,7 +339,7 @@ class Lifecycle:
             if stage is Stage.TRAINING:
                 if self._progress.learned(seed, seed.name in learned):
                     seed.count(trained=True)
-            elif stage is Stage.BLENDING and seed.advance():
+            elif stage is Stage.BLENDING and seed.advance(alphas[seed.name]):
                 seed.enter(after(seed.stage, "reach", seed.name))
                 self._on_stage(seed)
         if not self.inactivity.looks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,8 @@ class SeedGradients:
         self._dropped: set[str] = set()  # in this training step
         self._overflowed: dict[str, dict[torch.device, Tensor]] = {}  # set inside of compiled backward passes
         self._has_looked = False  # at the end of a backward pass of this training step
-        self._queued: list[bool] = []  # something, while a look at the end of this backward pass is asked for
+        # The backward passes at whose end a look is asked for. One that raised never calls back.
+        self._queued: set[int] = set()
 
     def watch(self, seed: str, parameters: Sequence[nn.Parameter]) -> None:
         """Begin to watch the parameters of ``seed``."""
@@ -99,7 +100,7 @@ class SeedGradients:
             _drop(self._watched.get(seed, ()))
 
     def step_done(self) -> None:
-        """A training step is over. (A backward pass that raised never called back.)"""
+        """A training step is over."""
         self._queued.clear()
         self.learned = self._learning - self._dropped
         self._learning.clear()  # in place: the hooks hold it
@@ -108,9 +109,10 @@ class SeedGradients:
 
     def arrived(self) -> None:
         """A gradient has arrived: look at all at the end of this backward pass."""
-        if not self._queued:
-            self._queued.append(True)
-            torch.autograd.Variable._execution_engine.queue_callback(self._check)  # type: ignore[attr-defined]
+        if (number := _torch.backward_pass()) not in self._queued:
+            self._queued.add(number)
+            check = partial(self._check, number)
+            torch.autograd.Variable._execution_engine.queue_callback(check)  # type: ignore[attr-defined]
 
     def _hook(self, seed: str, overflowed: Mapping[torch.device, Tensor]) -> Callable[[Tensor], None]:
         """What is called as a gradient of a seed's arrives: for each parameter, in each backward pass."""
@@ -124,7 +126,7 @@ class SeedGradients:
             # None: after a backward pass that has nothing for the seed.
             if seed not in learning and parameter.grad is not None:
                 learning.add(seed)
-            if not queued and (gradients := owner()) is not None:
+            if _torch.backward_pass() not in queued and (gradients := owner()) is not None:
                 gradients.arrived()
 
         return hook
@@ -140,8 +142,8 @@ class SeedGradients:
 
         self._before_steps = [inner(optimizer).register_step_pre_hook(hook) for optimizer in self._optimizers]
 
-    def _check(self) -> None:
-        self._queued.clear()
+    def _check(self, number: int) -> None:
+        self._queued.discard(number)
         self._has_looked = True
         self._look()
 

@@ -8,7 +8,6 @@ seed's own that is otherwise like that one (see ``fxgraft.optimizers.groups``).
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -43,8 +42,8 @@ class SeedParameterRegistry:
     ):
         self._optimizers = tuple(optimizers)
         self._schedulers = tuple(schedulers)
-        self._owned: dict[str, list[weakref.ref[nn.Parameter]]] = {}
-        self._where = Places(self._optimizers, model, rings, partial(_alive, self._owned))
+        self._owned: dict[str, list[nn.Parameter]] = {}  # no weak ones: torch refuses to swap such tensors
+        self._where = Places(self._optimizers, model, rings, partial(_all, self._owned))
 
     @property
     def trains(self) -> bool:
@@ -67,14 +66,14 @@ class SeedParameterRegistry:
             BlueprintError: if one is the host's or another seed's; nothing is claimed then.
         """
         self.admit(seed, module, of_host)
-        self._owned[seed.name] = [weakref.ref(p) for p in module.parameters()]
+        self._owned[seed.name] = list(module.parameters())
 
     def admit(
         self, seed: Seed, module: nn.Module, of_host: Callable[[Tensor], bool], tries: bool = True
     ) -> None:
         """Raise `BlueprintError` for a parameter or buffer of the host or of another seed in ``module``.
 
-        Also for a parameter that no optimizer can train; ``tries`` as of `Places.of`.
+        Also for one that an optimizer has already, or that none can train; ``tries`` as of `Places.of`.
         """
         owners = {id(p): f"seed {owner!r}" for owner in self._owned for p in self.parameters(owner)}
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -84,7 +83,24 @@ class SeedParameterRegistry:
                     f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters and buffers of its own; "
                     f"{name} belongs to {owner}, whose training it would change"
                 )
+        trained = self._trained()
+        for name, parameter in module.named_parameters():
+            if (group := trained.get(id(parameter))) is not None:
+                raise BlueprintError(
+                    f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters that no optimizer has; "
+                    f"{name} is in {group} already, and would be updated twice in each step. Take it out "
+                    f"there, or give a copy of the module (copy.deepcopy)"
+                )
         self._where.of(seed, module, asked=False, tries=tries)
+
+    def _trained(self) -> dict[int, str]:
+        """The identity of each parameter that the optimizers have -> in which group it is."""
+        return {
+            id(p): f"group {number} of {type(optimizer).__name__}"
+            for optimizer in self._optimizers
+            for number, group in enumerate(optimizer.param_groups)
+            for p in group["params"]
+        }
 
     def replace(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """Replace parameters in optimizers and owners, old -> new."""
@@ -95,7 +111,7 @@ class SeedParameterRegistry:
                 if old in optimizer.state:
                     optimizer.state[parameter] = optimizer.state.pop(old)
         for seed in self._owned:
-            self._owned[seed] = [weakref.ref(new.get(p, p)) for p in self.parameters(seed)]
+            self._owned[seed] = [new.get(p, p) for p in self.parameters(seed)]
 
     def release(self, seed: str) -> None:
         """Forget a seed's ownership (its parameters are the host's now, or gone)."""
@@ -103,7 +119,7 @@ class SeedParameterRegistry:
 
     def parameters(self, seed: str) -> list[nn.Parameter]:
         """The parameters that ``seed`` owns."""
-        return [p for ref in self._owned.get(seed, ()) if (p := ref()) is not None]
+        return list(self._owned.get(seed, ()))
 
     def request(
         self,
@@ -179,7 +195,7 @@ class SeedParameterRegistry:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 if is_fused_sgd(optimizer, group):
-                    ours = {id(p) for p in _alive(self._owned)}
+                    ours = {id(p) for p in _all(self._owned)}
                     begin_in_step(optimizer, group, [p for p in group["params"] if id(p) in ours])
 
     def copy_state(self, like: Mapping[nn.Parameter, nn.Parameter]) -> None:
@@ -219,8 +235,8 @@ class SeedParameterRegistry:
         return list(found)
 
 
-def _alive(owned: Mapping[str, list[weakref.ref[nn.Parameter]]]) -> list[nn.Parameter]:
-    return [p for refs in owned.values() for ref in refs if (p := ref()) is not None]
+def _all(owned: Mapping[str, list[nn.Parameter]]) -> list[nn.Parameter]:
+    return [p for parameters in owned.values() for p in parameters]
 
 
 def _add(group: dict[str, Any], name: str, parameter: nn.Parameter) -> None:

@@ -214,14 +214,21 @@ class Seed:
         """
         amend(self, ramp=ramp, ramp_step=step)
 
-    def advance(self) -> bool:
-        """One step along the ramp; return whether the target is reached."""
+    def next_alphas(self) -> tuple[float, ...]:
+        """Alpha after one more step along the ramp, or as it is. A schedule may raise."""
+        return self.alphas if self.ramp is None else self.ramp.alphas(self.ramp_step + 1)
+
+    def advance(self, alphas: tuple[float, ...] | None = None) -> bool:
+        """One step along the ramp; return whether the target is reached.
+
+        Args:
+            alphas: what `next_alphas` returned. Default None: it is called.
+        """
         if self.ramp is None:
             return False
-        step = self.ramp_step + 1
-        self.set_alpha(*self.ramp.alphas(step))  # first: a schedule may raise
-        self.__dict__["ramp_step"] = step
-        return step >= self.ramp.length
+        self.set_alpha(*(self.next_alphas() if alphas is None else alphas))
+        self.__dict__["ramp_step"] += 1
+        return self.ramp_step >= self.ramp.length
 
     def count(self, *, trained: bool = False) -> None:
         """Count one training step.

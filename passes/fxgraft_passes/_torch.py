@@ -24,7 +24,12 @@ def is_inside_transform() -> bool:
 
 def is_in_backward() -> bool:
     """Whether autograd's backward pass runs in this thread. Missing: calls of seeds raise."""
-    return torch._C._current_graph_task_id() != _NO_BACKWARD
+    return backward_pass() != _NO_BACKWARD
+
+
+def backward_pass() -> int:
+    """Which backward pass runs in this thread: no two have the same number. Missing: training raises."""
+    return int(torch._C._current_graph_task_id())
 
 
 def is_watched() -> bool:

@@ -45,8 +45,8 @@ def gets_constants(value: Tensor) -> None:
     value.grad_fn._register_hook_dict(value)  # type: ignore[union-attr]
 
 
-def _constant(g: Tensor) -> Tensor | None:
-    return g.detach() if torch.is_grad_enabled() else None
+def _constant(g: Tensor | None) -> Tensor | None:
+    return g.detach() if g is not None and torch.is_grad_enabled() else None
 
 
 _CONSTANT = {-1: _constant}
@@ -60,6 +60,15 @@ def _is_zero(alpha: Tensor) -> bool:
     return is_free_to_look_at(largest) and not largest.item()
 
 
+def _keeps_none(ctx: Any) -> None:
+    """A gradient that is None stays None: zeros in its place would let weight decay move the host.
+
+    The compiler does not know this setting, and has no need of it.
+    """
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
+
+
 class Isolated(torch.autograd.Function):
     """The host's value; what the seed gets is what its objective makes of the gradient."""
 
@@ -67,12 +76,15 @@ class Isolated(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, s: Tensor, mode: str, objective: str, radius: float, copy: bool
     ) -> Tensor:
+        _keeps_none(ctx)
         ctx.options = (mode, objective, radius)
         ctx.save_for_backward(h, s)
         return h.clone(memory_format=torch.preserve_format) if copy else alias(h)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if g is None:
+            return (None,) * 6
         h, s = ctx.saved_tensors
         to_seed = None if ctx.options[1] == "shadow" else _learn(ctx.options, g, h, s)
         return g, to_seed, None, None, None, None
@@ -90,6 +102,7 @@ class Blend(torch.autograd.Function):
         learning: Tensor | None,
         options: tuple[str, str, float, bool],
     ) -> Tensor:
+        _keeps_none(ctx)
         ctx.options = options
         # alpha may be filled with its next value before backward runs: keep this step's.
         alpha = alpha.clone()
@@ -103,7 +116,9 @@ class Blend(torch.autograd.Function):
         return in_strides_of(h, value, _is_zero(alpha))
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if g is None:
+            return (None,) * 5
         alpha, *learner = ctx.saved_tensors
         mode, objective, radius, isolated = ctx.options
         is_whole = mode != "convex" or _is_zero(alpha)  # the gradient itself: a product has other strides
@@ -122,11 +137,14 @@ class Release(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, released: Tensor) -> Tensor:
+        _keeps_none(ctx)
         ctx.save_for_backward(released.clone())
         return alias(h)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if g is None:
+            return None, None
         (released,) = ctx.saved_tensors
         # x + -0.0 is x for every x, signed zeros included; x + 0.0 is not.
         return torch.where(released, g, torch.full_like(g, -0.0)), None
