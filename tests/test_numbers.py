@@ -202,6 +202,27 @@ def test_what_a_wrong_guess_costs() -> None:
         assert f"{abs(early['mean']):.3f}{error}" in text, name
 
 
+def measured_rows() -> list[list[str]]:
+    """The table of the page on blocks that are measured several times, formed from the results."""
+    what = {"grow-measured": "measured eight times", "grow-early": "measured once"}
+    rows = []
+    for name, task in GUESSED.items():
+        found = read("worth.json")["measured"].get(name)
+        for arm, of in (found or {"grown": {}})["grown"].items():
+            minus = of["minus_best"]
+            difference = with_error(minus)
+            blocks, above = ", ".join(map(str, of["blocks"])), f"{100 * of['above_best_by']:.1f} %"
+            rows.append([task, what[arm], blocks, found["best_fixed"].split("-")[1], above, difference])
+    return rows
+
+
+def test_blocks_that_are_measured_several_times() -> None:
+    assert table("growth.md", "Blocks that are measured several times") == measured_rows()
+    over = read("worth.json")["measured_over_all"]
+    text = " ".join((ROOT / "docs" / "growth.md").read_text(encoding="utf-8").split())
+    assert f"{over['mean']:.3f} ± {over['standard_error']:.3f} nats over both" in text
+
+
 LIBRARIES = {
     "adapters": {
         "LoRA on 2 blocks, frozen as they are": "lora-2",

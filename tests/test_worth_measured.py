@@ -78,6 +78,9 @@ def test_growth_is_compared_with_the_best_size_and_with_one_measurement():
     assert grown[MEASURED]["minus_best"]["mean"] == pytest.approx(0.003)
     assert grown[MEASURED]["over_the_sweep"] == pytest.approx(1 / 4, abs=1e-4)
     assert found["measured_minus_early"]["mean"] == pytest.approx(-0.017)
+    assert measured.over_all({"thin": found, "gpt": {"measured_minus_early": None}})["mean"] == pytest.approx(
+        -0.017
+    )
     lines = measured.table(found)
     assert "| `grow-measured` | 2, 2, 2 | 0.6 % | 0.0030 ± 0.0000 (fixed-3-other) | 0.25 |" in lines
     assert "| `grow-measured` minus `grow-early` | | | -0.0170 ± 0.0000 | |" in lines

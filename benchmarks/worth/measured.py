@@ -9,10 +9,10 @@ from typing import Any
 
 from benchmarks.worth import copied, peers
 from benchmarks.worth.against_best import best_of, sizes_of, unknown_size
-from benchmarks.worth.analysis import Arms
+from benchmarks.worth.analysis import Arms, estimate
 from benchmarks.worth.guesses_arms import EARLY
 from benchmarks.worth.measured_arms import MEASURED
-from benchmarks.worth.questions import percent, with_error
+from benchmarks.worth.questions import percent, told, with_error
 
 
 def answers(arms: Arms) -> dict[str, Any] | None:
@@ -27,6 +27,13 @@ def answers(arms: Arms) -> dict[str, Any] | None:
         "grown": {name: unknown_size(arms, name, best) for name in (MEASURED, EARLY) if arms.seeds(name)},
         "measured_minus_early": peers.over(arms, MEASURED, arms, EARLY) if arms.seeds(EARLY) else None,
     }
+
+
+def over_all(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Question 2: by how much measuring several times is above measuring once, over the tasks with both."""
+    compared = [of["measured_minus_early"] for of in found.values() if of["measured_minus_early"]]
+    values = [value for one in compared for value in one["values"]]
+    return told(estimate(values)) if values else None
 
 
 def table(found: dict[str, Any]) -> list[str]:

@@ -172,7 +172,7 @@ def measured_several_times(out: Path) -> dict[str, Any]:
         for name, arms in found.items()
         if arms is not None and (answer := measured.answers(arms)) is not None
     }
-    return {MEASURED: told} if told else {}
+    return {MEASURED: told, f"{MEASURED}_over_all": measured.over_all(told)} if told else {}
 
 
 def other_tasks(out: Path) -> dict[str, Any]:

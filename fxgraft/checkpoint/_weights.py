@@ -19,6 +19,7 @@ from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
 from fxgraft.host.host import Host
 from fxgraft.host.state_loading import ENTRY
+from fxgraft.util.bits import overlaps
 from fxgraft_passes.graft import SEEDS
 
 
@@ -71,6 +72,11 @@ def load_weights(undo: ExitStack, host: Host, weights: Mapping[str, Any]) -> Non
         undo.callback(_put_back, [(t, t.detach().clone()) for t in (*host.parameters(), *host.buffers())])
         for module in filter(_has_extra_state, modules):
             undo.callback(module.set_extra_state, copy.deepcopy(module.get_extra_state()))
+    for module in modules:  # torch cannot copy into a value whose elements are one in memory
+        for name, buffer in module._buffers.items():
+            if buffer is not None and overlaps(buffer):
+                undo.callback(module._buffers.__setitem__, name, buffer)
+                module._buffers[name] = buffer.clone()
     host.load_state_dict(_in_types_of(weights, host))
 
 

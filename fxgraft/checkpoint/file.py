@@ -45,7 +45,10 @@ def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[
     Raises:
         CheckpointError: if it cannot be written; what was at ``path`` is still there.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
+    try:
+        target = Path(os.path.realpath(path))  # a link stays a link
+    except ValueError as error:
+        raise CheckpointError(f"{path!r}: expected the path of a file; {error}") from error
     folder = _scratch(target)
     scratch = folder / "file"
     try:

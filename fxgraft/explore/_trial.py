@@ -172,9 +172,9 @@ class GrowthTrial:
         return f"the loss with it is {now:.4g}, and was {before:.4g} before it was tried"
 
     def _over_budget(self) -> str | None:
-        """Why what has unknown FLOPs, as a block, must go; None where the budget has room for it."""
+        """Why what costs more than was seen before it was there must go; None where there is room for it."""
         rounds, memory = self._rounds, self._rounds.memory
-        if self._budget.flops is None or (memory.row or {}).get("flops") is not None:
+        if self._budget.flops is None:
             return None
         flops, limit = evaluate_host(rounds.manager.host, rounds.evaluate).flops, memory.flops or 0
         if flops is None or flops <= self._budget.flops * limit:

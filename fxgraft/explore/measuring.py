@@ -26,7 +26,7 @@ from fxgraft.lifecycle.probing import at_alpha, gradients_kept, mode_kept, resha
 from fxgraft.seeds.seed import Seed, amend
 from fxgraft.slots.structure import Structure
 from fxgraft.telemetry import logger
-from fxgraft.util.flops import count_flops
+from fxgraft.util.flops import flop_counter
 from fxgraft.util.interrupts import delay_interrupts, interruptible
 from fxgraft_passes.metadata import metadata
 
@@ -96,13 +96,16 @@ def evaluate_host(host: Host, evaluate: Evaluate) -> Checked:
     with _untouched(host, evaluate):
         host._links.on_call = seen
         try:
-            losses, flops = _counted(evaluate) if host.compiled is None else (_losses(evaluate, 1), 0)
+            if host.compiled is None:
+                losses, flops, own = _counted(host, evaluate)
+            else:
+                losses, flops, own = _losses(evaluate, 1), 0, 0
         finally:
             host._links.on_call = before
     example = example_size(host)
-    if not flops or not example or not sum(sizes):
+    if not own or not example or not sum(sizes):
         return Checked(losses, None, flops or None)
-    return Checked(losses, round(flops * example / sum(sizes)), flops)
+    return Checked(losses, round(own * example / sum(sizes)), flops)
 
 
 def _refuse_arguments(evaluate: Evaluate) -> None:
@@ -117,11 +120,24 @@ def _refuse_arguments(evaluate: Evaluate) -> None:
         pass
 
 
-def _counted(evaluate: Evaluate) -> tuple[list[float], int]:
-    """The losses, and the FLOPs of that; 0 where they cannot be counted."""
+def _counted(host: Host, evaluate: Evaluate) -> tuple[list[float], int, int]:
+    """The losses, the FLOPs of all that, and those of the host in it; 0 where they cannot be counted."""
     losses: list[float] = []
+    inside, began = 0, 0
+
+    def begins(*_: object) -> None:
+        nonlocal began
+        began = counting.get_total_flops()
+
+    def ends(*_: object) -> None:
+        nonlocal inside
+        inside += counting.get_total_flops() - began
+
     try:
-        flops = count_flops(lambda: losses.extend(_losses(evaluate, 1)))
+        with flop_counter() as counting, ExitStack() as hooks:
+            hooks.callback(host.register_forward_pre_hook(begins).remove)
+            hooks.callback(host.register_forward_hook(ends).remove)
+            losses.extend(_losses(evaluate, 1))
     except Exception as error:  # an operation that does not run where torch counts; or it always fails
         # flex_attention compiles itself, and does not run any more after it has failed there.
         torch.compiler.reset()
@@ -131,8 +147,9 @@ def _counted(evaluate: Evaluate) -> tuple[list[float], int]:
             type(error).__name__,
             error,
         )
-        return losses, 0
-    return losses, flops
+        return losses, 0, 0
+    flops = counting.get_total_flops()
+    return losses, flops, inside or flops  # none where evaluate calls host.forward, or a part of it
 
 
 def contributions(

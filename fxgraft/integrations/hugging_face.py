@@ -318,6 +318,12 @@ def _check(args: TrainingArguments, model: nn.Module, host: Host) -> None:
             f"GrowCallback(host): expected the host that the Trainer trains; that is another "
             f"{type(model).__name__} (model_init is not supported)"
         )
+    if any(kind.__name__ == "PeftModel" for kind in type(engine.trees(host)[0]).__mro__):
+        raise ValueError(
+            "GrowCallback(host): expected a host of a model of transformers; got one of a PeftModel, whose "
+            "checkpoints the Trainer would not write as such. Trace the model itself, and add adapters as "
+            "seeds: fxgraft.integrations.peft"
+        )
     if args.world_size > 1 or args.n_gpu > 1:
         raise ValueError(
             f"TrainingArguments: expected one process and one device; got {args.world_size} and "

@@ -43,6 +43,8 @@ _ELSEWHERE: dict[str, Any] = {"state": {}, "param_groups": [], ENTRY: "this stat
 """Stands for the state of an optimizer or scheduler. Without the callback no optimizer takes it."""
 
 _AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
+_TUNING = ("LearningRateFinder", "BatchSizeFinder")
+"""Callbacks that train for a trial and load what was before; what grew meanwhile would be left."""
 
 
 class GrowCallback(Carrier, Callback):  # type: ignore[misc]
@@ -80,6 +82,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
     _loaded: dict[str, Any] | None = None
     _shared: dict[int, dict[str, Any]] | None = None
     _stepped = False
+    _is_behind = False
     _hooks: Sequence[RemovableHandle] = ()
     _latest: LatestBatches | None = None
     _steps: int | None = None
@@ -118,12 +121,20 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
                 f"SeedManager(DistributedDataParallel(host), ...)"
             )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if {kind.__name__ for kind in type(callback).__mro__} & set(_TUNING):
+                raise ValueError(
+                    f"Trainer: {type(callback).__name__} trains for a trial, and takes weights back, but not "
+                    f"what grew. Run it first, with a trainer without GrowCallback"
+                )
             if {kind.__name__ for kind in type(callback).__mro__} & set(_AVERAGING):
                 raise ValueError(
                     f"Trainer: {type(callback).__name__} pairs weights with those of a copy, and what grows "
                     f"would be missing there. Use torch.optim.swa_utils.AveragedModel with "
                     f"fxgraft.averaging.follow, and update it in on_step"
                 )
+        # First: a checkpoint that another callback saves at the end of a batch has this step, too.
+        trainer.callbacks.remove(self)  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, self)  # type: ignore[attr-defined]
 
     def _find(self, pl_module: LightningModule) -> None:
         """The host, where it was not given."""
@@ -174,6 +185,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             )
         self._saved, self._loaded = entry[self._path].numpy().tobytes(), checkpoint
         self._shared = checkpoint.get(SHARED, {})
+        self._is_behind = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("is_behind", False)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep Lightning from loading what is in the managers' files.
@@ -221,6 +233,9 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             of_own = [s for s in schedulers if any(inner(getattr(s, "optimizer", None)) is o for o in own)]
             self._start(own, of_own, file)
         self._saved, self._stepped = None, False
+        if self._is_behind:  # it was saved between the optimizer's step and the end of the batch
+            self._is_behind = False
+            self._step(None)
         self._hooks = [optimizer.register_step_post_hook(self._on_optimizer_step) for optimizer in own]
         if trainer.gradient_clip_val is not None and trainer.gradient_clip_algorithm != "value":
             self._clip_norm, trainer.gradient_clip_val = trainer.gradient_clip_val, None
@@ -314,7 +329,7 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
             self.manager.save(Path(folder) / "run")
             content = (Path(folder) / "run").read_bytes()
         checkpoint.setdefault(ENTRY, {})[self._path] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        checkpoint["callbacks"][self.state_key] = {"steps": self.manager.steps}
+        checkpoint["callbacks"][self.state_key] = {"steps": self.manager.steps, "is_behind": self._stepped}
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         others = [c.manager for c in _callbacks(trainer) if c is not self and c.manager is not None]
         states = checkpoint["optimizer_states"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from fxgraft import blueprints
 from fxgraft.errors import BlueprintError, SlotError
@@ -164,7 +164,14 @@ def build(
 def _refuse_lazy(module: nn.Module, slot: Slot, given: str) -> None:
     """Raise `BlueprintError` for a lazy module that was not called yet: it has no weights to train."""
     tensors = (*module.named_parameters(), *module.named_buffers())
-    lazy = next((name for name, tensor in tensors if isinstance(tensor, UninitializedTensorMixin)), None)
+    lazy = next(
+        (
+            name
+            for name, tensor in tensors
+            if isinstance(tensor, UninitializedParameter | UninitializedBuffer)
+        ),
+        None,
+    )
     if lazy is not None:
         raise BlueprintError(
             f"blueprint {given} at slot {slot.name!r}: expected weights that have a shape; {lazy} gets it in "

@@ -26,6 +26,7 @@ from fxgraft.util.flops import count_flops
 from fxgraft.util.tables import text_table
 from fxgraft_passes import GraftSpec, Phase, Slot, devices
 from fxgraft_passes.graft import SEEDS, check_name
+from fxgraft_passes.observe import observation_of
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,19 @@ def _without_data(module: nn.Module) -> nn.Module:
 
 
 def _flops(module: nn.Module, slot: Slot, around: Surroundings, isolated: bool) -> tuple[int, int]:
-    """Of one forward and its backward pass; the input has a gradient where the seed is to affect the host."""
+    """Of a forward and a backward pass of the host, which may run the slot several times.
+
+    The input has a gradient where the seed is to affect the host.
+    """
+    seen = observation_of(slot.node)
+    calls = seen.calls if seen is not None else 1
     read = torch.empty(slot.input.shape, dtype=around.reads.dtype, device="meta", requires_grad=not isolated)
     outputs: list[Any] = []
     with torch.enable_grad():
         forward = count_flops(lambda: outputs.append(module(read)))
         (out,) = outputs
         backward = count_flops(out.sum().backward) if out.requires_grad else 0
-    return forward, backward
+    return calls * forward, calls * backward
 
 
 def _diffs(host: Host, structure: Structure) -> dict[str, str]:

@@ -48,7 +48,7 @@ def write(
         raise ReadError(f"{target}: expected a name for the page; this is a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     title = title or (log.resolve().parent.name if log.name == LOG else log.stem)
-    target.write_text(page(run, title), encoding="utf-8")
+    target.write_text(page(run, title), encoding="utf-8", errors="replace")
     return target
 
 

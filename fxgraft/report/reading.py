@@ -87,7 +87,7 @@ class Reader:
             return
         self.run.lines += 1
         try:
-            event = json.loads(line)
+            event = _without_half_characters(json.loads(line), line)
             kind, step, seed, data = event["kind"], event["step"], event["seed"], event["data"]
             if type(step) is not int or not 0 <= step <= LAST_STEP or not isinstance(data, dict):
                 raise TypeError("no event")
@@ -247,3 +247,11 @@ def _number(value: Any) -> float:
     if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
         raise ValueError(f"no number: {value!r}")
     return float(value)
+
+
+def _without_half_characters(event: Any, line: str | bytes) -> Any:
+    """``event``, where halves of surrogate pairs, which no file and no terminal takes, are question marks."""
+    escape: Any = "\\ud" if isinstance(line, str) else b"\\ud"
+    if escape not in line.lower():
+        return event
+    return json.loads(json.dumps(event, ensure_ascii=False).encode(errors="replace"))

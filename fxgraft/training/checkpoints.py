@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from fxgraft.distributed.peers import Peers
 from fxgraft.manager.manager import SeedManager
+from fxgraft.telemetry.events import logger
 
 _SUFFIX = ".fxgraft"
 
@@ -40,9 +43,32 @@ class Checkpoints:
         manager.peers.mean(0.0)  # all have written
         if manager.peers.rank == 0:
             for old in self.latest_first()[self._keep :]:
-                for file in (old, *old.parent.glob(f"{old.name}.rank*")):
+                for file in _files_of(old):
                     file.unlink()
         return path
+
+    def begin(self, peers: Peers) -> None:
+        """A new run begins: what an earlier one left in the folder is moved aside. Every rank has to call it.
+
+        It is not this run's: to go back to it, or to count it when old files are deleted, would be wrong.
+
+        Args:
+            peers: the ranks.
+        """
+        if peers.rank == 0 and (earlier := self.latest_first()):
+            number = next(n for n in itertools.count(1) if not (self._folder / f"earlier-{n}").exists())
+            aside = self._folder / f"earlier-{number}"
+            aside.mkdir()
+            for file in (part for checkpoint in earlier for part in _files_of(checkpoint)):
+                file.rename(aside / file.name)
+            logger.warning(
+                "%s has checkpoints of an earlier run, up to %s: they are moved to %s, as this run begins "
+                "anew. To continue one, put it back and give resume=True",
+                self._folder,
+                earlier[0].name,
+                aside,
+            )
+        peers.mean(0.0)  # no rank writes before
 
     def latest_first(self, until: int | None = None) -> list[Path]:
         """The files, the latest first.
@@ -53,15 +79,24 @@ class Checkpoints:
         files = sorted(self._folder.glob(f"step-*{_SUFFIX}"), reverse=True)
         return [file for file in files if until is None or _step_of(file) <= until]
 
-    def drop_after(self, file: Path) -> None:
-        """Delete the files that are later than one: their states were rolled back.
+    def drop_after(self, file: Path, peers: Peers) -> None:
+        """Delete the files later than one: their states were rolled back. Every rank has to call it.
 
         Args:
             file: the last one to keep.
+            peers: the ranks.
         """
-        for later in self.latest_first():
-            if _step_of(later) > _step_of(file):
-                later.unlink()
+        peers.mean(0.0)  # all have looked for theirs
+        if peers.rank == 0:
+            for later in self.latest_first():
+                for part in _files_of(later) if _step_of(later) > _step_of(file) else ():
+                    part.unlink()
+        peers.mean(0.0)
+
+
+def _files_of(checkpoint: Path) -> list[Path]:
+    """Its own, and those of the other ranks."""
+    return [checkpoint, *checkpoint.parent.glob(f"{checkpoint.name}.rank*")]
 
 
 def _step_of(file: Path) -> int:

@@ -88,7 +88,8 @@ class Trainer:
             resumed run, from where it was. ``evaluate`` is the loss of each held-out batch, where none is
             given. None: it does not grow automatically. It needs ``validation`` or an ``evaluate``.
         recorder: records the commands of the controller in a file.
-        resume: whether to continue from the newest checkpoint in ``config.folder``, if there is one.
+        resume: whether to continue from the newest checkpoint in ``config.folder``, if there is one. Default
+            False: what an earlier run left there is moved into a folder ``earlier-1`` in it, with a warning.
         blueprints: as for `SeedManager.load`.
         **options: as for `SeedManager`.
 
@@ -131,13 +132,12 @@ class Trainer:
         tensors = itertools.chain(host.parameters(), host.buffers())
         self._device = devices.type_of(list(itertools.islice(tensors, 1)))
         self._scaler = torch.amp.GradScaler(self._device, enabled=self.config.autocast is torch.float16)
-        self.progress = Progress(self._scaler, controller)
+        self._watchdog = Watchdog(self.config.watchdog) if self.config.watchdog else None
+        self.progress = Progress(self._scaler, controller, self._watchdog)
         self._options, self._load_options = options, {"blueprints": blueprints, **options}
         self._checkpoints = Checkpoints(self.config.folder, self.config.keep) if self.config.folder else None
-        self._watchdog = Watchdog(self.config.watchdog) if self.config.watchdog else None
         self.losses: list[float] = []
         self.rollbacks: list[tuple[int, str]] = []
-        self._attempts = 0
         self.manager = self._start(resume)
         self._link = Link(self.manager, controller, self.validate, recorder) if controller else None
         self._grow, self.growth = grow, self._begin_growth(grow)
@@ -247,29 +247,33 @@ class Trainer:
             return SeedManager.load(
                 file, self.model, self.optimizers, schedulers=schedulers, **self._load_options
             )
-        return SeedManager(self.model, self.optimizers, schedulers=schedulers, **self._options)
+        manager = SeedManager(self.model, self.optimizers, schedulers=schedulers, **self._options)
+        if self._checkpoints is not None:
+            self._checkpoints.begin(manager.peers)
+        return manager
 
     def _roll_back(self, reason: str) -> None:
         """To the last good state. If that was not enough the last time, without the seeds it had."""
         assert self._watchdog is not None
         config, step = self._watchdog.config, self.progress.step
-        calm = step - self.rollbacks[-1][0] > config.window if self.rollbacks else True
-        self._attempts = 1 if calm else self._attempts + 1
+        attempts = self._watchdog.rolls_back(step)
         self.rollbacks.append((step, reason))
-        if self._attempts > config.attempts:
+        if attempts > config.attempts:
             raise DivergedError(
                 f"step {step}: {reason}; {config.attempts} rollbacks in a row did not help. Use a smaller "
                 f"learning rate, or fewer seeds at a time"
             )
         logger.warning("step %d: %s; rolling back", step, reason)
         loaded = self._load_good(step - config.confirm)
-        if self._attempts > 1 or not loaded:
+        if attempts > 1 or not loaded:
             self.manager.cull_all()
 
     def _load_good(self, until: int) -> bool:
         """Load the newest whole checkpoint of a step up to ``until``; return whether there was one."""
         progress = self.progress
         position = progress.step, progress.epoch, progress.batch
+        assert self._watchdog is not None
+        seen = self._watchdog.state_dict()
         for file in self._checkpoints.latest_first(until) if self._checkpoints else ():
             try:
                 self.manager = rewind(self.manager, file, self.model, self.optimizers, **self._load_options)
@@ -278,10 +282,11 @@ class Trainer:
                 continue
             # The data continue: the batches before the divergence are not repeated.
             progress.step, progress.epoch, progress.batch = position
+            self._watchdog.load_state_dict(seen)
             if self._link is not None:
                 self._link.manager = self.manager
             self.growth = self._begin_growth(self._grow)
             assert self._checkpoints is not None
-            self._checkpoints.drop_after(file)
+            self._checkpoints.drop_after(file, self.manager.peers)
             return True
         return False

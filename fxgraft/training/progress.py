@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fxgraft.training.controller import Controller
+from fxgraft.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class EpochReport:
 
 
 class Progress:
-    """The progress of the loop, the loss scale, and the state of the controller.
+    """The progress of the loop, the loss scale, and the states of the controller and the watchdog.
 
     It has the methods of a scheduler, and is saved by the manager with the schedulers. So one file has the
     whole run, at one moment.
@@ -37,18 +38,25 @@ class Progress:
     Args:
         scaler: the loss scaler of the loop.
         controller: its controller. Default None: there is none.
+        watchdog: what judges its losses. Default None: nothing does.
 
     Attributes:
         step: the number of training steps, those that were rolled back included.
         epoch, batch: the number of finished epochs, and of batches made of the present one.
     """
 
-    def __init__(self, scaler: torch.amp.GradScaler, controller: Controller | None = None):
+    def __init__(
+        self,
+        scaler: torch.amp.GradScaler,
+        controller: Controller | None = None,
+        watchdog: Watchdog | None = None,
+    ):
         self.step = 0
         self.epoch = 0
         self.batch = 0
         self._scaler = scaler
         self._controller = controller
+        self._watchdog = watchdog
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain data."""
@@ -58,6 +66,7 @@ class Progress:
             "batch": self.batch,
             "scaler": self._scaler.state_dict(),
             "controller": self._controller.state_dict() if self._controller else None,
+            "watchdog": self._watchdog.state_dict() if self._watchdog else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -71,3 +80,6 @@ class Progress:
             self._scaler.load_state_dict(state["scaler"])
         if self._controller is not None and state["controller"] is not None:
             self._controller.load_state_dict(state["controller"])
+        # A rollback keeps it, as it keeps the position; files of before have none.
+        if self._watchdog is not None and (seen := state.get("watchdog")) is not None:
+            self._watchdog.load_state_dict(seen)

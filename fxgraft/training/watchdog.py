@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fxgraft.errors import FxGraftError
 from fxgraft.util import validate
@@ -57,6 +59,8 @@ class Watchdog:
         self.config = config or WatchdogConfig()
         self._healthy: deque[float] = deque(maxlen=self.config.window)
         self._far = 0
+        self._attempts = 0
+        self._last: int | None = None  # step of the last rollback
 
     def judge(self, loss: float) -> str | None:
         """Add one loss. Returns the reason why the run has diverged, or None.
@@ -76,6 +80,35 @@ class Watchdog:
         self._far = 0
         self._healthy.append(loss)
         return None
+
+    def rolls_back(self, step: int) -> int:
+        """Count a rollback. Returns the number of those in a row, with at most ``window`` steps between.
+
+        Args:
+            step: the training step in which the run diverged.
+        """
+        is_calm = self._last is None or step - self._last > self.config.window
+        self._attempts = 1 if is_calm else self._attempts + 1
+        self._last = step
+        return self._attempts
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain data."""
+        return {
+            "healthy": list(self._healthy),
+            "far": self._far,
+            "attempts": self._attempts,
+            "last": self._last,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: as it was read from the checkpoint.
+        """
+        self._healthy = deque(state["healthy"], maxlen=self.config.window)
+        self._far, self._attempts, self._last = state["far"], state["attempts"], state["last"]
 
     def _too_far(self, loss: float, median: float) -> str | None:
         self._far += 1

@@ -37,17 +37,19 @@ class InvalidDataError(ValueError):
 
 
 def decode(text: str | bytes | bytearray) -> Any:
-    """JSON, without what only Python takes for it: NaN, infinities, a name twice in an object.
+    """JSON, without what only Python takes for it: NaN, infinities, a name twice, halves of characters.
 
     Raises:
         InvalidDataError: it is none.
     """
     try:
-        return json.loads(
+        found = json.loads(
             text, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_without_duplicates
         )
+        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise InvalidDataError(str(error)) from error
+    return found
 
 
 def _finite(text: str) -> float:

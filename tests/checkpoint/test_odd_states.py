@@ -261,3 +261,32 @@ def test_a_state_dict_that_does_not_take_torchs_arguments_is_an_error_that_names
     with pytest.raises(CheckpointError, match=r"Renamed\.state_dict"):
         fxgraft.SeedManager(host).save(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Expanded(nn.Module):
+    """A saved buffer whose elements are one in memory, into which nothing can be copied."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.a = nn.Linear(6, 3)
+        self.register_buffer("scale", torch.full((1,), value).expand(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) * self.scale[0]
+
+
+def test_an_expanded_buffer_comes_back(tmp_path: Path):
+    hosts = [fxgraft.trace(Expanded(value), (torch.zeros(2, 6),)) for value in (2.0, 3.0)]
+    first, second = (torch.optim.AdamW(host.parameters()) for host in hosts)
+    fxgraft.SeedManager(hosts[0], first).save(tmp_path / "run")
+    fxgraft.SeedManager.load(tmp_path / "run", hosts[1], second)
+    assert torch.equal(hosts[1].scale, torch.full((5,), 2.0))
+    x = torch.randn(2, 6)
+    assert torch.equal(hosts[0](x), hosts[1](x))
+
+
+def test_a_path_that_no_file_has_is_named(tmp_path: Path):
+    host = fxgraft.trace(nn.Linear(6, 3), (torch.zeros(2, 6),))
+    manager = fxgraft.SeedManager(host, torch.optim.AdamW(host.parameters()))
+    with pytest.raises(CheckpointError, match="expected the path of a file; embedded null byte"):
+        manager.save("a\0b")

@@ -421,3 +421,9 @@ def test_a_paused_seed_stands_still(lab: Lab):
     lab.manager.handle(RESUME(seed="young"))
     lab.manager.step()
     assert lab.manager.seeds["young"].alpha == 0.5
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    with pytest.raises(CommandError, match="got no JSON"):
+        commands.parse('{"type": "CULL", "seed": "a\\ud800b"}')
+    assert commands.parse('{"type": "CULL", "seed": "a\\ud83d\\ude00b"}').seed == "a\U0001f600b"

@@ -409,6 +409,27 @@ def a_trainer_and_its_controller_agree() -> None:
     run.assert_ranks_are_the_same()
 
 
+def a_rollback_takes_later_checkpoints_away_once() -> None:
+    from fxgraft.training import Trainer, TrainingConfig, WatchdogConfig
+
+    run = Run()
+    trainer = Trainer(
+        run.model,
+        run.optimizer,
+        nn.functional.cross_entropy,
+        TrainingConfig(
+            folder=FOLDER / "rollback", checkpoint_every=1, keep=20, watchdog=WatchdogConfig(confirm=4)
+        ),
+    )
+    for step in range(10):
+        run.steps = step
+        x, y = run.batch()
+        trainer.step(x * (float("nan") if step == 8 else 1.0), y)
+    assert [at for at, _ in trainer.rollbacks] == [9]
+    run.manager = trainer.manager
+    run.assert_ranks_are_the_same()
+
+
 def an_exploration_ranks_alike_on_all_ranks() -> None:
     run = Run()
     exploration = run.manager.explore(
@@ -486,6 +507,7 @@ def main() -> None:
             measurements_and_gates_agree,
             shadow_passes_are_averaged,
             a_trainer_and_its_controller_agree,
+            a_rollback_takes_later_checkpoints_away_once,
             an_exploration_ranks_alike_on_all_ranks,
             it_grows_by_itself_alike_on_all_ranks,
         ):

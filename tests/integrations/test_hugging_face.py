@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -394,3 +395,14 @@ def test_another_model_and_strange_seeds_are_refused(tmp_path: Path) -> None:
         trainer("llama", tmp_path, net)[0].train()
     with pytest.raises(CheckpointError, match=r"expected trainer\.save_model"):
         net.save_pretrained(tmp_path / "strange")
+
+
+def test_a_host_of_a_peft_model_is_refused_before_training(tmp_path: Path) -> None:
+    example = {key: value[None] for key, value in data("gpt2")[0].items()}
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    net = fxgraft.trace(peft.get_peft_model(plain("gpt2"), config), (), example)
+    run = Trainer(net, arguments(tmp_path), train_dataset=data("gpt2"), callbacks=[GrowCallback(net)])
+    with pytest.raises(
+        ValueError, match="expected a host of a model of transformers; got one of a PeftModel"
+    ):
+        run.train()

@@ -168,3 +168,87 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(CheckpointError, match="was not saved with GrowCallback"):
         fit(tmp_path / "new", 2, tmp_path / "plain.ckpt")
+
+
+class _Saves(pl.Callback):
+    """Saves a checkpoint at the end of a batch, or in the middle of one, behind the optimizer's step."""
+
+    def __init__(self, file: Path, in_the_middle: bool):
+        self.file, self.in_the_middle = file, in_the_middle
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 14 and not self.in_the_middle:
+            trainer.save_checkpoint(self.file)
+
+    def on_before_zero_grad(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        if self.in_the_middle and trainer.global_step == 14:
+            optimizer.register_step_post_hook(self._save(trainer))
+
+    def _save(self, trainer: pl.Trainer) -> Any:
+        def save(*_: Any) -> None:
+            if not self.file.exists():
+                trainer.save_checkpoint(self.file)
+
+        return save
+
+
+@pytest.mark.parametrize("at", ["before", "behind"])
+def test_a_checkpoint_of_another_callback_has_the_step(tmp_path: Path, at: str):
+    def run(saves: list[Any], resume: Path | None = None) -> tuple[Module, GrowCallback]:
+        module = Module()
+        grow = GrowCallback(module.host, decide)
+        trainer = pl.Trainer(
+            max_steps=20, max_epochs=-1, callbacks=[*saves, grow] if at == "before" else [grow, *saves],
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False,
+        )  # fmt: skip
+        loader = DataLoader(TensorDataset(X, Y), batch_size=4, generator=torch.Generator().manual_seed(3))
+        trainer.fit(module, loader, ckpt_path=resume)
+        return module, grow
+
+    file = tmp_path / "saved.ckpt"
+    whole, ours = run([_Saves(file, in_the_middle=False)])
+    resumed, theirs = run([], file)
+    assert ours.manager.steps == theirs.manager.steps == 20
+    assert ours.manager.seeds["a"].alpha == theirs.manager.seeds["a"].alpha > 0
+    assert weights(whole).keys() == weights(resumed).keys()
+
+
+def test_a_checkpoint_from_the_middle_of_a_batch_misses_no_step(tmp_path: Path):
+    def run(saves: list[Any], resume: Path | None = None) -> GrowCallback:
+        module = Module()
+        grow = GrowCallback(module.host, decide)
+        pl.Trainer(
+            max_steps=20, max_epochs=-1, callbacks=[grow, *saves], accelerator="cpu", logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        ).fit(module, DataLoader(TensorDataset(X, Y), batch_size=4), ckpt_path=resume)  # fmt: skip
+        return grow
+
+    file = tmp_path / "saved.ckpt"
+    whole = run([_Saves(file, in_the_middle=True)])
+    entry = torch.load(file, weights_only=False)
+    saved_at = entry["global_step"]
+    resumed = run([], file)
+    made = {key: value for key, value in entry["callbacks"].items() if "GrowCallback" in key}
+    assert [value["is_behind"] for value in made.values()] == [True]
+    assert whole.manager.steps == 20
+    assert resumed.manager.steps == 20 - saved_at + next(value["steps"] for value in made.values()) + 1
+
+
+class _WithData(Module):
+    lr, batch_size = 0.01, 4
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(X, Y), batch_size=self.batch_size)
+
+
+@pytest.mark.parametrize("name", ["LearningRateFinder", "BatchSizeFinder"])
+def test_a_callback_that_trains_for_a_trial_is_refused(name: str):
+    module = _WithData()
+    trial = getattr(pl.callbacks, name)()
+    trainer = pl.Trainer(
+        max_steps=4, callbacks=[GrowCallback(module.host, decide), trial], accelerator="cpu", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"{name} trains for a trial, and takes weights back, but not"):
+        trainer.fit(module)

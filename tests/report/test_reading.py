@@ -15,7 +15,7 @@ from fxgraft import Stage
 from fxgraft.report import Reader, read
 from fxgraft.report._points import smooth, thin
 from fxgraft.report._tree import structure
-from fxgraft.report.page import page
+from fxgraft.report.page import page, write
 from fxgraft.report.reading import ReadError
 from fxgraft.report.run import Run
 
@@ -275,3 +275,11 @@ def test_an_older_log_tells_neither() -> None:
     assert run.unreadable == 0
     assert len(run.losses) == len(run.lanes["s"].contributions) == 1
     assert (run.summary()["final_parameters"], run.summary()["held_out_loss"]) == (None, None)
+
+
+def test_half_of_a_surrogate_pair_in_a_log_is_a_question_mark(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(line("stage", 1, "a\ud800b", stage="TRAINING") + "\n", encoding="utf-8")
+    run = read(log)
+    assert [entry.seed for entry in run.log] == ["a?b"]
+    assert "a?b" in write(log).read_text(encoding="utf-8")

@@ -531,3 +531,57 @@ def test_a_host_of_which_nothing_is_trained() -> None:
     for x, y in batches(0):
         run.step(x, y)
     assert any(not torch.equal(t, before[n]) for n, t in seed.module.state_dict().items())
+
+
+# What an earlier run has left, and what a resumed one remembers
+
+
+def test_the_checkpoints_of_an_earlier_run_are_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    config = TrainingConfig(epochs=2, folder=tmp_path, checkpoint_every=5)
+    trainer(config).fit(batches)
+    left = {file.name: file.read_bytes() for file in tmp_path.glob("step-*")}
+    assert not caplog.records
+    again = trainer(TrainingConfig(folder=tmp_path, checkpoint_every=3))
+    (record,) = caplog.records
+    assert "checkpoints of an earlier run, up to step-000000020.fxgraft" in record.getMessage()
+    assert {file.name: file.read_bytes() for file in (tmp_path / "earlier-1").iterdir()} == left
+    again.fit(batches)
+    assert [f.name[-10:-8] for f in Checkpoints(tmp_path).latest_first()] == ["09", "06", "03"]
+    caplog.clear()
+    resumed = trainer(TrainingConfig(folder=tmp_path), resume=True)
+    assert resumed.progress.step == 9
+    assert not caplog.records
+    trainer(config)
+    assert (tmp_path / "earlier-2").is_dir()
+
+
+def test_a_resumed_watchdog_has_seen_what_the_run_has_seen(tmp_path: Path):
+    watch = WatchdogConfig(window=50, least=10, factor=1.0, patience=2, confirm=1)
+    x, y = next(batches(0))
+
+    def drive(ours: Trainer, first: int, last: int) -> None:
+        for i in range(first, last):
+            ours.step(x * (1000.0 if i in (13, 14) else 1.0), y)
+
+    def make(name: str, resume: bool = False) -> Trainer:
+        torch.manual_seed(0)
+        host = fxgraft.trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (x,))
+        config = TrainingConfig(folder=tmp_path / name, checkpoint_every=6, watchdog=watch)
+        optimizer = torch.optim.AdamW(host.parameters(), 1e-2)
+        return Trainer(host, optimizer, F.cross_entropy, config, resume=resume)
+
+    whole = make("whole")
+    drive(whole, 0, 18)
+    assert whole.rollbacks, "or this test says nothing"
+    drive(make("parts"), 0, 12)
+    resumed = make("parts", resume=True)
+    drive(resumed, 12, 18)
+    assert resumed.rollbacks == whole.rollbacks
+    assert_same_bits(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+
+
+def test_the_rollbacks_in_a_row_are_counted_over_a_resume():
+    first, second = Watchdog(WatchdogConfig(window=10)), Watchdog(WatchdogConfig(window=10))
+    assert [first.rolls_back(5), first.rolls_back(9)] == [1, 2]
+    second.load_state_dict(first.state_dict())
+    assert [second.rolls_back(12), second.rolls_back(30)] == [3, 1]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -167,21 +168,29 @@ class Filling:
     def _as_initialised(self, path: str, wide: Tensor, fresh: Tensor) -> Tensor:
         owner, _, name = path.rpartition(".")
         module = self._subject.modules[owner]
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset) and devices.has_data(wide):
-            twin = copy.copy(module)
-            twin.__dict__ = {**module.__dict__, "_parameters": {}, "_buffers": {}}
-            for register in ("_parameters", "_buffers"):
-                for key, tensor in getattr(module, register).items():
-                    twin.__dict__[register][key] = self._like(f"{owner}.{key}" if owner else key, tensor)
-            twin.__dict__["reset_parameters"] = reset.__func__.__get__(twin)
-            twin.__dict__["reset_parameters"]()
-            found = {**twin._parameters, **twin._buffers}[name]
-            if found is not None and found.shape == wide.shape:
-                return found.detach()
+        reset = getattr(getattr(module, "reset_parameters", None), "__func__", None)
+        if reset is not None and devices.has_data(wide):
+            # Code of the model's own may need arguments, or more than there is: then as without it.
+            with suppress(Exception):
+                found: Tensor | None = self._reset(owner, module, reset).get(name)
+                if found is not None and found.shape == wide.shape:
+                    return found.detach()
         if wide.dim() < 2:
             return wide.mean().expand(wide.shape)
         return torch.randn_like(wide) * wide.float().std().to(wide.dtype)
+
+    def _reset(self, owner: str, module: nn.Module, reset: Callable[[nn.Module], None]) -> dict[str, Any]:
+        """The parameters and buffers of a copy, at their new sizes, after it was initialised anew."""
+        twin = copy.copy(module)
+        # With children of its own: it may initialise those as well.
+        children = copy.deepcopy(module._modules)
+        twin.__dict__ = {**module.__dict__, "_parameters": {}, "_buffers": {}, "_modules": children}
+        for register in ("_parameters", "_buffers"):
+            for key, tensor in getattr(module, register).items():
+                twin.__dict__[register][key] = self._like(f"{owner}.{key}" if owner else key, tensor)
+        twin.__dict__["reset_parameters"] = reset.__get__(twin)
+        twin.__dict__["reset_parameters"]()
+        return {**twin._parameters, **twin._buffers}
 
     def _like(self, path: str, tensor: Tensor | None) -> Any:
         if tensor is None:

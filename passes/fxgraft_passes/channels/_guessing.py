@@ -13,10 +13,17 @@ from fxgraft_passes.errors import ChannelError
 _CLEAR = 1e-4
 """Outputs that differ by less, relative to themselves, differ by rounding of float32: the guess is right."""
 
+_ROUNDING = 1e-6
+"""Outputs that differ by less differ by rounding of float32 alone."""
+
 _AS_NEAR = 2.0
 """How many times further from the outputs of before than the nearest guess another may be, to be as good."""
 
 _Made = TypeVar("_Made")
+
+
+class AmbiguousExampleError(ChannelError):
+    """The example call does not tell apart what has to be told apart."""
 
 
 def best_guess(attempt: Callable[[Guess], tuple[_Made, float]], guesses: Iterable[Guess]) -> _Made:
@@ -45,6 +52,7 @@ def best_guess(attempt: Callable[[Guess], tuple[_Made, float]], guesses: Iterabl
             failed = failed or error
             continue
         if fitting[guess] <= _CLEAR:
+            _refuse_ambiguous(attempt, guess, fitting[guess])
             break
     if made is None:
         assert failed is not None
@@ -57,6 +65,25 @@ def best_guess(attempt: Callable[[Guess], tuple[_Made, float]], guesses: Iterabl
     if needed == guess.bare and guess == list(fitting)[-1]:
         return made
     return attempt(replace(guess, bare=needed))[0]
+
+
+def _refuse_ambiguous(attempt: Callable[[Guess], tuple[object, float]], guess: Guess, share: float) -> None:
+    """Raise `ChannelError` where the outputs are those of before whatever the queries are multiplied by.
+
+    An example of one position, or of equal ones, does not show by what attention divides, and other inputs
+    would: the guess may be wrong for them.
+    """
+    if guess.queries == 1.0:
+        return
+    try:
+        _, other = attempt(replace(guess, queries=1.0))
+    except ChannelError:
+        return
+    if other <= max(_AS_NEAR * share, _ROUNDING):
+        raise AmbiguousExampleError(
+            "the example call does not show by what attention divides its products, as its outputs are the "
+            "same either way: expected one of several positions that differ. Trace with such an example"
+        )
 
 
 def _fits(attempt: Callable[[Guess], tuple[object, float]], guess: Guess, most: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor
@@ -128,9 +129,12 @@ _max_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive
 adaptive_max_pool2d adaptive_max_pool3d interpolate upsample upsample_nearest upsample_bilinear
 """)
 def spatial(a: Analysis, operation: Operation) -> None:
-    """Batch and channels stay; the dimensions behind them are others."""
+    """Batch and channels stay; the dimensions behind them are computed over, and are others."""
     source, result = operation.args[0], one(operation)
-    kept = 2 if operation.result.dim() > 2 else 1
+    places = re.search(r"([123])d", operation.name)  # interpolate and its like take a batch always
+    kept = source.dim() - int(places[1]) if places else 2
+    for layout in a.of(source)[kept:]:
+        fix(layout, f"{operation.name} is computed over it")
     a.make(operation, result, [*a.of(source)[:kept], *([None] * (result.dim() - kept))])
 
 

@@ -166,6 +166,8 @@ def embedding(a: Analysis, operation: Operation) -> None:
     """Rows by number."""
     index, weight = tensor(operation, 0, "input"), tensor(operation, 1, "weight")
     fix(a.of(weight)[0], f"{operation.name} takes its rows by number")
+    if given(operation, 3, "max_norm", None) is not None:
+        fix(a.of(weight)[1], f"{operation.name} limits the norm over it")
     a.role(weight, 1, "out")
     a.make(operation, one(operation), [*a.of(index), a.of(weight)[1]])
 
@@ -216,6 +218,8 @@ def transposed_convolution(a: Analysis, operation: Operation) -> None:
 
 def _convolved(a: Analysis, operation: Operation, x: Tensor, channel: int, outer: Layout) -> None:
     result = one(operation)
+    for layout in a.of(x)[channel + 1 :]:
+        fix(layout, f"{operation.name} is computed over it")
     places: list[Layout | None] = [None] * (x.dim() - channel - 1)
     a.make(operation, result, [*a.of(x)[:channel], outer, *places])
 

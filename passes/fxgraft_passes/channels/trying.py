@@ -8,6 +8,7 @@ from math import lcm
 
 from torch import Tensor
 
+from fxgraft_passes.channels._guessing import AmbiguousExampleError
 from fxgraft_passes.channels.comparing import outputs
 from fxgraft_passes.channels.groups import ChannelGroup, Member
 from fxgraft_passes.channels.growth import grow
@@ -74,22 +75,25 @@ def _tried(
         if again is None:
             return together
         further = again
-    return replace(group, fixed=why.reason)
+    return replace(group, fixed=(further if further.is_of_the_example else why).reason)
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a group cannot grow, and the module that does not run."""
+    """Why a group cannot grow, the module that does not run, and whether another example would help."""
 
     reason: str
     at: str
+    is_of_the_example: bool
 
 
 def _why_not(subject: Subject, group: ChannelGroup, before: Sequence[Tensor] | None) -> _Failure | None:
     try:
         grow(subject, group, group.grain, "zero", 0, before)
     except ChannelError as error:
-        return _Failure(str(error).removeprefix(f"{group.name}: "), getattr(error, "at", ""))
+        is_of_the_example = isinstance(error, AmbiguousExampleError)
+        reason = str(error).removeprefix(f"{group.name}: ")
+        return _Failure(reason, getattr(error, "at", ""), is_of_the_example)
     return None
 
 
