@@ -223,7 +223,8 @@ def autogrow(
             the next block tried sooner, the loss was lower by 0.015 ± 0.004 nats on a small CNN, and
             by 0.004 ± 0.006 on another task.
         standard_errors: how far the median has to be above what is needed, in standard errors of the
-            measurements, of which there have to be 3 or more. Default 0. So chance alone keeps less.
+            measurements, of which there have to be 3 or more. Default 0. With 1, 8 measurements and
+            ``price=0.1`` the loss was 0.002 ± 0.005 nats above that with one measurement on two small CNNs.
         blueprints: as for `explore`.
         score: as for `explore`. The default, ``"layers_first"``, tries what makes the model's own layers
             wider or deeper before branches, if it contributes anything; the rest by the default of `explore`.
