@@ -83,24 +83,24 @@ class SeedParameterRegistry:
                     f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters and buffers of its own; "
                     f"{name} belongs to {owner}, whose training it would change"
                 )
-        trained = self._trained()
-        for name, parameter in module.named_parameters():
-            if (group := trained.get(id(parameter))) is not None:
-                raise BlueprintError(
-                    f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters that no optimizer has; "
-                    f"{name} is in {group} already, and would be updated twice in each step. Take it out "
-                    f"there, or give a copy of the module (copy.deepcopy)"
-                )
+        if (found := self._trained(module)) is not None:
+            name, group = found
+            raise BlueprintError(
+                f"seed {seed.name!r} at slot {seed.slot!r}: expected parameters that no optimizer has; "
+                f"{name} is in {group} already, and would be updated twice in each step. Take it out "
+                f"there, or give a copy of the module (copy.deepcopy)"
+            )
         self._where.of(seed, module, asked=False, tries=tries)
 
-    def _trained(self) -> dict[int, str]:
-        """The identity of each parameter that the optimizers have -> in which group it is."""
-        return {
-            id(p): f"group {number} of {type(optimizer).__name__}"
-            for optimizer in self._optimizers
-            for number, group in enumerate(optimizer.param_groups)
-            for p in group["params"]
-        }
+    def _trained(self, module: nn.Module) -> tuple[str, str] | None:
+        """The name of a parameter that an optimizer has already, and in which group; None: there is none."""
+        names = {id(p): name for name, p in module.named_parameters()}
+        for optimizer in self._optimizers:
+            for number, group in enumerate(optimizer.param_groups):
+                # In C: the groups have all parameters of the host.
+                if there := names.keys() & set(map(id, group["params"])):
+                    return names[there.pop()], f"group {number} of {type(optimizer).__name__}"
+        return None
 
     def replace(self, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
         """Replace parameters in optimizers and owners, old -> new."""
