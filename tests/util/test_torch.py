@@ -318,7 +318,7 @@ def test_what_is_constant_when_compiled() -> None:
 
 
 def test_autograd_and_transforms() -> None:
-    inside = []
+    inside, passes = [], []
 
     class Look(torch.autograd.Function):
         @staticmethod
@@ -328,11 +328,14 @@ def test_autograd_and_transforms() -> None:
         @staticmethod
         def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
             inside.append(_torch.is_in_backward())
+            passes.append(_torch.backward_pass())
             return grad
 
-    Look.apply(torch.ones(1, requires_grad=True)).backward()
-    assert inside == [True]
+    for _ in range(2):
+        Look.apply(torch.ones(1, requires_grad=True)).backward()
+    assert inside == [True, True]
     assert not _torch.is_in_backward()
+    assert len({*passes, _torch.backward_pass()}) == 3
 
     assert _torch.unpatched(math.sqrt) is math.sqrt
     patched = torch.fx._symbolic_trace._create_wrapped_func
