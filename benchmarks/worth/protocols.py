@@ -87,6 +87,12 @@ CNN = Scale(800, 32, 0, FOUR, THREE_ENDS, CNN_RATES, validation=1000, test=10_00
 """Each of them in all short runs; protocols differ in the sizes, ends and learning rates."""
 LONG = Scale(3000, 16, 128, SIX, TWO_ENDS, GPT_RATES, validation=256, test=2048)
 
+GIVEN_RATES = {
+    name: replace(scale, depths=(), fixed_ends=(), tuning=1.0)
+    for name, scale in (("gpt", GPT), ("brown", GPT), ("cnn", CNN), ("thin", CNN), ("long", LONG))
+}
+"""All five tasks, where each arm is given its learning rate and its size."""
+
 PROTOCOLS = {
     "short": Protocol(
         "short",
@@ -239,10 +245,7 @@ PROTOCOLS = {
     ),
     "guesses": Protocol(
         "guesses",
-        {
-            name: replace(scale, depths=(), fixed_ends=(), tuning=1.0)
-            for name, scale in (("gpt", GPT), ("brown", GPT), ("cnn", CNN), ("thin", CNN), ("long", LONG))
-        },
+        GIVEN_RATES,
         seeds=(24, 25, 26),
         variants="none",
         by_budget=True,
@@ -250,10 +253,7 @@ PROTOCOLS = {
     ),
     "measured": Protocol(
         "measured",
-        {
-            name: replace(scale, depths=(), fixed_ends=(), tuning=1.0)
-            for name, scale in (("gpt", GPT), ("brown", GPT), ("cnn", CNN), ("thin", CNN), ("long", LONG))
-        },
+        GIVEN_RATES,
         seeds=(27, 28, 29),
         variants="none",
         by_budget=True,

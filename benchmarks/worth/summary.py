@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,24 +156,26 @@ def other_libraries(out: Path) -> dict[str, Any]:
 
 def guessed(out: Path) -> dict[str, Any]:
     """The answers of the sixth experiment by workload; empty where nothing of it has run."""
-    found = {name: _arms(GUESSED, name, out) for name in PROTOCOLS[GUESSED].scales}
-    told = {
-        name: answer | {"missing_runs": missing(arms)}
-        for name, arms in found.items()
-        if arms is not None and (answer := guesses.answers(arms)) is not None
-    }
+    told = _answered(GUESSED, guesses.answers, out)
     return {GUESSED: told, f"{GUESSED}_over_all": guesses.cheaper(told)} if told else {}
 
 
 def measured_several_times(out: Path) -> dict[str, Any]:
     """The answers of the seventh experiment by workload; empty where nothing of it has run."""
-    found = {name: _arms(MEASURED, name, out) for name in PROTOCOLS[MEASURED].scales}
-    told = {
+    told = _answered(MEASURED, measured.answers, out)
+    return {MEASURED: told, f"{MEASURED}_over_all": measured.over_all(told)} if told else {}
+
+
+def _answered(
+    protocol: str, answers_of: Callable[[Arms], dict[str, Any] | None], out: Path
+) -> dict[str, dict[str, Any]]:
+    """What is told of each workload of a protocol of which enough has run, and the runs that are missing."""
+    found = {name: _arms(protocol, name, out) for name in PROTOCOLS[protocol].scales}
+    return {
         name: answer | {"missing_runs": missing(arms)}
         for name, arms in found.items()
-        if arms is not None and (answer := measured.answers(arms)) is not None
+        if arms is not None and (answer := answers_of(arms)) is not None
     }
-    return {MEASURED: told, f"{MEASURED}_over_all": measured.over_all(told)} if told else {}
 
 
 def other_tasks(out: Path) -> dict[str, Any]:

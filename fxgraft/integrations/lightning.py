@@ -121,12 +121,13 @@ class GrowCallback(Carrier, Callback):  # type: ignore[misc]
                 f"SeedManager(DistributedDataParallel(host), ...)"
             )
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if {kind.__name__ for kind in type(callback).__mro__} & set(_TUNING):
+            kinds = {kind.__name__ for kind in type(callback).__mro__}
+            if kinds & set(_TUNING):
                 raise ValueError(
                     f"Trainer: {type(callback).__name__} trains for a trial, and takes weights back, but not "
                     f"what grew. Run it first, with a trainer without GrowCallback"
                 )
-            if {kind.__name__ for kind in type(callback).__mro__} & set(_AVERAGING):
+            if kinds & set(_AVERAGING):
                 raise ValueError(
                     f"Trainer: {type(callback).__name__} pairs weights with those of a copy, and what grows "
                     f"would be missing there. Use torch.optim.swa_utils.AveragedModel with "

@@ -163,15 +163,7 @@ def build(
 
 def _refuse_lazy(module: nn.Module, slot: Slot, given: str) -> None:
     """Raise `BlueprintError` for a lazy module that was not called yet: it has no weights to train."""
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    lazy = next(
-        (
-            name
-            for name, tensor in tensors
-            if isinstance(tensor, UninitializedParameter | UninitializedBuffer)
-        ),
-        None,
-    )
+    lazy = _first(module, lambda tensor: isinstance(tensor, UninitializedParameter | UninitializedBuffer))
     if lazy is not None:
         raise BlueprintError(
             f"blueprint {given} at slot {slot.name!r}: expected weights that have a shape; {lazy} gets it in "
@@ -181,14 +173,19 @@ def _refuse_lazy(module: nn.Module, slot: Slot, given: str) -> None:
 
 def _refuse_no_data(module: nn.Module, slot: Slot, given: str, around: Surroundings) -> None:
     """Raise `BlueprintError` where a module on ``meta`` is to be on another device: it has no numbers."""
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    empty = next((name for name, tensor in tensors if not devices.has_data(tensor)), None)
+    empty = _first(module, lambda tensor: not devices.has_data(tensor))
     if empty is not None and not devices.is_meta(around.reads.device):
         raise BlueprintError(
             f"blueprint {given} at slot {slot.name!r}: expected weights with data, as the host is on "
             f"{around.reads.device}; {empty} is on the meta device. Build it on another device, or call "
             f"to_empty(device=...) and initialise it"
         )
+
+
+def _first(module: nn.Module, is_wanted: Callable[[Tensor], bool]) -> str | None:
+    """The name of its first parameter or buffer of that kind."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return next((name for name, tensor in tensors if is_wanted(tensor)), None)
 
 
 def size_on_meta(blueprint: BlueprintLike, slot: Slot, mode: str, config: Mapping[str, Any]) -> int | None:

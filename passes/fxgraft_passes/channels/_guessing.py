@@ -73,13 +73,8 @@ def _refuse_ambiguous(attempt: Callable[[Guess], tuple[object, float]], guess: G
     An example of one position, or of equal ones, does not show by what attention divides, and other inputs
     would: the guess may be wrong for them.
     """
-    if guess.queries == 1.0:
-        return
-    try:
-        _, other = attempt(replace(guess, queries=1.0))
-    except ChannelError:
-        return
-    if other <= max(_AS_NEAR * share, _ROUNDING):
+    most = max(_AS_NEAR * share, _ROUNDING)
+    if guess.queries != 1.0 and _fits(attempt, replace(guess, queries=1.0), most):
         raise AmbiguousExampleError(
             "the example call does not show by what attention divides its products, as its outputs are the "
             "same either way: expected one of several positions that differ. Trace with such an example"
