@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -44,11 +46,18 @@ class Formulas:
 
     Attributes:
         sizes: node -> the expression of each of its sizes.
-        conditions: Python that must be true for these to be right.
+        assumed: Python that must be true for these to be right.
+        ones: sizes of inputs that must be 1 for these to be right.
     """
 
     sizes: Mapping[fx.Node, tuple[str, ...]]
-    conditions: tuple[str, ...]
+    assumed: tuple[str, ...]
+    ones: tuple[str, ...]
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """All that must be true, as Python."""
+        return *(f"({size} == 1)" for size in self.ones), *self.assumed
 
 
 def formulas(
@@ -58,39 +67,57 @@ def formulas(
 
     Args:
         module: what the graph runs on.
-        graph: with what was observed of its inputs.
+        graph: with what was observed of its inputs, and with the conditions that the sizes are for.
         inputs: placeholder -> the expression of its value.
         wanted: nodes whose values are tensors.
 
     Raises:
         SlotError: a size depends on data.
     """
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # takes a second to import
-
-    environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
-    mode = _torch.fake_tensor_mode(environment)
     wanted = list(wanted)
     try:
-        needed = _behind(wanted)
-        values, names, ones = _symbols(
-            mode, [n for n in graph.nodes if n in needed and n.op == "placeholder"], inputs
-        )
-        with untouched(module), _torch.sizes_may_be_one(), mode, torch.no_grad():
-            runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
-            runner.env.update(values)
-            for node in graph.nodes:
-                if node in needed and node not in values:
-                    runner.env[node] = runner.run_node(node)
-        values = runner.env
-        written = {node: tuple(_written(size, names) for size in values[node].shape) for node in wanted}
-        assumed = [_written(guard.expr, names) for guard in environment.guards]
-        return Formulas(written, tuple(dict.fromkeys([*ones, *assumed])))
+        found = _formulas(module, graph, inputs, wanted, frozenset())
+        # The example is often a batch of one. A size of 1 is a condition only if another one says otherwise.
+        facts, _ = facts_of(graph, inputs, found.sizes)
+        free: frozenset[str] = frozenset()
+        for one in found.ones:
+            with suppress(Exception):  # as below, or the graph does not run with another size there
+                other = _formulas(module, graph, inputs, wanted, free | {one})
+                if other.assumed == found.assumed and facts_of(graph, inputs, other.sizes)[0] == facts:
+                    free |= {one}
+        return replace(found, ones=tuple(one for one in found.ones if one not in free))
     except _torch.data_dependent_errors() as error:
         raise SlotError(_by_data(wanted)) from error
     except SlotError as error:
         raise SlotError(_by_data(wanted)) from error
     except Exception:  # what torch cannot follow with symbols: the caller relies on the sizes of the example
         return None
+
+
+def _formulas(
+    module: nn.Module,
+    graph: fx.Graph,
+    inputs: Mapping[str, str],
+    wanted: list[fx.Node],
+    free: Collection[str],
+) -> Formulas:
+    """As `formulas`, with the sizes of 1 in ``free`` as symbols, too. Raises what torch raises."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # takes a second to import
+
+    environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
+    mode = _torch.fake_tensor_mode(environment)
+    needed = _behind(wanted)
+    inputs_needed = [node for node in graph.nodes if node in needed and node.op == "placeholder"]
+    values, names, ones = _symbols(mode, inputs_needed, inputs, free)
+    with untouched(module), _torch.sizes_may_be_one(), mode, torch.no_grad():
+        runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
+        runner.env.update(values)
+        for node in graph.nodes:
+            if node in needed and node not in values:
+                runner.env[node] = runner.run_node(node)
+    written = {node: tuple(_written(size, names) for size in runner.env[node].shape) for node in wanted}
+    assumed = [_written(guard.expr, names) for guard in environment.guards]
+    return Formulas(written, tuple(dict.fromkeys(assumed)), tuple(dict.fromkeys(ones)))
 
 
 def _by_data(wanted: list[fx.Node]) -> str:
@@ -101,31 +128,41 @@ def _by_data(wanted: list[fx.Node]) -> str:
 
 
 def _symbols(
-    mode: Any, placeholders: Iterable[fx.Node], inputs: Mapping[str, str]
+    mode: Any, placeholders: Iterable[fx.Node], inputs: Mapping[str, str], free: Collection[str]
 ) -> tuple[dict[fx.Node, Any], dict[str, str], list[str]]:
     """A fake tensor for each input, with a symbol for each size; the expressions of these; which sizes are 1.
 
-    A size of 1 is no symbol: it may be one that others are broadcast over.
+    A size of 1 is no symbol, as it may be one that others are broadcast over; unless it is in ``free``: then
+    it is one that no other input has, so that nothing is found because of equal sizes.
     """
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
     values: dict[fx.Node, Any] = {}
     names: dict[str, str] = {}
     ones: list[str] = []
+    used: set[int] = set()
+    shapes: dict[fx.Node, list[tuple[str, int]]] = {}
     for node in placeholders:
         seen = observation_of(node)
         if seen is None or seen.kind != "Tensor":
             raise ValueError(f"{node} is no tensor")
-        real = torch.empty(seen.shape, dtype=seen.dtype, device=seen.device)
-        kinds = [DimDynamic.STATIC if size == 1 else DimDynamic.DYNAMIC for size in real.shape]
+        source = inputs[str(node.target)]
+        shapes[node] = [(f"{source}.size({axis})", size) for axis, size in enumerate(seen.shape)]
+        used |= set(seen.shape)
+    others = (size for size in count(2) if size not in used)
+    for node, sizes in shapes.items():
+        seen = observation_of(node)
+        assert seen is not None
+        now = [next(others) if source in free else size for source, size in sizes]
+        kinds = [DimDynamic.STATIC if size == 1 else DimDynamic.DYNAMIC for size in now]
         context: Any = StatelessSymbolicContext(kinds)
+        real = torch.empty(now, dtype=seen.dtype, device=seen.device)
         values[node] = mode.from_tensor(real, symbolic_context=context)
-        for axis, size in enumerate(values[node].shape):
-            source = f"{inputs[str(node.target)]}.size({axis})"
+        for size, (source, _) in zip(values[node].shape, sizes, strict=True):
             if isinstance(size, torch.SymInt):
                 names.setdefault(str(size.node.expr), source)
             else:
-                ones.append(f"({source} == {size})")
+                ones.append(source)
     return values, names, ones
 
 

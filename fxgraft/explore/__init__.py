@@ -13,6 +13,7 @@
 `_example_run`         what the example call shows of blocks: FLOPs, arguments
 `exploration`           one exploration, from its germination to its end
 `_gradients`            what the gradients of candidates say before they learn
+`_other_sizes`          the sizes of values that follow the input
 `_memory`               the memory of training that a budget counts
 `measuring`             the contributions of many seeds, from one evaluation each
 `_outcome`              what comes of the candidates: measured, then ranked

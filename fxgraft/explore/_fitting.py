@@ -1,5 +1,7 @@
 """What fits at which slot: every registered blueprint, the channels that can grow, up to a cap.
 
+A seed has to fit the sizes that a value has with other inputs, too, where they are known (`_other_sizes`).
+
 Two slots that hold the very same tensor (a dropout that did nothing in the example call, a ``view`` of the
 same shape) count as one place, that of the first. What is left out is in the table, with the
 reason.
@@ -7,9 +9,10 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from fxgraft import blueprints as registered
@@ -18,6 +21,7 @@ from fxgraft.errors import BlueprintError, SlotError
 from fxgraft.explore._cap import Candidate, Cap, Grows
 from fxgraft.explore._depths import DEEPEN, depth_of
 from fxgraft.explore._example_run import BlockFlops
+from fxgraft.explore._other_sizes import other_shapes
 from fxgraft.explore._widths import Surrogate, Width, surrogates
 from fxgraft.host.host import Host
 from fxgraft.lifecycle.plan import price
@@ -47,13 +51,16 @@ class Found:
     left_out: list[tuple[SEED, Candidate | None, str]] = field(default_factory=list)
 
 
-def priced(host: Host, seed: SEED, blocks: BlockFlops | None = None) -> Candidate:
+def priced(
+    host: Host, seed: SEED, blocks: BlockFlops | None = None, shapes: Collection[torch.Size] = ()
+) -> Candidate:
     """The candidate of a command. Raises what germinating it would.
 
     Args:
         host: where it is to grow.
         seed: the command.
         blocks: FLOPs of blocks; None: they are not known.
+        shapes: that the value has, beside the example's, and that the seed has to take.
     """
     if seed.blueprint == DEEPEN:
         depth = depth_of(host, seed)
@@ -64,7 +71,7 @@ def priced(host: Host, seed: SEED, blocks: BlockFlops | None = None) -> Candidat
     registered.get(seed.blueprint)
     slot = host.site(seed.slot, seed.source)
     spec = GraftSpec(seed.mode or "residual")
-    cost = price(host, slot, spec, seed.blueprint, seed.config)
+    cost = price(host, slot, spec, seed.blueprint, seed.config, shapes)
     kept = 3 * slot.shape.numel() * slot.dtype.itemsize
     return Candidate(seed, cost.parameters, cost.flops, 4 * cost.parameters * slot.dtype.itemsize + kept)
 
@@ -117,13 +124,14 @@ def fitting(
         registered.get(name)
     found = Found()
     ranked: list[tuple[int, Candidate]] = []
+    shapes = other_shapes(host, slots)
     for slot, twin in _places(slots):
         here = []
         misfits: list[tuple[SEED, Candidate | None, str]] = []
         for name in names if names is not None else registered.names():
             seed = SEED(slot=slot.name, blueprint=name)
             try:
-                candidate = _shrunk(host, priced(host, seed), most)
+                candidate = _shrunk(host, priced(host, seed, shapes=shapes[slot.name]), most)
             except (SlotError, BlueprintError) as error:
                 misfits.append((seed, None, str(error)))
                 continue
@@ -200,7 +208,9 @@ def _places(slots: Sequence[Slot]) -> list[tuple[Slot, str | None]]:
         seen = metadata(slot.node).get("observation")
         # The graph of an inserted block is that of the block it was copied from, its memory another one.
         inserted = slot.region.split(".")[:2] if slot.region.startswith(f"{SEEDS}.") else ()
-        value = (*inserted, seen.memory, tuple(slot.shape), slot.dtype) if seen is not None else slot.name
+        value: object = slot.name
+        if seen is not None:  # the parts of a chunk share their memory, and are others
+            value = (*inserted, seen.memory, seen.offset, seen.strides, tuple(slot.shape), slot.dtype)
         # Where the value is written into later, what stands behind that is another one.
         is_new = slot.copy or slot.reader is not None or seen is None or seen.memory < 0
         places.append((slot, None if is_new else known.get(value)))

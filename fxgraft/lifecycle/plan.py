@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -153,14 +153,25 @@ def plan(
     )
 
 
-def price(host: Host, slot: Slot, spec: GraftSpec, blueprint: str, config: Mapping[str, Any]) -> Cost:
+def price(
+    host: Host,
+    slot: Slot,
+    spec: GraftSpec,
+    blueprint: str,
+    config: Mapping[str, Any],
+    shapes: Collection[torch.Size] = (),
+) -> Cost:
     """What a seed would cost: as `plan`, without the code that it would change.
 
+    The seed has to take ``shapes``, too: those that the value has beside that of the example.
+
     Raises:
-        SlotError, BlueprintError: as `SeedManager.germinate` would.
+        SlotError, BlueprintError: as `SeedManager.germinate` would; or the seed does not take such a shape.
     """
     around = building.surroundings(host, slot, without_data=True)
     module = _built(blueprint, slot, spec.mode, around, config)
+    for shape in shapes:
+        _refuse_one_size_only(module, slot, blueprint, around, shape)
     forward, _ = _flops(module, slot, around, spec.isolated)
     return Cost(sum(p.numel() for p in module.parameters() if p.requires_grad), forward)
 
@@ -188,6 +199,24 @@ def _without_data(module: nn.Module) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.detach().to("meta")
     return copy.deepcopy(module, memo)
+
+
+def _refuse_one_size_only(
+    module: nn.Module, slot: Slot, blueprint: str, around: Surroundings, shape: torch.Size
+) -> None:
+    """Raise `BlueprintError` for a module that does not make a value of ``shape`` from one."""
+    try:
+        with torch.no_grad():
+            out = module(torch.empty(shape, dtype=around.reads.dtype, device="meta"))
+        if isinstance(out, torch.Tensor) and out.shape == shape:
+            return
+    except Exception:  # of a user's module: whatever it raises, it does not take that shape
+        pass
+    raise BlueprintError(
+        f"{blueprint} at slot {slot.name!r}: it is made for {tuple(slot.shape)}, as in the example, and does "
+        f"not run with {tuple(shape)}, as with another input. Where all inputs have one size, name it: "
+        f"SEED(slot={slot.name!r}, blueprint={blueprint!r})"
+    )
 
 
 def _flops(module: nn.Module, slot: Slot, around: Surroundings, isolated: bool) -> tuple[int, int]:

@@ -36,6 +36,7 @@ class Observation:
         uniform: whether shape and dtype were the same each time.
         shape, dtype, device: of the (first) tensor.
         memory: values of equal ``memory`` share storage.
+        offset: where in its storage a strided tensor begins, in elements.
         strides: of a strided tensor.
         contiguous: whether it is laid out row by row.
         dense: strided, without gaps or overlaps, so that a copy preserves the strides.
@@ -59,6 +60,7 @@ class Observation:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     memory: int = -1
+    offset: int = 0
     strides: tuple[int, ...] = ()
     contiguous: bool = False
     dense: bool = False
@@ -169,6 +171,7 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         dtype=value.dtype,
         device=value.device,
         memory=memory_of(value),
+        offset=value.storage_offset() if strided else 0,
         strides=value.stride() if strided else (),
         contiguous=strided and value.is_contiguous(),
         dense=strided and is_dense(value),

@@ -115,3 +115,30 @@ def test_a_number_of_axes() -> None:
     for shape in ((4, 6), (2, 4, 6), (6,)):
         x = torch.randn(shape)
         assert same_bits(host(x), model(x)), shape
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_batch_of_one_is_an_example_of_any_batch(rows: int) -> None:
+    """Where the number of parts does not depend on it, as in `q, k, v = map(f, qkv.chunk(3, -1))`."""
+    model = Combining(lambda h: torch.cat([part * 2 for part in h.chunk(3, -1)], -1))
+    host = fxgraft.trace(model, (torch.randn(rows, 6),))
+    seed = fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    calls = (1, 5, 2, 17)
+    for count in calls:
+        x = torch.randn(count, 6)
+        assert same_bits(host(x), model(x)), count
+    assert seed.runs == len(calls), host.explain()
+
+
+@pytest.mark.parametrize("rows", [(1, 4), (4, 1), (1, 1), (4, 4)])
+def test_a_size_of_one_that_others_are_broadcast_over_stays_a_condition(rows: tuple[int, int]) -> None:
+    model = Combining(
+        lambda h, given: sum(part.sum() * i for i, part in enumerate((h + given).unbind(0))) + h
+    )
+    host = fxgraft.trace(model, (torch.randn(rows[0], 6), torch.randn(rows[1], 6)))
+    seed = fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    for left in (1, 2, 4):
+        for right in (1, left) if left > 1 else (1, 2, 4):
+            x, given = torch.randn(left, 6), torch.randn(right, 6)
+            assert same_bits(host(x, given), model(x, given)), (left, right)
+    assert seed.runs >= 1, "calls like the example's have a graph"
