@@ -137,8 +137,9 @@ class GrowthTrial:
         if len(memory.gains) < self._rounds.settings.measurements:
             return None
         gained = statistics.median(memory.gains)
-        needed = self._has_to_give(seed) + self._rounds.settings.margin(memory.gains)
-        if (objection := self._objection(gained, needed) or self._over_budget()) is not None:
+        flops = self._flops() if isinstance(self._rounds.settings.gain, str) else None
+        needed = self._has_to_give(seed, flops) + self._rounds.settings.margin(memory.gains)
+        if (objection := self._objection(gained, needed) or self._over_budget(flops)) is not None:
             return self.take_out(objection, gained)
         reason = f"above {needed:.2g}"
         if (copied := (memory.row or {}).get("copy")) is not None:
@@ -171,12 +172,16 @@ class GrowthTrial:
             return None
         return f"the loss with it is {now:.4g}, and was {before:.4g} before it was tried"
 
-    def _over_budget(self) -> str | None:
+    def _flops(self) -> int | None:
+        """Of a forward pass of the host, with what is on trial; None where they are not known."""
+        return evaluate_host(self._rounds.manager.host, self._rounds.evaluate).flops
+
+    def _over_budget(self, flops: int | None) -> str | None:
         """Why what costs more than was seen before it was there must go; None where there is room for it."""
-        rounds, memory = self._rounds, self._rounds.memory
+        limit = self._rounds.memory.flops or 0
         if self._budget.flops is None:
             return None
-        flops, limit = evaluate_host(rounds.manager.host, rounds.evaluate).flops, memory.flops or 0
+        flops = self._flops() if flops is None else flops
         if flops is None or flops <= self._budget.flops * limit:
             return None
         most = f"{self._budget.flops:g} times {limit:,}"
@@ -192,15 +197,14 @@ class GrowthTrial:
             hold += self._rounds.settings.blend
         return steps - memory.held_since >= self._rounds.settings.measure_after(hold, len(memory.gains))
 
-    def _has_to_give(self, seed: Seed) -> float:
-        """What the loss has to rise by without it, for it to stay."""
+    def _has_to_give(self, seed: Seed, flops: int | None) -> float:
+        """What the loss has to rise by without it, for it to stay; ``flops`` are those of a forward pass."""
         rounds, memory = self._rounds, self._rounds.memory
         if not isinstance(rounds.settings.gain, str):
             return rounds.settings.gain * abs(seed.loss_without or 0.0)
         size = rounds.parameters
         own = sum(p.numel() for p in seed.module.parameters()) if seed.module is not None else 0
         ratio = (size + own) / size
-        flops = evaluate_host(rounds.manager.host, rounds.evaluate).flops
         if flops is not None and memory.bare:
             ratio = flops / memory.bare
         began = memory.held_since if memory.held_since is not None else rounds.manager.steps

@@ -171,7 +171,7 @@ def _sum_up(entries: list[_Sight]) -> Observation:
         dtype=value.dtype,
         device=value.device,
         memory=memory_of(value),
-        offset=value.storage_offset() if strided else 0,
+        offset=int(value.storage_offset()) if strided else 0,
         strides=value.stride() if strided else (),
         contiguous=strided and value.is_contiguous(),
         dense=strided and is_dense(value),

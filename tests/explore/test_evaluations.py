@@ -93,3 +93,16 @@ def test_a_loss_that_the_evaluation_tells_is_not_computed_again() -> None:
         run.manager.step()
     assert growth.phase == "exploring"
     assert counts(run) == {0: 1, 2: 1, 4: 1}
+
+
+def test_what_is_held_is_looked_at_once_for_its_price_and_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "NormNet", Stack)
+    run = Counting()
+    given = {"steps": 3, "blend": 2, "hold": 2, "total_steps": 40, "gain": "steps", "price": 0.0}
+    block = DEEPEN(stack="blocks", at="end")
+    growth = run.manager.autogrow(run.evaluate, block, {"flops": 9.0}, [0.1], **given)
+    run.train(30)
+    (began,) = [entry["step"] for entry in growth.history if entry["what"] == "deepening"]
+    judged = next(entry["step"] for entry in growth.history if entry["what"] in ("kept", "dropped"))
+    kept = 1 if any(entry["what"] == "kept" for entry in growth.history) else 0  # `Rounds.kept` looks, too
+    assert counts(run) == {0: 1, began: 1, judged: 3 + kept}
