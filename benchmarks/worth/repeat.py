@@ -24,8 +24,19 @@ SAMPLE = (
     "cnn-grow-lr0.016-seed3",
     "thin-fixed-8-lr0.008-seed2",
     "thin-deepen-1-8-lr0.032-seed0",
+    "gpt-autogrow-anything-lr0.003-seed3",
+    "gpt-copies-8-lr0.0021-seed24",
+    "brown-copies-2-lr0.003-seed24",
+    "brown-grow-early-lr0.003-seed24",
+    "cnn-fixed-2-lr0.016-seed25",
+    "cnn-grow-early-lr0.016-seed24",
+    "thin-copies-4-lr0.064-seed24",
+    "gpt-grow-measured-lr0.0021-seed28",
+    "cnn-grow-measured-lr0.016-seed29",
+    "thin-grow-measured-lr0.064-seed27",
+    "long-grow-measured-lr0.012-seed28",
 )
-"""What ``--repeat`` without names repeats: for each workload a control and growth."""
+"""What ``--repeat`` without names repeats: of each workload a control and growth, of several experiments."""
 
 FILE = "worth_repeat.json"
 CHANCE = 0.05
