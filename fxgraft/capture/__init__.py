@@ -24,7 +24,8 @@
 `_sizes`             conditions on inputs
 `_lengths`           how many values an operation returns
 `_condition_writer`  nodes of a graph as Python over the inputs
-`_preconditions`     all conditions of a graph, in front of it, with the sizes of values on the way
+`_size_formulas`     the sizes of values on the way, as formulas over those of the inputs
+`_preconditions`     all conditions of a graph, in front of it
 `region`             a module with its graph, and the ``forward`` that runs
 `codegen`            from a graph to a function
 `merge`              several regions as one graph

@@ -1,29 +1,18 @@
 """The conditions inside of a graph as guards in front of it; see ``sizes``.
 
-Sizes of values that are computed on the way become formulas over the sizes of the inputs. For that a graph is
-run once on fake tensors whose sizes are symbols (``torch.fx.experimental.symbolic_shapes``)::
-
-    h = linear(x).unfold(1, 3, 2)        h.size(1)  ->  "(x.size(1) - 3) // 2 + 1"
-
-What torch had to assume for that (two sizes that are equal, one that is not 1) is part of the answer.
+Sizes of values that are computed on the way become formulas over the sizes of the inputs (`_size_formulas`).
 """
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import count
-from typing import Any
+from collections.abc import Mapping
 
-import torch
 import torch.fx as fx
 from torch import nn
 
-from fxgraft import _torch
 from fxgraft.capture._facts import Fact, Written
+from fxgraft.capture._size_formulas import Formulas, formulas, may_squeeze
 from fxgraft.capture._sizes import (
     conditions,
     devices_of_example,
@@ -35,158 +24,6 @@ from fxgraft.capture._sizes import (
     sizes_of_example,
 )
 from fxgraft.capture.call_form import CallForm
-from fxgraft.errors import SlotError
-from fxgraft_passes.observe import observation_of
-from fxgraft_passes.untouched import untouched
-
-
-@dataclass(frozen=True)
-class Formulas:
-    """Sizes as Python over the inputs.
-
-    Attributes:
-        sizes: node -> the expression of each of its sizes.
-        assumed: Python that must be true for these to be right.
-        ones: sizes of inputs that must be 1 for these to be right.
-    """
-
-    sizes: Mapping[fx.Node, tuple[str, ...]]
-    assumed: tuple[str, ...]
-    ones: tuple[str, ...]
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """All that must be true, as Python."""
-        return *(f"({size} == 1)" for size in self.ones), *self.assumed
-
-
-def formulas(
-    module: nn.Module, graph: fx.Graph, inputs: Mapping[str, str], wanted: Iterable[fx.Node]
-) -> Formulas | None:
-    """The sizes of ``wanted``; None where they cannot be found so.
-
-    Args:
-        module: what the graph runs on.
-        graph: with what was observed of its inputs, and with the conditions that the sizes are for.
-        inputs: placeholder -> the expression of its value.
-        wanted: nodes whose values are tensors.
-
-    Raises:
-        SlotError: a size depends on data.
-    """
-    wanted = list(wanted)
-    try:
-        found = _formulas(module, graph, inputs, wanted, frozenset())
-        # The example is often a batch of one. A size of 1 is a condition only if another one says otherwise.
-        facts, _ = facts_of(graph, inputs, found.sizes)
-        free: frozenset[str] = frozenset()
-        for one in found.ones:
-            with suppress(Exception):  # as below, or the graph does not run with another size there
-                other = _formulas(module, graph, inputs, wanted, free | {one})
-                if other.assumed == found.assumed and facts_of(graph, inputs, other.sizes)[0] == facts:
-                    free |= {one}
-        return replace(found, ones=tuple(one for one in found.ones if one not in free))
-    except _torch.data_dependent_errors() as error:
-        raise SlotError(_by_data(wanted)) from error
-    except SlotError as error:
-        raise SlotError(_by_data(wanted)) from error
-    except Exception:  # what torch cannot follow with symbols: the caller relies on the sizes of the example
-        return None
-
-
-def _formulas(
-    module: nn.Module,
-    graph: fx.Graph,
-    inputs: Mapping[str, str],
-    wanted: list[fx.Node],
-    free: Collection[str],
-) -> Formulas:
-    """As `formulas`, with the sizes of 1 in ``free`` as symbols, too. Raises what torch raises."""
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # takes a second to import
-
-    environment = ShapeEnv(duck_shape=False, specialize_zero_one=False)
-    mode = _torch.fake_tensor_mode(environment)
-    needed = _behind(wanted)
-    inputs_needed = [node for node in graph.nodes if node in needed and node.op == "placeholder"]
-    values, names, ones = _symbols(mode, inputs_needed, inputs, free)
-    with untouched(module), _torch.sizes_may_be_one(), mode, torch.no_grad():
-        runner = fx.Interpreter(module, garbage_collect_values=False, graph=graph)
-        runner.env.update(values)
-        for node in graph.nodes:
-            if node in needed and node not in values:
-                runner.env[node] = runner.run_node(node)
-    written = {node: tuple(_written(size, names) for size in runner.env[node].shape) for node in wanted}
-    assumed = [_written(guard.expr, names) for guard in environment.guards]
-    return Formulas(written, tuple(dict.fromkeys(assumed)), tuple(dict.fromkeys(ones)))
-
-
-def _by_data(wanted: list[fx.Node]) -> str:
-    return (
-        f"its code branches on the size of {', '.join(map(str, wanted))}, which depends on data: expected "
-        f"a slot of another region (host.explain() has them)"
-    )
-
-
-def _symbols(
-    mode: Any, placeholders: Iterable[fx.Node], inputs: Mapping[str, str], free: Collection[str]
-) -> tuple[dict[fx.Node, Any], dict[str, str], list[str]]:
-    """A fake tensor for each input, with a symbol for each size; the expressions of these; which sizes are 1.
-
-    A size of 1 is no symbol, as it may be one that others are broadcast over; unless it is in ``free``: then
-    it is one that no other input has, so that nothing is found because of equal sizes.
-    """
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
-
-    values: dict[fx.Node, Any] = {}
-    names: dict[str, str] = {}
-    ones: list[str] = []
-    used: set[int] = set()
-    shapes: dict[fx.Node, list[tuple[str, int]]] = {}
-    for node in placeholders:
-        seen = observation_of(node)
-        if seen is None or seen.kind != "Tensor":
-            raise ValueError(f"{node} is no tensor")
-        source = inputs[str(node.target)]
-        shapes[node] = [(f"{source}.size({axis})", size) for axis, size in enumerate(seen.shape)]
-        used |= set(seen.shape)
-    others = (size for size in count(2) if size not in used)
-    for node, sizes in shapes.items():
-        seen = observation_of(node)
-        assert seen is not None
-        now = [next(others) if source in free else size for source, size in sizes]
-        kinds = [DimDynamic.STATIC if size == 1 else DimDynamic.DYNAMIC for size in now]
-        context: Any = StatelessSymbolicContext(kinds)
-        real = torch.empty(now, dtype=seen.dtype, device=seen.device)
-        values[node] = mode.from_tensor(real, symbolic_context=context)
-        for size, (source, _) in zip(values[node].shape, sizes, strict=True):
-            if isinstance(size, torch.SymInt):
-                names.setdefault(str(size.node.expr), source)
-            else:
-                ones.append(source)
-    return values, names, ones
-
-
-def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
-
-
-def _written(size: Any, names: Mapping[str, str]) -> str:
-    if isinstance(size, int):
-        return str(size)
-    expression = size.node.expr if isinstance(size, torch.SymInt) else size
-    unknown = {str(symbol) for symbol in expression.free_symbols} - names.keys()
-    if any(symbol.startswith("u") for symbol in unknown):
-        raise SlotError(f"a size depends on data ({expression})")
-    assert not unknown, f"symbols of unknown origin: {unknown}"
-    source = _torch.python_of(expression)
-    return "(" + re.sub(r"\b[suz]\d+\b", lambda name: names.get(name[0], name[0]), source) + ")"
 
 
 def with_conditions(form: CallForm, module: nn.Module, graph: fx.Graph) -> CallForm:
@@ -206,17 +43,25 @@ def with_conditions(form: CallForm, module: nn.Module, graph: fx.Graph) -> CallF
         facts += devices_of_example(graph, inputs)
     if "layout" in asked:
         facts += layouts_of_example(module, graph, inputs)
-    if "rank" in asked:
+    if of_rank := dict.fromkeys(condition.node for condition in unknown if condition.of == "rank"):
         facts += ranks_of_example(graph, inputs)
+        if may_squeeze(module, of_rank):
+            facts += _as_formulas(formulas(module, graph, inputs, of_rank), graph, inputs)
     if of_size := dict.fromkeys(condition.node for condition in unknown if condition.of == "size"):
         found = formulas(module, graph, inputs, of_size)
         written, unknown = facts_of(graph, inputs, found.sizes) if found is not None else ([], unknown)
         facts += written
-        if found is None or any(condition.of == "size" for condition in unknown):
-            facts += sizes_of_example(graph, inputs)
-        else:
-            facts += [Fact(Written(source), (), "$") for source in found.conditions]
+        if any(condition.of == "size" for condition in unknown):
+            found = None
+        facts += _as_formulas(found, graph, inputs)
     drop_conditions(graph)
     form = copy.copy(form)
     form.require(facts)
     return form
+
+
+def _as_formulas(found: Formulas | None, graph: fx.Graph, inputs: Mapping[str, str]) -> list[Fact]:
+    """The facts for which formulas hold; without any, that all sizes are those of the example."""
+    if found is None:
+        return sizes_of_example(graph, inputs)
+    return [Fact(Written(source), (), "$") for source in found.conditions]

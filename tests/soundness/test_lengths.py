@@ -142,3 +142,28 @@ def test_a_size_of_one_that_others_are_broadcast_over_stays_a_condition(rows: tu
             x, given = torch.randn(left, 6), torch.randn(right, 6)
             assert same_bits(host(x, given), model(x, given)), (left, right)
     assert seed.runs >= 1, "calls like the example's have a graph"
+
+
+BY_ONES: dict[str, Callable[[Tensor], Tensor]] = {
+    "squeeze": lambda h: h * (2 if h.squeeze().dim() == 1 else 3),
+    "an axis": lambda h: h * (2 if h.squeeze(0).dim() == 1 else 3),
+    "an axis by name": lambda h: h * (2 if torch.squeeze(h, dim=0).dim() == 1 else 3),
+    "behind a slice": lambda h: h * (2 if len(h[1:].squeeze(0).shape) == 1 else 3),
+    "a size behind it": lambda h: h * (2 if h.squeeze(0).size(0) < 5 else 3),
+    "parts behind it": lambda h: h * len(h.squeeze(0).chunk(6)),
+    "one less": lambda h: h.sum() + (1 if h[:-1].size(0) == 0 else 2),
+    "from the second": lambda h: h.sum() + (1 if h[1:].size(0) == 0 else 2),
+    "the first": lambda h: h.sum() + (1 if h[:1].size(0) == 0 else 2),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("combine", BY_ONES.values(), ids=list(BY_ONES))
+def test_sizes_of_one_and_none_take_another_way(combine: Callable[[Tensor], Tensor], rows: int) -> None:
+    model = Combining(combine)
+    host = fxgraft.trace(model, (torch.randn(rows, 6),))
+    seed = fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    for count in (rows, 1, 2, 3, 4, 7, 0):
+        x = torch.randn(count, 6)
+        assert same_bits(host(x), model(x)), count
+    assert seed.runs >= 1, "calls like the example's have a graph"
