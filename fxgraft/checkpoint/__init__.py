@@ -19,8 +19,8 @@
 Group: growth. May import: helpers, graphs, the host, telemetry, commands, gates.
 """
 
-from fxgraft.checkpoint._run import RunState, restore, save
+from fxgraft.checkpoint._run import RunState, check, restore, save
 from fxgraft.checkpoint._structure import describe, elsewhere, restore_seeds
 from fxgraft.checkpoint.randomness import save_streams
 
-__all__ = ["RunState", "describe", "elsewhere", "restore", "restore_seeds", "save", "save_streams"]
+__all__ = ["RunState", "check", "describe", "elsewhere", "restore", "restore_seeds", "save", "save_streams"]

@@ -34,9 +34,11 @@ from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weight
 from fxgraft.checkpoint.packing import pack, unpack
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
+from fxgraft.host.channels import Widened
 from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.lifecycle import Lifecycle
-from fxgraft.resizing.replay import WideningReplay, records
+from fxgraft.resizing.narrowing import later_growths, shapes_before
+from fxgraft.resizing.replay import WideningReplay, checked_growth, records
 from fxgraft.slots.structure import Structure
 from fxgraft.util import validate
 from fxgraft.util.reading import read as read_data
@@ -115,6 +117,7 @@ def restore(
     rank: int = 0,
     alone: bool = True,
     read: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]] = file.read,
+    compile_it: Callable[[], None] = lambda: None,
 ) -> RunState:
     """Bring a fresh host, optimizers and schedulers to the saved state.
 
@@ -129,6 +132,7 @@ def restore(
         rank: whose random streams to go on with.
         alone: whether no other rank trains the host.
         read: gives the manifest and the tensors of ``path``.
+        compile_it: compiles what has grown, before anything that could not be taken back.
 
     Raises:
         CheckpointError: the file is damaged, of another host, or needs something that is not there.
@@ -141,10 +145,42 @@ def restore(
         restoration = _Restoration(
             path, manifest, tensors, lifecycle, trainers, schedulers, streams, alone=alone
         )
-        state = restoration.run(blueprints)
+        state = restoration.run(blueprints, compile_it)
         warn_of_frozen(path, lifecycle.host, manifest.get("frozen"))
         warn_of_modes(path, lifecycle.host, manifest.get("modes"))
         return state
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what is in a file is anyone's: it may fail in any way
+        raise _not_restored(path, error) from error
+
+
+def check(
+    path: str | os.PathLike[str],
+    lifecycle: Lifecycle,
+    trainers: Sequence[Optimizer],
+    schedulers: Sequence[Any],
+    blueprints: Mapping[str, BlueprintLike],
+    alone: bool = True,
+    read: Callable[[Any], tuple[dict[str, Any], dict[str, Tensor]]] = file.read,
+) -> tuple[Widened, ...]:
+    """Whether `restore` would bring the host back to a state of its own run. Changes nothing.
+
+    The arguments are those of `restore`; the host still has its seeds.
+
+    Returns:
+        The growths of channels that the host has beside those of that state.
+
+    Raises:
+        CheckpointError: it would not.
+    """
+    manifest, tensors = read(path)
+    try:
+        restoration = _Restoration(
+            path, manifest, tensors, lifecycle, trainers, schedulers, None, alone=alone, fresh=False
+        )
+        restoration.check_sources(blueprints)
+        return restoration.later
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # what is in a file is anyone's: it may fail in any way
@@ -186,16 +222,16 @@ class _Restoration:
         streams: Mapping[str, Any] | None,
         trains: bool = True,
         alone: bool = True,
+        fresh: bool = True,
     ):
         self._path, self._lifecycle, self._host = path, lifecycle, lifecycle.host
         self._trainers, self._schedulers = trainers, schedulers
-        if self._host.structure.placements:
-            raise CheckpointError("expected a freshly traced host; this one has seeds already")
-        shapes = {name: list(shape) for name, shape, _ in manifest["model"]}
-        self._replay = WideningReplay(self._host, manifest.get("widenings", ()), shapes, trainers, alone)
         self._model = manifest["model"]
-        if not self._replay.growths:  # else once it has grown
-            check_model(self._host, self._model)
+        self.later: tuple[Widened, ...] = ()
+        if fresh:
+            self._replay = self._for_a_fresh_host(manifest, alone)
+        else:
+            self.later = self._later_growths(manifest)
         check_types("optimizers", manifest["optimizers"], trainers)
         check_types("schedulers", manifest["schedulers"], schedulers)
         self._state = read_data(unpack(manifest["run"], tensors), RunState, "run")
@@ -216,7 +252,35 @@ class _Restoration:
         ]
         self._set_streams = randomness.setter(streams) if streams is not None else lambda: None
 
-    def run(self, blueprints: Mapping[str, BlueprintLike]) -> RunState:
+    def _for_a_fresh_host(self, manifest: Mapping[str, Any], alone: bool) -> WideningReplay:
+        if self._host.structure.placements:
+            raise CheckpointError("expected a freshly traced host; this one has seeds already")
+        shapes = {name: list(shape) for name, shape, _ in self._model}
+        found = WideningReplay(self._host, manifest.get("widenings", ()), shapes, self._trainers, alone)
+        if not found.growths:  # else once it has grown
+            check_model(self._host, self._model)
+        return found
+
+    def _later_growths(self, manifest: Mapping[str, Any]) -> tuple[Widened, ...]:
+        """Of a host that is to go back to this state."""
+        shapes = {name: list(shape) for name, shape, _ in self._model}
+        saved = [checked_growth(record, shapes) for record in manifest.get("widenings", ())]
+        later = later_growths(self._host, saved)
+        if not later:
+            if not saved or self._host.widenings:  # else it will grow as the saved one did
+                check_model(self._host, self._model)
+        elif shapes_before(self._host, later) != shapes:
+            raise CheckpointError("its model has other sizes than this one had. Expected a file of this run")
+        return later
+
+    def check_sources(self, blueprints: Mapping[str, BlueprintLike]) -> None:
+        """Raise `CheckpointError` for a seed that was germinated from code which is not there."""
+        for record in self._records:
+            record.check_source(blueprints)
+
+    def run(
+        self, blueprints: Mapping[str, BlueprintLike], compile_it: Callable[[], None] = lambda: None
+    ) -> RunState:
         host, lifecycle = self._host, self._lifecycle
         with ExitStack() as undo:
             undo.callback(setattr, host._links, "on_call", host._links.on_call)
@@ -235,6 +299,7 @@ class _Restoration:
             for scheduler, saved in zip(self._schedulers, self._of_schedulers, strict=True):
                 undo.callback(scheduler.load_state_dict, scheduler.state_dict())
                 scheduler.load_state_dict(saved)
+            compile_it()
             # From here on only code of the model's can fail: all was checked against what it replaces.
             load_weights(undo, host, self._weights)
             load_buffers(self._path, host, self._buffers)

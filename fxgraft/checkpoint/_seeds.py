@@ -226,6 +226,11 @@ class SeedRecord(SeedOrigin):
                 if parameter.requires_grad == (name in self.frozen):
                     parameter.requires_grad_(name not in self.frozen)
 
+    def check_source(self, blueprints: Mapping[str, BlueprintLike]) -> None:
+        """Raise `CheckpointError` where the code that it was germinated from is not there."""
+        if self.spec.get("call") is None:  # else a copy of a block of the host
+            self._source(blueprints)
+
     def _source(self, blueprints: Mapping[str, BlueprintLike]) -> BlueprintLike:
         for name in (self.name, self.blueprint):
             if name in blueprints:

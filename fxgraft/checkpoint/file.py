@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import itertools
 import json
 import os
 import platform
+import secrets
 import shutil
 import zipfile
 from pathlib import Path
@@ -36,7 +36,8 @@ version 2 the words of Python's and numpy's random streams were lists."""
 DAMAGED = "Load another checkpoint: this file is not as fxgraft wrote it"
 """What to do about a file that contradicts itself."""
 
-_numbers = itertools.count()
+_ours: set[str] = set()
+"""The folders beside files that this process is writing. In a container another one had the same number."""
 
 
 def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -46,9 +47,15 @@ def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[
         CheckpointError: if it cannot be written; what was at ``path`` is still there.
     """
     try:
-        target = Path(os.path.realpath(path))  # a link stays a link
-    except ValueError as error:
+        target = Path(os.path.realpath(os.fsdecode(path)))  # a link stays a link
+        str(target).encode()  # safetensors reads no other
+        is_other = target.exists() and not target.is_file()
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path!r}: expected the path of a file; {error}") from error
+    if is_other:  # a device or a pipe would be replaced
+        raise CheckpointError(
+            f"{target}: expected the path of a file; there is something else, no plain file"
+        )
     folder = _scratch(target)
     scratch = folder / "file"
     try:
@@ -76,6 +83,7 @@ def write(path: str | os.PathLike[str], manifest: dict[str, Any], tensors: dict[
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _ours.discard(folder.name)
     with contextlib.suppress(OSError):  # the new file is there; some file systems flush no folders
         _flush(target.parent)
 
@@ -87,7 +95,10 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         CheckpointError: if it is missing, damaged, or of another format or version.
     """
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
+        path = os.fsdecode(path)
+        if Path(path).exists() and not Path(path).is_file():  # to open a pipe would wait for its writer
+            raise CheckpointError(f"{path}: expected a checkpoint of fxgraft; it is no plain file")
+        with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             manifest = _manifest(path, header)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -168,23 +179,28 @@ def _scratch(target: Path) -> Path:
 
     A folder, because safetensors writes to a file with a name of its own beside the one it was given.
     """
-    return target.parent / f"{_prefix(target)}{os.getpid()}.{next(_numbers)}.part"
+    folder = target.parent / f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(8)}.part"
+    _ours.add(folder.name)
+    return folder
 
 
 def _prefix(target: Path) -> str:
     # Not the name itself: it may be as long as a name can be.
-    return f".{hashlib.sha256(target.name.encode()).hexdigest()[:16]}.{platform.node()}."
+    return f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.{platform.node()}."
 
 
 def _sweep(target: Path) -> None:
     """Remove what writers of ``target`` on this machine left that were killed."""
     for stray in target.parent.glob(f"{glob.escape(_prefix(target))}*.part"):
         writer = stray.name.split(".")[-3]
-        if writer.isdecimal() and not _lives(int(writer)):
+        if writer.isdecimal() and not _writes(int(writer), stray.name):
             shutil.rmtree(stray, ignore_errors=True)
 
 
-def _lives(process: int) -> bool:
+def _writes(process: int, name: str) -> bool:
+    """Whether the process that made the folder of that name may be at work on it."""
+    if process == os.getpid():
+        return name in _ours
     try:
         os.kill(process, 0)
     except ProcessLookupError:

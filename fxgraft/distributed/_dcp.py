@@ -162,9 +162,17 @@ def _point(path: Path, folder: Path) -> str:
     except OSError as error:
         return str(error)
     for other in path.iterdir():
-        if other != folder and re.fullmatch("[0-9a-f]{8}", other.name):
+        if other != folder and _is_ours(other):
             shutil.rmtree(other, ignore_errors=True)
     return ""
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is of an earlier save: by its name, as a date may be, and by all that is in it."""
+    if not re.fullmatch("[0-9a-f]{8}", folder.name) or not folder.is_dir():
+        return False
+    names = [file.name for file in folder.iterdir()]
+    return bool(names) and all(n == SHARDS or n.startswith(RUN) or n.endswith(".part") for n in names)
 
 
 def _is_sharded(tensor: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from fxgraft.host import engine
 from fxgraft.util.tables import TableMapping
 from fxgraft.util.tensors import local_tensor
 from fxgraft_passes import Phase
+from fxgraft_passes.channels._settings import Setting
 from fxgraft_passes.channels.groups import ChannelGroup, find
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried, tried_one
@@ -25,6 +26,19 @@ from fxgraft_passes.operators import branches_shown
 
 if TYPE_CHECKING:
     from fxgraft.host.host import Host
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a growth changes, as it was.
+
+    Attributes:
+        shapes: path -> shape, of the tensors.
+        settings: the numbers of modules.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    settings: tuple[Setting, ...]
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,7 @@ class Widened:
         init: how they began.
         numbers: module, attribute, value: what norms were given, that no shape tells.
         seeds: what had grown in the host by then.
+        before: what was there, to go back; None for a host that was made in these sizes.
     """
 
     group: str
@@ -44,6 +59,7 @@ class Widened:
     init: str
     numbers: tuple[tuple[str, str, float], ...] = ()
     seeds: tuple[str, ...] = ()
+    before: Before | None = field(default=None, compare=False, repr=False)
 
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]

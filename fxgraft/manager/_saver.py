@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fxgraft import checkpoint
 from fxgraft.distributed.peers import Peers
 from fxgraft.host import engine
+from fxgraft.host.channels import Widened
 from fxgraft.host.wrapped import is_wrapped
 from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -81,6 +82,17 @@ class Saver:
         else:
             self._write(path)
 
+    def check(
+        self, path: str | os.PathLike[str], blueprints: Mapping[str, BlueprintLike]
+    ) -> tuple[Widened, ...]:
+        """What `load` would need to go back to an earlier state of this run; see `checkpoint.check`."""
+        folder, host = self._peers.folder, self._lifecycle.host
+        alone = self._peers.size == 1 and not is_wrapped(host)
+        given = self._lifecycle, self._optimizers, self.schedulers, blueprints, alone
+        if folder is None:
+            return checkpoint.check(path, *given)
+        return checkpoint.check(folder.find(path), *given, folder.read)
+
     def load(self, path: str | os.PathLike[str], blueprints: Mapping[str, BlueprintLike], wait: bool) -> None:
         """As `SeedManager.load`, into a host without seeds."""
         lifecycle, folder = self._lifecycle, self._peers.folder
@@ -89,15 +101,19 @@ class Saver:
         self._reporter.silent = True
         rank, alone = self._peers.rank, self._peers.size == 1 and not is_wrapped(host)
         given = lifecycle, self._optimizers, self.schedulers, blueprints, rank, alone
+
+        def compile_it() -> None:
+            lifecycle.cold = False
+            if not wait and host.compiled is not None:
+                host.compiled.expect_help(host.structure)
+            else:
+                engine.warm_up(host, Structure())
+
         if folder is None:
-            state = checkpoint.restore(path, *given)
+            state = checkpoint.restore(path, *given, compile_it=compile_it)
         else:
-            state = checkpoint.restore(folder.find(path), *given, read=folder.read)
-        lifecycle.cold = self._reporter.silent = False
-        if not wait and host.compiled is not None:
-            host.compiled.expect_help(host.structure)
-        else:
-            engine.warm_up(host, Structure())
+            state = checkpoint.restore(folder.find(path), *given, read=folder.read, compile_it=compile_it)
+        self._reporter.silent = False
         self._reporter.continue_at(state.step)
         memory = self._memory
         memory.run_seed, memory.names = state.run_seed, SeedNames(state.names)

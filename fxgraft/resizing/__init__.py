@@ -14,6 +14,7 @@
 `planned_widening`   a growth that is to come, as a part of a change
 `_moments`           what optimizers keep for parameters that grow
 `replay`             the growths of a host in a checkpoint
+`narrowing`          a host goes back to fewer channels
 `_fusing`            fossils that become part of the host's own layers
 `_same_structure`    whether a branch has the structure of the layers parallel to it (needs networkx)
 `_activations`       activations, whether they are modules or functions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -56,7 +57,7 @@ class WideningReplay:
         alone: bool,
     ):
         self._host, self._optimizers = host, optimizers
-        self._all = self.growths = [_checked(record, shapes) for record in saved]
+        self._all = self.growths = [checked_growth(record, shapes) for record in saved]
         ours = {n: list(t.shape) for n, t in host.model_state().items() if isinstance(t, Tensor)}
         if ours == shapes:
             self.growths = [growth for growth in self._all if growth.group.startswith(f"{SEEDS}.")]
@@ -84,7 +85,11 @@ class WideningReplay:
     def end(self, undo: ExitStack) -> None:
         """All are done, and all seeds are there."""
         undo.callback(setattr, self._host, "widenings", self._host.widenings)
-        self._host.widenings = tuple(self._all)
+        done = list(self._host.widenings)
+        self._host.widenings = tuple(
+            replace(growth, before=done[done.index(growth)].before) if growth in done else growth
+            for growth in self._all
+        )
         _set_numbers(undo, self._host, self._all)
 
 
@@ -102,7 +107,8 @@ def _set_numbers(undo: ExitStack, host: Host, found: Sequence[Widened]) -> None:
         module.__dict__[name] = value
 
 
-def _checked(record: Any, shapes: dict[str, list[int]]) -> Widened:
+def checked_growth(record: Any, shapes: dict[str, list[int]]) -> Widened:
+    """A growth that `records` gave. Raises `CheckpointError` for anything else."""
     largest = max((size for shape in shapes.values() for size in shape), default=0)
     if not isinstance(record, dict) or record.keys() != {"group", "by", "init", "numbers", "seeds"}:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from fxgraft.errors import ChannelError
 from fxgraft.host import engine
-from fxgraft.host.channels import Widened, subject_of
+from fxgraft.host.channels import Before, Widened, subject_of
 from fxgraft.host.current_form import current_form
 from fxgraft.host.host import Host
 from fxgraft.host.retracing import Retrace, retrace
@@ -226,7 +226,9 @@ def carry_out(
     undo.callback(setattr, host, "widenings", host.widenings)
     numbers = [(s.path, s.name, s.new) for s in growth.settings if type(s.new) is float]
     seeds = tuple(placement.seed for placement in host.structure.placements)
-    done = Widened(growth.group.name, growth.by, growth.init, tuple(numbers), seeds)
+    shapes = {path: tuple(subject.now(path).shape) for path in growth.tensors}
+    before = Before(shapes, tuple(growth.settings))
+    done = Widened(growth.group.name, growth.by, growth.init, tuple(numbers), seeds, before)
     host.widenings = (*host.widenings, done)
     undo.callback(engine.widened, host)
     replace_moments(undo, growth, subject, optimizers, copies)

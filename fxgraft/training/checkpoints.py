@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fxgraft.distributed.peers import Peers
 from fxgraft.manager.manager import SeedManager
+from fxgraft.resizing.narrowing import averages_begin_anew, narrow
 from fxgraft.telemetry.events import logger
 
 _SUFFIX = ".fxgraft"
@@ -112,7 +113,9 @@ def rewind(
 ) -> SeedManager:
     """Load a checkpoint into the host, optimizers and schedulers that ``manager`` has already.
 
-    All seeds are removed first, fossils included, because a checkpoint is loaded into a host without seeds.
+    All seeds are removed first, fossils included, because a checkpoint is loaded into a host without seeds;
+    layers that have grown wider since become as narrow as they were. Averages that follow the host begin anew
+    there.
 
     Args:
         manager: the present manager; it cannot be used afterwards.
@@ -125,9 +128,10 @@ def rewind(
         The manager to continue with.
 
     Raises:
-        CheckpointError: the file is damaged or does not fit. The host then has no seeds; its weights are
-            unchanged.
+        CheckpointError: the file is damaged or does not fit. Nothing has changed, and ``manager`` goes on.
     """
+    blueprints = {**manager.host.seed_blueprints, **(options.get("blueprints") or {})}
+    later = manager._saver.check(path, blueprints)
     manager.cull_all()
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -135,4 +139,8 @@ def rewind(
         if fossil.module is not None:
             manager.registry.leave(fossil.module.parameters())
     manager.host.clear()
-    return SeedManager.load(path, host, optimizers, schedulers=manager.schedulers, **options)
+    shrunk = narrow(manager.host, later) if later else []
+    found = SeedManager.load(path, host, optimizers, schedulers=manager.schedulers, **options)
+    if shrunk:
+        averages_begin_anew(found.host, shrunk)
+    return found

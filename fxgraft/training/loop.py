@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from fxgraft.errors import CheckpointError
 from fxgraft.explore.autogrow import AutoGrowth
@@ -80,7 +81,8 @@ class Trainer:
         optimizer: one optimizer or several.
         criterion: (output, target) -> loss.
         config: options; None: the defaults.
-        schedulers: stepped after every training step.
+        schedulers: stepped after every training step; a ``ReduceLROnPlateau`` after every epoch of `fit`,
+            with the held-out loss (the training loss where there is no ``validation``).
         validation: a function that returns the held-out batches, the same at each call; seeds are measured on
             them too.
         controller: decides what to grow, or None. It needs ``validation``.
@@ -151,13 +153,16 @@ class Trainer:
         """
         reports = []
         while self.progress.epoch < self.config.epochs:
-            self.model.train()
+            if not self.model.training:  # else what is in eval mode is meant to be
+                self.model.train()
             before = len(self.losses)
             for inputs, target in islice(batches(self.progress.epoch), self.progress.batch, None):
                 self.step(inputs, target)
             made = self.losses[before:]
             mean = sum(made) / len(made) if made else float("nan")
             held_out = self.validate() if self._validation else None
+            for scheduler in filter(_is_by_metric, self.schedulers):
+                scheduler.step(mean if held_out is None else held_out)
             reports.append(EpochReport(self.progress.epoch, len(made), mean, held_out))
             self.progress.epoch, self.progress.batch = self.progress.epoch + 1, 0
         return reports
@@ -229,11 +234,14 @@ class Trainer:
                 self._scaler.unscale_(optimizer)
             clip_per_owner(self.manager, self.config.clip_norm)
         scale = self._scaler.get_scale()
-        for optimizer in self.optimizers:
+        # The scaler refuses an optimizer without gradients, as one for seeds is before there are any.
+        trained = [o for o in self.optimizers if not self._scaler.is_enabled() or _has_gradients(o)]
+        for optimizer in trained:
             self._scaler.step(optimizer)
-        self._scaler.update()
+        if trained:
+            self._scaler.update()
         if self._scaler.get_scale() >= scale:  # a smaller one says that the step was skipped
-            for scheduler in self.schedulers:
+            for scheduler in itertools.filterfalse(_is_by_metric, self.schedulers):
                 scheduler.step()
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -290,3 +298,12 @@ class Trainer:
             self._checkpoints.drop_after(file, self.manager.peers)
             return True
         return False
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
+def _is_by_metric(scheduler: Any) -> bool:
+    """Whether it is stepped after an epoch, with a loss."""
+    return isinstance(scheduler, ReduceLROnPlateau)

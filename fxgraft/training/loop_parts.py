@@ -15,20 +15,21 @@ from fxgraft.manager.manager import SeedManager
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Any, Any]], criterion: Callable[[Any, Any], Tensor]
 ) -> float:
-    """The mean of the losses of the batches, in eval mode and without gradients. The mode is restored.
+    """The mean of the losses of the batches, in eval mode and without gradients. Modes are restored.
 
     Args:
         model: a host, or any module that takes ``inputs`` as its only argument.
         batches: pairs of inputs and targets. Without any, the result is NaN.
         criterion: outputs and targets -> a loss, 0-d.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             losses = [float(criterion(model(inputs), target)) for inputs, target in batches]
     finally:
-        model.train(training)
+        for module, training in modes:  # each its own: a frozen norm stays in eval mode
+            module.training = training
     return sum(losses) / len(losses) if losses else float("nan")
 
 

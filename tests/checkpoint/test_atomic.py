@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import fxgraft
 from fxgraft.checkpoint import file
 from fxgraft.errors import CheckpointError
 from tests.checkpoint import writer
@@ -192,3 +194,42 @@ def test_the_file_has_the_permissions_that_new_files_have(tmp_path: Path) -> Non
     plain.touch()
     file.write(tmp_path / "run.ckpt", {}, {})
     assert stat.S_IMODE((tmp_path / "run.ckpt").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+# What is there that is no file, and what others left
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    manager = fxgraft.SeedManager(fxgraft.trace(nn.Linear(2, 2), (torch.randn(1, 2),)))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "link"
+    link.symlink_to(pipe)
+    for path in (pipe, link, tmp_path):
+        with pytest.raises(CheckpointError, match="plain file"):
+            manager.save(path)
+    assert pipe.is_fifo()
+    host = fxgraft.trace(nn.Linear(2, 2), (torch.randn(1, 2),))
+    with pytest.raises(CheckpointError, match="plain file"):  # to open it would wait for ever
+        fxgraft.SeedManager.load(pipe, host)
+
+
+def test_what_an_earlier_process_of_the_same_number_left_is_swept(tmp_path: Path) -> None:
+    """In a container each run is process 1."""
+    path = tmp_path / "run"
+    manager = fxgraft.SeedManager(fxgraft.trace(nn.Linear(2, 2), (torch.randn(1, 2),)))
+    for number in range(4):
+        stray = tmp_path / f"{file._prefix(path)}{os.getpid()}.{number}.part"
+        stray.mkdir()
+        (stray / "file").write_bytes(b"half")
+    manager.save(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_names_that_are_bytes(tmp_path: Path) -> None:
+    model, example = nn.Linear(2, 2), (torch.randn(1, 2),)
+    manager = fxgraft.SeedManager(fxgraft.trace(model, example))
+    manager.save(os.fsencode(tmp_path / "café"))
+    fxgraft.SeedManager.load(os.fsencode(tmp_path / "café"), fxgraft.trace(model, example))
+    with pytest.raises(CheckpointError, match="utf-8"):
+        manager.save(os.fsencode(tmp_path / "latin") + b"\xe9")

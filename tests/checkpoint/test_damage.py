@@ -319,3 +319,44 @@ def test_no_pickle_is_written_or_read(tmp_path: Path, monkeypatch: pytest.Monkey
     (header,) = struct.unpack("<Q", content[:8])
     json.loads(content[8 : 8 + header])
     assert b"\x80\x02" not in content[: 8 + header]
+
+
+def test_a_compiler_that_fails_changes_nothing(tmp_path: Path) -> None:
+    x, fails = torch.randn(4, 6), [False]
+
+    def backend(graph: Any, example: Any, **options: Any) -> Any:
+        if fails[0]:
+            raise RuntimeError("out of memory in the compiler")
+        return graph.forward
+
+    def made() -> tuple[fxgraft.Host, torch.optim.Optimizer]:
+        model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
+        host = fxgraft.trace(model, (x,))
+        return host, torch.optim.AdamW(host.parameters(), 1e-2)
+
+    host, optimizer = made()
+    manager = fxgraft.SeedManager(host, optimizer)
+    manager.germinate("1", "mlp", hidden=4, name="a")
+    host(x).sum().backward()
+    optimizer.step()
+    manager.step()
+    manager.save(tmp_path / "run")
+    expected = host(x)
+
+    host, optimizer = made()
+    host.compile(backend=backend)
+    host(x).sum().backward()
+    host.zero_grad()
+    weights = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+    stream = torch.get_rng_state()
+    fails[0] = True
+    with pytest.raises(CheckpointError, match="out of memory in the compiler"):
+        fxgraft.SeedManager.load(tmp_path / "run", host, optimizer, helper="off")
+    fails[0] = False
+    assert host.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in host.state_dict().items())
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4]
+    assert not optimizer.state
+    assert torch.equal(stream, torch.get_rng_state())
+    fxgraft.SeedManager.load(tmp_path / "run", host, optimizer, helper="off")
+    torch.testing.assert_close(host(x), expected)
