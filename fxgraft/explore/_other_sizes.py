@@ -24,6 +24,7 @@ from fxgraft.explore._example_run import Call
 from fxgraft.host.channels import example_of
 from fxgraft.host.host import Host
 from fxgraft_passes import Slot, devices
+from fxgraft_passes.channels.subject import on_meta
 
 Shapes = dict[str, set[torch.Size]]
 """Name of a slot -> the shapes that its value has, beside that of the example call."""
@@ -50,7 +51,12 @@ def other_shapes(host: Host, slots: Sequence[Slot]) -> Shapes:
         stack.enter_context(subject.session())
         stack.enter_context(subject.in_mode(False))
         stack.enter_context(torch.no_grad())
-        for args, kwargs in _calls_of_other_sizes((subject.args, subject.kwargs)):
+        call: Call = subject.args, subject.kwargs
+        # An index that is out of range ends the process on an accelerator; without numbers there is none.
+        if subject.without_data or not all(devices.is_cpu(t.device) for t in subject.tensors.values()):
+            stack.enter_context(subject.without_numbers())
+            call = pytree.tree_map_only(Tensor, on_meta, call)
+        for args, kwargs in _calls_of_other_sizes(call):
             for name, (call, autocasts) in _calls_of_regions(host, list(by_region), args, kwargs).items():
                 with devices.under_autocasts(autocasts):
                     _observe(host.regions[name], call, by_region[name], found)
@@ -59,7 +65,7 @@ def other_shapes(host: Host, slots: Sequence[Slot]) -> Shapes:
 
 def _calls_of_other_sizes(call: Call) -> Iterator[Call]:
     """The call with one size changed: along one axis of all tensors, or wherever a tensor has that size."""
-    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor) and _is_plain(leaf)]
     sizes = [(axis, size) for tensor in tensors for axis, size in enumerate(tensor.shape) if size]
     of_one_axis = [partial(_is_at, axis, size) for axis, size in dict.fromkeys(sizes)]
     everywhere = [partial(_is_size, size) for _, size in dict.fromkeys((0, size) for _, size in sizes)]
@@ -72,6 +78,11 @@ def _calls_of_other_sizes(call: Call) -> Iterator[Call]:
             yield other
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it can be cut: one that is sparse or nested stays as it is."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def _is_at(axis: int, size: int, at: int, now: int) -> bool:
     return (at, now) == (axis, size)
 
@@ -82,6 +93,8 @@ def _is_size(size: int, at: int, now: int) -> bool:
 
 def _changed(changes: Callable[[int, int], bool], tensor: Tensor) -> Tensor:
     """One shorter along these axes; twice where there is a single element."""
+    if not _is_plain(tensor):
+        return tensor
     for axis, size in enumerate(tensor.shape):
         if size and changes(axis, size):
             tensor = tensor.narrow(axis, 0, size - 1) if size > 1 else torch.cat([tensor, tensor], axis)
@@ -108,10 +121,12 @@ def _calls_of_regions(
 
 def _observe(region: Region, call: Call, slots: dict[fx.Node, Slot], found: Shapes) -> None:
     """Run the graph of a region as far as it runs, and take down the shapes of the values at its slots."""
-    if region.is_boundary or (values := region.form.values(*call)) is None:
+    if region.is_boundary:
         return
-    inputs = [values[str(node.target)] for node in region.base.find_nodes(op="placeholder")]
     with suppress(Exception):  # likewise
+        if (values := region.form.values(*call)) is None:
+            return
+        inputs = [values[str(node.target)] for node in region.base.find_nodes(op="placeholder")]
         _Shapes(region, slots, found).run(*inputs)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fxgraft import commands
 from fxgraft.commands import DEEPEN, SEED, WIDEN
 from fxgraft.util.tables import text_table
+from fxgraft.util.text import pluralize
 
 LEARNING, MEASURED, FAILED, LEFT_OUT = "learning", "measured", "failed", "left out"
 """What became of a candidate."""
@@ -86,7 +87,7 @@ class Row:
 
 
 def text_of(rows: Sequence[Row], most: int = 20) -> str:
-    """The rows as text: a table, and below it what has no numbers, with the reason.
+    """The rows as text: a table, and below it what has no numbers, a line for each reason.
 
     Of each kind (with numbers, failed, left out) the first ``most``, or what there is room for within that.
     """
@@ -96,11 +97,23 @@ def text_of(rows: Sequence[Row], most: int = 20) -> str:
     kinds = ((LEARNING, MEASURED), (FAILED,), (LEFT_OUT,))
     table, failed, left_out = ([row.to_dict() for row in rows if row.status in kind] for kind in kinds)
     shown = table[:most]
-    rest = failed[: max(most - len(shown), 3)]
-    rest += left_out[: max(most - len(shown) - len(rest), 3)]
+    rest = _by_reason(failed, remark)[: max(most - len(shown), 3)]
+    rest += _by_reason(left_out, remark)[: max(most - len(shown) - len(rest), 3)]
     cells = [[column.cell(row) for column in COLUMNS] for row in shown]
     lines = [text_table(HEADERS, cells, right=NUMBERS)]
-    lines += [f"{place_of(row)}: {remark(row)}" for row in rest]
-    if hidden := len(rows) - len(shown) - len(rest):
+    for row, *others in rest:
+        more = f" and {pluralize(len(others), 'other')}" if others else ""
+        lines.append(f"{place_of(row)}{more}: {remark(row)}")
+    if hidden := len(rows) - len(shown) - sum(map(len, rest)):
         lines.append(f"... and {hidden} more (exploration.table has all)")
     return "\n".join(lines)
+
+
+def _by_reason(
+    rows: Sequence[dict[str, Any]], remark: Callable[[dict[str, Any]], str]
+) -> list[list[dict[str, Any]]]:
+    """The rows, those with the same reason together."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(remark(row), []).append(row)
+    return list(found.values())

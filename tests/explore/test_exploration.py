@@ -147,7 +147,11 @@ def test_what_is_left_out_is_said() -> None:
         "relu",
     }  # a place each, before a second
     assert all("cap of 4" in row.reason for row in rows[4:])
-    assert "left out: the cap of 4 candidates" in str(exploration)
+    text = str(exploration)
+    (line,) = [line for line in text.splitlines() if "left out: the cap of 4 candidates" in line]
+    others = sum("cap of 4 candidates" in row.reason for row in rows) - 1
+    assert f" and {others} others: left out" in line
+    assert "more (exploration.table has all)" not in text  # nothing is hidden: a line for each reason
 
 
 def test_where_there_is_little_room_an_mlp_has_fewer_hidden_units() -> None:

@@ -112,6 +112,36 @@ def test_shapes_are_those_of_calls_with_other_sizes():
     assert shapes(host)["qkv"] == {(2, 9, 48), (1, 8, 48)}
 
 
+def test_without_numbers_the_same_is_seen(monkeypatch: pytest.MonkeyPatch):
+    """As on an accelerator, where an index out of range would end the process; and for large models."""
+    expected = shapes(traced(Attention))
+    monkeypatch.setattr("fxgraft_passes.channels.subject._SMALL", 0)
+    host = traced(Attention)
+    before = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+    assert shapes(host) == expected
+    assert all(torch.equal(tensor, before[name]) for name, tensor in host.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_a_sparse_input_stays_as_it_is(layout):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x, adjacency):
+            return self.b(torch.relu(torch.sparse.mm(adjacency, self.a(x))))
+
+    torch.manual_seed(0)
+    adjacency = torch.eye(5).to_sparse(layout=layout)
+    host = fxgraft.trace(Graph(), (torch.randn(5, 4), adjacency))
+    assert shapes(host)["b"] == set()  # five nodes, or it does not run
+    assert shapes(host)["a"] == {(4, 8)}
+    manager = fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.01))
+    manager.explore(["b"], evaluate=lambda: host(torch.ones(5, 4), adjacency).sum(), steps=1)
+
+
 def test_what_fails_with_another_size_is_as_in_the_example():
     host = traced(Mixer)
     assert shapes(host)["mix"] == {(2, WIDTH, 9)}  # another batch; of another length nothing is known

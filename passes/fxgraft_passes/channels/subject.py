@@ -86,6 +86,12 @@ class Subject:
             for register, name, tensor in kept:
                 register[name] = tensor
 
+    @contextmanager
+    def without_numbers(self) -> Iterator[None]:
+        """Its tensors are on ``meta`` inside, for runs of which only shapes count."""
+        with self.with_tensors({path: on_meta(tensor) for path, tensor in self.tensors.items()}):
+            yield
+
     def _register(self, path: str, module: nn.Module, name: str) -> dict[str, Any]:
         return module._parameters if self.is_parameter(path) else module._buffers  # type: ignore[return-value]
 
@@ -115,8 +121,8 @@ class Subject:
         stand_ins = {path: others.get(path, tensor) for path, tensor in self.tensors.items()}
         args, kwargs = self.args, self.kwargs
         if self.without_data:
-            stand_ins = {path: _meta(tensor) for path, tensor in stand_ins.items()}
-            args, kwargs = pytree.tree_map_only(Tensor, _meta, (args, kwargs))
+            stand_ins = {path: on_meta(tensor) for path, tensor in stand_ins.items()}
+            args, kwargs = pytree.tree_map_only(Tensor, on_meta, (args, kwargs))
         else:
             stand_ins = {path: tensor.detach().clone() for path, tensor in stand_ins.items()}
             args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
@@ -152,5 +158,6 @@ class Subject:
                 module.training = was
 
 
-def _meta(tensor: Tensor) -> Tensor:
+def on_meta(tensor: Tensor) -> Tensor:
+    """A tensor of the same form, without numbers."""
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
