@@ -295,18 +295,21 @@ def test_the_sample_is_committed_and_has_growth_of_each_workload():
 def test_the_committed_repeat_is_of_the_sample_and_of_the_committed_numbers():
     told = json.loads((command.COMMITTED / repeat.FILE).read_text(encoding="utf-8"))
     committed = results.everything(command.COMMITTED)
-    # The one that does not is told: growth decided otherwise on another kind of processor.
-    far = [(end["run"], end["share"]) for end in told["ends"] if abs(end["errors"]) > told["allowed_errors"]]
-    assert far == [("cnn-grow-lr0.016-seed3", 0.35)]
+    # Those that do not are told: growth decided otherwise on another kind of processor.
+    far = [end for end in told["ends"] if abs(end["errors"]) > told["allowed_errors"]]
+    assert [(end["run"], end["share"]) for end in far] == [
+        ("cnn-grow-lr0.016-seed3", 0.35),
+        ("cnn-grow-lr0.016-seed4", 0.35),
+    ]
     assert not told["repeats"]
     page = (Path(__file__).parents[1] / "docs" / "growth.md").read_text(encoding="utf-8")
-    (end,) = (each for each in told["ends"] if (each["run"], each["share"]) == far[0])
-    assert f"ended at {end['here']:.3f} and not at {end['committed']:.3f}, {end['errors']:.1f}" in page
+    here, there = (" and ".join(f"{end[which]:.3f}" for end in far) for which in ("here", "committed"))
+    assert f"ended at {here} and not at {there}" in page
     assert f"{len(told['ends'])} ends of {len(repeat.SAMPLE)} runs" in page
     assert f"{told['to_the_last_digit']} are the same to the last digit" in page
-    apart = sum(abs(end["here"] - end["committed"]) for end in told["ends"])
-    others = len(told["ends"]) - told["to_the_last_digit"]
-    assert f"the others differ by {apart / others:.3f} nats on average" in page
+    apart = sum(abs(end["here"] - end["committed"]) for end in told["ends"] if end not in far)
+    others = len(told["ends"]) - told["to_the_last_digit"] - len(far)
+    assert f"{others} others differ by {apart / others:.3f} nats on average" in page
     assert {end["run"] for end in told["ends"]} == set(repeat.SAMPLE)
     for end in told["ends"]:
         (same,) = (each for each in committed[end["run"]]["ends"] if each["share"] == end["share"])
