@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fxgraft.errors import CheckpointError
 from fxgraft.host import engine
@@ -18,30 +19,27 @@ from fxgraft.host.channels import Widened, subject_of
 from fxgraft.host.growth_history import without_seeds
 from fxgraft.host.host import Host
 from fxgraft.host.retracing import retrace
+from fxgraft.optimizers.wrapped import with_nested
 from fxgraft_passes.channels.replacing import set_tensor
 from fxgraft_passes.graft import SEEDS
 
 
-def later_growths(host: Host, earlier: Sequence[Widened]) -> tuple[Widened, ...]:
-    """The growths of the model's own channels that a host has beside those of an earlier state.
+def later_growths(host: Host, others: Sequence[Widened]) -> tuple[Widened, ...]:
+    """The growths of the model's own channels that a host must lose to come to another state.
+
+    Those beside the growths of that state, where it is an earlier one of this host; else all: a host that is
+    as it was traced can grow into any.
 
     Args:
         host: as it is now; its seeds do not count.
-        earlier: the growths of that state.
+        others: the growths of that state.
 
     Raises:
-        CheckpointError: that state is none of its earlier ones, or the host cannot go back.
+        CheckpointError: the host cannot go back.
     """
     own = without_seeds([placement.seed for placement in host.structure.placements], host.widenings)
-    then = [growth for growth in earlier if not growth.group.startswith(f"{SEEDS}.")]
-    if not own:
-        return ()
-    if [_key(growth) for growth in own[: len(then)]] != [_key(growth) for growth in then]:
-        raise CheckpointError(
-            "the channels of the host have grown otherwise since: expected a checkpoint of this run. Or "
-            "trace the model anew, and load it into that"
-        )
-    later = own[len(then) :]
+    then = [_key(growth) for growth in others if not growth.group.startswith(f"{SEEDS}.")]
+    later = own[len(then) :] if [_key(growth) for growth in own[: len(then)]] == then else own
     for growth in later:
         if growth.before is None:
             raise CheckpointError(
@@ -72,17 +70,19 @@ def shapes_before(host: Host, later: Sequence[Widened]) -> dict[str, list[int]]:
     }
 
 
-def narrow(host: Host, later: Sequence[Widened]) -> list[str]:
-    """Take these growths back, in the host, which has no seeds, and in its averages; return what has shrunk.
+def narrow(host: Host, later: Sequence[Widened], optimizers: Sequence[Optimizer]) -> list[str]:
+    """Take these growths, the last ones, back: in the host, which has no seeds, and in its averages.
 
     Args:
         host: what its tensors are then is not said: they are to be loaded.
         later: what `later_growths` returned.
+        optimizers: forget what they keep for tensors that shrink.
 
     Returns:
         The paths of the tensors.
     """
     shapes: dict[str, Sequence[int]] = {}
+    kept = host.widenings[: len(host.widenings) - len(later)]
     with ExitStack() as undo:
         for each in (host, *host._links.followers):
             subject = subject_of(each, host.example_call())
@@ -97,10 +97,14 @@ def narrow(host: Host, later: Sequence[Widened]) -> list[str]:
                         undo.callback(replace(setting, old=setting.new, new=setting.old).apply(subject))
             undo.callback(engine.widened, each)
             undo.callback(setattr, each, "widenings", each.widenings)
-            each.widenings = each.widenings[: len(each.widenings) - len(later)]
+            each.widenings = kept
             engine.widened(each)
             retrace(undo, each, host.example_call())
         undo.pop_all()
+    subject = subject_of(host, host.example_call())
+    for optimizer in with_nested(optimizers):
+        for tensor in map(subject.now, shapes.keys() & subject.places.keys()):
+            optimizer.state.pop(tensor, None)
     return list(shapes)
 
 

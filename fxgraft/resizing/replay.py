@@ -85,12 +85,18 @@ class WideningReplay:
     def end(self, undo: ExitStack) -> None:
         """All are done, and all seeds are there."""
         undo.callback(setattr, self._host, "widenings", self._host.widenings)
-        done = list(self._host.widenings)
-        self._host.widenings = tuple(
-            replace(growth, before=done[done.index(growth)].before) if growth in done else growth
-            for growth in self._all
-        )
+        done = [growth for growth in self._host.widenings if growth.before is not None]
+        self._host.widenings = tuple(_with_before(growth, done) for growth in self._all)
         _set_numbers(undo, self._host, self._all)
+
+
+def _with_before(growth: Widened, done: list[Widened]) -> Widened:
+    """With what it has changed, where it is among those that were done, in order."""
+    for one in done:
+        if (one.group, one.by) == (growth.group, growth.by):
+            done.remove(one)
+            return replace(growth, before=one.before)
+    return growth
 
 
 def _set_numbers(undo: ExitStack, host: Host, found: Sequence[Widened]) -> None:

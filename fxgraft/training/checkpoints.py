@@ -139,7 +139,7 @@ def rewind(
         if fossil.module is not None:
             manager.registry.leave(fossil.module.parameters())
     manager.host.clear()
-    shrunk = narrow(manager.host, later) if later else []
+    shrunk = narrow(manager.host, later, optimizers) if later else []
     found = SeedManager.load(path, host, optimizers, schedulers=manager.schedulers, **options)
     if shrunk:
         averages_begin_anew(found.host, shrunk)

@@ -140,6 +140,23 @@ def test_a_host_that_was_wider_then_becomes_that_again(tmp_path: Path) -> None:
     assert other.train(3) == expected
 
 
+def test_forwards_and_to_another_branch(tmp_path: Path) -> None:
+    run = Run()
+    run.manager.save(tmp_path / "begin")
+    expected = {}
+    for name, what in (("first", "wider"), ("second", "the stream")):
+        grows(run, what)
+        run.manager.save(tmp_path / name)
+        expected[name] = run.train(2)
+    run.rewind(tmp_path / "begin")
+    grows(run, "the stream")
+    run.manager.save(tmp_path / "other")
+    expected["other"] = run.train(2)
+    for name in ("second", "first", "second", "other", "first"):
+        run.rewind(tmp_path / name)
+        assert run.train(2) == expected[name], name
+
+
 def broken(run: Run, kind: str, folder: Path) -> Path:
     path = folder / "then"
     if kind == "missing":
