@@ -38,7 +38,7 @@ ASKS = (
 REMEDY = re.compile(rf"{TELLS}|(?:^|[.;:,(] |or |(?:for|when) \w+, )(?:{ASKS})\b", re.IGNORECASE)
 """An error tells what was expected, or asks to do something."""
 CAUGHT = {
-    *(f"fxgraft.capture.{name}" for name in ("_preconditions", "merge", "_proxy")),
+    *(f"fxgraft.capture.{name}" for name in ("_size_formulas", "merge", "_proxy")),
     *(f"fxgraft.compiling.{name}" for name in ("_by_value", "_child", "_payload")),
     *(f"fxgraft.util.{name}" for name in ("lazy_modules", "reading")),
     *(
