@@ -17,8 +17,8 @@ from fxgraft.host import engine
 from fxgraft.util.tables import TableMapping
 from fxgraft.util.tensors import local_tensor
 from fxgraft_passes import Phase
-from fxgraft_passes.channels._settings import Setting
 from fxgraft_passes.channels.groups import ChannelGroup, find
+from fxgraft_passes.channels.settings import Setting
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried, tried_one
 from fxgraft_passes.graft import SEEDS

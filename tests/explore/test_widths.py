@@ -191,7 +191,7 @@ def test_what_failed_is_not_tried_again_until_something_was_kept() -> None:
 @pytest.mark.parametrize("rises", [True, False])
 def test_what_the_host_only_got_used_to_is_not_kept(monkeypatch: Any, rises: bool) -> None:
     run = Run()
-    monkeypatch.setattr("fxgraft.explore._trial.GrowthTrial._has_to_give", lambda self, seed: -1.0)
+    monkeypatch.setattr("fxgraft.explore._trial.GrowthTrial._has_to_give", lambda self, *_: -1.0)
 
     def evaluate() -> float:
         worse = 5.0 * (run.manager.steps > 6) if rises else 0.0

@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxgraft.testing.checks import assert_same_bits
-from fxgraft_passes.channels._settings import applied
 from fxgraft_passes.channels.comparing import outputs
 from fxgraft_passes.channels.groups import find
 from fxgraft_passes.channels.growth import grow
 from fxgraft_passes.channels.recording import tensors_in
+from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried
 from tests.strategies import OPERATIONS, RandomOperation, plans

@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fxgraft
 from fxgraft.commands import SEED, WIDEN
 from fxgraft.errors import ChannelError, DistributedError, StageError
-from fxgraft_passes.channels._settings import applied
 from fxgraft_passes.channels.groups import find
 from fxgraft_passes.channels.growth import grow
+from fxgraft_passes.channels.settings import applied
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.channels.trying import tried
 from tests.harness import assert_same_bits, counting_backend, snapshot, train
@@ -306,7 +306,7 @@ def test_bad_input_changes_nothing(arguments, error, said):
         "fxgraft.resizing.widening.replace_tensors",
         "fxgraft_passes.channels.replacing.set_tensor",
         "fxgraft_passes.channels.growth.GroupGrowth.spread",
-        "fxgraft_passes.channels._settings.Setting.apply",
+        "fxgraft_passes.channels.settings.Setting.apply",
         "fxgraft.resizing.widening.retrace",
         "fxgraft.host.retracing.Capture",
         "fxgraft.resizing.widening.follow",

@@ -22,7 +22,7 @@ X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (16,), generator=torch.Generator().manual_seed(1))
 
 
-class Block(nn.Module):
+class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.up, self.down = nn.Linear(10, 12), nn.Linear(12, 10)
@@ -31,11 +31,11 @@ class Block(nn.Module):
         return x + self.down(torch.relu(self.up(x)))
 
 
-class Net(nn.Module):
+class TwoBlocks(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.norm = nn.Linear(6, 10), nn.BatchNorm1d(10)
-        self.blocks, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(10, 3)
+        self.blocks, self.head = nn.ModuleList([Residual(), Residual()]), nn.Linear(10, 3)
 
     def forward(self, x):
         x = self.norm(self.first(x))
@@ -49,7 +49,7 @@ class Run:
 
     def __init__(self):
         torch.manual_seed(0)
-        self.host = fxgraft.trace(Net(), (X,))
+        self.host = fxgraft.trace(TwoBlocks(), (X,))
         self.optimizer = torch.optim.AdamW(self.host.parameters(), 1e-2)
         self.manager = fxgraft.SeedManager(self.host, self.optimizer)
         self.manager.germinate("blocks.0", "mlp", hidden=4, name="a")
@@ -131,7 +131,7 @@ def test_a_host_that_was_wider_then_becomes_that_again(tmp_path: Path) -> None:
     assert run.train(3) == expected
     other = Run.__new__(Run)
     torch.manual_seed(0)
-    other.host = fxgraft.trace(Net(), (X,))
+    other.host = fxgraft.trace(TwoBlocks(), (X,))
     other.optimizer = torch.optim.AdamW(other.host.parameters(), 1e-2)
     other.manager = fxgraft.SeedManager.load(tmp_path / "then", other.host, other.optimizer)
     assert other.train(3) == expected
@@ -169,7 +169,7 @@ def broken(run: Run, kind: str, folder: Path) -> Path:
         run.manager.save(path)
         run.manager.cull("mine")
     elif kind == "another optimizer":
-        host = fxgraft.trace(Net(), (X,))
+        host = fxgraft.trace(TwoBlocks(), (X,))
         fxgraft.SeedManager(host, torch.optim.SGD(host.parameters(), 0.1)).save(path)
     else:
         run.manager.save(path)
@@ -216,7 +216,7 @@ def test_an_average_begins_anew_where_it_has_shrunk(tmp_path: Path) -> None:
 def test_a_trainer_rolls_back_past_a_widening(value: float, what: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     spike = [0.0]
-    host = fxgraft.trace(Net(), (X,))
+    host = fxgraft.trace(TwoBlocks(), (X,))
     trainer = Trainer(
         host,
         torch.optim.AdamW(host.parameters(), 1e-2),

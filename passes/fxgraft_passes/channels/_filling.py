@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from fxgraft_passes import devices
 from fxgraft_passes.channels._analysis import DOT, MEAN
 from fxgraft_passes.channels._grown_layout import Spread, along, passes_through, spread, widened
-from fxgraft_passes.channels._settings import Setting, own_settings
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.layout import Atom, atoms
+from fxgraft_passes.channels.settings import Setting, own_settings
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 

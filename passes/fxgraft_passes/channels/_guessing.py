@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from fxgraft_passes.channels._filling import Guess
-from fxgraft_passes.channels._settings import CannotRunWiderError
+from fxgraft_passes.channels.settings import CannotRunWiderError
 from fxgraft_passes.errors import ChannelError
 
 _CLEAR = 1e-4

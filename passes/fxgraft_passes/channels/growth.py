@@ -20,10 +20,10 @@ from fxgraft_passes.channels._filling import Filling, Guess
 from fxgraft_passes.channels._grown_layout import Spread, filled, laid_out_as, widened
 from fxgraft_passes.channels._guessing import best_guess
 from fxgraft_passes.channels._locating import where_it_shows
-from fxgraft_passes.channels._settings import CannotRunWiderError, Setting, applied, fit
 from fxgraft_passes.channels.comparing import OtherOutputsError, distance
 from fxgraft_passes.channels.groups import ChannelGroup
 from fxgraft_passes.channels.layout import Atom
+from fxgraft_passes.channels.settings import CannotRunWiderError, Setting, applied, fit
 from fxgraft_passes.channels.subject import Subject
 from fxgraft_passes.errors import ChannelError
 
