@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +32,7 @@ from fxgraft.checkpoint._code import ModelCode, warn_of_other_code
 from fxgraft.checkpoint._seeds import SeedRecord, stream_seed
 from fxgraft.checkpoint._weights import load_weights, read_weights, saved_weights
 from fxgraft.checkpoint.packing import pack, unpack
-from fxgraft.errors import CheckpointError
+from fxgraft.errors import CheckpointError, SlotError
 from fxgraft.host import engine
 from fxgraft.host.channels import Widened
 from fxgraft.lifecycle.building import BlueprintLike
@@ -228,6 +228,7 @@ class _Restoration:
         self._trainers, self._schedulers = trainers, schedulers
         self._model = manifest["model"]
         self.later: tuple[Widened, ...] = ()
+        self._grows = bool(manifest.get("widenings"))
         if fresh:
             self._replay = self._for_a_fresh_host(manifest, alone)
         else:
@@ -277,7 +278,10 @@ class _Restoration:
     def check_sources(self, blueprints: Mapping[str, BlueprintLike]) -> None:
         """Raise `CheckpointError` for a seed that was germinated from code which is not there."""
         for record in self._records:
-            record.check_source(blueprints)
+            record.check_source(self._lifecycle, blueprints)
+            if not self.later:  # else a slot has another size now
+                with suppress(SlotError):  # in what is not there yet
+                    record.check_size(self._lifecycle, blueprints, self._weights, grows=self._grows)
 
     def run(
         self, blueprints: Mapping[str, BlueprintLike], compile_it: Callable[[], None] = lambda: None

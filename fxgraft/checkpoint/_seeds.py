@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxgraft import schedules
 from fxgraft.checkpoint.file import DAMAGED
-from fxgraft.errors import CheckpointError
+from fxgraft.errors import CheckpointError, SlotError
 from fxgraft.lifecycle import building
 from fxgraft.lifecycle.building import BlueprintLike
 from fxgraft.lifecycle.lifecycle import Lifecycle
@@ -226,10 +226,25 @@ class SeedRecord(SeedOrigin):
                 if parameter.requires_grad == (name in self.frozen):
                     parameter.requires_grad_(name not in self.frozen)
 
-    def check_source(self, blueprints: Mapping[str, BlueprintLike]) -> None:
-        """Raise `CheckpointError` where the code that it was germinated from is not there."""
-        if self.spec.get("call") is None:  # else a copy of a block of the host
-            self._source(blueprints)
+    def check_source(self, lifecycle: Lifecycle, blueprints: Mapping[str, BlueprintLike]) -> None:
+        """Raise `CheckpointError` where the code that it was germinated from is not there, or fails."""
+        if self.spec.get("call") is not None:
+            return  # a copy of a block of the host
+        source = self._source(blueprints)
+        if isinstance(source, nn.Module) or (self.registered and self.name not in blueprints):
+            return
+        try:
+            slot = lifecycle.host.site(self.slot, self.source)
+        except SlotError:
+            return  # in what is not there yet
+        try:
+            with streams.private_stream(0):
+                building.call_blueprint(source, slot, self.spec["mode"], self.config)
+        except Exception as error:  # of a user's function
+            raise CheckpointError(
+                f"seed {self.name!r}: its blueprint does not build it: {type(error).__name__}: {error}. "
+                f"Expected what it was germinated from"
+            ) from error
 
     def _source(self, blueprints: Mapping[str, BlueprintLike]) -> BlueprintLike:
         for name in (self.name, self.blueprint):

@@ -161,6 +161,7 @@ class ManagerCore:
         self._inbox.require_here(action)
         self._acts.refuse_threads()
         self._refuse_while_borrowed(action)
+        self._refuse_retired(action)
         self._rest.forget()
 
     def _refuse_while_borrowed(self, action: str) -> None:
@@ -169,6 +170,7 @@ class ManagerCore:
 
     def _refuse_cleared(self, action: str) -> None:
         """Raise `StageError` where the host has seeds of this manager no more, though none was culled."""
+        self._refuse_retired(action)
         if not self._seeds:
             return
         placed = {placement.seed for placement in self.host.structure.placements}
@@ -179,6 +181,19 @@ class ManagerCore:
                 f"which this manager leads. Make optimizer and manager anew; without fossils "
                 f"manager.cull_all() is enough"
             )
+
+    def retire(self, why: str) -> None:
+        """This manager leads the host no more: what is asked of it is refused.
+
+        Args:
+            why: the reason, with what to do.
+        """
+        self._memory.over = why
+        self._rest.forget()
+
+    def _refuse_retired(self, action: str) -> None:
+        if self._memory.over:
+            raise StageError(f"cannot {action}: {self._memory.over}")
 
     def _refuse_inference_mode(self, action: str) -> None:
         if torch.is_inference_mode_enabled():

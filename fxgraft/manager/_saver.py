@@ -33,12 +33,14 @@ class ManagerState:
         names: generates names.
         refuses_until: slot -> the step until which it refuses seeds.
         growth: gives the state of what grows by itself, or that state as it was loaded; None: nothing does.
+        over: why the manager leads the host no more; empty while it does.
     """
 
     run_seed: int
     names: SeedNames = field(default_factory=SeedNames)
     refuses_until: dict[str, int] = field(default_factory=dict)
     growth: Callable[[], dict[str, Any]] | dict[str, Any] | None = None
+    over: str = ""
 
 
 class Saver:

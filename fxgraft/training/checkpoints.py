@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxgraft.distributed.peers import Peers
+from fxgraft.manager import settings
 from fxgraft.manager.manager import SeedManager
 from fxgraft.resizing.narrowing import averages_begin_anew, narrow
 from fxgraft.telemetry.events import logger
+from fxgraft.util.interrupts import delay_interrupts_to_the_end
 
 _SUFFIX = ".fxgraft"
 
@@ -122,25 +125,55 @@ def rewind(
         path: a checkpoint of this run.
         host: the host of the manager.
         optimizers: the optimizers of the manager.
-        **options: as for `SeedManager.load`.
+        **options: as for `SeedManager.load`, without ``schedulers``, which are the manager's.
 
     Returns:
         The manager to continue with.
 
     Raises:
         CheckpointError: the file is damaged or does not fit. Nothing has changed, and ``manager`` goes on.
+        TypeError, ValueError: the host or the optimizers are not the manager's, or an option is invalid.
+            Likewise.
     """
+    manager._allow("rewind")
+    manager._refuse_inference_mode("rewind")
+    _check_arguments(manager, host, optimizers, options)
     blueprints = {**manager.host.seed_blueprints, **(options.get("blueprints") or {})}
     later = manager._saver.check(path, blueprints)
-    manager.cull_all()
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    for fossil in manager.seeds.values():
-        if fossil.module is not None:
-            manager.registry.leave(fossil.module.parameters())
-    manager.host.clear()
-    shrunk = narrow(manager.host, later, optimizers) if later else []
-    found = SeedManager.load(path, host, optimizers, schedulers=manager.schedulers, **options)
-    if shrunk:
-        averages_begin_anew(found.host, shrunk)
-    return found
+    with delay_interrupts_to_the_end():
+        try:
+            manager.cull_all()
+            for optimizer in manager.optimizers:
+                optimizer.zero_grad()
+            for fossil in manager.seeds.values():
+                if fossil.module is not None:
+                    manager.registry.leave(fossil.module.parameters())
+            manager.host.clear()
+            shrunk = narrow(manager.host, later, manager.optimizers) if later else []
+            found = SeedManager.load(path, host, optimizers, schedulers=manager.schedulers, **options)
+            if shrunk:
+                averages_begin_anew(found.host, shrunk)
+        except BaseException as error:  # memory, the compiler, an interrupt of these: rare, and not silent
+            manager.retire(
+                f"rewind() failed when the seeds were gone already ({type(error).__name__}). Load the "
+                f"checkpoint with SeedManager.load"
+            )
+            raise
+        manager.retire("rewind() has returned another manager, which leads the host now: use that")
+        return found
+
+
+def _check_arguments(
+    manager: SeedManager, host: nn.Module, optimizers: Sequence[Optimizer], options: dict[str, Any]
+) -> None:
+    """Raise `TypeError` or `ValueError` for what is not the manager's own, or what no manager takes."""
+    if settings.host_of(host) is not manager.host:
+        raise ValueError("host: expected the host of the manager; got another one")
+    if list(map(id, settings.optimizers_of(optimizers, manager.host))) != list(map(id, manager.optimizers)):
+        raise ValueError("optimizers: expected those of the manager; got others")
+    parameters = inspect.signature(SeedManager).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    given = {name: value for name, value in options.items() if name not in ("blueprints", "wait")}
+    if unknown := given.keys() - defaults.keys() | given.keys() & {"schedulers"}:
+        raise TypeError(f"rewind: expected options of SeedManager.load; got {min(unknown)!r}")
+    settings.ManagerSettings(**{**defaults, "schedulers": manager.schedulers, **given})

@@ -26,6 +26,7 @@ class _Waiting:
 
     def __init__(self, handler: Handler):
         self.handler = handler
+        self.to_the_end = False
         self.came: list[tuple[int, FrameType | None]] = []
 
     def hold(self) -> None:
@@ -90,11 +91,26 @@ def uninterruptible(function: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextmanager
+def delay_interrupts_to_the_end() -> Iterator[None]:
+    """As `delay_interrupts`, also inside of `interruptible`: for what cannot be undone once it has begun."""
+    with delay_interrupts():
+        waiting = _outermost
+        if waiting is None:
+            yield
+            return
+        before, waiting.to_the_end = waiting.to_the_end, True
+        try:
+            yield
+        finally:
+            waiting.to_the_end = before
+
+
+@contextmanager
 def interruptible() -> Iterator[None]:
     """Inside `delay_interrupts`: raise interrupts at once again, for what takes long and can be undone."""
     global _outermost
     waiting = _outermost
-    if waiting is None or threading.current_thread() is not threading.main_thread():
+    if waiting is None or waiting.to_the_end or threading.current_thread() is not threading.main_thread():
         yield
         return
     try:

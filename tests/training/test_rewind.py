@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fxgraft
 from fxgraft.averaging import follow
-from fxgraft.errors import CheckpointError
-from fxgraft.training import Trainer, TrainingConfig, WatchdogConfig, rewind
+from fxgraft.errors import CheckpointError, StageError
+from fxgraft.training import Trainer, TrainingConfig, WatchdogConfig, checkpoints, rewind
 from fxgraft.util.bits import same_bits
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
@@ -245,3 +247,82 @@ def test_a_trainer_rolls_back_past_a_widening(value: float, what: str, tmp_path:
     assert list(trainer.manager.seeds) == ["a"]
     assert trainer.step(X, Y) < 2
     assert len(trainer.rollbacks) == 1
+
+
+WRONG = ["host", "optimizers", "none", "option", "value", "schedulers", "blueprint", "larger", "inference"]
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_arguments_change_nothing(what: str, tmp_path: Path) -> None:
+    run, other = Run(), Run()
+    works: list[Any] = [True]
+
+    def factory(slot: Any) -> nn.Module:
+        if not works[0]:
+            raise OSError("the file with the weights is gone")
+        return nn.Linear(3, 3) if works[0] is True else nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
+
+    run.manager.germinate("head", factory, name="mine")
+    run.manager.save(tmp_path / "then")
+    run.manager.cull("mine")
+    grows(run, "nothing" if what == "larger" else "wider and deeper")
+    works[0] = {"blueprint": False, "larger": 1}.get(what, True)
+    host, optimizers = run.host, [run.optimizer]
+    options: dict[str, Any] = {"blueprints": {"mine": factory}}
+    if what == "host":
+        host = other.host
+    if what in ("optimizers", "none"):
+        optimizers = [other.optimizer] if what == "optimizers" else []
+    wrong = {"option": {"chek_every": 1}, "value": {"helper": "maybe"}, "schedulers": {"schedulers": []}}
+    options |= wrong.get(what, {})
+    before = run.state()
+    errors = TypeError, ValueError, CheckpointError, StageError
+    with pytest.raises(errors), torch.inference_mode(what == "inference"):
+        rewind(run.manager, tmp_path / "then", host, optimizers, **options)
+    for ours, theirs in zip(run.state(), before, strict=True):
+        assert same_bits(ours, theirs), what
+    run.train(1)
+
+
+def test_a_manager_that_was_rewound_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    run.manager.save(tmp_path / "then")
+    first = run.manager
+    run.rewind(tmp_path / "then")
+    for action in (
+        first.step,
+        lambda: first.germinate("head", "mlp"),
+        lambda: first.save(tmp_path / "again"),
+    ):
+        with pytest.raises(StageError, match=r"rewind\(\) has returned another manager"):
+            action()
+    monkeypatch.setattr(fxgraft.SeedManager, "load", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.rewind(tmp_path / "then")
+    with pytest.raises(StageError, match=r"rewind\(\) failed when the seeds were gone already"):
+        run.train(1)
+
+
+def test_an_interrupt_waits_until_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    run.manager.save(tmp_path / "then")
+    expected = run.train(2)
+    grows(run, "wider")
+    real, found = checkpoints.narrow, []
+
+    def interrupted(*args: Any) -> list[str]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(checkpoints, "narrow", interrupted)
+    original = fxgraft.SeedManager.load
+
+    def load(*args: Any, **options: Any) -> fxgraft.SeedManager:
+        found.append(original(*args, **options))
+        return found[0]
+
+    monkeypatch.setattr(fxgraft.SeedManager, "load", load)
+    with pytest.raises(KeyboardInterrupt):
+        run.rewind(tmp_path / "then")
+    (run.manager,) = found
+    assert run.train(2) == expected
