@@ -12,7 +12,7 @@ import torch.fx as fx
 from torch import nn
 
 from fxgraft.capture._facts import Fact, Written
-from fxgraft.capture._size_formulas import Formulas, formulas, may_squeeze
+from fxgraft.capture._size_formulas import Formulas, calls_code, formulas, may_squeeze
 from fxgraft.capture._sizes import (
     conditions,
     devices_of_example,
@@ -45,8 +45,10 @@ def with_conditions(form: CallForm, module: nn.Module, graph: fx.Graph) -> CallF
         facts += layouts_of_example(module, graph, inputs)
     if of_rank := dict.fromkeys(condition.node for condition in unknown if condition.of == "rank"):
         facts += ranks_of_example(graph, inputs)
-        if may_squeeze(module, of_rank):
-            facts += _as_formulas(formulas(module, graph, inputs, of_rank), graph, inputs)
+        if calls_code(module, of_rank):
+            found = formulas(module, graph, inputs, of_rank)
+            if may_squeeze(module, of_rank) if found is None else found.squeezes:
+                facts += _as_formulas(found, graph, inputs)
     if of_size := dict.fromkeys(condition.node for condition in unknown if condition.of == "size"):
         found = formulas(module, graph, inputs, of_size)
         written, unknown = facts_of(graph, inputs, found.sizes) if found is not None else ([], unknown)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -39,12 +40,14 @@ class Formulas:
         assumed: Python that must be true for these to be right.
         ones: sizes of inputs that must be 1 for these to be right.
         filled: inputs that must have elements: to torch a symbol is 1 at least, and ``h[:-1]`` one shorter.
+        squeezes: whether a ``squeeze`` was met.
     """
 
     sizes: Mapping[fx.Node, tuple[str, ...]]
     assumed: tuple[str, ...]
     ones: tuple[str, ...]
     filled: tuple[str, ...]
+    squeezes: bool
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -113,7 +116,8 @@ def _formulas(
     assumed = [_written(guard.expr, names) for guard in environment.guards]
     assumed += [f"({_written(size, names)} != 1)" for size in squeezes.kept]
     filled = [inputs[str(node.target)] for node in inputs_needed]
-    return Formulas(written, tuple(dict.fromkeys(assumed)), tuple(dict.fromkeys(ones)), tuple(filled))
+    conditions = tuple(dict.fromkeys(assumed)), tuple(dict.fromkeys(ones)), tuple(filled)
+    return Formulas(written, *conditions, squeezes.met)
 
 
 class _Squeezes(TorchFunctionMode):
@@ -121,11 +125,13 @@ class _Squeezes(TorchFunctionMode):
 
     Attributes:
         kept: the sizes that must not be 1.
+        met: whether there was one.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: list[torch.SymInt] = []
+        self.met = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -136,6 +142,7 @@ class _Squeezes(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _see(self, input: Tensor, dim: int | tuple[int, ...] | None = None) -> None:
+        self.met = True
         axes = range(input.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim
         sizes: list[Any] = [input.shape[axis] for axis in axes]
         for size in sizes:
@@ -149,21 +156,46 @@ SQUEEZES = ("squeeze", "squeeze_")
 """Operations that return another number of dimensions where a size is 1."""
 
 
-def may_squeeze(module: nn.Module, nodes: Iterable[fx.Node]) -> bool:
-    """Whether the number of dimensions of a value may depend on sizes.
+def calls_code(module: nn.Module, nodes: Iterable[fx.Node]) -> bool:
+    """Whether a ``squeeze``, or code in which there may be one, is behind a value.
 
     Args:
         module: what the graph runs on.
         nodes: of the graph.
     """
-    for node in _behind(nodes):
-        if node.op == "call_module":
-            called = module.get_submodule(str(node.target))
-            if any(is_own_module(type(part).__module__) for part in called.modules()):
-                return True
-        elif getattr(node.target, "__name__", node.target) in SQUEEZES:
-            return True
-    return False
+    return any(
+        any(is_own_module(type(m).__module__) for m in module.get_submodule(str(node.target)).modules())
+        if node.op == "call_module"
+        else getattr(node.target, "__name__", node.target) in SQUEEZES
+        for node in _behind(nodes)
+    )
+
+
+def may_squeeze(module: nn.Module, nodes: Iterable[fx.Node]) -> bool:
+    """Whether the number of dimensions of a value may depend on sizes, as far as code shows it.
+
+    Args:
+        module: what the graph runs on.
+        nodes: of the graph.
+    """
+    return any(
+        _says_squeeze(module.get_submodule(str(node.target)))
+        if node.op == "call_module"
+        else getattr(node.target, "__name__", node.target) in SQUEEZES
+        for node in _behind(nodes)
+    )
+
+
+def _says_squeeze(called: nn.Module) -> bool:
+    """Whether a method of a module that is not torch's, or of one in it, calls ``squeeze``."""
+    return any(
+        not set(SQUEEZES).isdisjoint(function.__code__.co_names)
+        for kind in {type(part) for part in called.modules()}
+        for owner in kind.__mro__
+        if is_own_module(owner.__module__)
+        for function in vars(owner).values()
+        if isinstance(function, FunctionType)
+    )
 
 
 def _by_data(wanted: list[fx.Node]) -> str:

@@ -167,3 +167,38 @@ def test_sizes_of_one_and_none_take_another_way(combine: Callable[[Tensor], Tens
         x = torch.randn(count, 6)
         assert same_bits(host(x), model(x)), count
     assert seed.runs >= 1, "calls like the example's have a graph"
+
+
+class Inside(nn.Module):
+    def __init__(self, squeezes: bool):
+        super().__init__()
+        self.lin, self.squeezes = nn.Linear(6, 6), squeezes
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.lin(h).squeeze(0) if self.squeezes else self.lin(h)
+
+
+class AsksForTheRank(nn.Module):
+    """What is behind another module's call."""
+
+    def __init__(self, squeezes: bool):
+        super().__init__()
+        self.first, self.inside = nn.Linear(6, 6), Inside(squeezes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return h * (2 if self.inside(h).dim() == 1 else 3)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("squeezes", [True, False])
+def test_a_rank_behind_another_module(squeezes: bool, rows: int) -> None:
+    model = AsksForTheRank(squeezes)
+    host = fxgraft.trace(model, (torch.randn(rows, 6),))
+    seed = fxgraft.SeedManager(host, check_every=0).germinate("tanh", "mlp")
+    calls = (rows, 1, 3, 40)
+    for count in calls:
+        x = torch.randn(count, 6)
+        assert same_bits(host(x), model(x)), count
+    if not squeezes:  # then nothing is asked of a call
+        assert seed.runs == len(calls), host.explain()
