@@ -170,8 +170,8 @@ def price(
     """
     around = building.surroundings(host, slot, without_data=True)
     module = _built(blueprint, slot, spec.mode, around, config)
-    for shape in shapes:
-        _refuse_one_size_only(module, slot, blueprint, around, shape)
+    if shapes and not _takes(module, around, _all_at_once(slot.shape, shapes)):
+        _refuse_one_size_only(module, slot, blueprint, around, shapes)
     forward, _ = _flops(module, slot, around, spec.isolated)
     return Cost(sum(p.numel() for p in module.parameters() if p.requires_grad), forward)
 
@@ -201,22 +201,35 @@ def _without_data(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-def _refuse_one_size_only(
-    module: nn.Module, slot: Slot, blueprint: str, around: Surroundings, shape: torch.Size
-) -> None:
-    """Raise `BlueprintError` for a module that does not make a value of ``shape`` from one."""
+def _takes(module: nn.Module, around: Surroundings, shape: torch.Size) -> bool:
+    """Whether a module makes a value of ``shape`` from one."""
     try:
         with torch.no_grad():
             out = module(torch.empty(shape, dtype=around.reads.dtype, device="meta"))
-        if isinstance(out, torch.Tensor) and out.shape == shape:
-            return
     except Exception:  # of a user's module: whatever it raises, it does not take that shape
-        pass
-    raise BlueprintError(
-        f"{blueprint} at slot {slot.name!r}: it is made for {tuple(slot.shape)}, as in the example, and does "
-        f"not run with {tuple(shape)}, as with another input. Where all inputs have one size, name it: "
-        f"SEED(slot={slot.name!r}, blueprint={blueprint!r})"
-    )
+        return False
+    return isinstance(out, torch.Tensor) and out.shape == shape
+
+
+def _all_at_once(shape: torch.Size, others: Collection[torch.Size]) -> torch.Size:
+    """A shape that differs from ``shape`` wherever one of the others does: one run instead of several."""
+    changed = {
+        axis: n for o in others if len(o) == len(shape) for axis, n in enumerate(o) if n != shape[axis]
+    }
+    return torch.Size(changed.get(axis, size) for axis, size in enumerate(shape))
+
+
+def _refuse_one_size_only(
+    module: nn.Module, slot: Slot, blueprint: str, around: Surroundings, shapes: Collection[torch.Size]
+) -> None:
+    """Raise `BlueprintError` for a module that does not take one of the shapes."""
+    for shape in shapes:
+        if not _takes(module, around, shape):
+            raise BlueprintError(
+                f"{blueprint} at slot {slot.name!r}: it is made for {tuple(slot.shape)}, as in the example, and "
+                f"does not run with {tuple(shape)}, as with another input. Where all inputs have one size, name "
+                f"it: SEED(slot={slot.name!r}, blueprint={blueprint!r})"
+            )
 
 
 def _flops(module: nn.Module, slot: Slot, around: Surroundings, isolated: bool) -> tuple[int, int]:
