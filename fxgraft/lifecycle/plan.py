@@ -170,7 +170,8 @@ def price(
     """
     around = building.surroundings(host, slot, without_data=True)
     module = _built(blueprint, slot, spec.mode, around, config)
-    if shapes and not _takes(module, around, _all_at_once(slot.shape, shapes)):
+    same_rank = all(len(shape) == len(slot.shape) for shape in shapes)
+    if shapes and not (same_rank and _takes(module, around, _all_at_once(slot.shape, shapes))):
         _refuse_one_size_only(module, slot, blueprint, around, shapes)
     forward, _ = _flops(module, slot, around, spec.isolated)
     return Cost(sum(p.numel() for p in module.parameters() if p.requires_grad), forward)
@@ -213,9 +214,8 @@ def _takes(module: nn.Module, around: Surroundings, shape: torch.Size) -> bool:
 
 def _all_at_once(shape: torch.Size, others: Collection[torch.Size]) -> torch.Size:
     """A shape that differs from ``shape`` wherever one of the others does: one run instead of several."""
-    changed = {
-        axis: n for o in others if len(o) == len(shape) for axis, n in enumerate(o) if n != shape[axis]
-    }
+    sizes = (pair for other in others for pair in enumerate(other))
+    changed = {axis: size for axis, size in sizes if size != shape[axis]}
     return torch.Size(changed.get(axis, size) for axis, size in enumerate(shape))
 
 
@@ -226,9 +226,9 @@ def _refuse_one_size_only(
     for shape in shapes:
         if not _takes(module, around, shape):
             raise BlueprintError(
-                f"{blueprint} at slot {slot.name!r}: it is made for {tuple(slot.shape)}, as in the example, and "
-                f"does not run with {tuple(shape)}, as with another input. Where all inputs have one size, name "
-                f"it: SEED(slot={slot.name!r}, blueprint={blueprint!r})"
+                f"{blueprint} at slot {slot.name!r}: it is made for {tuple(slot.shape)}, as in the example, "
+                f"and does not run with {tuple(shape)}, as with another input. Where all inputs have one "
+                f"size, name it: SEED(slot={slot.name!r}, blueprint={blueprint!r})"
             )
 
 
