@@ -163,12 +163,7 @@ def calls_code(module: nn.Module, nodes: Iterable[fx.Node]) -> bool:
         module: what the graph runs on.
         nodes: of the graph.
     """
-    return any(
-        any(is_own_module(type(m).__module__) for m in module.get_submodule(str(node.target)).modules())
-        if node.op == "call_module"
-        else getattr(node.target, "__name__", node.target) in SQUEEZES
-        for node in _behind(nodes)
-    )
+    return _squeezes(module, nodes, _is_own)
 
 
 def may_squeeze(module: nn.Module, nodes: Iterable[fx.Node]) -> bool:
@@ -178,12 +173,21 @@ def may_squeeze(module: nn.Module, nodes: Iterable[fx.Node]) -> bool:
         module: what the graph runs on.
         nodes: of the graph.
     """
+    return _squeezes(module, nodes, _says_squeeze)
+
+
+def _squeezes(module: nn.Module, nodes: Iterable[fx.Node], inside: Callable[[nn.Module], bool]) -> bool:
+    """Whether a ``squeeze`` is behind a value, or the call of a module of which ``inside`` is true."""
     return any(
-        _says_squeeze(module.get_submodule(str(node.target)))
+        inside(module.get_submodule(str(node.target)))
         if node.op == "call_module"
         else getattr(node.target, "__name__", node.target) in SQUEEZES
         for node in _behind(nodes)
     )
+
+
+def _is_own(called: nn.Module) -> bool:
+    return any(is_own_module(type(part).__module__) for part in called.modules())
 
 
 def _says_squeeze(called: nn.Module) -> bool:

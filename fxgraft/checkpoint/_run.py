@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,7 +138,7 @@ def restore(
         CheckpointError: the file is damaged, of another host, or needs something that is not there.
     """
     manifest, tensors = read(path)
-    try:
+    with _named(path):
         streams = unpack(manifest["random"], tensors)
         if rank:
             streams = randomness.streams_of(path, rank, unpack(manifest["run"], tensors)["step"])
@@ -149,10 +149,6 @@ def restore(
         warn_of_frozen(path, lifecycle.host, manifest.get("frozen"))
         warn_of_modes(path, lifecycle.host, manifest.get("modes"))
         return state
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # what is in a file is anyone's: it may fail in any way
-        raise _not_restored(path, error) from error
 
 
 def check(
@@ -175,16 +171,12 @@ def check(
         CheckpointError: it would not.
     """
     manifest, tensors = read(path)
-    try:
+    with _named(path):
         restoration = _Restoration(
             path, manifest, tensors, lifecycle, trainers, schedulers, None, alone=alone, fresh=False
         )
         restoration.check_sources(blueprints)
         return restoration.later
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # what is in a file is anyone's: it may fail in any way
-        raise _not_restored(path, error) from error
 
 
 def restore_model(
@@ -199,13 +191,9 @@ def restore_model(
     Raises:
         CheckpointError: as `restore`. The host is as before.
     """
-    try:
+    with _named(path):
         model = {**manifest, "optimizers": [], "schedulers": []}
         _Restoration(path, model, tensors, lifecycle, (), (), None, trains=False).run(blueprints)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # what is in a file is anyone's: it may fail in any way
-        raise _not_restored(path, error) from error
 
 
 class _Restoration:
@@ -353,6 +341,17 @@ class _Restoration:
             checked = optimizers.check(trainer, saved, names)
             undo.callback(optimizers.load, trainer, trainer.state_dict())
             optimizers.load(trainer, checked)
+
+
+@contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let every error be a `CheckpointError` that names the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # what is in a file is anyone's: it may fail in any way
+        raise _not_restored(path, error) from error
 
 
 def _not_restored(path: str | os.PathLike[str], error: Exception) -> CheckpointError:

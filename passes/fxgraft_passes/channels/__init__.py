@@ -12,7 +12,7 @@
 `_analysis`           layouts of all tensors of a run
 `subject`             a model, its example call, and runs of it with other tensors
 `groups`              what can grow
-`settings`           numbers in code that grow with it
+`settings`            numbers in code that grow with it
 `growth`              one growth of one group, planned
 `_filling`            what new channels begin as
 `_guessing`           which of several wider models computes the same, where rounding does not tell
