@@ -165,9 +165,9 @@ def gradients_kept(host: Host) -> Iterator[None]:
 
 
 @contextmanager
-def mode_kept(host: Host) -> Iterator[None]:
+def mode_kept(model: nn.Module) -> Iterator[None]:
     """Put the train or eval mode of each module back: an evaluation sets its own."""
-    modes = [(module, module.training) for module in host.modules()]
+    modes = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:

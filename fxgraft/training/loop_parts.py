@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from fxgraft.lifecycle.probing import mode_kept
 from fxgraft.manager.manager import SeedManager
 
 
@@ -22,14 +23,9 @@ def evaluate(
         batches: pairs of inputs and targets. Without any, the result is NaN.
         criterion: outputs and targets -> a loss, 0-d.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            losses = [float(criterion(model(inputs), target)) for inputs, target in batches]
-    finally:
-        for module, training in modes:  # each its own: a frozen norm stays in eval mode
-            module.training = training
+    with mode_kept(model), torch.no_grad():  # of each module: a frozen norm stays in eval mode
+        model.eval()
+        losses = [float(criterion(model(inputs), target)) for inputs, target in batches]
     return sum(losses) / len(losses) if losses else float("nan")
 
 
